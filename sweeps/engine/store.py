@@ -1,0 +1,165 @@
+"""The sweep's folder, the only truth: one immutable JSON object per epoch and per trial; running again is resuming.
+
+    <storage>/<name>/
+        plan.json                    what was asked for, fixed by the first start (see plan.py)
+        trials/0007/config.json      what trial 7 is: the sampler's parameters and the recipe made of them
+        trials/0007/epochs/0003.json one Epoch
+        trials/0007/record.json      the Record, once the trial has ended
+        trials/0007/test.json        a finalist's Evaluation of the test part, once that has been opened
+        trials/0007/checkpoints/     the last two while it runs, afterwards those of the best few
+        finals/0001.json             the finalists, fixed before their runs on new seeds begin
+        openings/0001.json           their ranking, fixed before the test part is opened
+        lease.json                   which driver is at work (see lease.py)
+        study.sqlite3, logs/         copies for other tools; nothing reads them back
+
+A finalist's runs are trials of their own, named after it: `0007-s1`, `0007-s2`, ... Nothing is appended to and nothing
+is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sweeps.engine import objects
+from xfer.records import (
+    Epoch,
+    Evaluation,
+    Phase,
+    Record,
+    as_dict,
+    epoch_from,
+    evaluation_from,
+    record_from,
+)
+
+Decision = Literal["finals", "openings"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial is, fixed before it starts."""
+
+    name: str
+    phase: Phase
+    params: Mapping[str, Any]
+    """The sampler's parameters, as Optuna knows them."""
+    recipe: Mapping[str, Any]
+    """The recipe as plain data (`Recipe.as_dict`)."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A sweep's folder. Any number of processes may read; each trial's objects are written by whoever runs it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The sweep's name, which is its folder's."""
+        return self.folder.name
+
+    # --- the plan -------------------------------------------------------------------------------------------------
+
+    def plan(self) -> dict[str, Any] | None:
+        """What plan.json says; None where no sweep has been started.
+
+        Raises:
+            ValueError: plan.json is there and cannot be read. Without it nothing else in the folder has a meaning,
+                so it is neither guessed nor replaced.
+        """
+        path = self.folder / "plan.json"
+        try:
+            plan: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}), and without it the trials beside it have no meaning. Repair it, or "
+                f"start anew beside it with --fresh."
+            ) from error
+        return plan
+
+    def put_plan(self, plan: Mapping[str, Any]) -> None:
+        """Fix the plan; the only object that a later start may replace, and only to ask for more trials."""
+        objects.replace(self.folder / "plan.json", dict(plan))
+
+    # --- trials ---------------------------------------------------------------------------------------------------
+
+    def trial_folder(self, trial: str) -> Path:
+        """Where everything about one trial stands."""
+        return self.folder / "trials" / trial
+
+    def checkpoints(self, trial: str) -> Path:
+        """The folder of a trial's checkpoints (see xfer/checkpoints.py)."""
+        return self.trial_folder(trial) / "checkpoints"
+
+    def trials(self) -> list[Trial]:
+        """Every trial that was ever begun, in the order of their names."""
+        folders = sorted((self.folder / "trials").glob("*/config.json"))
+        found = ((path.parent.name, objects.get(path)) for path in folders)
+        return [Trial(name=name, **config) for name, config in found if config is not None]
+
+    def add_trial(self, trial: Trial) -> None:
+        """Begin a trial."""
+        config = {"phase": trial.phase, "params": dict(trial.params), "recipe": dict(trial.recipe)}
+        objects.put(self.trial_folder(trial.name) / "config.json", config)
+
+    def epochs(self, trial: str) -> tuple[Epoch, ...]:
+        """The epochs of a trial, first to last."""
+        paths = sorted((self.trial_folder(trial) / "epochs").glob("*.json"))
+        return tuple(epoch_from(epoch) for epoch in map(objects.get, paths) if epoch is not None)
+
+    def add_epoch(self, trial: str, epoch: Epoch) -> None:
+        """Add an epoch. One that stands there already stays: a resumed trial may hand in its last one again."""
+        objects.put(self.trial_folder(trial) / "epochs" / f"{epoch.epoch:04d}.json", as_dict(epoch))
+
+    def record(self, trial: str) -> Record | None:
+        """A trial's record, with the test part where it has been opened; None while the trial has not ended."""
+        plain = objects.get(self.trial_folder(trial) / "record.json")
+        if plain is None:
+            return None
+        return replace(record_from(plain), test=self.test(trial))
+
+    def add_record(self, record: Record) -> None:
+        """End a trial."""
+        objects.put(self.trial_folder(record.trial) / "record.json", as_dict(record))
+
+    def test(self, trial: str) -> Evaluation | None:
+        """How a finalist's run did on the test part; None before that was opened."""
+        plain = objects.get(self.trial_folder(trial) / "test.json")
+        return None if plain is None else evaluation_from(plain)
+
+    def add_test(self, trial: str, test: Evaluation) -> None:
+        """Write down how a finalist's run did on the test part."""
+        objects.put(self.trial_folder(trial) / "test.json", as_dict(test))
+
+    def records(self) -> list[Record]:
+        """The records of all trials that have ended, in the order of their names."""
+        names = sorted(path.parent.name for path in (self.folder / "trials").glob("*/record.json"))
+        return [record for record in map(self.record, names) if record is not None]
+
+    def drop_checkpoints(self, trial: str) -> None:
+        """Free the disk: forget the weights of a trial that nobody will go on from."""
+        shutil.rmtree(self.checkpoints(trial), ignore_errors=True)
+
+    # --- finals ---------------------------------------------------------------------------------------------------
+
+    def decisions(self, kind: Decision) -> list[dict[str, Any]]:
+        """What was decided before the finals began (`finals`) or before the test part was opened (`openings`)."""
+        return [one for one in map(objects.get, sorted((self.folder / kind).glob("*.json"))) if one is not None]
+
+    def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
+        """Write a decision down before anything is done on its ground."""
+        count = len(list((self.folder / kind).glob("*.json")))
+        objects.put(self.folder / kind / f"{count + 1:04d}.json", dict(decision))
+
+
+def sweeps_in(storage: Path) -> Iterator[Store]:
+    """Every sweep in a storage folder, oldest first."""
+    plans = storage.glob("*/plan.json")
+    return (Store(path.parent) for path in sorted(plans, key=lambda path: path.stat().st_mtime))

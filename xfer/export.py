@@ -1,0 +1,72 @@
+"""A trained network as a folder that others can use: model.safetensors and model.json, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from xfer import backbones
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained network with all that is needed to ask it: class names, image size, input statistics."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    image_size: int
+    """Side in pixels; images are squashed to it, as `xfer.data.images.read_image` does."""
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the network makes of images: uint8 [N, H, W, 3] to probabilities [N, C], each row summing to 1.
+
+        Raises:
+            ValueError: another shape, size or type.
+        """
+        wanted = (self.image_size, self.image_size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
+            raise ValueError(
+                f"images must be uint8 [N, {', '.join(map(str, wanted))}], not {images.dtype} {images.shape}"
+            )
+        prepare = backbones.Preparation(backbones.input_statistics(self.model), torch.device("cpu"))
+        with torch.inference_mode():
+            logits = self.model(prepare(torch.from_numpy(images.copy()).permute(0, 3, 1, 2)))
+            result: NDArray[np.float32] = logits.float().softmax(dim=1).numpy()
+        return result
+
+
+def save_classifier(
+    folder: Path, model: nn.Module, backbone: str, backbone_args: dict[str, Any], classes: tuple[str, ...], size: int
+) -> None:
+    """Write a network to `folder`, with a card in plain JSON that says how to ask it."""
+    statistics = backbones.input_statistics(model)
+    card = {
+        "backbone": backbone,
+        "backbone_args": backbone_args,
+        "classes": list(classes),
+        "image_size": size,
+        "resize": "squash",
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False))
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """A network from a folder that `save_classifier` wrote."""
+    card = json.loads((folder / "model.json").read_text())
+    classes = tuple(card["classes"])
+    model = backbones.build(card["backbone"], len(classes), card["image_size"], args=card["backbone_args"])
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    return Classifier(model.eval(), classes, card["image_size"])

@@ -1,0 +1,1 @@
+"""What can be varied: one readable table per kind of choice."""

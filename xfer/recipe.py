@@ -1,0 +1,131 @@
+"""Recipe: everything that decides one training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xfer import digest
+from xfer.choices import Choice, Value, choose
+from xfer.methods.augmentations import AUGMENTATIONS
+from xfer.methods.losses import LOSSES
+from xfer.methods.mixing import MIXINGS
+from xfer.methods.optimizers import OPTIMIZERS
+from xfer.methods.schedules import SCHEDULES
+from xfer.methods.strategies import STRATEGIES
+
+TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "strategy": STRATEGIES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "augmentation": AUGMENTATIONS,
+    "mixing": MIXINGS,
+    "loss": LOSSES,
+}
+"""Every kind of choice that a recipe makes from a table, in the order in which people speak of them."""
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "clip_norm": (1e-6, 1e6),
+    "learning_rate": (1e-9, 1e2),
+    "weight_decay": (0.0, 10.0),
+    "batch_size": (2, 65_536),
+    "epochs": (1, 100_000),
+    "image_size": (8, 2_048),
+    "classes": (2, 1_000_000),
+}
+"""What is within reason, both ends included: a value beyond is a slip of the keyboard."""
+
+CHANCE = ("seed", "draw")
+"""The fields that a repetition changes: part of a recipe's `id`, not of its `key`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides one training run: the same recipe on the same machine gives the same weights.
+
+    Raises:
+        ValueError: a value beyond reason, or two that contradict each other.
+    """
+
+    data: str
+    """The pack's content hash."""
+    classes: int
+    image_size: int
+    """Side of the square images, in pixels."""
+    backbone: str
+    """timm's name."""
+    weights: str
+    """The SHA-256 of the weights file; empty where the run starts from random weights."""
+    strategy: Choice
+    optimizer: Choice
+    schedule: Choice
+    augmentation: Choice
+    mixing: Choice
+    loss: Choice
+    learning_rate: float
+    """The peak rate: schedule and strategy only lower it."""
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    clip_norm: float | None = None
+    """The largest global L2 norm of the gradient; None leaves it alone."""
+    backbone_args: tuple[tuple[str, Value], ...] = ()
+    split_seed: int = 0
+    """Decides the test part, where that is drawn."""
+    seed: int = 0
+    """Decides the new head's weights, the order of images and every augmentation."""
+    draw: int = 0
+    """Decides the validation part, where that is drawn."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+        strategy = self.strategy.build(STRATEGIES)
+        if strategy.pretrained != bool(self.weights):
+            raise ValueError(
+                f"strategy {self.strategy} starts from {'pretrained' if strategy.pretrained else 'random'} weights, "
+                f"but the recipe names {'none' if strategy.pretrained else 'some'}"
+            )
+        if strategy.clip_norm is not None and self.clip_norm is None:
+            raise ValueError(f"strategy {self.strategy} clips the gradient's norm, but clip_norm is none")
+        if strategy.settled_after >= self.epochs:
+            raise ValueError(
+                f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: it needs at least "
+                f"{strategy.settled_after + 1}, or else linear_probe is meant"
+            )
+
+    @property
+    def key(self) -> str:
+        """The content hash without seed and draw: what repetitions of one recipe share."""
+        return digest.of_values({name: value for name, value in self.as_dict().items() if name not in CHANCE})
+
+    @property
+    def id(self) -> str:
+        """The content hash of everything."""
+        return digest.of_values(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the inverse of `recipe_from`."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        choices = {kind: plain[kind].as_dict() for kind in TABLES}
+        return {**plain, **choices, "backbone_args": dict(self.backbone_args)}
+
+    def repeated(self, seed: int, draw: int) -> Recipe:
+        """The same recipe on another seed and another draw of the validation part."""
+        return dataclasses.replace(self, seed=seed, draw=draw)
+
+
+def recipe_from(plain: Mapping[str, Any]) -> Recipe:
+    """A Recipe from plain data: choices as dicts with `name` and parameters, which are completed and checked.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known ones, or what `Recipe` refuses.
+    """
+    choices = {kind: choose(kind, table, **plain[kind]) for kind, table in TABLES.items()}
+    args = tuple(sorted(plain.get("backbone_args", {}).items()))
+    return Recipe(**{**plain, **choices, "backbone_args": args})
