@@ -100,6 +100,12 @@ class Recipe:
             )
 
     @property
+    def settled_after(self) -> int:
+        """After how many epochs all that will ever move does: no run is judged before the epoch that follows."""
+        after: int = self.strategy.build(STRATEGIES).settled_after
+        return after
+
+    @property
     def key(self) -> str:
         """The content hash without seed and draw: what repetitions of one recipe share."""
         return digest.of_values({name: value for name, value in self.as_dict().items() if name not in CHANCE})

@@ -39,7 +39,12 @@ def freeze_then_unfreeze(freeze_epochs: int = 2) -> Strategy:
     """The head alone for `freeze_epochs` epochs, then everything: the usual advice (Howard & Ruder 2018, in spirit).
 
     It keeps the random head's first large gradients away from the pretrained weights.
+
+    Raises:
+        ValueError: nothing would be frozen; that is `naive`.
     """
+    if freeze_epochs < 1:
+        raise ValueError(f"freeze_epochs is {freeze_epochs}; at least 1 is needed, for 0 is what naive does")
     return Strategy(HeadFirst(freeze_epochs), settled_after=freeze_epochs)
 
 

@@ -1,0 +1,123 @@
+"""What can be done with sweeps that ran or run: python -m sweeps ui | list | status RUN | report RUN."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.engine import lease
+from sweeps.engine.store import Store, sweeps_in
+
+app = tyro.extras.SubcommandApp()
+
+Run = Annotated[str, tyro.conf.Positional]
+
+
+@app.command
+def ui(storage: Path = Path("runs"), tracking_uri: str = "", port: int = 5000) -> int:
+    """Open the MLflow UI on 127.0.0.1.
+
+    Args:
+        storage: folder that the sweeps were written to.
+        tracking_uri: MLflow's address, where --tracking-uri was given to the sweep.
+        port: where to listen; the next free one where it is taken.
+    """
+    from sweeps.engine.ui import serve
+
+    return serve(storage, tracking_uri or None, port)
+
+
+@app.command(name="list")
+def list_(storage: Path = Path("runs")) -> int:
+    """What ran, and how far it came.
+
+    Args:
+        storage: folder that the sweeps were written to.
+    """
+    table = Table("sweep", "trials", "finals", "best on validation", "begun", box=None, pad_edge=False)
+    for store in sweeps_in(storage):
+        plan = store.plan() or {}
+        searched = [record for record in store.records() if record.phase == "search"]
+        finals = sum(record.phase == "final" for record in store.records())
+        values = [record.val_accuracy for record in searched if record.status == "finished" and record.val_accuracy]
+        best = f"{max(values):.1%}" if values else "-"
+        begun = plan["provenance"]["created"]
+        table.add_row(Text(store.name), f"{len(searched)}/{plan['trials']}", str(finals), best, begun)
+    if not table.row_count:
+        print(f"nothing ran in {storage} yet: python -m sweeps.quickstart takes three minutes")
+        return 0
+    Console().print(table)
+    return 0
+
+
+@app.command
+def status(run: Run, storage: Path = Path("runs")) -> int:
+    """How far a sweep is, and whether somebody is at work on it.
+
+    Args:
+        run: its name, or its folder.
+        storage: folder that it was written to, where only its name is given.
+    """
+    from sweeps.engine.reports import results_of
+    from sweeps.reporting.answer import headline
+
+    store = _found(run, storage)
+    results = results_of(store)
+    plan = results.plan
+    print(f"{store.name}: {plan['question']}")
+    for phase, wanted in (("search", plan["trials"]), ("final", plan["finalists"] * plan["seeds"])):
+        records = [record for record in results.records if record.phase == phase]
+        states = sorted({record.status for record in records})
+        counts = ", ".join(f"{sum(record.status == state for record in records)} {state}" for state in states)
+        print(f"  {phase:<7} {len(records)} of {wanted} runs" + (f": {counts}" if counts else ""))
+    for name in results.unfinished:
+        print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
+    driver = lease.holder(store.folder)
+    print(f"  driver  {'process {pid} on {host}'.format(**driver) if driver else 'none'}")
+    print(headline(results))
+    return 0
+
+
+@app.command
+def report(run: Run, storage: Path = Path("runs"), reports: Path = Path("reports")) -> int:
+    """Render a sweep's report again, from what has been stored by now.
+
+    Args:
+        run: its name, or its folder.
+        storage: folder that it was written to, where only its name is given.
+        reports: folder for the report.
+    """
+    from sweeps.engine.reports import report as render
+
+    print(render(_found(run, storage), reports))
+    return 0
+
+
+def _found(run: str, storage: Path) -> Store:
+    for folder in (storage / run, Path(run)):
+        if (folder / "plan.json").exists():
+            return Store(folder.resolve())
+    known = [store.name for store in sweeps_in(storage)]
+    from xfer.choices import unknown
+
+    raise ValueError(unknown("sweep", run, known))
+
+
+def main() -> None:
+    """Run the command that was asked for, and exit."""
+    try:
+        status = app.cli(prog="python -m sweeps", description=__doc__)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

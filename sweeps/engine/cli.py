@@ -1,0 +1,215 @@
+"""The command line of an experiment: flags to a checked plan, the sweep, and what is said at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table as Drawn
+from rich.text import Text
+
+from sweeps.engine import options
+from sweeps.engine.lease import HeldError
+from sweeps.engine.options import Options
+from sweeps.engine.plan import Plan
+from sweeps.engine.store import Store
+
+if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
+    from collections.abc import Iterator
+
+    from sweeps.engine.launch import Means
+    from sweeps.engine.prepare import Prepared
+    from sweeps.reporting.results import Results
+
+DONE, NOTHING_FINISHED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses. Wrong input is refused before any training, with one message that says what to do."""
+
+Find = Callable[[Any], Options]
+"""What a page does to find its data: flags in, flags with `data` out; a ValueError says what is missing."""
+
+
+def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Find = lambda asked: asked) -> NoReturn:
+    """Run an experiment from the command line and exit.
+
+    Args:
+        plan: the page's.
+        about: the page's docstring, shown above the flags.
+        flags: the page's own flags, where it has more than the shared ones.
+        find: what it does to find its data.
+    """
+    program = f"python -m sweeps.{plan.experiment}"
+    asked = tyro.cli(flags, default=flags(**options.defaults_of(plan)), description=about, prog=program)
+    try:
+        status = experiment(plan, find(asked), program)
+    except (ValueError, HeldError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = WRONG_INPUT
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+        status = WRONG_INPUT
+    sys.exit(status)
+
+
+def experiment(page: Plan, asked: Options, program: str) -> int:
+    """Run a plan as the flags changed it; the exit status.
+
+    Raises:
+        ValueError: wrong input; the message is for the person who gave it.
+        HeldError: another driver is at work on this sweep.
+    """
+    plan = options.plan_from(page, asked)
+    budget = options.seconds(asked.time_budget)
+    if not plan.data:
+        raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it")
+    _writable(asked.storage)
+    _writable(asked.reports)
+
+    from sweeps.engine import launch, tracking
+    from sweeps.engine.prepare import prepare
+    from sweeps.engine.quiet import chatter_to
+
+    screen = Console()
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("reading images", total=None)
+        prepared = prepare(plan, asked.storage, lambda done, total: bar.update(task, completed=done, total=total))
+    means = launch.Means(
+        share=_share(asked),
+        concurrent=asked.concurrent,
+        seconds=budget,
+        tracking_uri=asked.tracking_uri or tracking.default_uri(asked.storage),
+    )
+    store = Store(asked.storage / _name(asked, prepared))
+    launch.claim(prepared, store)
+    with chatter_to(store.folder / "logs" / "driver.log") as console, _interruptible():
+        status = _sweep(prepared, store, means, console)
+        _say_end(store, asked, console, program, status)
+    return status
+
+
+def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> int:
+    from sweeps.engine import launch
+    from sweeps.engine.progress import Watch
+
+    split = prepared.split
+    console.print(
+        Text(
+            f"{store.name}: {len(prepared.pack.classes)} classes, {len(split.train)} training, "
+            f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
+        )
+    )
+    for note in prepared.notes:
+        console.print(Text(f"note: {note}"))
+    try:
+        with Watch(console, store.name) as watch:
+            mirrored = launch.run(prepared, store, means, watch)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if not mirrored:
+        console.print(Text(f"MLflow has not received everything yet (see {store.folder}/logs/driver.log)"))
+    return DONE if any(record.status == "finished" for record in store.records()) else NOTHING_FINISHED
+
+
+def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:
+    from sweeps.engine.reports import report, results_of
+    from sweeps.reporting.answer import headline
+
+    results = results_of(store)
+    page = report(store, asked.reports)
+    if status == INTERRUPTED:
+        console.print(
+            Text(
+                f"interrupted: {len(results.records)} runs are done, {len(results.unfinished)} will go on "
+                f"from their last epoch when you give the same command again"
+            )
+        )
+        return
+    if status == NOTHING_FINISHED:
+        console.print(Text("no trial finished:"))
+        for reason in sorted({record.error or record.status for record in results.records}):
+            console.print(Text(f"  {reason}"))
+    else:
+        console.print(_ranking(results))
+        console.print(Text(headline(results)))
+    where = "" if asked.storage == Path("runs") else f" --storage {asked.storage}"
+    console.print(Text(f"\nreport   {page}"))
+    console.print(Text(f"browse   python -m sweeps ui{where}"))
+    console.print(Text(f"{_next(results, asked, program)}"))
+
+
+def _next(results: Results, asked: Options, program: str) -> str:
+    if program.endswith(".quickstart"):
+        return "next     python -m sweeps.folder --data DIR     (your own images: DIR/<class>/*.jpg)"
+    if results.unfinished or len(results.trials) < results.plan["trials"]:
+        return "next     the same command goes on where this one ended"
+    return f"next     the same command with --trials {2 * results.plan['trials']} searches on"
+
+
+def _ranking(results: Results) -> Drawn:
+    from sweeps.reporting.tables import summary
+
+    found = summary(results)
+    drawn = Drawn(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in found.header:
+        drawn.add_column(Text(title), no_wrap=title != "strategy")
+    for row in found.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn
+
+
+def _name(asked: Options, prepared: Prepared) -> str:
+    name = asked.name or prepared.default_name()
+    if Path(name).name != name or name.startswith(".") or not name.isprintable() or len(name) > 100:
+        raise ValueError(f"--name {name!r}: a plain name is wanted, without slashes, of at most 100 characters")
+    if not asked.fresh:
+        return name
+    taken = (f"{name}-{number}" for number in range(2, 10_000))
+    return next(each for each in (name, *taken) if not (asked.storage / each).exists())
+
+
+def _share(asked: Options) -> Any:
+    from sweeps.engine.tuning import Share
+    from xfer.run import default_device
+
+    for flag, value, low, high in (
+        ("--cpus-per-trial", asked.cpus_per_trial, 1, 4096),
+        ("--gpus-per-trial", asked.gpus_per_trial, 0, 64),
+        ("--concurrent", asked.concurrent, 1, 65_536),
+    ):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{flag} {value}: it must lie between {low} and {high}")
+    if asked.gpus_per_trial is not None:
+        if asked.gpus_per_trial > 0 and "RAY_ADDRESS" not in os.environ and default_device().type != "cuda":
+            raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
+        return Share(asked.cpus_per_trial, asked.gpus_per_trial)
+    return Share(asked.cpus_per_trial, 1.0 if default_device().type == "cuda" else 0.0)
+
+
+def _writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} cannot be written to")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the sweep in order; a second one stops it at once."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda number, frame: os._exit(INTERRUPTED))
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,276 @@
+"""Plan to records: the one place where space, sampler, scheduler, store, Ray Tune and MLflow meet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from sweeps.engine import finals, tuning
+from sweeps.engine.lease import Lease
+from sweeps.engine.prepare import Prepared, differences
+from sweeps.engine.progress import Watch
+from sweeps.engine.provenance import now, provenance
+from sweeps.engine.samplers import Proposer
+from sweeps.engine.schedulers import SCHEDULERS, History
+from sweeps.engine.stage import Stage, clock
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.tracking import Mirror
+from sweeps.engine.trainable import Site, config_for, export_model, open_test
+from xfer.records import Record
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a sweep may use here and now: nothing of it changes what any trial is."""
+
+    share: tuning.Share = field(default_factory=tuning.Share)
+    concurrent: int | None = None
+    """Trials at a time; as many as fit unless given."""
+    seconds: float | None = None
+    """The time budget; None for as long as it takes."""
+    tracking_uri: str = ""
+    """Where MLflow is; `tracking.default_uri` of the storage unless given."""
+
+
+class ChangedPlanError(ValueError):
+    """The plan is not the one that the sweep was started with."""
+
+
+def claim(prepared: Prepared, store: Store) -> None:
+    """Fix the plan of a new sweep, or see that an old one is gone on with unchanged.
+
+    Raises:
+        ChangedPlanError: anything but the number of trials changed; the message lists what.
+    """
+    asked = {**prepared.described(), "name": store.name, "provenance": provenance()}
+    stored = store.plan()
+    if stored is not None:
+        changes = differences(stored, asked)
+        if changes:
+            raise ChangedPlanError(
+                f"{store.name} was started with another plan, and its trials can only be compared under one:\n  "
+                + "\n  ".join(changes)
+                + "\nGive it as it was, or start anew beside it with --fresh, or under another --name"
+            )
+        if stored["trials"] == asked["trials"]:
+            return
+        # The sweep stays the one that was begun then.
+        asked["provenance"]["created"] = stored["provenance"]["created"]
+    elif (store.folder / "trials").exists():
+        raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
+    store.put_plan(asked)
+
+
+def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
+    """Run a sweep to its end, or on from where it was left; says whether all of it reached MLflow.
+
+    Search, then finals on new seeds, then the test part for the finalists, once their ranking is fixed. Whatever has
+    been done in an earlier start is not done again; where nothing is left to do, no Ray is started.
+
+    Raises:
+        HeldError: another driver is at work on it.
+        ChangedPlanError: see `claim`.
+        ValueError: the cluster has not what a trial asks for.
+    """
+    with Lease(store.folder):
+        claim(prepared, store)
+        with Mirror(store, means.tracking_uri) as mirror:
+            sweep = Sweep(prepared, store, means, watch)
+            try:
+                sweep.search()
+                sweep.finals()
+                sweep.open_test()
+                winner = sweep.export()
+            finally:
+                sweep.copy_study()
+            if winner is not None:
+                mirror.log_model(winner.trial, store.folder / "model", finals.metrics(winner, store.records()))
+            return mirror.close()
+
+
+class Sweep:
+    """The stages of a sweep, each to be called once and in this order.
+
+    Args:
+        prepared: the plan with its data and weights.
+        store: where everything is written.
+        means: what may be used.
+        watch: told what happens.
+    """
+
+    def __init__(self, prepared: Prepared, store: Store, means: Means, watch: Watch) -> None:
+        self._prepared = prepared
+        self._plan = prepared.plan
+        self._store = store
+        self._means = means
+        self._watch = watch
+        self._proposer = Proposer(prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms)
+        self._short_of = clock(means.seconds)
+        self._concurrent = 1
+        self._trials = {trial.name: trial for trial in store.trials()}
+        self._records = {record.trial: record for record in store.records() if record.trial in self._trials}
+        self._kept = self._best()
+        searched = self._ended("search")
+        self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
+
+    def search(self) -> None:
+        """Run the trials of the search that have not ended yet, known-good recipes first."""
+        begun = [trial for trial in self._trials.values() if trial.phase == "search"]
+        ended = self._ended("search")
+        judge = SCHEDULERS[self._plan.scheduler]
+
+        def goes_on(history: History, trial: str) -> bool:
+            return judge(history, trial, self._plan.epochs)
+
+        self._run(
+            "search",
+            max(self._plan.trials, len(begun)),
+            ended,
+            self._search_trials([trial for trial in begun if trial.name not in ended], len(begun)),
+            goes_on,
+            self._learn,
+            lambda: self._short_of(self._expected_finals()),
+        )
+
+    def finals(self) -> None:
+        """Run the best recipes of the search again, on new seeds, and where data are few on new validation parts."""
+        chosen = finals.choose(self._records.values(), self._plan.finalists)
+        if not chosen or self._unfinished("search"):
+            return
+        decisions = self._store.decisions("finals")
+        if not decisions or decisions[-1]["finalists"] != chosen:
+            self._store.decide("finals", {"at": now(), "finalists": chosen, "seeds": self._plan.seeds})
+        trials = finals.trials([self._records[name] for name in chosen], self._plan, self._prepared.redraws)
+        ended = self._ended("final")
+        self._run(
+            "finals",
+            len(trials),
+            {name: ended[name] for name in (trial.name for trial in trials) if name in ended},
+            self._begin(trial for trial in trials if trial.name not in ended),
+            lambda history, trial: True,
+            self._note,
+            lambda: self._short_of(0.0),
+        )
+
+    def open_test(self) -> None:
+        """Fix the finalists' ranking, then open the test part for them."""
+        decisions = self._store.decisions("finals")
+        if not decisions or self._unfinished("final"):
+            return
+        runs = finals.runs(self._records.values(), decisions[-1]["finalists"])
+        ranked = finals.rank(runs)
+        openings = self._store.decisions("openings")
+        if ranked and (not openings or openings[-1]["finalists"] != ranked):
+            self._store.decide("openings", {"at": now(), "finalists": ranked})
+        closed = [record for name in ranked for record in runs[name] if record.test is None]
+        if closed:
+            self._watch.say("test part: opened for the finalists, now that their ranking is fixed")
+            self._connect()
+            tuning.on_cluster(open_test, [(self._config(record),) for record in closed], self._means.share)
+            for record in closed:
+                self._records[record.trial] = replace(record, test=self._store.test(record.trial))
+
+    def export(self) -> Record | None:
+        """Write the winner's network to the sweep's folder; says whose it is, None where nothing finished."""
+        openings = self._store.decisions("openings")
+        if openings:
+            first = openings[-1]["finalists"][0]
+            winner = finals.runs(self._records.values(), [first])[first][0]
+        elif best := finals.choose(self._records.values(), 1):
+            winner = self._records[best[0]]
+        else:
+            return None
+        folder, note = self._store.folder / "model", self._store.folder / "model" / "trial.txt"
+        if not note.exists() or note.read_text() != winner.trial:
+            self._connect()
+            tuning.on_cluster(export_model, [(self._config(winner), str(folder))], self._means.share)
+            note.write_text(winner.trial)
+        if openings:
+            for name in self._ended("final"):
+                if finals.of(name) != finals.of(winner.trial):
+                    self._store.drop_checkpoints(name)
+        return winner
+
+    def copy_study(self) -> None:
+        """Write the study where optuna-dashboard finds it."""
+        self._proposer.copy_to(self._store.folder / "study.sqlite3", self._store.name)
+
+    def _run(
+        self,
+        phase: str,
+        total: int,
+        ended: dict[str, Record],
+        trials: Iterator[Trial],
+        judge: Callable[[History, str], bool],
+        learn: Callable[[Record], None],
+        over: Callable[[], bool],
+    ) -> None:
+        left = total - len(ended)
+        if left <= 0 or over():
+            return
+        self._connect()
+        self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
+        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over)
+        tuning.run_trials(stage, left, self._concurrent, self._means.share)
+
+    def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
+        for trial in unfinished:
+            self._proposer.adopt(trial.name, trial.params)
+            yield trial
+        for number in range(begun, self._plan.trials):
+            name = f"{number:04d}"
+            params, config = self._proposer.propose(name, number)
+            yield from self._begin(iter([Trial(name, "search", params, self._prepared.recipe(config).as_dict())]))
+
+    def _begin(self, trials: Iterator[Trial]) -> Iterator[Trial]:
+        for trial in trials:
+            self._trials[trial.name] = trial
+            self._store.add_trial(trial)
+            yield trial
+
+    def _note(self, record: Record) -> None:
+        self._records[record.trial] = record
+
+    def _learn(self, record: Record) -> None:
+        self._note(record)
+        self._proposer.tell(record)
+        # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals.
+        best = self._best()
+        for name in {record.trial, *self._kept} - set(best):
+            self._store.drop_checkpoints(name)
+        self._kept = best
+
+    def _best(self) -> list[str]:
+        return finals.choose(self._records.values(), max(1, self._plan.finalists))
+
+    def _ended(self, phase: str) -> dict[str, Record]:
+        return {name: record for name, record in self._records.items() if record.phase == phase}
+
+    def _unfinished(self, phase: str) -> bool:
+        return any(trial.phase == phase and name not in self._records for name, trial in self._trials.items())
+
+    def _expected_finals(self) -> float:
+        """How many seconds the finals will take, from what full trials took so far."""
+        full = [record.seconds for record in self._ended("search").values() if record.status == "finished"]
+        runs = self._plan.finalists * self._plan.seeds
+        return runs * sum(full) / len(full) / self._concurrent if full else 0.0
+
+    def _connect(self) -> None:
+        tuning.connect()
+        fitting = tuning.places(self._means.share)
+        self._concurrent = min(fitting, self._means.concurrent or fitting)
+
+    def _site(self, trial: Trial) -> Site:
+        weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
+        return Site(
+            sweep=str(self._store.folder.resolve()),
+            pack=str(self._prepared.pack.folder.resolve()),
+            weights=None if weights is None else str(weights),
+            threads=self._means.share.cpus,
+            gpu=self._means.share.gpus > 0,
+        )
+
+    def _config(self, record: Record) -> dict[str, object]:
+        trial = Trial(record.trial, record.phase, {}, record.recipe)
+        return config_for(trial, self._site(trial))

@@ -1,0 +1,120 @@
+"""Lease: one driver at a time works on a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sweeps.engine import objects
+
+SECONDS = 60.0
+"""A lease that has not been renewed for so long is nobody's."""
+RENEWED_EVERY = 10.0
+
+
+class HeldError(RuntimeError):
+    """Another driver is at work on this sweep."""
+
+
+class Lease:
+    """Held while a driver works: `with Lease(folder): ...`. Renewed in the background, given back at the end.
+
+    A lease left by a killed driver is taken over: at once where that was on this host, else once it has expired.
+
+    Raises:
+        HeldError: another driver holds it; the message says who, and until when.
+    """
+
+    def __init__(self, folder: Path, seconds: float = SECONDS, renewed_every: float = RENEWED_EVERY) -> None:
+        self._path = folder / "lease.json"
+        self._seconds = seconds
+        self._renewed_every = renewed_every
+        self._holder = uuid.uuid4().hex
+        self._done = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        held = _read(self._path)
+        if held is not None and _alive(held):
+            raise HeldError(
+                f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
+                f"Wait for it or stop it; without a sign of life its lease ends "
+                f"{max(0, held['expires'] - time.time()):.0f} s from now"
+            )
+        if self._path.exists():
+            # Of several that find the old lease, one can move it away; the others lose the race below.
+            with contextlib.suppress(FileNotFoundError):
+                self._path.rename(self._path.with_name(f".lease.{uuid.uuid4().hex[:8]}.old"))
+        mine = self._path.with_name(f".lease.{self._holder[:8]}.new")
+        objects.replace(mine, self._said())
+        try:
+            os.link(mine, self._path)  # unlike a rename, it fails where a name is taken
+        except FileExistsError as error:
+            raise HeldError(f"another driver has just begun to work on {self._path.parent.name}") from error
+        finally:
+            mine.unlink()
+            for old in self._path.parent.glob(".lease.*.old"):
+                old.unlink(missing_ok=True)
+        self._renewing.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._done.set()
+        self._renewing.join()
+        if self._mine():
+            self._path.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        while not self._done.wait(self._renewed_every):
+            if self._mine():
+                with contextlib.suppress(OSError):  # a full disk must not end the sweep; the lease has 60 s
+                    objects.replace(self._path, self._said())
+
+    def _mine(self) -> bool:
+        held = _read(self._path)
+        return held is not None and held["holder"] == self._holder
+
+    def _said(self) -> dict[str, Any]:
+        return {
+            "holder": self._holder,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "expires": time.time() + self._seconds,
+        }
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """Who is at work on the sweep in `folder`: host, pid, expires; None where nobody is."""
+    held = _read(folder / "lease.json")
+    return held if held is not None and _alive(held) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        held: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return held
+
+
+def _alive(held: dict[str, Any]) -> bool:
+    if held["expires"] < time.time():
+        return False
+    if held["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(held["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,73 @@
+"""Plan: one experiment, as its page says it and the command line may change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xfer.choices import Value
+
+LIMITS: dict[str, tuple[int, int]] = {
+    "trials": (1, 100_000),
+    "epochs": (1, 100_000),
+    "image_size": (8, 2_048),
+    "finalists": (0, 100),
+    "seeds": (1, 100),
+    "seed": (0, 2**31),
+}
+"""What is within reason, both ends included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One experiment: which data, which recipes, how long, and how sure one wants to be of the answer.
+
+    A plan is only what is asked for; whether it can be done is found out by `prepare.prepare`.
+
+    Raises:
+        ValueError: a value beyond reason.
+    """
+
+    experiment: str
+    """The page's name: `python -m sweeps.<experiment>`."""
+    question: str
+    """What the experiment answers, in one sentence."""
+    source: str = "folder"
+    """How the data are laid out: a name in `xfer.data.sources.SOURCES`."""
+    data: str = ""
+    """The folder with the images."""
+    backbones: tuple[str, ...] = ("efficientnet_b0",)
+    """timm's names of the pretrained networks."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Files by backbone; the hub's weights for those that are not named."""
+    backbone_args: Mapping[str, Value] = field(default_factory=dict)
+    """Further arguments of the networks, such as pad_type."""
+    image_size: int | None = None
+    """Side in pixels; what the first backbone was pretrained at unless given."""
+    trials: int = 24
+    epochs: int = 8
+    strategies: tuple[str, ...] = ()
+    """Those that compete; the default space's unless given."""
+    edits: Mapping[str, str] = field(default_factory=dict)
+    """Axes with other values than usual, as on the command line."""
+    arms: tuple[Mapping[str, Value], ...] = ()
+    """Explicit configurations in the place of a search: one trial each, axes that are not named as in
+    `spaces.KNOWN_GOOD`."""
+    sampler: str = "tpe"
+    scheduler: str = "asha"
+    finalists: int = 3
+    """How many of the best are run again on new seeds; 0 leaves the test part closed."""
+    seeds: int = 3
+    """How many new seeds each finalist gets."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must lie between {low} and {high}")
+        if not self.backbones:
+            raise ValueError("at least one backbone is needed")
+        for name in self.weights:
+            if name not in self.backbones:
+                raise ValueError(f"weights are given for {name}, which is not among the backbones: {self.backbones}")

@@ -1,0 +1,199 @@
+"""Prepare: everything that can be found wrong before the first trial is found here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.samplers import SAMPLERS
+from sweeps.engine.schedulers import SCHEDULERS
+from sweeps.engine.spaces import Config, Space, recipe_data, space_for
+from xfer import backbones, digest
+from xfer.choices import unknown
+from xfer.data.pack import Pack, Progress, build_pack, load_pack
+from xfer.data.sources import SOURCES
+from xfer.data.split import Split, copies, split_pack
+from xfer.methods.strategies import STRATEGIES
+from xfer.recipe import Recipe, recipe_from
+
+REDRAWN_BELOW = 2_000
+"""Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
+
+NOT_COMPARED = ("question", "data.folder", "data.notes", "name", "provenance", "trials")
+"""What may differ between two starts of one sweep: it does not change what any trial is."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network with the weights it starts from."""
+
+    name: str
+    args: Mapping[str, Any]
+    file: Path | None
+    """None where only strategies from random weights compete."""
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A plan whose data are read, whose weights are found and whose space is checked."""
+
+    plan: Plan
+    space: Space
+    pack: Pack
+    split: Split
+    image_size: int
+    backbones: tuple[Backbone, ...]
+    notes: tuple[str, ...]
+    """What a reader of the report should know about the data."""
+
+    @property
+    def redraws(self) -> bool:
+        """Whether each seed of a finalist draws the validation part anew."""
+        return self.split.redrawable and len(self.split.train) < REDRAWN_BELOW
+
+    def recipe(self, config: Config) -> Recipe:
+        """The recipe of a configuration, on the plan's seed."""
+        backbone = self.backbone(str(config["backbone"]))
+        pretrained = STRATEGIES[str(config["strategy"])]().pretrained
+        return recipe_from(
+            {
+                **recipe_data(config),
+                "data": self.pack.hash,
+                "classes": len(self.pack.classes),
+                "image_size": self.image_size,
+                "weights": backbone.sha256 if pretrained else "",
+                "backbone_args": dict(backbone.args),
+                "epochs": self.plan.epochs,
+                "split_seed": self.plan.seed,
+                "seed": self.plan.seed,
+            }
+        )
+
+    def backbone(self, name: str) -> Backbone:
+        """One of the backbones, by name."""
+        return next(each for each in self.backbones if each.name == name)
+
+    def described(self) -> dict[str, Any]:
+        """What plan.json says: everything that decides what is run, by content and not by name or place."""
+        plan = self.plan
+        return {
+            "experiment": plan.experiment,
+            "question": plan.question,
+            "data": {
+                "source": plan.source,
+                "folder": Path(plan.data).resolve().name,
+                "pack": self.pack.hash,
+                "classes": list(self.pack.classes),
+                "train": len(self.split.train),
+                "val": len(self.split.val),
+                "test": len(self.split.test),
+                "split": self.split.how,
+                "redraws": self.redraws,
+                "notes": list(self.notes),
+            },
+            "backbones": [
+                {
+                    "name": each.name,
+                    "args": dict(each.args),
+                    "weights": each.sha256,
+                    "file": each.file.name if each.file else None,
+                }
+                for each in self.backbones
+            ],
+            "image_size": self.image_size,
+            "space": self.space.described(),
+            "arms": [dict(arm) for arm in plan.arms],
+            "trials": plan.trials,
+            "epochs": plan.epochs,
+            "sampler": plan.sampler,
+            "scheduler": plan.scheduler,
+            "finalists": plan.finalists,
+            "seeds": plan.seeds,
+            "seed": plan.seed,
+        }
+
+    def default_name(self) -> str:
+        """Experiment, data folder and six digits of the plan's hash: two plans or two folders never share a name."""
+        identity = {name: value for name, value in _flat(self.described()).items() if name not in NOT_COMPARED}
+        folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in Path(self.plan.data).name)
+        return f"{self.plan.experiment}-{folder[:40] or 'data'}-{digest.of_values(identity)[:6]}"
+
+
+def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: None) -> Prepared:
+    """Read the data into a pack, find and try the weights, check the space.
+
+    Raises:
+        ValueError: anything at all is wrong with what was asked for; the message is for the person who asked.
+    """
+    for kind, name, known in (
+        ("source", plan.source, SOURCES),
+        ("sampler", plan.sampler, SAMPLERS),
+        ("scheduler", plan.scheduler, SCHEDULERS),
+    ):
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    for name in plan.backbones:
+        backbones.check_name(name)
+    space = space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)
+    image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
+    source = SOURCES[plan.source](Path(plan.data).expanduser())
+    pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
+    found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
+    pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
+    split = split_pack(pack, plan.seed)
+    prepared = Prepared(plan, space, pack, split, image_size, found, _notes(source.notes, pack, split))
+    for params in space.known_good(plan.arms):
+        prepared.recipe(space.configured(params))
+    return dataclasses.replace(prepared, plan=dataclasses.replace(plan, trials=len(plan.arms) or plan.trials))
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What changed since a sweep was started, a line each, empty where it may go on; more trials are no change."""
+    old, new = _flat(stored), _flat(asked)
+    changed = [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(NOT_COMPARED)
+    ]
+    if new["trials"] < old["trials"]:
+        changed.append(f"trials: {old['trials']} -> {new['trials']} (more may be added, none taken away)")
+    return changed
+
+
+def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
+    file = None
+    if pretrained:
+        given = plan.weights.get(name)
+        file = Path(given).expanduser().resolve() if given else backbones.fetch_weights(name)
+        if not file.is_file():
+            raise ValueError(f"there is no weights file {given}")
+    backbones.build(name, classes, image_size, file, plan.backbone_args)  # the surest way to know that they fit
+    return Backbone(name, plan.backbone_args, file, digest.of_file(file) if file else "")
+
+
+def _notes(notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
+    found = list(notes)
+    if pack.skipped:
+        shown = "; ".join(pack.skipped[:5])
+        more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
+        found.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
+    if twice := copies(pack, split):
+        found.append(f"{twice} images of the test part stand in the training or validation part too, byte for byte.")
+    return tuple(found)
+
+
+def _flat(plan: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plan.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{place}{name}."))
+        elif name == "backbones":
+            flat[name] = [{key: each[key] for key in ("name", "args", "weights")} for each in value]
+        else:
+            flat[f"{place}{name}"] = value
+    return flat

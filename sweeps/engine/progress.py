@@ -1,0 +1,126 @@
+"""What a person watches meanwhile: how far it is, what is best so far, how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.reporting.words import counted, duration
+
+SHOWN = 8
+"""How many running trials are listed."""
+
+
+@dataclass
+class Watch:
+    """A live view of a sweep on a terminal; a few plain lines elsewhere.
+
+    Use as `with Watch(console, name):` around the sweep, and tell it what happens.
+    """
+
+    console: Console
+    name: str
+    phase: str = ""
+    total: int = 0
+    """Trials in this phase, those of earlier starts included."""
+    ended: Counter[str] = field(default_factory=Counter)
+    """Trials of this phase by status."""
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The newest record of each running trial as plain data, by name."""
+    best: tuple[float, str, str] | None = None
+    """Validation accuracy, trial and strategy of the best finished one."""
+    _began: float = field(default_factory=time.monotonic)
+    _inherited: int = 0
+    _live: Live | None = None
+
+    def __enter__(self) -> Watch:
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._drawn, console=self.console, refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def begin(self, phase: str, total: int, ended: Counter[str] | None = None) -> None:
+        """A phase begins, some of whose trials may have ended in an earlier start."""
+        self.phase, self.total, self.ended = phase, total, Counter(ended)
+        self._inherited, self._began = self.ended.total(), time.monotonic()
+        self.running = {}
+        done = f", {self._inherited} of them done before" if self._inherited else ""
+        self.say(f"{phase}: {counted(total, 'run')}{done}")
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        self.console.print(Text(line))
+
+    def saw(self, record: dict[str, Any]) -> None:
+        """A running trial finished an epoch."""
+        self.running[record["trial"]] = record
+
+    def started(self, trial: str, recipe: dict[str, Any]) -> None:
+        """A trial was handed out."""
+        self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
+
+    def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
+        """A trial ended; without a status it was only interrupted."""
+        record = self.running.pop(trial, None)
+        if status is None:
+            return
+        self.ended[status] += 1
+        if record and status == "finished" and value is not None and (self.best is None or value > self.best[0]):
+            self.best = (value, trial, record["recipe"]["strategy"]["name"])
+
+    def seconds_left(self) -> float | None:
+        """An estimate for this phase from its own pace; None while there is nothing to go by."""
+        epochs_each = [record["recipe"]["epochs"] for record in self.running.values()]
+        halves = sum(
+            len(record["epochs"]) / epochs for record, epochs in zip(self.running.values(), epochs_each, strict=True)
+        )
+        done = self.ended.total() - self._inherited + halves
+        left = self.total - self.ended.total() - halves
+        return left * (time.monotonic() - self._began) / done if done > 0.2 else None
+
+    def _drawn(self) -> RenderableType:
+        states = [f"{len(self.running)} running"] + [f"{n} {status}" for status, n in sorted(self.ended.items())]
+        left = self.seconds_left()
+        line = Text.assemble(
+            (self.name, "bold"),
+            "  ",
+            self.phase,
+            "  ",
+            " · ".join(states),
+            "  ",
+            f"{duration(left)} left" if left else "",
+        )
+        best = Text("best so far: ")
+        best.append(
+            "none yet"
+            if self.best is None
+            else f"{self.best[0]:.1%} on validation, {self.best[2]} (trial {self.best[1]})"
+        )
+        table = Table.grid(padding=(0, 2))
+        for record in list(self.running.values())[:SHOWN]:
+            recipe, epochs = record["recipe"], record["epochs"]
+            value = f"{epochs[-1]['val_accuracy']:.1%}" if epochs else "…"
+            table.add_row(
+                record["trial"],
+                recipe["strategy"]["name"],
+                recipe["optimizer"]["name"],
+                f"lr {recipe['learning_rate']:.1e}",
+                f"epoch {len(epochs)}/{recipe['epochs']}",
+                value,
+            )
+        bar = ProgressBar(total=max(1, self.total), completed=self.ended.total(), width=60)
+        return Group(line, bar, best, table)

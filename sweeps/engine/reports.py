@@ -1,0 +1,29 @@
+"""From a store to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sweeps.engine.store import Store
+from sweeps.reporting.render import render
+from sweeps.reporting.results import Results
+
+
+def results_of(store: Store) -> Results:
+    """Everything that a sweep has left behind so far.
+
+    Raises:
+        ValueError: there is no sweep in this folder.
+    """
+    plan = store.plan()
+    if plan is None:
+        raise ValueError(f"there is no sweep in {store.folder}")
+    records = store.records()
+    ended = {record.trial for record in records}
+    unfinished = [trial.name for trial in store.trials() if trial.name not in ended]
+    return Results(plan, records, store.decisions("openings"), unfinished)
+
+
+def report(store: Store, reports: Path) -> Path:
+    """Render a sweep's report to `reports`/<name>/; says where report.html is."""
+    return render(results_of(store), reports / store.name)

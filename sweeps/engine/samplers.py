@@ -1,0 +1,119 @@
+"""Samplers: who proposes the next configuration, over an Optuna study rebuilt from the store."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from sweeps.engine.spaces import Config, Space
+from xfer.choices import Value
+from xfer.randomness import seed_for
+from xfer.records import Record
+
+optuna.logging.set_verbosity(logging.WARNING)
+
+
+def tpe(seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), the parameters of one choice modelled together.
+
+    Without `group`, conditional parameters would fall back to independent sampling without a word; with
+    `constant_liar`, trials that are still running keep others away from where they are.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=10, seed=seed)
+
+
+def random(seed: int) -> BaseSampler:
+    """Every configuration as likely as any other: the yardstick, and the right choice for a few trials."""
+    return RandomSampler(seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {f.__name__: f for f in (tpe, random)}
+
+STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+class Proposer:
+    """Proposes configurations and learns from records.
+
+    The study lives in memory. It is rebuilt from the store at every start, and the sampler is seeded anew for each
+    trial from (seed, number), so nothing but the store has to survive.
+
+    Args:
+        space: what may be proposed.
+        sampler: a name in `SAMPLERS`.
+        seed: the plan's.
+        arms: what to propose instead of the known-good configurations.
+    """
+
+    def __init__(self, space: Space, sampler: str, seed: int, arms: Sequence[Mapping[str, Value]] = ()) -> None:
+        self._space = space
+        self._sampler = SAMPLERS[sampler]
+        self._seed = seed
+        self._study = optuna.create_study(direction="maximize")
+        self._open: dict[str, optuna.Trial] = {}
+        self._first = space.known_good(arms)
+
+    def propose(self, trial: str, number: int) -> tuple[dict[str, Any], Config]:
+        """The sampler's parameters for trial `number`, and the configuration they stand for; known-good ones first."""
+        if number < len(self._first):
+            params = self._first[number]
+            return params, self.adopt(trial, params)
+        self._study.sampler = self._sampler(seed_for(self._seed, "trial", number) % 2**32)
+        asked = self._study.ask()
+        self._open[trial] = asked
+        config = self._space.suggest(asked)
+        return dict(asked.params), config
+
+    def adopt(self, trial: str, params: Mapping[str, Any]) -> Config:
+        """Take note of a trial that was proposed elsewhere or earlier and is running now."""
+        self._study.enqueue_trial(dict(params))
+        asked = self._study.ask()
+        self._open[trial] = asked
+        return self._space.suggest(asked)
+
+    def tell(self, record: Record) -> None:
+        """Learn from a trial that this proposer proposed or adopted.
+
+        A pruned trial is told as pruned, with all its intermediate values: an early score must not compete with final
+        ones. A failed one teaches only where not to look again.
+        """
+        asked = self._open.pop(record.trial)
+        for epoch in record.epochs:
+            asked.report(epoch.val_accuracy, epoch.epoch)
+        state = STATES[record.status]
+        self._study.tell(asked, record.val_accuracy if state == TrialState.COMPLETE else None, state=state)
+
+    def remember(self, records: Mapping[str, tuple[Mapping[str, Any], Record]]) -> None:
+        """Learn from trials of earlier starts: their parameters and records, by name."""
+        self._study.add_trials([self._frozen(params, record) for params, record in records.values()])
+
+    def copy_to(self, path: Path, name: str) -> None:
+        """Write the study to an SQLite file that optuna-dashboard opens. Nothing here reads it back."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copy = optuna.create_study(study_name=name, storage=f"sqlite:///{temporary}", direction="maximize")
+            copy.add_trials(self._study.get_trials(states=tuple(STATES.values())))
+        temporary.replace(path)
+
+    def _frozen(self, params: Mapping[str, Any], record: Record) -> optuna.trial.FrozenTrial:
+        fixed = optuna.trial.FixedTrial(dict(params))
+        self._space.suggest(fixed)
+        return optuna.create_trial(
+            params=dict(params),
+            distributions=fixed.distributions,
+            state=STATES[record.status],
+            value=record.val_accuracy if record.status == "finished" else None,
+            intermediate_values={epoch.epoch: epoch.val_accuracy for epoch in record.epochs},
+            user_attrs={"trial": record.trial},
+        )

@@ -1,0 +1,123 @@
+"""Hands a Run to Ray Tune: what happens in a trial's own process."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from sweeps.engine.store import Store, Trial
+from xfer.data.pack import load_pack
+from xfer.export import save_classifier
+from xfer.recipe import recipe_from
+from xfer.records import Record, as_dict
+from xfer.run import Run, default_device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a trial finds what it needs, and what it may use: all that a process must know beside the recipe."""
+
+    sweep: str
+    """The sweep's folder."""
+    pack: str
+    """The pack's folder."""
+    weights: str | None
+    """The file of the recipe's weights."""
+    threads: int
+    gpu: bool
+    """Whether the trial was given a share of a GPU. Without one it must not touch any."""
+
+
+def config_for(trial: Trial, site: Site) -> dict[str, Any]:
+    """A trial as Ray Tune hands it to a process."""
+    return {"trial": trial.name, "phase": trial.phase, "recipe": dict(trial.recipe), "site": asdict(site)}
+
+
+def train_trial(config: dict[str, Any]) -> None:
+    """Train a trial to its end, or until the scheduler stops it at one of its reports.
+
+    What it comes to is written to the store before it is reported, so whatever dies afterwards, nothing is trained
+    twice. A failure that would come again, such as a loss that is no number, ends the trial with a record; only a lost
+    process is left to Ray to start again, and it goes on from the last checkpoint.
+    """
+    store, name = Store(Path(config["site"]["sweep"])), config["trial"]
+    run: Run | None = None
+    try:
+        run = _run(config)
+        for epoch in run.epochs:
+            store.add_epoch(name, epoch)  # one that was saved but not yet written down when the process died
+        if run.epochs:
+            _report(run, config)  # the scheduler may not have judged it yet
+        for epoch in run:
+            store.add_epoch(name, epoch)
+            _report(run, config)
+        record = run.record(name, config["phase"])
+    except Exception as error:
+        log.exception("trial %s failed", name)
+        reason = f"{type(error).__name__}: {error}"
+        record = failed(config, reason) if run is None else run.record(name, config["phase"], reason)
+    store.add_record(record)
+
+
+def open_test(config: dict[str, Any]) -> None:
+    """Judge a finished run on the test part and write that down."""
+    store = Store(Path(config["site"]["sweep"]))
+    store.add_test(config["trial"], _finished(config).evaluate("test"))
+
+
+def export_model(config: dict[str, Any], folder: str) -> None:
+    """Write a finished run's network to a folder, for others to use."""
+    run = _finished(config)
+    recipe = run.recipe
+    save_classifier(
+        Path(folder), run.model, recipe.backbone, dict(recipe.backbone_args), run.pack.classes, recipe.image_size
+    )
+
+
+def failed(config: dict[str, Any], error: str) -> Record:
+    """The record of a trial that never got as far as having a network."""
+    recipe = recipe_from(config["recipe"])
+    return Record(
+        trial=config["trial"],
+        phase=config["phase"],
+        key=recipe.key,
+        id=recipe.id,
+        recipe=config["recipe"],
+        status="failed",
+        epochs=(),
+        parameters=None,
+        trainable_parameters=None,
+        seconds=0.0,
+        error=error,
+    )
+
+
+def _run(config: dict[str, Any]) -> Run:
+    site = Site(**config["site"])
+    torch.set_num_threads(site.threads)
+    device = default_device() if site.gpu else torch.device("cpu")
+    weights = Path(site.weights) if site.weights else None
+    folder = Store(Path(site.sweep)).checkpoints(config["trial"])
+    return Run(recipe_from(config["recipe"]), load_pack(Path(site.pack)), weights, device, folder)
+
+
+def _finished(config: dict[str, Any]) -> Run:
+    run = _run(config)
+    for _ in run:  # nothing to do, unless the last checkpoint was damaged: then its epochs are trained again
+        pass
+    return run
+
+
+def _report(run: Run, config: dict[str, Any]) -> None:
+    """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
+    # As text, for Tune flattens whatever is nested.
+    record = json.dumps(as_dict(run.record(config["trial"], config["phase"])))
+    tune.report({"epoch": len(run.epochs), "val_accuracy": run.epochs[-1].val_accuracy, "record": record})

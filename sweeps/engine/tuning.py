@@ -1,0 +1,156 @@
+"""The edge to Ray Tune: it runs trials in reused processes, and this hands it what to run and whether to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from sweeps.engine.trainable import train_trial
+
+MAX_LOST = 3
+"""How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each trial gets of a machine."""
+
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+class Driver(Protocol):
+    """Who decides: asked by Ray Tune's loop, one call at a time."""
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """The configuration of another trial to start (see `trainable.config_for`); None when there are no more."""
+        ...
+
+    def goes_on(self, trial: str, record: dict[str, Any]) -> bool:
+        """Told after each epoch what the trial has come to so far: does it go on?"""
+        ...
+
+    def ended(self, trial: str, error: str | None) -> None:
+        """Told once for each trial that it runs no more, and why if its process was lost for good."""
+        ...
+
+
+def connect() -> None:
+    """Join the cluster at RAY_ADDRESS, or start one on this machine; quietly."""
+    for name, value in {
+        # An interrupt belongs to whoever called, and Tune's own files are no part of our truth.
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # glibc otherwise gives every freed activation back to the system: 37 -> 65 images/s, MobileNetV2 on a CPU core.
+        "MALLOC_MMAP_THRESHOLD_": "4000000000",
+        "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not ray.is_initialized():
+        dashboard = None if "RAY_ADDRESS" in os.environ else False  # a cluster brings its own
+        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
+
+
+def places(share: Share) -> int:
+    """How many trials the cluster can run at a time.
+
+    Raises:
+        ValueError: not even one, for want of CPUs or GPUs.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if share.gpus > gpus:
+        raise ValueError(f"--gpus-per-trial {share.gpus:g}, but Ray sees {gpus:g} GPUs here")
+    if share.cpus > cpus:
+        raise ValueError(f"--cpus-per-trial {share.cpus}, but Ray sees {cpus:g} CPUs here")
+    return max(1, int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus)))
+
+
+def run_trials(driver: Driver, count: int, concurrent: int, share: Share) -> None:
+    """Run up to `count` trials, `concurrent` at a time, until the driver has no more."""
+    trainable = tune.with_resources(train_trial, {"cpu": share.cpus, "gpu": share.gpus})
+    with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Feed(driver),
+                scheduler=_Judge(driver),
+                num_samples=count,
+                # With a searcher of one's own Tune keeps one trial pending unless this is set.
+                max_concurrent_trials=concurrent,
+                # A fresh process costs ten seconds of imports; train_trial leaves nothing behind that could matter.
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        tuner.fit()
+
+
+def on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], share: Share) -> None:
+    """Call a function once for each tuple of arguments, each with a trial's share, and wait for all."""
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    ray.get([remote.remote(*arguments) for arguments in calls])
+
+
+class _Feed(Searcher):
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(metric="val_accuracy", mode="max")
+        self._driver = driver
+        self._names: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        config = self._driver.next_trial()
+        if config is None:
+            return Searcher.FINISHED
+        self._names[trial_id] = config["trial"]
+        return config
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        name = self._names.pop(trial_id, None)
+        if name is not None:
+            self._driver.ended(name, f"its process was lost {MAX_LOST + 1} times" if error else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given; the driver stays here."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to keep: the store is the truth."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is resumed from its store, not from Ray Tune's files")
+
+
+class _Judge(FIFOScheduler):
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._driver = driver
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See `_Feed`."""
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "epoch" not in result:  # Tune's own last word on a trial that ended without a report
+            return str(TrialScheduler.CONTINUE)
+        goes_on = self._driver.goes_on(trial.config["trial"], json.loads(result["record"]))
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

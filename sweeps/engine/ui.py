@@ -1,0 +1,169 @@
+"""The MLflow UI over a storage folder, for this machine alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.request import Request, urlopen
+
+from sweeps.engine.store import sweeps_in
+from sweeps.engine.tracking import default_uri, without_password
+
+HOST = "127.0.0.1"
+PORTS_TO_TRY = 100
+SECONDS_TO_START = 120.0
+"""A cold start on a slow disk imports for a minute."""
+
+
+def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> int:
+    """Run the MLflow UI on 127.0.0.1 until Ctrl-C, over what the sweeps in `storage` have tracked; the exit status.
+
+    Where `port` is taken the next free one is used. Where the sweeps went to a server of its own (`tracking_uri` is
+    `http...`) that server has the UI, and its address is printed.
+    """
+    if tracking_uri is not None and tracking_uri.startswith(("http://", "https://")):
+        print(f"These sweeps are tracked by a server, which shows them itself: {without_password(tracking_uri)}")
+        return 0
+    uri = tracking_uri or default_uri(storage)
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():
+        print(_nothing_there(storage, database), file=sys.stderr)
+        return 2
+    try:
+        free = _free_port(port)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if free != port:
+        print(f"Port {port} is taken by another program, so this is port {free}.")
+    print("The MLflow UI is starting ...", flush=True)
+    with tempfile.TemporaryFile() as said, _ctrl_c_for_sigterm():
+        server = _start(uri, storage, free, said)
+        try:
+            if _is_up(server, free):
+                print(f"The MLflow UI, until Ctrl-C: {_front_page(free)}")
+                print("Once in it, choose Model training at the top left; your browser remembers that.", flush=True)
+                server.wait()
+        except KeyboardInterrupt:
+            print("\nThe MLflow UI has ended.")
+            return 0
+        finally:
+            _stop(server)
+        said.seek(0)
+        last_words = without_password(said.read()[-4000:].decode(errors="replace"))
+        print(f"The MLflow UI ended by itself, with status {server.returncode}:\n{last_words}", file=sys.stderr)
+        return 1
+
+
+def _nothing_there(storage: Path, database: Path) -> str:
+    names = [store.name for store in sweeps_in(storage)] if storage.is_dir() else []
+    if names:
+        command = f"python -m sweeps sync {names[-1]} --storage {storage}"
+        return f"{storage} holds {len(names)} sweeps, but {database} is missing. To write it: {command}"
+    return (
+        f"Nothing has been tracked in {storage} yet. Start with\n"
+        f"    make quickstart\n"
+        f"    python -m sweeps.folder --data DIR    on your own images, DIR/<class>/*.jpg\n"
+        f"or name the folder that holds your sweeps with --storage."
+    )
+
+
+def _free_port(first: int) -> int:
+    """The first port from `first` on that nobody listens on."""
+    for port in range(first, min(first + PORTS_TO_TRY, 2**16)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a port counts as taken a minute longer
+            probe.bind((HOST, port))
+            return port
+    raise ValueError(f"no port from {first} on is free: choose another with --port, between 1024 and 65535")
+
+
+def _start(uri: str, storage: Path, port: int, said: IO[Any]) -> subprocess.Popen[bytes]:
+    """MLflow's server in a process group of its own, so that nothing of it outlives us."""
+    # What the shell says about other MLflow servers is none of this one's business, and could open it to the network.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment |= {
+        # By the environment, because anybody on the machine can read a password in the list of processes.
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (storage.resolve() / "mlartifacts").as_uri(),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # MLflow's own list also takes `10.*`, which a domain called 10.evil.com matches: DNS rebinding.
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
+        "MLFLOW_SERVER_X_FRAME_OPTIONS": "DENY",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--no-serve-artifacts", "--uvicorn-opts", "--log-level warning"]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=storage,
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=said,
+        start_new_session=True,
+    )
+
+
+def _is_up(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the server answers; False if it ended instead."""
+    until = time.monotonic() + SECONDS_TO_START
+    while server.poll() is None and time.monotonic() < until:
+        with suppress(OSError), urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+        time.sleep(0.2)
+    return False
+
+
+def _front_page(port: int) -> str:
+    """The address of the newest experiment's runs.
+
+    MLflow would begin with a page about language models that knows nothing of ours; `workflowType` leads past it.
+    """
+    address = f"http://{HOST}:{port}"
+    question = {"max_results": 1, "filter": "name != 'Default'", "order_by": ["creation_time DESC"]}
+    request = Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        data=json.dumps(question).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    page = "experiments"
+    with suppress(OSError, ValueError), urlopen(request, timeout=10) as answer:
+        for experiment in json.load(answer).get("experiments", []):
+            page = f"experiments/{experiment['experiment_id']}/runs"
+    return f"{address}/#/{page}?workflowType=machine_learning"
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and everything that it started."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(5)
+
+
+@contextmanager
+def _ctrl_c_for_sigterm() -> Iterator[None]:
+    """While this lasts SIGTERM ends us as Ctrl-C does, the server included."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

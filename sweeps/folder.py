@@ -1,0 +1,17 @@
+"""Which way of adapting a pretrained network serves my own images best?
+
+    python -m sweeps.folder --data DIR
+
+DIR holds one folder of images per class: DIR/<class>/*.jpg. Where it is divided already, as DIR/train/<class>,
+DIR/val/<class> and DIR/test/<class>, that is respected.
+
+Cost: with the defaults and a MobileNetV2 at 128 px about half an hour for 400 photos on 2 CPU cores.
+"""
+
+from sweeps.engine.cli import main
+from sweeps.engine.plan import Plan
+
+plan = Plan(experiment="folder", question="Which way of adapting a pretrained network serves these images best?")
+
+if __name__ == "__main__":
+    main(plan, __doc__)

@@ -1,0 +1,238 @@
+"""The report's figures: what each strategy reached, the finalists, learning curves, and cost against accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from sweeps.reporting.canvas import (
+    INK,
+    MUTED,
+    PAPER,
+    Look,
+    Looks,
+    as_svg,
+    beside,
+    canvas,
+    dot,
+    percent_axis,
+    rows,
+    strategy_looks,
+)
+from sweeps.reporting.ranking import by_strategy, ranked
+from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.words import percent, shortened, visible
+
+Draw = Callable[[Sequence[Trial], Looks], Figure | None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure ready for a report."""
+
+    name: str
+    """Of its file, without the ending."""
+    title: str
+    caption: str
+    svg: str
+
+
+def drawings(results: Results) -> list[Drawing]:
+    """Every figure that there is something to show in; none before the first epoch of the first trial."""
+    trials = ranked(results)
+    if all(trial.search_accuracy is None for trial in trials):
+        return []
+    looks = strategy_looks(trial.strategy for trial in trials)
+    drawn = [
+        (name, title, caption, as_svg(partial(draw, trials, looks), salt=name))
+        for name, title, caption, draw in _FIGURES
+    ]
+    return [Drawing(name, title, caption, svg) for name, title, caption, svg in drawn if svg]
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, value) that no other point beats in one and equals in the other, cheapest first.
+
+    >>> pareto_front([(1, 0.5), (2, 0.4), (3, 0.9)])
+    [(1, 0.5), (3, 0.9)]
+    """
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The ascending places, moved up as little as it takes for neighbours to stand `gap` apart, then centred again.
+
+    >>> spread([1.0, 1.0, 5.0], gap=2.0)
+    [0.0, 2.0, 5.0]
+    """
+    moved: list[float] = []
+    group: list[int] = []  # how many labels stand in each run of touching labels
+    for place in places:
+        group.append(1)
+        moved.append(place)
+        # A run keeps its centre, so moving it can make it touch the one below.
+        while len(moved) > 1 and moved[-1] - moved[-2] < gap * (group[-1] + group[-2]) / 2:
+            size, centre = group.pop(), moved.pop()
+            moved[-1] = (moved[-1] * group[-1] + centre * size) / (group[-1] + size)
+            group[-1] += size
+    return [centre + gap * (i - (size - 1) / 2) for centre, size in zip(moved, group, strict=True) for i in range(size)]
+
+
+def _strategies(trials: Sequence[Trial], looks: Looks) -> Figure:
+    tallies = by_strategy(trials)
+    figure, axes = canvas(height=0.9 + 0.5 * len(tallies), left=0.24, right=0.8)
+    for row, tally in enumerate(tallies):
+        look = looks[tally.strategy]
+        axes.barh(row, tally.best or 0, height=0.62, color=look.colour, alpha=0.3)
+        for i, trial in enumerate(_measured(tally.trials)):
+            dot(axes, _accuracy(trial), row + 0.14 * (i % 3 - 1), look, hollow=trial.status != "finished")
+        best = "none finished" if tally.best is None else f"best {percent(tally.best)}"
+        beside(axes, row, f"{best}, n = {len(tally.trials)}")
+    guessing = 1 / trials[0].search.recipe["classes"]
+    axes.axvline(guessing, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.text(guessing, 1.0, "guessing", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=MUTED)
+    rows(axes, [_name(tally.strategy) for tally in tallies])
+    axes.set_xlim(0, 1)
+    percent_axis(axes.xaxis)
+    return figure
+
+
+def _finalists(trials: Sequence[Trial], looks: Looks) -> Figure | None:
+    finalists = [trial for trial in trials if trial.is_finalist]
+    if not finalists:
+        return None
+    figure, axes = canvas(height=1.2 + 0.62 * len(finalists), left=0.3, right=0.76)
+    for row, trial in enumerate(finalists):
+        look = Look(looks[trial.strategy].colour, "o")
+        parts = {"validation": trial.validation, "test": trial.test}
+        for (part, estimate), place in zip(parts.items(), (row - 0.15, row + 0.15), strict=True):
+            if estimate:
+                axes.plot([estimate.low, estimate.high], [place, place], color=look.colour, linewidth=1.6)
+                dot(axes, estimate.mean, place, look, hollow=part == "validation", size=7)
+        beside(axes, row, "\n".join(f"{part} {percent(e.mean)}" for part, e in parts.items() if e))
+    rows(axes, [f"{visible(trial.name)}  {_name(trial.strategy)}" for trial in finalists])
+    axes.plot([], [], "o", color=INK, markerfacecolor=PAPER, label="validation")
+    if any(trial.test for trial in finalists):
+        axes.plot([], [], "o", color=INK, label="test")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+    percent_axis(axes.xaxis)
+    return figure
+
+
+def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
+    figure, axes = canvas(height=4.2, right=0.74)
+    best: dict[str, Trial] = {}
+    for trial in sorted(_measured(trials), key=_accuracy):  # the best on top
+        epochs, ended = trial.search.epochs, trial.status == "finished"
+        axes.plot(
+            [epoch.epoch for epoch in epochs],
+            [epoch.val_accuracy for epoch in epochs],
+            color=looks[trial.strategy].colour,
+            linewidth=2.4 if trial.is_finalist else 1.1 if ended else 0.7,
+            alpha=1.0 if trial.is_finalist else 0.6,
+            marker="o" if ended else "x",
+            markersize=3 if ended else 5,
+            markevery=[len(epochs) - 1],
+        )
+        best[trial.strategy] = trial
+    low, high = axes.get_ylim()
+    labelled = sorted(best.values(), key=_accuracy)
+    places = spread([_accuracy(trial) for trial in labelled], gap=0.055 * (high - low))
+    for trial, place in zip(labelled, places, strict=True):
+        axes.annotate(
+            _name(trial.strategy),
+            xy=(trial.search.epochs[-1].epoch, _accuracy(trial)),
+            xytext=(1.04, place),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": looks[trial.strategy].colour, "relpos": (0, 0.5), "shrinkB": 3},
+        )
+    axes.set_xlim(0.8, max(len(trial.search.epochs) for trial in trials) + 0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.set_xlabel("epochs trained")
+    percent_axis(axes.yaxis, "accuracy on the validation part")
+    return figure
+
+
+def _cost(trials: Sequence[Trial], looks: Looks) -> Figure:
+    figure, axes = canvas(height=4.0, right=0.72)
+    places = {trial.name: (max(trial.search.seconds, 0.01), _accuracy(trial)) for trial in _measured(trials)}
+    ended = {trial.name: places[trial.name] for trial in _measured(trials) if trial.status == "finished"}
+    front = pareto_front(ended.values())
+    axes.step([cost for cost, _ in front], [value for _, value in front], where="post", color=MUTED, linewidth=1)
+    for trial in _measured(trials):
+        dot(axes, *places[trial.name], looks[trial.strategy], hollow=trial.name not in ended, size=7)
+    labelled = front[:: -(len(front) // 8 + 1)]  # from the best down, no more than can be read
+    for name, place in ended.items():
+        if place in labelled:
+            axes.annotate(
+                visible(name), place, (-4, 6), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
+            )
+
+    seconds = [cost for cost, _ in places.values()]
+    # Room for at least two of the marks 1, 2, 5, 10, ... that the axis is read by.
+    room = max(1.2, math.sqrt(6.5 * min(seconds) / max(seconds)))
+    axes.set_xscale("log")
+    axes.set_xlim(min(seconds) / room, max(seconds) * room)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set_xlabel("seconds for the run (log scale)")
+    for strategy in sorted({trial.strategy for trial in _measured(trials)}):
+        axes.plot([], [], looks[strategy].marker, color=looks[strategy].colour, label=_name(strategy))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    percent_axis(axes.yaxis, "accuracy on the validation part")
+    return figure
+
+
+_FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
+    (
+        "strategies",
+        "What each strategy reached",
+        "The bar is the strategy's best search run on the validation part, every dot one trial on one seed; a hollow "
+        "dot was stopped early or failed and does not count for the bar.",
+        _strategies,
+    ),
+    (
+        "finalists",
+        "The finalists on new seeds",
+        "Mean over a finalist's seeds and its 95% interval, in the order fixed on the validation part.",
+        _finalists,
+    ),
+    (
+        "learning_curves",
+        "Learning curves",
+        "Validation accuracy after each epoch of the search. Bold: finalists; a cross: stopped early or failed.",
+        _learning_curves,
+    ),
+    (
+        "cost",
+        "Cost against accuracy",
+        "Every search run; the line joins those that no other finished run beats in both time and accuracy. Hollow: "
+        "stopped early or failed.",
+        _cost,
+    ),
+)
+
+
+def _name(strategy: str) -> str:
+    return shortened(visible(strategy), 24)
+
+
+def _measured(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.search_accuracy is not None]
+
+
+def _accuracy(trial: Trial) -> float:
+    assert trial.search_accuracy is not None, "only measured trials are drawn"
+    return trial.search_accuracy

@@ -1,0 +1,145 @@
+"""Who came where: trials in order, as a table, as CSV, and strategy by strategy."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.statistics import Estimate
+from sweeps.reporting.words import describe, visible
+
+COLUMNS = (
+    *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule"),
+    *("augmentation", "mixing", "loss", "learning_rate", "weight_decay", "batch_size", "epochs", "status"),
+    *("val_accuracy", "test_accuracy", "test_ci_low", "test_ci_high", "seeds", "seconds"),
+    *("val_ci_low", "val_ci_high", "val_images", "test_images", "search_val_accuracy", "key"),
+)
+_WHOLE = ("rank", "freeze_epochs", "batch_size", "epochs", "seeds", "val_images", "test_images")
+_TEXT = ("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key")
+
+_PLACE = {"finished": 1, "pruned": 2, "failed": 3}  # finalists stand before them, at 0
+
+
+def ranked(results: Results) -> list[Trial]:
+    """All trials, best first.
+
+    Finalists stand first, in the order that was fixed before the test part was last opened: what the test part said
+    must not move them. Before it is opened they go by the mean of their final runs on the validation part. Then come
+    the other finished trials by validation accuracy, and pruned and failed ones by how far they got.
+    """
+    fixed_order = list(results.openings[-1]["finalists"]) if results.openings else []
+
+    def place(trial: Trial) -> tuple[float, ...]:
+        accuracy = -math.inf if trial.val_accuracy is None else trial.val_accuracy
+        if trial.is_finalist:
+            opened = fixed_order.index(trial.name) if trial.name in fixed_order else len(fixed_order)
+            return 0, opened, -accuracy
+        reached = 0 if trial.status == "finished" else len(trial.search.epochs)
+        return _PLACE[trial.status], -reached, -accuracy
+
+    return sorted(results.trials, key=place)
+
+
+def ranking(results: Results) -> pd.DataFrame:
+    """One row for each trial, best first, with the columns `COLUMNS`.
+
+    Accuracies and interval ends are in [0, 1]. A finalist's are means over its final runs, any other trial's
+    validation accuracy is that of its search run; what was not measured is missing. `epochs` counts the epochs that
+    were trained in the search, `seeds` the runs behind `val_accuracy`, `seconds` search and final runs together.
+    """
+    rows = [_row(rank, trial) for rank, trial in enumerate(ranked(results), start=1)]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    types = {column: "Int64" if column in _WHOLE else "object" if column in _TEXT else "Float64" for column in COLUMNS}
+    return frame.astype(types)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """The ranking as CSV that a spreadsheet takes for data, whatever its cells say."""
+    return frame.map(_no_formula).to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell with an apostrophe in front of any text that a spreadsheet would run as a formula (OWASP, CSV injection).
+
+    Numbers stay numbers. Full-width signs count as well: some spreadsheets run them too.
+    """
+    if not isinstance(cell, str):
+        return cell
+    first = unicodedata.normalize("NFKC", cell).lstrip(" ")[:1]
+    return f"'{cell}" if first in set("=+-@\t\r") else cell
+
+
+@dataclass(frozen=True)
+class StrategyTally:
+    """How the trials of one strategy went."""
+
+    strategy: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """What its finished search runs reached on the validation part: one seed each, so strategies compare."""
+        return [t.search_accuracy for t in self.trials if t.status == "finished" and t.search_accuracy is not None]
+
+    @property
+    def best(self) -> float | None:
+        """The highest of `accuracies`; None if no trial finished."""
+        return max(self.accuracies, default=None)
+
+    @property
+    def middle(self) -> float | None:
+        """The median of `accuracies`; None if no trial finished."""
+        return median(self.accuracies) if self.accuracies else None
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many trials finished, were pruned and failed."""
+        return Counter(trial.status for trial in self.trials)
+
+
+def by_strategy(trials: Iterable[Trial]) -> list[StrategyTally]:
+    """A tally for each strategy, the one with the best finished trial first."""
+    members: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        members[trial.strategy].append(trial)
+    tallies = [StrategyTally(strategy, tuple(group)) for strategy, group in members.items()]
+    return sorted(tallies, key=lambda tally: (1 if tally.best is None else -tally.best, tally.strategy))
+
+
+def _row(rank: int, trial: Trial) -> dict[str, Any]:
+    recipe = trial.search.recipe
+    choices = ("optimizer", "schedule", "augmentation", "mixing", "loss")
+    return {
+        "rank": rank,
+        "trial": visible(trial.name),
+        "strategy": describe(recipe["strategy"], leave_out=frozenset({"freeze_epochs"})),
+        "freeze_epochs": recipe["strategy"].get("freeze_epochs"),
+        "clip_norm": recipe["clip_norm"],
+        "backbone": describe({"name": recipe["backbone"], **recipe["backbone_args"]}),
+        **{choice: describe(recipe[choice]) for choice in choices},
+        **{setting: recipe[setting] for setting in ("learning_rate", "weight_decay", "batch_size")},
+        "epochs": len(trial.search.epochs),
+        "status": trial.status,
+        "val_accuracy": trial.val_accuracy,
+        "seeds": trial.seeds,
+        "seconds": trial.seconds,
+        **_estimated("val", trial.validation),
+        **_estimated("test", trial.test),
+        "test_accuracy": trial.test.mean if trial.test else None,
+        "search_val_accuracy": trial.search_accuracy,
+        "key": trial.search.key,
+    }
+
+
+def _estimated(part: str, estimate: Estimate | None) -> dict[str, float | int | None]:
+    if estimate is None:
+        return {}
+    return {f"{part}_ci_low": estimate.low, f"{part}_ci_high": estimate.high, f"{part}_images": estimate.images}

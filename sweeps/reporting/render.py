@@ -1,0 +1,89 @@
+"""Writes a report: report.md, report.html, ranking.csv, and the figures that report.md shows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from sweeps.reporting import answer, tables
+from sweeps.reporting.canvas import in_page
+from sweeps.reporting.figures import drawings
+from sweeps.reporting.ranking import csv, ranking
+from sweeps.reporting.results import Results
+from sweeps.reporting.words import counted, duration, markdown, visible
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_TOP = 10  # rows of the ranking in report.md; report.html and ranking.csv have all of them
+
+
+def render(results: Results, folder: Path) -> Path:
+    """Write the report into `folder`, made if need be, over an older one; returns the path of report.html.
+
+    Every file is written under another name and renamed, so that none is ever half there.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    context = _context(results)
+    for drawing in context["drawings"]:
+        _write(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
+    _write(folder / "ranking.csv", csv(ranking(results)))
+    _write(folder / "report.md", _markdown_pages().get_template("report.md.j2").render(context))
+    _write(folder / "report.html", _html_pages().get_template("report.html.j2").render(context))
+    return folder / "report.html"
+
+
+def _context(results: Results) -> dict[str, Any]:
+    """All that the two templates fill in; they say the same."""
+    return {
+        "plan": results.plan,
+        "headline": answer.headline(results),
+        "comparison": answer.comparison(results),
+        "caveats": answer.caveats(results),
+        "winning_recipe": answer.winning_recipe(results),
+        "how_to_read": answer.how_to_read(results),
+        "ranking": tables.ranking_table(results),
+        "top": _TOP,
+        "finalists": sum(trial.is_finalist for trial in results.trials),
+        "common_settings": tables.common_settings(results),
+        "strategies": tables.strategies_table(results),
+        "failures": tables.failures_table(results),
+        "drawings": drawings(results),
+        "runs": counted(len(results.records), "run"),
+        "time_spent": duration(results.seconds),
+    }
+
+
+def _html_pages() -> Environment:
+    """Templates in which everything that is filled in is made visible and escaped."""
+    pages = _pages(autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else visible(value))
+    # matplotlib escaped the names in it already.
+    pages.filters["in_page"] = lambda svg: Markup(in_page(svg))
+    return pages
+
+
+def _markdown_pages() -> Environment:
+    """Templates in which everything that is filled in is made visible and escaped for Markdown."""
+    pages = _pages(autoescape=False, finalize=lambda value: value if isinstance(value, Markup) else markdown(value))
+    # For indented code blocks only: they show every character, and end at the line's end.
+    pages.filters["verbatim"] = lambda text: Markup(visible(text))
+    return pages
+
+
+def _pages(**settings: Any) -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **settings,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8", newline="\n")
+    unfinished.replace(path)

@@ -1,0 +1,124 @@
+"""Tables of text for a person: the ranking, the strategies, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeps.reporting.ranking import by_strategy, ranked
+from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.statistics import Estimate
+from sweeps.reporting.words import describe, duration, number, percent, shortened, visible
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of plain text, harmless to print; escape them for HTML or Markdown."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def only(self, *columns: str) -> Table:
+        """The same table with some of its columns, in the order given."""
+        places = [self.header.index(column) for column in columns]
+        return Table(columns, tuple(tuple(row[place] for place in places) for row in self.rows))
+
+
+def summary(results: Results, top: int = 10) -> Table:
+    """The first rows of the ranking, narrow enough for a terminal."""
+    return _ranking(ranked(results)[:top], ()).only("rank", "trial", "strategy", "status", "validation", "test")
+
+
+def ranking_table(results: Results, top: int | None = None) -> Table:
+    """The ranking with a column for each setting that is not the same in all trials."""
+    same = common_settings(results)
+    trials = ranked(results)
+    differing = [setting for trial in trials[:1] for setting in _settings(trial) if setting not in {*same, "strategy"}]
+    return _ranking(trials[:top], differing)
+
+
+def common_settings(results: Results) -> dict[str, str]:
+    """The settings that all trials share, and their values: what a table need not repeat in every row."""
+    columns = [_settings(trial) for trial in results.trials]
+    return {
+        setting: value
+        for setting, value in (columns[0] if columns else {}).items()
+        if all(column[setting] == value for column in columns)
+    }
+
+
+def strategies_table(results: Results) -> Table:
+    """How many trials each strategy had and what they came to, in the search and on its validation part."""
+    return Table(
+        ("strategy", "trials", "finished", "best", "median", "pruned", "failed"),
+        tuple(
+            (
+                visible(tally.strategy),
+                str(len(tally.trials)),
+                str(tally.counts["finished"]),
+                percent(tally.best),
+                percent(tally.middle),
+                str(tally.counts["pruned"]),
+                str(tally.counts["failed"]),
+            )
+            for tally in by_strategy(results.trials)
+        ),
+    )
+
+
+def failures_table(results: Results) -> Table:
+    """Every run that failed, of the search and of the finals, with its reason."""
+    failed = sorted((record for record in results.records if record.status == "failed"), key=lambda r: r.trial)
+    return Table(
+        ("trial", "strategy", "epochs", "reason"),
+        tuple(
+            (
+                visible(record.trial),
+                describe(record.recipe["strategy"]),
+                str(len(record.epochs)),
+                shortened(visible(record.error or "no reason was recorded"), 300),
+            )
+            for record in failed
+        ),
+    )
+
+
+def _ranking(trials: Sequence[Trial], settings: Sequence[str]) -> Table:
+    """What was reached stands before the settings, so that no screen is too narrow to show it."""
+    rows = []
+    for rank, trial in enumerate(trials, start=1):
+        chosen = _settings(trial)
+        rows.append(
+            (
+                str(rank),
+                visible(trial.name),
+                chosen["strategy"],
+                _with_interval(trial.val_accuracy, trial.validation),
+                _with_interval(trial.test.mean if trial.test else None, trial.test),
+                str(trial.seeds),
+                trial.status,
+                str(len(trial.search.epochs)),
+                duration(trial.seconds),
+                *(chosen[setting] for setting in settings),
+            )
+        )
+    reached = ("rank", "trial", "strategy", "validation", "test", "seeds", "status", "epochs", "time")
+    return Table((*reached, *settings), tuple(rows))
+
+
+def _settings(trial: Trial) -> dict[str, str]:
+    recipe = trial.search.recipe
+    clip_norm = recipe["clip_norm"]
+    return {
+        "strategy": describe(recipe["strategy"]),
+        "clip norm": "none" if clip_norm is None else number(clip_norm),
+        "backbone": describe({"name": recipe["backbone"], **recipe["backbone_args"]}),
+        **{choice: describe(recipe[choice]) for choice in ("optimizer", "schedule", "augmentation", "mixing", "loss")},
+        **{name.replace("_", " "): number(recipe[name]) for name in ("learning_rate", "weight_decay", "batch_size")},
+    }
+
+
+def _with_interval(accuracy: float | None, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return percent(accuracy)
+    return f"{percent(accuracy)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"

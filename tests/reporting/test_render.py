@@ -1,0 +1,145 @@
+"""The report as files: complete at every stage of a sweep, self-contained, and deaf to what names say."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from sweeps.reporting.render import render
+from sweeps.reporting.results import Results
+from tests.reporting.conftest import a_plan, a_record, results_of, some_finals
+from xfer.records import Record
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+EVIL = "<script>alert(1)</script>|`*[x](y)\n# no\x1b[31m\u202e\"'>{{ 7 * 7 }}"
+
+
+class Tags(HTMLParser):
+    """Which tags a page has, and everything it would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "xlink:href", "srcset", "data")]
+
+
+def pages(results: Results, folder: Path) -> tuple[str, str]:
+    """What report.md and report.html say."""
+    html = render(results, folder)
+    return (folder / "report.md").read_text(encoding="utf-8"), html.read_text(encoding="utf-8")
+
+
+def test_a_report_is_these_files_and_nothing_else(opened: Results, tmp_path: Path) -> None:
+    assert render(opened, tmp_path / "new" / "report") == tmp_path / "new" / "report" / "report.html"
+    assert sorted(str(path.relative_to(tmp_path / "new/report")) for path in tmp_path.rglob("*.*")) == [
+        "figures/cost.svg",
+        "figures/finalists.svg",
+        "figures/learning_curves.svg",
+        "figures/strategies.svg",
+        "ranking.csv",
+        "report.html",
+        "report.md",
+    ]
+
+
+def test_rendering_again_gives_the_same_bytes(opened: Results, tmp_path: Path) -> None:
+    first = pages(opened, tmp_path)
+    assert pages(opened, tmp_path) == first
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [a_record("0000", (), "failed", error="out of memory"), a_record("0001", (), "failed")],
+        [a_record("0000", (0.5,), "pruned")],
+        [a_record("0000")],
+        [a_record("0000"), a_record("0001"), *some_finals("0000", 0.9)],
+    ],
+    ids=["nothing yet", "all failed", "all pruned", "a single trial", "finals before the opening"],
+)
+def test_a_report_can_be_rendered_at_any_time(records: list[Record], tmp_path: Path) -> None:
+    for page in pages(results_of(records), tmp_path):
+        for word in ("nan%", ">nan<", "None", "undefined"):
+            assert word not in page
+
+
+def test_both_pages_say_what_was_found_and_how_it_was_made(opened: Results, tmp_path: Path) -> None:
+    provenance = opened.plan["provenance"]
+    for page in pages(opened, tmp_path):
+        for said in (
+            "Best is freeze_then_unfreeze(freeze_epochs=2)",
+            "90.0% (82.6% to 94.5%; 100 images, 3 seeds)",
+            "scratch 80.0%",
+            "loss is NaN at step 12",
+            "0123456789abcdef" * 4,
+            "train/bees/broken.jpg",
+            "sgd, adam, radam, ranger",
+            provenance["command"],
+            provenance["commit"],
+            "torch 2.15.0",
+            "1 min 50 s in 11 runs",
+        ):
+            assert said in page
+
+
+def test_a_second_opening_is_told(tmp_path: Path) -> None:
+    records = [a_record("0000"), *some_finals("0000", 0.9, 0.9)]
+    for page in pages(results_of(records, ["0000"], ["0000"]), tmp_path):
+        assert "no longer untouched" in page
+
+
+def test_the_page_runs_nothing_and_fetches_nothing(opened: Results, tmp_path: Path) -> None:
+    _, html = pages(opened, tmp_path)
+    tags = Tags(html)
+    assert f'content="{POLICY}"' in html
+    assert tags.names.count("svg") == 4
+    assert not {"script", "link", "iframe", "object", "img"} & set(tags.names)
+    assert all(target.startswith("#") for target in tags.fetched)
+
+
+def test_names_from_outside_are_text_on_every_page(tmp_path: Path) -> None:
+    plan = a_plan(name=EVIL, question=EVIL, space={EVIL: EVIL})
+    plan["data"] |= {"folder": EVIL, "classes": [EVIL, "bees"], "notes": [EVIL], "split": EVIL}
+    plan["provenance"] |= {"command": EVIL}
+    records = [
+        a_record("0000", strategy=EVIL, optimizer={"name": EVIL, EVIL: EVIL}, backbone=EVIL),
+        a_record("0001", (), "failed", error=EVIL),
+        *some_finals("0000", 0.9, 0.9, strategy=EVIL),
+    ]
+    markdown, html = pages(results_of(records, ["0000"], **plan), tmp_path)
+    calm_markdown, calm_html = pages(results_of([a_record("0000"), *records[2:]], ["0000"]), tmp_path / "calm")
+
+    assert set(Tags(html).names) == set(Tags(calm_html).names)
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    inline = {child.type for token in tokens for child in token.children or []}
+    assert "html_block" not in {token.type for token in tokens}
+    assert not {"html_inline", "code_inline"} & inline
+    assert sum(token.type == "heading_open" for token in tokens) == calm_markdown.count("\n#") + 2  # + title, failed
+    table_rows = sum(token.type == "tr_open" for token in tokens)
+    assert table_rows == (1 + 2) + (1 + 2) + (1 + 1)
+    for page in (markdown, html, *(path.read_text() for path in tmp_path.rglob("*.svg"))):
+        assert not any(character in page for character in "\x1b\u202e")
+
+
+def test_a_crash_while_writing_leaves_the_older_report(
+    opened: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pages(opened, tmp_path)
+
+    def no_space(*_: object, **__: object) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", no_space)
+    with pytest.raises(OSError, match="no space"):
+        render(opened, tmp_path)
+    monkeypatch.undo()
+    assert ((tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()) == before
