@@ -1,4 +1,4 @@
-"""What can be done with sweeps that ran or run: python -m sweeps ui | list | status RUN | report RUN."""
+"""What can be done with sweeps that ran or run: python -m sweeps ui | list | status RUN | report RUN | sync RUN."""
 
 from __future__ import annotations
 
@@ -96,6 +96,28 @@ def report(run: Run, storage: Path = Path("runs"), reports: Path = Path("reports
     from sweeps.engine.reports import report as render
 
     print(render(_found(run, storage), reports))
+    return 0
+
+
+@app.command
+def sync(run: Run, storage: Path = Path("runs"), tracking_uri: str = "") -> int:
+    """Bring MLflow to what has been stored, for instance after its server was away.
+
+    Args:
+        run: the sweep's name, or its folder.
+        storage: folder that it was written to, where only its name is given.
+        tracking_uri: MLflow's address; the database in the storage folder unless given.
+    """
+    from sweeps.engine.tracking import Mirror, default_uri
+
+    store = _found(run, storage)
+    if driver := lease.holder(store.folder):
+        raise ValueError("{name} is being run by process {pid} on {host}, which does this".format(name=run, **driver))
+    uri = tracking_uri or default_uri(store.folder.parent)
+    if not Mirror(store, uri).sync():
+        print(f"MLflow could not be reached, or did not take everything: {uri}", file=sys.stderr)
+        return 1
+    print(f"MLflow has everything of {store.name}")
     return 0
 
 

@@ -80,7 +80,7 @@ def _found(folder: Path) -> list[Path]:
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if isinstance(value, Tensor):
-        tensors[place] = value.detach().cpu().contiguous()
+        tensors[place] = value.detach().cpu().contiguous().clone()  # two names of one tensor are two tensors on disk
         return {"__tensor__": place}
     if isinstance(value, Mapping):
         return {str(key): _without_tensors(each, tensors, f"{place}/{key}") for key, each in value.items()}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xfer import backbones
+from xfer.data.images import SHOWN
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Classifier:
     model: nn.Module
     classes: tuple[str, ...]
     image_size: int
-    """Side in pixels; images are squashed to it, as `xfer.data.images.read_image` does."""
+    """Side in pixels; `xfer.data.images.read_image` brings photos to it as it was done for training."""
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network makes of images: uint8 [N, H, W, 3] to probabilities [N, C], each row summing to 1.
@@ -53,7 +54,7 @@ def save_classifier(
         "backbone_args": backbone_args,
         "classes": list(classes),
         "image_size": size,
-        "resize": "squash",
+        "resize": f"squash to a square, then the middle {SHOWN:.1%} of each side",
         "mean": list(statistics.mean),
         "std": list(statistics.std),
     }

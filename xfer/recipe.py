@@ -38,6 +38,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """What is within reason, both ends included: a value beyond is a slip of the keyboard."""
 
+WHOLE = ("batch_size", "epochs", "image_size", "classes")
+"""The limited values that are whole numbers."""
+
 CHANCE = ("seed", "draw")
 """The fields that a repetition changes: part of a recipe's `id`, not of its `key`."""
 
@@ -82,9 +85,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
+            value, kind = getattr(self, name), int if name in WHOLE else float
+            if value is None and name == "clip_norm":
+                continue
+            if value is None or not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+            if kind(value) != value:
+                raise ValueError(f"{name} is {value}; a whole number is wanted")
+            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one recipe, and must hash as one
         strategy = self.strategy.build(STRATEGIES)
         if strategy.pretrained != bool(self.weights):
             raise ValueError(

@@ -276,7 +276,8 @@ def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:
 
 def _like_parameters(optimizer: torch.optim.Optimizer) -> None:
     """Give each moment the memory layout of its parameter: with another one, kernels may add in another order."""
-    for parameter, state in optimizer.state.items():
+    inner = getattr(optimizer, "_base_optimizer", optimizer)  # Lookahead keeps its state in the one it wraps
+    for parameter, state in inner.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

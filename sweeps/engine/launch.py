@@ -115,13 +115,16 @@ class Sweep:
         self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
 
     def search(self) -> None:
-        """Run the trials of the search that have not ended yet, known-good recipes first."""
+        """Run the trials of the search that have not ended yet, known-good recipes first.
+
+        Those are never stopped early: they are what strategies are compared by, and what all others are held against.
+        """
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
 
         def goes_on(history: History, trial: str) -> bool:
-            return judge(history, trial, self._plan.epochs)
+            return int(trial) < self._proposer.known_good or judge(history, trial, self._plan.epochs)
 
         self._run(
             "search",
@@ -134,14 +137,16 @@ class Sweep:
         )
 
     def finals(self) -> None:
-        """Run the best recipes of the search again, on new seeds, and where data are few on new validation parts."""
-        chosen = finals.choose(self._records.values(), self._plan.finalists)
-        if not chosen or self._unfinished("search"):
+        """Run the best recipes of the search again, on new seeds, and where data are few on new validation parts.
+
+        A search that its time budget cut short has its best so far.
+        """
+        chosen, trials = self._finalists(), self._final_trials()
+        if not chosen:
             return
         decisions = self._store.decisions("finals")
         if not decisions or decisions[-1]["finalists"] != chosen:
             self._store.decide("finals", {"at": now(), "finalists": chosen, "seeds": self._plan.seeds})
-        trials = finals.trials([self._records[name] for name in chosen], self._plan, self._prepared.redraws)
         ended = self._ended("final")
         self._run(
             "finals",
@@ -154,11 +159,10 @@ class Sweep:
         )
 
     def open_test(self) -> None:
-        """Fix the finalists' ranking, then open the test part for them."""
-        decisions = self._store.decisions("finals")
-        if not decisions or self._unfinished("final"):
+        """Fix the finalists' ranking, then open the test part for them; not before all of their runs have ended."""
+        if any(trial.name not in self._records for trial in self._final_trials()):
             return
-        runs = finals.runs(self._records.values(), decisions[-1]["finalists"])
+        runs = finals.runs(self._records.values(), self._finalists())
         ranked = finals.rank(runs)
         openings = self._store.decisions("openings")
         if ranked and (not openings or openings[-1]["finalists"] != ranked):
@@ -247,8 +251,12 @@ class Sweep:
     def _ended(self, phase: str) -> dict[str, Record]:
         return {name: record for name, record in self._records.items() if record.phase == phase}
 
-    def _unfinished(self, phase: str) -> bool:
-        return any(trial.phase == phase and name not in self._records for name, trial in self._trials.items())
+    def _finalists(self) -> list[str]:
+        return finals.choose(self._records.values(), self._plan.finalists)
+
+    def _final_trials(self) -> list[Trial]:
+        chosen = [self._records[name] for name in self._finalists()]
+        return finals.trials(chosen, self._plan, self._prepared.redraws)
 
     def _expected_finals(self) -> float:
         """How many seconds the finals will take, from what full trials took so far."""

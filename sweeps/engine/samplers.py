@@ -62,6 +62,11 @@ class Proposer:
         self._open: dict[str, optuna.Trial] = {}
         self._first = space.known_good(arms)
 
+    @property
+    def known_good(self) -> int:
+        """How many trials come before the sampler's first proposal."""
+        return len(self._first)
+
     def propose(self, trial: str, number: int) -> tuple[dict[str, Any], Config]:
         """The sampler's parameters for trial `number`, and the configuration they stand for; known-good ones first."""
         if number < len(self._first):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,12 +36,14 @@ def none(history: History, trial: str, epochs: int) -> bool:
     return True
 
 
-def asha(history: History, trial: str, epochs: int, first_rung: int = 1, reduction: int = 3) -> bool:
+def asha(history: History, trial: str, epochs: int, first_rung: int | None = None, reduction: int = 3) -> bool:
     """Asynchronous successive halving (Li et al. 2020), in its stopping variant, as in Ray's `AsyncHyperBandScheduler`.
 
     Rungs stand after epochs first_rung * reduction**k. A trial that reaches one goes on if it is in the best
-    1/reduction of those that have reached it before.
+    1/reduction of those that have reached it before. The first rung stands after a quarter of the epochs unless given:
+    a learning rate that is still warming up says little about where a trial will end.
     """
+    first_rung = first_rung or math.ceil(epochs / 4)
     epoch = len(history[trial].values)
     value = history[trial].at(epoch)
     if value is None or epoch >= epochs or epoch not in _rungs(epochs, first_rung, reduction):

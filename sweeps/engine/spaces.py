@@ -63,13 +63,13 @@ Domain = Options | Range
 AXES: dict[str, Domain] = {
     "strategy": Options(("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")),
     "clip_norm": Options((None, 0.5, 1.0, 5.0)),
-    "optimizer": Options(("adam", "sgd", "radam", "ranger")),
+    "optimizer": Options(("sgd", "adam", "radam", "ranger")),
     "schedule": Options(("onecycle", "cosine")),
     "augmentation": Options(("flip", "none", "randaugment")),
     "mixing": Options(("none", "cutmix")),
     "loss": Options(("cross_entropy", "label_smoothing")),
     "weight_decay": Range(1e-6, 1e-2, log=True),
-    "batch_size": Options((32, 16, 64)),
+    "batch_size": Options((16, 32, 64)),
 }
 """What every sweep searches unless told otherwise. Where nothing is known, the first value is the one to begin with."""
 
@@ -89,21 +89,24 @@ LEARNING_RATES: dict[str, Range] = {
     "ranger": Range(1e-4, 3e-2, log=True),
 }
 
-GOOD_RATES: dict[str, float] = {"sgd": 2e-2, "adam": 5e-4, "radam": 5e-4, "ranger": 1e-3}
+GOOD_RATES: dict[str, float] = {"sgd": 1e-2, "adam": 5e-4, "radam": 5e-4, "ranger": 1e-3}
 """Where to begin when everything is trained; a head alone takes ten times as much."""
 
 KNOWN_GOOD: tuple[Config, ...] = (
     # The sources' own advice: start with everything trained from the first step and the gradient norm clipped at 1.0.
-    {"strategy": "clip"},
-    {"strategy": "freeze_then_unfreeze", "freeze_epochs": 2},
-    {"strategy": "linear_probe"},
-    {"strategy": "naive"},
+    {"strategy": "clip", "clip_norm": 1.0},
+    {"strategy": "freeze_then_unfreeze", "freeze_epochs": 2, "clip_norm": 1.0},
+    {"strategy": "linear_probe", "optimizer": "adam", "batch_size": 32},
+    # With nothing to bound the head's first gradients, a rate of 1e-2 throws MobileNetV2 back to guessing.
+    {"strategy": "naive", "sgd.learning_rate": 1e-3},
     # The recipe search on Stanford Cars: Ranger, label smoothing, RandAugment.
     {"strategy": "clip", "optimizer": "ranger", "loss": "label_smoothing", "augmentation": "randaugment"},
     # The yardstick: what the same network reaches without transfer.
-    {"strategy": "scratch"},
+    {"strategy": "scratch", "optimizer": "adam"},
 )
-"""What is tried first, best bet first. Axes that are not named take their first value."""
+"""What is tried first, best bet first. Axes that are not named take their first value, rates those of `GOOD_RATES`.
+
+Chosen on validation parts of Hymenoptera and Dogs vs Cats (MobileNetV2 at 128 px, two draws each, 2026-11-20)."""
 
 
 class Asked(Protocol):

@@ -21,7 +21,7 @@ import pytest
 
 from sweeps.engine import objects, tracking
 from sweeps.engine.store import Store, Trial
-from sweeps.engine.tracking import Mirror, default_uri
+from sweeps.engine.tracking import Mirror, client, default_uri
 from xfer.records import Epoch, Evaluation, Phase, Record, Status
 
 PLAN: dict[str, Any] = {
@@ -453,7 +453,9 @@ def test_a_server_that_is_absent_is_logged_once_and_raises_nothing(
     mirror = Mirror(store, f"http://me:hunter2@127.0.0.1:{free_port()}")
     assert not mirror.sync()
     assert not mirror.sync()
-    assert [record.levelname for record in caplog.records if record.name == tracking.log.name] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "sweeps.engine.tracking.mirror"] == [
+        "WARNING"
+    ]
     assert "hunter2" not in caplog.text
     assert not mirror.complete
 
@@ -530,7 +532,7 @@ def test_a_damaged_epoch_that_is_trained_again_arrives(store: Store) -> None:
 
 
 def test_a_server_that_hangs_holds_nobody_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tracking.SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setitem(client.SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
         mirror = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}", period_seconds=0.05).start()
         time.sleep(0.3)

@@ -15,6 +15,10 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", 
 MAX_PIXELS = 64_000_000
 """A 64-megapixel image takes 192 MB once decoded; Pillow's own limit stands at 179 megapixels."""
 MAX_BYTES = 256 * 2**20
+SHOWN = 0.875
+"""The middle share of each side that is kept, timm's and torchvision's usual one: networks are pretrained on crops, in
+which things look larger. Cross-validated frozen probes of MobileNetV2 at 128 px on five data sets, mean accuracy
+(2026-11-20): squashed and cropped .794, cut square .786, cut square and cropped .785, squashed .775, padded .758."""
 
 
 class UnreadableImageError(ValueError):
@@ -24,8 +28,8 @@ class UnreadableImageError(ValueError):
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """The picture in a file as `size` x `size` RGB pixels, uint8 [size, size, 3].
 
-    Turned upright as its EXIF data says, its first frame if it has several, transparency laid on white, and squashed
-    to a square: nothing at the edges is lost, which fine distinctions often need.
+    Turned upright as its EXIF data says, its first frame if it has several, transparency laid on white, squashed to a
+    square rather than cut to one, and of that the middle (see `SHOWN`).
 
     Raises:
         UnreadableImageError: see there; the message says what is wrong, without the path.
@@ -38,7 +42,9 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             image.draft("RGB", (size * 2, size * 2))  # JPEG decodes straight to about this size: several times faster
             upright = ImageOps.exif_transpose(image)
-            return np.asarray(_rgb(upright).resize((size, size), Image.Resampling.BICUBIC))
+            left, top = (1 - SHOWN) / 2 * upright.width, (1 - SHOWN) / 2 * upright.height
+            middle = (left, top, upright.width - left, upright.height - top)
+            return np.asarray(_rgb(upright).resize((size, size), Image.Resampling.BICUBIC, box=middle))
     except UnreadableImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their format's code happens to raise

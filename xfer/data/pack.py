@@ -19,7 +19,7 @@ from xfer.data.images import UnreadableImageError, read_image
 from xfer.data.sources import Example, Source
 from xfer.records import Part
 
-FORMAT = 1
+FORMAT = 2
 """Part of every pack's hash: raised when the same files would be decoded to other pixels."""
 
 Progress = Callable[[int, int], None]
@@ -79,14 +79,16 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
 
     Args:
         folder: what `Pack.folder` said.
-        verify: whether to hash the pixels and compare: seconds for a large pack, so once per sweep, not per trial.
+        verify: whether to hash everything and compare: seconds for a large pack, so once per sweep, not per trial.
 
     Raises:
-        ValueError: the pixels are not those that were written.
+        ValueError: pixels or labels are not those that were written.
     """
     meta = json.loads((folder / "pack.json").read_bytes())
-    if verify and digest.of_file(folder / "images.npy") != meta["images_sha256"]:
-        raise ValueError(f"the pack {folder} is damaged: remove that folder, and it is built again")
+    if verify:
+        said = {name: value for name, value in meta.items() if name != "sha256"}
+        if digest.of_values(said) != meta["sha256"] or digest.of_file(folder / "images.npy") != meta["images_sha256"]:
+            raise ValueError(f"the pack {folder} is damaged: remove that folder, and it is built again")
     return Pack(
         folder=folder,
         hash=meta["hash"],
@@ -151,7 +153,7 @@ def _decode(
             "skipped": [problem for problem in problems if problem],
             "images_sha256": digest.of_file(temporary / "images.npy"),
         }
-        (temporary / "pack.json").write_text(json.dumps(meta))
+        (temporary / "pack.json").write_text(json.dumps({**meta, "sha256": digest.of_values(meta)}))
         try:
             temporary.rename(folder)
         except OSError:

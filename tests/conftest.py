@@ -1,0 +1,162 @@
+"""What the tests share: one tiny data set, its pack, tiny networks with weights, and one finished Record.
+
+Torch and xfer are imported where they are used, so that the tests of sweeps.reporting run where there is no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from xfer.data.pack import Pack
+    from xfer.recipe import Recipe
+    from xfer.records import Record
+    from xfer.run import Run
+
+ROOT = Path(__file__).parent.parent
+BACKBONE = "test_efficientnet"  # of timm's networks for tests the smallest: 0.1 million parameters
+CLASSES = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+PER_CLASS = 12
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    """Torch on one thread: the tests share two cores, and bit-equality holds for one number of threads."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 noisy pictures, a folder per class; the classes differ in colour. Half are PNG, half JPEG."""
+    root = tmp_path_factory.mktemp("images") / "colours"
+    chance = np.random.default_rng(0)
+    for name, colour in CLASSES.items():
+        (root / name).mkdir(parents=True)
+        for number in range(PER_CLASS):
+            pixels = np.clip(chance.normal(colour, 30, size=(40, 48, 3)), 0, 255).astype(np.uint8)
+            suffix = "png" if number % 2 else "jpg"
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.{suffix}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pack(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """`image_folder` at 32 pixels; divided it gives 24 training, 6 validation and 6 test images."""
+    from xfer.data.pack import build_pack
+    from xfer.data.sources import folder
+
+    return build_pack(folder(image_folder), SIZE, tmp_path_factory.mktemp("packs"))
+
+
+@pytest.fixture(scope="session")
+def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A file with "pretrained" weights of a timm network for 5 classes: random, but the same in every session."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def file(backbone: str) -> Path:
+        import safetensors.torch
+        import timm
+        import torch
+        from torch import nn
+
+        path = folder / f"{backbone}.safetensors"
+        if not path.exists():
+            size = {"img_size": SIZE} if timm.get_pretrained_cfg(backbone).fixed_input_size else {}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1234)
+                model = timm.create_model(backbone, num_classes=5, **size)
+                for module in model.modules():
+                    if isinstance(module, nn.BatchNorm2d):  # statistics unlike those of a fresh network
+                        module.running_mean.normal_(0, 0.1)
+                        module.running_var.uniform_(0.5, 1.5)
+            safetensors.torch.save_file(model.state_dict(), path)
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def weights(weights_of: Callable[[str], Path]) -> Path:
+    """Weights for BACKBONE."""
+    return weights_of(BACKBONE)
+
+
+@pytest.fixture(scope="session")
+def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., Recipe]:
+    """Recipes on `pack`, two short epochs unless said otherwise.
+
+    Choices may be given by name alone. The weights follow from strategy and backbone, and where the strategy is a
+    preset that clips, so does the clip norm.
+    """
+    from xfer import digest
+    from xfer.choices import choose
+    from xfer.methods.strategies import STRATEGIES
+    from xfer.recipe import TABLES, recipe_from
+
+    def recipe(**changes: Any) -> Recipe:
+        plain: dict[str, Any] = {
+            "data": pack.hash,
+            "classes": len(CLASSES),
+            "image_size": SIZE,
+            "backbone": BACKBONE,
+            "strategy": "naive",
+            "optimizer": "sgd",
+            "schedule": "cosine",
+            "augmentation": "none",
+            "mixing": "none",
+            "loss": "cross_entropy",
+            "learning_rate": 0.01,
+            "weight_decay": 1e-4,
+            "batch_size": 8,
+            "epochs": 2,
+            **changes,
+        }
+        plain |= {kind: {"name": plain[kind]} for kind in TABLES if isinstance(plain[kind], str)}
+        if plain["strategy"]["name"] in STRATEGIES:
+            strategy = choose("strategy", STRATEGIES, **plain["strategy"]).build(STRATEGIES)
+            plain.setdefault("clip_norm", strategy.clip_norm)
+            if "weights" not in plain:
+                plain["weights"] = digest.of_file(weights_of(plain["backbone"])) if strategy.pretrained else ""
+        return recipe_from({"weights": "", **plain})
+
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def make_run(one_thread: None, pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., Run]:
+    """A Run of a recipe that `make_recipe` made, on the CPU."""
+    import torch
+
+    from xfer.run import Run
+
+    def run(recipe: Recipe, folder: Path | None = None) -> Run:
+        file = weights_of(recipe.backbone) if recipe.weights else None
+        return Run(recipe, pack, file, device=torch.device("cpu"), folder=folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def record(make_recipe: Callable[..., Recipe], make_run: Callable[..., Run]) -> Record:
+    """What two real epochs came to."""
+    run = make_run(make_recipe())
+    list(run)
+    return run.record(trial="0000")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photos and real weights, beside the repository; nothing of them is copied into it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}")
+    return folder

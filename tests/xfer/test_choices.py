@@ -1,0 +1,45 @@
+"""Names and parameters of a table's entry, as a person writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from xfer.choices import Choice, choose, parameters, unknown
+from xfer.recipe import TABLES
+
+ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_every_entry_of_every_table_goes_under_its_own_name(kind, name):
+    assert TABLES[kind][name].__name__ == name
+    assert choose(kind, TABLES[kind], name).name == name
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_every_entry_says_in_a_sentence_what_it_is(kind, name):
+    assert "." in TABLES[kind][name].__doc__
+
+
+def table(first, second=2, third="x"):
+    return first, second, third
+
+
+def test_parameters_are_the_arguments_that_have_a_default():
+    assert parameters(table) == {"second": 2, "third": "x"}
+
+
+def test_a_choice_has_every_parameter_in_the_tables_order_and_builds():
+    choice = choose("table", {"table": table}, "table", third="y")
+    assert choice == Choice("table", (("second", 2), ("third", "y")))
+    assert str(choice) == "table(second=2, third=y)"
+    assert choice.as_dict() == {"name": "table", "second": 2, "third": "y"}
+    assert choice.build({"table": table}, "given") == ("given", 2, "y")
+    assert str(choose("mixing", TABLES["mixing"], "none")) == "none"
+
+
+def test_what_is_unknown_is_met_with_what_is_near():
+    assert unknown("optimizer", "rangr", ["sgd", "ranger"]) == (
+        "unknown optimizer 'rangr': did you mean ranger? Known: sgd, ranger"
+    )
+    assert unknown("optimizer", "zzz", []) == "unknown optimizer 'zzz'. Known: none"

@@ -1,0 +1,99 @@
+"""A trained network as a folder: it says the same as the run that trained it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from xfer.data.loader import batches
+from xfer.export import load_classifier, save_classifier
+
+NETWORKS = ["test_resnet", "test_efficientnet", "test_vit"]
+
+
+def trained(make_recipe, make_run, **changes):
+    run = make_run(make_recipe(epochs=3, optimizer="adam", **changes))
+    list(run)
+    return run
+
+
+def export(run, folder, classes):
+    args = dict(run.recipe.backbone_args)
+    save_classifier(folder, run.model, run.recipe.backbone, args, classes, run.recipe.image_size)
+    return load_classifier(folder)
+
+
+def probabilities_of(run, places):
+    """As the run itself reckons them."""
+    run.model.eval()
+    with torch.inference_mode():
+        return torch.cat([run.model(run._prepare(images)) for images, _ in batches(run.pack, places, 64)]).softmax(1)
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_a_classifier_says_the_same_as_the_run_that_trained_it(make_recipe, make_run, tmp_path, backbone):
+    run = trained(make_recipe, make_run, backbone=backbone)
+    classifier = export(run, tmp_path, run.pack.classes)
+    expected = probabilities_of(run, np.arange(36)).numpy()
+    found = classifier.probabilities(np.array(run.pack.images))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    places = run.split.test
+    right = found[places].argmax(axis=1) == run.pack.labels[places]
+    assert tuple(right.tolist()) == run.evaluate("test").correct
+
+
+def test_arguments_of_the_backbone_are_kept(make_recipe, make_run, tmp_path):
+    run = trained(make_recipe, make_run, backbone_args={"pad_type": "same"})
+    plain = trained(make_recipe, make_run)
+    found = export(run, tmp_path / "same", run.pack.classes).probabilities(np.array(run.pack.images))
+    np.testing.assert_allclose(found, probabilities_of(run, np.arange(36)).numpy(), atol=1e-6)
+    assert not np.allclose(found, probabilities_of(plain, np.arange(36)).numpy(), atol=1e-3)
+
+
+def test_the_card_is_plain_json_and_nothing_is_pickled(make_recipe, make_run, tmp_path):
+    run = trained(make_recipe, make_run)
+    classes = ("日本", "naïve <b>", 'a "quote"\n')
+    classifier = export(run, tmp_path / "new" / "model", classes)
+    assert {path.name for path in (tmp_path / "new" / "model").iterdir()} == {"model.json", "model.safetensors"}
+    card = json.loads((tmp_path / "new" / "model" / "model.json").read_text(encoding="utf-8"))
+    assert card["classes"] == list(classes)
+    assert (card["backbone"], card["image_size"]) == ("test_efficientnet", 32)
+    assert card["resize"] == "squash to a square, then the middle 87.5% of each side"
+    assert len(card["mean"]) == len(card["std"]) == 3
+    assert classifier.classes == classes
+    assert classifier.image_size == 32
+
+
+def test_exporting_does_not_change_the_run(make_recipe, make_run, tmp_path):
+    run, undisturbed = trained(make_recipe, make_run), trained(make_recipe, make_run)
+    export(run, tmp_path, run.pack.classes)
+    for name, tensor in undisturbed.model.state_dict().items():
+        assert torch.equal(run.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 16, 16, 3), np.uint8),
+        ((2, 32, 32, 1), np.uint8),
+        ((2, 3, 32, 32), np.uint8),
+        ((32, 32, 3), np.uint8),
+        ((2, 32, 32, 3), np.float32),
+        ((2, 32, 32, 3), np.int64),
+    ],
+)
+def test_images_of_another_shape_or_type_are_refused(make_recipe, make_run, tmp_path, shape, dtype):
+    run = make_run(make_recipe())
+    classifier = export(run, tmp_path, run.pack.classes)
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, 32, 32, 3\], not "):
+        classifier.probabilities(np.zeros(shape, dtype=dtype))
+
+
+def test_no_images_have_no_probabilities(make_recipe, make_run, tmp_path):
+    run = make_run(make_recipe())
+    assert export(run, tmp_path, run.pack.classes).probabilities(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3)

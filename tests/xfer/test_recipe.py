@@ -1,0 +1,247 @@
+"""Everything that decides one run: what its hashes see, how it travels as JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from xfer import digest
+from xfer.choices import choose, parameters
+from xfer.data.pack import build_pack
+from xfer.data.sources import folder
+from xfer.recipe import LIMITS, TABLES, Recipe, recipe_from
+
+ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
+CHANGES = {
+    "data": "f" * 64,
+    "classes": 4,
+    "image_size": 64,
+    "backbone": "test_resnet",
+    "weights": "e" * 64,
+    "strategy": "linear_probe",
+    "optimizer": "adam",
+    "schedule": "onecycle",
+    "augmentation": "flip",
+    "mixing": "cutmix",
+    "loss": "label_smoothing",
+    "learning_rate": 0.5,
+    "weight_decay": 0.5,
+    "batch_size": 9,
+    "epochs": 3,
+    "clip_norm": 2.0,
+    "backbone_args": {"pad_type": "same"},
+    "split_seed": 1,
+    "seed": 1,
+    "draw": 1,
+}
+
+
+# Key and id
+
+
+def test_every_field_has_a_change_below():
+    assert CHANGES.keys() == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_is_part_of_the_id_and_all_but_chance_of_the_key(make_recipe, field):
+    before, after = make_recipe(), make_recipe(**{field: CHANGES[field]})
+    assert before.id != after.id
+    assert (before.key == after.key) is (field in ("seed", "draw"))
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_a_choices_own_parameters_are_part_of_the_key(make_recipe, kind, name):
+    clip = {"clip_norm": 1.0}
+    for parameter, default in parameters(TABLES[kind][name]).items():
+        plain = {"epochs": 9, **clip, kind: {"name": name}}
+        before = make_recipe(**plain)
+        assert before.key == make_recipe(**{**plain, kind: {"name": name, parameter: default}}).key
+        assert before.key != make_recipe(**{**plain, kind: {"name": name, parameter: default * 2}}).key
+
+
+def test_repetitions_share_the_key_and_have_ids_of_their_own(make_recipe):
+    recipe = make_recipe()
+    repetitions = [recipe.repeated(seed, draw) for seed in (0, 1) for draw in (0, 1)]
+    assert {each.key for each in repetitions} == {recipe.key}
+    assert len({each.id for each in repetitions}) == 4
+    assert repetitions[0] == recipe
+    assert (repetitions[-1].seed, repetitions[-1].draw, repetitions[-1].split_seed) == (1, 1, 0)
+
+
+def test_hashes_are_64_hexadecimal_digits_and_the_same_in_every_process(make_recipe):
+    plain = {**make_recipe().as_dict(), "data": "d" * 64, "weights": "e" * 64}
+    assert recipe_from(plain).id == digest.of_values(plain) != recipe_from(plain).key
+    assert re.fullmatch("[0-9a-f]{64}", recipe_from(plain).id)
+
+
+@pytest.mark.parametrize(("field", "value"), [("clip_norm", 1), ("weight_decay", 0), ("learning_rate", 1)])
+def test_equal_recipes_have_equal_hashes(make_recipe, field, value):
+    whole, real = make_recipe(**{field: value}), make_recipe(**{field: float(value)})
+    assert whole == real
+    assert whole.id == real.id
+
+
+# What counts of data and weights is what they hold
+
+
+def test_the_names_of_weights_do_not_count_and_their_content_does(weights, tmp_path):
+    renamed = tmp_path / "other name.bin"
+    renamed.write_bytes(weights.read_bytes())
+    assert digest.of_file(renamed) == digest.of_file(weights)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    renamed.write_bytes(content)
+    assert digest.of_file(renamed) != digest.of_file(weights)
+
+
+def test_the_names_of_images_do_not_count_and_their_pixels_do(image_folder, pack, tmp_path):
+    root = tmp_path / "elsewhere"
+    for number, path in enumerate(sorted(image_folder.rglob("*.*"), reverse=True)):
+        target = root / path.parent.name / f"{number:03d}-{path.stem} é{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    renamed = build_pack(folder(root), 32, tmp_path / "packs")
+    assert renamed.hash == pack.hash
+    assert (renamed.images == pack.images).all()
+    one = next(root.glob("red/*.png"))
+    with Image.open(one) as image:
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(one)
+    assert build_pack(folder(root), 32, tmp_path / "packs").hash != pack.hash
+
+
+# As plain data
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_a_recipe_goes_to_json_and_back(make_recipe, kind, name):
+    recipe = make_recipe(**{"clip_norm": 1.0, "epochs": 5, kind: name, "backbone_args": {"pad_type": "same", "b": 2}})
+    plain = json.loads(json.dumps(recipe.as_dict()))
+    assert plain == recipe.as_dict()
+    assert recipe_from(plain) == recipe
+    assert recipe_from(plain).id == recipe.id
+
+
+def within(name):
+    low, high = LIMITS[name]
+    return st.integers(int(low), int(high)) if name in WHOLE else st.floats(low, high)
+
+
+WHOLE = ("batch_size", "epochs", "image_size", "classes")
+numbers = st.fixed_dictionaries(
+    {name: within(name) for name in LIMITS}
+    | {name: st.integers(0, 2**62) for name in ("seed", "draw", "split_seed")}
+    | {"backbone_args": st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3)}
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(values=numbers)
+def test_any_recipe_within_reason_goes_to_json_and_back(make_recipe, values):
+    recipe = make_recipe(**values)
+    again = recipe_from(json.loads(json.dumps(recipe.as_dict())))
+    assert (again, again.id, again.key) == (recipe, recipe.id, recipe.key)
+
+
+def test_defaults_are_spelled_out_so_that_they_cannot_change_with_the_code(make_recipe):
+    plain = make_recipe(strategy="freeze_then_unfreeze", epochs=3, loss="label_smoothing").as_dict()
+    assert plain["strategy"] == {"name": "freeze_then_unfreeze", "freeze_epochs": 2}
+    assert plain["loss"] == {"name": "label_smoothing", "smoothing": 0.1}
+
+
+def test_fields_with_a_default_may_be_left_out(make_recipe):
+    recipe = make_recipe()
+    plain = recipe.as_dict()
+    for name in ("clip_norm", "backbone_args", "split_seed", "seed", "draw"):
+        del plain[name]
+    assert recipe_from(plain) == recipe
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_ends_of_what_is_within_reason_are_within_it(make_recipe, name):
+    for value in LIMITS[name]:
+        kind = int if name in WHOLE else float
+        assert getattr(make_recipe(**{name: kind(value)}), name) == value
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("value", ["below", "above", math.nan, math.inf, -math.inf])
+def test_a_value_beyond_reason_is_refused_with_its_bounds(make_recipe, name, value):
+    low, high = LIMITS[name]
+    value = {"below": low - 1, "above": high * 2}.get(value, value)
+    message = f"{name} is {value}; it must lie between {low:g} and {high:g}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_recipe(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [*((name, 10.5) for name in WHOLE), ("learning_rate", None), ("weight_decay", None)]
+)
+def test_a_fraction_of_what_is_counted_and_a_missing_number_are_refused(make_recipe, name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        make_recipe(**{name: value})
+
+
+def test_a_preset_that_clips_and_no_clip_norm_contradict_each_other(make_recipe):
+    with pytest.raises(ValueError, match="strategy clip clips the gradient's norm, but clip_norm is none"):
+        make_recipe(strategy="clip", clip_norm=None)
+    assert make_recipe(strategy="clip", clip_norm=0.5).clip_norm == 0.5
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_freezing_to_the_end_is_refused_because_another_strategy_is_meant(make_recipe, epochs):
+    strategy = {"name": "freeze_then_unfreeze", "freeze_epochs": 3}
+    message = rf"freeze_then_unfreeze\(freeze_epochs=3\) would never unfreeze in {epochs} epochs.* at least 4.*linear_"
+    with pytest.raises(ValueError, match=message):
+        make_recipe(strategy=strategy, epochs=epochs)
+    assert make_recipe(strategy=strategy, epochs=4).epochs == 4
+
+
+@pytest.mark.parametrize("freeze_epochs", [0, -1])
+def test_freezing_for_no_epoch_is_refused_because_another_strategy_is_meant(make_recipe, freeze_epochs):
+    with pytest.raises(ValueError, match=f"freeze_epochs is {freeze_epochs}; at least 1.*naive"):
+        make_recipe(strategy={"name": "freeze_then_unfreeze", "freeze_epochs": freeze_epochs}, weights="")
+
+
+def test_weights_and_strategy_must_agree(make_recipe, weights):
+    with pytest.raises(ValueError, match="naive starts from pretrained weights, but the recipe names none"):
+        make_recipe(weights="")
+    with pytest.raises(ValueError, match="scratch starts from random weights, but the recipe names some"):
+        make_recipe(strategy="scratch", weights=digest.of_file(weights))
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_an_unknown_name_is_refused_with_the_nearest_known_and_all_there_are(make_recipe, kind, name):
+    slip = name[:-1] + "q"
+    message = rf"unknown {kind} '{slip}'.*{name}.*Known: {', '.join(TABLES[kind])}"
+    with pytest.raises(ValueError, match=message):
+        make_recipe(**{kind: slip})
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest_known(make_recipe):
+    message = "unknown parameter of strategy freeze_then_unfreeze 'freeze_epoch': did you mean freeze_epochs"
+    with pytest.raises(ValueError, match=message):
+        make_recipe(weights="", strategy={"name": "freeze_then_unfreeze", "freeze_epoch": 1})
+
+
+def test_a_name_unlike_any_other_is_refused_without_a_guess():
+    with pytest.raises(ValueError, match=r"^unknown loss 'qqqq'\. Known: cross_entropy, label_smoothing$"):
+        choose("loss", TABLES["loss"], "qqqq")
+
+
+def test_a_recipe_is_a_value(make_recipe):
+    assert make_recipe() == make_recipe()
+    assert hash(make_recipe()) == hash(make_recipe())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_recipe().seed = 3

@@ -1,0 +1,436 @@
+"""A recipe being trained: it can stop, be killed, go on, and comes to the same; it fails loudly."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from xfer import checkpoints
+from xfer.data.pack import build_pack
+from xfer.data.sources import folder as folder_source
+from xfer.methods.optimizers import OPTIMIZERS
+from xfer.methods.schedules import SCHEDULES
+from xfer.methods.strategies import STRATEGIES
+from xfer.records import as_dict
+from xfer.run import DivergedError, Run
+
+CPU = torch.device("cpu")
+CHANCE = {  # everything that draws
+    "augmentation": "randaugment",
+    "mixing": "cutmix",
+    "backbone_args": {"drop_rate": 0.3, "drop_path_rate": 0.2},
+}
+MEASURED = {"seconds", "images_per_second", "cpu_percent", "memory_mb", "gpu_memory_mb", "gpu_percent"}
+
+
+def without_measurements(epochs):
+    return [{name: value for name, value in as_dict(epoch).items() if name not in MEASURED} for epoch in epochs]
+
+
+def optimizer_state(run):
+    state = run.state_dict()["optimizer"]
+    return {(index, name): value for index, values in state["state"].items() for name, value in values.items()}
+
+
+def optimizer_groups(run):
+    """As JSON has them: a checkpoint turns tuples into lists."""
+    return json.loads(json.dumps(run.state_dict()["optimizer"]["param_groups"]))
+
+
+def same(first, second):
+    """Equal bit for bit, tensors or plain values."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    return first == second
+
+
+def assert_equal_bit_for_bit(first, second):
+    for kind, one, other in (
+        ("model", first.model.state_dict(), second.model.state_dict()),
+        ("optimizer", optimizer_state(first), optimizer_state(second)),
+    ):
+        assert one.keys() == other.keys(), kind
+        assert [name for name in one if not same(one[name], other[name])] == [], kind
+    assert optimizer_groups(first) == optimizer_groups(second)
+    assert without_measurements(first.epochs) == without_measurements(second.epochs)
+    assert first.evaluate("test") == second.evaluate("test")
+
+
+def train(run, epochs):
+    """As many epochs as said, and then leave the loop."""
+    end = len(run.epochs) + epochs
+    for epoch in run:
+        if epoch.epoch == end:
+            break
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resumed_equals_uninterrupted(make_recipe, make_run, tmp_path, strategy, optimizer):
+    recipe = make_recipe(strategy=strategy, optimizer=optimizer, epochs=4, **CHANCE)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    killed_after = (1, 3)  # freeze_then_unfreeze thaws between the two
+    for epochs in killed_after:
+        run = make_run(recipe, tmp_path)
+        next(epoch for epoch in run if epoch.epoch == epochs)  # and nothing more is heard of this Run
+    resumed = make_run(recipe, tmp_path)
+    assert len(resumed.epochs) == 3
+    assert [epoch.epoch for epoch in resumed] == [4]
+    assert resumed.resumed_at == killed_after
+    assert_equal_bit_for_bit(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext", "test_nfnet"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_equals_uninterrupted_for_other_architectures(make_recipe, make_run, tmp_path, backbone, optimizer):
+    # Six steps into Lookahead's rhythm or not, with moments in any memory layout.
+    recipe = make_recipe(backbone=backbone, optimizer=optimizer, epochs=4, learning_rate=0.003, **CHANCE)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    next(iter(make_run(recipe, tmp_path)))
+    resumed = make_run(recipe, tmp_path)
+    list(resumed)
+    assert resumed.resumed_at == (1,)
+    assert_equal_bit_for_bit(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_moments_come_back_in_the_memory_layout_that_they_had(make_recipe, make_run, tmp_path, optimizer):
+    recipe = make_recipe(optimizer=optimizer, backbone="test_resnet", epochs=4)
+    run = make_run(recipe, tmp_path)
+    train(run, 3)  # nine steps: Lookahead's slow weights are there
+    resumed = make_run(recipe, tmp_path)
+    layouts = [
+        {place: layout(value) for place, value in optimizer_state(each).items() if isinstance(value, torch.Tensor)}
+        for each in (run, resumed)
+    ]
+    assert [place for place in layouts[0] if layouts[0][place] != layouts[1][place]] == []
+
+
+def layout(tensor):
+    """In which order the numbers lie in memory: strides, without those of dimensions that hold only one."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def test_a_state_passed_from_hand_to_hand_goes_on_like_one_from_a_file(make_recipe, make_run):
+    recipe = make_recipe(optimizer="adam", epochs=3, **CHANCE)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    first, second = make_run(recipe), make_run(recipe)
+    next(iter(first))
+    second.load_state_dict(first.state_dict())
+    list(second)
+    assert_equal_bit_for_bit(second, uninterrupted)
+
+
+def test_leaving_the_loop_stops_and_iterating_again_goes_on(make_recipe, make_run):
+    recipe = make_recipe(epochs=4, **CHANCE)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    run = make_run(recipe)
+    train(run, 1)
+    train(run, 2)
+    assert [epoch.epoch for epoch in run.epochs] == [1, 2, 3]
+    assert run.record().status == "pruned"
+    list(run)
+    assert [epoch.epoch for epoch in run.epochs] == [1, 2, 3, 4]
+    assert list(run) == []
+    assert_equal_bit_for_bit(run, uninterrupted)
+
+
+def test_looking_at_a_run_does_not_change_it(make_recipe, make_run):
+    recipe = make_recipe(epochs=3, **CHANCE)
+    quiet, watched = make_run(recipe), make_run(recipe)
+    list(quiet)
+    for _ in watched:
+        torch.manual_seed(99)
+        torch.rand(5)
+        watched.evaluate("train")
+        watched.evaluate("test")
+        watched.record()
+    assert_equal_bit_for_bit(watched, quiet)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_same_recipe_gives_the_same_run(make_recipe, make_run, strategy):
+    recipe = make_recipe(strategy=strategy, epochs=3, **CHANCE)
+    torch.manual_seed(1)
+    first = make_run(recipe)
+    list(first)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    second = make_run(recipe)
+    list(second)
+    assert_equal_bit_for_bit(first, second)
+
+
+def test_another_seed_gives_another_run_on_the_same_images(make_recipe, make_run):
+    runs = [make_run(make_recipe(seed=seed)) for seed in (0, 1)]
+    for run in runs:
+        list(run)
+    first, second = (run.epochs[-1].train_loss for run in runs)
+    assert first != second
+    for part in ("train", "val", "test"):
+        assert np.array_equal(runs[0].split.of(part), runs[1].split.of(part))
+
+
+def test_another_draw_moves_the_validation_part_and_never_the_test_part(make_recipe, make_run):
+    runs = [make_run(make_recipe(draw=draw)) for draw in (0, 1)]
+    assert not np.array_equal(runs[0].split.val, runs[1].split.val)
+    assert np.array_equal(runs[0].split.test, runs[1].split.test)
+
+
+def test_every_epoch_sees_the_images_in_another_order_and_each_of_them_once(make_recipe, make_run, monkeypatch):
+    seen = []
+
+    def watching(pack, places, batch_size):
+        seen.append(np.array(places))
+        return originally(pack, places, batch_size)
+
+    run = make_run(make_recipe(epochs=3))
+    originally = _replace(monkeypatch, "xfer.run.batches", watching)
+    list(run)
+    trained = [places for places in seen if len(places) == len(run.split.train)]
+    assert len(trained) == 3
+    assert all(sorted(places) == list(run.split.train) for places in trained)
+    assert len({tuple(places) for places in trained}) == 3
+
+
+def test_every_epoch_augments_and_mixes_anew(make_recipe, make_run):
+    run = make_run(make_recipe(epochs=3, augmentation="flip", mixing="cutmix"))
+    drawn = []
+
+    def augment(images, generator):
+        drawn.append(generator.initial_seed())
+        return images
+
+    run._augment = augment
+    list(run)
+    assert len(set(drawn)) == 3, "one generator per epoch"
+    assert len(drawn) == 9
+
+
+def _replace(monkeypatch, target, replacement):
+    module, name = target.rsplit(".", 1)
+    original = getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(target, replacement)
+    return original
+
+
+# What an Epoch says
+
+
+def test_an_epoch_says_what_happened(make_recipe, make_run):
+    run = make_run(make_recipe(epochs=3, optimizer="adam"))
+    for number, epoch in enumerate(run, start=1):
+        assert epoch.epoch == number
+        assert epoch.val_accuracy == run.evaluate("val").accuracy
+        assert epoch.val_loss == run.evaluate("val").loss
+        assert 0 <= epoch.train_accuracy <= 1
+        assert epoch.seconds > 0
+        assert epoch.images_per_second > 0
+        assert epoch.memory_mb > 50
+        assert epoch.cpu_percent > 0
+        assert epoch.gpu_memory_mb is epoch.gpu_percent is None
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_an_epoch_reports_the_rate_of_its_last_step(make_recipe, make_run, schedule):
+    epochs, steps = 3, 3  # 24 training images in batches of 8
+    run = make_run(make_recipe(schedule=schedule, epochs=epochs, learning_rate=0.02))
+    found = [epoch.learning_rate for epoch in run]
+    last_steps = [(epoch * steps + steps - 1) / (epochs * steps) for epoch in range(epochs)]
+    assert found == pytest.approx([0.02 * SCHEDULES[schedule]()(progress) for progress in last_steps])
+
+
+def test_training_learns_what_can_be_learned(make_recipe, make_run):
+    run = make_run(make_recipe(optimizer="adam", learning_rate=0.003, epochs=20))
+    list(run)
+    assert run.evaluate("test").accuracy == 1.0
+    assert run.epochs[-1].train_loss < run.epochs[0].train_loss / 3
+
+
+def test_an_evaluation_is_of_the_places_of_its_part(make_recipe, make_run):
+    run = make_run(make_recipe())
+    list(run)
+    for part in ("train", "val", "test"):
+        found = run.evaluate(part)
+        assert found.part == part
+        assert found.images == tuple(run.split.of(part))
+        assert len(found.correct) == len(found.images)
+
+
+def test_a_lone_image_at_the_end_of_an_epoch_is_left_out_another_one_each_time(make_recipe, make_run):
+    run = make_run(make_recipe(batch_size=23, epochs=3))  # 24 = 23 + 1
+    list(run)
+    assert all(math.isfinite(epoch.train_loss) for epoch in run.epochs)
+
+
+# Records
+
+
+def test_a_record_is_finished_pruned_or_failed(make_recipe, make_run):
+    run = make_run(make_recipe(epochs=2))
+    assert (run.record().status, run.record().epochs, run.record().val) == ("pruned", (), None)
+    next(iter(run))
+    assert (run.record().status, run.record().val) == ("pruned", None)
+    list(run)
+    finished = run.record(trial="0007", phase="final")
+    assert (finished.status, finished.trial, finished.phase) == ("finished", "0007", "final")
+    assert finished.val == run.evaluate("val")
+    assert finished.val_accuracy == finished.val.accuracy
+    assert finished.test is finished.error is None
+    failed = run.record(error="the disk is full")
+    assert (failed.status, failed.error, failed.val) == ("failed", "the disk is full", None)
+
+
+def test_a_record_says_what_was_run(make_recipe, make_run):
+    recipe = make_recipe()
+    run = make_run(recipe)
+    list(run)
+    record = run.record()
+    assert (record.key, record.id, record.recipe) == (recipe.key, recipe.id, recipe.as_dict())
+    assert record.seconds == sum(epoch.seconds for epoch in run.epochs)
+    assert record.resumed_at == ()
+
+
+def test_a_resumed_run_has_the_record_of_an_undisturbed_one(make_recipe, make_run, tmp_path):
+    recipe = make_recipe(epochs=3)
+    undisturbed = make_run(recipe)
+    list(undisturbed)
+    next(iter(make_run(recipe, tmp_path)))
+    resumed = make_run(recipe, tmp_path)
+    list(resumed)
+    found, expected = resumed.record(), undisturbed.record()
+    assert without_measurements(found.epochs) == without_measurements(expected.epochs)
+    assert found.resumed_at == (1,)
+    assert dataclasses.replace(found, epochs=(), seconds=0, resumed_at=()) == dataclasses.replace(
+        expected, epochs=(), seconds=0
+    )
+
+
+def test_a_finished_run_taken_up_again_trains_nothing_and_has_its_record(make_recipe, make_run, tmp_path):
+    recipe = make_recipe()
+    run = make_run(recipe, tmp_path)
+    list(run)
+    again = make_run(recipe, tmp_path)
+    assert list(again) == []
+    assert dataclasses.replace(again.record(), resumed_at=()) == run.record()
+
+
+# Checkpoints of a run
+
+
+def test_a_run_saves_every_epoch_before_it_is_yielded_and_keeps_two(make_recipe, make_run, tmp_path):
+    run = make_run(make_recipe(epochs=3), tmp_path)
+    for epoch in run:
+        assert len(checkpoints.load(tmp_path)["epochs"]) == epoch.epoch
+        assert len(list(tmp_path.iterdir())) == min(epoch.epoch, 2)
+
+
+def test_a_damaged_checkpoint_costs_one_epoch_and_nothing_else(make_recipe, make_run, tmp_path, caplog):
+    recipe = make_recipe(epochs=4, optimizer="ranger", **CHANCE)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    train(make_run(recipe, tmp_path), 3)
+    newest = max(tmp_path.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = make_run(recipe, tmp_path)
+    assert resumed.resumed_at == (int(newest.name[6:10]) - 1,)
+    assert newest.name in caplog.text
+    list(resumed)
+    assert_equal_bit_for_bit(resumed, uninterrupted)
+
+
+def test_a_run_without_a_folder_writes_nothing(make_recipe, make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    list(make_run(make_recipe()))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 0.02}, {"strategy": "linear_probe"}])
+def test_a_state_of_another_recipe_is_refused(make_recipe, make_run, tmp_path, change):
+    mine, other = make_recipe(), make_recipe(**change)
+    next(iter(make_run(mine, tmp_path)))
+    with pytest.raises(ValueError, match=f"belongs to recipe {mine.id[:12]}, not to {other.id[:12]}"):
+        make_run(other, tmp_path)
+
+
+# Refusals
+
+
+def test_a_pack_of_other_content_is_refused(make_recipe, pack, weights, image_folder, tmp_path):
+    other = build_pack(folder_source(image_folder), 16, tmp_path)
+    with pytest.raises(ValueError, match=f"made for data {pack.hash[:12]}, this pack is {other.hash[:12]}"):
+        Run(make_recipe(), other, weights, CPU)
+
+
+def test_weights_of_other_content_are_refused_whatever_their_name(make_recipe, pack, weights, weights_of, tmp_path):
+    recipe = make_recipe()
+    impostor = tmp_path / weights.name
+    impostor.write_bytes(weights_of("test_resnet").read_bytes())
+    for wrong in (impostor, None):
+        with pytest.raises(ValueError, match=f"made for weights {recipe.weights[:12]}"):
+            Run(recipe, pack, wrong, CPU)
+    renamed = tmp_path / "anything.safetensors"
+    renamed.write_bytes(weights.read_bytes())
+    assert Run(recipe, pack, renamed, CPU).recipe == recipe
+
+
+def test_scratch_never_looks_at_weights(make_recipe, pack, weights):
+    recipe = make_recipe(strategy="scratch")
+    first, second = Run(recipe, pack, weights, CPU), Run(recipe, pack, None, CPU)
+    assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
+
+
+# Divergence
+
+
+def loss_that_breaks(at_step, value):
+    steps = []
+
+    def loss(logits, targets):
+        steps.append(1)
+        return logits.sum(dim=1) * 0 + (value if len(steps) == at_step else 1.0)
+
+    return loss
+
+
+@pytest.mark.parametrize(("at_step", "epoch", "step"), [(1, 1, 1), (3, 1, 3), (5, 2, 2)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_and_names_epoch_and_step(
+    make_recipe, make_run, at_step, epoch, step, value
+):
+    run = make_run(make_recipe(epochs=3))
+    run._loss = loss_that_breaks(at_step, value)
+    with pytest.raises(DivergedError, match=rf"training loss became {value} in epoch {epoch}, step {step} of 3"):
+        list(run)
+    assert len(run.epochs) == epoch - 1
+
+
+def test_a_rate_beyond_all_measure_ends_in_a_failed_record_with_the_epochs_before(make_recipe, make_run, tmp_path):
+    run = make_run(make_recipe(learning_rate=1.0, optimizer="sgd", epochs=30), tmp_path)
+    run._schedule = lambda progress: 1e-4 if progress < 1 / 30 else 1e30
+    with pytest.raises(DivergedError, match=r"loss became (nan|inf)") as caught:
+        list(run)
+    assert 1 <= len(run.epochs) < 30
+    record = run.record(error=str(caught.value))
+    assert (record.status, record.val) == ("failed", None)
+    assert all(math.isfinite(epoch.train_loss) and math.isfinite(epoch.val_loss) for epoch in record.epochs)
+    assert len(checkpoints.load(tmp_path)["epochs"]) == len(run.epochs), "a broken epoch was saved"
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_too(make_recipe, make_run, monkeypatch):
+    run = make_run(make_recipe())
+    real = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda part: dataclasses.replace(real(part), loss=math.nan))
+    with pytest.raises(DivergedError, match="validation loss became nan after epoch 1"):
+        list(run)
+    assert run.epochs == ()
