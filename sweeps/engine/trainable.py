@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -114,6 +117,16 @@ def _finished(config: dict[str, Any]) -> Run:
     for _ in run:  # nothing to do, unless the last checkpoint was damaged: then its epochs are trained again
         pass
     return run
+
+
+def _give_back_memory() -> None:
+    """Let the next trial in this process begin with what it needs, not with what others left.
+
+    A network and its optimizer hang together in cycles, and the allocator is told to keep what is freed (`tuning.py`).
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _report(run: Run, config: dict[str, Any]) -> None:
