@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sweeps.engine import lease
@@ -40,9 +40,14 @@ def list_(storage: Path = Path("runs")) -> int:
     Args:
         storage: folder that the sweeps were written to.
     """
-    table = Table("sweep", "trials", "finals", "best on validation", "begun", box=None, pad_edge=False)
+    name = Column("sweep", no_wrap=True, overflow="ignore")
+    table = Table(name, "trials", "finals", "best on validation", "begun", box=None, pad_edge=False)
     for store in sweeps_in(storage):
-        plan = store.plan() or {}
+        try:
+            plan = store.plan() or {}
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            continue
         searched = [record for record in store.records() if record.phase == "search"]
         finals = sum(record.phase == "final" for record in store.records())
         values = [record.val_accuracy for record in searched if record.status == "finished" and record.val_accuracy]
@@ -52,7 +57,8 @@ def list_(storage: Path = Path("runs")) -> int:
     if not table.row_count:
         print(f"nothing ran in {storage} yet: python -m sweeps.quickstart takes three minutes")
         return 0
-    Console().print(table)
+    # A name is there to be copied: where nobody looks at a screen, nothing is cut off.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
     return 0
 
 

@@ -53,7 +53,8 @@ def _resumed(sweep: Path) -> list[int]:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    plain = json.loads(path.read_bytes())
+    return {key: value for key, value in plain.items() if key != "sha256"}
 
 
 if __name__ == "__main__":

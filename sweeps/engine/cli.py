@@ -21,6 +21,7 @@ from sweeps.engine.lease import HeldError
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
 from sweeps.engine.store import Store
+from sweeps.reporting.words import visible
 
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Fi
     try:
         status = experiment(plan, find(asked), program)
     except (ValueError, HeldError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(*map(visible, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
         status = WRONG_INPUT
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
@@ -106,7 +107,7 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
         )
     )
     for note in prepared.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(Text(visible(f"note: {note}")))
     try:
         with Watch(console, store.name) as watch:
             mirrored = launch.run(prepared, store, means, watch)
@@ -133,14 +134,15 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
         return
     if status == NOTHING_FINISHED:
         console.print(Text("no trial finished:"))
-        for reason in sorted({record.error or record.status for record in results.records}):
-            console.print(Text(f"  {reason}"))
+        reasons = sorted({record.error or record.status for record in results.records})
+        for reason in reasons or ["the time was up before the first could"]:
+            console.print(Text(visible(f"  {reason}")))
     else:
         console.print(_ranking(results))
         console.print(Text(headline(results)))
     where = "" if asked.storage == Path("runs") else f" --storage {asked.storage}"
-    console.print(Text(f"\nreport   {page}"))
-    console.print(Text(f"browse   python -m sweeps ui{where}"))
+    console.print(Text(f"\nreport   {page}"), soft_wrap=True)
+    console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
     console.print(Text(f"{_next(results, asked, program)}"))
 
 

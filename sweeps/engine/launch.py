@@ -222,8 +222,10 @@ class Sweep:
         for trial in unfinished:
             self._proposer.adopt(trial.name, trial.params)
             yield trial
-        for number in range(begun, self._plan.trials):
+        for number in range(self._plan.trials):
             name = f"{number:04d}"
+            if name in self._trials:
+                continue
             params, config = self._proposer.propose(name, number)
             yield from self._begin(iter([Trial(name, "search", params, self._prepared.recipe(config).as_dict())]))
 

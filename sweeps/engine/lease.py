@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import socket
 import threading
@@ -43,27 +43,16 @@ class Lease:
 
     def __enter__(self) -> Lease:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        held = _read(self._path)
-        if held is not None and _alive(held):
-            raise HeldError(
-                f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
-                f"Wait for it or stop it; without a sign of life its lease ends "
-                f"{max(0, held['expires'] - time.time()):.0f} s from now"
-            )
-        if self._path.exists():
-            # Of several that find the old lease, one can move it away; the others lose the race below.
-            with contextlib.suppress(FileNotFoundError):
-                self._path.rename(self._path.with_name(f".lease.{uuid.uuid4().hex[:8]}.old"))
-        mine = self._path.with_name(f".lease.{self._holder[:8]}.new")
-        objects.replace(mine, self._said())
-        try:
-            os.link(mine, self._path)  # unlike a rename, it fails where a name is taken
-        except FileExistsError as error:
-            raise HeldError(f"another driver has just begun to work on {self._path.parent.name}") from error
-        finally:
-            mine.unlink()
-            for old in self._path.parent.glob(".lease.*.old"):
-                old.unlink(missing_ok=True)
+        with (self._path.with_name(".lease.lock")).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and taking; let go of by the system, whatever happens
+            held = _read(self._path)
+            if held is not None and _alive(held):
+                raise HeldError(
+                    f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
+                    f"Wait for it or stop it; without a sign of life its lease ends "
+                    f"{max(0, held['expires'] - time.time()):.0f} s from now"
+                )
+            objects.replace(self._path, self._said())
         self._renewing.start()
         return self
 
@@ -100,10 +89,9 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        held: dict[str, Any] = json.loads(path.read_bytes())
+        return objects.read(path)
     except (FileNotFoundError, ValueError):
         return None
-    return held
 
 
 def _alive(held: dict[str, Any]) -> bool:

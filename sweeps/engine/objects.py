@@ -10,16 +10,22 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from xfer import digest
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**20
 """No object of ours comes near this; a larger file was not written by us and is not read into memory."""
 
+SEAL = "sha256"
+"""The key under which an object says what the rest of it hashes to: a flipped bit is still JSON."""
 
-def put(path: Path, value: Any) -> bool:
+
+def put(path: Path, value: Mapping[str, Any]) -> bool:
     """Write `value` as JSON unless an object stands there already; says whether it was written.
 
     Numbers come back bit for bit. NaN and infinities are refused with a `ValueError`: they are no JSON, and no caller
@@ -27,35 +33,41 @@ def put(path: Path, value: Any) -> bool:
     """
     if path.exists():
         return False
-    replace(path, value)
+    try:
+        _write(path, value, os.link)  # unlike a rename, it fails where a name is taken
+    except FileExistsError:
+        return False
     return True
 
 
-def replace(path: Path, value: Any) -> None:
+def replace(path: Path, value: Mapping[str, Any]) -> None:
     """Put `value` at `path` in one step: readers see the old object or the new one, never a part of either."""
-    content = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write(path, value, os.replace)
 
 
-def get(path: Path) -> Any | None:
+def read(path: Path) -> dict[str, Any]:
+    """The object at `path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES} bytes")
+    value = json.loads(path.read_bytes())
+    if not isinstance(value, dict) or value.pop(SEAL, None) != digest.of_values(value):
+        raise ValueError("its content is not what was written")
+    return value
+
+
+def get(path: Path) -> dict[str, Any] | None:
     """The object at `path`; None where there is none.
 
     A damaged one (torn by a broken disk, edited by hand) is set aside under the name `*.damaged` and named in the log,
     so that whatever it stood for is done again and nobody builds on half an object.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
-        return json.loads(path.read_bytes())
+        return read(path)
     except FileNotFoundError:
         return None
     except (ValueError, UnicodeDecodeError) as error:
@@ -63,3 +75,18 @@ def get(path: Path) -> Any | None:
         path.replace(aside)
         log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
         return None
+
+
+def _write(path: Path, value: Mapping[str, Any], name: Callable[[Path, Path], None]) -> None:
+    sealed = {**value, SEAL: digest.of_values(dict(value))}
+    content = json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        name(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

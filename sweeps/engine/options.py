@@ -167,6 +167,8 @@ def plan_from(page: Plan, options: Options) -> Plan:
         ValueError: a flag that cannot be read, or a value beyond reason.
     """
     backbones = names(options.backbone)
+    if not backbones:
+        raise ValueError(f"--backbone {options.backbone!r}: at least one backbone is needed")
     asked = edits(options.vary, options.fix)
     if options.strategies and "strategy" in asked:
         raise ValueError(f"--strategies {options.strategies} and strategy={asked['strategy']} say the same thing twice")
@@ -194,17 +196,22 @@ def plan_from(page: Plan, options: Options) -> Plan:
 
 
 def _pairs(flag: str, text: str) -> dict[str, str]:
-    pairs = {}
+    pairs: dict[str, str] = {}
+    if not names(text):
+        raise ValueError(f"{flag} {text}: NAME=VALUE[,NAME=VALUE] is wanted")
     for part in names(text):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:
             raise ValueError(f"{flag} {text}: NAME=VALUE[,NAME=VALUE] is wanted, {part!r} is none")
+        if name in pairs:
+            raise ValueError(f"{flag} {text}: {name} is given twice")
         pairs[name] = value
     return pairs
 
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+    return value if value is None or isinstance(value, str | int | float | bool) else text

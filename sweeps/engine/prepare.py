@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sweeps.engine.plan import Plan
 from sweeps.engine.samplers import SAMPLERS
 from sweeps.engine.schedulers import SCHEDULERS
@@ -172,7 +174,12 @@ def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: 
         file = Path(given).expanduser().resolve() if given else backbones.fetch_weights(name)
         if not file.is_file():
             raise ValueError(f"there is no weights file {given}")
-    backbones.build(name, classes, image_size, file, plan.backbone_args)  # the surest way to know that they fit
+    model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # the surest way to know that they fit
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
     return Backbone(name, plan.backbone_args, file, digest.of_file(file) if file else "")
 
 

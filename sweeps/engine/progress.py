@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.reporting.words import counted, duration
+from sweeps.reporting.words import counted, duration, visible
 
 SHOWN = 8
 """How many running trials are listed."""
@@ -63,7 +63,7 @@ class Watch:
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        self.console.print(Text(line))
+        self.console.print(Text(visible(line)))
 
     def saw(self, record: dict[str, Any]) -> None:
         """A running trial finished an epoch."""

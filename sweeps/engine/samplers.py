@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -107,7 +108,8 @@ class Proposer:
         temporary.unlink(missing_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            copy = optuna.create_study(study_name=name, storage=f"sqlite:///{temporary}", direction="maximize")
+            storage = f"sqlite:///{quote(str(temporary))}"
+            copy = optuna.create_study(study_name=name, storage=storage, direction="maximize")
             copy.add_trials(self._study.get_trials(states=tuple(STATES.values())))
         temporary.replace(path)
 

@@ -82,6 +82,17 @@ PARAMETERS: dict[str, Domain] = {
 }
 """The parameters of table entries. Their names are unique across tables, so `--fix freeze_epochs=2` says enough."""
 
+WHOLE = ("batch_size", "freeze_epochs", "num_ops", "magnitude")
+"""The axes that know only whole numbers."""
+
+OWN_LIMITS: dict[str, tuple[float, float]] = {
+    "num_ops": (1, 14),  # RandAugment has 14 operations
+    "magnitude": (0, 30),
+    "alpha": (1e-3, 1e3),
+    "smoothing": (0.0, 0.99),
+}
+"""What is within reason for the parameters of table entries, both ends included."""
+
 LEARNING_RATES: dict[str, Range] = {
     "sgd": Range(1e-3, 1e-1, log=True),
     "adam": Range(3e-5, 1e-2, log=True),
@@ -139,7 +150,10 @@ class Space:
         config: Config = {}
         for name, domain in self.axes.items():
             if name == "clip_norm":
-                domain = _preset(STRATEGIES[str(config["strategy"])]().clip_norm, domain)
+                left = _preset(STRATEGIES[str(config["strategy"])]().clip_norm, domain)
+                # To the sampler other options are another parameter.
+                config[name] = _suggest(asked, name if left == domain else f"{config['strategy']}.{name}", left)
+                continue
             config[name] = _suggest(asked, name, domain)
             if name in TABLES:
                 for parameter in parameters(TABLES[name][str(config[name])]):
@@ -180,7 +194,7 @@ class Space:
         return self.suggest(Wishes(params))
 
     def _arm(self, arm: Mapping[str, Value]) -> dict[str, Any]:
-        asked = Wishes({**arm, f"{arm.get('optimizer')}.learning_rate": arm.get("learning_rate")})
+        asked = Wishes(arm)
         config = self.suggest(asked)
         for name, value in arm.items():
             if config.get(name) != value:
@@ -231,7 +245,7 @@ class Wishes:
         return int(self._grant(name, Range(low, high, log)))
 
     def _grant(self, name: str, domain: Domain) -> Any:
-        wish = self._wishes.get(name)
+        wish = self._wishes.get(name, self._wishes.get(name.rpartition(".")[2]))  # sgd.learning_rate, learning_rate
         self.granted[name] = domain.nearest(self._good_rate(name) if wish is None else wish)
         return self.granted[name]
 
@@ -332,7 +346,8 @@ def _parsed(axis: str, text: str) -> Domain:
     """A domain as a person writes it: `a,b,c`, `3`, `none,1.0` or `1e-4..1e-2`."""
     domain: Domain
     if ".." in text:
-        ends = [end for end in map(partial(_value, axis), text.split("..")) if isinstance(end, int | float)]
+        numbers = [end for end in map(partial(_value, axis), text.split("..")) if isinstance(end, int | float)]
+        ends = numbers if axis in WHOLE else [float(end) for end in numbers]
         if axis in TABLES or len(ends) != 2 or not ends[0] <= ends[1]:
             raise ValueError(f"{axis}={text} is no range: give two numbers, the lower first, as in 1e-4..1e-2")
         # Rates and decays span orders of magnitude; their middle is the geometric one.
@@ -365,9 +380,9 @@ def _check(axis: str, value: Value) -> None:
         choose(axis, TABLES[axis], str(value))
     elif value is None and axis == "clip_norm":
         return
-    elif axis in ("batch_size", "freeze_epochs") and not isinstance(value, int):
+    elif axis in WHOLE and not isinstance(value, int):
         raise ValueError(f"{axis}={value}: a whole number is wanted")
-    elif axis in LIMITS:
-        low, high = LIMITS[axis]
+    elif axis in LIMITS or axis in OWN_LIMITS:
+        low, high = (LIMITS | OWN_LIMITS)[axis]
         if not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"{axis}={value}: it must lie between {low:g} and {high:g}")

@@ -98,11 +98,15 @@ class Stage:
 
 def history_of(store: Store) -> dict[str, Progress]:
     """How far every search trial of a sweep has come."""
-    return {
-        trial.name: Progress([epoch.val_accuracy for epoch in store.epochs(trial.name)], settled_after(trial.recipe))
-        for trial in store.trials()
-        if trial.phase == "search"
-    }
+    ended = {record.trial: record.epochs for record in store.records()}
+    history = {}
+    for trial in store.trials():
+        if trial.phase == "search":
+            epochs = ended.get(trial.name) or store.epochs(trial.name)
+            # After a damaged one the others would count for the wrong epoch.
+            whole = [each.val_accuracy for place, each in enumerate(epochs, start=1) if each.epoch == place]
+            history[trial.name] = Progress(whole, settled_after(trial.recipe))
+    return history
 
 
 def settled_after(recipe: Any) -> int:

@@ -18,7 +18,6 @@ is unpickled.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -74,13 +73,13 @@ class Store:
         """
         path = self.folder / "plan.json"
         try:
-            plan: dict[str, Any] = json.loads(path.read_bytes())
+            plan = objects.read(path)
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise ValueError(
-                f"{path} cannot be read ({error}), and without it the trials beside it have no meaning. Repair it, or "
-                f"start anew beside it with --fresh."
+                f"{path} cannot be read ({error}), and without it the trials beside it have no meaning. Put "
+                f"an undamaged copy in its place, or start anew beside it with --fresh."
             ) from error
         return plan
 
@@ -126,7 +125,14 @@ class Store:
         return replace(record_from(plain), test=self.test(trial))
 
     def add_record(self, record: Record) -> None:
-        """End a trial."""
+        """End a trial.
+
+        Of an epoch that was trained twice, because its checkpoint was damaged, the one written down first counts.
+        """
+        written = {epoch.epoch: epoch for epoch in self.epochs(record.trial)}
+        epochs = tuple(written.get(epoch.epoch, epoch) for epoch in record.epochs)
+        if epochs != record.epochs:
+            record = replace(record, epochs=epochs, seconds=sum(epoch.seconds for epoch in epochs))
         objects.put(self.trial_folder(record.trial) / "record.json", as_dict(record))
 
     def test(self, trial: str) -> Evaluation | None:
@@ -155,8 +161,8 @@ class Store:
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
         """Write a decision down before anything is done on its ground."""
-        count = len(list((self.folder / kind).glob("*.json")))
-        objects.put(self.folder / kind / f"{count + 1:04d}.json", dict(decision))
+        taken = [int(path.name[:4]) for path in (self.folder / kind).glob("[0-9]*")]  # damaged ones too
+        objects.put(self.folder / kind / f"{max(taken, default=0) + 1:04d}.json", dict(decision))
 
 
 def sweeps_in(storage: Path) -> Iterator[Store]:

@@ -105,6 +105,9 @@ def failed(config: dict[str, Any], error: str) -> Record:
 
 def _run(config: dict[str, Any]) -> Run:
     site = Site(**config["site"])
+    logs = Path(site.sweep) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
     device = default_device() if site.gpu else torch.device("cpu")
     weights = Path(site.weights) if site.weights else None

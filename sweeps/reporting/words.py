@@ -10,9 +10,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweeps.reporting.statistics import Estimate
+if TYPE_CHECKING:  # SciPy takes half a second, and these words are also what --help waits for
+    from sweeps.reporting.statistics import Estimate
+
 
 MISSING = "\N{EN DASH}"
 
@@ -118,6 +120,7 @@ def evidence(estimate: Estimate) -> str:
 def basis(estimate: Estimate) -> str:
     """What an estimate rests on.
 
+    >>> from sweeps.reporting.statistics import Estimate
     >>> basis(Estimate(0.9, 0.8, 0.95, images=153, seeds=3))
     '153 images, 3 seeds'
     """

@@ -1,0 +1,132 @@
+"""A sweep by hand: epochs, recipes, records and plan.json without any training.
+
+Nothing here imports torch, Ray or Optuna, so that tests that need none of them stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from xfer.records import Epoch, Evaluation, Part, Record, Status
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Torch on one thread, in this process and in those that are started from it: two cores are shared."""
+    import os
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def an_epoch(number: int, accuracy: float, seconds: float = 1.0) -> Epoch:
+    return Epoch(number, 0.9, 0.4, 0.8, accuracy, 1e-3, 2.0, seconds, 50.0)
+
+
+def an_evaluation(part: Part, correct: int, images: int = 10) -> Evaluation:
+    """The first `correct` of `images` images right."""
+    return Evaluation(part, 0.5, tuple(range(images)), tuple(place < correct for place in range(images)))
+
+
+def a_recipe(strategy: str = "naive", **changes: Any) -> dict[str, Any]:
+    """A recipe as plain data, one that `recipe_from` takes."""
+    choice: dict[str, Any] = {"name": strategy}
+    if strategy == "freeze_then_unfreeze":
+        choice["freeze_epochs"] = 2
+    return {
+        "data": "d" * 64,
+        "classes": 3,
+        "image_size": 32,
+        "backbone": "test_efficientnet",
+        "backbone_args": {},
+        "weights": "" if strategy == "scratch" else "w" * 64,
+        "strategy": choice,
+        "clip_norm": 1.0 if strategy == "clip" else None,
+        "optimizer": {"name": "adam"},
+        "schedule": {"name": "onecycle"},
+        "augmentation": {"name": "flip"},
+        "mixing": {"name": "none"},
+        "loss": {"name": "cross_entropy"},
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "batch_size": 32,
+        "epochs": EPOCHS,
+        "split_seed": 0,
+        "seed": 0,
+        "draw": 0,
+        **changes,
+    }
+
+
+def a_record(
+    trial: str,
+    curve: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    status: Status = "finished",
+    *,
+    key: str = "",
+    error: str | None = None,
+    test: Evaluation | None = None,
+    seconds: float = 4.0,
+    recipe: dict[str, Any] | None = None,
+) -> Record:
+    """A run with these validation accuracies after its epochs; a final run if the name says so (`0007-s1`)."""
+    name, final, _ = trial.partition("-s")
+    return Record(
+        trial=trial,
+        phase="final" if final else "search",
+        key=key or f"key-{name}",
+        id=f"id-{trial}",
+        recipe=recipe or a_recipe(),
+        status=status,
+        epochs=tuple(an_epoch(number, accuracy) for number, accuracy in enumerate(curve, start=1)),
+        parameters=1000,
+        trainable_parameters=100,
+        seconds=seconds,
+        val=an_evaluation("val", round(10 * curve[-1])) if status == "finished" else None,
+        test=test,
+        error=error,
+    )
+
+
+def a_plan(**changes: Any) -> dict[str, Any]:
+    """What plan.json says."""
+    return {
+        "experiment": "folder",
+        "name": "folder-colours-3fa2c1",
+        "question": "Which way of adapting a pretrained network serves these images best?",
+        "data": {
+            "source": "folder",
+            "folder": "colours",
+            "pack": "p" * 64,
+            "classes": ["blue", "green", "red"],
+            "train": 24,
+            "val": 6,
+            "test": 6,
+            "split": "70 / 15 / 15, stratified by class",
+            "redraws": True,
+            "notes": [],
+        },
+        "backbones": [{"name": "test_efficientnet", "args": {}, "weights": "w" * 64, "file": "w.safetensors"}],
+        "image_size": 32,
+        "space": {"strategy": "clip, naive", "adam.learning_rate": "3e-05..0.01 log"},
+        "arms": [],
+        "trials": 4,
+        "epochs": EPOCHS,
+        "sampler": "tpe",
+        "scheduler": "asha",
+        "finalists": 1,
+        "seeds": 2,
+        "seed": 0,
+        "provenance": {
+            "command": "python -m sweeps.folder --data colours",
+            "commit": "abc1234",
+            "versions": {"torch": "2.15.0"},
+            "machine": {"cpus": 2, "gpus": [], "platform": "Linux"},
+            "created": "2026-03-01T10:00:00+00:00",
+        },
+        **changes,
+    }

@@ -1,0 +1,416 @@
+"""Prepare: whatever is wrong is found before the first trial, and said to a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sweeps.engine import prepare as module
+from sweeps.engine.plan import Plan
+from sweeps.engine.prepare import Prepared, differences, prepare
+from xfer.methods.strategies import STRATEGIES
+
+BACKBONE = "test_efficientnet"
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def make_plan(image_folder: Path, weights: Path) -> Callable[..., Plan]:
+    def plan(**changes: Any) -> Plan:
+        about = {"data": str(image_folder), "backbones": (BACKBONE,), "weights": {BACKBONE: str(weights)}}
+        return Plan(
+            **{"experiment": "folder", "question": "Which?", **about, "image_size": SIZE, "epochs": 4, **changes}
+        )
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def prepared(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
+    return prepare(make_plan(), storage)
+
+
+def pictures(folder: Path, count: int, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = np.random.default_rng(seed)
+    for number in range(count):
+        Image.fromarray(chance.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("ants", "bees")):
+        pictures(tmp_path / "images" / name, 8, seed)
+    return tmp_path / "images"
+
+
+class Harmful:
+    """What a pickle could do."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "tpee"}, r"unknown sampler 'tpee': did you mean tpe\? Known: tpe, random"),
+        ({"scheduler": "ash"}, r"unknown scheduler 'ash': did you mean asha\? Known: asha, median, none"),
+        ({"source": "folders"}, r"unknown source 'folders': did you mean folder\?"),
+        ({"backbones": ("efficientnet_b00",), "weights": {}}, r"unknown backbone .* did you mean efficientnet_b0"),
+        ({"backbones": (BACKBONE, "resnet18.nope")}, r"unknown backbone 'resnet18.nope'.*Known: resnet18\."),
+        ({"strategies": ("niave",)}, r"unknown strategy 'niave': did you mean naive"),
+        ({"edits": {"optimizer": "adan"}}, r"unknown optimizer 'adan': did you mean adam"),
+        ({"weights": {BACKBONE: "/no/such/file"}}, r"there is no weights file /no/such/file"),
+        ({"data": "/no/such/folder"}, r"there is no folder /no/such/folder"),
+        (
+            {"arms": ({"strategy": "naive", "batch_size": 48},)},
+            r"an arm wants batch_size=48, which this space does not",
+        ),
+        ({"backbone_args": {"no_such_argument": 1}}, r"test_efficientnet cannot be built as asked: .*no_such_argument"),
+        ({"backbone_args": {"no_such_argument": 1}, "strategies": ("scratch",)}, r"cannot be built as asked"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_exist_is_refused_with_what_does(
+    make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(make_plan(**changes), storage)
+
+
+def no_images(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "bees")
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "wasps").mkdir()
+
+
+def nothing_readable(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+
+
+def one_class_unreadable(folder: Path) -> None:
+    for path in (folder / "bees").iterdir():
+        path.write_bytes(path.read_bytes()[:30])
+
+
+def too_few(folder: Path) -> None:
+    for path in folder.rglob("[1-9].png"):
+        path.unlink()
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_images, r"images holds no images in class folders. Expected .*/<class>/\*.jpg"),
+        (one_class, r"images holds one class only \(ants\): there is nothing to tell apart"),
+        (empty_class, r"no training images for wasps. Add some, or remove the empty folder"),
+        (nothing_readable, r"none of the 16 images of images can be read; the first: ants/\d.png: UnidentifiedImage"),
+        (one_class_unreadable, r"no training image of class 'bees' can be read; the first .*: bees/\d.png"),
+        (too_few, r"2 images are too few to be divided"),
+        (a_file, r"images is a file; the folder that holds the images is wanted"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_are_refused(
+    make_plan: Callable[..., Plan],
+    two_classes: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    spoil(two_classes)
+    with pytest.raises(ValueError, match=message):
+        prepare(make_plan(data=str(two_classes)), tmp_path / "storage")
+    assert list((tmp_path / "storage").rglob("*.tmp")) == []
+
+
+def test_weights_of_another_network_are_refused(
+    make_plan: Callable[..., Plan], storage: Path, weights_of: Callable[[str], Path]
+) -> None:
+    other = weights_of("test_resnet")
+    with pytest.raises(ValueError, match=r"test_resnet.safetensors does not fit test_efficientnet: .*--backbone-args"):
+        prepare(make_plan(weights={BACKBONE: str(other)}), storage)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x04N."])
+def test_weights_that_are_none_are_refused(
+    make_plan: Callable[..., Plan], storage: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pt is neither a safetensors file nor a plain state dict"):
+        prepare(make_plan(weights={BACKBONE: str(tmp_path / "w.pt")}), storage)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "safetensors"])
+def test_weights_with_code_in_them_are_refused_and_it_does_not_run(
+    make_plan: Callable[..., Plan], storage: Path, tmp_path: Path, suffix: str, zipped: bool
+) -> None:
+    import torch
+
+    mark, file = tmp_path / "it ran", tmp_path / f"w.{suffix}"
+    if zipped:
+        torch.save({"conv_stem.weight": Harmful(mark)}, file)
+    else:
+        file.write_bytes(pickle.dumps({"conv_stem.weight": Harmful(mark)}))
+    with pytest.raises(ValueError, match="without running code from it"):
+        prepare(make_plan(weights={BACKBONE: str(file)}), storage)
+    assert not mark.exists()
+
+
+def test_a_size_that_a_network_cannot_take_is_refused(make_plan: Callable[..., Plan], storage: Path) -> None:
+    with pytest.raises(ValueError, match="test_vit cannot take images of 10 px"):
+        prepare(make_plan(backbones=("test_vit",), weights={}, strategies=("scratch",), image_size=10), storage)
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_counted_and_named(
+    make_plan: Callable[..., Plan], two_classes: Path, tmp_path: Path
+) -> None:
+    (two_classes / "ants" / "zero.jpg").write_bytes(b"")
+    (two_classes / "bees" / "torn.png").write_bytes((two_classes / "bees" / "1.png").read_bytes()[:40])
+    (note,) = prepare(make_plan(data=str(two_classes)), tmp_path).notes
+    assert note.startswith("2 unreadable images were skipped: ")
+    assert "ants/zero.jpg: " in note
+    assert "bees/torn.png: " in note
+
+
+def test_of_many_unreadable_images_the_first_five_are_named(
+    make_plan: Callable[..., Plan], two_classes: Path, tmp_path: Path
+) -> None:
+    for number in range(7):
+        (two_classes / "ants" / f"bad{number}.jpg").write_bytes(bytes([number]))
+    (note,) = prepare(make_plan(data=str(two_classes)), tmp_path).notes
+    assert note.startswith("7 unreadable images were skipped: ")
+    assert len(re.findall(r"(?<!/)ants/bad\d.jpg: ", note)) == 5
+    assert note.endswith("; and 2 more.")
+
+
+def test_copies_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    for seed, (part, name) in enumerate((p, n) for p in ("train", "val", "test") for n in ("ants", "bees")):
+        pictures(tmp_path / "images" / part / name, 6, seed)
+    for name in ("0.png", "1.png"):
+        shutil.copy(tmp_path / "images/train/ants" / name, tmp_path / "images/test/ants" / f"copy-{name}")
+    shutil.copy(tmp_path / "images/val/bees/0.png", tmp_path / "images/test/bees/copy.png")
+    (note,) = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage").notes
+    assert note.startswith("3 images of the test part stand in the training or validation part too")
+
+
+def test_clean_data_need_no_note(prepared: Prepared) -> None:
+    assert prepared.notes == ()
+
+
+def test_what_is_prepared_is_what_was_asked_for(prepared: Prepared, weights: Path) -> None:
+    assert prepared.image_size == SIZE
+    assert prepared.pack.classes == ("blue", "green", "red")
+    (backbone,) = prepared.backbones
+    assert backbone.file == weights.resolve()
+    assert len(backbone.sha256) == 64
+    assert prepared.plan.trials == 24
+
+
+def test_arms_decide_how_many_trials_there_are(make_plan: Callable[..., Plan], storage: Path) -> None:
+    assert prepare(make_plan(arms=({"strategy": "naive"}, {"strategy": "clip"})), storage).plan.trials == 2
+
+
+def test_scratch_alone_needs_no_weights(make_plan: Callable[..., Plan], storage: Path) -> None:
+    found = prepare(make_plan(weights={}, strategies=("scratch",)), storage)
+    assert (found.backbones[0].file, found.backbones[0].sha256) == (None, "")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_recipe_names_its_weights_unless_it_starts_from_scratch(prepared: Prepared, strategy: str) -> None:
+    params = next(each for each in prepared.space.known_good() if each["strategy"] == strategy)
+    recipe = prepared.recipe(prepared.space.configured(params))
+    assert recipe.weights == ("" if strategy == "scratch" else prepared.backbones[0].sha256)
+    assert (recipe.data, recipe.classes, recipe.image_size) == (prepared.pack.hash, 3, SIZE)
+    assert (recipe.epochs, recipe.seed, recipe.split_seed, recipe.draw) == (4, 0, 0, 0)
+
+
+def test_a_recipe_takes_the_plans_seed_and_arguments(make_plan: Callable[..., Plan], storage: Path) -> None:
+    found = prepare(make_plan(seed=5, backbone_args={"drop_rate": 0.2}), storage)
+    recipe = found.recipe(found.space.configured(found.space.known_good()[0]))
+    assert (recipe.seed, recipe.split_seed, recipe.backbone_args) == (5, 5, (("drop_rate", 0.2),))
+
+
+@pytest.mark.parametrize(
+    ("images", "redrawable", "redraws"), [(1_999, True, True), (2_000, True, False), (100, False, False)]
+)
+def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
+    prepared: Prepared, images: int, redrawable: bool, redraws: bool
+) -> None:
+    split = dataclasses.replace(prepared.split, train=np.arange(images), redrawable=redrawable)
+    assert dataclasses.replace(prepared, split=split).redraws is redraws
+    assert module.REDRAWN_BELOW == 2_000
+
+
+# --- the same plan, or another? --------------------------------------------------------------------------------------
+
+
+def stored(prepared: Prepared, **changes: Any) -> dict[str, Any]:
+    """What plan.json says, as it comes back from disk."""
+    found: dict[str, Any] = json.loads(json.dumps({**prepared.described(), "name": "n", "provenance": {}, **changes}))
+    return found
+
+
+def names(changes: list[str]) -> list[str]:
+    return [change.partition(":")[0] for change in changes]
+
+
+def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
+    assert differences(stored(prepared), stored(prepared)) == []
+    assert differences(stored(prepared), {**prepared.described(), "name": "other", "provenance": {"commit": "x"}}) == []
+
+
+def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None:
+    assert differences(stored(prepared), stored(prepared, trials=25)) == []
+    assert differences(stored(prepared), stored(prepared, trials=23)) == [
+        "trials: 24 -> 23 (more may be added, none taken away)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"epochs": 5}, ["epochs"]),
+        ({"epochs": 2}, ["epochs", "space.freeze_then_unfreeze.freeze_epochs"]),
+        ({"image_size": 40}, ["data.pack", "image_size"]),
+        ({"sampler": "random"}, ["sampler"]),
+        ({"scheduler": "none"}, ["scheduler"]),
+        ({"finalists": 1}, ["finalists"]),
+        ({"seeds": 1}, ["seeds"]),
+        ({"seed": 1}, ["seed"]),
+        ({"strategies": ("naive", "clip")}, ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy"]),
+        (
+            {"edits": {"learning_rate": "1e-4..1e-3", "optimizer": "sgd"}},
+            ["space.adam.learning_rate", "space.optimizer"],
+        ),
+        ({"backbone_args": {"drop_rate": 0.1}}, ["backbones"]),
+        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials"]),
+        ({"experiment": "cars"}, ["experiment"]),
+        ({"question": "Another?"}, []),
+    ],
+    ids=str,
+)
+def test_what_changed_is_listed_by_name(
+    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], changed: list[str]
+) -> None:
+    found = differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
+    assert set(changed) <= set(names(found))
+    assert all(name.startswith("space.") for name in set(names(found)) - set(changed))
+    assert bool(found) == bool(changed)
+    assert all(" -> " in line for line in found)
+
+
+def test_both_values_stand_in_the_line(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
+    assert differences(stored(prepared), stored(prepare(make_plan(epochs=5), storage))) == ["epochs: 4 -> 5"]
+
+
+def test_another_image_is_a_difference_and_so_are_other_weights(
+    prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
+) -> None:
+    import safetensors.torch
+
+    shutil.copytree(image_folder, tmp_path / image_folder.name)
+    pictures(tmp_path / image_folder.name / "red", 1, 99)
+    found = differences(stored(prepared), stored(prepare(make_plan(data=str(tmp_path / image_folder.name)), storage)))
+    assert {"data.pack", "data.train"} <= set(names(found))
+    tensors = safetensors.torch.load_file(weights)
+    first = next(iter(tensors))
+    tensors[first] = tensors[first] + 1
+    safetensors.torch.save_file(tensors, tmp_path / weights.name)
+    changed = prepare(make_plan(weights={BACKBONE: str(tmp_path / weights.name)}), storage)
+    assert names(differences(stored(prepared), stored(changed))) == ["backbones"]
+
+
+def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
+    prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "renamed")
+    shutil.copy(weights, tmp_path / "w.safetensors")
+    moved = make_plan(data=str(tmp_path / "renamed"), weights={BACKBONE: str(tmp_path / "w.safetensors")})
+    assert differences(stored(prepared), stored(prepare(moved, storage))) == []
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_named_by_experiment_folder_and_six_digits(prepared: Prepared) -> None:
+    experiment, folder, digits = prepared.default_name().split("-")
+    assert (experiment, folder) == ("folder", "colours")
+    assert len(digits) == 6
+    assert set(digits) <= set("0123456789abcdef")
+
+
+def test_two_folders_with_other_content_never_share_a_name(
+    make_plan: Callable[..., Plan], prepared: Prepared, two_classes: Path, storage: Path, tmp_path: Path
+) -> None:
+    two_classes.rename(tmp_path / "colours")
+    other = prepare(make_plan(data=str(tmp_path / "colours")), storage).default_name()
+    assert other.startswith("folder-colours-")
+    assert other != prepared.default_name()
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [({"trials": 90}, True), ({"question": "Another?"}, True), ({"epochs": 5}, False), ({"seed": 1}, False)],
+    ids=str,
+)
+def test_the_name_follows_what_is_run(
+    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], same: bool
+) -> None:
+    assert (prepare(make_plan(**changes), storage).default_name() == prepared.default_name()) is same
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown"),
+    [
+        ("my cars!", "my_cars_"),
+        ("=cmd|x", "_cmd_x"),
+        ("x" * 90, "x" * 40),
+        ("../..", "__"),
+        (".", "data"),
+        ("蜜蜂", "蜜蜂"),
+    ],
+)
+def test_a_folders_name_becomes_a_plain_one(prepared: Prepared, folder: str, shown: str) -> None:
+    plan = dataclasses.replace(prepared.plan, data=folder)
+    name = dataclasses.replace(prepared, plan=plan).default_name()
+    assert name.removeprefix("folder-")[:-7] == shown
+    assert Path(name).name == name

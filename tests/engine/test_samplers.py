@@ -1,0 +1,225 @@
+"""The proposer: nothing but the store has to survive, and what it is told is what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sweeps.engine.samplers import SAMPLERS, Proposer
+from sweeps.engine.spaces import Config, Space, recipe_data, space_for
+from tests.engine.conftest import a_record
+from xfer.methods.strategies import STRATEGIES
+from xfer.recipe import recipe_from
+from xfer.records import Record
+
+Remembered = dict[str, tuple[Mapping[str, Any], Record]]
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return space_for(["a", "b"], 6)
+
+
+def outcome(number: int, params: Mapping[str, Any]) -> Record:
+    """How trial `number` went: every fourth was pruned, every seventh failed."""
+    name = f"{number:04d}"
+    value = (hash_of(params) % 97) / 97
+    if number % 7 == 6:
+        return a_record(name, (0.1,), "failed", error="the loss is NaN at step 3")
+    if number % 4 == 3:
+        return a_record(name, (0.1, value / 2), "pruned")
+    return a_record(name, (0.1, value / 2, value))
+
+
+def hash_of(params: Mapping[str, Any]) -> int:
+    return sum(map(ord, str(sorted(params.items(), key=str))))
+
+
+def played(proposer: Proposer, numbers: range) -> Remembered:
+    """Trials one after another, each told before the next is asked for."""
+    found = {}
+    for number in numbers:
+        name = f"{number:04d}"
+        params, _ = proposer.propose(name, number)
+        found[name] = (params, outcome(number, params))
+        proposer.tell(found[name][1])
+    return found
+
+
+def study_of(proposer: Proposer, folder: Path) -> optuna.Study:
+    proposer.copy_to(folder / "study.sqlite3", "the sweep")
+    return optuna.load_study(study_name="the sweep", storage=f"sqlite:///{folder / 'study.sqlite3'}")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_history_and_seed_give_the_same_proposals(sampler: str, space: Space) -> None:
+    first = played(Proposer(space, sampler, seed=5), range(16))
+    assert played(Proposer(space, sampler, seed=5), range(16)) == first
+    assert played(Proposer(space, sampler, seed=6), range(16)) != first
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_proposer_rebuilt_from_records_goes_on_as_the_uninterrupted_one(sampler: str, space: Space) -> None:
+    uninterrupted = Proposer(space, sampler, seed=5)
+    history = played(uninterrupted, range(18))
+    rebuilt = Proposer(space, sampler, seed=5)
+    rebuilt.remember(history)
+    assert played(rebuilt, range(18, 24)) == played(uninterrupted, range(18, 24))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_two_starts_from_the_same_store_propose_the_same_with_trials_taken_up_again(sampler: str, space: Space) -> None:
+    uninterrupted = Proposer(space, sampler, seed=5)
+    history = played(uninterrupted, range(15))
+    running, config = uninterrupted.propose("0015", 15)
+    said = []
+    for _ in range(2):
+        rebuilt = Proposer(space, sampler, seed=5)
+        rebuilt.remember(history)
+        assert rebuilt.adopt("0015", running) == config
+        beside = rebuilt.propose("0016", 16)
+        rebuilt.tell(outcome(15, running))
+        said.append([beside, rebuilt.propose("0017", 17)])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_trials_asked_for_side_by_side_differ(sampler: str, space: Space) -> None:
+    proposer = Proposer(space, sampler, seed=5)
+    played(proposer, range(12))
+    asked = [proposer.propose(f"{number:04d}", number)[0] for number in range(12, 20)]
+    assert len({str(params) for params in asked}) == len(asked)
+
+
+def test_what_was_learned_changes_what_tpe_proposes(space: Space) -> None:
+    learned, ignorant = Proposer(space, "tpe", seed=5), Proposer(space, "tpe", seed=5)
+    played(learned, range(16))
+    assert learned.propose("0016", 16) != ignorant.propose("0016", 16)
+
+
+def test_tpe_searches_where_it_was_good() -> None:
+    space = space_for(["a"], 6, ["naive"])
+    proposer = Proposer(space, "tpe", seed=0)
+    for number in range(40):
+        _, config = proposer.propose(f"{number:04d}", number)
+        good = config["optimizer"] == "sgd"
+        proposer.tell(a_record(f"{number:04d}", (0.9 if good else 0.1,)))
+    late = [proposer.propose(f"{number:04d}", number)[1]["optimizer"] for number in range(40, 60)]
+    assert late.count("sgd") > 12
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_proposes_configurations_that_train(sampler: str, space: Space) -> None:
+    proposer = Proposer(space, sampler, seed=3)
+    for number in range(30):
+        params, config = proposer.propose(f"{number:04d}", number)
+        assert space.configured(params) == config
+        weights = "w" if STRATEGIES[str(config["strategy"])]().pretrained else ""
+        recipe_from(
+            {**recipe_data(config), "data": "d", "classes": 3, "image_size": 32, "weights": weights, "epochs": 6}
+        )
+        proposer.tell(outcome(number, params))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_known_good_recipes_come_first_in_their_order(sampler: str, space: Space) -> None:
+    proposer, good = Proposer(space, sampler, seed=9), space.known_good()
+    asked = [proposer.propose(f"{number:04d}", number) for number in range(len(good))]
+    assert asked == [(params, space.configured(params)) for params in good]
+    assert proposer.known_good == len(good)
+
+
+def test_arms_come_instead_of_known_good_recipes(space: Space) -> None:
+    arms: list[Config] = [{"strategy": "naive", "backbone": "b"}, {"strategy": "scratch", "optimizer": "sgd"}]
+    proposer = Proposer(space, "tpe", seed=0, arms=arms)
+    for number, arm in enumerate(arms):
+        _, config = proposer.propose(f"{number:04d}", number)
+        assert {name: config[name] for name in arm} == arm
+
+
+def test_adopting_gives_back_exactly_the_configuration_of_its_parameters(space: Space) -> None:
+    proposer = Proposer(space, "random", seed=1)
+    asked = {f"{number:04d}": proposer.propose(f"{number:04d}", number) for number in range(60)}
+    elsewhere = Proposer(space, "tpe", seed=2)
+    for name, (params, config) in asked.items():
+        assert elsewhere.adopt(name, params) == config
+
+
+# --- what the study says ---------------------------------------------------------------------------------------------
+
+
+def told(proposer: Proposer) -> None:
+    history: Remembered = {}
+    for name, record in (
+        ("0000", a_record("0000", (0.2, 0.5, 0.7))),
+        ("0001", a_record("0001", (0.3, 0.4), "pruned")),
+        ("0002", a_record("0002", (0.1,), "failed", error="lost")),
+        ("0003", a_record("0003", (), "failed", error="lost")),
+    ):
+        history[name] = (proposer.propose(name, int(name))[0], record)
+    for _, record in history.values():
+        proposer.tell(record)
+
+
+def remembered(proposer: Proposer) -> None:
+    good = space_for(["a", "b"], 6).known_good()
+    proposer.remember(
+        {
+            "0000": (good[0], a_record("0000", (0.2, 0.5, 0.7))),
+            "0001": (good[1], a_record("0001", (0.3, 0.4), "pruned")),
+            "0002": (good[2], a_record("0002", (0.1,), "failed", error="lost")),
+            "0003": (good[3], a_record("0003", (), "failed", error="lost")),
+        }
+    )
+
+
+@pytest.mark.parametrize("learn", [told, remembered], ids=["told", "remembered"])
+def test_endings_are_told_as_what_they_were(learn: Callable[[Proposer], None], space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "tpe", seed=0)
+    learn(proposer)
+    trials = study_of(proposer, tmp_path).trials
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+        TrialState.FAIL,
+    ]
+    assert [trial.intermediate_values for trial in trials] == [
+        {1: 0.2, 2: 0.5, 3: 0.7},
+        {1: 0.3, 2: 0.4},
+        {1: 0.1},
+        {},
+    ]
+    assert trials[0].value == 0.7
+    # Optuna itself shows a pruned trial's last intermediate value; it stays out of what is complete.
+    assert [trial.number for trial in trials if trial.state == TrialState.COMPLETE] == [0]
+    assert [trial.params for trial in trials] == space.known_good()[:4]
+
+
+def test_the_copy_holds_ended_trials_only_and_maximizes(space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "random", seed=0)
+    played(proposer, range(5))
+    proposer.propose("0005", 5)
+    study = study_of(proposer, tmp_path)
+    assert len(study.trials) == 5
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert [path.name for path in tmp_path.iterdir()] == ["study.sqlite3"]
+
+
+def test_the_copy_is_renewed_in_one_step(space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "random", seed=0)
+    assert len(study_of(proposer, tmp_path).trials) == 0
+    played(proposer, range(3))
+    assert len(study_of(proposer, tmp_path).trials) == 3
+
+
+@pytest.mark.parametrize("name", ["my runs", "50%20off", "what?", "a#b", "über'\"x"])
+def test_the_copy_is_written_whatever_the_folder_is_called(name: str, space: Space, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    Proposer(space, "random", seed=0).copy_to(tmp_path / name / "study.sqlite3", name)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.sqlite3")] == [f"{name}/study.sqlite3"]

@@ -1,0 +1,280 @@
+"""Sweeps as a person starts them: commands in processes of their own, looked at from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parent.parent
+MARK = "XFER_TEST_MARK"
+PATIENCE = 600
+"""Seconds after which a command counts as hung, on a machine that does other things too."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+
+class Command:
+    """`python -m sweeps.<page> ...` in a session of its own, running.
+
+    Args:
+        page: the experiment, or `sweeps` itself where empty.
+        flags: what follows.
+        logs: a folder for what it prints.
+        observer: a folder made by `observer`, to learn which epochs were trained where.
+        cwd: where it is started; the checkout unless given.
+    """
+
+    def __init__(
+        self,
+        page: str,
+        flags: Iterable[object],
+        logs: Path,
+        observer: Path | None = None,
+        cwd: Path = ROOT,
+        seconds_per_epoch: float = 0.0,
+    ) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._mark = uuid.uuid4().hex
+        self._out, self._err = logs / f"{self._mark}.out", logs / f"{self._mark}.err"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+        path = [str(ROOT)] if observer is None else [str(observer), str(ROOT)]
+        more = {"PYTHONPATH": os.pathsep.join(path), MARK: self._mark, "XFER_TEST_PAUSE": str(seconds_per_epoch)}
+        self._began = time.monotonic()
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"sweeps.{page}" if page else "sweeps", *map(str, flags)],
+                cwd=cwd,
+                env={**inherited, **more},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def end(self) -> Ended:
+        """Wait for it to end by itself, and for all that it started."""
+        try:
+            status = self.process.wait(PATIENCE)
+        finally:
+            self.clear()
+        return Ended(status, self._out.read_text(), self._err.read_text(), time.monotonic() - self._began)
+
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its whole process group, as a terminal does."""
+        os.killpg(self.process.pid, number)
+
+    def wait_until(self, seen: Callable[[], Any], what: str) -> Any:
+        """Whatever `seen` finds first, asked often; the command must be running until then."""
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            if found := seen():
+                return found
+            if not self.runs():
+                pytest.fail(f"it ended before {what}:\n{self._out.read_text()}\n{self._err.read_text()}")
+            time.sleep(0.05)
+        return pytest.fail(f"not seen in {PATIENCE} s: {what}")
+
+    def clear(self) -> None:
+        """See that nothing of it lives on: Ray's processes notice within seconds that their driver has gone."""
+        if self.runs():
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+        limit = time.monotonic() + 30
+        while (left := _marked(self._mark)) and time.monotonic() < limit:
+            time.sleep(0.2)
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def run(page: str, flags: Iterable[object], logs: Path, cwd: Path = ROOT) -> Ended:
+    """A command from its start to its end."""
+    return Command(page, flags, logs, cwd=cwd).end()
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes that have inherited a mark, whatever group they moved to."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
+            if f"{MARK}={mark}".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
+
+
+OBSERVER = '''
+"""Read by every Python that finds it on its path: notes each epoch that is trained, and takes its time over it."""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+
+class Observer:
+    def find_spec(self, name, path=None, target=None):
+        if name != "xfer.run":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_observe(module):
+            load(module)
+            train, pause = module.Run._train_epoch, float(os.environ["XFER_TEST_PAUSE"])
+
+            def observed(run):
+                note = f"{run.folder.parent.name} {len(run.epochs) + 1} {os.getpid()}"
+                (Path(__file__).parent / f"begun-{time.time_ns()}-{os.getpid()}").write_text(note)
+                time.sleep(pause / 2)
+                epoch = train(run)
+                time.sleep(pause / 2)
+                return epoch
+
+            module.Run._train_epoch = observed
+
+        spec.loader.exec_module = load_and_observe
+        return spec
+
+
+sys.meta_path.insert(0, Observer())
+'''
+
+
+def observer(folder: Path) -> Path:
+    """A folder that, on a command's PYTHONPATH, gets a note of every epoch whose training is begun."""
+    folder.mkdir(parents=True)
+    (folder / "sitecustomize.py").write_text(OBSERVER)
+    return folder
+
+
+@dataclass(frozen=True)
+class Begun:
+    """One epoch whose training was begun."""
+
+    trial: str
+    epoch: int
+    pid: int
+
+
+def begun(observer: Path) -> list[Begun]:
+    """Every epoch whose training was begun, in that order."""
+    notes = [path.read_text().split() for path in sorted(observer.glob("begun-*"))]
+    return [Begun(note[0], int(note[1]), int(note[2])) for note in notes if len(note) == 3]  # one may be half written
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a sweep has left on disk, read without a line of the code that wrote it."""
+
+    folder: Path
+
+    def read(self, *names: str) -> Any:
+        """One object."""
+        return unsealed(self.folder.joinpath(*names))
+
+    @property
+    def plan(self) -> Any:
+        """plan.json."""
+        return self.read("plan.json")
+
+    def trials(self, phase: str | None = None) -> list[str]:
+        """The names of the trials that were begun."""
+        names = sorted(path.parent.name for path in self.folder.glob("trials/*/config.json"))
+        return [name for name in names if phase in (None, self.read("trials", name, "config.json")["phase"])]
+
+    def records(self, phase: str | None = None) -> dict[str, Any]:
+        """The records, by trial."""
+        names = [name for name in self.trials(phase) if (self.folder / "trials" / name / "record.json").exists()]
+        return {name: self.read("trials", name, "record.json") for name in names}
+
+    def epochs(self, trial: str) -> list[Any]:
+        """What stands under epochs/."""
+        paths = sorted((self.folder / "trials" / trial / "epochs").glob("*.json"))
+        return [unsealed(path) for path in paths]
+
+    def checkpoints(self, trial: str) -> list[Path]:
+        """A trial's checkpoints, the newest last."""
+        return sorted((self.folder / "trials" / trial / "checkpoints").glob("epoch-*.safetensors"))
+
+    def half_way(self, least: int = 1) -> list[str]:
+        """Trials without a record that have so many epochs and a checkpoint."""
+        ended = {path.parent.name for path in self.folder.glob("trials/*/record.json")}
+        open_ = [path.parent.name for path in self.folder.glob("trials/*/config.json")]
+        count = {name: len(list((self.folder / "trials" / name / "epochs").glob("*.json"))) for name in open_}
+        return [name for name in open_ if name not in ended and count[name] >= least and self.checkpoints(name)]
+
+    def times(self) -> dict[str, int]:
+        """When each object of each trial was written."""
+        files = (path for path in sorted((self.folder / "trials").rglob("*")) if path.is_file())
+        return {str(path.relative_to(self.folder)): path.stat().st_mtime_ns for path in files}
+
+
+def only_sweep(storage: Path) -> Left:
+    """The one sweep in a storage folder."""
+    plans = list(storage.glob("*/plan.json"))
+    assert len(plans) == 1, f"{storage} holds {len(plans)} sweeps"
+    return Left(plans[0].parent)
+
+
+TIMES = ("seconds", "images_per_second", "cpu_percent", "memory_mb", "gpu_memory_mb", "gpu_percent")
+
+
+def without_times(record: Any) -> Any:
+    """A record without what no two runs share: how long it took, on what, and how often it was interrupted."""
+    epochs = [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in record["epochs"]]
+    rest = {name: value for name, value in record.items() if name not in (*TIMES, "resumed_at")}
+    return {**rest, "epochs": epochs}
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once, however many processes share the tests."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def lines(text: str) -> Iterator[str]:
+    """The lines of a text that are not empty."""
+    return (line for line in text.splitlines() if line.strip())
+
+
+def unsealed(path: Path) -> Any:
+    """A stored object without its checksum, read without our own code."""
+    plain = json.loads(path.read_bytes())
+    plain.pop("sha256", None)
+    return plain

@@ -1,0 +1,511 @@
+"""One tiny sweep from the command line to its report, and the same command given again."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.sweeping import Ended, Left, lines, once, only_sweep, run, without_times
+
+if TYPE_CHECKING:
+    from xfer.data.pack import Pack
+
+TRIALS, EPOCHS, FINALISTS, SEEDS = 7, 3, 2, 2
+COLUMNS = [
+    *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule", "augmentation"),
+    *("mixing", "loss", "learning_rate", "weight_decay", "batch_size", "epochs", "status", "val_accuracy"),
+    *("test_accuracy", "test_ci_low", "test_ci_high", "seeds", "seconds"),
+]
+"""As issue 2 has them; more may follow."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that ended, and the command that it came from."""
+
+    storage: Path
+    reports: Path
+    ended: Ended
+    flags: tuple[str, ...]
+
+    @property
+    def left(self) -> Left:
+        """Its folder."""
+        return only_sweep(self.storage)
+
+    @property
+    def report(self) -> Path:
+        """The folder of its report."""
+        return self.reports / self.left.folder.name
+
+
+@pytest.fixture(scope="session")
+def flags(image_folder: Path, weights: Path) -> tuple[str, ...]:
+    """The command, without the places for what it writes."""
+    return (
+        *("--data", str(image_folder), "--backbone", "test_efficientnet", "--weights", str(weights)),
+        *("--image-size", "32", "--trials", str(TRIALS), "--epochs", str(EPOCHS), "--vary", "batch_size=2,4"),
+        *("--finalists", str(FINALISTS), "--seeds", str(SEEDS)),
+    )
+
+
+@pytest.fixture(scope="session")
+def sweep(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """The sweep that most tests here look at; none may change it."""
+
+    def make(folder: Path) -> None:
+        ended = run("folder", [*flags, "--storage", folder / "runs", "--reports", folder / "reports"], folder)
+        (folder / "status").write_text(str(ended.status))
+        (folder / "out").write_text(ended.out)
+        (folder / "err").write_text(ended.err)
+
+    folder = once(tmp_path_factory, "sweep", make)
+    out, err = (folder / "out").read_text(), (folder / "err").read_text()
+    ended = Ended(int((folder / "status").read_text()), out, err, 0.0)
+    return Sweep(folder / "runs", folder / "reports", ended, flags)
+
+
+@pytest.fixture(scope="session")
+def pixels(sweep: Sweep) -> Pack:
+    """The images that it trained on."""
+    from xfer.data.pack import load_pack
+
+    (folder,) = (sweep.storage / "packs").iterdir()
+    return load_pack(folder, verify=True)
+
+
+@pytest.fixture
+def storage(sweep: Sweep, tmp_path: Path) -> Path:
+    """A copy of its storage, for a test that goes on from there."""
+    return Path(shutil.copytree(sweep.storage, tmp_path / "runs", copy_function=shutil.copy2))
+
+
+@pytest.fixture
+def again(
+    sweep: Sweep, storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """The same command again on the copy, with further flags, in this process, where Ray must not be started."""
+    import ray
+
+    from sweeps import folder as page
+    from sweeps.engine.cli import main
+
+    def no_ray(*_: Any, **__: Any) -> None:
+        pytest.fail("Ray was started")
+
+    def give(*more: object, reports: Path | None = None) -> Ended:
+        places = ("--storage", storage, "--reports", reports or storage.parent / "reports")
+        monkeypatch.setattr(sys, "argv", list(map(str, ("folder", *sweep.flags, *places, *more))))
+        monkeypatch.setattr(ray, "init", no_ray)
+        with pytest.raises(SystemExit) as left:
+            main(page.plan, page.__doc__)
+        return Ended(int(str(left.value.code)), *capfd.readouterr(), seconds=0.0)
+
+    return give
+
+
+# --- what it left -----------------------------------------------------------------------------------------------------
+
+
+def test_the_sweep_ends_with_status_0(sweep: Sweep) -> None:
+    assert sweep.ended.status == 0, sweep.ended.out + sweep.ended.err
+
+
+def test_the_sweep_is_named_after_experiment_data_and_plan(sweep: Sweep) -> None:
+    assert re.fullmatch(r"folder-colours-[0-9a-f]{6}", sweep.left.folder.name)
+    assert sweep.left.plan["name"] == sweep.left.folder.name
+
+
+def test_every_trial_has_one_config_its_epochs_and_one_record(sweep: Sweep) -> None:
+    left = sweep.left
+    search, finals = left.trials("search"), left.trials("final")
+    assert search == [f"{number:04d}" for number in range(TRIALS)]
+    assert len(finals) == FINALISTS * SEEDS
+    for name in (*search, *finals):
+        record = left.read("trials", name, "record.json")
+        assert record["trial"] == name
+        assert record["epochs"] == left.epochs(name)
+        assert [epoch["epoch"] for epoch in record["epochs"]] == list(range(1, len(record["epochs"]) + 1))
+        assert record["recipe"] == left.read("trials", name, "config.json")["recipe"]
+        assert record["resumed_at"] == []
+        assert record["status"] in ("finished", "pruned")
+        assert (record["status"] == "finished") == (len(record["epochs"]) == EPOCHS)
+
+
+def test_the_known_good_recipes_come_first_and_the_very_first_is_clipped_at_1(sweep: Sweep) -> None:
+    recipes = [sweep.left.records()[f"{number:04d}"]["recipe"] for number in range(6)]
+    assert [recipe["strategy"]["name"] for recipe in recipes] == [
+        *("clip", "freeze_then_unfreeze", "linear_probe", "naive", "clip", "scratch")
+    ]
+    assert recipes[0]["clip_norm"] == 1.0
+
+
+def test_scratch_alone_starts_from_random_weights(sweep: Sweep) -> None:
+    weights = sweep.left.plan["backbones"][0]["weights"]
+    for record in sweep.left.records().values():
+        scratch = record["recipe"]["strategy"]["name"] == "scratch"
+        assert record["recipe"]["weights"] == ("" if scratch else weights)
+
+
+def test_nothing_half_written_is_left(sweep: Sweep) -> None:
+    names = [path.name for path in sweep.storage.rglob("*")]
+    assert not [name for name in names if name.endswith((".tmp", ".damaged", ".old", ".new"))]
+    assert "lease.json" not in names
+
+
+def test_finalists_are_the_best_finished_trials_of_the_search(sweep: Sweep) -> None:
+    finished = [record for record in sweep.left.records("search").values() if record["status"] == "finished"]
+    best = sorted(finished, key=lambda record: (-record["epochs"][-1]["val_accuracy"], record["trial"]))
+    assert sweep.left.read("finals", "0001.json")["finalists"] == [record["trial"] for record in best[:FINALISTS]]
+
+
+def test_each_finalist_runs_again_on_each_new_seed(sweep: Sweep) -> None:
+    finalists = sweep.left.read("finals", "0001.json")["finalists"]
+    wanted = {f"{name}-s{seed}" for name in finalists for seed in range(1, SEEDS + 1)}
+    assert set(sweep.left.trials("final")) == wanted
+    searched, finals = sweep.left.records("search"), sweep.left.records("final")
+    for name, record in finals.items():
+        trial, seed = name.split("-s")
+        assert record["key"] == searched[trial]["key"]
+        assert record["id"] != searched[trial]["id"]
+        assert record["recipe"] == {**searched[trial]["recipe"], "seed": int(seed), "draw": int(seed)}
+
+
+def test_finalists_are_fixed_before_their_runs_and_their_order_before_the_test_part_is_opened(sweep: Sweep) -> None:
+    folder = sweep.left.folder
+    assert [path.name for path in (folder / "finals").iterdir()] == ["0001.json"]
+    assert [path.name for path in (folder / "openings").iterdir()] == ["0001.json"]
+    chosen = (folder / "finals" / "0001.json").stat().st_mtime_ns
+    opened = (folder / "openings" / "0001.json").stat().st_mtime_ns
+    for name in sweep.left.trials("search"):
+        assert (folder / "trials" / name / "record.json").stat().st_mtime_ns <= chosen
+    for name in sweep.left.trials("final"):
+        times = [(folder / "trials" / name / file).stat().st_mtime_ns for file in ("config.json", "record.json")]
+        assert chosen <= times[0] <= times[1] <= opened <= (folder / "trials" / name / "test.json").stat().st_mtime_ns
+
+
+def test_the_test_part_is_opened_for_finalists_alone(sweep: Sweep) -> None:
+    opened = sorted(path.parent.name for path in sweep.left.folder.glob("trials/*/test.json"))
+    assert opened == sweep.left.trials("final")
+    assert all(record["test"] is None for record in sweep.left.records().values())  # records were written before
+
+
+def test_the_order_of_finalists_is_that_of_their_mean_validation_accuracy(sweep: Sweep) -> None:
+    finals = sweep.left.records("final")
+    finalists = sweep.left.read("finals", "0001.json")["finalists"]
+    means = {
+        trial: fmean(finals[f"{trial}-s{seed}"]["epochs"][-1]["val_accuracy"] for seed in range(1, SEEDS + 1))
+        for trial in finalists
+    }
+    order = sorted(finalists, key=lambda trial: (-means[trial], trial))
+    assert sweep.left.read("openings", "0001.json")["finalists"] == order
+    assert [row["trial"] for row in _ranking(sweep)][:FINALISTS] == order
+
+
+def test_validation_parts_differ_between_seeds_and_are_the_same_for_every_finalist(sweep: Sweep) -> None:
+    images = {name: record["val"]["images"] for name, record in sweep.left.records("final").items()}
+    by_seed = [{tuple(parts) for name, parts in images.items() if name.endswith(f"-s{seed}")} for seed in (1, 2)]
+    assert [len(each) for each in by_seed] == [1, 1]
+    assert by_seed[0] != by_seed[1]
+
+
+def test_the_test_part_never_moves_and_no_image_of_it_is_seen_before(sweep: Sweep, pixels: Pack) -> None:
+    from xfer.data.split import split_pack
+
+    tested = {tuple(sweep.left.read("trials", name, "test.json")["images"]) for name in sweep.left.trials("final")}
+    assert len(tested) == 1
+    (images,) = map(set, tested)
+    for record in sweep.left.records().values():
+        split = split_pack(pixels, record["recipe"]["split_seed"], record["recipe"]["draw"])
+        if record["val"] is not None:
+            assert record["val"]["images"] == split.val.tolist()
+        assert not images & {*split.train.tolist(), *split.val.tolist()}
+        assert images | {*split.train.tolist(), *split.val.tolist()} == set(range(len(pixels.labels)))
+
+
+def test_checkpoints_are_kept_of_the_best_few_only(sweep: Sweep) -> None:
+    order = sweep.left.read("openings", "0001.json")["finalists"]
+    kept = {path.parent.name for path in sweep.left.folder.glob("trials/*/checkpoints")}
+    assert kept == {*order, *(f"{order[0]}-s{seed}" for seed in range(1, SEEDS + 1))}
+    assert all(1 <= len(sweep.left.checkpoints(name)) <= 2 for name in kept)
+
+
+def test_the_exported_model_answers_as_the_winner_did_on_the_test_part(sweep: Sweep, pixels: Pack) -> None:
+    from xfer.export import load_classifier
+
+    winner = (sweep.left.folder / "model" / "trial.txt").read_text()
+    assert winner.partition("-")[0] == sweep.left.read("openings", "0001.json")["finalists"][0]
+    classifier = load_classifier(sweep.left.folder / "model")
+    assert classifier.classes == ("blue", "green", "red")
+    test = sweep.left.read("trials", winner, "test.json")
+    probabilities = classifier.probabilities(np.asarray(pixels.images[test["images"]]))
+    assert probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    hits = probabilities.argmax(axis=1) == pixels.labels[test["images"]]
+    assert "".join("01"[int(hit)] for hit in hits) == test["correct"]
+
+
+@pytest.mark.parametrize("trial", ["0000", "0001", "final"])
+def test_a_trial_is_what_a_plain_run_of_its_recipe_comes_to(
+    sweep: Sweep, pixels: Pack, weights: Path, one_thread: None, trial: str
+) -> None:
+    import torch
+
+    from xfer.recipe import recipe_from
+    from xfer.records import as_dict
+    from xfer.run import Run
+
+    records = sweep.left.records("final" if trial == "final" else "search")
+    stored = next(iter(records.values())) if trial == "final" else records[trial]
+    run = Run(recipe_from(stored["recipe"]), pixels, weights, torch.device("cpu"))
+    for _ in zip(stored["epochs"], run, strict=False):  # one that was pruned is followed as far as it got
+        pass
+    assert without_times(as_dict(run.record(stored["trial"], stored["phase"]))) == _as_json(without_times(stored))
+
+
+# --- what it shows ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_a_few_plain_lines_are_printed(sweep: Sweep) -> None:
+    out = sweep.ended.out
+    assert sweep.ended.err == ""
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert len(out.splitlines()) <= 30
+    said = "".join(out.lower().splitlines()[:-3])  # below stand paths, which may hold anything
+    assert not [chatter for chatter in ("ray", "warning", "optuna", "mlflow", "tune") if chatter in said]
+
+
+def test_the_first_lines_say_what_is_trained_on_and_how_much_is_to_do(sweep: Sweep) -> None:
+    first, *rest = lines(sweep.ended.out)
+    assert first == (f"{sweep.left.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
+    assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {FINALISTS * SEEDS} runs"]
+
+
+def test_the_last_lines_name_report_browser_and_what_to_do_next(sweep: Sweep) -> None:
+    assert sweep.ended.out.splitlines()[-3:] == [
+        f"report   {sweep.report}/report.html",
+        f"browse   python -m sweeps ui --storage {sweep.storage}",
+        f"next     the same command with --trials {2 * TRIALS} searches on",
+    ]
+
+
+def test_what_ray_says_stands_in_a_log_file(sweep: Sweep) -> None:
+    assert "ray" in (sweep.left.folder / "logs" / "driver.log").read_text().lower()
+
+
+def test_the_report_has_its_three_files_and_needs_no_other(sweep: Sweep) -> None:
+    page = (sweep.report / "report.html").read_text()
+    assert {path.name for path in sweep.report.iterdir()} == {"report.md", "report.html", "ranking.csv", "figures"}
+    assert not re.findall(r"""<link|src\s*=\s*["']?(?!data:)|https?://(?!www\.w3\.org|creativecommons|purl)""", page)
+    assert page.count("<svg") >= 3
+    text = (sweep.report / "report.md").read_text()
+    for said in (sweep.left.plan["provenance"]["command"], sweep.left.plan["data"]["pack"][:12], "torch"):
+        assert said in text
+        assert said in page
+
+
+def test_the_ranking_has_a_row_for_each_trial_and_the_columns_that_were_promised(sweep: Sweep) -> None:
+    rows = _ranking(sweep)
+    assert list(rows[0])[: len(COLUMNS)] == COLUMNS
+    assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, TRIALS + 1)]
+    assert sorted(row["trial"] for row in rows) == sweep.left.trials("search")
+
+
+def test_the_ranking_shows_means_over_seeds_for_finalists_and_no_test_accuracy_for_others(sweep: Sweep) -> None:
+    finals = sweep.left.records("final")
+    for row in _ranking(sweep):
+        runs = [name for name in finals if name.startswith(f"{row['trial']}-")]
+        if runs:
+            tests = [sweep.left.read("trials", name, "test.json")["correct"] for name in runs]
+            assert row["seeds"] == str(SEEDS)
+            assert float(row["val_accuracy"]) == pytest.approx(
+                fmean(finals[name]["epochs"][-1]["val_accuracy"] for name in runs)
+            )
+            assert float(row["test_accuracy"]) == pytest.approx(
+                fmean(correct.count("1") / len(correct) for correct in tests)
+            )
+            assert float(row["test_ci_low"]) <= float(row["test_accuracy"]) <= float(row["test_ci_high"])
+        else:
+            assert row["seeds"] == "1"
+            assert row["test_accuracy"] == row["test_ci_low"] == row["test_ci_high"] == ""
+
+
+# --- what other tools see ---------------------------------------------------------------------------------------------
+
+
+def test_mlflow_has_one_parent_and_a_child_for_each_run_that_ended_as_it_did(sweep: Sweep, storage: Path) -> None:
+    client, runs = _mlflow(storage)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    records = sweep.left.records()
+    assert sorted(child.data.tags["xfer.trial"] for child in children) == sorted(records)
+    for child in children:
+        record = records[child.data.tags["xfer.trial"]]
+        assert child.info.status == {"finished": "FINISHED", "pruned": "KILLED"}[record["status"]]
+        history = client.get_metric_history(child.info.run_id, "val_accuracy")
+        assert sorted((metric.step, metric.value) for metric in history) == [
+            (epoch["epoch"], epoch["val_accuracy"]) for epoch in record["epochs"]
+        ]
+        assert child.data.params["strategy"] == record["recipe"]["strategy"]["name"]
+
+
+def test_mlflow_has_the_winners_model_and_the_test_accuracy_of_finalists(sweep: Sweep, storage: Path) -> None:
+    _, runs = _mlflow(storage)
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.data.tags["xfer.winner"] == (sweep.left.folder / "model" / "trial.txt").read_text()
+    tested = {run.data.tags["xfer.trial"] for run in runs if run is not parent and "test_accuracy" in run.data.metrics}
+    assert tested == set(sweep.left.trials("final"))
+
+
+def test_the_copy_of_the_study_holds_every_trial_of_the_search_as_it_ended(sweep: Sweep, storage: Path) -> None:
+    import optuna
+
+    name = sweep.left.folder.name
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{storage / name / 'study.sqlite3'}")
+    records = sweep.left.records("search")
+    assert study.direction.name == "MAXIMIZE"
+
+    def told(state: str, values: list[float]) -> tuple[str, float | None, tuple[float, ...]]:
+        return state, values[-1] if state == "COMPLETE" else None, tuple(values)
+
+    states = {"finished": "COMPLETE", "pruned": "PRUNED"}
+    wanted = [
+        told(states[record["status"]], [epoch["val_accuracy"] for epoch in record["epochs"]])
+        for record in records.values()
+    ]
+    # A pruned trial's value is its last intermediate one, which Optuna sets by itself.
+    seen = [told(trial.state.name, list(trial.intermediate_values.values())) for trial in study.trials]
+    assert sorted(seen, key=str) == sorted(wanted, key=str)
+    complete = [trial.value for trial in study.trials if trial.state.name == "COMPLETE"]
+    assert sorted(complete) == sorted(value for state, value, _ in wanted if state == "COMPLETE")
+    configs = [sweep.left.read("trials", trial, "config.json")["params"] for trial in records]
+    assert sorted(str(sorted(trial.params.items())) for trial in study.trials) == sorted(
+        str(sorted(params.items())) for params in configs
+    )
+
+
+# --- the same command again -------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_trains_nothing_and_starts_no_ray(
+    sweep: Sweep, storage: Path, again: Callable[..., Ended]
+) -> None:
+    before, model = only_sweep(storage).times(), (storage / sweep.left.folder.name / "model" / "model.safetensors")
+    exported = model.stat().st_mtime_ns
+    ended = again()
+    assert ended.status == 0, ended.err
+    assert only_sweep(storage).times() == before
+    assert model.stat().st_mtime_ns == exported
+    assert "search:" not in ended.out
+    assert ended.out.splitlines()[-1] == sweep.ended.out.splitlines()[-1]
+    answer = [line for line in sweep.ended.out.splitlines() if line.startswith("Best is")]
+    assert answer
+    assert [line for line in ended.out.splitlines() if line.startswith("Best is")] == answer
+
+
+def test_the_same_command_again_makes_no_second_run_in_mlflow(storage: Path, again: Callable[..., Ended]) -> None:
+    before = {run.info.run_id: run.data.metrics for run in _mlflow(storage)[1]}
+    again()
+    assert {run.info.run_id: run.data.metrics for run in _mlflow(storage)[1]} == before
+
+
+def test_the_last_lines_can_be_copied_however_long_the_paths_are(tmp_path: Path, again: Callable[..., Ended]) -> None:
+    reports = tmp_path / "-".join(["a", "folder", "with", "a", "very", "long", "name"] * 5)
+    ended = again(reports=reports)
+    (page,) = reports.glob("*/report.html")
+    assert f"report   {page}" in ended.out.splitlines()
+
+
+def test_another_number_of_epochs_under_the_same_name_is_refused_with_a_diff(
+    sweep: Sweep, storage: Path, again: Callable[..., Ended]
+) -> None:
+    before = only_sweep(storage).times()
+    ended = again("--epochs", EPOCHS + 1, "--name", sweep.left.folder.name)
+    assert ended.status == 2
+    assert ended.out == ""
+    assert ended.err.startswith(f"error: {sweep.left.folder.name} was started with another plan")
+    assert f"  epochs: {EPOCHS} -> {EPOCHS + 1}\n" in ended.err
+    assert "--fresh" in ended.err
+    assert only_sweep(storage).times() == before
+    assert only_sweep(storage).plan == sweep.left.plan
+
+
+def test_fewer_trials_are_refused(storage: Path, again: Callable[..., Ended]) -> None:
+    ended = again("--trials", TRIALS - 1)
+    assert ended.status == 2
+    assert f"trials: {TRIALS} -> {TRIALS - 1} (more may be added, none taken away)" in ended.err
+    assert only_sweep(storage).plan["trials"] == TRIALS
+
+
+def test_fresh_starts_beside_the_old_sweep(
+    sweep: Sweep, storage: Path, again: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.engine import launch
+
+    monkeypatch.setattr(launch, "run", lambda *_: True)  # what it does is tested elsewhere; here, where
+    name = sweep.left.folder.name
+    old = Left(storage / name)
+    before = (old.plan, old.times())
+    ended = again("--fresh")
+    assert ended.status == 1  # for nothing ran
+    assert Left(storage / f"{name}-2").plan["name"] == f"{name}-2"
+    assert (old.plan, old.times()) == before
+
+
+@pytest.mark.slow
+def test_more_trials_add_the_difference_and_leave_what_is_done_alone(
+    sweep: Sweep, storage: Path, tmp_path: Path
+) -> None:
+    before = only_sweep(storage).times()
+    flags = [*sweep.flags, "--trials", TRIALS + 2, "--storage", storage, "--reports", tmp_path / "reports"]
+    ended = run("folder", flags, tmp_path)
+    assert ended.status == 0, ended.out + ended.err
+    left = only_sweep(storage)
+    assert left.plan["trials"] == TRIALS + 2
+    assert left.trials("search") == [f"{number:04d}" for number in range(TRIALS + 2)]
+    assert f"search: {TRIALS + 2} runs, {TRIALS} of them done before" in ended.out.splitlines()
+    after = left.times()
+    objects = [path for path in before if path.endswith(".json")]
+    assert {path: after[path] for path in objects} == {path: before[path] for path in objects}
+    new = {path.split("/")[1].partition("-")[0] for path in after.keys() - before.keys()}
+    assert {f"{TRIALS:04d}", f"{TRIALS + 1:04d}"} <= new
+    assert sorted(row["trial"] for row in _rows(tmp_path / "reports" / left.folder.name)) == left.trials("search")
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _ranking(sweep: Sweep) -> list[dict[str, str]]:
+    return _rows(sweep.report)
+
+
+def _rows(report: Path) -> list[dict[str, str]]:
+    with (report / "ranking.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _mlflow(storage: Path) -> tuple[Any, list[Any]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    (experiment,) = (each for each in client.search_experiments() if each.name != "Default")
+    assert experiment.name == "folder"
+    return client, list(client.search_runs([experiment.experiment_id]))
+
+
+def _as_json(plain: Any) -> Any:
+    """Tuples for lists, as `as_dict` leaves them."""
+    evaluation = plain["val"] and {**plain["val"], "images": tuple(plain["val"]["images"])}
+    return {**plain, "val": evaluation}
