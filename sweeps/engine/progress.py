@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -44,7 +45,14 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self._drawn, console=self.console, refresh_per_second=2, transient=True)
+            self._live = Live(
+                get_renderable=self._drawn,
+                console=self.console,
+                refresh_per_second=2,
+                transient=True,
+                redirect_stdout=False,  # what others print goes to the log, not here
+                redirect_stderr=False,
+            )
             self._live.start()
         return self
 
@@ -123,4 +131,4 @@ class Watch:
                 value,
             )
         bar = ProgressBar(total=max(1, self.total), completed=self.ended.total(), width=60)
-        return Group(line, bar, best, table)
+        return Group(line, Columns([bar]), best, table)

@@ -1,0 +1,61 @@
+"""The README says what is there, and what it says works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from sweeps import folder as page
+from sweeps.engine import options
+from sweeps.engine.options import Options
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line.split("#")[0].strip(), comments=True)
+    for line in README.splitlines()
+    if line.startswith("    python -m sweeps.folder") and "--help" not in line
+]
+
+
+def test_the_readme_shows_commands():
+    assert len(COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_flags_of_every_command_are_known_and_make_a_plan(command):
+    asked = tyro.cli(Options, default=Options(**options.defaults_of(page.plan)), args=command[3:])
+    assert options.plan_from(page.plan, asked).data == "DIR"
+
+
+TREE = README[README.index("## The house") : README.index("A sweep writes everything")]
+
+
+@pytest.mark.parametrize("package", ["xfer", "sweeps"])
+def test_the_tree_names_every_module(package):
+    modules = {path.name for path in (ROOT / package).rglob("*.py")} - {"__init__.py"}
+    assert sorted(name for name in modules if name not in TREE) == []
+
+
+def test_the_tree_names_nothing_that_is_not_there():
+    there = {path.name for package in ("xfer", "sweeps") for path in (ROOT / package).rglob("*.py")}
+    assert sorted(set(re.findall(r"\b(\w+\.py)\b", TREE)) - there) == []
+
+
+def test_a_recipe_trains_as_the_readme_shows(image_folder, weights, tmp_path, monkeypatch, capsys):
+    code = README[README.index("```python") + len("```python") : README.rindex("```")]
+    small = {
+        '"DIR"': repr(str(image_folder)),
+        '"mobilenetv2.safetensors"': repr(str(weights)),
+        '"mobilenetv2_100"': '"test_efficientnet"',
+        "128": "32",
+        '"epochs": 6': '"epochs": 3',
+    }
+    for said, tried in small.items():
+        assert said in code
+        code = code.replace(said, tried)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]
