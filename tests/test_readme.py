@@ -46,12 +46,12 @@ def test_the_tree_names_nothing_that_is_not_there():
 
 def test_a_recipe_trains_as_the_readme_shows(image_folder, weights, tmp_path, monkeypatch, capsys):
     code = README[README.index("```python") + len("```python") : README.rindex("```")]
-    small = {
-        '"DIR"': repr(str(image_folder)),
-        '"mobilenetv2.safetensors"': repr(str(weights)),
-        '"mobilenetv2_100"': '"test_efficientnet"',
+    small = {  # numbers first, for a path may hold them too
         "128": "32",
         '"epochs": 6': '"epochs": 3',
+        '"mobilenetv2_100"': '"test_efficientnet"',
+        '"DIR"': repr(str(image_folder)),
+        '"mobilenetv2.safetensors"': repr(str(weights)),
     }
     for said, tried in small.items():
         assert said in code
