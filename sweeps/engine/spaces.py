@@ -6,12 +6,11 @@ norm, and the range of the learning rate belongs to the optimizer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
+from sweeps.engine.domains import Domain, Options, Range, domain_from, numbers_in, values_of
 from xfer.choices import Value, choose, parameters, unknown
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import LIMITS, TABLES
@@ -19,46 +18,6 @@ from xfer.recipe import LIMITS, TABLES
 Config = dict[str, Value]
 """One point of a space: a value for every axis that exists there, under the axis' name."""
 
-
-@dataclass(frozen=True)
-class Options:
-    """One of several values. A single one is fixed, and no sampler hears of it."""
-
-    values: tuple[Value, ...]
-
-    def __str__(self) -> str:
-        return ", ".join("none" if value is None else str(value) for value in self.values)
-
-    def nearest(self, wish: Value) -> Value:
-        """`wish` where it is an option, else the first one."""
-        return wish if wish in self.values else self.values[0]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Any value from `low` to `high`, both included; whole numbers where both are."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.low:g}..{self.high:g}" + (" log" if self.log else "")
-
-    @property
-    def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    def nearest(self, wish: Value) -> Value:
-        """`wish` moved into the range; its middle where the wish is no number."""
-        if not isinstance(wish, int | float):
-            wish = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-            wish = round(wish) if self.whole else wish
-        return min(max(wish, self.low), self.high)
-
-
-Domain = Options | Range
 
 AXES: dict[str, Domain] = {
     "strategy": Options(("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")),
@@ -81,17 +40,6 @@ PARAMETERS: dict[str, Domain] = {
     "smoothing": Options((0.1,)),
 }
 """The parameters of table entries. Their names are unique across tables, so `--fix freeze_epochs=2` says enough."""
-
-WHOLE = ("batch_size", "freeze_epochs", "num_ops", "magnitude")
-"""The axes that know only whole numbers."""
-
-OWN_LIMITS: dict[str, tuple[float, float]] = {
-    "num_ops": (1, 14),  # RandAugment has 14 operations
-    "magnitude": (0, 30),
-    "alpha": (1e-3, 1e3),
-    "smoothing": (0.0, 0.99),
-}
-"""What is within reason for the parameters of table entries, both ends included."""
 
 LEARNING_RATES: dict[str, Range] = {
     "sgd": Range(1e-3, 1e-1, log=True),
@@ -166,7 +114,7 @@ class Space:
 
     def strategies(self) -> tuple[str, ...]:
         """The names of those that compete."""
-        return tuple(map(str, _values(self.axes["strategy"])))
+        return tuple(map(str, values_of(self.axes["strategy"])))
 
     def known_good(self, arms: Sequence[Mapping[str, Value]] = ()) -> list[dict[str, Any]]:
         """The free choices to begin with, for `configured`.
@@ -179,7 +127,7 @@ class Space:
         """
         if arms:
             return [self._arm(arm) for arm in arms]
-        backbones = _values(self.axes["backbone"])
+        backbones = values_of(self.axes["backbone"])
         wishes: list[Config] = [{**wish, "backbone": backbones[0]} for wish in KNOWN_GOOD]
         wishes[1:1] = [{**KNOWN_GOOD[0], "backbone": backbone} for backbone in backbones[1:]]
         found: list[dict[str, Any]] = []
@@ -205,9 +153,9 @@ class Space:
         """Every axis with what it ranges over, for plan.json and the report."""
         rates = {
             f"{name}.learning_rate": str(self.learning_rates[name])
-            for name in map(str, _values(self.axes["optimizer"]))
+            for name in map(str, values_of(self.axes["optimizer"]))
         }
-        entries = [(kind, str(name)) for kind in TABLES for name in _values(self.axes[kind])]
+        entries = [(kind, str(name)) for kind in TABLES for name in values_of(self.axes[kind])]
         own = {
             f"{name}.{parameter}": str(self.parameter(parameter))
             for kind, name in entries
@@ -272,30 +220,30 @@ def space_for(
     own, rates = dict(PARAMETERS), dict[str, Domain](LEARNING_RATES)
     edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
     if "strategy" not in edits and epochs < 2:
-        known = tuple(name for name in _values(AXES["strategy"]) if name != "freeze_then_unfreeze")
+        known = tuple(name for name in values_of(AXES["strategy"]) if name != "freeze_then_unfreeze")
         axes["strategy"] = Options(known)  # nothing would be left to train once everything is free
     for axis, text in edits.items():
         if axis == "learning_rate":
-            rates = dict.fromkeys(rates, _parsed(axis, text))
+            rates = dict.fromkeys(rates, domain_from(axis, text))
         elif axis in own:
-            own[axis] = _parsed(axis, text)
+            own[axis] = domain_from(axis, text)
         elif axis in axes and axis != "backbone":
-            axes[axis] = _parsed(axis, text)
+            axes[axis] = domain_from(axis, text)
         else:
             raise ValueError(unknown("axis", axis, [*AXES, *PARAMETERS, "learning_rate"]))
     for axis in edits:
         owners = [(kind, name) for kind, table in TABLES.items() for name in table if axis in parameters(table[name])]
-        if axis in own and not any(name in _values(axes[kind]) for kind, name in owners):
+        if axis in own and not any(name in values_of(axes[kind]) for kind, name in owners):
             names = " and ".join(name for _, name in owners)
             raise ValueError(f"{axis} belongs to {names}, which this sweep does not try")
         for kind, name in owners:
-            for value in _values(own[axis]):
+            for value in values_of(own[axis]):
                 TABLES[kind][name](**{axis: value})  # an entry knows best which values make no sense
     space = Space(axes, own, rates, epochs)
     for strategy in space.strategies():
         space.suggest(Wishes({"strategy": strategy}))
     freezing = own["freeze_epochs"] if "freeze_epochs" in edits else space.parameter("freeze_epochs")
-    if "freeze_then_unfreeze" in _values(axes["strategy"]) and max(_numbers(freezing)) >= epochs:
+    if "freeze_then_unfreeze" in values_of(axes["strategy"]) and max(numbers_in(freezing)) >= epochs:
         raise ValueError(
             f"freeze_then_unfreeze needs an epoch after it unfreezes: with {epochs} epochs, freeze_epochs can be at "
             f"most {epochs - 1}"
@@ -332,57 +280,3 @@ def _suggest(asked: Asked, name: str, domain: Domain) -> Value:
     if domain.whole:
         return asked.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
     return asked.suggest_float(name, domain.low, domain.high, log=domain.log)
-
-
-def _values(domain: Domain) -> tuple[Value, ...]:
-    return domain.values if isinstance(domain, Options) else (domain.low, domain.high)
-
-
-def _numbers(domain: Domain) -> list[float]:
-    return [value for value in _values(domain) if isinstance(value, int | float)]
-
-
-def _parsed(axis: str, text: str) -> Domain:
-    """A domain as a person writes it: `a,b,c`, `3`, `none,1.0` or `1e-4..1e-2`."""
-    domain: Domain
-    if ".." in text:
-        numbers = [end for end in map(partial(_value, axis), text.split("..")) if isinstance(end, int | float)]
-        ends = numbers if axis in WHOLE else [float(end) for end in numbers]
-        if axis in TABLES or len(ends) != 2 or not ends[0] <= ends[1]:
-            raise ValueError(f"{axis}={text} is no range: give two numbers, the lower first, as in 1e-4..1e-2")
-        # Rates and decays span orders of magnitude; their middle is the geometric one.
-        domain = Range(ends[0], ends[1], log=axis in ("learning_rate", "weight_decay") and ends[0] > 0)
-    else:
-        domain = Options(tuple(dict.fromkeys(_value(axis, part) for part in text.split(","))))
-    for value in _values(domain):
-        _check(axis, value)
-    return domain
-
-
-def _value(axis: str, text: str) -> Value:
-    text = text.strip()
-    if not text:
-        raise ValueError(f"{axis}= needs a value")
-    if axis in TABLES:
-        return text
-    if text.lower() == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise ValueError(f"{axis}={text}: a number was expected" + (", or none" if axis == "clip_norm" else ""))
-
-
-def _check(axis: str, value: Value) -> None:
-    if axis in TABLES:
-        choose(axis, TABLES[axis], str(value))
-    elif value is None and axis == "clip_norm":
-        return
-    elif axis in WHOLE and not isinstance(value, int):
-        raise ValueError(f"{axis}={value}: a whole number is wanted")
-    elif axis in LIMITS or axis in OWN_LIMITS:
-        low, high = (LIMITS | OWN_LIMITS)[axis]
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"{axis}={value}: it must lie between {low:g} and {high:g}")

@@ -1,0 +1,122 @@
+"""Domains: what an axis of a space may be, and how a person writes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from xfer.choices import Value, choose
+from xfer.recipe import LIMITS, TABLES
+
+WHOLE = ("batch_size", "freeze_epochs", "num_ops", "magnitude")
+"""The axes that know only whole numbers."""
+
+OWN_LIMITS: dict[str, tuple[float, float]] = {
+    "num_ops": (1, 14),  # RandAugment has 14 operations
+    "magnitude": (0, 30),
+    "alpha": (1e-3, 1e3),
+    "smoothing": (0.0, 0.99),
+}
+"""What is within reason for the parameters of table entries, both ends included."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One of several values. A single one is fixed, and no sampler hears of it."""
+
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return ", ".join("none" if value is None else str(value) for value in self.values)
+
+    def nearest(self, wish: Value) -> Value:
+        """`wish` where it is an option, else the first one."""
+        return wish if wish in self.values else self.values[0]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Any value from `low` to `high`, both included; whole numbers where both are."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}" + (" log" if self.log else "")
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def nearest(self, wish: Value) -> Value:
+        """`wish` moved into the range; its middle where the wish is no number."""
+        if not isinstance(wish, int | float):
+            wish = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+            wish = round(wish) if self.whole else wish
+        return min(max(wish, self.low), self.high)
+
+
+Domain = Options | Range
+
+
+def values_of(domain: Domain) -> tuple[Value, ...]:
+    """All values of options, both ends of a range."""
+    return domain.values if isinstance(domain, Options) else (domain.low, domain.high)
+
+
+def numbers_in(domain: Domain) -> list[float]:
+    """Those values that are numbers."""
+    return [value for value in values_of(domain) if isinstance(value, int | float)]
+
+
+def domain_from(axis: str, text: str) -> Domain:
+    """A domain as a person writes it: `a,b,c`, `3`, `none,1.0` or `1e-4..1e-2`.
+
+    Raises:
+        ValueError: it cannot be read, names an entry that does not exist, or lies beyond reason.
+    """
+    domain: Domain
+    if ".." in text:
+        numbers = [end for end in map(partial(_value, axis), text.split("..")) if isinstance(end, int | float)]
+        ends = numbers if axis in WHOLE else [float(end) for end in numbers]
+        if axis in TABLES or len(ends) != 2 or not ends[0] <= ends[1]:
+            raise ValueError(f"{axis}={text} is no range: give two numbers, the lower first, as in 1e-4..1e-2")
+        # Rates and decays span orders of magnitude; their middle is the geometric one.
+        domain = Range(ends[0], ends[1], log=axis in ("learning_rate", "weight_decay") and ends[0] > 0)
+    else:
+        domain = Options(tuple(dict.fromkeys(_value(axis, part) for part in text.split(","))))
+    for value in values_of(domain):
+        _check(axis, value)
+    return domain
+
+
+def _value(axis: str, text: str) -> Value:
+    text = text.strip()
+    if not text:
+        raise ValueError(f"{axis}= needs a value")
+    if axis in TABLES:
+        return text
+    if text.lower() == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise ValueError(f"{axis}={text}: a number was expected" + (", or none" if axis == "clip_norm" else ""))
+
+
+def _check(axis: str, value: Value) -> None:
+    if axis in TABLES:
+        choose(axis, TABLES[axis], str(value))
+    elif value is None and axis == "clip_norm":
+        return
+    elif axis in WHOLE and not isinstance(value, int):
+        raise ValueError(f"{axis}={value}: a whole number is wanted")
+    elif axis in LIMITS or axis in OWN_LIMITS:
+        low, high = (LIMITS | OWN_LIMITS)[axis]
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{axis}={value}: it must lie between {low:g} and {high:g}")
