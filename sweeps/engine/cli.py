@@ -54,7 +54,8 @@ def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Fi
         print(*map(visible, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
         status = WRONG_INPUT
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+        where = error.filename or "while reading or writing"
+        print(visible(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
         status = WRONG_INPUT
     sys.exit(status)
 

@@ -51,6 +51,7 @@ def train_trial(config: dict[str, Any]) -> None:
     twice. A failure that would come again, such as a loss that is no number, ends the trial with a record; only a lost
     process is left to Ray to start again, and it goes on from the last checkpoint.
     """
+    _give_back_memory()
     store, name = Store(Path(config["site"]["sweep"])), config["trial"]
     run: Run | None = None
     try:
@@ -123,7 +124,7 @@ def _finished(config: dict[str, Any]) -> Run:
 
 
 def _give_back_memory() -> None:
-    """Let the next trial in this process begin with what it needs, not with what others left.
+    """Begin with nothing that an earlier trial left in this process, also where that one was stopped.
 
     A network and its optimizer hang together in cycles, and the allocator is told to keep what is freed (`tuning.py`).
     """
