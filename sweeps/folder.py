@@ -5,7 +5,8 @@
 DIR holds one folder of images per class: DIR/<class>/*.jpg. Where it is divided already, as DIR/train/<class>,
 DIR/val/<class> and DIR/test/<class>, that is respected.
 
-Cost: with the defaults and a MobileNetV2 at 128 px about half an hour for 400 photos on 2 CPU cores.
+Cost: 16 recipes of 6 epochs, MobileNetV2 at 128 px, 244 photos: five and a half minutes on 2 CPU cores.
+Result: reports/folder-hymenoptera-75527a
 """
 
 from sweeps.engine.cli import main

@@ -6,7 +6,7 @@ A small network learns the handwritten digits 0 to 4 and is then transferred to 
 each. Five ways of transferring compete. Real scans, real training, no network needed; what wins is not written down
 anywhere beforehand.
 
-Cost: under three minutes on 2 CPU cores.
+Cost: about a minute on 2 CPU cores.
 """
 
 import dataclasses
