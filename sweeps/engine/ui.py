@@ -47,7 +47,7 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
     if free != port:
         print(f"Port {port} is taken by another program, so this is port {free}.")
     print("The MLflow UI is starting ...", flush=True)
-    with tempfile.TemporaryFile() as said, _ctrl_c_for_sigterm():
+    with tempfile.TemporaryFile() as said, _ended_by_signals():
         server = _start(uri, storage, free, said)
         try:
             if _is_up(server, free):
@@ -156,14 +156,18 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _ctrl_c_for_sigterm() -> Iterator[None]:
-    """While this lasts SIGTERM ends us as Ctrl-C does, the server included."""
+def _ended_by_signals() -> Iterator[None]:
+    """While this lasts SIGTERM ends us as Ctrl-C does, the server included.
+
+    Ctrl-C is listened to even where we were started in the background, which a shell tells programs to ignore it in.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
