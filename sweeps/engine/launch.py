@@ -20,7 +20,7 @@ from sweeps.engine.trainable import Site, config_for, export_model, open_test
 from xfer.records import Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Means:
     """What a sweep may use here and now: nothing of it changes what any trial is."""
 
@@ -29,8 +29,8 @@ class Means:
     """Trials at a time; as many as fit unless given."""
     seconds: float | None = None
     """The time budget; None for as long as it takes."""
-    tracking_uri: str = ""
-    """Where MLflow is; `tracking.default_uri` of the storage unless given."""
+    tracking_uri: str
+    """Where MLflow is: a database (`tracking.default_uri`) or a server."""
 
 
 class ChangedPlanError(ValueError):
