@@ -251,7 +251,7 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
         store.add_record(a_record(f"{number:04d}"))
     (store.trial_folder("0003") / "config.json").write_bytes(b"{")
     (store.trial_folder("0003") / "record.json").unlink()
-    launched = Launched(prepared, store, Means(), Watch(Console(file=io.StringIO()), "colours"))
+    launched = Launched(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
     handed_out: list[str] = []
 
     def run(phase: str, total: int, ended: Any, trials: Iterator[Trial], *others: Any) -> None:
