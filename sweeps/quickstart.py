@@ -13,7 +13,7 @@ import dataclasses
 
 from sweeps.engine.cli import main
 from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
-from sweeps.engine.options import Options
+from sweeps.engine.options import Options, names
 from sweeps.engine.plan import Plan
 
 plan = Plan(
@@ -31,7 +31,9 @@ def find(asked: Options) -> Options:
     """Put digits and pretrained weights into the storage folder, where no others are named."""
     here = asked.storage / "quickstart"
     data = asked.data or str(digits(here / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
-    weights = asked.weights or str(pretrained(here, asked.backbone, asked.image_size or 32))
+    size = asked.image_size or plan.image_size or 32
+    files = {} if asked.weights else {name: pretrained(here, name, size) for name in names(asked.backbone)}
+    weights = asked.weights or ",".join(f"{name}={file}" for name, file in files.items())
     return dataclasses.replace(asked, data=data, weights=weights)
 
 

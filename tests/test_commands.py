@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
@@ -286,6 +286,46 @@ def test_without_data_the_cars_are_looked_for_and_their_layout_is_told(tmp_path:
     for said in ("--download", "cars_train/00001.jpg", "devkit/cars_meta.mat", "cars_test_annos_withlabels.mat"):
         assert said in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_the_quickstart_refuses_an_unknown_backbone_before_it_pretrains_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps import quickstart
+    from sweeps.engine.cli import main
+
+    places = ["--storage", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
+    monkeypatch.setattr("sys.argv", ["quickstart", "--backbone", "test_resnet1x", *places])
+    with pytest.raises(SystemExit) as ended:
+        main(quickstart.plan, None, find=quickstart.find)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown backbone 'test_resnet1x': did you mean test_resnet")
+
+
+def test_the_quickstart_pretrains_every_backbone_that_competes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps import quickstart
+    from sweeps.engine.options import Options, weights_by_backbone
+
+    monkeypatch.setattr(quickstart, "pretrained", lambda here, name, size: here / f"{name}-{size}")
+    found = quickstart.find(Options(storage=tmp_path, backbone="test_resnet,test_vit", image_size=48))
+    files = weights_by_backbone(found.weights, ("test_resnet", "test_vit"))
+    assert [Path(file).name for file in files.values()] == ["test_resnet-48", "test_vit-48"]
+
+
+def test_ctrl_c_before_the_first_trial_ends_with_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps import folder
+    from sweeps.engine.cli import main
+
+    def interrupt(asked: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["folder"])
+    with pytest.raises(SystemExit) as ended:
+        main(folder.plan, None, find=interrupt)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
 
 
 # --- the course of a sweep --------------------------------------------------------------------------------------------

@@ -50,6 +50,9 @@ def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Fi
     asked = tyro.cli(flags, default=flags(**options.defaults_of(plan)), description=about, prog=program)
     try:
         status = experiment(plan, find(asked), program)
+    except KeyboardInterrupt:  # outside of the trials, whose own are seen to in `_sweep`
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        status = INTERRUPTED
     except (ValueError, HeldError) as error:
         print(*map(visible, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
         status = WRONG_INPUT

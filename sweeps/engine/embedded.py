@@ -45,19 +45,25 @@ def digits(folder: Path, classes: range, training_images: int | None = None) -> 
 
 
 def pretrained(folder: Path, backbone: str, image_size: int) -> Path:
-    """A file with weights of `backbone`, trained on `TRAINED_ON` unless it is there."""
+    """A file with weights of `backbone`, trained on `TRAINED_ON` unless it is there.
+
+    Raises:
+        ValueError: timm knows no such network, or it cannot take images of this size.
+    """
     file = folder / f"{backbone}-digits-0-4-{image_size}px.safetensors"
     if file.exists():
         return file
-    print(f"pretraining {backbone} on the digits 0 to 4, once", flush=True)
     import safetensors.torch
     import torch
 
+    from xfer import backbones
     from xfer.data.pack import build_pack
     from xfer.data.sources import folder as source
     from xfer.recipe import recipe_from
     from xfer.run import Run
 
+    backbones.check_name(backbone)
+    print(f"pretraining {backbone} on the digits 0 to 4, once", flush=True)
     pack = build_pack(source(digits(folder / "digits-0-4", TRAINED_ON)), image_size, folder / "packs")
     recipe = recipe_from(
         {
