@@ -245,7 +245,10 @@ def only_sweep(storage: Path) -> Left:
     return Left(plans[0].parent)
 
 
-TIMES = ("seconds", "images_per_second", "cpu_percent", "memory_mb", "gpu_memory_mb", "gpu_percent")
+TIMES = (
+    *("seconds", "images_per_second", "cpu_percent", "memory_mb", "peak_memory_mb"),
+    *("gpu_memory_mb", "gpu_percent"),
+)
 
 
 def without_times(record: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from xfer.records import (
     Epoch,
     Evaluation,
+    Noisy,
     Record,
     as_dict,
     epoch_from,
@@ -22,17 +23,29 @@ from xfer.records import (
 number = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)
 measured = st.none() | number
-epochs = st.builds(
-    Epoch,
-    **{field.name: number for field in dataclasses.fields(Epoch) if field.default is dataclasses.MISSING},
-    **{field.name: measured for field in dataclasses.fields(Epoch) if field.default is not dataclasses.MISSING},
-)
+norms = st.lists(number, max_size=4).map(tuple)
+cells = st.lists(st.tuples(counts, counts, counts), max_size=4).map(tuple)
+noisy = st.builds(Noisy, st.text(), st.integers(1, 5), st.integers(1, 2**40), counts)
+
+
+def fields_of(kind, required, optional):
+    """Something for every field: those with a default may go without a value."""
+    fields = dataclasses.fields(kind)
+    return {field.name: required if field.default is dataclasses.MISSING else optional for field in fields}
+
+
+epochs = st.builds(Epoch, **{**fields_of(Epoch, number, measured), "gradient_norms": norms})
 hits = st.lists(st.tuples(counts, st.booleans()), min_size=1, max_size=8)
 evaluations = st.builds(
-    lambda part, loss, hits: Evaluation(part, loss, *map(tuple, zip(*hits, strict=True))),
+    lambda part, loss, hits, **more: Evaluation(part, loss, *map(tuple, zip(*hits, strict=True)), **more),
     st.sampled_from(["train", "val", "test"]),
     number,
     hits,
+    top5_accuracy=measured,
+    balanced_accuracy=measured,
+    calibration_error=measured,
+    confusion=cells,
+    noisy=st.lists(noisy, max_size=3).map(tuple),
 )
 plain = st.recursive(st.none() | st.booleans() | counts | number | st.text(), lambda each: st.lists(each), max_leaves=5)
 records = st.builds(
@@ -51,6 +64,8 @@ records = st.builds(
     test=st.none() | evaluations,
     error=st.none() | st.text(),
     resumed_at=st.lists(counts, max_size=3).map(tuple),
+    start_accuracy=measured,
+    flops=st.none() | counts,
 )
 
 
@@ -85,11 +100,67 @@ def test_the_record_of_a_real_run_comes_back_equal(record):
 
 def test_correctness_takes_one_character_per_image():
     found = as_dict(Evaluation("val", 0.5, (7, 8, 9), (True, False, True)))
-    assert found == {"part": "val", "loss": 0.5, "images": (7, 8, 9), "correct": "101"}
+    unmeasured = {"top5_accuracy": None, "balanced_accuracy": None, "calibration_error": None}
+    assert found == {"part": "val", "loss": 0.5, "images": (7, 8, 9), "correct": "101", **unmeasured}
+
+
+def test_lists_that_are_empty_take_no_space(record):
+    plain = as_dict(dataclasses.replace(record.epochs[0], gradient_norms=()))
+    assert "gradient_norms" not in plain
+    assert as_dict(dataclasses.replace(record.epochs[0], gradient_norms=(1.5, 0.5)))["gradient_norms"] == [1.5, 0.5]
+    plain = as_dict(Evaluation("val", 0.5, (7,), (True,)))
+    assert {"confusion", "noisy"}.isdisjoint(plain)
+
+
+NEW = {
+    Epoch: {
+        *("peak_memory_mb", "val_top5_accuracy", "val_balanced_accuracy", "val_calibration_error"),
+        *("val_noisy_accuracy", "distance", "gradient_norms"),
+    },
+    Evaluation: {"top5_accuracy", "balanced_accuracy", "calibration_error", "confusion", "noisy"},
+    Record: {"start_accuracy", "flops"},
+}
+"""What the first version did not write."""
+
+
+def as_first_written(value):
+    """What the first version wrote of this."""
+    plain = {name: given for name, given in as_dict(value).items() if name not in NEW[type(value)]}
+    if isinstance(value, Record):
+        plain["epochs"] = [as_first_written(epoch) for epoch in value.epochs]
+        plain |= {part: getattr(value, part) and as_first_written(getattr(value, part)) for part in ("val", "test")}
+    return json.loads(json.dumps(plain))
+
+
+@settings(max_examples=50)
+@given(value=records)
+def test_what_the_first_version_wrote_is_still_read(value):
+    found = record_from(as_first_written(value))
+    assert (found.start_accuracy, found.flops) == (None, None)
+    for part in (found.val, found.test):
+        assert part is None or (part.top5_accuracy, part.confusion, part.noisy) == (None, (), ())
+    for epoch, before in zip(found.epochs, value.epochs, strict=True):
+        assert epoch == dataclasses.replace(
+            before, **{name: () if name == "gradient_norms" else None for name in NEW[Epoch]}
+        )
+    assert [epoch.val_accuracy for epoch in found.epochs] == [epoch.val_accuracy for epoch in value.epochs]
 
 
 def test_accuracy_is_the_share_of_right_answers():
     assert Evaluation("val", 0.5, (7, 8, 9, 10), (True, False, True, True)).accuracy == 0.75
+
+
+def test_noisy_accuracy_gives_each_kind_the_same_say_and_each_severity_within_it():
+    noisy = (Noisy("blur", 1, 4, 4), Noisy("blur", 5, 100, 50), Noisy("jpeg", 3, 10, 1))
+    assert noisy[1].accuracy == 0.5
+    found = Evaluation("val", 0.5, (7,), (True,), noisy=noisy)
+    assert found.noisy_accuracy == pytest.approx(((1.0 + 0.5) / 2 + 0.1) / 2)
+    assert Evaluation("val", 0.5, (7,), (True,)).noisy_accuracy is None
+
+
+def test_the_gap_is_training_minus_validation_accuracy(record):
+    epoch = dataclasses.replace(record.epochs[0], train_accuracy=0.9, val_accuracy=0.6)
+    assert epoch.gap == pytest.approx(0.3)
 
 
 def test_the_value_that_counts_is_that_of_the_last_epoch(record):

@@ -13,11 +13,14 @@ from xfer.records import Evaluation, Part
 Prepare = Callable[[Tensor], Tensor]
 """uint8 [B, 3, H, W] to what the network takes, on its device."""
 
+BINS = 15  # of the most likely class's probability, as in Guo et al. 2017
+TOP = 5
+
 
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Prepare, part: Part, images: Iterable[int]
 ) -> Evaluation:
-    """Judge a network, which is left in evaluation mode.
+    """Judge a network, which is left in evaluation mode, in one pass; `Evaluation.noisy` is not its business.
 
     Args:
         model: logits [B, C] from prepared images.
@@ -27,12 +30,66 @@ def evaluate(
         images: the images' places in the pack, in the order of the batches.
     """
     model.eval()
-    losses, correct = [], []
+    found = []
     with torch.inference_mode():
         for pixels, labels in batches:
             logits = model(prepare(pixels)).float()
             labels = labels.to(logits.device)
-            losses.append(functional.cross_entropy(logits, labels, reduction="none"))
-            correct.append(logits.argmax(dim=1) == labels)
-    hits = torch.cat(correct).tolist()
-    return Evaluation(part, float(torch.cat(losses).mean()), tuple(int(place) for place in images), tuple(hits))
+            losses = functional.cross_entropy(logits, labels, reduction="none")
+            probability = logits.softmax(dim=1).amax(dim=1)
+            found.append((losses, labels, logits.argmax(dim=1), probability, ranks_of(logits, labels)))
+    # Only now are the numbers fetched: until here nothing made a GPU wait.
+    losses, labels, predicted, probability, ranks = (torch.cat(each).cpu() for each in zip(*found, strict=True))
+    hits = predicted == labels
+    return Evaluation(
+        part,
+        float(losses.mean()),
+        tuple(int(place) for place in images),
+        tuple(hits.tolist()),
+        top5_accuracy=float((ranks < TOP).double().mean()) if logits.shape[1] > TOP else None,
+        balanced_accuracy=_balanced_accuracy(labels, hits),
+        calibration_error=calibration_error(probability, hits),
+        confusion=_confusion(labels, predicted),
+    )
+
+
+def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the right one, int64 [B] from logits [B, C] and labels [B].
+
+    Of equal logits the one of the lower class comes first, so that a network that says nothing is not taken to be
+    right; what is not a number comes before everything.
+
+    >>> ranks_of(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.5]]), torch.tensor([0, 1]))
+    tensor([2, 1])
+    """
+    own = logits.gather(1, labels[:, None])
+    tied = (logits == own) & (torch.arange(logits.shape[1], device=logits.device) < labels[:, None])
+    return (~(logits <= own) | tied).sum(dim=1)
+
+
+def calibration_error(probability: Tensor, hits: Tensor) -> float:
+    """Expected calibration error in [0, 1] over 15 bins of equal width, each with its upper end (Guo et al. 2017).
+
+    Args:
+        probability: of the most likely class, [N] in [0, 1].
+        hits: whether that was the right one, bool [N].
+
+    >>> calibration_error(torch.tensor([0.75, 0.75, 0.75, 0.75]), torch.tensor([True, True, False, False]))
+    0.25
+    """
+    ends = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    bins = torch.bucketize(probability.double(), ends)
+    # In each bin: (its images / all images) x |mean probability - mean hit| = |sum of the differences| / all images.
+    difference = torch.bincount(bins, weights=probability.double() - hits.double(), minlength=BINS)
+    return float(difference.abs().sum() / len(hits))
+
+
+def _balanced_accuracy(labels: Tensor, hits: Tensor) -> float:
+    images = torch.bincount(labels)
+    right = torch.bincount(labels, weights=hits.double())
+    return float((right / images)[images > 0].mean())
+
+
+def _confusion(labels: Tensor, predicted: Tensor) -> tuple[tuple[int, int, int], ...]:
+    pairs, images = torch.unique(torch.stack((labels, predicted), dim=1), dim=0, return_counts=True)  # comes sorted
+    return tuple((true, said, count) for (true, said), count in zip(pairs.tolist(), images.tolist(), strict=True))

@@ -1,0 +1,162 @@
+"""Start, slope and asymptote: exact on curves that have them, and calm on curves that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xfer.measure.benefits import asymptote, benefits, curve_of, slope
+
+accuracy = st.floats(0, 1)
+curves = st.lists(accuracy, min_size=2, max_size=40)
+LIMITS = (0.3, 0.9, 1.0)
+STARTS = (0.0, 0.1, 0.85)  # the last one falls to the first limit
+RATES = (0.02, 0.1, 0.5, 1.5, 4.0)
+LENGTHS = (6, 7, 16, 51)
+each_curve = pytest.mark.parametrize(
+    ("limit", "start", "rate", "points"), list(itertools.product(LIMITS, STARTS, RATES, LENGTHS))
+)
+
+
+def saturating(limit, start, rate, points):
+    return [limit - (limit - start) * math.exp(-rate * epoch) for epoch in range(points)]
+
+
+def noisy(curve, deviation, seed):
+    return np.clip(np.random.default_rng(seed).normal(curve, deviation), 0, 1).tolist()
+
+
+@each_curve
+def test_the_asymptote_of_a_saturating_curve_is_its_limit(limit, start, rate, points):
+    assert asymptote(saturating(limit, start, rate, points)) == pytest.approx(limit, abs=1e-6)
+
+
+@each_curve
+def test_the_slope_of_a_saturating_curve_is_half_its_rise_over_the_time_that_takes(limit, start, rate, points):
+    rise = max((limit - start) * (1 - math.exp(-rate * (points - 1))), 0)  # what was seen of it
+    whole = math.ceil(-math.log(1 - rise / 2 / abs(limit - start)) / rate) if rise else 1
+    # Between the epochs before and after, the curve is a straight line.
+    before, after = ((limit - start) * (1 - math.exp(-rate * epoch)) for epoch in (whole - 1, whole))
+    expected = (rise / 2) / (whole - 1 + (rise / 2 - before) / (after - before)) if rise else 0.0
+    assert slope(saturating(limit, start, rate, points)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_a_slow_curves_slope_comes_near_its_first_rate(rate):
+    assert slope(saturating(0.9, 0.1, rate, 11)) == pytest.approx(0.8 * rate, rel=0.2)
+
+
+@given(value=accuracy, points=st.integers(2, 40))
+def test_a_constant_curve_has_slope_0_and_ends_where_it_is(value, points):
+    assert slope([value] * points) == 0.0
+    assert asymptote([value] * points) == value
+
+
+@given(curve=curves)
+def test_a_curve_that_never_exceeds_its_start_has_slope_0(curve):
+    assert slope([max(curve), *curve]) == 0.0
+
+
+@given(curve=curves)
+def test_a_slope_lies_between_0_and_the_whole_rise_in_one_epoch(curve):
+    assert 0.0 <= slope(curve) <= 1.0
+
+
+@given(step=st.floats(0.001, 0.05), points=st.integers(2, 20))
+def test_a_straight_line_has_its_own_slope_and_no_limit(step, points):
+    line = [step * epoch for epoch in range(points)]
+    assert slope(line) == pytest.approx(step)
+    assert asymptote(line) == pytest.approx(np.mean(line[-math.ceil(points / 4) :]))
+
+
+def test_noise_after_half_of_the_rise_leaves_the_slope_as_it_is():
+    assert slope([0.0, 0.2, 0.4, 0.8, 0.8, 0.8]) == slope([0.0, 0.2, 0.4, 0.8, 0.5, 0.8]) == 0.2
+
+
+@settings(max_examples=100, deadline=None)
+@given(curve=curves)
+def test_an_asymptote_is_an_accuracy_whatever_the_curve_does(curve):
+    assert 0.0 <= asymptote(curve) <= 1.0
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [0.5, 0.7, 0.6, 0.8, 0.9],  # too short for a fit
+        [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9],  # nothing saturates
+        [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0],
+        [0.01, 0.02, 0.05, 0.11, 0.23, 0.48, 0.7, 0.92],  # still accelerating
+        [0.1, 0.35, 0.3, 0.6, 0.5, 0.75, 0.6, 0.85],  # rises, but where to is anyone's guess
+    ],
+)
+def test_a_curve_that_tells_no_limit_ends_at_the_mean_of_its_last_quarter(curve):
+    last = curve[-math.ceil(len(curve) / 4) :]
+    assert asymptote(curve) == pytest.approx(sum(last) / len(last))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("rate", "points"), [(0.2, 30), (0.5, 12), (1.0, 20), (3.0, 12)])
+def test_a_little_noise_moves_the_asymptote_little(rate, points, seed):
+    assert asymptote(noisy(saturating(0.85, 0.1, rate, points), 0.01, seed)) == pytest.approx(0.85, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("points", [6, 12, 30])
+def test_noise_on_a_flat_curve_promises_nothing_beyond_it(points, seed):
+    assert asymptote(noisy([0.5] * points, 0.02, seed)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_curve_that_is_cut_short_is_followed_to_where_it_goes():
+    curve = saturating(0.9, 0.1, 0.3, 12)
+    assert max(curve) < 0.88
+    assert asymptote([round(value, 3) for value in curve]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_benefits_are_transferred_minus_from_scratch():
+    transferred, scratch = saturating(0.95, 0.15, 1.2, 9), saturating(0.8, 0.1, 0.3, 9)
+    found = benefits(transferred, scratch)
+    assert found.start == pytest.approx(0.05)
+    assert found.early == pytest.approx(transferred[1] - scratch[1])
+    assert found.slope == pytest.approx(slope(transferred) - slope(scratch))
+    assert found.slope > 0
+    assert found.asymptote == pytest.approx(0.15, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(one=curves, other=curves)
+def test_what_one_gains_the_other_loses(one, other):
+    gained, lost = dataclasses.astuple(benefits(one, other)), dataclasses.astuple(benefits(other, one))
+    assert gained == tuple(-each for each in lost)
+
+
+@pytest.mark.parametrize("read", [slope, asymptote, lambda curve: benefits([0.1, 0.2], curve)])
+@pytest.mark.parametrize(
+    ("curve", "said"),
+    [
+        ([], "a curve of 0 points: give the accuracy before the first step and after each epoch"),
+        ([0.5], "a curve of 1 points"),
+        ([0.5, 93.5], "accuracy 93.5 on a curve: accuracies lie in [0, 1], so divide percent by 100"),
+        ([0.5, math.nan], "accuracy nan on a curve"),
+        ([-0.1, 0.5], "accuracy -0.1 on a curve"),
+    ],
+)
+def test_what_is_no_curve_is_refused(read, curve, said):
+    with pytest.raises(ValueError) as refused:
+        read(curve)
+    assert said in str(refused.value)
+
+
+def test_the_curve_of_a_record_begins_before_the_first_step(record):
+    measured = dataclasses.replace(record, start_accuracy=0.25)
+    assert curve_of(measured) == (0.25, *(epoch.val_accuracy for epoch in record.epochs))
+
+
+def test_a_record_that_was_not_measured_before_its_first_step_has_no_curve(record):
+    with pytest.raises(ValueError, match="trial 0000 was not measured before its first step"):
+        curve_of(dataclasses.replace(record, start_accuracy=None))
