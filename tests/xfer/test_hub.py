@@ -85,7 +85,7 @@ def test_a_downloaded_copy_reads_like_the_original_archive(downloaded: Path) -> 
     cars = stanford_cars(downloaded)
     assert cars.classes == tuple(CLASSES)
     assert not cars.notes
-    found = [(each.part, each.label, each.path.read_bytes()) for each in cars.examples]
+    found = [(each.part, each.label, each.image.path.read_bytes()) for each in cars.examples]
     assert found == [
         (part, label, photo(first + number, form))
         for part, first in (("train", 1), ("test", 101))

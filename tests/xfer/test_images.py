@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer.data.images import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, UnreadableImageError, read_image
+from xfer import digest
+from xfer.data.images import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, File, UnreadableImageError, read_image, squared
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
 
@@ -151,6 +152,13 @@ def test_content_decides_what_a_file_is_not_its_name(tmp_path):
     assert_colour(read_image(path, 8), RED)
 
 
+def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path):
+    path = save(plain("RGB", RED, (30, 20)), tmp_path / "a.jpg")
+    assert np.array_equal(read_image(path.read_bytes(), 16), read_image(path, 16))
+    assert np.array_equal(File(path).read(16), read_image(path, 16))
+    assert (File(path).name, File(path).digest()) == ("a.jpg", digest.of_file(path))
+
+
 # What is refused
 
 
@@ -202,6 +210,17 @@ def test_what_is_no_honest_picture_is_refused(tmp_path, name):
     assert 3 < len(str(caught.value)) <= 200
 
 
+@pytest.mark.parametrize("name", BROKEN)
+def test_bytes_that_are_no_honest_picture_are_refused_in_the_same_words_every_time(name):
+    said = set()
+    for _ in range(2):
+        with pytest.raises(UnreadableImageError) as caught:
+            read_image(bytes(bytearray(BROKEN[name])), 16)
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert "0x" not in said.pop()
+
+
 @pytest.mark.parametrize("name", ["bomb.png", "just too large.png", "too long.png"])
 def test_too_many_pixels_are_refused_before_any_is_decoded(tmp_path, monkeypatch, name):
     def decode(*arguments):
@@ -236,6 +255,11 @@ def test_a_format_that_is_not_on_the_list_is_not_even_tried_whatever_its_name(tm
     plain("RGB", RED).save(tmp_path / "a.png", form)
     with pytest.raises(UnreadableImageError, match="UnidentifiedImageError"):
         read_image(tmp_path / "a.png", 16)
+
+
+def test_pixels_that_somebody_else_decoded_are_held_to_the_same_limit():
+    with pytest.raises(UnreadableImageError, match="pixels, more than"):
+        squared(Image.new("1", (1, MAX_PIXELS + 1)), 8)
 
 
 def test_formats_that_run_an_interpreter_are_not_read():

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from xfer import digest
+from xfer.data import images
 from xfer.data import pack as packs
-from xfer.data.images import read_image
+from xfer.data.images import File, read_image
 from xfer.data.pack import build_pack, load_pack
 from xfer.data.sources import Example, Source, folder
 
@@ -43,10 +44,10 @@ def test_a_pack_holds_every_image_under_its_label(image_folder, pack):
     assert pack.labels.dtype == np.int64
     assert pack.classes == source.classes == ("blue", "green", "red")
     assert (pack.image_size, pack.skipped, set(pack.parts)) == (32, (), {None})
-    by_content = {digest.of_file(each.path): each for each in source.examples}
+    by_content = {digest.of_file(each.image.path): each for each in source.examples}
     for image, label, content in zip(pack.images, pack.labels, pack.digests, strict=True):
         assert label == by_content[content].label
-        assert np.array_equal(image, read_image(by_content[content].path, 32))
+        assert np.array_equal(image, read_image(by_content[content].image.path, 32))
 
 
 def test_a_pack_loads_as_it_was_built_memory_mapped_and_read_only(pack):
@@ -76,7 +77,7 @@ def test_the_second_call_decodes_nothing_and_finds_the_same(few, tmp_path, monke
     def decode(*arguments):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(packs, "read_image", decode)
+    monkeypatch.setattr(images, "read_image", decode)
     second = build_pack(folder(few), 8, tmp_path / "packs")
     assert (second.hash, second.folder) == (first.hash, first.folder)
     assert len(list((tmp_path / "packs").iterdir())) == 1
@@ -109,7 +110,7 @@ def test_a_label_counts_even_where_the_order_of_images_stays(few, tmp_path):
     classes = ("x", "y")
 
     def labelled(*labels):
-        examples = [Example(path, label) for path, label in zip(paths, labels, strict=True)]
+        examples = [Example(File(path), label) for path, label in zip(paths, labels, strict=True)]
         return build_pack(Source("few", classes, tuple(examples)), 8, tmp_path / "packs")
 
     before, after = labelled(0, 0, 0, 1, 1, 1), labelled(0, 0, 1, 1, 1, 1)
@@ -127,6 +128,37 @@ def test_a_change_of_names_times_and_folders_gives_the_same_pack(few, tmp_path):
     assert after.hash == before.hash
     assert np.array_equal(after.images, before.images)
     assert after.digests == before.digests
+
+
+def test_a_folder_of_photos_keeps_the_hash_it_had_in_earlier_reports(tmp_path):
+    for part in ("train", "test"):
+        for number, name in enumerate(["ant/1.ppm", "ant/2.ppm", "bee/1.ppm"]):
+            content = b"P6\n2 2\n255\n" + bytes(range(number * 12, number * 12 + 12))
+            broken(tmp_path / "pinned" / part / name, content)
+    broken(tmp_path / "pinned" / "train" / "bee" / "broken.jpg")
+    found = [
+        build_pack(folder(root), 8, tmp_path / "packs") for root in (tmp_path / "pinned", tmp_path / "pinned/train")
+    ]
+    assert [pack.hash for pack in found] == [
+        "dd3456e079fd66dd54da2eea3d3c368deaeecabbd94015797054d0f4fd188028",
+        "639ba2484f3188fdf26f83d1fc27c7d6d9acfea20daa86cae500211838f00503",
+    ]
+
+
+@pytest.mark.slow
+def test_the_photos_of_the_committed_report_give_the_pack_that_it_names(shared_data, tmp_path):
+    pack = build_pack(folder(shared_data / "hymenoptera"), 128, tmp_path)
+    assert pack.hash == "4aeb05f201503291f0291b2de137fe43f768df5503f8b2bd8aa6b33f46c78160"
+
+
+@pytest.mark.parametrize("block", [1, 4, 6, 7])
+def test_how_many_images_are_on_their_way_at_a_time_does_not_matter(few, tmp_path, monkeypatch, block):
+    broken(few / "x" / "9.jpg")
+    before = build_pack(folder(few), 8, tmp_path / "packs")
+    monkeypatch.setattr(packs, "BLOCK", block)
+    after = build_pack(folder(few), 8, tmp_path / "others")
+    assert (after.folder / "pack.json").read_bytes() == (before.folder / "pack.json").read_bytes()
+    assert (after.folder / "images.npy").read_bytes() == (before.folder / "images.npy").read_bytes()
 
 
 # Unreadable images

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from xfer.data.images import SUFFIXES
-from xfer.data.sources import PARTS, SOURCES, Example, folder
+from xfer.data.sources import PARTS, folder
 
 
 def images(*paths):
@@ -18,7 +18,7 @@ def images(*paths):
 
 
 def found(source, root):
-    return {(str(each.path.relative_to(root)), source.classes[each.label], each.part) for each in source.examples}
+    return {(str(each.image.path.relative_to(root)), source.classes[each.label], each.part) for each in source.examples}
 
 
 def test_one_folder_leaves_the_parts_to_us(tmp_path):
@@ -62,7 +62,7 @@ def test_a_tilde_a_dot_or_a_link_to_the_data_is_as_good_as_its_path(tmp_path, mo
     (tmp_path / "link").symlink_to(tmp_path / "data")
     monkeypatch.chdir(tmp_path / "data")
     for root in (tmp_path / "link", tmp_path / "data" / ".." / "data", type(tmp_path)(".")):
-        assert [each.path for each in folder(root).examples] == [
+        assert [each.image.path for each in folder(root).examples] == [
             tmp_path / "data" / "a" / "1.jpg",
             tmp_path / "data" / "b" / "1.jpg",
         ]
@@ -141,7 +141,7 @@ def test_a_class_may_have_any_name_that_a_file_system_allows(tmp_path, name):
 def test_a_file_may_have_any_name_that_a_file_system_allows(tmp_path):
     names = [f"{name[:100]}.jpg" for name in STRANGE if not name.startswith(".")] + ["n" * 251 + ".png"]
     images(*(tmp_path / "a" / name for name in names), tmp_path / "b" / "1.jpg")
-    assert {each.path.name for each in folder(tmp_path).examples} == {*names, "1.jpg"}
+    assert {each.image.path.name for each in folder(tmp_path).examples} == {*names, "1.jpg"}
 
 
 def test_a_name_that_is_no_text_is_a_file_like_any_other(tmp_path):
@@ -212,11 +212,6 @@ def test_parts_without_a_train_folder_are_refused(tmp_path, given):
         images(tmp_path / name / "a" / "1.jpg", tmp_path / name / "b" / "1.jpg")
     with pytest.raises(ValueError, match=rf"{', '.join(given)} but no train folder\. Expected .*/train/<class>"):
         folder(tmp_path)
-
-
-def test_the_table_of_sources_goes_by_their_names():
-    assert all(source.__name__ == name for name, source in SOURCES.items())
-    assert Example(os, 3).part is None
 
 
 def test_real_photos_load_with_the_parts_that_they_come_in(shared_data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xfer.data.pack import Pack
-from xfer.data.split import copies, split_pack
+from xfer.data.split import copies, limited, split_pack
 
 PARTS = ("train", "val", "test")
 
@@ -171,3 +172,45 @@ def test_whatever_the_classes_every_image_is_in_one_part_and_every_class_is_trai
 def test_too_few_images_to_divide_are_refused():
     with pytest.raises(ValueError, match="the val part would be empty: 4 images are too few to be divided"):
         split_pack(a_pack([0, 0, 1, 1]))
+
+
+# At most so many of each class
+
+
+@pytest.fixture
+def unequal():
+    """A pack of 60, 30 and 9 images of three classes and its split: 42, 21 and 7 of them are for training."""
+    pack = a_pack([0] * 60 + [1] * 30 + [2] * 9)
+    return pack, split_pack(pack)
+
+
+def test_a_limit_takes_at_most_so_many_images_of_each_class_from_the_training_part_alone(unequal):
+    pack, split = unequal
+    few = limited(split, pack, 10)
+    assert per_class(pack, split.train) == {0: 42, 1: 21, 2: 7}
+    assert per_class(pack, few.train) == {0: 10, 1: 10, 2: 7}
+    assert set(few.train) < set(split.train)
+    assert list(few.train) == sorted(few.train)
+    assert np.array_equal(few.val, split.val)
+    assert np.array_equal(few.test, split.test)
+    assert few.redrawable == split.redrawable
+    assert few.how == f"{split.how}; of the training part 10 images of each class at most"
+
+
+def test_the_images_for_a_smaller_limit_are_among_those_for_a_larger_one(unequal):
+    pack, split = unequal
+    sets = [set(limited(split, pack, count).train) for count in (1, 2, 5, 7, 20, 41, 42, 1000)]
+    assert all(smaller < larger for smaller, larger in pairwise(sets[:-1]))
+    assert len(sets[0]) == 3
+    assert sets[-1] == sets[-2] == set(split.train)
+
+
+def test_no_limit_leaves_a_split_as_it_is(unequal):
+    pack, split = unequal
+    assert limited(split, pack, None) is split
+
+
+def test_the_seed_decides_which_images_a_limit_takes(unequal):
+    pack, split = unequal
+    drawn = {tuple(limited(split, pack, 3, seed).train) for seed in (0, 0, 1, 2)}
+    assert len(drawn) == 3

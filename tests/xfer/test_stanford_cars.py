@@ -52,9 +52,9 @@ TEST = [(f"{number:05d}.jpg", 1 + number % 3) for number in range(1, 7)]
 def test_with_test_labels_the_official_parts_are_kept(tmp_path, labels_in):
     source = stanford_cars(devkit(tmp_path / "cars", TRAIN, TEST, labels_in))
     assert source.classes == tuple(NAMES)
-    assert [(each.path.name, each.label + 1) for each in source.examples if each.part == "train"] == TRAIN
-    assert [(each.path.name, each.label + 1) for each in source.examples if each.part == "test"] == TEST
-    assert {each.path.parent.name for each in source.examples if each.part == "test"} == {"cars_test"}
+    assert [(each.image.path.name, each.label + 1) for each in source.examples if each.part == "train"] == TRAIN
+    assert [(each.image.path.name, each.label + 1) for each in source.examples if each.part == "test"] == TEST
+    assert {each.image.path.parent.name for each in source.examples if each.part == "test"} == {"cars_test"}
     assert source.notes == ()
 
 
@@ -66,7 +66,9 @@ def test_without_test_labels_or_photos_a_part_is_left_to_be_held_out_and_the_rep
     if absent == "photos":
         (root / "cars_test").rename(tmp_path / "away")
     source = stanford_cars(root)
-    assert [(each.path.name, each.label + 1, each.part) for each in source.examples] == [(*row, None) for row in TRAIN]
+    assert [(each.image.path.name, each.label + 1, each.part) for each in source.examples] == [
+        (*row, None) for row in TRAIN
+    ]
     assert "held out" in source.notes[0]
     split = split_pack(build_pack(source, 8, tmp_path / "packs"))
     assert len(split.test) > 0
@@ -94,7 +96,7 @@ def test_a_photos_name_cannot_lead_out_of_its_folder(tmp_path):
     root = devkit(tmp_path / "cars", TRAIN)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.jpg")
     annotations(root / "devkit" / "cars_train_annos.mat", [*TRAIN, ("../../secret.jpg", 1), ("/etc/passwd", 1)])
-    assert {each.path.parent for each in stanford_cars(root).examples} == {root.resolve() / "cars_train"}
+    assert {each.image.path.parent for each in stanford_cars(root).examples} == {root.resolve() / "cars_train"}
 
 
 # What is refused

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from xfer.data.cars import STANFORD_CARS_LAYOUT
 from xfer.data.images import FORMATS
-from xfer.data.sources import STANFORD_CARS_LAYOUT
 
 REPO = "tanganke/stanford_cars"
 """A complete copy in parquet files: the official parts with all 196 names, and noisy versions that are not fetched."""
@@ -26,6 +26,8 @@ FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 """What an annotation says, in the published order."""
 SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif", "PPM": ".ppm"}
 """What a file is called that is no JPEG."""
+OTHERWISE = f" Or put the original archive in place.\n{STANFORD_CARS_LAYOUT}"
+"""What to do where the hub cannot help."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,35 @@ def download_stanford_cars(root: Path, repo: str = REPO, say: Callable[[str], No
     say(f"Stanford Cars is in {root}")
 
 
-def _fetched(repo: str, say: Callable[[str], None]) -> Copy:
+def library(purpose: str) -> Any:
+    """The `datasets` library, which a plain installation is without.
+
+    Raises:
+        ValueError: it is missing; `purpose` says in the message what needs it.
+    """
     try:
-        import datasets  # only this function needs it, and a plain installation is without it
+        import datasets  # only the hub needs it
     except ImportError as error:
-        raise ValueError("downloading needs the datasets library: pip install 'xfer[hub]'") from error
-    with _explained(repo):
+        raise ValueError(f"{purpose} the datasets library: pip install 'xfer[hub]'") from error
+    return datasets
+
+
+@contextmanager
+def explained(repo: str, otherwise: str = "") -> Iterator[None]:
+    """Whatever goes wrong with the hub becomes a ValueError that says what to do, `otherwise` at its end."""
+    try:
+        yield
+    except Exception as error:  # the hub's client lets errors of every library below it through
+        raise ValueError(
+            f"{repo} cannot be fetched from the hub: {type(error).__name__}: {error}\n"
+            f"Check the network, the name, and whether HF_HUB_OFFLINE is set; then give the same command again: files "
+            f"that were fetched are not fetched again.{otherwise}"
+        ) from error
+
+
+def _fetched(repo: str, say: Callable[[str], None]) -> Copy:
+    datasets = library("downloading needs")
+    with explained(repo, OTHERWISE):
         say(f"asking the hub for {repo}")
         builder = datasets.load_dataset_builder(repo, revision=REVISIONS.get(repo))
     given = {part: list(files) for part, files in (builder.config.data_files or {}).items()}
@@ -92,7 +117,7 @@ def _fetched(repo: str, say: Callable[[str], None]) -> Copy:
         raise ValueError(
             f"{repo} should have parquet files for train and test; its parts are {', '.join(given) or '-'}"
         )
-    with _explained(repo):
+    with explained(repo, OTHERWISE):
         say(f"fetching {sum(len(given[part]) for part in PHOTOS)} files, once")
         files = datasets.DownloadManager(dataset_name=repo).download({part: given[part] for part in PHOTOS})
         # Streamed from those files: otherwise all photos would be written to a second cache first.
@@ -108,7 +133,7 @@ def _fetched(repo: str, say: Callable[[str], None]) -> Copy:
 
 
 def _rows(repo: str, photos: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    with _explained(repo):
+    with explained(repo, OTHERWISE):
         yield from photos
 
 
@@ -146,15 +171,3 @@ def _made_at_once(root: Path) -> Iterator[Path]:
             folder.replace(root)
     except OSError as error:
         raise ValueError(f"{root} cannot be written: {error}. It needs 2 GB on a disk you may write to") from error
-
-
-@contextmanager
-def _explained(repo: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub's client lets errors of every library below it through
-        raise ValueError(
-            f"{repo} cannot be fetched from the hub: {type(error).__name__}: {error}\n"
-            f"Check the network, the name, and whether HF_HUB_OFFLINE is set; then give the same command again: files "
-            f"that were fetched are not fetched again. Or put the original archive in place.\n{STANFORD_CARS_LAYOUT}"
-        ) from error

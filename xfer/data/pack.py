@@ -6,21 +6,28 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xfer import digest
-from xfer.data.images import UnreadableImageError, read_image
-from xfer.data.sources import Example, Source
+from xfer.data.examples import Example, Source
+from xfer.data.images import UnreadableImageError
 from xfer.records import Part
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 FORMAT = 2
 """Part of every pack's hash: raised when the same files would be decoded to other pixels."""
+
+BLOCK = 1024
+"""How many images are on their way at a time: a million drawings must not become a million waiting tasks."""
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -42,9 +49,9 @@ class Pack:
     parts: tuple[Part | None, ...]
     """The part each image was given for; None where that was left to us."""
     digests: tuple[str, ...]
-    """The content hash of each image's file: equal for copies."""
+    """The content hash of each image: equal for copies."""
     skipped: tuple[str, ...]
-    """Files that could not be read, each with the reason."""
+    """Images that could not be read, each with the reason."""
 
 
 def build_pack(source: Source, image_size: int, root: Path, progress: Progress = lambda done, total: None) -> Pack:
@@ -63,7 +70,7 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
     """
     threads = ThreadPoolExecutor(max_workers=os.cpu_count())
     with threads:
-        hashes = threads.map(lambda example: digest.of_file(example.path), source.examples)
+        hashes = _mapped(threads, lambda example: example.image.digest(), source.examples)
         # In the order of their content, so that renaming a file changes neither the hash nor any draw.
         ordered = sorted(zip(source.examples, hashes, strict=True), key=_by_content)
         content = [[example.part, example.label, hash] for example, hash in ordered]
@@ -127,19 +134,19 @@ def _decode(
         def decode(item: tuple[int, Example]) -> str | None:
             index, example = item
             try:
-                images[index] = read_image(example.path, size)
+                images[index] = example.image.read(size)
             except UnreadableImageError as error:
-                return f"{source.classes[example.label]}/{example.path.name}: {error}"
+                return f"{source.classes[example.label]}/{example.image.name}: {error}"
             return None
 
         problems: list[str | None] = []
-        for problem in threads.map(decode, enumerate(example for example, _ in ordered)):
+        for problem in _mapped(threads, decode, [*enumerate(example for example, _ in ordered)]):
             problems.append(problem)
             progress(len(problems), len(ordered))
         kept = [index for index, problem in enumerate(problems) if problem is None]
         _check(source, [ordered[index][0] for index in kept], problems)
         if len(kept) < len(ordered):
-            np.save(temporary / "kept.npy", images[kept])
+            _copy(images, kept, temporary / "kept.npy")
             (temporary / "kept.npy").replace(temporary / "images.npy")
         else:
             images.flush()
@@ -161,6 +168,20 @@ def _decode(
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _mapped(threads: ThreadPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    for start in range(0, len(items), BLOCK):
+        yield from threads.map(function, items[start : start + BLOCK])
+
+
+def _copy(images: NDArray[np.uint8], kept: list[int], path: Path) -> None:
+    """Write some of the images to a file, without holding them all."""
+    shape = (len(kept), *images.shape[1:])
+    copied = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    for place, index in enumerate(kept):
+        copied[place] = images[index]
+    copied.flush()
 
 
 def _check(source: Source, readable: list[Example], problems: Iterable[str | None]) -> None:

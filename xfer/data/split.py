@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,29 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0) -> Split:
     split = Split(train, val, test, how, redrawable=not (has_val and has_test))
     _check(pack, split)
     return split
+
+
+def limited(split: Split, pack: Pack, images_per_class: int | None, seed: int = 0) -> Split:
+    """A split whose training part has at most so many images of each class; validation and test part stay.
+
+    The images for a smaller number are among those for a larger one, so that only their number differs.
+
+    Args:
+        split: how `pack` was divided.
+        pack: the data.
+        images_per_class: at least 1; None leaves the split as it is.
+        seed: decides which images.
+    """
+    if images_per_class is None:
+        return split
+    order = np.random.default_rng(seed_for(seed, "images per class")).permutation(len(pack.labels))
+    taken = [
+        of_class[np.argsort(order[of_class])][:images_per_class]
+        for label in np.unique(pack.labels[split.train])
+        for of_class in [split.train[pack.labels[split.train] == label]]
+    ]
+    how = f"{split.how}; of the training part {images_per_class:,} images of each class at most"
+    return replace(split, train=np.sort(np.concatenate(taken)), how=how)
 
 
 def copies(pack: Pack, split: Split) -> int:

@@ -1,0 +1,23 @@
+"""Which way of adapting an ImageNet network tells hand-drawn sketches apart best?
+
+    python -m sweeps.quickdraw --data DIR
+
+DIR holds some classes of QuickDraw (Ha and Eck 2017) as Google published them, a file for each: bitmaps as
+DIR/<class>.npy, or simplified strokes as DIR/<class>.ndjson. Sketches are far from photos and plentiful, so this asks
+what pretraining on photos is still worth, and whether gradients should be clipped or layers frozen to keep it.
+
+Cost: not measured yet.
+"""
+
+from sweeps.engine.cli import main
+from sweeps.engine.plan import Plan
+
+plan = Plan(
+    experiment="quickdraw",
+    question="Which way of adapting an ImageNet network tells hand-drawn sketches apart best?",
+    source="quickdraw",
+    image_size=64,
+)
+
+if __name__ == "__main__":
+    main(plan, __doc__)
