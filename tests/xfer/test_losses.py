@@ -1,10 +1,11 @@
-"""Losses against torch's own and against their formulas."""
+"""Losses against torch's and torchvision's own and against their formulas."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
 
 from xfer.methods.losses import LOSSES
 
@@ -61,3 +62,54 @@ def test_label_smoothing_spreads_its_share_over_all_classes(logits, labels, soft
 def test_label_smoothing_is_torchs_own_and_a_tenth_unless_said_otherwise(logits, labels):
     expected = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
     torch.testing.assert_close(LOSSES["label_smoothing"]()(logits, one_hot(labels)), expected)
+
+
+def test_label_smoothing_leaves_something_of_the_target():
+    for smoothing in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"smoothing is the share .* from 0 to below 1, not {smoothing}"):
+            LOSSES["label_smoothing"](smoothing)
+
+
+def focal_by_hand(logits, targets, gamma):
+    """Image by image and class by class, as in equation (4) of Lin et al. 2017, each class by its share."""
+    values = []
+    for row, shares in zip(logits, targets, strict=True):
+        probabilities = row.exp() / row.exp().sum()
+        terms = [-share * (1 - p) ** gamma * p.log() for share, p in zip(shares, probabilities, strict=True)]
+        values.append(sum(terms))
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_focal_is_its_formula_on_labels_and_on_mixed_targets(logits, labels, soft, gamma):
+    for targets in (one_hot(labels), soft):
+        expected = focal_by_hand(logits, targets, gamma)
+        torch.testing.assert_close(LOSSES["focal"](gamma)(logits, targets), expected)
+
+
+def test_focal_with_gamma_0_is_cross_entropy_and_gamma_is_2_unless_said_otherwise(logits, soft):
+    torch.testing.assert_close(LOSSES["focal"](0.0)(logits, soft), LOSSES["cross_entropy"]()(logits, soft))
+    assert torch.equal(LOSSES["focal"]()(logits, soft), LOSSES["focal"](2.0)(logits, soft))
+
+
+def test_focal_with_two_classes_is_torchvisions(logits):
+    margin = logits[:, 0]
+    labels = torch.arange(N) % 2
+    expected = sigmoid_focal_loss(margin, labels.float(), alpha=-1, gamma=2.0)
+    two = torch.stack([torch.zeros(N), margin], dim=1)
+    torch.testing.assert_close(LOSSES["focal"]()(two, functional.one_hot(labels, 2).float()), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_of_an_image_that_is_surely_right_or_surely_wrong_stays_finite(gamma):
+    logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
+    values = LOSSES["focal"](gamma)(logits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    values.sum().backward()
+    assert values.tolist() == pytest.approx([0.0, 200.0])
+    assert logits.grad.isfinite().all()
+
+
+def test_focal_wants_a_gamma_that_does_not_favour_easy_images():
+    for gamma in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"gamma says .* not {gamma}"):
+            LOSSES["focal"](gamma)
