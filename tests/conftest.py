@@ -75,9 +75,12 @@ def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
                 torch.manual_seed(1234)
                 model = timm.create_model(backbone, num_classes=5, **size)
                 for module in model.modules():
-                    if isinstance(module, nn.BatchNorm2d):  # statistics unlike those of a fresh network
+                    if isinstance(
+                        module, nn.BatchNorm2d
+                    ):  # unlike a fresh network's, whose residual branches begin at 0
                         module.running_mean.normal_(0, 0.1)
                         module.running_var.uniform_(0.5, 1.5)
+                        nn.init.uniform_(module.weight, 0.5, 1.5)
             safetensors.torch.save_file(model.state_dict(), path)
         return path
 
@@ -120,10 +123,11 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
             "epochs": 2,
             **changes,
         }
-        plain |= {kind: {"name": plain[kind]} for kind in TABLES if isinstance(plain[kind], str)}
+        plain |= {kind: {"name": plain[kind]} for kind in TABLES if isinstance(plain.get(kind), str)}
         if plain["strategy"]["name"] in STRATEGIES:
             strategy = choose("strategy", STRATEGIES, **plain["strategy"]).build(STRATEGIES)
             plain.setdefault("clip_norm", strategy.clip_norm)
+            plain["backbone"] = strategy.backbone or plain["backbone"]
             if "weights" not in plain:
                 plain["weights"] = digest.of_file(weights_of(plain["backbone"])) if strategy.pretrained else ""
         return recipe_from({"weights": "", **plain})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,11 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from xfer.basic_cnn import BasicCNN
 from xfer.choices import unknown, unlike
+
+OWN = {"basic_cnn": BasicCNN}
+"""Networks of ours beside timm's. None is pretrained."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class InputStatistics:
 
 
 def check_name(name: str) -> None:
-    """Raise a ValueError with the nearest known names unless timm has a network of this name."""
+    """Raise a ValueError with the nearest known names unless there is a network of this name."""
+    if name in OWN:
+        return
     if not timm.is_model(name.partition(".")[0]):
-        known = timm.list_models()
+        known = [*OWN, *timm.list_models()]
         raise ValueError(
-            f"{unlike('backbone', name, known)} timm knows {len(known)} networks: "
+            f"{unlike('backbone', name, known)} timm knows {len(known) - len(OWN)} networks: "
             f"python -c 'import timm; print(timm.list_models())' lists them"
         )
     tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
@@ -39,7 +45,9 @@ def check_name(name: str) -> None:
 
 
 def default_image_size(name: str) -> int:
-    """The side in pixels at which the backbone was pretrained."""
+    """The side in pixels at which the backbone was pretrained, or is meant to be trained."""
+    if name in OWN:
+        return int(OWN[name].pretrained_cfg["input_size"][-1])
     return int(timm.get_pretrained_cfg(name).input_size[-1])
 
 
@@ -52,6 +60,8 @@ def fetch_weights(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    if name in OWN:
+        raise ValueError(f"{name} is not a pretrained network: take strategy scratch, or another backbone")
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.has_weights:
         raise ValueError(f"timm knows no pretrained weights for {name}: give a file with --weights FILE")
@@ -77,6 +87,7 @@ def build(
     image_size: int,
     weights: Path | None = None,
     args: Mapping[str, Any] | None = None,
+    channels: int = 3,
 ) -> nn.Module:
     """A timm network with a new, random head for `num_classes` classes.
 
@@ -87,11 +98,17 @@ def build(
         weights: a safetensors file, or a state dict saved by torch (read with `weights_only`, so no code in it runs);
             every tensor below the head must be there and fit. None: random weights.
         args: further arguments of the network, such as `pad_type="same"`.
+        channels: of the images; for another number than three the first layer's weights are summed or repeated.
 
     Raises:
         ValueError: the network does not take these arguments or this size, or the weights do not fit.
     """
-    extra = dict(args or {})
+    extra = {**(args or {}), **({} if channels == 3 else {"in_chans": channels})}
+    if name in OWN:
+        if weights is not None:
+            raise ValueError(f"{name} is not a pretrained network: it takes no weights")
+        own: nn.Module = _create(name, num_classes=num_classes, **extra)
+        return own
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         extra.setdefault("img_size", image_size)
     if weights is None:
@@ -120,22 +137,41 @@ def input_statistics(model: nn.Module) -> InputStatistics:
 
 
 class Preparation:
-    """From a pack's pixels to what a network takes: uint8 [B, 3, H, W] to scaled floats on its device."""
+    """From a pack's pixels to what a network takes: uint8 [B, 3, H, W] to scaled floats on its device.
 
-    def __init__(self, statistics: InputStatistics, device: torch.device) -> None:
+    Args:
+        statistics: what the network's pixels were scaled by; for one channel their mean over the three.
+        device: where the network is.
+        channels: how many the network takes.
+        convert: uint8 [B, 3, H, W] to uint8 [B, channels, H, W].
+    """
+
+    def __init__(
+        self,
+        statistics: InputStatistics,
+        device: torch.device,
+        channels: int = 3,
+        convert: Callable[[Tensor], Tensor] = lambda images: images,
+    ) -> None:
         self._device = device
-        self._mean = 255 * torch.tensor(statistics.mean, device=device)[:, None, None]
-        self._std = 255 * torch.tensor(statistics.std, device=device)[:, None, None]
+        self._channels = channels
+        self._convert = convert
+        self._mean = 255 * self._for_channels(statistics.mean)
+        self._std = 255 * self._for_channels(statistics.std)
+
+    def _for_channels(self, values: Sequence[float]) -> Tensor:
+        each = torch.tensor(values, device=self._device)
+        return (each if len(each) == self._channels else each.mean(dim=0, keepdim=True))[:, None, None]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scaled by the statistics that the network was pretrained with, in channels_last order."""
-        pixels = images.to(self._device, non_blocking=True).float().sub_(self._mean).div_(self._std)
+        pixels = self._convert(images).to(self._device, non_blocking=True).float().sub_(self._mean).div_(self._std)
         return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _create(name: str, **arguments: Any) -> Any:
     try:
-        model = timm.create_model(name, **arguments)
+        model = OWN[name](**arguments) if name in OWN else timm.create_model(name, **arguments)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot be built as asked: {error}") from error
     return model

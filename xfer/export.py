@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -13,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from xfer import backbones
+from xfer import backbones, networks
 from xfer.data.images import SHOWN
+from xfer.recipe import Recipe, recipe_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,13 @@ class Classifier:
 
     model: nn.Module
     classes: tuple[str, ...]
-    image_size: int
-    """Side in pixels; `xfer.data.images.read_image` brings photos to it as it was done for training."""
+    recipe: Recipe
+    """What it was trained with: it says how the network is put together, and how it sees colours."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels; `xfer.data.images.read_image` brings photos to it as it was done for training."""
+        return self.recipe.image_size
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network makes of images: uint8 [N, H, W, 3] to probabilities [N, C], each row summing to 1.
@@ -37,26 +42,28 @@ class Classifier:
             raise ValueError(
                 f"images must be uint8 [N, {', '.join(map(str, wanted))}], not {images.dtype} {images.shape}"
             )
-        prepare = backbones.Preparation(backbones.input_statistics(self.model), torch.device("cpu"))
+        prepare = networks.preparation_for(self.recipe, self.model, torch.device("cpu"))
         with torch.inference_mode():
             logits = self.model(prepare(torch.from_numpy(images.copy()).permute(0, 3, 1, 2)))
             result: NDArray[np.float32] = logits.float().softmax(dim=1).numpy()
         return result
 
 
-def save_classifier(
-    folder: Path, model: nn.Module, backbone: str, backbone_args: dict[str, Any], classes: tuple[str, ...], size: int
-) -> None:
-    """Write a network to `folder`, with a card in plain JSON that says how to ask it."""
+def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
+    """Write a network to `folder`, with a card in plain JSON that says how it was made and how to ask it.
+
+    Where backbone, head and activation are as timm has them, `model.safetensors` is a file that timm loads.
+    """
     statistics = backbones.input_statistics(model)
     card = {
-        "backbone": backbone,
-        "backbone_args": backbone_args,
+        "backbone": recipe.backbone,
+        "backbone_args": dict(recipe.backbone_args),
         "classes": list(classes),
-        "image_size": size,
+        "image_size": recipe.image_size,
         "resize": f"squash to a square, then the middle {SHOWN:.1%} of each side",
         "mean": list(statistics.mean),
         "std": list(statistics.std),
+        "recipe": recipe.as_dict(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -67,7 +74,8 @@ def save_classifier(
 def load_classifier(folder: Path) -> Classifier:
     """A network from a folder that `save_classifier` wrote."""
     card = json.loads((folder / "model.json").read_text())
-    classes = tuple(card["classes"])
-    model = backbones.build(card["backbone"], len(classes), card["image_size"], args=card["backbone_args"])
+    recipe = recipe_from(card["recipe"])
+    with torch.random.fork_rng(devices=[]):  # its random weights are replaced at once
+        model = networks.network_of(recipe, None)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    return Classifier(model.eval(), classes, card["image_size"])
+    return Classifier(model.eval(), tuple(card["classes"]), recipe)

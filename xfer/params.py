@@ -1,4 +1,4 @@
-"""Param(depth, kind): a parameter seen from the head, the same for a ResNet and a ViT."""
+"""Param(depth, kind, height): a parameter seen from the head, the same for a ResNet and a ViT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from timm.models import group_parameters
 from torch import nn
 
-Kind = Literal["weight", "bias", "norm"]
+Kind = Literal["weight", "bias", "scale", "shift", "adapter"]
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 
@@ -17,12 +17,20 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalRes
 class Param:
     """Where a parameter stands and what it is: all that a strategy may ask of it.
 
-    `depth` 0 is the new head; 1 is the block below it, and so on down to the stem. `kind` tells the scale and shift of
-    a normalisation layer (`norm`) and biases from the weights proper, which alone are decayed.
+    `depth` 0 is the new head; 1 is the block below it, and so on down to the stem. `kind` tells weights proper, which
+    alone are decayed, from biases, from the scale and shift of a normalisation layer, and from the parts that an
+    adapter has put into the network. `height` is counted from below: 0 is the lowest block, and depth + height is the
+    number of blocks below the head, the same for all parameters of a network.
     """
 
     depth: int
     kind: Kind = "weight"
+    height: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the network has below its head."""
+        return self.depth + self.height
 
 
 def params_of(model: Any) -> dict[str, Param]:
@@ -40,16 +48,25 @@ def params_of(model: Any) -> dict[str, Param]:
         if (body := [name for name in group if id(names[name]) not in head])
     ]
     depths = {name: depth for depth, block in enumerate(blocks, start=1) for name in block}
-    return {name: Param(depths.get(name, 0), kinds[name]) for name in names}
+    return {name: Param(depth := depths.get(name, 0), kinds[name], len(blocks) - depth) for name in names}
 
 
 def _kinds(model: nn.Module) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(prefix=module_name, recurse=False):
-            plain: Kind = "bias" if name.endswith("bias") else "weight"
-            kinds[name] = "norm" if _is_norm(module) else plain
+            kinds[name] = _kind(module, name)
     return kinds
+
+
+def _kind(module: nn.Module, name: str) -> Kind:
+    # torch keeps what a parametrization changes under `...parametrizations.weight`: the tensor itself as `original`,
+    # the parts that change it under their number.
+    if ".parametrizations." in f".{name}":
+        return "weight" if name.endswith(".original") else "adapter"
+    if _is_norm(module):
+        return "shift" if name.endswith("bias") else "scale"
+    return "bias" if name.endswith("bias") else "weight"
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -10,12 +10,17 @@ from typing import Any
 
 from xfer import digest
 from xfer.choices import Choice, Value, choose
+from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.augmentations import AUGMENTATIONS
+from xfer.methods.batch_norm import BATCH_NORMS
+from xfer.methods.colours import COLOURS
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES
+from xfer.methods.heads import HEADS
 from xfer.methods.losses import LOSSES
 from xfer.methods.mixing import MIXINGS
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES
-from xfer.methods.strategies import STRATEGIES
+from xfer.methods.strategies import STRATEGIES, Strategy
 
 TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "strategy": STRATEGIES,
@@ -24,22 +29,42 @@ TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "augmentation": AUGMENTATIONS,
     "mixing": MIXINGS,
     "loss": LOSSES,
+    "embedding_loss": EMBEDDING_LOSSES,
+    "head": HEADS,
+    "activation": ACTIVATIONS,
+    "batch_norm": BATCH_NORMS,
+    "colour": COLOURS,
 }
 """Every kind of choice that a recipe makes from a table, in the order in which people speak of them."""
 
+USUAL: dict[str, str] = {
+    "embedding_loss": "none",
+    "head": "linear",
+    "activation": "keep",
+    "batch_norm": "with_weights",
+    "colour": "rgb",
+}
+"""What is meant where a recipe does not say: the network as it was pretrained."""
+
 LIMITS: dict[str, tuple[float, float]] = {
     "clip_norm": (1e-6, 1e6),
+    "clip_value": (1e-9, 1e6),
     "learning_rate": (1e-9, 1e2),
+    "body_rate": (1e-6, 1.0),
     "weight_decay": (0.0, 10.0),
     "batch_size": (2, 65_536),
     "epochs": (1, 100_000),
     "image_size": (8, 2_048),
     "classes": (2, 1_000_000),
+    "images_per_class": (1, 1_000_000_000),
 }
 """What is within reason, both ends included: a value beyond is a slip of the keyboard."""
 
-WHOLE = ("batch_size", "epochs", "image_size", "classes")
+WHOLE = ("batch_size", "epochs", "image_size", "classes", "images_per_class")
 """The limited values that are whole numbers."""
+
+MAY_BE_NONE = ("clip_norm", "clip_value", "images_per_class")
+"""The limited values that may be absent."""
 
 CHANCE = ("seed", "draw")
 """The fields that a repetition changes: part of a recipe's `id`, not of its `key`."""
@@ -68,13 +93,24 @@ class Recipe:
     augmentation: Choice
     mixing: Choice
     loss: Choice
+    embedding_loss: Choice
+    head: Choice
+    activation: Choice
+    batch_norm: Choice
+    colour: Choice
     learning_rate: float
     """The peak rate: schedule and strategy only lower it."""
     weight_decay: float
     batch_size: int
     epochs: int
+    body_rate: float = 1.0
+    """The learning rate of everything below the head, as a share of the head's."""
     clip_norm: float | None = None
     """The largest global L2 norm of the gradient; None leaves it alone."""
+    clip_value: float | None = None
+    """The largest absolute value of any number of the gradient; None leaves it alone."""
+    images_per_class: int | None = None
+    """How many images of each class are trained on, at most; None takes all of the training part."""
     backbone_args: tuple[tuple[str, Value], ...] = ()
     split_seed: int = 0
     """Decides the test part, where that is drawn."""
@@ -86,31 +122,28 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
             value, kind = getattr(self, name), int if name in WHOLE else float
-            if value is None and name == "clip_norm":
+            if value is None and name in MAY_BE_NONE:
                 continue
             if value is None or not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
             if kind(value) != value:
                 raise ValueError(f"{name} is {value}; a whole number is wanted")
             object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one recipe, and must hash as one
-        strategy = self.strategy.build(STRATEGIES)
-        if strategy.pretrained != bool(self.weights):
+        self._check_strategy()
+        if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError(
-                f"strategy {self.strategy} starts from {'pretrained' if strategy.pretrained else 'random'} weights, "
-                f"but the recipe names {'none' if strategy.pretrained else 'some'}"
+                f"the gradient is clipped by its norm ({self.clip_norm:g}) or by value ({self.clip_value:g}), not both"
             )
-        if strategy.clip_norm is not None and self.clip_norm is None:
-            raise ValueError(f"strategy {self.strategy} clips the gradient's norm, but clip_norm is none")
-        if strategy.settled_after >= self.epochs:
+        if self.embedding_loss.name != "none" and self.mixing.name != "none":
             raise ValueError(
-                f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: it needs at least "
-                f"{strategy.settled_after + 1}, or else linear_probe is meant"
+                f"embedding_loss {self.embedding_loss.name} needs one class an image, and mixing {self.mixing.name} "
+                f"gives it two: take mixing none, or embedding_loss none"
             )
 
     @property
     def settled_after(self) -> int:
         """After how many epochs all that will ever move does: no run is judged before the epoch that follows."""
-        after: int = self.strategy.build(STRATEGIES).settled_after
+        after: int = self._strategy.pace.settles_after(self.epochs)
         return after
 
     @property
@@ -133,13 +166,45 @@ class Recipe:
         """The same recipe on another seed and another draw of the validation part."""
         return dataclasses.replace(self, seed=seed, draw=draw)
 
+    @property
+    def _strategy(self) -> Strategy:
+        built: Strategy = self.strategy.build(STRATEGIES)
+        return built
+
+    def _check_strategy(self) -> None:
+        strategy = self._strategy
+        if strategy.pretrained != bool(self.weights):
+            raise ValueError(
+                f"strategy {self.strategy} starts from {'pretrained' if strategy.pretrained else 'random'} weights, "
+                f"but the recipe names {'none' if strategy.pretrained else 'some'}"
+            )
+        if strategy.backbone not in (None, self.backbone):
+            raise ValueError(f"strategy {self.strategy} brings {strategy.backbone}; the recipe says {self.backbone}")
+        if strategy.clip_norm is not None and self.clip_norm is None:
+            raise ValueError(f"strategy {self.strategy} clips the gradient's norm, but clip_norm is none")
+        if self.settled_after >= self.epochs:
+            more = range(self.epochs + 1, int(LIMITS["epochs"][1]) + 1)
+            enough = next((epochs for epochs in more if strategy.pace.settles_after(epochs) < epochs), more.stop)
+            raise ValueError(
+                f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: it needs at least {enough}, "
+                f"or else linear_probe is meant"
+            )
+        if self.batch_norm.name == "frozen" and not strategy.pretrained:
+            raise ValueError(
+                f"strategy {self.strategy} starts from random weights, whose batch norm statistics are those of no "
+                f"image: batch_norm frozen needs pretrained ones"
+            )
+
 
 def recipe_from(plain: Mapping[str, Any]) -> Recipe:
     """A Recipe from plain data: choices as dicts with `name` and parameters, which are completed and checked.
 
+    Choices in `USUAL` may be left out.
+
     Raises:
         ValueError: an unknown name, with the nearest known ones, or what `Recipe` refuses.
     """
-    choices = {kind: choose(kind, table, **plain[kind]) for kind, table in TABLES.items()}
+    usual = {kind: {"name": name} for kind, name in USUAL.items()}
+    choices = {kind: choose(kind, table, **{**usual, **plain}[kind]) for kind, table in TABLES.items()}
     args = tuple(sorted(plain.get("backbone_args", {}).items()))
     return Recipe(**{**plain, **choices, "backbone_args": args})

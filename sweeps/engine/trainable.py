@@ -37,6 +37,8 @@ class Site:
     threads: int
     gpu: bool
     """Whether the trial was given a share of a GPU. Without one it must not touch any."""
+    noisy: bool = False
+    """Whether accuracy under noise is measured after every epoch."""
 
 
 def config_for(trial: Trial, site: Site) -> dict[str, Any]:
@@ -72,18 +74,15 @@ def train_trial(config: dict[str, Any]) -> None:
 
 
 def open_test(config: dict[str, Any]) -> None:
-    """Judge a finished run on the test part and write that down."""
+    """Judge a finished run on the test part, as it is and under noise, and write that down."""
     store = Store(Path(config["site"]["sweep"]))
-    store.add_test(config["trial"], _finished(config).evaluate("test"))
+    store.add_test(config["trial"], _finished(config).evaluate("test", noisy=True))
 
 
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write a finished run's network to a folder, for others to use."""
     run = _finished(config)
-    recipe = run.recipe
-    save_classifier(
-        Path(folder), run.model, recipe.backbone, dict(recipe.backbone_args), run.pack.classes, recipe.image_size
-    )
+    save_classifier(Path(folder), run.model, run.recipe, run.pack.classes)
 
 
 def failed(config: dict[str, Any], error: str) -> Record:
@@ -113,7 +112,8 @@ def _run(config: dict[str, Any]) -> Run:
     device = default_device() if site.gpu else torch.device("cpu")
     weights = Path(site.weights) if site.weights else None
     folder = Store(Path(site.sweep)).checkpoints(config["trial"])
-    return Run(recipe_from(config["recipe"]), load_pack(Path(site.pack)), weights, device, folder)
+    recipe, pack = recipe_from(config["recipe"]), load_pack(Path(site.pack))
+    return Run(recipe, pack, weights, device, folder, noisy=site.noisy)
 
 
 def _finished(config: dict[str, Any]) -> Run:

@@ -11,7 +11,7 @@ import safetensors.torch
 import timm
 import torch
 
-from xfer.backbones import Preparation, build, check_name, default_image_size, input_statistics
+from xfer.backbones import OWN, Preparation, build, check_name, default_image_size, fetch_weights, input_statistics
 
 NETWORKS = {"test_resnet": "fc", "test_efficientnet": "classifier", "test_vit": "head", "test_convnext": "head.fc"}
 
@@ -198,12 +198,51 @@ def test_what_is_no_name_at_all_is_refused(name):
         check_name(name)
 
 
+# Our own
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_network_of_ours_is_built_by_its_name_and_is_not_pretrained(weights, name):
+    check_name(name)
+    assert build(name, 3, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert build(name, 3, 32, channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    with pytest.raises(ValueError, match=f"{name} is not a pretrained network: it takes no weights"):
+        build(name, 3, 32, weights)
+    with pytest.raises(ValueError, match=f"{name} is not a pretrained network: take strategy scratch"):
+        fetch_weights(name)
+    with pytest.raises(ValueError, match=f"{name} cannot be built as asked: .*pad_type"):
+        build(name, 3, 32, args={"pad_type": "same"})
+
+
+def test_a_slip_in_the_name_of_ours_is_met_with_it():
+    count = len(timm.list_models())
+    with pytest.raises(
+        ValueError, match=f"unknown backbone 'basic_cn': did you mean basic_cnn.* timm knows {count} net"
+    ):
+        check_name("basic_cn")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_takes_as_many_channels_as_asked(weights_of, name, channels):
+    model = build(name, 3, 32, weights_of(name), channels=channels)
+    assert model(torch.zeros(2, channels, 32, 32)).shape == (2, 3)
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d)).weight
+    pretrained = next(
+        tensor for tensor in safetensors.torch.load_file(weights_of(name)).values() if tensor.shape[1:2] == (3,)
+    )
+    # Repeated over the new channels, and scaled so that the sum over all of them stays.
+    expected = pretrained.repeat(1, 2, 1, 1)[:, :channels] * 3 / channels
+    torch.testing.assert_close(first, pretrained.sum(dim=1, keepdim=True) if channels == 1 else expected)
+
+
 # Pixels
 
 
 def test_the_image_size_is_that_of_pretraining_unless_said_otherwise():
     assert default_image_size("mobilenetv2_100") == 224
     assert default_image_size("test_resnet") == 160
+    assert default_image_size("basic_cnn") == 64
 
 
 def test_pixels_are_scaled_as_the_network_was_pretrained():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from xfer.choices import Choice, choose, parameters, unknown
@@ -19,6 +21,25 @@ def test_every_entry_of_every_table_goes_under_its_own_name(kind, name):
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_every_entry_says_in_a_sentence_what_it_is(kind, name):
     assert "." in TABLES[kind][name].__doc__
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_every_parameter_of_every_entry_is_plain_data_that_goes_back_to_itself(kind, name):
+    choice = choose(kind, TABLES[kind], name)
+    assert all(type(value) in (int, float, str, bool) for _, value in choice.values)
+    again = json.loads(json.dumps(choice.as_dict()))
+    assert choose(kind, TABLES[kind], **again) == choice
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_a_slip_in_a_parameter_is_met_with_the_nearest(kind, name):
+    for parameter in parameters(TABLES[kind][name]):
+        with pytest.raises(
+            ValueError, match=f"unknown parameter of {kind} {name} '{parameter}s': did you mean {parameter}"
+        ):
+            choose(kind, TABLES[kind], name, **{f"{parameter}s": 1})
+    with pytest.raises(ValueError, match=f"unknown parameter of {kind} {name} 'qqqq'"):
+        choose(kind, TABLES[kind], name, qqqq=1)
 
 
 def table(first, second=2, third="x"):

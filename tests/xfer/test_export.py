@@ -6,12 +6,38 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from xfer.data.loader import batches
 from xfer.export import load_classifier, save_classifier
+from xfer.recipe import recipe_from
 
 NETWORKS = ["test_resnet", "test_efficientnet", "test_vit"]
+
+UNUSUAL = {
+    "mlp": {"head": {"name": "mlp", "hidden": 9}},
+    "cosine": {"head": {"name": "cosine", "cosine_scale": 5.0}},
+    "mish": {"activation": "mish"},
+    "leaky_relu": {"activation": "leaky_relu", "backbone": "test_resnet"},
+    "early_cut": {"strategy": {"name": "early_cut", "stage": 2}},
+    "early_cut of a transformer": {"strategy": "early_cut", "backbone": "test_vit"},
+    "drop_early": {"strategy": "drop_early", "backbone": "test_vit"},
+    "lora": {"strategy": {"name": "lora", "rank": 3}, "backbone": "test_vit"},
+    "small_cnn": {"strategy": "small_cnn"},
+    "scratch": {"strategy": "scratch"},
+    "grey": {"colour": "grey"},
+    "grey_stem": {"colour": "grey_stem"},
+    "all at once": {
+        "strategy": "lora",
+        "backbone": "test_vit",
+        "head": "mlp",
+        "activation": "silu",
+        "colour": "grey_stem",
+        "batch_norm": "always",
+    },
+}
+"""Choices that change a network's shape, or how it sees."""
 
 
 def trained(make_recipe, make_run, **changes):
@@ -21,8 +47,7 @@ def trained(make_recipe, make_run, **changes):
 
 
 def export(run, folder, classes):
-    args = dict(run.recipe.backbone_args)
-    save_classifier(folder, run.model, run.recipe.backbone, args, classes, run.recipe.image_size)
+    save_classifier(folder, run.model, run.recipe, classes)
     return load_classifier(folder)
 
 
@@ -30,7 +55,9 @@ def probabilities_of(run, places):
     """As the run itself reckons them."""
     run.model.eval()
     with torch.inference_mode():
-        return torch.cat([run.model(run._prepare(images)) for images, _ in batches(run.pack, places, 64)]).softmax(1)
+        return torch.cat(
+            [run.model(run._learner.prepare(images)) for images, _ in batches(run.pack, places, 64)]
+        ).softmax(1)
 
 
 @pytest.mark.parametrize("backbone", NETWORKS)
@@ -45,6 +72,39 @@ def test_a_classifier_says_the_same_as_the_run_that_trained_it(make_recipe, make
     places = run.split.test
     right = found[places].argmax(axis=1) == run.pack.labels[places]
     assert tuple(right.tolist()) == run.evaluate("test").correct
+
+
+@pytest.mark.parametrize("choice", UNUSUAL)
+def test_a_classifier_is_put_together_as_the_network_was_that_the_run_trained(make_recipe, make_run, tmp_path, choice):
+    run = make_run(make_recipe(epochs=1, **UNUSUAL[choice]))
+    list(run)
+    expected = probabilities_of(run, np.arange(36)).numpy()
+    torch.manual_seed(99)  # nothing that is drawn while loading has a say
+    classifier = export(run, tmp_path, run.pack.classes)
+    assert classifier.model is not run.model
+    found = classifier.probabilities(np.array(run.pack.images))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.ptp(found, axis=0).max() > 1e-5
+    assert (classifier.recipe, classifier.image_size) == (run.recipe, 32)
+    kinds = [[type(module).__name__ for module in model.modules()] for model in (classifier.model, run.model)]
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_weights_of_a_usual_network_are_a_file_that_timm_loads(make_recipe, make_run, tmp_path, network):
+    run = make_run(make_recipe(backbone=network))
+    export(run, tmp_path, run.pack.classes)
+    size = {"img_size": 32} if network == "test_vit" else {}
+    model = timm.create_model(network, num_classes=3, checkpoint_path=str(tmp_path / "model.safetensors"), **size)
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_loading_draws_no_random_number_from_the_outside(make_recipe, make_run, tmp_path):
+    run = make_run(make_recipe(strategy="scratch", head="mlp"))
+    state = torch.get_rng_state()
+    export(run, tmp_path, run.pack.classes)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_arguments_of_the_backbone_are_kept(make_recipe, make_run, tmp_path):
@@ -65,6 +125,7 @@ def test_the_card_is_plain_json_and_nothing_is_pickled(make_recipe, make_run, tm
     assert (card["backbone"], card["image_size"]) == ("test_efficientnet", 32)
     assert card["resize"] == "squash to a square, then the middle 87.5% of each side"
     assert len(card["mean"]) == len(card["std"]) == 3
+    assert recipe_from(card["recipe"]) == run.recipe == classifier.recipe
     assert classifier.classes == classes
     assert classifier.image_size == 32
 

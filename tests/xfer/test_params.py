@@ -7,6 +7,8 @@ import timm
 import torch
 from torch import nn
 
+from xfer.basic_cnn import BasicCNN
+from xfer.methods.adapters import add_low_rank
 from xfer.params import NORMS, Param, params_of
 
 FAMILIES = {
@@ -50,14 +52,60 @@ def test_depths_follow_each_other_without_a_gap_down_to_the_stem(network):
     assert params[stem].depth == max(depths)
 
 
+def test_heights_count_the_same_blocks_from_below(network):
+    params = params_of(network)
+    blocks = max(param.depth for param in params.values())
+    assert {param.height for param in params.values()} == set(range(blocks + 1))
+    assert {param.depth + param.height for param in params.values()} == {param.blocks for param in params.values()}
+    assert {param.blocks for param in params.values()} == {blocks}
+
+
 def test_kinds_tell_norms_and_biases_from_the_weights_proper(network):
     params = params_of(network)
     for module_name, module in network.named_modules():
         for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
             if isinstance(module, NORMS):
-                assert params[name].kind == "norm", name
+                assert params[name].kind == ("shift" if name.endswith(".bias") else "scale"), name
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 assert params[name].kind == ("weight" if parameter.ndim > 1 or name.endswith("gain") else "bias"), name
+    assert {"weight", "bias"} <= {param.kind for param in params.values()} <= {"weight", "bias", "scale", "shift"}
+
+
+def test_every_normalisation_layer_with_two_parameters_has_a_scale_and_a_shift(network):
+    params = params_of(network)
+    norms = [name for name, module in network.named_modules() if isinstance(module, NORMS)]
+    with_both = [name for name in norms if {f"{name}.weight", f"{name}.bias"} <= params.keys()]
+    assert [params[f"{name}.weight"].kind for name in with_both] == ["scale"] * len(with_both)
+    assert [params[f"{name}.bias"].kind for name in with_both] == ["shift"] * len(with_both)
+
+
+def test_a_norm_that_only_scales_is_known_by_its_name():
+    with torch.device("meta"):
+        vit = timm.create_model("test_vit3", num_classes=3, img_size=32, norm_layer="rmsnorm")
+    kinds = {name: param.kind for name, param in params_of(vit).items()}
+    assert kinds["blocks.0.norm1.weight"] == "scale"
+    assert "blocks.0.norm1.bias" not in kinds
+
+
+def test_an_adapter_is_told_from_the_weight_that_it_adapts_and_stands_where_that_stood():
+    vit = timm.create_model("test_vit", num_classes=3, img_size=32)
+    before = params_of(vit)
+    after = params_of(add_low_rank(vit, 2, vit.get_classifier()))
+    place = "blocks.3.attn.qkv.parametrizations.weight"
+    assert after[f"{place}.original"] == before["blocks.3.attn.qkv.weight"] == Param(3, "weight", 4)
+    assert after[f"{place}.0.down"] == after[f"{place}.0.up"] == Param(3, "adapter", 4)
+    unchanged = before.keys() & after.keys()
+    assert {"head.weight", "blocks.3.attn.qkv.bias", "blocks.3.norm1.weight"} <= unchanged
+    assert all(before[name] == after[name] for name in unchanged)
+    assert before.keys() - after.keys() == {
+        name.replace("parametrizations.weight.original", "weight") for name in after if name.endswith(".original")
+    }
+
+
+def test_a_network_of_our_own_is_seen_in_the_same_way():
+    depth = {name: param.depth for name, param in params_of(BasicCNN(num_classes=3)).items()}
+    order = ["classifier.weight", "hidden.2.weight", "features.6.weight", "features.3.weight", "features.0.weight"]
+    assert [depth[name] for name in order] == [0, 1, 2, 3, 4]
 
 
 def test_depth_counts_blocks_upwards_from_the_stem():

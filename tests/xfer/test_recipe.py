@@ -16,7 +16,7 @@ from xfer import digest
 from xfer.choices import choose, parameters
 from xfer.data.pack import build_pack
 from xfer.data.sources import folder
-from xfer.recipe import LIMITS, TABLES, Recipe, recipe_from
+from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL, WHOLE, Recipe, recipe_from
 
 ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 CHANGES = {
@@ -35,7 +35,15 @@ CHANGES = {
     "weight_decay": 0.5,
     "batch_size": 9,
     "epochs": 3,
+    "embedding_loss": "triplet",
+    "head": "mlp",
+    "activation": "mish",
+    "batch_norm": "always",
+    "colour": "grey",
+    "body_rate": 0.1,
     "clip_norm": 2.0,
+    "clip_value": 0.5,
+    "images_per_class": 5,
     "backbone_args": {"pad_type": "same"},
     "split_seed": 1,
     "seed": 1,
@@ -64,7 +72,8 @@ def test_a_choices_own_parameters_are_part_of_the_key(make_recipe, kind, name):
         plain = {"epochs": 9, **clip, kind: {"name": name}}
         before = make_recipe(**plain)
         assert before.key == make_recipe(**{**plain, kind: {"name": name, parameter: default}}).key
-        assert before.key != make_recipe(**{**plain, kind: {"name": name, parameter: default * 2}}).key
+        other = default * 2 if isinstance(default, int) else default / 2
+        assert before.key != make_recipe(**{**plain, kind: {"name": name, parameter: other}}).key
 
 
 def test_repetitions_share_the_key_and_have_ids_of_their_own(make_recipe):
@@ -135,18 +144,22 @@ def within(name):
     return st.integers(int(low), int(high)) if name in WHOLE else st.floats(low, high)
 
 
-WHOLE = ("batch_size", "epochs", "image_size", "classes")
+# The gradient is clipped in one way at most: what cannot stand together is not drawn together.
 numbers = st.fixed_dictionaries(
-    {name: within(name) for name in LIMITS}
+    {name: within(name) for name in LIMITS.keys() - MAY_BE_NONE}
+    | {"images_per_class": st.none() | within("images_per_class")}
     | {name: st.integers(0, 2**62) for name in ("seed", "draw", "split_seed")}
     | {"backbone_args": st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3)}
 )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(values=numbers)
-def test_any_recipe_within_reason_goes_to_json_and_back(make_recipe, values):
-    recipe = make_recipe(**values)
+@given(
+    values=numbers,
+    clipping=st.dictionaries(st.sampled_from(["clip_norm", "clip_value"]), within("clip_norm"), max_size=1),
+)
+def test_any_recipe_within_reason_goes_to_json_and_back(make_recipe, values, clipping):
+    recipe = make_recipe(**values, **clipping)
     again = recipe_from(json.loads(json.dumps(recipe.as_dict())))
     assert (again, again.id, again.key) == (recipe, recipe.id, recipe.key)
 
@@ -160,9 +173,37 @@ def test_defaults_are_spelled_out_so_that_they_cannot_change_with_the_code(make_
 def test_fields_with_a_default_may_be_left_out(make_recipe):
     recipe = make_recipe()
     plain = recipe.as_dict()
-    for name in ("clip_norm", "backbone_args", "split_seed", "seed", "draw"):
+    optional = [field.name for field in dataclasses.fields(Recipe) if field.default is not dataclasses.MISSING]
+    assert {"clip_norm", "clip_value", "body_rate", "images_per_class", "backbone_args", "seed"} <= {*optional}
+    for name in {*optional, *USUAL}:
         del plain[name]
     assert recipe_from(plain) == recipe
+    assert recipe_from(plain).key == recipe.key
+
+
+@pytest.mark.parametrize("kind", USUAL)
+def test_what_is_usual_may_be_left_out_and_means_the_same_as_spelled_out(make_recipe, kind):
+    spelled = make_recipe(**{kind: USUAL[kind]})
+    plain = spelled.as_dict()
+    assert plain.pop(kind) == {"name": USUAL[kind], **parameters(TABLES[kind][USUAL[kind]])}
+    assert recipe_from(plain) == spelled
+    assert recipe_from(plain).key == spelled.key
+
+
+def test_what_is_not_usual_may_not_be_left_out(make_recipe):
+    for kind in TABLES.keys() - USUAL.keys():
+        plain = make_recipe().as_dict()
+        del plain[kind]
+        with pytest.raises(KeyError, match=kind):
+            recipe_from(plain)
+
+
+@pytest.mark.parametrize("kind", USUAL)
+def test_a_recipe_with_something_unusual_says_so_in_json(make_recipe, kind):
+    for name in TABLES[kind]:
+        plain = json.loads(json.dumps(make_recipe(**{kind: name}).as_dict()))
+        assert plain[kind] == {"name": name, **parameters(TABLES[kind][name])}
+        assert getattr(recipe_from(plain), kind).name == name
 
 
 # Refusals
@@ -185,18 +226,57 @@ def test_a_value_beyond_reason_is_refused_with_its_bounds(make_recipe, name, val
         make_recipe(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [*((name, 10.5) for name in WHOLE), ("learning_rate", None), ("weight_decay", None)]
-)
-def test_a_fraction_of_what_is_counted_and_a_missing_number_are_refused(make_recipe, name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
-        make_recipe(**{name: value})
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_fraction_of_what_is_counted_is_refused(make_recipe, name):
+    with pytest.raises(ValueError, match=f"{name} is 10.5; a whole number is wanted"):
+        make_recipe(**{name: 10.5})
 
 
 def test_a_preset_that_clips_and_no_clip_norm_contradict_each_other(make_recipe):
     with pytest.raises(ValueError, match="strategy clip clips the gradient's norm, but clip_norm is none"):
         make_recipe(strategy="clip", clip_norm=None)
     assert make_recipe(strategy="clip", clip_norm=0.5).clip_norm == 0.5
+
+
+def test_a_gradient_is_clipped_in_one_way_only(make_recipe):
+    with pytest.raises(ValueError, match=r"clipped by its norm \(2\) or by value \(0\.5\), not"):
+        make_recipe(clip_norm=2.0, clip_value=0.5)
+    with pytest.raises(ValueError, match=r"by its norm \(1\) or by value \(0\.5\)"):
+        make_recipe(strategy="clip", clip_value=0.5)
+    assert make_recipe(clip_value=0.5).clip_norm is None
+
+
+@pytest.mark.parametrize("mixing", [name for name in TABLES["mixing"] if name != "none"])
+@pytest.mark.parametrize("term", [name for name in TABLES["embedding_loss"] if name != "none"])
+def test_classes_that_are_mixed_have_no_embedding_loss(make_recipe, mixing, term):
+    message = f"embedding_loss {term} needs one class an image, and mixing {mixing} gives it two: take mixing none, or"
+    with pytest.raises(ValueError, match=message):
+        make_recipe(mixing=mixing, embedding_loss=term)
+    assert make_recipe(mixing=mixing).embedding_loss == make_recipe(embedding_loss="none").embedding_loss
+    assert make_recipe(embedding_loss=term).mixing.name == "none"
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.5, 1.0001, math.nan])
+def test_the_body_moves_and_never_faster_than_the_head(make_recipe, rate):
+    with pytest.raises(ValueError, match=f"body_rate is {rate}; it must lie between 1e-06 and 1"):
+        make_recipe(body_rate=rate)
+    assert [make_recipe(body_rate=rate).body_rate for rate in (1, 0.1)] == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_nothing_is_said_only_where_nothing_can_be_meant(make_recipe, name):
+    if name in MAY_BE_NONE:
+        assert getattr(make_recipe(**{name: None}), name) is None
+    else:
+        with pytest.raises(ValueError, match=f"{name} is None"):
+            make_recipe(**{name: None})
+
+
+def test_a_strategy_that_brings_its_network_goes_with_no_other(make_recipe):
+    plain = make_recipe(strategy="small_cnn").as_dict()
+    assert plain["backbone"] == "basic_cnn"
+    with pytest.raises(ValueError, match="strategy small_cnn brings basic_cnn.* the recipe says test_resnet"):
+        recipe_from({**plain, "backbone": "test_resnet"})
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
@@ -206,6 +286,13 @@ def test_freezing_to_the_end_is_refused_because_another_strategy_is_meant(make_r
     with pytest.raises(ValueError, match=message):
         make_recipe(strategy=strategy, epochs=epochs)
     assert make_recipe(strategy=strategy, epochs=4).epochs == 4
+
+
+@pytest.mark.parametrize("strategy", ["freeze_until_converged", "gradual_unfreeze"])
+def test_an_epoch_must_be_left_in_which_everything_moves(make_recipe, strategy):
+    with pytest.raises(ValueError, match=f"strategy {strategy}.* would never unfreeze in 1 epochs: .* at least 2"):
+        make_recipe(strategy=strategy, epochs=1)
+    assert make_recipe(strategy=strategy, epochs=2).settled_after == 1
 
 
 @pytest.mark.parametrize("freeze_epochs", [0, -1])
@@ -236,7 +323,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_known(make_recipe):
 
 
 def test_a_name_unlike_any_other_is_refused_without_a_guess():
-    with pytest.raises(ValueError, match=r"^unknown loss 'qqqq'\. Known: cross_entropy, label_smoothing$"):
+    with pytest.raises(ValueError, match=r"^unknown loss 'qqqq'\. Known: cross_entropy, label_smoothing, focal$"):
         choose("loss", TABLES["loss"], "qqqq")
 
 

@@ -1,0 +1,167 @@
+"""A head fitted to convergence: the same as logistic regression, and what lp_ft begins with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional
+
+from xfer.methods.heads import HEADS
+from xfer.params import params_of
+from xfer.probe import fit_head
+from xfer.run import Run
+
+
+@pytest.fixture
+def examples():
+    """60 embeddings of width 8 in 3 classes that overlap, as [N, D] and labels [N]."""
+    chance = torch.Generator().manual_seed(3)
+    labels = torch.arange(60) % 3
+    centres = torch.randn(3, 8, generator=chance)
+    return centres[labels] + 1.5 * torch.randn(60, 8, generator=chance), labels
+
+
+def linear(seed=0, width=8, classes=3):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(width, classes)
+
+
+def penalised_gradient(head, embeddings, labels):
+    """The gradient of |w|^2 / 2 plus the sum of losses, over the number of examples; biases are not penalised."""
+    loss = functional.cross_entropy(head(embeddings), labels) + head.weight.square().sum() / 2 / len(labels)
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, [head.weight, head.bias])])
+
+
+def test_a_linear_head_becomes_the_logistic_regression_of_scikit_learn(examples):
+    embeddings, labels = examples
+    head = linear()
+    fit_head(head, embeddings, labels)
+    reference = LogisticRegression(C=1, tol=1e-8, max_iter=1000).fit(embeddings.numpy(), labels.numpy())
+    np.testing.assert_allclose(head.weight.detach().numpy(), reference.coef_, atol=2e-3)
+    ours, theirs = head(embeddings).softmax(1).detach().numpy(), reference.predict_proba(embeddings.numpy())
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_the_end_is_a_stationary_point_and_does_not_depend_on_the_start(examples):
+    ends = []
+    for seed in (0, 1):
+        head = linear(seed)
+        assert penalised_gradient(head, *examples).norm() > 0.1
+        fit_head(head, *examples)
+        assert penalised_gradient(head, *examples).norm() < 1e-3
+        ends.append(head.weight.detach())
+    torch.testing.assert_close(*ends, atol=2e-3, rtol=0)
+
+
+def test_it_says_the_cross_entropy_without_the_penalty(examples):
+    head = linear()
+    before = functional.cross_entropy(head(examples[0]), examples[1]).item()
+    found = fit_head(head, *examples)
+    assert found == pytest.approx(functional.cross_entropy(head(examples[0]), examples[1]).item())
+    assert found < before
+
+
+def test_separable_classes_do_not_drive_the_weights_to_infinity():
+    labels = torch.arange(40) % 2
+    embeddings = torch.eye(2)[labels] * 100
+    head = linear(width=2, classes=2)
+    assert fit_head(head, embeddings, labels) < 0.01
+    assert head.weight.norm() < 1
+
+
+def test_fitting_twice_gives_the_same_bits_and_draws_nothing(examples):
+    heads = [linear(), linear()]
+    state = torch.get_rng_state()
+    for head in heads:
+        fit_head(head, *examples)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert torch.equal(heads[0].bias, heads[1].bias)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_kind_of_head_can_be_fitted(examples, name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = HEADS[name]()(8, 3)
+    before = functional.cross_entropy(head(examples[0]), examples[1]).item()
+    assert fit_head(head, *examples) < before
+
+
+# In a run of lp_ft
+
+
+def begun(make_recipe, make_run, network="test_efficientnet", **changes):
+    """A Run of lp_ft as it stands after its first epoch at a rate of all but nothing."""
+    recipe = make_recipe(strategy="lp_ft", backbone=network, learning_rate=1e-9, weight_decay=0.0, **changes)
+    run = make_run(recipe)
+    start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    run._begin()
+    return run, start
+
+
+@pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_before_the_first_step_the_head_stands_where_its_gradient_vanishes_and_the_body_where_it_stood(
+    make_recipe, make_run, network
+):
+    run, start = begun(make_recipe, make_run, network)
+    head = run.model.get_classifier()
+    (batch,) = run._batches(run.split.train)
+    run.model.eval()
+    with torch.no_grad():
+        inputs = run._learner.prepare(batch[0])
+        embeddings = run.model.forward_head(run.model.forward_features(inputs), pre_logits=True)
+    assert penalised_gradient(head, embeddings, batch[1]).norm() < 1e-3
+    reference = LogisticRegression(C=1, tol=1e-8, max_iter=5000).fit(embeddings.numpy(), batch[1].numpy())
+    ours, theirs = head(embeddings).softmax(1).detach().numpy(), reference.predict_proba(embeddings.numpy())
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
+    params = params_of(run.model)
+    moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, start[name])}
+    assert moved == {name for name, param in params.items() if param.depth == 0}
+
+
+def test_the_start_accuracy_is_that_of_the_fitted_head(make_recipe, make_run):
+    run, _ = begun(make_recipe, make_run)
+    start = run.record().start_accuracy
+    assert start == run.evaluate("val").accuracy
+    plain = make_run(make_recipe(strategy="naive"))
+    plain._begin()
+    assert start > plain.record().start_accuracy
+
+
+def test_only_strategies_that_say_so_fit_their_head(make_recipe, make_run):
+    run = make_run(make_recipe(strategy="naive"))
+    before = run.model.classifier.weight.detach().clone()
+    run._begin()
+    assert torch.equal(run.model.classifier.weight, before)
+
+
+def test_a_head_is_fitted_on_training_images_alone_and_on_no_more_than_the_recipe_allows(
+    make_recipe, make_run, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("xfer.learner.fit_head", lambda head, embeddings, labels: asked.append(labels))
+    run = make_run(make_recipe(strategy="lp_ft", images_per_class=2))
+    run._begin()
+    assert sorted(asked[0].tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_head_is_fitted_to_the_images_as_they_are_whatever_is_done_to_them_in_training(make_recipe, make_run):
+    heads = []
+    for changes in ({}, {"augmentation": "randaugment", "mixing": "cutmix", "backbone_args": {"drop_rate": 0.5}}):
+        run, _ = begun(make_recipe, make_run, **changes)
+        heads.append(run.model.classifier.weight.detach().clone())
+    assert torch.equal(*heads)
+
+
+def test_a_resumed_run_does_not_fit_its_head_again(make_recipe, make_run, tmp_path, monkeypatch):
+    recipe = make_recipe(strategy="lp_ft")
+    next(iter(make_run(recipe, tmp_path)))
+    monkeypatch.setattr("xfer.learner.fit_head", None)
+    resumed = make_run(recipe, tmp_path)
+    assert isinstance(resumed, Run)
+    assert [epoch.epoch for epoch in resumed] == [2]

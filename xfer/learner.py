@@ -1,0 +1,204 @@
+"""Learner: the network of a recipe with its losses and its optimizer, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from xfer.data.loader import Batch
+from xfer.methods.augmentations import AUGMENTATIONS, Augmentation
+from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
+from xfer.methods.freezing import Moment
+from xfer.methods.losses import LOSSES, Loss
+from xfer.methods.mixing import MIXINGS, Mixing
+from xfer.methods.optimizers import OPTIMIZERS, groups_of
+from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.networks import network_of, preparation_for
+from xfer.params import Param, params_of
+from xfer.probe import fit_head
+from xfer.recipe import Recipe
+
+
+class Learner:
+    """What learns: a network, what it is asked to do better at, and how it is changed.
+
+    Args:
+        recipe: what to train.
+        weights: the file that the recipe names; None for a strategy from random weights.
+        device: where.
+    """
+
+    def __init__(self, recipe: Recipe, weights: Path | None, device: torch.device) -> None:
+        self._recipe = recipe
+        self._device = device
+        model = network_of(recipe, weights)
+        self.model: Any = model.to(device).to(memory_format=torch.channels_last)
+        self.prepare = preparation_for(recipe, self.model, device)
+        self._strategy: Strategy = recipe.strategy.build(STRATEGIES)
+        self._augment: Augmentation = recipe.augmentation.build(AUGMENTATIONS)
+        self._mix: Mixing = recipe.mixing.build(MIXINGS)
+        self._loss: Loss = recipe.loss.build(LOSSES)
+        self._follows: BatchNorm = recipe.batch_norm.build(BATCH_NORMS)
+        self._term: EmbeddingTerm | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
+        params = params_of(self.model)
+        groups = groups_of(self.model, params, recipe.weight_decay)
+        if self._strategy.anchor is not None:
+            for group in groups:
+                group["weight_decay"] = group["weight_decay"] if group["depth"] == 0 else 0.0
+        self._asked: nn.Module | None = None
+        if self._term is not None:
+            width = self._embeddings_of(torch.zeros(2, 3, recipe.image_size, recipe.image_size, dtype=torch.uint8))
+            self._asked = self._term.build(width.shape[1], recipe.classes).to(device)
+            if own := list(self._asked.parameters()):
+                # What the term learns for itself is as new as the head, and goes with it.
+                head = next(group for group in groups if group["depth"] == 0 and group["kind"] == "weight")
+                groups.append({**head, "params": own})
+        self._optimizer: torch.optim.Optimizer = recipe.optimizer.build(OPTIMIZERS, groups, recipe.learning_rate)
+        self._start = [tensor.detach().clone() for tensor in self._body()]
+
+    def set_pace(self, moment: Moment) -> None:
+        """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
+
+        A frozen batch norm would otherwise go on updating its running statistics.
+        """
+        for group in self._optimizer.param_groups:
+            group["pace"] = self._pace(group, moment)
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["pace"] > 0)
+        _set_mode(self.model, True, self._follows)
+
+    def step(self, images: Tensor, labels: Tensor, rate: float, chance: torch.Generator) -> tuple[Tensor, ...]:
+        """Loss, number of right answers and gradient norm, as scalars still on the device.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            labels: int64 [B].
+            rate: the learning rate where the pace is 1.
+            chance: what augmentation and mixing draw from.
+        """
+        targets = functional.one_hot(labels, self._recipe.classes).float()
+        images, targets = self._mix(self._augment(images, chance), targets, chance)
+        targets = targets.to(self._device)
+        logits, loss = self._losses(self.prepare(images), targets)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self._strategy.anchor is not None:
+            self._strategy.anchor.pull(list(self._body()), self._start)
+        moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in moving])
+        if self._recipe.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(moving, self._recipe.clip_norm, norm)
+        if self._recipe.clip_value is not None:
+            nn.utils.clip_grad_value_(moving, self._recipe.clip_value)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["pace"] * (1.0 if group["depth"] == 0 else self._recipe.body_rate)
+        self._optimizer.step()
+        correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        return loss.detach(), correct, norm.detach()
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """What a strategy does before its first step, on the training part as it is.
+
+        Args:
+            batches: uint8 images [B, 3, H, W] and labels [B]; only read where the strategy wants them.
+        """
+        if self._strategy.fits_head:
+            found = [(self._embeddings_of(images), labels) for images, labels in batches]
+            embeddings, labels = (torch.cat(each) for each in zip(*found, strict=True))
+            fit_head(self.model.get_classifier(), embeddings, labels.to(self._device))
+
+    def count_moving(self) -> int:
+        """How many of the network's numbers move at any time during the run."""
+        moments = [Moment(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
+        own = {id(parameter) for parameter in self.model.parameters()}
+        return sum(
+            parameter.numel()
+            for group in self._optimizer.param_groups
+            if any(self._pace(group, moment) > 0 for moment in moments)
+            for parameter in group["params"]
+            if id(parameter) in own
+        )
+
+    def distance(self) -> float:
+        """How far everything below the head is from where it started: L2, relative to the norm it had there."""
+        with torch.no_grad():
+            away = [now - start for now, start in zip(self._body(), self._start, strict=True)]
+            return float(nn.utils.get_total_norm(away) / nn.utils.get_total_norm(self._start).clamp_min(1e-12))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a step changes."""
+        asked = {} if self._asked is None else {"embedding_loss": self._asked.state_dict()}
+        return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), **asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self.model.load_state_dict(state["model"])
+        if self._asked is not None:
+            self._asked.load_state_dict(state["embedding_loss"])
+        self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
+        _like_parameters(self._optimizer)
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] and the loss to be brought down, a scalar."""
+        if self._term is None or self._asked is None:
+            logits = self.model(inputs).float()
+            return logits, self._loss(logits, targets).mean()
+        embeddings = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+        logits = self.model.get_classifier()(embeddings).float()
+        term = self._asked(embeddings.float(), targets.argmax(dim=1))
+        return logits, self._loss(logits, targets).mean() + self._term.weight * term
+
+    def _embeddings_of(self, images: Tensor) -> Tensor:
+        """Embeddings [B, D] of images as they are, by the network as it stands."""
+        self.model.eval()
+        with torch.no_grad():
+            features = self.model.forward_features(self.prepare(images))
+            embeddings: Tensor = self.model.forward_head(features, pre_logits=True).float()
+        return embeddings
+
+    def _pace(self, group: dict[str, Any], moment: Moment) -> float:
+        return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), moment)
+
+    def _body(self) -> list[Any]:
+        """Every tensor below the head as the network computes with it: with its adapter, where it has one."""
+        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        adapted = [module for module in self.model.modules() if parametrize.is_parametrized(module)]
+        inside = {part for module in adapted for part in module.parametrizations.modules()}
+        plain = [
+            parameter
+            for module in self.model.modules()
+            if module not in inside
+            for parameter in module.parameters(recurse=False)
+            if id(parameter) not in head
+        ]
+        return plain + [getattr(module, name) for module in adapted for name in module.parametrizations]
+
+
+def _set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
+    """Training mode where anything below moves, evaluation mode where everything is frozen; batch norm as asked."""
+    parameters = list(module.parameters())
+    moves = any(parameter.requires_grad for parameter in parameters) if parameters else training
+    module.training = follows(moves) if isinstance(module, _BatchNorm) else moves
+    for child in module.children():
+        _set_mode(child, moves, follows)
+
+
+def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows only strings as keys; an optimizer numbers its parameters."""
+    return {**state, "state": {int(index): values for index, values in state["state"].items()}}
+
+
+def _like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give each moment the memory layout of its parameter: with another one, kernels may add in another order."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

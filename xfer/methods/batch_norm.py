@@ -1,0 +1,37 @@
+"""Batch norm: whether the running statistics of batch normalisation follow the new images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+BatchNorm = Callable[[bool], bool]
+"""Does the layer's own scale or shift move? -> Does it normalise by the batch, and its statistics follow?"""
+
+
+def with_weights() -> BatchNorm:
+    """Statistics follow where the layer itself is trained, and stand still where it is frozen.
+
+    The rule: a frozen body then gives the same features in every epoch, and a trained one adapts to the new images.
+    """
+    return lambda moves: moves
+
+
+def frozen() -> BatchNorm:
+    """All statistics stay those of pretraining, also in layers that are trained.
+
+    Helps with small batches, whose own statistics are noisy, and keeps training and evaluation alike; He et al. (2016)
+    did so to fine-tune for detection.
+    """
+    return lambda moves: False
+
+
+def always() -> BatchNorm:
+    """All statistics follow the new images, also in a frozen body.
+
+    What one gets by freezing weights without touching the layers' mode, as many published runs did: the features of a
+    frozen body then drift towards the new images (a simple form of AdaBN, Li et al. 2016).
+    """
+    return lambda moves: True
+
+
+BATCH_NORMS: dict[str, Callable[[], BatchNorm]] = {f.__name__: f for f in (with_weights, frozen, always)}
