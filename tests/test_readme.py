@@ -33,14 +33,14 @@ def test_the_flags_of_every_command_are_known_and_make_a_plan(command):
 TREE = README[README.index("## The house") : README.index("A sweep writes everything")]
 
 
-@pytest.mark.parametrize("package", ["xfer", "sweeps"])
+@pytest.mark.parametrize("package", ["xfer", "sweeps", "benchmarks"])
 def test_the_tree_names_every_module(package):
     modules = {path.name for path in (ROOT / package).rglob("*.py")} - {"__init__.py"}
     assert sorted(name for name in modules if name not in TREE) == []
 
 
 def test_the_tree_names_nothing_that_is_not_there():
-    there = {path.name for package in ("xfer", "sweeps") for path in (ROOT / package).rglob("*.py")}
+    there = {path.name for package in ("xfer", "sweeps", "benchmarks") for path in (ROOT / package).rglob("*.py")}
     assert sorted(set(re.findall(r"\b(\w+\.py)\b", TREE)) - there) == []
 
 

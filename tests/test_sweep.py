@@ -55,7 +55,7 @@ def flags(image_folder: Path, weights: Path) -> tuple[str, ...]:
     return (
         *("--data", str(image_folder), "--backbone", "test_efficientnet", "--weights", str(weights)),
         *("--image-size", "32", "--trials", str(TRIALS), "--epochs", str(EPOCHS), "--vary", "batch_size=2,4"),
-        *("--finalists", str(FINALISTS), "--seeds", str(SEEDS)),
+        *("--finalists", str(FINALISTS), "--seeds", str(SEEDS), "--no-advise"),
     )
 
 

@@ -22,6 +22,7 @@ from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
 from sweeps.engine.store import Store
 from sweeps.reporting.words import visible
+from xfer.data.addresses import FORMS
 
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
     from collections.abc import Iterator
@@ -73,7 +74,7 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     plan = options.plan_from(page, asked)
     budget = options.seconds(asked.time_budget)
     if not plan.data:
-        raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it")
+        raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it. {FORMS}")
     _writable(asked.storage)
     _writable(asked.reports)
 
@@ -81,10 +82,8 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     from sweeps.engine.prepare import prepare
     from sweeps.engine.quiet import chatter_to
 
-    screen = Console()
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("reading images", total=None)
-        prepared = prepare(plan, asked.storage, lambda done, total: bar.update(task, completed=done, total=total))
+    with _watched("reading images") as progress:
+        prepared = prepare(plan, asked.storage, progress)
     means = launch.Means(
         share=_share(asked),
         concurrent=asked.concurrent,
@@ -92,7 +91,8 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
         tracking_uri=asked.tracking_uri or tracking.default_uri(asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
-    launch.claim(prepared, store)
+    with _watched("measuring the data") as progress:
+        launch.claim(prepared, store, progress)
     with chatter_to(store.folder / "logs" / "driver.log") as console, _interruptible():
         status = _sweep(prepared, store, means, console)
         _say_end(store, asked, console, program, status)
@@ -101,6 +101,7 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
 
 def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> int:
     from sweeps.engine import launch
+    from sweeps.engine.advice import said
     from sweeps.engine.progress import Watch
 
     split = prepared.split
@@ -112,8 +113,10 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
     )
     for note in prepared.notes:
         console.print(Text(visible(f"note: {note}")))
+    if advised := said((store.plan() or {}).get("advice", {})):
+        console.print(Text(visible(f"advice: {advised}")))
     try:
-        with Watch(console, store.name) as watch:
+        with Watch(console, store.name, prepared.plan.objectives[0]) as watch:
             mirrored = launch.run(prepared, store, means, watch)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -202,6 +205,15 @@ def _writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{folder} cannot be written to")
+
+
+@contextmanager
+def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, for something that says how far it is."""
+    screen = Console()
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

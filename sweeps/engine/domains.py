@@ -7,16 +7,47 @@ from dataclasses import dataclass
 from functools import partial
 
 from xfer.choices import Value, choose
-from xfer.recipe import LIMITS, TABLES
+from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES
 
-WHOLE = ("batch_size", "freeze_epochs", "num_ops", "magnitude")
+WHOLE = (
+    *("batch_size", "images_per_class", "freeze_epochs", "patience", "blocks", "stage", "block", "rank"),
+    *("num_ops", "magnitude", "hidden"),
+)
 """The axes that know only whole numbers."""
 
+LOGARITHMIC = ("learning_rate", "weight_decay", "body_rate", "strength", "weight")
+"""The axes that span orders of magnitude: the middle of a range is the geometric one."""
+
 OWN_LIMITS: dict[str, tuple[float, float]] = {
+    "patience": (1, 1_000),
+    "blocks": (1, 1_000),
+    "stage": (1, 1_000),
+    "block": (1, 4),  # quarters of a network
+    "until": (0.01, 0.99),
+    "decay": (0.01, 1.0),
+    "rank": (1, 4_096),
+    "strength": (1e-9, 1e3),
     "num_ops": (1, 14),  # RandAugment has 14 operations
     "magnitude": (0, 30),
+    "min_area": (0.01, 1.0),
+    "cutout_size": (0.01, 1.0),
+    "erasing_probability": (0.0, 1.0),
+    "grey_probability": (0.0, 1.0),
+    "jitter": (0.0, 1.0),
     "alpha": (1e-3, 1e3),
     "smoothing": (0.0, 0.99),
+    "gamma": (0.0, 10.0),
+    "weight": (1e-6, 1e3),
+    "pair_margin": (1e-3, 2.0),  # distances between normalised embeddings end at 2
+    "triplet_margin": (1e-3, 4.0),  # and their squares at 4
+    "angular_margin": (1e-3, 1.5),  # in radians; a right angle is 1.57
+    "scale": (1.0, 1e3),
+    "hidden": (1, 65_536),
+    "cosine_scale": (1e-2, 1e3),
+    "warmup": (0.01, 0.99),
+    "flat": (0.01, 0.99),
+    "drop_every": (0.01, 0.99),
+    "drop_to": (1e-4, 0.99),
 }
 """What is within reason for the parameters of table entries, both ends included."""
 
@@ -84,8 +115,7 @@ def domain_from(axis: str, text: str) -> Domain:
         ends = numbers if axis in WHOLE else [float(end) for end in numbers]
         if axis in TABLES or len(ends) != 2 or not ends[0] <= ends[1]:
             raise ValueError(f"{axis}={text} is no range: give two numbers, the lower first, as in 1e-4..1e-2")
-        # Rates and decays span orders of magnitude; their middle is the geometric one.
-        domain = Range(ends[0], ends[1], log=axis in ("learning_rate", "weight_decay") and ends[0] > 0)
+        domain = Range(ends[0], ends[1], log=axis in LOGARITHMIC and ends[0] > 0)
     else:
         domain = Options(tuple(dict.fromkeys(_value(axis, part) for part in text.split(","))))
     for value in values_of(domain):
@@ -106,13 +136,13 @@ def _value(axis: str, text: str) -> Value:
             return kind(text)
         except ValueError:
             continue
-    raise ValueError(f"{axis}={text}: a number was expected" + (", or none" if axis == "clip_norm" else ""))
+    raise ValueError(f"{axis}={text}: a number was expected" + (", or none" if axis in MAY_BE_NONE else ""))
 
 
 def _check(axis: str, value: Value) -> None:
     if axis in TABLES:
         choose(axis, TABLES[axis], str(value))
-    elif value is None and axis == "clip_norm":
+    elif value is None and axis in MAY_BE_NONE:
         return
     elif axis in WHOLE and not isinstance(value, int):
         raise ValueError(f"{axis}={value}: a whole number is wanted")

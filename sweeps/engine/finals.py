@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.store import Trial
+from xfer.objectives import ACCURACY, Objective, on_front
 from xfer.recipe import recipe_from
 from xfer.records import Record
 
 
-def choose(records: Iterable[Record], count: int) -> list[str]:
-    """The `count` best finished search trials by validation accuracy, one of each recipe; ties to the earlier one."""
+def choose(records: Iterable[Record], count: int, objectives: Sequence[Objective] = (ACCURACY,)) -> list[str]:
+    """The `count` best finished search trials by the first objective, one of each recipe; ties to the earlier one.
+
+    With two objectives those that no other beats in both come first.
+    """
     finished = [record for record in records if record.phase == "search" and record.status == "finished"]
+    scores = {record.trial: tuple(score_of(record, each) for each in objectives) for record in finished}
+    front = dict(zip(scores, on_front(list(scores.values())) if objectives[1:] else [True] * len(scores), strict=True))
     best: dict[str, Record] = {}
-    for record in sorted(finished, key=lambda record: (-(record.val_accuracy or 0.0), record.trial)):
+    for record in sorted(finished, key=lambda one: (not front[one.trial], -scores[one.trial][0], one.trial)):
         best.setdefault(record.key, record)
     return [record.trial for record in best.values()][:count]
 
@@ -49,15 +56,31 @@ def runs(records: Iterable[Record], finalists: Sequence[str]) -> dict[str, list[
     return {name: [record for record in finished if of(record.trial) == name] for name in finalists}
 
 
-def metrics(winner: Record, records: Iterable[Record]) -> dict[str, float]:
-    """What the winner's recipe reached, as means over its final runs where there are any."""
+def metrics(
+    winner: Record, records: Iterable[Record], objectives: Sequence[Objective] = (ACCURACY,)
+) -> dict[str, float]:
+    """What the winner's recipe reached, as means over its final runs where there are any.
+
+    Accuracy is among it whatever was searched for, and of the test part all that was measured there.
+    """
     found = runs(records, [of(winner.trial)])[of(winner.trial)] or [winner]
-    tests = [record.test.accuracy for record in found if record.test is not None]
-    val = fmean(record.val_accuracy or 0.0 for record in found)
-    return {"val_accuracy": val, **({"test_accuracy": fmean(tests)} if tests else {})}
+    reached = {
+        each.metric: [value for record in found if (value := each.value(record.epochs)) is not None]
+        for each in dict.fromkeys((ACCURACY, *objectives))
+    }
+    tests = [record.test for record in found if record.test is not None]
+    for name in ("accuracy", "balanced_accuracy", "noisy_accuracy"):
+        reached[f"test_{name}"] = [value for test in tests if (value := getattr(test, name)) is not None]
+    return {name: fmean(values) for name, values in reached.items() if values}
 
 
-def rank(runs: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Finalists by their mean validation accuracy over seeds, the best first; those without a finished run left out."""
-    means = {name: fmean(record.val_accuracy or 0.0 for record in found) for name, found in runs.items() if found}
+def rank(runs: Mapping[str, Sequence[Record]], objective: Objective = ACCURACY) -> list[str]:
+    """Finalists by their mean score over seeds, the best first; those without a finished run are left out."""
+    means = {name: fmean(score_of(record, objective) for record in found) for name, found in runs.items() if found}
     return sorted(means, key=lambda name: (-means[name], name))
+
+
+def score_of(record: Record, objective: Objective) -> float:
+    """What a finished run has come to, higher is better; the lowest there is where it was not measured."""
+    score = objective.score(record.epochs)
+    return -math.inf if score is None else score

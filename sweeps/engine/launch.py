@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from sweeps.engine import finals, tuning
+from sweeps.engine.advice import advice_for, order_of
 from sweeps.engine.lease import Lease
 from sweeps.engine.prepare import Prepared, differences
 from sweeps.engine.progress import Watch
@@ -17,6 +18,7 @@ from sweeps.engine.stage import Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.trainable import Site, config_for, export_model, open_test
+from xfer.data.pack import Progress
 from xfer.records import Record
 
 
@@ -37,8 +39,13 @@ class ChangedPlanError(ValueError):
     """The plan is not the one that the sweep was started with."""
 
 
-def claim(prepared: Prepared, store: Store) -> None:
+def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, total: None) -> None:
     """Fix the plan of a new sweep, or see that an old one is gone on with unchanged.
+
+    Args:
+        prepared: the plan.
+        store: the sweep's.
+        progress: told how many images have been measured for the advice that a new sweep begins with.
 
     Raises:
         ChangedPlanError: anything but the number of trials changed; the message lists what.
@@ -57,8 +64,13 @@ def claim(prepared: Prepared, store: Store) -> None:
             return
         # The sweep stays the one that was begun then.
         asked["provenance"]["created"] = stored["provenance"]["created"]
+        asked["advice"] = stored["advice"]
     elif (store.folder / "trials").exists():
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
+    else:
+        asked["advice"] = advice_for(
+            prepared, progress
+        )  # once: the order of the first trials must not change afterwards
     store.put_plan(asked)
 
 
@@ -85,7 +97,8 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
             finally:
                 sweep.copy_study()
             if winner is not None:
-                mirror.log_model(winner.trial, store.folder / "model", finals.metrics(winner, store.records()))
+                reached = finals.metrics(winner, store.records(), prepared.plan.objectives)
+                mirror.log_model(winner.trial, store.folder / "model", reached)
             return mirror.close()
 
 
@@ -105,7 +118,11 @@ class Sweep:
         self._store = store
         self._means = means
         self._watch = watch
-        self._proposer = Proposer(prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms)
+        self._objectives = self._plan.objectives
+        advised = order_of((store.plan() or {}).get("advice", {}))
+        self._proposer = Proposer(
+            prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms, self._objectives, advised
+        )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
         self._trials = {trial.name: trial for trial in store.trials()}
@@ -163,7 +180,7 @@ class Sweep:
         if any(trial.name not in self._records for trial in self._final_trials()):
             return
         runs = finals.runs(self._records.values(), self._finalists())
-        ranked = finals.rank(runs)
+        ranked = finals.rank(runs, self._objectives[0])
         openings = self._store.decisions("openings")
         if ranked and (not openings or openings[-1]["finalists"] != ranked):
             self._store.decide("openings", {"at": now(), "finalists": ranked})
@@ -181,7 +198,7 @@ class Sweep:
         if openings:
             first = openings[-1]["finalists"][0]
             winner = finals.runs(self._records.values(), [first])[first][0]
-        elif best := finals.choose(self._records.values(), 1):
+        elif best := finals.choose(self._records.values(), 1, self._objectives):
             winner = self._records[best[0]]
         else:
             return None
@@ -215,7 +232,7 @@ class Sweep:
             return
         self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
-        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over)
+        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0])
         tuning.run_trials(stage, left, self._concurrent, self._means.share)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
@@ -248,13 +265,13 @@ class Sweep:
         self._kept = best
 
     def _best(self) -> list[str]:
-        return finals.choose(self._records.values(), max(1, self._plan.finalists))
+        return finals.choose(self._records.values(), max(1, self._plan.finalists), self._objectives)
 
     def _ended(self, phase: str) -> dict[str, Record]:
         return {name: record for name, record in self._records.items() if record.phase == phase}
 
     def _finalists(self) -> list[str]:
-        return finals.choose(self._records.values(), self._plan.finalists)
+        return finals.choose(self._records.values(), self._plan.finalists, self._objectives)
 
     def _final_trials(self) -> list[Trial]:
         chosen = [self._records[name] for name in self._finalists()]
@@ -279,6 +296,7 @@ class Sweep:
             weights=None if weights is None else str(weights),
             threads=self._means.share.cpus,
             gpu=self._means.share.gpus > 0,
+            noisy="noisy_accuracy" in self._plan.objective,
         )
 
     def _config(self, record: Record) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from sweeps.engine.plan import Plan
+from xfer.objectives import objectives_from
 
 Many = tyro.conf.UseAppendAction[tuple[str, ...]]
 SMOKE_SIZE = 64
@@ -23,6 +24,14 @@ class Options:
 
     data: str = ""
     """Folder with the images."""
+    classes: str = ""
+    """Which of its classes are told apart: names separated by
+    commas, or a number for the first so many. All unless given."""
+    images_per_class: int | None = None
+    """How many images of each class are trained on. All unless
+    given; --vary images_per_class=10,50 compares several."""
+    grey: bool = False
+    """Take the colour from all images, as --fix colour=grey does."""
     backbone: str = "efficientnet_b0"
     """timm's name of the pretrained network; several, separated by commas, compete."""
     weights: str = ""
@@ -37,15 +46,58 @@ class Options:
     epochs: int = 8
     """How long each is trained at most."""
     strategies: str = ""
-    """Which ways of transferring compete, separated by commas: scratch, linear_probe, freeze_then_unfreeze, naive,
-    clip. All of them unless given."""
+    """Which ways of transferring compete, separated by commas;
+    those with * unless given. What stands in brackets is set
+    with --fix, or searched with --vary.
+    - from random weights: scratch*, small_cnn
+    - a head on frozen features: linear_probe*,
+      early_cut (stage), drop_early (stage)
+    - the head first, then the rest:
+      freeze_then_unfreeze* (freeze_epochs), lp_ft,
+      freeze_until_converged (patience),
+      gradual_unfreeze (blocks, until)
+    - everything at once: naive*, clip*, layer_decay (decay),
+      l2_sp (strength)
+    - a part only: freeze_first (blocks), train_last (blocks),
+      surgical (block), bitfit, lora (rank)
+    """
     vary: Many = ()
-    """AXIS=VALUES to search instead of the usual ones, once for each axis: learning_rate=1e-4..1e-2,
-    clip_norm=none,0.5,1.0, freeze_epochs=1..4, optimizer=sgd,ranger, batch_size=16,32. Axes: strategy, clip_norm,
-    optimizer, schedule, augmentation, mixing, loss, learning_rate, weight_decay, batch_size, and the parameters of
-    single entries: freeze_epochs, num_ops, magnitude, alpha, smoothing."""
+    """AXIS=VALUES to search instead of the usual ones, once for
+    each axis: learning_rate=1e-4..1e-2, optimizer=sgd,ranger,
+    clip_norm=none,0.5, freeze_epochs=1..4, batch_size=16,32.
+    Axes of numbers: learning_rate, body_rate, weight_decay,
+    batch_size, clip_norm, clip_value, images_per_class.
+    Axes of names, those with * unless given:
+    - strategy: as in --strategies
+    - optimizer: sgd*, nesterov, adam*, adamw, radam*, ranger*,
+      lamb, lion
+    - schedule: onecycle*, cosine*, cosine_warmup (warmup),
+      flat_cosine (flat), step (drop_every, drop_to), constant
+    - augmentation: none*, flip*, randaugment* (num_ops,
+      magnitude), autoaugment, trivialaugment,
+      random_resized_crop (min_area), cutout (cutout_size),
+      random_erasing (erasing_probability),
+      grey (grey_probability), colour_jitter (jitter)
+    - mixing: none*, cutmix* (alpha), mixup (alpha)
+    - loss: cross_entropy*, label_smoothing* (smoothing),
+      focal (gamma)
+    - embedding_loss: none*, contrastive (weight, pair_margin),
+      triplet (weight, triplet_margin),
+      arcface (weight, angular_margin, scale)
+    - head: linear*, mlp (hidden), cosine (cosine_scale)
+    - activation: keep*, mish, silu, leaky_relu
+    - batch_norm: with_weights*, frozen, always
+    - colour: rgb*, grey, grey_stem
+    What stands in brackets is an axis too: alpha=0.2..1.0."""
     fix: Many = ()
     """AXIS=VALUE to hold fixed, once for each axis: optimizer=adam."""
+    advise: bool = True
+    """Begin with what the measured data call for: their size, and how well frozen features serve them. Takes seconds,
+    once. --no-advise begins with clip."""
+    objective: str = "accuracy"
+    """What recipes are searched for, ranked and stopped by: accuracy, balanced_accuracy, noisy_accuracy, loss; each on
+    the validation part. With a second one, as in accuracy,seconds, the search looks for what no other recipe beats in
+    both, and the first decides. Accuracy under noise costs a further pass over the validation part in every epoch."""
     sampler: str = "tpe"
     """Who proposes recipes after the known good ones: tpe, random."""
     scheduler: str = "asha"
@@ -147,11 +199,14 @@ def defaults_of(plan: Plan) -> dict[str, Any]:
     """The flags' defaults on the page of an experiment: what its plan says."""
     return {
         "data": plan.data,
+        "classes": ",".join(plan.classes),
         "backbone": ",".join(plan.backbones),
         "image_size": plan.image_size,
         "trials": plan.trials,
         "epochs": plan.epochs,
         "strategies": ",".join(plan.strategies),
+        "advise": plan.advise,
+        "objective": ",".join(plan.objective),
         "sampler": plan.sampler,
         "scheduler": plan.scheduler,
         "finalists": plan.finalists,
@@ -172,9 +227,18 @@ def plan_from(page: Plan, options: Options) -> Plan:
     asked = edits(options.vary, options.fix)
     if options.strategies and "strategy" in asked:
         raise ValueError(f"--strategies {options.strategies} and strategy={asked['strategy']} say the same thing twice")
+    for axis, flag, value in (
+        ("images_per_class", f"--images-per-class {options.images_per_class}", options.images_per_class),
+        ("colour", "--grey", "grey" if options.grey else None),
+    ):
+        if value is not None and axis in asked:
+            raise ValueError(f"{flag} and {axis}={asked[axis]} say two things of one axis: leave one of them out")
+        if value is not None:
+            asked[axis] = str(value)
     plan = dataclasses.replace(
         page,
         data=options.data,
+        classes=names(options.classes),
         backbones=backbones,
         weights=weights_by_backbone(options.weights, backbones) if options.weights else page.weights,
         backbone_args=backbone_args(options.backbone_args) if options.backbone_args else page.backbone_args,
@@ -183,6 +247,8 @@ def plan_from(page: Plan, options: Options) -> Plan:
         epochs=options.epochs,
         strategies=names(options.strategies),
         edits={**page.edits, **asked},
+        advise=options.advise,
+        objective=tuple(each.name for each in objectives_from(options.objective)),
         sampler=options.sampler,
         scheduler=options.scheduler,
         finalists=options.finalists,

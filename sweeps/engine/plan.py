@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xfer.choices import Value
+from xfer.objectives import Objective, objectives_from
 
 LIMITS: dict[str, tuple[int, int]] = {
     "trials": (1, 100_000),
@@ -32,10 +33,13 @@ class Plan:
     """The page's name: `python -m sweeps.<experiment>`."""
     question: str
     """What the experiment answers, in one sentence."""
-    source: str = "folder"
-    """How the data are laid out: a name in `xfer.data.sources.SOURCES`."""
+    source: str = ""
+    """How the data are laid out: a name in `xfer.data.sources.SOURCES`, or what the data look like unless given."""
     data: str = ""
-    """The folder with the images."""
+    """Where the images are: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR."""
+    classes: tuple[str, ...] = ()
+    """Those of the data that are to be told apart, by name, or a single number for the first so many; all unless
+    given."""
     backbones: tuple[str, ...] = ("efficientnet_b0",)
     """timm's names of the pretrained networks."""
     weights: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +57,11 @@ class Plan:
     arms: tuple[Mapping[str, Value], ...] = ()
     """Explicit configurations in the place of a search: one trial each, axes that are not named as in
     `spaces.KNOWN_GOOD`."""
+    advise: bool = True
+    """Whether the known good recipes start with what the measured data call for (`xfer.advisor`)."""
+    objective: tuple[str, ...] = ("accuracy",)
+    """What is searched for, ranked by and stopped by: names in `xfer.objectives.OBJECTIVES`, the one that decides
+    first."""
     sampler: str = "tpe"
     scheduler: str = "asha"
     finalists: int = 3
@@ -71,3 +80,9 @@ class Plan:
         for name in self.weights:
             if name not in self.backbones:
                 raise ValueError(f"weights are given for {name}, which is not among the backbones: {self.backbones}")
+        objectives_from(",".join(self.objective))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What `objective` names."""
+        return objectives_from(",".join(self.objective))

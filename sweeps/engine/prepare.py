@@ -5,27 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sweeps.engine.domains import values_of
+from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
 from sweeps.engine.samplers import SAMPLERS
 from sweeps.engine.schedulers import SCHEDULERS
-from sweeps.engine.spaces import Config, Space, recipe_data, space_for
-from xfer import backbones, digest
-from xfer.choices import unknown
+from sweeps.engine.spaces import AXES, Config, Space, recipe_data
+from xfer import backbones, digest, networks
+from xfer.choices import choose, unknown
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
-from xfer.data.sources import SOURCES
+from xfer.data.sources import chosen, layout_of, read_source
 from xfer.data.split import Split, copies, split_pack
-from xfer.methods.strategies import STRATEGIES
-from xfer.recipe import Recipe, recipe_from
+from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.recipe import TABLES, Recipe, recipe_from
 
 REDRAWN_BELOW = 2_000
 """Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
 
-NOT_COMPARED = ("question", "data.folder", "data.notes", "name", "provenance", "trials")
+NOT_COMPARED = ("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice")
 """What may differ between two starts of one sweep: it does not change what any trial is."""
 
 
@@ -52,6 +56,8 @@ class Prepared:
     backbones: tuple[Backbone, ...]
     notes: tuple[str, ...]
     """What a reader of the report should know about the data."""
+    source: str
+    """The data set's name."""
 
     @property
     def redraws(self) -> bool:
@@ -60,16 +66,16 @@ class Prepared:
 
     def recipe(self, config: Config) -> Recipe:
         """The recipe of a configuration, on the plan's seed."""
-        backbone = self.backbone(str(config["backbone"]))
-        pretrained = STRATEGIES[str(config["strategy"])]().pretrained
+        strategy: Strategy = STRATEGIES[str(config["strategy"])]()
+        backbone = None if strategy.backbone else self.backbone(str(config["backbone"]))
         return recipe_from(
             {
                 **recipe_data(config),
                 "data": self.pack.hash,
                 "classes": len(self.pack.classes),
                 "image_size": self.image_size,
-                "weights": backbone.sha256 if pretrained else "",
-                "backbone_args": dict(backbone.args),
+                "weights": backbone.sha256 if backbone and strategy.pretrained else "",
+                "backbone_args": dict(backbone.args) if backbone else {},
                 "epochs": self.plan.epochs,
                 "split_seed": self.plan.seed,
                 "seed": self.plan.seed,
@@ -87,8 +93,8 @@ class Prepared:
             "experiment": plan.experiment,
             "question": plan.question,
             "data": {
-                "source": plan.source,
-                "folder": Path(plan.data).resolve().name,
+                "source": plan.source or layout_of(plan.data),
+                "folder": self.source,
                 "pack": self.pack.hash,
                 "classes": list(self.pack.classes),
                 "train": len(self.split.train),
@@ -112,6 +118,7 @@ class Prepared:
             "arms": [dict(arm) for arm in plan.arms],
             "trials": plan.trials,
             "epochs": plan.epochs,
+            "objective": list(plan.objective),
             "sampler": plan.sampler,
             "scheduler": plan.scheduler,
             "finalists": plan.finalists,
@@ -122,7 +129,7 @@ class Prepared:
     def default_name(self) -> str:
         """Experiment, data folder and six digits of the plan's hash: two plans or two folders never share a name."""
         identity = {name: value for name, value in _flat(self.described()).items() if name not in NOT_COMPARED}
-        folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in Path(self.plan.data).name)
+        folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in self.source)
         return f"{self.plan.experiment}-{folder[:40] or 'data'}-{digest.of_values(identity)[:6]}"
 
 
@@ -133,7 +140,6 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         ValueError: anything at all is wrong with what was asked for; the message is for the person who asked.
     """
     for kind, name, known in (
-        ("source", plan.source, SOURCES),
         ("sampler", plan.sampler, SAMPLERS),
         ("scheduler", plan.scheduler, SCHEDULERS),
     ):
@@ -141,14 +147,25 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
             raise ValueError(unknown(kind, name, known))
     for name in plan.backbones:
         backbones.check_name(name)
-    space = space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
-    source = SOURCES[plan.source](Path(plan.data).expanduser())
+    space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # slips first: reading data may take long
+    source = chosen(read_source(plan.data, plan.source), plan.classes)
+    can = partial(_check_network, plan, len(source.classes), image_size)
+    space = space_for(
+        plan.backbones,
+        plan.epochs,
+        plan.strategies,
+        plan.edits,
+        lambda backbone, strategy, values: can(backbone, strategy={"name": strategy, **values}),
+    )
+    for kind in ("head", "activation", "colour"):
+        for backbone, entry in product(plan.backbones, values_of(space.axes[kind])):
+            can(backbone, **{kind: {"name": entry}})
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
     split = split_pack(pack, plan.seed)
-    prepared = Prepared(plan, space, pack, split, image_size, found, _notes(source.notes, pack, split))
+    prepared = Prepared(plan, space, pack, split, image_size, found, _notes(source.notes, pack, split), source.name)
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
     return dataclasses.replace(prepared, plan=dataclasses.replace(plan, trials=len(plan.arms) or plan.trials))
@@ -181,6 +198,31 @@ def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: 
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
     return Backbone(name, plan.backbone_args, file, digest.of_file(file) if file else "")
+
+
+def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a backbone cannot do what some choices ask of it, whatever else a recipe says."""
+    usual = {kind: {"name": values_of(AXES[kind])[0]} for kind in TABLES}
+    named: dict[str, Mapping[str, Any]] = {**usual, "strategy": {"name": "naive"}, **choices}
+    strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
+    networks.check(
+        recipe_from(
+            {
+                **named,
+                "data": "",
+                "classes": classes,
+                "image_size": image_size,
+                "backbone": strategy.backbone or backbone,
+                "backbone_args": {} if strategy.backbone else plan.backbone_args,
+                "weights": "the backbone's" if strategy.pretrained else "",
+                "learning_rate": 1.0,
+                "weight_decay": 0.0,
+                "batch_size": 2,
+                "epochs": plan.epochs,
+                "clip_norm": strategy.clip_norm,
+            }
+        )
+    )
 
 
 def _notes(notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:

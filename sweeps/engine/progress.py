@@ -15,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.reporting.words import counted, duration, visible
+from sweeps.reporting.words import counted, duration, measured, percent, visible
+from xfer.objectives import ACCURACY, Objective
+from xfer.records import epoch_from
 
 SHOWN = 8
 """How many running trials are listed."""
@@ -30,6 +32,8 @@ class Watch:
 
     console: Console
     name: str
+    objective: Objective = ACCURACY
+    """What the best is the best in."""
     phase: str = ""
     total: int = 0
     """Trials in this phase, those of earlier starts included."""
@@ -38,7 +42,9 @@ class Watch:
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The newest record of each running trial as plain data, by name."""
     best: tuple[float, str, str] | None = None
-    """Validation accuracy, trial and strategy of the best finished one."""
+    """The objective's value, trial and strategy of the best finished one."""
+    best_accuracy: float | None = None
+    """Its validation accuracy."""
     _began: float = field(default_factory=time.monotonic)
     _inherited: int = 0
     _live: Live | None = None
@@ -82,13 +88,16 @@ class Watch:
         self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
 
     def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
-        """A trial ended; without a status it was only interrupted."""
+        """A trial ended, with this value of the objective; without a status it was only interrupted."""
         record = self.running.pop(trial, None)
         if status is None:
             return
         self.ended[status] += 1
-        if record and status == "finished" and value is not None and (self.best is None or value > self.best[0]):
+        if record is None or status != "finished" or value is None:
+            return
+        if self.best is None or self.objective.scored(value) > self.objective.scored(self.best[0]):
             self.best = (value, trial, record["recipe"]["strategy"]["name"])
+            self.best_accuracy = record["epochs"][-1]["val_accuracy"] if record["epochs"] else None
 
     def seconds_left(self) -> float | None:
         """An estimate for this phase from its own pace; None while there is nothing to go by."""
@@ -113,22 +122,29 @@ class Watch:
             f"{duration(left)} left" if left else "",
         )
         best = Text("best so far: ")
-        best.append(
-            "none yet"
-            if self.best is None
-            else f"{self.best[0]:.1%} on validation, {self.best[2]} (trial {self.best[1]})"
-        )
+        if self.best is None:
+            best.append("none yet")
+        else:
+            reached = self._in_words(self.best[0], self.best_accuracy)
+            best.append(f"{reached} on validation, {self.best[2]} (trial {self.best[1]})")
         table = Table.grid(padding=(0, 2))
         for record in list(self.running.values())[:SHOWN]:
             recipe, epochs = record["recipe"], record["epochs"]
-            value = f"{epochs[-1]['val_accuracy']:.1%}" if epochs else "…"
+            value = self.objective.value([epoch_from(epoch) for epoch in epochs])
             table.add_row(
                 record["trial"],
                 recipe["strategy"]["name"],
                 recipe["optimizer"]["name"],
                 f"lr {recipe['learning_rate']:.1e}",
                 f"epoch {len(epochs)}/{recipe['epochs']}",
-                value,
+                self._in_words(value, epochs[-1]["val_accuracy"]) if epochs else "…",
             )
         bar = ProgressBar(total=max(1, self.total), completed=self.ended.total(), width=60)
         return Group(line, Columns([bar]), best, table)
+
+    def _in_words(self, value: float | None, accuracy: float | None) -> str:
+        """The objective's value, and beside it the accuracy where that is something else."""
+        if self.objective == ACCURACY:
+            return measured(ACCURACY, value)
+        beside = "" if accuracy is None else f", accuracy {percent(accuracy)}"
+        return f"{self.objective.label} {measured(self.objective, value)}{beside}"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.engine.spaces import Config, Space
 from xfer.choices import Value
+from xfer.objectives import ACCURACY, Objective
 from xfer.randomness import seed_for
 from xfer.records import Record
 
@@ -42,6 +45,35 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {f.__name__: f for f in (tpe
 STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a trial went, as a study is told."""
+
+    state: TrialState
+    values: list[float] | None
+    """One for each objective, in its own unit and direction; None unless the trial finished."""
+    intermediate: dict[int, float]
+    """By epoch. Empty where there are two objectives: Optuna knows intermediate values of one only, and its TPE fails
+    on a pruned trial that has some. Without them it puts such a trial behind all that finished, which is true."""
+
+
+def ending_of(record: Record, objectives: Sequence[Objective]) -> Ending:
+    """How a trial went.
+
+    A pruned trial is pruned, with all its intermediate values: an early score must not compete with final ones. A
+    failed one teaches only where not to look again, and so does one that was not measured as it should have been.
+    """
+    state = STATES[record.status]
+    values = [value for each in objectives if (value := each.value(record.epochs)) is not None]
+    if state == TrialState.COMPLETE and len(values) < len(objectives):
+        state = TrialState.FAIL
+    curve: dict[int, float] = {}
+    if len(objectives) == 1:
+        scores = enumerate(objectives[0].scores(record.epochs), start=1)
+        curve = {epoch: objectives[0].scored(score) for epoch, score in scores if score is not None}
+    return Ending(state, values if state == TrialState.COMPLETE else None, curve)
+
+
 class Proposer:
     """Proposes configurations and learns from records.
 
@@ -53,15 +85,29 @@ class Proposer:
         sampler: a name in `SAMPLERS`.
         seed: the plan's.
         arms: what to propose instead of the known-good configurations.
+        objectives: what is searched for; with two of them whatever no other trial beats in both.
+        advised: the strategies whose known-good configurations come first.
     """
 
-    def __init__(self, space: Space, sampler: str, seed: int, arms: Sequence[Mapping[str, Value]] = ()) -> None:
+    def __init__(
+        self,
+        space: Space,
+        sampler: str,
+        seed: int,
+        arms: Sequence[Mapping[str, Value]] = (),
+        objectives: Sequence[Objective] = (ACCURACY,),
+        advised: Sequence[str] = (),
+    ) -> None:
         self._space = space
         self._sampler = SAMPLERS[sampler]
         self._seed = seed
-        self._study = optuna.create_study(direction="maximize")
+        self._objectives = tuple(objectives)
+        self._directions = [
+            StudyDirection.MAXIMIZE if each.higher_is_better else StudyDirection.MINIMIZE for each in objectives
+        ]
+        self._study = optuna.create_study(directions=self._directions)
         self._open: dict[str, optuna.Trial] = {}
-        self._first = space.known_good(arms)
+        self._first = space.known_good(arms, advised)
 
     @property
     def known_good(self) -> int:
@@ -87,16 +133,11 @@ class Proposer:
         return self._space.suggest(asked)
 
     def tell(self, record: Record) -> None:
-        """Learn from a trial that this proposer proposed or adopted.
-
-        A pruned trial is told as pruned, with all its intermediate values: an early score must not compete with final
-        ones. A failed one teaches only where not to look again.
-        """
-        asked = self._open.pop(record.trial)
-        for epoch in record.epochs:
-            asked.report(epoch.val_accuracy, epoch.epoch)
-        state = STATES[record.status]
-        self._study.tell(asked, record.val_accuracy if state == TrialState.COMPLETE else None, state=state)
+        """Learn from a trial that this proposer proposed or adopted."""
+        asked, ending = self._open.pop(record.trial), ending_of(record, self._objectives)
+        for epoch, value in ending.intermediate.items():
+            asked.report(value, epoch)
+        self._study.tell(asked, ending.values, state=ending.state)
 
     def remember(self, records: Mapping[str, tuple[Mapping[str, Any], Record]]) -> None:
         """Learn from trials of earlier starts: their parameters and records, by name."""
@@ -109,18 +150,20 @@ class Proposer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             storage = f"sqlite:///{quote(str(temporary))}"
-            copy = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+            copy = optuna.create_study(study_name=name, storage=storage, directions=self._directions)
+            copy.set_metric_names([each.label for each in self._objectives])
             copy.add_trials(self._study.get_trials(states=tuple(STATES.values())))
         temporary.replace(path)
 
     def _frozen(self, params: Mapping[str, Any], record: Record) -> optuna.trial.FrozenTrial:
         fixed = optuna.trial.FixedTrial(dict(params))
         self._space.suggest(fixed)
+        ending = ending_of(record, self._objectives)
         return optuna.create_trial(
             params=dict(params),
             distributions=fixed.distributions,
-            state=STATES[record.status],
-            value=record.val_accuracy if record.status == "finished" else None,
-            intermediate_values={epoch.epoch: epoch.val_accuracy for epoch in record.epochs},
+            state=ending.state,
+            values=ending.values,
+            intermediate_values=ending.intermediate,
             user_attrs={"trial": record.trial},
         )

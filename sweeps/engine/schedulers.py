@@ -13,8 +13,8 @@ import numpy as np
 class Progress:
     """How far a trial has come."""
 
-    values: Sequence[float]
-    """Validation accuracy after each epoch, the first after epoch 1."""
+    values: Sequence[float | None]
+    """The score after each epoch, higher is better, the first after epoch 1; None where it was not measured."""
     settled_after: int = 0
     """Its strategy's: values up to this epoch say nothing about what it will come to, and are neither judged nor held
     against others."""

@@ -1,17 +1,20 @@
 """Spaces: for every table in xfer.methods the settings worth trying, and how a configuration becomes a recipe.
 
 The space is conditional: a table entry's own parameters exist only where it is chosen, a preset brings its own clip
-norm, and the range of the learning rate belongs to the optimizer.
+norm, the range of the learning rate belongs to the optimizer, and what a network cannot do is never proposed for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sweeps.engine.domains import Domain, Options, Range, domain_from, numbers_in, values_of
-from xfer.choices import Value, choose, parameters, unknown
+from sweeps.engine.conditions import LEFT
+from sweeps.engine.domains import Domain, Options, Range, values_of
+from xfer.choices import Value, choose, parameters
+from xfer.methods.freezing import HeadFirst
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import LIMITS, TABLES
 
@@ -22,33 +25,83 @@ Config = dict[str, Value]
 AXES: dict[str, Domain] = {
     "strategy": Options(("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")),
     "clip_norm": Options((None, 0.5, 1.0, 5.0)),
+    "clip_value": Options((None,)),
     "optimizer": Options(("sgd", "adam", "radam", "ranger")),
     "schedule": Options(("onecycle", "cosine")),
     "augmentation": Options(("flip", "none", "randaugment")),
+    "embedding_loss": Options(("none",)),
     "mixing": Options(("none", "cutmix")),
     "loss": Options(("cross_entropy", "label_smoothing")),
+    "head": Options(("linear",)),
+    "activation": Options(("keep",)),
+    "batch_norm": Options(("with_weights",)),
+    "colour": Options(("rgb",)),
     "weight_decay": Range(1e-6, 1e-2, log=True),
     "batch_size": Options((16, 32, 64)),
+    "body_rate": Options((1.0,)),
+    "images_per_class": Options((None,)),
 }
-"""What every sweep searches unless told otherwise. Where nothing is known, the first value is the one to begin with."""
+"""What every sweep searches unless told otherwise. Where nothing is known, the first value is the one to begin with.
+
+A few choices of each kind, those that the sources compare: everything else in the tables is reached by name."""
 
 PARAMETERS: dict[str, Domain] = {
     "freeze_epochs": Range(1, 3),
+    "patience": Range(1, 3),
+    "blocks": Range(1, 8),
+    "stage": Range(1, 4),
+    "block": Range(1, 4),
+    "until": Range(0.25, 0.75),
+    "decay": Range(0.5, 0.95),
+    "rank": Options((8, 4, 16)),
+    "strength": Range(1e-4, 1e-1, log=True),
     "num_ops": Options((2,)),  # RandAugment's published setting for ImageNet
     "magnitude": Options((9,)),
-    "alpha": Options((1.0,)),  # CutMix as published: any share of the image is as likely as any other
+    "min_area": Range(0.25, 0.9),
+    "cutout_size": Range(0.2, 0.6),
+    "erasing_probability": Range(0.1, 0.5),
+    "grey_probability": Range(0.1, 0.5),
+    "jitter": Range(0.1, 0.5),
+    "cutmix.alpha": Options((1.0,)),  # as published: any share of the image is as likely as any other
+    "mixup.alpha": Options((0.2,)),  # as published for ImageNet
     "smoothing": Options((0.1,)),
+    "gamma": Range(0.5, 3.0),
+    "weight": Range(0.1, 2.0, log=True),
+    "pair_margin": Range(0.5, 1.5),
+    "triplet_margin": Range(0.05, 0.5),
+    "angular_margin": Range(0.1, 0.6),
+    "scale": Range(16.0, 64.0),
+    "hidden": Options((512, 256, 1024)),
+    "cosine_scale": Range(8.0, 32.0),
+    "warmup": Range(0.05, 0.3),
+    "flat": Range(0.5, 0.9),
+    "drop_every": Range(0.3, 0.7),
+    "drop_to": Options((0.1,)),
 }
-"""The parameters of table entries. Their names are unique across tables, so `--fix freeze_epochs=2` says enough."""
+"""The parameters of table entries. Names are unique across tables, so `--fix freeze_epochs=2` says enough; where two
+entries of a table share one and want other ranges, the entry stands before it."""
 
 LEARNING_RATES: dict[str, Range] = {
     "sgd": Range(1e-3, 1e-1, log=True),
+    "nesterov": Range(1e-3, 1e-1, log=True),
     "adam": Range(3e-5, 1e-2, log=True),
+    "adamw": Range(3e-5, 1e-2, log=True),
     "radam": Range(3e-5, 1e-2, log=True),
     "ranger": Range(1e-4, 3e-2, log=True),
+    "lamb": Range(3e-4, 3e-2, log=True),
+    "lion": Range(3e-6, 1e-3, log=True),
 }
 
-GOOD_RATES: dict[str, float] = {"sgd": 1e-2, "adam": 5e-4, "radam": 5e-4, "ranger": 1e-3}
+GOOD_RATES: dict[str, float] = {
+    "sgd": 1e-2,
+    "nesterov": 1e-2,
+    "adam": 5e-4,
+    "adamw": 5e-4,
+    "radam": 5e-4,
+    "ranger": 1e-3,
+    "lamb": 3e-3,
+    "lion": 5e-5,
+}
 """Where to begin when everything is trained; a head alone takes ten times as much."""
 
 KNOWN_GOOD: tuple[Config, ...] = (
@@ -62,10 +115,30 @@ KNOWN_GOOD: tuple[Config, ...] = (
     {"strategy": "clip", "optimizer": "ranger", "loss": "label_smoothing", "augmentation": "randaugment"},
     # The yardstick: what the same network reaches without transfer.
     {"strategy": "scratch", "optimizer": "adam"},
+    # Only where they are asked for: each with the clipped norm that served the others, or, where little more than the
+    # head moves, with the probe's optimizer.
+    {"strategy": "small_cnn", "optimizer": "adam"},
+    {"strategy": "freeze_until_converged", "patience": 1, "clip_norm": 1.0},
+    {"strategy": "freeze_first", "blocks": 3, "clip_norm": 1.0},
+    {"strategy": "train_last", "blocks": 3, "clip_norm": 1.0},
+    # A classifier on few features takes the highest rate that there is.
+    {"strategy": "early_cut", "stage": 3, "optimizer": "adam", "adam.learning_rate": 1e-2, "batch_size": 32},
+    {"strategy": "drop_early", "stage": 1, "optimizer": "adam", "batch_size": 32},
+    {"strategy": "gradual_unfreeze", "blocks": 3, "until": 0.5, "clip_norm": 1.0},
+    {"strategy": "layer_decay", "decay": 0.75, "clip_norm": 1.0},
+    {"strategy": "lp_ft", "clip_norm": 1.0},
+    {"strategy": "bitfit", "optimizer": "adam", "clip_norm": 1.0},
+    {"strategy": "lora", "rank": 8, "optimizer": "adam", "clip_norm": 1.0},
+    {"strategy": "l2_sp", "strength": 0.01, "clip_norm": 1.0},
+    {"strategy": "surgical", "block": 1, "clip_norm": 1.0},
 )
 """What is tried first, best bet first. Axes that are not named take their first value, rates those of `GOOD_RATES`.
 
-Chosen on validation parts of Hymenoptera and Dogs vs Cats (MobileNetV2 at 128 px, two draws each, 2026-11-20)."""
+Those of the usual strategies were chosen on validation parts of Hymenoptera and Dogs vs Cats (MobileNetV2 at 128 px,
+two draws each, 2026-11-20)."""
+
+Possible = Mapping[str, Mapping[str, Mapping[str, Domain]]]
+"""By backbone and strategy: what is left of the strategy's parameters. One that is absent is impossible there."""
 
 
 class Asked(Protocol):
@@ -92,35 +165,45 @@ class Space:
     parameters: Mapping[str, Domain]
     learning_rates: Mapping[str, Domain]
     epochs: int
+    possible: Possible = field(default_factory=dict)
+    """For backbones that are not in it everything is."""
 
     def suggest(self, asked: Asked) -> Config:
         """A configuration, every free choice of it made by `asked`."""
         config: Config = {}
-        for name, domain in self.axes.items():
-            if name == "clip_norm":
-                left = _preset(STRATEGIES[str(config["strategy"])]().clip_norm, domain)
-                # To the sampler other options are another parameter.
-                config[name] = _suggest(asked, name if left == domain else f"{config['strategy']}.{name}", left)
-                continue
-            config[name] = _suggest(asked, name, domain)
-            if name in TABLES:
-                for parameter in parameters(TABLES[name][str(config[name])]):
-                    config[parameter] = _suggest(asked, parameter, self.parameter(parameter))
+        for axis, domain in self.axes.items():
+            left, because = LEFT[axis](self, domain, config) if axis in LEFT else (domain, "")
+            # To the sampler other options are another parameter.
+            config[axis] = _suggest(asked, f"{because}.{axis}" if because else axis, left)
+            if axis in TABLES:
+                self._suggest_own(asked, config, axis)
         optimizer = str(config["optimizer"])
         rates = self.learning_rates[optimizer]
         # Ranges differ between optimizers, so each is a parameter of its own to the sampler.
         config["learning_rate"] = _suggest(asked, f"{optimizer}.learning_rate", rates)
+        config["backbone"] = STRATEGIES[str(config["strategy"])]().backbone or config["backbone"]
         return config
+
+    def _suggest_own(self, asked: Asked, config: Config, kind: str) -> None:
+        """Choose the parameters of the entry that was chosen from a table."""
+        entry, backbone = str(config[kind]), str(config["backbone"])
+        for name in parameters(TABLES[kind][entry]):
+            domain = self.parameter(entry, name)
+            left = self.possible[backbone][entry][name] if kind == "strategy" and backbone in self.possible else domain
+            shared = sum(name in parameters(other) for other in TABLES[kind].values()) > 1
+            place = f"{entry}.{name}" if shared else name
+            config[name] = _suggest(asked, place if left == domain else f"{backbone}.{place}", left)
 
     def strategies(self) -> tuple[str, ...]:
         """The names of those that compete."""
         return tuple(map(str, values_of(self.axes["strategy"])))
 
-    def known_good(self, arms: Sequence[Mapping[str, Value]] = ()) -> list[dict[str, Any]]:
+    def known_good(self, arms: Sequence[Mapping[str, Value]] = (), advised: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The free choices to begin with, for `configured`.
 
         Args:
             arms: configurations to take instead of `KNOWN_GOOD`, each as it is.
+            advised: strategies that come first, in this order.
 
         Raises:
             ValueError: an arm lies outside this space.
@@ -128,18 +211,25 @@ class Space:
         if arms:
             return [self._arm(arm) for arm in arms]
         backbones = values_of(self.axes["backbone"])
-        wishes: list[Config] = [{**wish, "backbone": backbones[0]} for wish in KNOWN_GOOD]
-        wishes[1:1] = [{**KNOWN_GOOD[0], "backbone": backbone} for backbone in backbones[1:]]
+        places = {strategy: place for place, strategy in enumerate(advised)}
+        good = sorted(KNOWN_GOOD, key=lambda wish: places.get(str(wish["strategy"]), len(places)))
+        good = [wish for wish in good if wish["strategy"] in self.strategies()]
+        wishes: list[Config] = [{"backbone": self._first_that_can(str(wish["strategy"])), **wish} for wish in good]
+        wishes[:1] = [{**good[0], "backbone": backbone} for backbone in backbones]
         found: list[dict[str, Any]] = []
         for wish in wishes:
             asked = Wishes(wish)
-            if wish["strategy"] in self.strategies() and self.suggest(asked) and asked.granted not in found:
+            if self.suggest(asked)["strategy"] == wish["strategy"] and asked.granted not in found:
                 found.append(asked.granted)
         return found
 
     def configured(self, params: Mapping[str, Any]) -> Config:
         """The configuration that free choices stand for."""
         return self.suggest(Wishes(params))
+
+    def _first_that_can(self, strategy: str) -> Value:
+        backbones = values_of(self.axes["backbone"])
+        return next(name for name in backbones if strategy in self.possible.get(str(name), {strategy: {}}))
 
     def _arm(self, arm: Mapping[str, Value]) -> dict[str, Any]:
         asked = Wishes(arm)
@@ -157,19 +247,19 @@ class Space:
         }
         entries = [(kind, str(name)) for kind in TABLES for name in values_of(self.axes[kind])]
         own = {
-            f"{name}.{parameter}": str(self.parameter(parameter))
+            f"{name}.{parameter}": str(self.parameter(name, parameter))
             for kind, name in entries
             for parameter in parameters(TABLES[kind][name])
         }
         return {**{name: str(domain) for name, domain in self.axes.items()}, **own, **rates}
 
-    def parameter(self, name: str) -> Domain:
+    def parameter(self, entry: str, name: str) -> Domain:
         """What a table entry's parameter ranges over in runs of this length."""
-        domain = self.parameters[name]
-        if name == "freeze_epochs" and isinstance(domain, Range):
-            # Something must be left to train once everything is free.
-            return replace(domain, high=max(domain.low, min(domain.high, self.epochs - 1)))
-        return domain
+        domain = _of_entry(self.parameters, entry, name)
+        if not isinstance(domain, Range):
+            return domain
+        most = thaw_by(self.epochs).get(name, domain.high)
+        return replace(domain, high=max(domain.low, min(domain.high, most)))
 
 
 class Wishes:
@@ -199,56 +289,8 @@ class Wishes:
 
     def _good_rate(self, name: str) -> Value:
         rate = GOOD_RATES.get(name.removesuffix(".learning_rate"))
-        return 10 * rate if rate and self._wishes.get("strategy") == "linear_probe" else rate
-
-
-def space_for(
-    backbones: Sequence[str], epochs: int, strategies: Sequence[str] = (), edits: Mapping[str, str] | None = None
-) -> Space:
-    """The space that a user asked for.
-
-    Args:
-        backbones: timm's names.
-        epochs: how long each run is.
-        strategies: those to compete; the five of the default space unless given.
-        edits: axes with other values than usual, as on the command line: `{"learning_rate": "1e-4..1e-2"}`.
-
-    Raises:
-        ValueError: an unknown axis or value, one that does not apply, or one beyond reason.
-    """
-    axes: dict[str, Domain] = {"backbone": Options(tuple(backbones)), **AXES}
-    own, rates = dict(PARAMETERS), dict[str, Domain](LEARNING_RATES)
-    edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
-    if "strategy" not in edits and epochs < 2:
-        known = tuple(name for name in values_of(AXES["strategy"]) if name != "freeze_then_unfreeze")
-        axes["strategy"] = Options(known)  # nothing would be left to train once everything is free
-    for axis, text in edits.items():
-        if axis == "learning_rate":
-            rates = dict.fromkeys(rates, domain_from(axis, text))
-        elif axis in own:
-            own[axis] = domain_from(axis, text)
-        elif axis in axes and axis != "backbone":
-            axes[axis] = domain_from(axis, text)
-        else:
-            raise ValueError(unknown("axis", axis, [*AXES, *PARAMETERS, "learning_rate"]))
-    for axis in edits:
-        owners = [(kind, name) for kind, table in TABLES.items() for name in table if axis in parameters(table[name])]
-        if axis in own and not any(name in values_of(axes[kind]) for kind, name in owners):
-            names = " and ".join(name for _, name in owners)
-            raise ValueError(f"{axis} belongs to {names}, which this sweep does not try")
-        for kind, name in owners:
-            for value in values_of(own[axis]):
-                TABLES[kind][name](**{axis: value})  # an entry knows best which values make no sense
-    space = Space(axes, own, rates, epochs)
-    for strategy in space.strategies():
-        space.suggest(Wishes({"strategy": strategy}))
-    freezing = own["freeze_epochs"] if "freeze_epochs" in edits else space.parameter("freeze_epochs")
-    if "freeze_then_unfreeze" in values_of(axes["strategy"]) and max(numbers_in(freezing)) >= epochs:
-        raise ValueError(
-            f"freeze_then_unfreeze needs an epoch after it unfreezes: with {epochs} epochs, freeze_epochs can be at "
-            f"most {epochs - 1}"
-        )
-    return space
+        strategy = STRATEGIES.get(str(self._wishes.get("strategy")))
+        return 10 * rate if rate and strategy and strategy().pace == HeadFirst(freeze_epochs=None) else rate
 
 
 def recipe_data(config: Config) -> dict[str, Any]:
@@ -261,14 +303,13 @@ def recipe_data(config: Config) -> dict[str, Any]:
     return {**plain, **{name: config[name] for name in config if name in ("backbone", *LIMITS)}}
 
 
-def _preset(clip_norm: float | None, domain: Domain) -> Domain:
-    """What is left of the clip norms where a strategy is a preset that stands for one of them."""
-    if clip_norm is None or isinstance(domain, Range):
-        return domain
-    clipping = tuple(value for value in domain.values if value is not None)
-    if not clipping:
-        raise ValueError("clip_norm=none takes from strategy clip what it is: name the others with --strategies")
-    return Options((clip_norm,) if clip_norm in clipping else clipping)
+def thaw_by(epochs: int) -> dict[str, float]:
+    """The parameters that say when everything is free, each with its last value that leaves an epoch to train it."""
+    return {"freeze_epochs": epochs - 1, "until": math.floor(1000 * (epochs - 1) / epochs) / 1000}
+
+
+def _of_entry(domains: Mapping[str, Domain], entry: str, parameter: str) -> Domain:
+    return domains.get(f"{entry}.{parameter}") or domains[parameter]
 
 
 def _suggest(asked: Asked, name: str, domain: Domain) -> Value:

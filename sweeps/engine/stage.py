@@ -11,8 +11,9 @@ from sweeps.engine.progress import Watch
 from sweeps.engine.schedulers import History, Progress
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Site, config_for, failed
+from xfer.objectives import ACCURACY, Objective
 from xfer.recipe import recipe_from
-from xfer.records import Record, record_from
+from xfer.records import Record, epoch_from, record_from
 
 Judge = Callable[[History, str], bool]
 """Does this trial go on after its newest epoch?"""
@@ -29,6 +30,7 @@ class Stage:
         judge: who goes on.
         learn: told of each record.
         over: whether the time for this stage is up; what is running then is left for the next start.
+        objective: whose scores trials are judged by.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Stage:
         judge: Judge,
         learn: Callable[[Record], None],
         over: Callable[[], bool] = lambda: False,
+        objective: Objective = ACCURACY,
     ) -> None:
         self._store = store
         self._watch = watch
@@ -48,7 +51,8 @@ class Stage:
         self._judge = judge
         self._learn = learn
         self._over = over
-        self._history = history_of(store)
+        self._objective = objective
+        self._history = history_of(store, objective)
         self._configs: dict[str, dict[str, Any]] = {}
         self._newest: dict[str, dict[str, Any]] = {}
         self._stopped: set[str] = set()
@@ -67,8 +71,8 @@ class Stage:
         """See `tuning.Driver`."""
         self._newest[trial] = record
         self._watch.saw(record)
-        values = [epoch["val_accuracy"] for epoch in record["epochs"]]
-        self._history[trial] = Progress(values, settled_after(record["recipe"]))
+        scores = self._objective.scores([epoch_from(epoch) for epoch in record["epochs"]])
+        self._history[trial] = Progress(scores, settled_after(record["recipe"]))
         if record["status"] == "finished":
             return True
         if self._over():
@@ -93,10 +97,10 @@ class Stage:
             self._watch.saw_end(trial, None, None)
             return
         self._learn(record)
-        self._watch.saw_end(trial, record.status, record.val_accuracy)
+        self._watch.saw_end(trial, record.status, self._objective.value(record.epochs))
 
 
-def history_of(store: Store) -> dict[str, Progress]:
+def history_of(store: Store, objective: Objective = ACCURACY) -> dict[str, Progress]:
     """How far every search trial of a sweep has come."""
     ended = {record.trial: record.epochs for record in store.records()}
     history = {}
@@ -104,8 +108,8 @@ def history_of(store: Store) -> dict[str, Progress]:
         if trial.phase == "search":
             epochs = ended.get(trial.name) or store.epochs(trial.name)
             # After a damaged one the others would count for the wrong epoch.
-            whole = [each.val_accuracy for place, each in enumerate(epochs, start=1) if each.epoch == place]
-            history[trial.name] = Progress(whole, settled_after(trial.recipe))
+            whole = [each for place, each in enumerate(epochs, start=1) if each.epoch == place]
+            history[trial.name] = Progress(objective.scores(whole), settled_after(trial.recipe))
     return history
 
 

@@ -17,7 +17,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, StrMethodFormatter
+
+from xfer.objectives import Objective
 
 INK, MUTED, PAPER = "#24292e", "#767e87", "#fefefe"
 
@@ -105,6 +107,13 @@ def percent_axis(axis: Axis, label: str = "") -> None:
     axis.grid(True, color=MUTED, alpha=0.25, linewidth=0.6)
     axis.set_label_text(label)
     axis.axes.set_axisbelow(True)
+
+
+def objective_axis(axis: Axis, objective: Objective, label: str) -> None:
+    """Values of an objective, as a person reads them."""
+    percent_axis(axis, label)
+    if objective.unit != "share":
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def as_svg(draw: Callable[[], Figure | None], salt: str) -> str | None:

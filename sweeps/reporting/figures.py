@@ -20,15 +20,18 @@ from sweeps.reporting.canvas import (
     beside,
     canvas,
     dot,
+    objective_axis,
     percent_axis,
     rows,
     strategy_looks,
 )
 from sweeps.reporting.ranking import by_strategy, ranked
 from sweeps.reporting.results import Results, Trial
-from sweeps.reporting.words import percent, shortened, visible
+from sweeps.reporting.words import measured, percent, shortened, visible
+from xfer.objectives import ACCURACY, OBJECTIVES, Objective
 
 Draw = Callable[[Sequence[Trial], Looks], Figure | None]
+SECONDS = OBJECTIVES["seconds"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ class Drawing:
 def drawings(results: Results) -> list[Drawing]:
     """Every figure that there is something to show in; none before the first epoch of the first trial."""
     trials = ranked(results)
-    if all(trial.search_accuracy is None for trial in trials):
+    if not _measured(trials):
         return []
     looks = strategy_looks(trial.strategy for trial in trials)
+    words = {"label": results.objective.label, "second": results.objectives[-1].label}
     drawn = [
-        (name, title, caption, as_svg(partial(draw, trials, looks), salt=name))
+        (name, title.format(**words), caption.format(**words), as_svg(partial(draw, trials, looks), salt=name))
         for name, title, caption, draw in _FIGURES
     ]
     return [Drawing(name, title, caption, svg) for name, title, caption, svg in drawn if svg]
@@ -88,21 +92,23 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def _strategies(trials: Sequence[Trial], looks: Looks) -> Figure:
-    tallies = by_strategy(trials)
+    tallies, objective = by_strategy(trials), trials[0].objectives[0]
     figure, axes = canvas(height=0.9 + 0.5 * len(tallies), left=0.24, right=0.8)
     for row, tally in enumerate(tallies):
         look = looks[tally.strategy]
         axes.barh(row, tally.best or 0, height=0.62, color=look.colour, alpha=0.3)
         for i, trial in enumerate(_measured(tally.trials)):
-            dot(axes, _accuracy(trial), row + 0.14 * (i % 3 - 1), look, hollow=trial.status != "finished")
-        best = "none finished" if tally.best is None else f"best {percent(tally.best)}"
+            dot(axes, _value(trial), row + 0.14 * (i % 3 - 1), look, hollow=trial.status != "finished")
+        best = "none finished" if tally.best is None else f"best {measured(objective, tally.best)}"
         beside(axes, row, f"{best}, n = {len(tally.trials)}")
-    guessing = 1 / trials[0].search.recipe["classes"]
+    classes = trials[0].search.recipe["classes"]
+    guessing = 1 / classes if objective.unit == "share" else math.log(classes)
     axes.axvline(guessing, color=MUTED, linewidth=0.8, linestyle=":")
     axes.text(guessing, 1.0, "guessing", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=MUTED)
     rows(axes, [_name(tally.strategy) for tally in tallies])
-    axes.set_xlim(0, 1)
-    percent_axis(axes.xaxis)
+    most = max(guessing, *map(_value, _measured(trials)))
+    axes.set_xlim(0, 1 if objective.unit == "share" else 1.05 * most)
+    objective_axis(axes.xaxis, objective, "" if objective == ACCURACY else _on_validation(objective))
     return figure
 
 
@@ -130,12 +136,13 @@ def _finalists(trials: Sequence[Trial], looks: Looks) -> Figure | None:
 
 def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
     figure, axes = canvas(height=4.2, right=0.74)
+    objective = trials[0].objectives[0]
     best: dict[str, Trial] = {}
-    for trial in sorted(_measured(trials), key=_accuracy):  # the best on top
+    for trial in sorted(_measured(trials), key=_score):  # the best on top
         epochs, ended = trial.search.epochs, trial.status == "finished"
         axes.plot(
             [epoch.epoch for epoch in epochs],
-            [epoch.val_accuracy for epoch in epochs],
+            [math.nan if score is None else objective.scored(score) for score in objective.scores(epochs)],
             color=looks[trial.strategy].colour,
             linewidth=2.4 if trial.is_finalist else 1.1 if ended else 0.7,
             alpha=1.0 if trial.is_finalist else 0.6,
@@ -145,12 +152,12 @@ def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
         )
         best[trial.strategy] = trial
     low, high = axes.get_ylim()
-    labelled = sorted(best.values(), key=_accuracy)
-    places = spread([_accuracy(trial) for trial in labelled], gap=0.055 * (high - low))
+    labelled = sorted(best.values(), key=_value)
+    places = spread([_value(trial) for trial in labelled], gap=0.055 * (high - low))
     for trial, place in zip(labelled, places, strict=True):
         axes.annotate(
             _name(trial.strategy),
-            xy=(trial.search.epochs[-1].epoch, _accuracy(trial)),
+            xy=(trial.search.epochs[-1].epoch, _value(trial)),
             xytext=(1.04, place),
             textcoords=axes.get_yaxis_transform(),
             va="center",
@@ -160,38 +167,71 @@ def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
     axes.set_xlim(0.8, max(len(trial.search.epochs) for trial in trials) + 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     axes.set_xlabel("epochs trained")
-    percent_axis(axes.yaxis, "accuracy on the validation part")
+    objective_axis(axes.yaxis, objective, _on_validation(objective))
     return figure
 
 
 def _cost(trials: Sequence[Trial], looks: Looks) -> Figure:
+    return _against(trials, looks, SECONDS)
+
+
+def _trade(trials: Sequence[Trial], looks: Looks) -> Figure | None:
+    """One objective against the other, where the cost is none of them."""
+    second = trials[0].objectives[-1]
+    return None if second in (trials[0].objectives[0], SECONDS) else _against(trials, looks, second)
+
+
+def _against(trials: Sequence[Trial], looks: Looks, second: Objective) -> Figure:
+    """Every search run in the objective that decides and in another one, with the Pareto front of the finished."""
     figure, axes = canvas(height=4.0, right=0.72)
-    places = {trial.name: (max(trial.search.seconds, 0.01), _accuracy(trial)) for trial in _measured(trials)}
-    ended = {trial.name: places[trial.name] for trial in _measured(trials) if trial.status == "finished"}
-    front = pareto_front(ended.values())
-    axes.step([cost for cost, _ in front], [value for _, value in front], where="post", color=MUTED, linewidth=1)
-    for trial in _measured(trials):
+    first = trials[0].objectives[0]
+    places = {
+        trial.name: (max(x, 0.01) if second == SECONDS else x, _value(trial))
+        for trial in _measured(trials)
+        if (x := second.value(trial.search.epochs)) is not None
+    }
+    shown = [trial for trial in trials if trial.name in places]
+    ended = {trial.name: places[trial.name] for trial in shown if trial.status == "finished"}
+    steps = pareto_front((-second.scored(x), first.scored(y)) for x, y in ended.values())
+    front = [(second.scored(-cost), first.scored(score)) for cost, score in steps]
+    axes.step([x for x, _ in front], [y for _, y in front], where="post", color=MUTED, linewidth=1)
+    for trial in shown:
         dot(axes, *places[trial.name], looks[trial.strategy], hollow=trial.name not in ended, size=7)
+    if second in trials[0].objectives:  # the front is what was searched for
+        axes.plot(
+            [place[0] for place in front],
+            [place[1] for place in front],
+            "o",
+            markersize=13,
+            markerfacecolor="none",
+            markeredgecolor=INK,
+            markeredgewidth=1.1,
+            clip_on=False,
+            label="Pareto front",
+        )
     labelled = front[:: -(len(front) // 8 + 1)]  # from the best down, no more than can be read
     for name, place in ended.items():
         if place in labelled:
             axes.annotate(
-                visible(name), place, (-4, 6), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
+                visible(name), place, (-6, 7), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
             )
 
-    seconds = [cost for cost, _ in places.values()]
-    # Room for at least two of the marks 1, 2, 5, 10, ... that the axis is read by.
-    room = max(1.2, math.sqrt(6.5 * min(seconds) / max(seconds)))
-    axes.set_xscale("log")
-    axes.set_xlim(min(seconds) / room, max(seconds) * room)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_xlabel("seconds for the run (log scale)")
-    for strategy in sorted({trial.strategy for trial in _measured(trials)}):
+    if second == SECONDS:
+        seconds = [x for x, _ in places.values()]
+        # Room for at least two of the marks 1, 2, 5, 10, ... that the axis is read by.
+        room = max(1.2, math.sqrt(6.5 * min(seconds) / max(seconds)))
+        axes.set_xscale("log")
+        axes.set_xlim(min(seconds) / room, max(seconds) * room)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.set_xlabel("seconds for the run (log scale)")
+    else:
+        objective_axis(axes.xaxis, second, _on_validation(second))
+    for strategy in sorted({trial.strategy for trial in shown}):
         axes.plot([], [], looks[strategy].marker, color=looks[strategy].colour, label=_name(strategy))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    percent_axis(axes.yaxis, "accuracy on the validation part")
+    objective_axis(axes.yaxis, first, _on_validation(first))
     return figure
 
 
@@ -206,21 +246,29 @@ _FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
     (
         "finalists",
         "The finalists on new seeds",
-        "Mean over a finalist's seeds and its 95% interval, in the order fixed on the validation part.",
+        "Accuracy: the mean over a finalist's seeds and its 95% interval, in the order fixed on the validation part.",
         _finalists,
     ),
     (
         "learning_curves",
         "Learning curves",
-        "Validation accuracy after each epoch of the search. Bold: finalists; a cross: stopped early or failed.",
+        "The {label} on the validation part after each epoch of the search. Bold: finalists; a cross: stopped early or "
+        "failed.",
         _learning_curves,
     ),
     (
         "cost",
-        "Cost against accuracy",
-        "Every search run; the line joins those that no other finished run beats in both time and accuracy. Hollow: "
+        "Cost against {label}",
+        "Every search run; the line joins those that no other finished run beats in both time and {label}. Hollow: "
         "stopped early or failed.",
         _cost,
+    ),
+    (
+        "trade",
+        "What {label} costs in {second}",
+        "Every search run; ringed and joined by the line are those that no other finished run beats in both. Hollow: "
+        "stopped early or failed.",
+        _trade,
     ),
 )
 
@@ -229,10 +277,18 @@ def _name(strategy: str) -> str:
     return shortened(visible(strategy), 24)
 
 
+def _on_validation(objective: Objective) -> str:
+    return f"{objective.label} on the validation part{'' if objective.higher_is_better else ' (lower is better)'}"
+
+
 def _measured(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.search_accuracy is not None]
+    return [trial for trial in trials if trial.search_value is not None]
 
 
-def _accuracy(trial: Trial) -> float:
-    assert trial.search_accuracy is not None, "only measured trials are drawn"
-    return trial.search_accuracy
+def _value(trial: Trial) -> float:
+    assert trial.search_value is not None, "only measured trials are drawn"
+    return trial.search_value
+
+
+def _score(trial: Trial) -> float:
+    return trial.objectives[0].scored(_value(trial))

@@ -7,6 +7,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -14,16 +16,34 @@ import pandas as pd
 
 from sweeps.reporting.results import Results, Trial
 from sweeps.reporting.statistics import Estimate
-from sweeps.reporting.words import describe, visible
+from sweeps.reporting.words import USUAL, describe, rare_settings, visible
+from xfer.records import Record
 
 COLUMNS = (
     *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule"),
     *("augmentation", "mixing", "loss", "learning_rate", "weight_decay", "batch_size", "epochs", "status"),
     *("val_accuracy", "test_accuracy", "test_ci_low", "test_ci_high", "seeds", "seconds"),
     *("val_ci_low", "val_ci_high", "val_images", "test_images", "search_val_accuracy", "key"),
+    *("objective", "on_front", "val_loss", "val_balanced_accuracy", "val_top5_accuracy", "val_calibration_error"),
+    *("val_noisy_accuracy", "test_loss", "test_balanced_accuracy", "test_top5_accuracy", "test_calibration_error"),
+    *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
+    *USUAL,
 )
-_WHOLE = ("rank", "freeze_epochs", "batch_size", "epochs", "seeds", "val_images", "test_images")
-_TEXT = ("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key")
+_WHOLE = (
+    "rank",
+    "freeze_epochs",
+    "batch_size",
+    "epochs",
+    "seeds",
+    "val_images",
+    "test_images",
+    "flops",
+    "images_per_class",
+)
+_TEXT = (
+    *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
+    *("objective", "on_front", "embedding_loss", "head", "activation", "batch_norm", "colour"),
+)
 
 _PLACE = {"finished": 1, "pruned": 2, "failed": 3}  # finalists stand before them, at 0
 
@@ -32,18 +52,19 @@ def ranked(results: Results) -> list[Trial]:
     """All trials, best first.
 
     Finalists stand first, in the order that was fixed before the test part was last opened: what the test part said
-    must not move them. Before it is opened they go by the mean of their final runs on the validation part. Then come
-    the other finished trials by validation accuracy, and pruned and failed ones by how far they got.
+    must not move them. Before it is opened they go by the mean of their final runs on the validation part, in the
+    objective that decides. Then come the other finished trials by the same, and pruned and failed ones by how far they
+    got.
     """
     fixed_order = list(results.openings[-1]["finalists"]) if results.openings else []
 
     def place(trial: Trial) -> tuple[float, ...]:
-        accuracy = -math.inf if trial.val_accuracy is None else trial.val_accuracy
+        score = -math.inf if trial.score is None else trial.score
         if trial.is_finalist:
             opened = fixed_order.index(trial.name) if trial.name in fixed_order else len(fixed_order)
-            return 0, opened, -accuracy
+            return 0, opened, -score
         reached = 0 if trial.status == "finished" else len(trial.search.epochs)
-        return _PLACE[trial.status], -reached, -accuracy
+        return _PLACE[trial.status], -reached, -score
 
     return sorted(results.trials, key=place)
 
@@ -54,8 +75,10 @@ def ranking(results: Results) -> pd.DataFrame:
     Accuracies and interval ends are in [0, 1]. A finalist's are means over its final runs, any other trial's
     validation accuracy is that of its search run; what was not measured is missing. `epochs` counts the epochs that
     were trained in the search, `seeds` the runs behind `val_accuracy`, `seconds` search and final runs together.
+    `objective` says what the sweep searched for, and `on_front`, where that were two things, who is beaten by none in
+    both. `gap` is training minus validation accuracy (`Epoch.gap`), `flops` are those of one image's way forward.
     """
-    rows = [_row(rank, trial) for rank, trial in enumerate(ranked(results), start=1)]
+    rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked(results), start=1)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     types = {column: "Int64" if column in _WHOLE else "object" if column in _TEXT else "Float64" for column in COLUMNS}
     return frame.astype(types)
@@ -90,14 +113,19 @@ class StrategyTally:
         return [t.search_accuracy for t in self.trials if t.status == "finished" and t.search_accuracy is not None]
 
     @property
+    def values(self) -> list[float]:
+        """What they reached in the objective that decides."""
+        return [t.search_value for t in self.trials if t.status == "finished" and t.search_value is not None]
+
+    @property
     def best(self) -> float | None:
-        """The highest of `accuracies`; None if no trial finished."""
-        return max(self.accuracies, default=None)
+        """The best of `values`; None if no trial finished."""
+        return max(self.values, key=self.trials[0].objectives[0].scored, default=None)
 
     @property
     def middle(self) -> float | None:
-        """The median of `accuracies`; None if no trial finished."""
-        return median(self.accuracies) if self.accuracies else None
+        """The median of `values`; None if no trial finished."""
+        return median(self.values) if self.values else None
 
     @property
     def counts(self) -> Counter[str]:
@@ -111,10 +139,14 @@ def by_strategy(trials: Iterable[Trial]) -> list[StrategyTally]:
     for trial in trials:
         members[trial.strategy].append(trial)
     tallies = [StrategyTally(strategy, tuple(group)) for strategy, group in members.items()]
-    return sorted(tallies, key=lambda tally: (1 if tally.best is None else -tally.best, tally.strategy))
+    return sorted(tallies, key=lambda tally: (-_score(tally), tally.strategy))
 
 
-def _row(rank: int, trial: Trial) -> dict[str, Any]:
+def _score(tally: StrategyTally) -> float:
+    return -math.inf if tally.best is None else tally.trials[0].objectives[0].scored(tally.best)
+
+
+def _row(rank: int, trial: Trial, results: Results) -> dict[str, Any]:
     recipe = trial.search.recipe
     choices = ("optimizer", "schedule", "augmentation", "mixing", "loss")
     return {
@@ -136,7 +168,28 @@ def _row(rank: int, trial: Trial) -> dict[str, Any]:
         "test_accuracy": trial.test.mean if trial.test else None,
         "search_val_accuracy": trial.search_accuracy,
         "key": trial.search.key,
+        "objective": ",".join(each.name for each in results.objectives),
+        "on_front": ("yes" if trial.name in results.front else "no") if results.objectives[1:] else None,
+        **{name: trial.mean(partial(_last, name)) for name in _PER_EPOCH},
+        **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _PER_PART},
+        "start_accuracy": trial.mean(attrgetter("start_accuracy")),
+        "flops": trial.search.flops,
+        **rare_settings(recipe),
+        **{setting: recipe.get(setting, USUAL[setting]) for setting in ("body_rate", "clip_value", "images_per_class")},
     }
+
+
+_PER_EPOCH = (
+    *("val_loss", "val_balanced_accuracy", "val_top5_accuracy", "val_calibration_error", "val_noisy_accuracy"),
+    *("gap", "distance", "peak_memory_mb"),
+)
+_PER_PART = ("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy")
+
+
+def _last(name: str, record: Record) -> float | None:
+    """What an epoch's field was after the last one."""
+    value: float | None = getattr(record.epochs[-1], name) if record.epochs else None
+    return value
 
 
 def _estimated(part: str, estimate: Estimate | None) -> dict[str, float | int | None]:

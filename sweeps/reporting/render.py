@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.reporting import answer, tables
+from sweeps.reporting import answer, beside, tables
 from sweeps.reporting.canvas import in_page
 from sweeps.reporting.figures import drawings
 from sweeps.reporting.ranking import csv, ranking
@@ -41,6 +41,7 @@ def _context(results: Results) -> dict[str, Any]:
         "plan": results.plan,
         "headline": answer.headline(results),
         "comparison": answer.comparison(results),
+        "front": answer.front(results),
         "caveats": answer.caveats(results),
         "winning_recipe": answer.winning_recipe(results),
         "how_to_read": answer.how_to_read(results),
@@ -50,6 +51,12 @@ def _context(results: Results) -> dict[str, Any]:
         "common_settings": tables.common_settings(results),
         "strategies": tables.strategies_table(results),
         "failures": tables.failures_table(results),
+        "objectives": [objective.label for objective in results.objectives],
+        "beside_accuracy": beside.beside_accuracy(results),
+        "most_confused": beside.most_confused(results),
+        "beside_in_words": beside.BESIDE_IN_WORDS,
+        "transfer": beside.what_transfer_brought(results),
+        "transfer_in_words": beside.TRANSFER_IN_WORDS,
         "drawings": drawings(results),
         "runs": counted(len(results.records), "run"),
         "time_spent": duration(results.seconds),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sweeps.reporting.ranking import by_strategy, ranked
 from sweeps.reporting.results import Results, Trial
 from sweeps.reporting.statistics import Estimate
-from sweeps.reporting.words import describe, duration, number, percent, shortened, visible
+from sweeps.reporting.words import describe, duration, measured, number, percent, rare_settings, shortened, visible
+from xfer.objectives import ACCURACY, OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,31 @@ class Table:
 
 def summary(results: Results, top: int = 10) -> Table:
     """The first rows of the ranking, narrow enough for a terminal."""
-    return _ranking(ranked(results)[:top], ()).only("rank", "trial", "strategy", "status", "validation", "test")
+    table = _ranking(results, ranked(results)[:top], ())
+    return table.only("rank", "trial", "strategy", "status", *_objective_columns(results), "validation", "test")
 
 
 def ranking_table(results: Results, top: int | None = None) -> Table:
-    """The ranking with a column for each setting that is not the same in all trials."""
-    same = common_settings(results)
+    """The ranking with a column for each setting that is not the same in all trials.
+
+    `validation` and `test` are accuracies, whatever was searched for.
+    """
+    same = _shared_settings(results)
     trials = ranked(results)
     differing = [setting for trial in trials[:1] for setting in _settings(trial) if setting not in {*same, "strategy"}]
-    return _ranking(trials[:top], differing)
+    return _ranking(results, trials[:top], differing)
 
 
 def common_settings(results: Results) -> dict[str, str]:
-    """The settings that all trials share, and their values: what a table need not repeat in every row."""
+    """The settings that all trials share, and their values: what a table need not repeat in every row.
+
+    Rare settings are left out where they are as usual.
+    """
+    usual = _with_spaces(rare_settings({}))
+    return {setting: value for setting, value in _shared_settings(results).items() if usual.get(setting) != value}
+
+
+def _shared_settings(results: Results) -> dict[str, str]:
     columns = [_settings(trial) for trial in results.trials]
     return {
         setting: value
@@ -48,16 +61,22 @@ def common_settings(results: Results) -> dict[str, str]:
 
 
 def strategies_table(results: Results) -> Table:
-    """How many trials each strategy had and what they came to, in the search and on its validation part."""
+    """How many trials each strategy had and what they came to, in the search and on its validation part.
+
+    Best and median are of the objective that decides; where that is not accuracy, the best accuracy stands beside it.
+    """
+    objective = results.objective
+    beside = objective != ACCURACY
     return Table(
-        ("strategy", "trials", "finished", "best", "median", "pruned", "failed"),
+        ("strategy", "trials", "finished", "best", "median", *(("best accuracy",) * beside), "pruned", "failed"),
         tuple(
             (
                 visible(tally.strategy),
                 str(len(tally.trials)),
                 str(tally.counts["finished"]),
-                percent(tally.best),
-                percent(tally.middle),
+                measured(objective, tally.best),
+                measured(objective, tally.middle),
+                *((percent(max(tally.accuracies, default=None)),) * beside),
                 str(tally.counts["pruned"]),
                 str(tally.counts["failed"]),
             )
@@ -83,16 +102,25 @@ def failures_table(results: Results) -> Table:
     )
 
 
-def _ranking(trials: Sequence[Trial], settings: Sequence[str]) -> Table:
+def _objective_columns(results: Results) -> tuple[str, ...]:
+    """A column for each objective that has none yet, and for two of them whether a trial is on the front."""
+    labels = [each.label for each in results.objectives if each not in (ACCURACY, OBJECTIVES["seconds"])]
+    return (*labels, *(("front",) if results.objectives[1:] else ()))
+
+
+def _ranking(results: Results, trials: Sequence[Trial], settings: Sequence[str]) -> Table:
     """What was reached stands before the settings, so that no screen is too narrow to show it."""
     rows = []
     for rank, trial in enumerate(trials, start=1):
         chosen = _settings(trial)
+        reached = {each.label: measured(each, trial.value(each)) for each in results.objectives}
+        reached["front"] = "yes" if trial.name in results.front else ""
         rows.append(
             (
                 str(rank),
                 visible(trial.name),
                 chosen["strategy"],
+                *(reached[column] for column in _objective_columns(results)),
                 _with_interval(trial.val_accuracy, trial.validation),
                 _with_interval(trial.test.mean if trial.test else None, trial.test),
                 str(trial.seeds),
@@ -102,8 +130,8 @@ def _ranking(trials: Sequence[Trial], settings: Sequence[str]) -> Table:
                 *(chosen[setting] for setting in settings),
             )
         )
-    reached = ("rank", "trial", "strategy", "validation", "test", "seeds", "status", "epochs", "time")
-    return Table((*reached, *settings), tuple(rows))
+    first = ("rank", "trial", "strategy", *_objective_columns(results))
+    return Table((*first, "validation", "test", "seeds", "status", "epochs", "time", *settings), tuple(rows))
 
 
 def _settings(trial: Trial) -> dict[str, str]:
@@ -115,7 +143,12 @@ def _settings(trial: Trial) -> dict[str, str]:
         "backbone": describe({"name": recipe["backbone"], **recipe["backbone_args"]}),
         **{choice: describe(recipe[choice]) for choice in ("optimizer", "schedule", "augmentation", "mixing", "loss")},
         **{name.replace("_", " "): number(recipe[name]) for name in ("learning_rate", "weight_decay", "batch_size")},
+        **_with_spaces(rare_settings(recipe)),
     }
+
+
+def _with_spaces(settings: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", " "): value for name, value in settings.items()}
 
 
 def _with_interval(accuracy: float | None, estimate: Estimate | None) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from xfer.objectives import Objective, Unit
 
 if TYPE_CHECKING:  # SciPy takes half a second, and these words are also what --help waits for
     from sweeps.reporting.statistics import Estimate
@@ -69,12 +71,42 @@ def describe(choice: Mapping[str, Any], leave_out: frozenset[str] = frozenset())
     return visible(f"{choice['name']}({inside})" if inside else choice["name"])
 
 
+USUAL: dict[str, object] = {
+    "embedding_loss": {"name": "none"},
+    "head": {"name": "linear"},
+    "activation": {"name": "keep"},
+    "batch_norm": {"name": "with_weights"},
+    "colour": {"name": "rgb"},
+    "body_rate": 1.0,
+    "clip_value": None,
+    "images_per_class": None,
+}
+"""What a recipe means that does not say it, as those of older versions do not (`xfer.recipe`)."""
+
+
+def rare_settings(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in a recipe under the names in `USUAL`, in words.
+
+    >>> rare_settings({"head": {"name": "mlp", "width": 256}})["head"], rare_settings({})["clip_value"]
+    ('mlp(width=256)', 'none')
+    """
+    values = {name: recipe.get(name, usual) for name, usual in USUAL.items()}
+    return {
+        name: describe(value) if isinstance(value, Mapping) else "none" if value is None else number(value)
+        for name, value in values.items()
+    }
+
+
 def recipe_in_words(recipe: Mapping[str, Any]) -> str:
     """Everything a person would want to know of a recipe, in one line."""
     backbone = describe({"name": recipe["backbone"], **recipe["backbone_args"]})
     mixing = describe(recipe["mixing"])
     augmentation = describe(recipe["augmentation"])
     clip_norm = recipe["clip_norm"]
+    usual = rare_settings({})
+    rare = [
+        f"{name.replace('_', ' ')} {value}" for name, value in rare_settings(recipe).items() if value != usual[name]
+    ]
     return ", ".join(
         [
             f"{describe(recipe['strategy'])} on {backbone} at {recipe['image_size']} px",
@@ -87,6 +119,7 @@ def recipe_in_words(recipe: Mapping[str, Any]) -> str:
             "no clipping" if clip_norm is None else f"gradients clipped at norm {number(clip_norm)}",
             f"batches of {recipe['batch_size']}",
             f"{recipe['epochs']} epochs",
+            *rare,
         ]
     )
 
@@ -101,6 +134,27 @@ def number(value: object) -> str:
 def percent(accuracy: float | None) -> str:
     """An accuracy in [0, 1] as a percentage with one decimal."""
     return MISSING if accuracy is None or not math.isfinite(accuracy) else f"{100 * accuracy:.1f}%"
+
+
+def measured(objective: Objective, value: float | None) -> str:
+    """What was reached in an objective, as a person writes it.
+
+    >>> from xfer.objectives import OBJECTIVES
+    >>> [measured(OBJECTIVES[name], 0.4567) for name in ("balanced_accuracy", "loss", "seconds")]
+    ['45.7%', '0.457', '0.5 s']
+    """
+    write: dict[Unit, Callable[[float], str]] = {"share": percent, "nats": number, "seconds": duration}
+    return MISSING if value is None else write[objective.unit](value)
+
+
+def points(difference: float) -> str:
+    """A difference of two accuracies in percentage points, with its sign.
+
+    >>> points(0.1234), points(-0.02), points(0.0)
+    ('+12.3', '-2.0', '0.0')
+    """
+    shown = f"{100 * difference:+.1f}"
+    return shown[1:] if float(shown) == 0 else shown
 
 
 def percents(low: float, high: float) -> str:

@@ -5,12 +5,20 @@ Nothing here imports torch, Ray or Optuna, so that tests that need none of them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests.conftest import BACKBONE, SIZE
 from xfer.records import Epoch, Evaluation, Part, Record, Status
+
+if TYPE_CHECKING:
+    from sweeps.engine.plan import Plan
+    from sweeps.engine.prepare import Prepared
 
 EPOCHS = 4
 
@@ -130,3 +138,47 @@ def a_plan(**changes: Any) -> dict[str, Any]:
         },
         **changes,
     }
+
+
+def pictures(folder: Path, count: int, seed: int) -> None:
+    """Small pictures of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = np.random.default_rng(seed)
+    for number in range(count):
+        Image.fromarray(chance.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    """A folder with ants and bees, 8 pictures of each."""
+    for seed, name in enumerate(("ants", "bees")):
+        pictures(tmp_path / "images" / name, 8, seed)
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for packs."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def make_plan(image_folder: Path, weights: Path) -> Callable[..., Plan]:
+    """Plans over the tiny image folder and the tiny network."""
+    from sweeps.engine.plan import Plan
+
+    def plan(**changes: Any) -> Plan:
+        about = {"data": str(image_folder), "backbones": (BACKBONE,), "weights": {BACKBONE: str(weights)}}
+        return Plan(
+            **{"experiment": "folder", "question": "Which?", **about, "image_size": SIZE, "epochs": EPOCHS, **changes}
+        )
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def prepared(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
+    """What such a plan comes to."""
+    from sweeps.engine.prepare import prepare
+
+    return prepare(make_plan(), storage)

@@ -79,7 +79,7 @@ def test_nothing_else_of_a_recipe_moves_the_test_part_least_of_all(redraws: bool
             assert recipe.key == recipe_from(record.recipe).key
             assert recipe.id != recipe_from(record.recipe).id
             assert recipe.split_seed == record.recipe["split_seed"]
-            assert {**trial.recipe, "seed": 10, "draw": 0} == record.recipe
+            assert {**trial.recipe, "seed": 10, "draw": 0} == recipe_from(record.recipe).as_dict()
 
 
 def test_no_two_final_runs_share_an_id() -> None:

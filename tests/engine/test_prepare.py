@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pickle
 import re
 import shutil
@@ -13,50 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sweeps.engine import prepare as module
 from sweeps.engine.plan import Plan
-from sweeps.engine.prepare import Prepared, differences, prepare
+from sweeps.engine.prepare import Prepared, prepare
+from tests.conftest import BACKBONE, SIZE
+from tests.engine.conftest import pictures
+from xfer import networks
 from xfer.methods.strategies import STRATEGIES
-
-BACKBONE = "test_efficientnet"
-SIZE = 32
-
-
-@pytest.fixture(scope="session")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("storage")
-
-
-@pytest.fixture(scope="session")
-def make_plan(image_folder: Path, weights: Path) -> Callable[..., Plan]:
-    def plan(**changes: Any) -> Plan:
-        about = {"data": str(image_folder), "backbones": (BACKBONE,), "weights": {BACKBONE: str(weights)}}
-        return Plan(
-            **{"experiment": "folder", "question": "Which?", **about, "image_size": SIZE, "epochs": 4, **changes}
-        )
-
-    return plan
-
-
-@pytest.fixture(scope="session")
-def prepared(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
-    return prepare(make_plan(), storage)
-
-
-def pictures(folder: Path, count: int, seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    chance = np.random.default_rng(seed)
-    for number in range(count):
-        Image.fromarray(chance.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-
-
-@pytest.fixture
-def two_classes(tmp_path: Path) -> Path:
-    for seed, name in enumerate(("ants", "bees")):
-        pictures(tmp_path / "images" / name, 8, seed)
-    return tmp_path / "images"
 
 
 class Harmful:
@@ -84,6 +47,19 @@ class Harmful:
         ({"edits": {"optimizer": "adan"}}, r"unknown optimizer 'adan': did you mean adam"),
         ({"weights": {BACKBONE: "/no/such/file"}}, r"there is no weights file /no/such/file"),
         ({"data": "/no/such/folder"}, r"there is no folder /no/such/folder"),
+        (
+            {"data": "/no/such/folder", "edits": {"optimiser": "sgd"}},
+            r"unknown axis 'optimiser'",
+        ),
+        (
+            {"classes": ("red", "gren")},
+            r"unknown class of colours 'gren': did you mean green\? Known: blue, green, red",
+        ),
+        ({"classes": ("4",)}, r"colours has 3 classes: 4 of them cannot be told apart"),
+        (
+            {"strategies": ("lora",)},
+            r"strategy lora cannot be tried. test_efficientnet: lora\(rank=\d+\) enters linear",
+        ),
         (
             {"arms": ({"strategy": "naive", "batch_size": 48},)},
             r"an arm wants batch_size=48, which this space does not",
@@ -138,7 +114,7 @@ def a_file(folder: Path) -> None:
     [
         (no_images, r"images holds no images in class folders. Expected .*/<class>/\*.jpg"),
         (one_class, r"images holds one class only \(ants\): there is nothing to tell apart"),
-        (empty_class, r"no training images for wasps. Add some, or remove the empty folder"),
+        (empty_class, r"no training images for wasps. Add some, or leave the class out"),
         (nothing_readable, r"none of the 16 images of images can be read; the first: ants/\d.png: UnidentifiedImage"),
         (one_class_unreadable, r"no training image of class 'bees' can be read; the first .*: bees/\d.png"),
         (too_few, r"2 images are too few to be divided"),
@@ -254,13 +230,40 @@ def test_scratch_alone_needs_no_weights(make_plan: Callable[..., Plan], storage:
     assert (found.backbones[0].file, found.backbones[0].sha256) == (None, "")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_recipe_names_its_weights_unless_it_starts_from_scratch(prepared: Prepared, strategy: str) -> None:
-    params = next(each for each in prepared.space.known_good() if each["strategy"] == strategy)
-    recipe = prepared.recipe(prepared.space.configured(params))
-    assert recipe.weights == ("" if strategy == "scratch" else prepared.backbones[0].sha256)
-    assert (recipe.data, recipe.classes, recipe.image_size) == (prepared.pack.hash, 3, SIZE)
+@pytest.fixture(scope="session")
+def all_strategies(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
+    """All but lora, which finds nothing to enter; with an argument that not every network takes."""
+    able = tuple(name for name in STRATEGIES if name != "lora")
+    return prepare(make_plan(strategies=able, backbone_args={"drop_path_rate": 0.1}), storage)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "lora"])
+def test_a_recipe_names_its_weights_unless_it_starts_from_random_ones(all_strategies: Prepared, strategy: str) -> None:
+    params = next(each for each in all_strategies.space.known_good() if each["strategy"] == strategy)
+    recipe = all_strategies.recipe(all_strategies.space.configured(params))
+    random = strategy in ("scratch", "small_cnn")
+    assert recipe.weights == ("" if random else all_strategies.backbones[0].sha256)
+    assert (recipe.data, recipe.classes, recipe.image_size) == (all_strategies.pack.hash, 3, SIZE)
     assert (recipe.epochs, recipe.seed, recipe.split_seed, recipe.draw) == (4, 0, 0, 0)
+    networks.check(recipe)
+
+
+def test_a_strategy_that_brings_a_network_takes_neither_weights_nor_arguments(all_strategies: Prepared) -> None:
+    space = all_strategies.space
+    configs = {str(config["strategy"]): config for config in map(space.configured, space.known_good())}
+    small, scratch = (all_strategies.recipe(configs[name]) for name in ("small_cnn", "scratch"))
+    assert (small.backbone, small.weights, small.backbone_args) == ("basic_cnn", "", ())
+    assert (scratch.backbone, scratch.backbone_args) == (BACKBONE, (("drop_path_rate", 0.1),))
+
+
+def test_some_classes_may_be_chosen(make_plan: Callable[..., Plan], storage: Path) -> None:
+    named = prepare(make_plan(classes=("red", "blue")), storage)
+    assert named.pack.classes == ("blue", "red")
+    assert named.described()["data"]["classes"] == ["blue", "red"]
+    assert named.notes == ("2 of 3 classes were chosen; the images of the others are left out.",)
+    counted = prepare(make_plan(classes=("2",)), storage)
+    assert counted.described()["data"]["classes"] == ["blue", "green"]
+    assert counted.default_name() != named.default_name()
 
 
 def test_a_recipe_takes_the_plans_seed_and_arguments(make_plan: Callable[..., Plan], storage: Path) -> None:
@@ -278,139 +281,3 @@ def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
     split = dataclasses.replace(prepared.split, train=np.arange(images), redrawable=redrawable)
     assert dataclasses.replace(prepared, split=split).redraws is redraws
     assert module.REDRAWN_BELOW == 2_000
-
-
-# --- the same plan, or another? --------------------------------------------------------------------------------------
-
-
-def stored(prepared: Prepared, **changes: Any) -> dict[str, Any]:
-    """What plan.json says, as it comes back from disk."""
-    found: dict[str, Any] = json.loads(json.dumps({**prepared.described(), "name": "n", "provenance": {}, **changes}))
-    return found
-
-
-def names(changes: list[str]) -> list[str]:
-    return [change.partition(":")[0] for change in changes]
-
-
-def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
-    assert differences(stored(prepared), stored(prepared)) == []
-    assert differences(stored(prepared), {**prepared.described(), "name": "other", "provenance": {"commit": "x"}}) == []
-
-
-def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None:
-    assert differences(stored(prepared), stored(prepared, trials=25)) == []
-    assert differences(stored(prepared), stored(prepared, trials=23)) == [
-        "trials: 24 -> 23 (more may be added, none taken away)"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "changed"),
-    [
-        ({"epochs": 5}, ["epochs"]),
-        ({"epochs": 2}, ["epochs", "space.freeze_then_unfreeze.freeze_epochs"]),
-        ({"image_size": 40}, ["data.pack", "image_size"]),
-        ({"sampler": "random"}, ["sampler"]),
-        ({"scheduler": "none"}, ["scheduler"]),
-        ({"finalists": 1}, ["finalists"]),
-        ({"seeds": 1}, ["seeds"]),
-        ({"seed": 1}, ["seed"]),
-        ({"strategies": ("naive", "clip")}, ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy"]),
-        (
-            {"edits": {"learning_rate": "1e-4..1e-3", "optimizer": "sgd"}},
-            ["space.adam.learning_rate", "space.optimizer"],
-        ),
-        ({"backbone_args": {"drop_rate": 0.1}}, ["backbones"]),
-        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials"]),
-        ({"experiment": "cars"}, ["experiment"]),
-        ({"question": "Another?"}, []),
-    ],
-    ids=str,
-)
-def test_what_changed_is_listed_by_name(
-    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], changed: list[str]
-) -> None:
-    found = differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
-    assert set(changed) <= set(names(found))
-    assert all(name.startswith("space.") for name in set(names(found)) - set(changed))
-    assert bool(found) == bool(changed)
-    assert all(" -> " in line for line in found)
-
-
-def test_both_values_stand_in_the_line(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
-    assert differences(stored(prepared), stored(prepare(make_plan(epochs=5), storage))) == ["epochs: 4 -> 5"]
-
-
-def test_another_image_is_a_difference_and_so_are_other_weights(
-    prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
-) -> None:
-    import safetensors.torch
-
-    shutil.copytree(image_folder, tmp_path / image_folder.name)
-    pictures(tmp_path / image_folder.name / "red", 1, 99)
-    found = differences(stored(prepared), stored(prepare(make_plan(data=str(tmp_path / image_folder.name)), storage)))
-    assert {"data.pack", "data.train"} <= set(names(found))
-    tensors = safetensors.torch.load_file(weights)
-    first = next(iter(tensors))
-    tensors[first] = tensors[first] + 1
-    safetensors.torch.save_file(tensors, tmp_path / weights.name)
-    changed = prepare(make_plan(weights={BACKBONE: str(tmp_path / weights.name)}), storage)
-    assert names(differences(stored(prepared), stored(changed))) == ["backbones"]
-
-
-def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
-    prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(image_folder, tmp_path / "renamed")
-    shutil.copy(weights, tmp_path / "w.safetensors")
-    moved = make_plan(data=str(tmp_path / "renamed"), weights={BACKBONE: str(tmp_path / "w.safetensors")})
-    assert differences(stored(prepared), stored(prepare(moved, storage))) == []
-
-
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_sweep_is_named_by_experiment_folder_and_six_digits(prepared: Prepared) -> None:
-    experiment, folder, digits = prepared.default_name().split("-")
-    assert (experiment, folder) == ("folder", "colours")
-    assert len(digits) == 6
-    assert set(digits) <= set("0123456789abcdef")
-
-
-def test_two_folders_with_other_content_never_share_a_name(
-    make_plan: Callable[..., Plan], prepared: Prepared, two_classes: Path, storage: Path, tmp_path: Path
-) -> None:
-    two_classes.rename(tmp_path / "colours")
-    other = prepare(make_plan(data=str(tmp_path / "colours")), storage).default_name()
-    assert other.startswith("folder-colours-")
-    assert other != prepared.default_name()
-
-
-@pytest.mark.parametrize(
-    ("changes", "same"),
-    [({"trials": 90}, True), ({"question": "Another?"}, True), ({"epochs": 5}, False), ({"seed": 1}, False)],
-    ids=str,
-)
-def test_the_name_follows_what_is_run(
-    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], same: bool
-) -> None:
-    assert (prepare(make_plan(**changes), storage).default_name() == prepared.default_name()) is same
-
-
-@pytest.mark.parametrize(
-    ("folder", "shown"),
-    [
-        ("my cars!", "my_cars_"),
-        ("=cmd|x", "_cmd_x"),
-        ("x" * 90, "x" * 40),
-        ("../..", "__"),
-        (".", "data"),
-        ("蜜蜂", "蜜蜂"),
-    ],
-)
-def test_a_folders_name_becomes_a_plain_one(prepared: Prepared, folder: str, shown: str) -> None:
-    plan = dataclasses.replace(prepared.plan, data=folder)
-    name = dataclasses.replace(prepared, plan=plan).default_name()
-    assert name.removeprefix("folder-")[:-7] == shown
-    assert Path(name).name == name

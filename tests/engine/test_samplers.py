@@ -10,8 +10,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from sweeps.engine.edits import space_for
 from sweeps.engine.samplers import SAMPLERS, Proposer
-from sweeps.engine.spaces import Config, Space, recipe_data, space_for
+from sweeps.engine.spaces import Config, Space, recipe_data
 from tests.engine.conftest import a_record
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import recipe_from

@@ -233,10 +233,10 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
     """Given ten trials, of which the fourth's config.json is torn: that one is missing, not an eleventh."""
     from types import SimpleNamespace
 
+    from sweeps.engine.edits import space_for
     from sweeps.engine.launch import Means
     from sweeps.engine.launch import Sweep as Launched
     from sweeps.engine.plan import Plan
-    from sweeps.engine.spaces import space_for
 
     prepared: Any = SimpleNamespace(
         plan=Plan("folder", "Which?", trials=10, epochs=EPOCHS),

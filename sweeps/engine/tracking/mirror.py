@@ -15,26 +15,31 @@ from sweeps.engine.store import Store
 from sweeps.engine.tracking.client import MirroredRun, MirroredSweep, ask, connect, send, settle
 from sweeps.engine.tracking.model import Winner, log_model
 from sweeps.engine.tracking.words import (
-    costs_of,
+    best_of,
     flat,
     metrics,
     metrics_of,
     modified,
     new_epochs,
+    objectives_of,
     params_of,
     tags_of,
+    tested_of,
     title,
+    totals_of,
     trial_names,
     without_password,
 )
+from xfer.objectives import ACCURACY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-EPOCHS_PER_BATCH = 60
-"""Of 12 values at most: MLflow takes 1,000 in a batch, and an epoch must not be torn between two."""
+EPOCHS_PER_BATCH = 40
+"""Of 20 values at most, and the first of 50 more: MLflow takes 1,000 in a batch, and an epoch must not be torn between
+two."""
 
 
 class Mirror:
@@ -189,7 +194,7 @@ class Mirror:
         else:
             at = modified(folder / "record.json")
             if mirrored.state != record.status:
-                send(client, mirrored, costs_of(record, at), tags=tags_of(record))
+                send(client, mirrored, totals_of(record, at), tags=tags_of(record))
             settle(client, mirrored, record.status, at)
             mirrored.steps.clear()
 
@@ -201,21 +206,20 @@ class Mirror:
                 test = self.store.test(name)
                 if test is not None and not run.deleted:
                     at = modified(self.store.trial_folder(name) / "test.json")
-                    send(client, run, metrics({"test_accuracy": test.accuracy, "test_loss": test.loss}, at))
+                    send(client, run, tested_of(test, at))
 
     def _end(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
         """Nobody drives the sweep any more: count, and say whether it is done."""
         search = [run for name, run in sweep.trials.items() if "-" not in name]
         states = Counter(run.state for run in search)
         values = {f"trials_{state}": float(states[state]) for state in ("finished", "pruned", "failed")}
-        reached = [run.metrics["val_accuracy"] for run in search if run.state == "finished"]
-        if reached:
-            values["best_val_accuracy"] = max(reached)
+        finished = [run.metrics for run in search if run.state == "finished"]
+        values |= best_of(finished, dict.fromkeys((ACCURACY, objectives_of(plan)[0])))
         new = {key: value for key, value in values.items() if sweep.parent.metrics.get(key) != value}
         if new:
             send(client, sweep.parent, metrics(new, int(time.time() * 1000), len(search)))
         all_tried = len(search) >= plan["trials"] and all(run.closed for run in sweep.trials.values())
-        if all_tried and not reached:
+        if all_tried and not finished:
             state = "failed"
         elif all_tried and (self.store.decisions("openings") or not plan["finalists"]):
             state = "finished"

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine import objects
-from xfer.records import Epoch, Record, as_dict, epoch_from
+from xfer.objectives import Objective, objectives_from
+from xfer.records import LISTS, Epoch, Evaluation, Record, as_dict, epoch_from
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-SYSTEM = ("cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb")
+SYSTEM = ("cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent", "gpu_memory_mb")
 """What an Epoch says of the machine: MLflow shows everything named `system/...` on a page of its own."""
 
 
@@ -71,20 +73,62 @@ def metrics(values: Mapping[str, float | None], at: int, step: int = 0, model_id
 
 
 def metrics_of(epoch: Epoch, folder: Path) -> list[Metric]:
-    """One metric for each field of an epoch, at the time at which it was written down."""
+    """One metric for each field of an epoch, at the time at which it was written down.
+
+    The gradient's norms at the first steps of all are a metric of their own, whose steps are those.
+    """
     at = modified(folder / "epochs" / f"{epoch.epoch:04d}.json", folder / "record.json")
-    values = {key: value for key, value in as_dict(epoch).items() if key != "epoch"}
-    return metrics({f"system/{key}" if key in SYSTEM else key: value for key, value in values.items()}, at, epoch.epoch)
+    values = {key: value for key, value in as_dict(epoch).items() if key not in ("epoch", *LISTS)}
+    values = {f"system/{key}" if key in SYSTEM else key: value for key, value in values.items()}
+    first_steps = [
+        each
+        for step, norm in enumerate(epoch.gradient_norms, start=1)
+        for each in metrics({"first_steps/gradient_norm": norm}, at, step)
+    ]
+    return [*metrics({**values, "gap": epoch.gap}, at, epoch.epoch), *first_steps]
 
 
-def costs_of(record: Record, at: int) -> list[Metric]:
-    """What a trial took, in a section of its own: the UI makes a section of what stands before a slash."""
+def totals_of(record: Record, at: int) -> list[Metric]:
+    """How a trial began, and what it took, that in a section of its own: the UI makes one of what precedes a slash."""
     costs = {
         "cost/seconds": record.seconds,
         "cost/parameters": record.parameters,
         "cost/trainable_parameters": record.trainable_parameters,
+        "cost/flops": record.flops,
     }
-    return metrics(costs, at, len(record.epochs))
+    return [*metrics(costs, at, len(record.epochs)), *metrics({"start_accuracy": record.start_accuracy}, at)]
+
+
+def tested_of(test: Evaluation, at: int) -> list[Metric]:
+    """What the test part said, noise by kind in a section of its own."""
+    values = {
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "test_top5_accuracy": test.top5_accuracy,
+        "test_balanced_accuracy": test.balanced_accuracy,
+        "test_calibration_error": test.calibration_error,
+        "test_noisy_accuracy": test.noisy_accuracy,
+    }
+    kinds: dict[str, list[float]] = {}
+    for noisy in test.noisy:
+        kinds.setdefault(noisy.kind, []).append(noisy.accuracy)
+    return metrics({**values, **{f"test_noise/{kind}": fmean(found) for kind, found in kinds.items()}}, at)
+
+
+def best_of(ended: Iterable[Mapping[str, float]], objectives: Iterable[Objective]) -> dict[str, float]:
+    """The best that trials reached, from the last values of their metrics: what no trial has is left out."""
+    best: dict[str, float] = {}
+    values = list(ended)
+    for objective in objectives:
+        known = [metrics[objective.metric] for metrics in values if objective.metric in metrics]
+        if known:
+            best[f"best_{objective.metric}"] = max(known, key=objective.scored)
+    return best
+
+
+def objectives_of(plan: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """What a sweep searches for; a plan from before there was a choice means accuracy."""
+    return objectives_from(",".join(plan.get("objective", ["accuracy"])))
 
 
 def title(trial: str, recipe: Mapping[str, Any]) -> str:
@@ -129,5 +173,6 @@ def params_of(plan: Mapping[str, Any]) -> dict[str, str]:
     return flat(
         {"data": {**data, "classes": len(plan["data"]["classes"])}}
         | {"backbones": ", ".join(backbone["name"] for backbone in plan["backbones"])}
+        | {"objective": ",".join(objective.name for objective in objectives_of(plan))}
         | {key: plan[key] for key in chosen}
     )

@@ -1,0 +1,368 @@
+"""What a sweep is told to search for is what is proposed by, judged by, chosen by and shown; accuracy unless told."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from rich.console import Console
+
+from sweeps.engine import finals
+from sweeps.engine.edits import space_for
+from sweeps.engine.launch import Means
+from sweeps.engine.launch import Sweep as Launched
+from sweeps.engine.plan import Plan
+from sweeps.engine.prepare import differences
+from sweeps.engine.progress import Watch
+from sweeps.engine.samplers import SAMPLERS, Proposer
+from sweeps.engine.schedulers import SCHEDULERS, History
+from sweeps.engine.spaces import Space
+from sweeps.engine.stage import Stage, history_of
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.trainable import Site
+from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch, an_evaluation
+from xfer.objectives import OBJECTIVES, objectives_from
+from xfer.recipe import recipe_from
+from xfer.records import Noisy, Record, as_dict
+
+TWO = objectives_from("accuracy,seconds")
+LOSS = objectives_from("loss")
+BALANCED = OBJECTIVES["balanced_accuracy"]
+Remembered = dict[str, tuple[Mapping[str, Any], Record]]
+
+
+def a_run(
+    trial: str, curve: Sequence[float], status: Any = "finished", seconds: float = 4.0, **measures: Any
+) -> Record:
+    """A record whose epochs share these further measures and take so many seconds together."""
+    record = a_record(trial, curve, status, seconds=seconds)
+    each = seconds / max(1, len(curve))
+    return replace(record, epochs=tuple(replace(epoch, seconds=each, **measures) for epoch in record.epochs))
+
+
+def test_a_plan_searches_for_accuracy_unless_told() -> None:
+    plan = Plan("folder", "Which?")
+    assert (plan.objective, plan.objectives) == (("accuracy",), objectives_from("accuracy"))
+    assert Plan("folder", "Which?", objective=("loss", "seconds")).objectives == objectives_from("loss,seconds")
+
+
+@pytest.mark.parametrize("objective", [(), ("acuracy",), ("seconds",), ("loss", "accuracy", "seconds")])
+def test_a_plan_refuses_objectives_that_make_no_sense(objective: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="objective"):
+        Plan("folder", "Which?", objective=objective)
+
+
+def test_another_objective_is_another_sweep() -> None:
+    old = {"name": "n", "trials": 4}
+    assert differences({**old, "objective": ["accuracy", "seconds"]}, {**old, "objective": ["accuracy"]}) == [
+        "objective: ['accuracy', 'seconds'] -> ['accuracy']"
+    ]
+
+
+# --- the proposer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return space_for(["a", "b"], 6, ["naive", "clip"])
+
+
+def outcome(number: int, params: Mapping[str, Any]) -> Record:
+    """How trial `number` went: every fourth was pruned, every seventh failed."""
+    name = f"{number:04d}"
+    drawn = sum(map(ord, str(sorted(params.items(), key=str))))
+    value, seconds = (drawn % 97) / 97, 1.0 + drawn % 13
+    if number % 7 == 6:
+        return a_run(name, (0.1,), "failed", seconds)
+    if number % 4 == 3:
+        return a_run(name, (0.1, value / 2), "pruned", seconds)
+    return a_run(name, (0.1, value / 2, value), seconds=seconds)
+
+
+def played(proposer: Proposer, numbers: range) -> Remembered:
+    """Trials one after another, each told before the next is asked for."""
+    found = {}
+    for number in numbers:
+        name = f"{number:04d}"
+        params, _ = proposer.propose(name, number)
+        found[name] = (params, outcome(number, params))
+        proposer.tell(found[name][1])
+    return found
+
+
+def study_of(proposer: Proposer, folder: Path) -> optuna.Study:
+    proposer.copy_to(folder / "study.sqlite3", "the sweep")
+    return optuna.load_study(study_name="the sweep", storage=f"sqlite:///{folder / 'study.sqlite3'}")
+
+
+@pytest.mark.parametrize("objectives", [TWO, LOSS], ids=["accuracy,seconds", "loss"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_proposer_rebuilt_from_records_goes_on_as_the_uninterrupted_one(
+    sampler: str, objectives: Any, space: Space
+) -> None:
+    uninterrupted = Proposer(space, sampler, 5, objectives=objectives)
+    history = played(uninterrupted, range(24))
+    rebuilt = Proposer(space, sampler, 5, objectives=objectives)
+    rebuilt.remember(history)
+    assert played(rebuilt, range(24, 30)) == played(uninterrupted, range(24, 30))
+
+
+def told(proposer: Proposer, records: Sequence[Record]) -> None:
+    for number, record in enumerate(records):
+        proposer.propose(record.trial, number)
+        proposer.tell(record)
+
+
+def remembered(proposer: Proposer, records: Sequence[Record]) -> None:
+    good = space_for(["a", "b"], 6, ["naive", "clip"]).known_good()
+    proposer.remember({record.trial: (good[number], record) for number, record in enumerate(records)})
+
+
+@pytest.mark.parametrize("learn", [told, remembered])
+def test_with_two_objectives_a_pruned_trial_has_no_values_and_none_on_the_way(
+    learn: Callable[[Proposer, Sequence[Record]], None], space: Space, tmp_path: Path
+) -> None:
+    proposer = Proposer(space, "tpe", 0, objectives=TWO)
+    learn(proposer, [a_run("0000", (0.2, 0.7), seconds=6.0), a_run("0001", (0.9,), "pruned", seconds=1.0)])
+    study = study_of(proposer, tmp_path)
+    assert study.directions == [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+    assert study.metric_names == ["accuracy", "seconds"]
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert [trial.values for trial in study.trials] == [[0.7, 6.0], None]
+    assert [trial.intermediate_values for trial in study.trials] == [{}, {}]
+    assert [trial.number for trial in study.best_trials] == [0]
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed"])
+def test_tpe_goes_on_where_no_trial_of_two_objectives_ever_finished(status: str, space: Space) -> None:
+    proposer = Proposer(space, "tpe", 0, objectives=TWO)
+    for number in range(20):
+        proposer.propose(f"{number:04d}", number)
+        proposer.tell(a_run(f"{number:04d}", (0.5,), status))
+
+
+def test_the_loss_is_minimized_with_every_value_on_the_way(space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "tpe", 0, objectives=LOSS)
+    told(proposer, [a_run("0000", (0.2, 0.7), val_loss=0.25), a_run("0001", (0.9,), "pruned", val_loss=0.5)])
+    study = study_of(proposer, tmp_path)
+    assert study.directions == [StudyDirection.MINIMIZE]
+    assert (study.trials[0].value, study.best_value) == (0.25, 0.25)
+    assert [trial.intermediate_values for trial in study.trials] == [{1: 0.25, 2: 0.25}, {1: 0.5}]
+
+
+def test_a_finished_trial_that_was_not_measured_teaches_nothing(space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "tpe", 0, objectives=objectives_from("noisy_accuracy"))
+    told(proposer, [a_run("0000", (0.9,))])
+    assert study_of(proposer, tmp_path).trials[0].state == TrialState.FAIL
+
+
+@pytest.mark.parametrize(
+    ("objectives", "measures"),
+    [
+        (LOSS, lambda good: {"val_loss": 0.1 if good else 0.9}),
+        (objectives_from("balanced_accuracy"), lambda good: {"val_balanced_accuracy": 0.9 if good else 0.1}),
+        (TWO, lambda good: {"seconds": 1.0 if good else 9.0}),
+    ],
+    ids=["loss", "balanced_accuracy", "accuracy,seconds"],
+)
+def test_tpe_searches_where_the_objective_was_good_whatever_the_accuracy(objectives: Any, measures: Any) -> None:
+    proposer = Proposer(space_for(["a"], 6, ["naive"]), "tpe", 0, objectives=objectives)
+    for number in range(40):
+        _, config = proposer.propose(f"{number:04d}", number)
+        proposer.tell(a_run(f"{number:04d}", (0.5,), **measures(config["optimizer"] == "sgd")))
+    late = [proposer.propose(f"{number:04d}", number)[1]["optimizer"] for number in range(40, 60)]
+    assert late.count("sgd") > 12
+
+
+# --- finals ----------------------------------------------------------------------------------------------------------
+
+
+def test_finalists_have_the_lowest_loss_whatever_their_accuracy() -> None:
+    records = [
+        a_run(f"000{place}", (accuracy,), val_loss=loss)
+        for place, (accuracy, loss) in enumerate([(0.9, 0.5), (0.7, 0.2), (0.8, 0.3)])
+    ]
+    assert finals.choose(records, 2, LOSS) == ["0001", "0002"]
+    assert finals.choose(records, 2) == ["0000", "0002"]
+
+
+def test_with_two_objectives_finalists_are_taken_from_the_front_first_the_most_accurate_first() -> None:
+    records = [
+        a_run("0000", (0.90,), seconds=9.0),  # on the front
+        a_run("0001", (0.89,), seconds=9.5),  # beaten by 0000
+        a_run("0002", (0.70,), seconds=2.0),  # on the front
+        a_run("0003", (0.80,), seconds=5.0),  # on the front
+        a_run("0004", (0.60,), seconds=4.0),  # beaten by 0002
+        a_run("0005", (0.99,), "pruned", seconds=1.0),
+    ]
+    assert finals.choose(records, 9, TWO) == ["0000", "0003", "0002", "0001", "0004"]
+    assert finals.choose(records, 1, TWO) == ["0000"]
+    assert finals.choose([], 3, TWO) == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_equal_trials_on_the_front_stand_in_their_order(order: int) -> None:
+    records = [a_run(name, (0.8,), seconds=3.0) for name in ("0002", "0010", "0003")]
+    assert finals.choose(records[::order], 2, TWO) == ["0002", "0003"]
+
+
+def test_finalists_are_ranked_by_the_mean_of_the_objective() -> None:
+    found = {
+        "0001": [a_run("0001-s1", (0.9,), val_loss=0.1), a_run("0001-s2", (0.9,), val_loss=0.5)],
+        "0002": [a_run("0002-s1", (0.5,), val_loss=0.2), a_run("0002-s2", (0.5,), val_loss=0.3)],
+        "0003": [],
+    }
+    assert finals.rank(found, OBJECTIVES["loss"]) == ["0002", "0001"]
+    assert finals.rank(found) == ["0001", "0002"]
+
+
+def test_the_winners_figures_name_the_objective_and_accuracy_and_all_that_the_test_part_said() -> None:
+    test = replace(an_evaluation("test", 5), balanced_accuracy=0.4, noisy=(Noisy("blur", 1, 4, 1),))
+    winner = replace(a_run("0001-s1", (0.6,), val_loss=0.3), test=test)
+    assert finals.metrics(winner, [winner], objectives_from("loss,seconds")) == pytest.approx(
+        {
+            "val_accuracy": 0.6,
+            "val_loss": 0.3,
+            "seconds": 4.0,
+            "test_accuracy": 0.5,
+            "test_balanced_accuracy": 0.4,
+            "test_noisy_accuracy": 0.25,
+        }
+    )
+
+
+# --- who goes on -----------------------------------------------------------------------------------------------------
+
+
+def staged(store: Store, objective: Any, judge: Callable[[History, str], bool]) -> Stage:
+    def trials() -> Iterator[Trial]:
+        for number in range(9):
+            trial = Trial(f"{number:04d}", "search", {}, a_recipe())
+            store.add_trial(trial)
+            yield trial
+
+    def site(trial: Trial) -> Site:
+        return Site(str(store.folder), "pack", None, 1, False)
+
+    watch = Watch(Console(file=io.StringIO()), "colours", objective)
+    return Stage(store, watch, trials(), site, judge, lambda record: None, objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("objective", "good", "bad"),
+    [
+        (BALANCED, {"val_balanced_accuracy": 0.8}, {"val_balanced_accuracy": 0.2}),
+        (OBJECTIVES["loss"], {"val_loss": 0.1}, {"val_loss": 2.0}),
+    ],
+    ids=["balanced_accuracy", "loss"],
+)
+@pytest.mark.parametrize("rule", ["asha", "median"])
+def test_trials_are_judged_by_the_objective_and_not_by_accuracy(
+    rule: str, objective: Any, good: dict[str, float], bad: dict[str, float], tmp_path: Path
+) -> None:
+    stage = staged(Store(tmp_path / "colours"), objective, partial(SCHEDULERS[rule], epochs=EPOCHS))
+    reports = [*((0.1, good),) * 4, (0.9, bad), (0.1, good)]  # the accurate one is the bad one
+    said = []
+    for number, (accuracy, measures) in enumerate(reports):
+        stage.next_trial()
+        said.append(stage.goes_on(f"{number:04d}", as_dict(a_run(f"{number:04d}", (accuracy,), "pruned", **measures))))
+    assert said == [True, True, True, True, False, True]
+
+
+def test_stored_trials_are_held_against_others_by_the_objective(tmp_path: Path) -> None:
+    store = Store(tmp_path / "colours")
+    store.add_trial(Trial("0000", "search", {}, a_recipe()))
+    store.add_epoch("0000", replace(an_epoch(1, 0.9), val_balanced_accuracy=0.3))
+    store.add_epoch("0000", an_epoch(2, 0.9))
+    assert history_of(store, BALANCED)["0000"].values == [0.3, None]
+    assert history_of(store, OBJECTIVES["loss"])["0000"].values == [-0.8, -0.8]
+    assert history_of(store)["0000"].values == [0.9, 0.9]
+
+
+@pytest.mark.parametrize("rule", SCHEDULERS)
+def test_nobody_is_stopped_for_what_was_not_measured(rule: str, tmp_path: Path) -> None:
+    stage = staged(Store(tmp_path / "colours"), BALANCED, partial(SCHEDULERS[rule], epochs=EPOCHS))
+    for number in range(6):
+        stage.next_trial()
+        assert stage.goes_on(f"{number:04d}", as_dict(a_run(f"{number:04d}", (0.1 * number,), "pruned")))
+
+
+# --- all of it together ----------------------------------------------------------------------------------------------
+
+
+def launched(folder: Path, *objective: str) -> Launched:
+    prepared: Any = SimpleNamespace(
+        plan=Plan("folder", "Which?", trials=4, epochs=EPOCHS, finalists=1, seeds=1, objective=objective),
+        space=space_for(["test_efficientnet"], EPOCHS),
+        pack=SimpleNamespace(folder=folder / "pack"),
+        recipe=lambda config: recipe_from(a_recipe()),
+        redraws=False,
+    )
+    store = Store(folder / "colours")
+    params = prepared.space.known_good()[0]
+    for number, (accuracy, loss) in enumerate([(0.9, 0.9), (0.6, 0.2), (0.8, 0.5), (0.7, 0.4)]):
+        store.add_trial(Trial(f"{number:04d}", "search", params, a_recipe()))
+        store.add_record(a_run(f"{number:04d}", (0.1, 0.1, 0.1, accuracy), val_loss=loss))
+    return Launched(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+
+
+def test_a_sweep_keeps_and_finishes_what_its_objective_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for objective, best in (("loss", "0001"), ("accuracy", "0000")):
+        sweep = launched(tmp_path / objective, objective)
+        began: list[str] = []
+        monkeypatch.setattr(sweep, "_run", lambda *about, began=began: began.extend(trial.name for trial in about[3]))
+        sweep.finals()
+        assert began == [f"{best}-s1"]
+        assert [decision["finalists"] for decision in sweep._store.decisions("finals")] == [[best]]
+
+
+@pytest.mark.parametrize(("objective", "noisy"), [("accuracy", False), ("noisy_accuracy", True)])
+def test_noise_is_measured_after_every_epoch_only_where_it_is_searched_for(
+    objective: str, noisy: bool, tmp_path: Path
+) -> None:
+    trial = Trial("0000", "search", {}, {**a_recipe("scratch")})
+    assert launched(tmp_path, objective)._site(trial).noisy is noisy
+
+
+# --- what a person watches -------------------------------------------------------------------------------------------
+
+
+def watched(objective: str, *ends: tuple[str, float, dict[str, float]]) -> str:
+    screen = io.StringIO()
+    watch = Watch(Console(file=screen, width=150), "colours", OBJECTIVES[objective])
+    watch.begin("search", 9)
+    for name, accuracy, measures in ends:
+        record = a_run(name, (accuracy,), **measures)
+        watch.saw(json.loads(json.dumps(as_dict(record))))
+        Console(file=screen, width=150).print(watch._drawn())
+        watch.saw_end(name, "finished", OBJECTIVES[objective].value(record.epochs))
+    Console(file=screen, width=150).print(watch._drawn())
+    return screen.getvalue()
+
+
+def test_the_best_so_far_is_best_in_the_objective_with_its_accuracy_beside_it() -> None:
+    text = watched("loss", ("0000", 0.5, {"val_loss": 0.4}), ("0001", 0.9, {"val_loss": 0.6}))
+    assert "best so far: cross-entropy 0.4, accuracy 50.0% on validation, naive (trial 0000)" in text
+    assert "(trial 0001)" not in text
+    assert "epoch 1/4  cross-entropy 0.6, accuracy 90.0%" in text
+
+
+def test_where_accuracy_is_searched_for_it_is_said_once() -> None:
+    text = watched("accuracy", ("0000", 0.5, {}), ("0001", 0.9, {}))
+    assert "best so far: 90.0% on validation, naive (trial 0001)" in text
+    assert "epoch 1/4  50.0%" in text
+
+
+def test_a_record_that_was_not_measured_counts_as_the_worst() -> None:
+    assert finals.score_of(a_record("0000"), BALANCED) == -math.inf
