@@ -25,7 +25,7 @@ lint: .venv/.developers ## style, types, and who may import whom
 	$(BIN)/lint-imports
 
 constraints: ## constraints.txt anew: what pip would choose today, found out in an environment of its own (5 GB)
-	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,dashboard]' && \
+	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard]' && \
 	{ grep '^#' constraints.txt; $$fresh/bin/python -m pip freeze --exclude-editable | grep '=='; } > constraints.new && \
 	mv constraints.new constraints.txt && rm -r $$fresh
 

@@ -1,0 +1,273 @@
+"""What does each entry of each table do, all else being equal?
+
+    python -m benchmarks.cards --data ../shared/data/simpsons --backbone mobilenetv2_100 \
+        --weights ../shared/data/weights/mobilenetv2_100.safetensors --image-size 96 --write
+
+Each entry takes its turn in one recipe, on three seeds, each with a validation part of its own; the test part stays
+closed. A strategy brings its known good recipe, for strategies want different rates. What the backbone cannot do is
+tried on small networks that have learned the digits 0 to 4 and are shown 5 to 9.
+
+The table goes to benchmarks/CARDS.md and, with `--write`, a line `Measured:` into each entry's docstring. Runs are kept
+in the storage folder: the same command goes on where it was stopped. Nothing is tuned here, and three seeds tell apart
+only what differs by several points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import os
+import platform
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sweeps.engine.edits import space_for
+from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+from sweeps.engine.plan import Plan
+from sweeps.engine.prepare import Prepared, prepare
+from sweeps.engine.spaces import KNOWN_GOOD, Config
+from xfer import networks
+from xfer.choices import parameters
+from xfer.recipe import TABLES, Recipe
+from xfer.records import Record, as_dict, record_from
+
+SEEDS = (1, 2, 3)
+TARGET = Path(__file__).with_name("CARDS.md")
+WIDTH = 112
+SMALL: Mapping[str, Mapping[str, Config]] = {
+    "test_resnet": {"linear_probe": {}, "drop_early": {"stage": 2}},
+    "test_vit": {"linear_probe": {}, "drop_early": {"stage": 1}, "clip": {}, "lora": {}},
+}
+"""Which strategies are tried on which small network, the ones that others do not refuse for comparison."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An entry in a recipe."""
+
+    kind: str
+    entry: str
+    where: str
+    """The images and the network."""
+    recipe: Recipe | None
+    """None where the network cannot do it."""
+    job: tuple[str, str] = ("", "")
+    """Pack and weights file."""
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an arm came to on its seeds."""
+
+    arm: Arm
+    records: tuple[Record, ...]
+
+    @property
+    def accuracy(self) -> str:
+        """Mean and standard deviation of the validation accuracy over the seeds, and how many of them diverged."""
+        found = [record.val_accuracy or 0.0 for record in self.records if record.status == "finished"]
+        lost = len(self.records) - len(found)
+        said = f"{fmean(found):.1%} ± {stdev(found):.1%}" if len(found) > 1 else "no number"
+        return said + (f" ({lost} of {len(self.records)} diverged)" if lost else "")
+
+    @property
+    def images(self) -> int:
+        """On how many images it rests, over all seeds."""
+        return sum(len(record.val.correct) for record in self.records if record.val)
+
+
+def main() -> None:
+    """Run what has not been run, then write the table and, where asked, the docstrings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="images, as for a sweep")
+    parser.add_argument("--backbone", required=True, help="timm's name")
+    parser.add_argument("--weights", required=True, help="FILE")
+    parser.add_argument("--image-size", type=int, required=True, help="in pixels")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--storage", type=Path, default=Path("runs/cards"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--write", action="store_true", help="also put a line into each entry's docstring")
+    asked = parser.parse_args()
+
+    def prepared(data: str, backbone: str, weights: str, image_size: int) -> Prepared:
+        plan = Plan("cards", "What does each entry do?", data=data, backbones=(backbone,), weights={backbone: weights})
+        settings = {"image_size": image_size, "epochs": asked.epochs, "strategies": ("naive",), "advise": False}
+        return prepare(_changed(plan, settings), asked.storage)
+
+    large = prepared(asked.data, asked.backbone, asked.weights, asked.image_size)
+    arms = list(_arms(large, _wishes()))
+    folder = str(digits(asked.storage / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
+    for name, strategies in SMALL.items():
+        small = prepared(folder, name, str(pretrained(asked.storage, name, 32)), 32)
+        arms += _arms(small, (("strategy", {**_known_good(each), **own}) for each, own in strategies.items()))
+    _run_all(arms, asked.storage / "records", asked.workers)
+    results = [Result(arm, tuple(_records(arm, asked.storage / "records"))) for arm in arms]
+    TARGET.write_text(_page(results, asked))
+    if asked.write:
+        _write(results)
+
+
+def _changed(plan: Plan, settings: Mapping[str, Any]) -> Plan:
+    return Plan(**{**{name: getattr(plan, name) for name in plan.__dataclass_fields__}, **settings})
+
+
+def _wishes() -> Iterator[tuple[str, Config]]:
+    """Every entry of every table: a strategy with its known good recipe, all else in the one of `clip`."""
+    for name in TABLES["strategy"]:
+        yield "strategy", _known_good(name)
+    for kind, table in TABLES.items():
+        if kind != "strategy":
+            yield from ((kind, {**KNOWN_GOOD[0], kind: name, **parameters(entry)}) for name, entry in table.items())
+
+
+def _known_good(strategy: str) -> Config:
+    return next(wish for wish in KNOWN_GOOD if wish["strategy"] == strategy)
+
+
+def _arms(prepared: Prepared, wishes: Iterable[tuple[str, Config]]) -> Iterator[Arm]:
+    backbone, plan = prepared.backbones[0], prepared.plan
+    everything = {kind: ",".join(table) for kind, table in TABLES.items()}
+    space = space_for([backbone.name], plan.epochs, edits=everything)
+    where = f"{prepared.source}, {backbone.name}"
+    for kind, wish in wishes:
+        recipe = prepared.recipe(space.configured({"backbone": backbone.name, **wish}))
+        try:
+            networks.check(recipe)
+            yield Arm(kind, str(wish[kind]), where, recipe, (str(prepared.pack.folder), str(backbone.file)))
+        except ValueError as error:
+            yield Arm(kind, str(wish[kind]), where, None, refusal=str(error))
+
+
+def _run_all(arms: list[Arm], folder: Path, workers: int) -> None:
+    """Run every arm on every seed, in processes of one thread each, but for what has been run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    repeats = [(arm.recipe.repeated(seed, seed), arm.job) for arm in arms if arm.recipe for seed in SEEDS]
+    jobs = {recipe.id: (recipe, job) for recipe, job in repeats if not (folder / f"{recipe.id}.json").exists()}
+    # As in a sweep: glibc would otherwise give every freed activation back to the system (sweeps/engine/tuning.py).
+    os.environ.update(OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="4000000000", MALLOC_TRIM_THRESHOLD_="8000000000")
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(_run_one, recipe, *job, folder) for recipe, job in jobs.values()]
+        for done, future in enumerate(as_completed(running), start=1):
+            print(f"{done} of {len(running)}: {future.result()}", flush=True)
+
+
+def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
+    import torch
+
+    from xfer.data.pack import load_pack
+    from xfer.run import DivergedError, Run
+
+    torch.set_num_threads(1)
+    file = Path(weights) if recipe.weights else None
+    run, error = Run(recipe, load_pack(Path(pack)), file, torch.device("cpu")), None
+    try:
+        for _ in run:
+            pass
+    except DivergedError as diverged:
+        error = str(diverged)
+    record = run.record(phase="final", error=error)
+    (folder / f"{recipe.id}.json").write_text(json.dumps(as_dict(record)))
+    return f"{recipe.strategy} {record.val_accuracy if error is None else error}"
+
+
+def _records(arm: Arm, folder: Path) -> Iterator[Record]:
+    for seed in SEEDS if arm.recipe else ():
+        assert arm.recipe is not None
+        yield record_from(json.loads((folder / f"{arm.recipe.repeated(seed, seed).id}.json").read_text()))
+
+
+def _page(results: list[Result], asked: argparse.Namespace) -> str:
+    """The committed table, with the command, the date and the machine that made it."""
+    command = (
+        f"python -m benchmarks.cards --data {asked.data} --backbone {asked.backbone} --weights {asked.weights} "
+        f"--image-size {asked.image_size} --epochs {asked.epochs}"
+    )
+    rows = [
+        "# Cards: every entry of every table, all else being equal",
+        "",
+        *textwrap.wrap(
+            f"Validation accuracy, mean and standard deviation over {len(SEEDS)} seeds, each with a validation part of "
+            f"its own; the test parts stayed closed. {asked.epochs} epochs. Nothing was tuned for these runs; rates "
+            f"and known good recipes are those of sweeps/engine/spaces.py. Differences below about five points are "
+            f"noise.",
+            WIDTH,
+        ),
+        "",
+        f"    {command}",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPU cores, one thread a run.",
+    ]
+    for where in dict.fromkeys(result.arm.where for result in results):
+        rows += ["", f"## {where}", "", "| table | entry | accuracy | images | parameters moved |"]
+        rows += ["| --- | --- | --- | --- | --- |"]
+        rows += [_row(result) for result in results if result.arm.where == where]
+    return "\n".join(rows) + "\n"
+
+
+def _row(result: Result) -> str:
+    arm = result.arm
+    if arm.recipe is None:
+        return f"| {arm.kind} | `{arm.entry}` | refused: {arm.refusal} | | |"
+    entry, moved = getattr(arm.recipe, arm.kind), result.records[0].trainable_parameters
+    return f"| {arm.kind} | `{entry}` | {result.accuracy} | {result.images} | {moved:,} |"
+
+
+def _write(results: list[Result]) -> None:
+    """Put what was measured into the docstrings, in the place of what stood there."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.arm.recipe is None:
+            continue
+        values = said.setdefault((result.arm.kind, result.arm.entry), [])
+        values.append(f"{result.accuracy} on {result.arm.where}")
+    for (kind, entry), values in said.items():
+        text = f"Measured: {'; '.join(values)} ({len(SEEDS)} seeds; benchmarks/CARDS.md)."
+        _write_line(TABLES[kind][entry], text)
+
+
+def _write_line(entry: Any, text: str) -> None:
+    path = Path(inspect.getfile(entry))
+    source = path.read_text()
+    found = next(node for node in ast.parse(source).body if getattr(node, "name", "") == entry.__name__)
+    assert isinstance(found, ast.FunctionDef)
+    node = found.body[0]
+    assert node.end_lineno is not None
+    path.write_text(_replaced(source, node.lineno - 1, node.end_lineno, measured(entry.__doc__, text)))
+
+
+def measured(docstring: str, text: str) -> str:
+    r"""A docstring with a paragraph that says what was measured, after its prose and before its sections.
+
+    >>> print(measured("Does it.\n\n    Measured: old.\n\n    Raises:\n        E: why.\n    ", "Measured: new."))
+    Does it.
+    <BLANKLINE>
+    Measured: new.
+    <BLANKLINE>
+    Raises:
+        E: why.
+    """
+    paragraphs = [part for part in inspect.cleandoc(docstring).split("\n\n") if not part.startswith("Measured:")]
+    sections = [place for place, part in enumerate(paragraphs) if part.startswith(("Raises:", "Args:", ">>>"))]
+    paragraphs.insert(min(sections, default=len(paragraphs)), textwrap.fill(text, WIDTH))
+    return "\n\n".join(paragraphs)
+
+
+def _replaced(source: str, start: int, end: int, docstring: str) -> str:
+    lines = source.splitlines(keepends=True)
+    raw = "r" if lines[start].lstrip().startswith("r") else ""
+    body = textwrap.indent(f'{raw}"""{docstring}\n"""\n', "    ")
+    return "".join([*lines[:start], body, *lines[end:]])
+
+
+if __name__ == "__main__":
+    main()
