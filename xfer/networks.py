@@ -14,6 +14,7 @@ from xfer import backbones
 from xfer.methods import activations
 from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.colours import COLOURS, Colour
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
 from xfer.methods.heads import HEADS
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.params import params_of
@@ -91,10 +92,13 @@ def _check_parts(model: Any, name: str) -> None:
 def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
     # Where a choice asks the head apart from the body, the two must fit.
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
+    term: EmbeddingTerm | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
     asking = [f"strategy {recipe.strategy}"] if strategy.fits_head else []
-    asking += [f"embedding_loss {recipe.embedding_loss}"] if recipe.embedding_loss.name != "none" else []
+    asking += [f"embedding_loss {recipe.embedding_loss}"] if term else []
     if not asking:
         return
+    if term:
+        term.build(1, recipe.classes)  # the library it needs may not be there
     head = model.get_classifier()
     try:
         fits = head(model.forward_head(model.forward_features(images), pre_logits=True)).ndim == 2

@@ -23,7 +23,8 @@ class Options:
     """What a person may say on the command line; the texts are what `--help` shows."""
 
     data: str = ""
-    """Folder with the images."""
+    """Where the images are: a folder, a table's FILE.csv,
+    hf://owner/name or torchvision://NAME?root=DIR."""
     classes: str = ""
     """Which of its classes are told apart: names separated by
     commas, or a number for the first so many. All unless given."""
@@ -92,12 +93,15 @@ class Options:
     fix: Many = ()
     """AXIS=VALUE to hold fixed, once for each axis: optimizer=adam."""
     advise: bool = True
-    """Begin with what the measured data call for: their size, and how well frozen features serve them. Takes seconds,
-    once. --no-advise begins with clip."""
+    """Begin with what the data call for: their size, and how well
+    frozen features serve them, are measured once, in seconds.
+    --no-advise begins with clip."""
     objective: str = "accuracy"
-    """What recipes are searched for, ranked and stopped by: accuracy, balanced_accuracy, noisy_accuracy, loss; each on
-    the validation part. With a second one, as in accuracy,seconds, the search looks for what no other recipe beats in
-    both, and the first decides. Accuracy under noise costs a further pass over the validation part in every epoch."""
+    """What recipes are searched for, ranked and stopped by, on the
+    validation part: accuracy, balanced_accuracy, noisy_accuracy,
+    loss. With a second one, as in accuracy,seconds, what no other
+    recipe beats in both is searched for, and the first decides.
+    noisy_accuracy costs another validation pass in every epoch."""
     sampler: str = "tpe"
     """Who proposes recipes after the known good ones: tpe, random."""
     scheduler: str = "asha"

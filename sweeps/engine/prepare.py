@@ -158,7 +158,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         plan.edits,
         lambda backbone, strategy, values: can(backbone, strategy={"name": strategy, **values}),
     )
-    for kind in ("head", "activation", "colour"):
+    for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, values_of(space.axes[kind])):
             can(backbone, **{kind: {"name": entry}})
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())

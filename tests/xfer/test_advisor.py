@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.advisor import CASES, SMALL_IMAGES, WIDTH, Layer, Measurement, advice_for, advise
+from xfer.advisor import CASES, WIDTH, advice_for, advise
 from xfer.choices import choose
 from xfer.data.pack import build_pack
 from xfer.data.sources import folder
 from xfer.data.split import split_pack
 from xfer.methods.strategies import STRATEGIES
+from xfer.target import SMALL_IMAGES, Layer, Measurement
 
 CPU = torch.device("cpu")
 

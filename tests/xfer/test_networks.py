@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -216,3 +217,11 @@ def test_every_stage_but_the_last_can_be_cut_after(make_recipe, stage):
 @pytest.mark.parametrize("backbone", ["resnetv2_18", "crossvit_9_240", "repvit_m1"])
 def test_a_cut_network_gets_a_head_of_its_own_whatever_the_whole_one_ends_in(make_recipe, backbone):
     check(make_recipe(backbone=backbone, strategy={"name": "early_cut", "stage": 1}, weights="w", image_size=240))
+
+
+def test_a_missing_library_is_found_before_anything_is_trained(make_recipe, monkeypatch):
+    for name in ("pytorch_metric_learning", "pytorch_metric_learning.distances"):
+        monkeypatch.setitem(sys.modules, name, None)
+    _check_shape.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install 'xfer\[metric\]'"):
+        check(make_recipe(embedding_loss="arcface"))

@@ -33,7 +33,10 @@ values are weights between 0 and 1."""
 
 
 def keep() -> Activation:
-    """The activations that the network was pretrained with."""
+    """The activations that the network was pretrained with.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+    """
     return None
 
 
@@ -41,6 +44,8 @@ def mish() -> Activation:
     """Mish, x * tanh(softplus(x)) (Misra 2019): smooth, and lets small negative values through.
 
     Part of a published recipe for Stanford Cars. The pretrained weights have never met it, so expect a lower start.
+
+    Measured: 74.7% ± 4.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return nn.Mish
 
@@ -49,6 +54,8 @@ def silu() -> Activation:
     """SiLU, x * sigmoid(x), also known as Swish (Elfwing et al. 2018; Ramachandran et al. 2017).
 
     What EfficientNets are pretrained with; in a network pretrained with ReLU it costs some of the start.
+
+    Measured: 73.6% ± 5.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return nn.SiLU
 
@@ -57,6 +64,8 @@ def leaky_relu() -> Activation:
     """Leaky ReLU, x or below 0 x / 100 (Maas et al. 2013): no unit is ever without a gradient.
 
     So near to ReLU that a network pretrained with ReLU hardly notices.
+
+    Measured: 78.5% ± 7.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda inplace: nn.LeakyReLU(0.01, inplace)
 

@@ -29,6 +29,8 @@ def none() -> Augmentation:
 
     The measure for all others, and right where every training image is seen only a few times, or where even a mirror
     makes another class of it.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda images, generator: images
 
@@ -38,6 +40,8 @@ def flip() -> Augmentation:
 
     Costs next to nothing and is safe wherever a mirrored picture could have been taken just as well. Wrong for digits,
     letters and whatever else has a left and a right. Krizhevsky et al. 2012.
+
+    Measured: 78.1% ± 3.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
 
     def augment(images: Tensor, generator: Generator) -> Tensor:
@@ -52,6 +56,8 @@ def randaugment(num_ops: int = 2, magnitude: int = 9) -> Augmentation:
 
     For long trainings that would otherwise learn their images by heart. The operations bend shapes and colours alike:
     too much where training is short, images are small or a colour tells the classes apart. Cubuk et al. 2020.
+
+    Measured: 75.7% ± 7.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     if not isinstance(num_ops, int) or num_ops < 1:
         raise ValueError(f"num_ops is how many operations an image goes through, 1 or more, not {num_ops}; 0 is flip")
@@ -68,6 +74,8 @@ def autoaugment() -> Augmentation:
 
     Nothing to tune, and its authors saw it carry over to other photos. It is mostly about colours, posterised,
     solarised and equalised: not for classes that differ in colour. Cubuk et al. 2019.
+
+    Measured: 74.0% ± 3.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return _one_by_one(v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET))
 
@@ -78,6 +86,8 @@ def trivialaugment() -> Augmentation:
     Nothing to tune; its authors found it on a par with the searched policies. Strengths are drawn from a wide range
     ("TrivialAugment Wide"): shifts go up to 32 pixels and turns up to 135 degrees whatever the image, so that little
     may be left of a small one. Müller & Hutter 2021.
+
+    Measured: 79.5% ± 4.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return _one_by_one(v2.TrivialAugmentWide())
 
@@ -90,6 +100,8 @@ def random_resized_crop(min_area: float = 0.5) -> Augmentation:
     training from scratch. Of no use where every image is framed alike. Szegedy et al. 2015.
 
     The share of the area is uniform up to 1; the aspect ratio is changed by 3/4 to 4/3, as far as the part fits.
+
+    Measured: 74.3% ± 4.9% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     if not 0 < min_area <= 1:
         raise ValueError(
@@ -120,6 +132,8 @@ def cutout(cutout_size: float = 0.5) -> Augmentation:
     Makes the network look at more than the most telling part. Not for small objects, which vanish as a whole, nor for
     classes that a single detail tells apart. The square is centred anywhere and may reach over the border.
     DeVries & Taylor 2017.
+
+    Measured: 74.3% ± 6.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     if not 0 < cutout_size <= 1:
         raise ValueError(
@@ -146,6 +160,8 @@ def random_erasing(erasing_probability: float = 0.25) -> Augmentation:
 
     Like `cutout`, with holes of all sizes and shapes: 2 to 40 percent of the area, up to about three times as long as
     wide. The rest of the images stays whole, which is gentler on small objects. Zhong et al. 2020.
+
+    Measured: 78.1% ± 4.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     if not 0 <= erasing_probability <= 1:
         raise ValueError(
@@ -172,6 +188,8 @@ def grey(grey_probability: float = 0.2) -> Augmentation:
     For colours that differ between training and use but say nothing about the class, as with another camera or a
     car's paint. Not where colour is what tells the classes apart, and nothing new for images that are grey already.
     A part of the augmentation of Chen et al. 2020 (SimCLR).
+
+    Measured: 75.0% ± 8.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     if not 0 <= grey_probability <= 1:
         raise ValueError(f"grey_probability is the share of the images made grey, in [0, 1], not {grey_probability}")
@@ -191,6 +209,8 @@ def colour_jitter(jitter: float = 0.4) -> Augmentation:
 
     For photos under other light than those that the network will meet. It leaves the hue alone, and so is milder than
     `grey` on classes that differ in colour; where the light is always the same it has nothing to teach. Howard 2013.
+
+    Measured: 81.2% ± 4.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     if not 0 <= jitter <= 1:
         raise ValueError(f"jitter is how far a factor may be from 1, in [0, 1], not {jitter}; 0.4 is the usual one")

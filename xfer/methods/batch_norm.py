@@ -12,6 +12,8 @@ def with_weights() -> BatchNorm:
     """Statistics follow where the layer itself is trained, and stand still where it is frozen.
 
     The rule: a frozen body then gives the same features in every epoch, and a trained one adapts to the new images.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda moves: moves
 
@@ -21,6 +23,8 @@ def frozen() -> BatchNorm:
 
     Helps with small batches, whose own statistics are noisy, and keeps training and evaluation alike; He et al. (2016)
     did so to fine-tune for detection.
+
+    Measured: 84.4% ± 4.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda moves: False
 
@@ -30,6 +34,8 @@ def always() -> BatchNorm:
 
     What one gets by freezing weights without touching the layers' mode, as many published runs did: the features of a
     frozen body then drift towards the new images (a simple form of AdaBN, Li et al. 2016).
+
+    Measured: 60.8% ± 8.0% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda moves: True
 

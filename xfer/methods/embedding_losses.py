@@ -33,6 +33,8 @@ def none() -> EmbeddingTerm | None:
     """Nothing is asked of the embeddings but that the head can tell them apart.
 
     The measure for the others, and the only choice together with batch mixing.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return None
 
@@ -46,6 +48,8 @@ def contrastive(weight: float = 1.0, pair_margin: float = 1.0) -> EmbeddingTerm:
 
     Embeddings are brought to length 1, so distances are in [0, 2]. Pairs that have nothing to complain about do not
     count: the loss is the mean over the others, of one class and of two, added.
+
+    Measured: 79.9% ± 4.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: a weight that is not above 0, or a margin outside (0, 2].
@@ -69,6 +73,8 @@ def triplet(weight: float = 1.0, triplet_margin: float = 0.2) -> EmbeddingTerm:
 
     Embeddings are brought to length 1, so squared distances are in [0, 4]. The loss is the mean over the triplets.
 
+    Measured: 77.8% ± 9.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     Raises:
         ValueError: a weight that is not above 0, or a margin outside (0, 4].
     """
@@ -84,6 +90,8 @@ def arcface(weight: float = 1.0, angular_margin: float = 0.5, scale: float = 64.
     are parameters of its own, D times C of them. The loss begins near `scale` times the sine of the margin, about 30
     with the defaults: unless `weight` is small, the classification loss hardly counts beside it. Deng et al. 2019,
     whose margin and scale, for faces, are the defaults.
+
+    Measured: 59.4% ± 6.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: a weight or a scale that is not above 0, or a margin outside (0, pi / 2].

@@ -17,6 +17,8 @@ def linear() -> Head:
     """One linear layer, as the network was pretrained with.
 
     The rule unless there is a reason: on good features it is enough, and it is what published figures stand on.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return nn.Linear
 
@@ -26,6 +28,8 @@ def mlp(hidden: int = 512) -> Head:
 
     Helps where the features are frozen and the classes are not linearly separable in them; on few images it has more to
     overfit with. Common in transfer practice, as in fastai's two-layer head (Howard & Gugger 2020).
+
+    Measured: 79.2% ± 2.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: no hidden unit.
@@ -40,6 +44,8 @@ def cosine(cosine_scale: float = 16.0) -> Head:
 
     Bounds the logits, and so the first gradients, whatever the size of the features; of use with few or unequal numbers
     of images per class (Gidaris & Komodakis 2018).
+
+    Measured: 76.7% ± 4.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: a scale that is not above 0, or not finite.

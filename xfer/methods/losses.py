@@ -17,6 +17,8 @@ def cross_entropy() -> Loss:
 
     The measure for the others. It asks for ever larger logits of images that are right already, so in long trainings
     on few images a network becomes surer than it should be.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda logits, targets: functional.cross_entropy(logits, targets, reduction="none")
 
@@ -27,6 +29,8 @@ def label_smoothing(smoothing: float = 0.1) -> Loss:
     Against overconfidence: a logit has nothing to gain beyond a bound, so probabilities are often better calibrated
     (Müller et al. 2019). It also forgives labels that are wrong now and then. Of less use where batch mixing softens
     the targets already. Szegedy et al. 2016, whose share for ImageNet is the default.
+
+    Measured: 79.9% ± 6.4% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: a share outside [0, 1).
@@ -48,6 +52,8 @@ def focal(gamma: float = 2.0) -> Loss:
     are wrong count as the hardest of all. Lin et al. 2017, whose best `gamma` is the default; 0 is cross-entropy.
 
     The form for softmax, without weights for classes. Under batch mixing each class of the mixture counts by its share.
+
+    Measured: 74.7% ± 9.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     >>> loss = focal(gamma=2.0)(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))  # at a probability of a half
     >>> round(loss.item() / math.log(2), 3)

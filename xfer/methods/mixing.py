@@ -18,6 +18,8 @@ def none() -> Mixing:
     """The batch as it is.
 
     The measure for the others, and right for short trainings: mixing pays off late.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda images, targets, generator: (images, targets)
 
@@ -29,6 +31,8 @@ def cutmix(alpha: float = 1.0) -> Mixing:
     by, and the target still claims it. Yun et al. 2019.
 
     The share of a batch that is kept is drawn from Beta(alpha, alpha), once per batch.
+
+    Measured: 70.5% ± 2.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     _check(alpha)
 
@@ -50,6 +54,8 @@ def mixup(alpha: float = 0.2) -> Mixing:
 
     The share of a batch that is kept is drawn from Beta(alpha, alpha), once per batch. Images are blended as floats and
     rounded to whole values, which moves a pixel by half a value of 255 at most; targets are not rounded.
+
+    Measured: 78.8% ± 3.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     _check(alpha)
 

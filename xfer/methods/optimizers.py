@@ -53,6 +53,8 @@ def sgd(groups: Groups, learning_rate: float) -> Optimizer:
     With a rate that suits it, hard to beat on convolutional networks, and it keeps only one number for each parameter.
     It has one rate for all of a network: where gradients differ much between layers, as in transformers, the adaptive
     ones are easier. Polyak 1964; Sutskever et al. 2013.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return SGD(groups, lr=learning_rate, momentum=0.9)
 
@@ -62,6 +64,8 @@ def nesterov(groups: Groups, learning_rate: float) -> Optimizer:
 
     Corrects sooner than `sgd` where the momentum overshoots, so it bears a little more of a rate; at small rates the
     two are all but the same. Sutskever et al. 2013.
+
+    Measured: 80.2% ± 4.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
 
@@ -72,6 +76,8 @@ def adam(groups: Groups, learning_rate: float) -> Optimizer:
     Works at its usual rate almost anywhere, which is worth much where few runs can be afforded. The same division by
     the gradients' size makes its weight decay weak where gradients are large: `adamw` decays as one would expect.
     Kingma & Ba 2015.
+
+    Measured: 85.8% ± 6.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Adam(groups, lr=learning_rate)
 
@@ -81,6 +87,8 @@ def adamw(groups: Groups, learning_rate: float) -> Optimizer:
 
     The rule for transformers and ConvNeXt. The decay acts through the rate, so the two are chosen together, and it
     takes larger values than with `adam` or `sgd` before it is felt. Loshchilov & Hutter 2019.
+
+    Measured: 84.7% ± 2.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return AdamW(groups, lr=learning_rate)
 
@@ -90,6 +98,8 @@ def radam(groups: Groups, learning_rate: float) -> Optimizer:
 
     While few gradients are known it moves as SGD with momentum does. Where the schedule begins with a warm-up anyway
     there is little left to gain over `adam`. Weight decay is an L2 term of the gradient. Liu et al. 2020.
+
+    Measured: 72.2% ± 6.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return RAdam(groups, lr=learning_rate)
 
@@ -100,6 +110,8 @@ def ranger(groups: Groups, learning_rate: float) -> Optimizer:
     Averages away some of the noise, so it bears higher rates than `radam` and is meant for a long flat part in the
     schedule. It keeps the weights once more, and learns more slowly where there is little noise. Wright 2019, whose
     settings these are; Zhang et al. 2019, in whose Algorithm 1 the slow weights begin where the first step does.
+
+    Measured: 70.8% ± 5.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Ranger(groups, learning_rate)
 
@@ -112,6 +124,8 @@ def lamb(groups: Groups, learning_rate: float) -> Optimizer:
 
     Biases and norms move as in Adam, as is usual: many begin at 0, and steps scaled to that lead nowhere. Clipping the
     gradient is left to the recipe.
+
+    Measured: 84.7% ± 0.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     adapted = [{**group, "always_adapt": group["kind"] in DECAYED} for group in groups]
     optimizer: Optimizer = Lamb(adapted, lr=learning_rate, max_grad_norm=None)
@@ -125,6 +139,8 @@ def lion(groups: Groups, learning_rate: float) -> Optimizer:
     Keeps half of what Adam keeps. Its steps are larger, so its authors take a rate 3 to 10 times lower than AdamW's and
     a weight decay as many times higher; what it gains grows with the batch, and with small ones there may be nothing.
     Found by a search among programs: Chen et al. 2023.
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     optimizer: Optimizer = Lion(groups, lr=learning_rate)
     return optimizer

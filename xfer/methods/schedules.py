@@ -17,6 +17,8 @@ def onecycle() -> Schedule:
 
     The learning-rate half of `torch.optim.lr_scheduler.OneCycleLR` with its defaults; momentum is left alone.
 
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     >>> rate = onecycle()
     >>> [round(rate(progress), 3) for progress in (0.0, 0.3, 0.65, 1.0)]
     [0.04, 1.0, 0.5, 0.0]
@@ -37,6 +39,8 @@ def cosine() -> Schedule:
     Nothing to set, and most of a run is spent at rates that matter. The first steps are the largest, which is hard on
     pretrained weights below a random head unless something else spares them. Loshchilov & Hutter 2017.
 
+    Measured: 80.2% ± 7.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     >>> [round(cosine()(progress), 3) for progress in (0.0, 0.5, 1.0)]
     [1.0, 0.5, 0.0]
     """
@@ -48,6 +52,8 @@ def cosine_warmup(warmup: float = 0.1) -> Schedule:
 
     For large batches and rates (Goyal et al. 2017), for transformers, and for adaptive optimizers, whose first steps
     rest on few gradients. In a run of a few dozen steps the warm-up is one or two of them and changes little.
+
+    Measured: 78.8% ± 3.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     >>> [round(cosine_warmup(warmup=0.2)(progress), 3) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -64,6 +70,8 @@ def flat_cosine(flat: float = 0.75) -> Schedule:
 
     Made for optimizers that need no warm-up, such as Ranger (Wright 2019). With others the rate must be one that the
     very first step can bear. The default is that of fastai's fit_flat_cos (Howard & Gugger 2020).
+
+    Measured: 82.6% ± 3.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     >>> [round(flat_cosine(flat=0.6)(progress), 3) for progress in (0.0, 0.6, 0.8, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
@@ -82,6 +90,8 @@ def step(drop_every: float = 2 / 3, drop_to: float = 0.1) -> Schedule:
     epochs, then a tenth. When to drop is one more thing to choose, and it depends on the length of the run. After
     Krizhevsky et al. 2012, who divided by 10 by hand whenever validation stopped improving.
 
+    Measured: 86.5% ± 3.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     >>> [round(step(drop_every=0.4)(progress), 3) for progress in (0.0, 0.39, 0.4, 0.8, 1.0)]
     [1.0, 1.0, 0.1, 0.01, 0.01]
 
@@ -99,6 +109,8 @@ def constant() -> Schedule:
 
     Shows what the other schedules are worth, and may be stopped at any moment. The last steps are as coarse as the
     first, so the network that comes out is rarely the best that was near.
+
+    Measured: 81.2% ± 5.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return lambda progress: 1.0
 

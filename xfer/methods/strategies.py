@@ -59,6 +59,8 @@ def scratch() -> Strategy:
     """The same architecture from random weights: the yardstick for what transfer brings.
 
     Helps where there are images in abundance and nothing like them in pretraining (He et al. 2019).
+
+    Measured: 21.5% ± 1.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(Together(), pretrained=False)
 
@@ -68,6 +70,8 @@ def small_cnn() -> Strategy:
 
     The other yardstick: what one reaches without transfer and without a large architecture. Source 000 saw it beat the
     large one from scratch.
+
+    Measured: 51.0% ± 2.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(Together(), pretrained=False, backbone="basic_cnn")
 
@@ -77,6 +81,9 @@ def linear_probe() -> Strategy:
 
     The oldest way of transferring a convolutional network (Razavian et al. 2014); it loses where the images are unlike
     those of pretraining.
+
+    Measured: 62.2% ± 8.7% on simpsons, mobilenetv2_100; 60.0% ± 3.3% on digits-5-9, test_resnet; 44.4% ± 10.7% on
+    digits-5-9, test_vit (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(HeadFirst(freeze_epochs=None))
 
@@ -85,6 +92,8 @@ def freeze_then_unfreeze(freeze_epochs: int = 2) -> Strategy:
     """The head alone for `freeze_epochs` epochs, then everything: the usual advice (Howard & Ruder 2018, in spirit).
 
     It keeps the random head's first large gradients away from the pretrained weights.
+
+    Measured: 74.0% ± 2.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: nothing would be frozen; that is `naive`.
@@ -100,6 +109,8 @@ def freeze_until_converged(patience: int = 1) -> Strategy:
     The variant that source 000 mentions of its "recommended way": nobody has to guess how long. Freed at half of the
     epochs at the latest, so in short runs it is `freeze_then_unfreeze`.
 
+    Measured: 54.9% ± 1.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     Raises:
         ValueError: no patience at all.
     """
@@ -112,6 +123,8 @@ def naive() -> Strategy:
     """Everything moves from the first step, with nothing to protect the pretrained weights.
 
     Plain fine-tuning (Girshick et al. 2014): right where there are many images, or they are unlike pretraining's.
+
+    Measured: 83.0% ± 4.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(Together())
 
@@ -120,6 +133,9 @@ def clip() -> Strategy:
     """`naive` with the global gradient norm clipped at 1.0: the head's first gradients are bounded, nothing is frozen.
 
     The way that source 000 advises to start with; clipping itself is Pascanu et al.'s (2013).
+
+    Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100; 45.6% ± 15.8% on digits-5-9, test_vit (3 seeds;
+    benchmarks/CARDS.md).
     """
     return Strategy(Together(), clip_norm=1.0)
 
@@ -129,6 +145,8 @@ def freeze_first(blocks: int = 3) -> Strategy:
 
     Low-level features carry over best (Yosinski et al. 2014), and a frozen stem needs no backward pass. One of source
     002's arms.
+
+    Measured: 79.9% ± 2.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: no block.
@@ -142,6 +160,8 @@ def train_last(blocks: int = 3) -> Strategy:
     Between linear_probe and naive: source 002's advice for few images unlike those of pretraining. Where the split
     should be is the question of Yosinski et al. (2014).
 
+    Measured: 69.8% ± 7.9% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     Raises:
         ValueError: no block.
     """
@@ -153,6 +173,8 @@ def early_cut(stage: int = 3) -> Strategy:
 
     What sources 003 and 004 mean for few images unlike those of pretraining: late features are too particular, early
     ones are edges and textures, which everything has. Also several times cheaper.
+
+    Measured: 28.1% ± 5.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(HeadFirst(freeze_epochs=None), reshape=lambda model, size: EarlyCut(model, stage))
 
@@ -163,6 +185,9 @@ def drop_early(stage: int = 1) -> Strategy:
     Its steps for images unlike those of pretraining say so, against its own prose, which wants the early layers
     (`early_cut`). Late stages then meet what they never saw, so expect little. Refused by networks whose stages do not
     fit together without the removed ones, which is most convolutional ones.
+
+    Measured: 65.6% ± 5.1% on digits-5-9, test_resnet; 47.8% ± 8.4% on digits-5-9, test_vit (3 seeds;
+    benchmarks/CARDS.md).
     """
     return Strategy(HeadFirst(freeze_epochs=None), reshape=lambda model, size: drop_stages(model, stage, size))
 
@@ -172,6 +197,8 @@ def gradual_unfreeze(blocks: int = 3, until: float = 0.5) -> Strategy:
 
     Gentle with the lower layers, which change last and least (Howard & Ruder 2018, for text). In runs of a few epochs
     there is hardly time for it.
+
+    Measured: 81.6% ± 2.4% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: no block, or a share that is not inside (0, 1).
@@ -187,6 +214,8 @@ def layer_decay(decay: float = 0.75) -> Strategy:
     Standard for fine-tuning transformers (Clark et al. 2020; 0.75 as in BEiT, Bao et al. 2021): general features low in
     the network are kept, particular ones at the top adapt.
 
+    Measured: 65.3% ± 9.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     Raises:
         ValueError: a decay that is not inside (0, 1].
     """
@@ -200,6 +229,8 @@ def lp_ft() -> Strategy:
 
     With a head that fits, the first gradients no longer distort the features; better than plain fine-tuning above all
     on images unlike the training ones (Kumar et al. 2022). The fit takes one pass over the images.
+
+    Measured: 71.9% ± 4.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(Together(), fits_head=True)
 
@@ -209,6 +240,8 @@ def bitfit() -> Strategy:
 
     Below a percent of the parameters, so there is little to overfit with and little to store for each task. The
     backward pass goes through the whole network all the same: it is not faster.
+
+    Measured: 58.7% ± 3.9% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
     return Strategy(OnlyKinds(("bias", "shift")))
 
@@ -218,6 +251,8 @@ def lora(rank: int = 8) -> Strategy:
 
     For large transformers: a percent of the parameters move, and the result is merged into weights of the old shape.
     Refused by networks without linear layers below the head.
+
+    Measured: 32.2% ± 13.5% on digits-5-9, test_vit (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: a rank below 1.
@@ -235,6 +270,8 @@ def l2_sp(strength: float = 0.01) -> Strategy:
     Takes the place of the body's weight decay, which pulls towards 0 and so away from what was learned before. Helps
     on few images.
 
+    Measured: 79.2% ± 4.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
+
     Raises:
         ValueError: a strength that is not above 0.
     """
@@ -248,6 +285,8 @@ def surgical(block: int = 1) -> Strategy:
 
     Which quarter is right says how the images differ: noise and colour call for the lowest, other classes for the
     highest (Lee et al. 2023).
+
+    Measured: 71.9% ± 7.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
     Raises:
         ValueError: there is no such quarter.

@@ -1,0 +1,77 @@
+"""The cards: what the sources name has a number on its card, and the numbers are those of the committed table."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from types import ModuleType
+
+import pytest
+
+from benchmarks import cards
+from xfer.recipe import TABLES
+
+NAMED = [(kind, entry) for kind, entries in cards.NAMED.items() for entry in entries]
+PAGE = cards.TARGET.read_text()
+
+
+def measured(kind: str, entry: str) -> str:
+    """What an entry's card says was measured, on one line."""
+    paragraphs = (TABLES[kind][entry].__doc__ or "").split("\n\n")
+    found = [" ".join(each.split()) for each in paragraphs if each.strip().startswith("Measured:")]
+    assert len(found) <= 1
+    return found[0] if found else ""
+
+
+def test_the_table_holds_what_its_own_command_makes() -> None:
+    assert "python -m benchmarks.cards --data ../shared/data/" in PAGE
+    assert re.search(r"^20\d\d-\d\d-\d\d, ", PAGE, re.MULTILINE)
+
+
+def test_whatever_a_source_names_is_in_the_tables() -> None:
+    assert [(kind, entry) for kind, entry in NAMED if entry not in TABLES[kind]] == []
+
+
+@pytest.mark.parametrize(("kind", "entry"), NAMED)
+def test_whatever_a_source_names_has_a_number_over_three_seeds_on_its_card(kind: str, entry: str) -> None:
+    said = measured(kind, entry)
+    assert re.search(r"\d+\.\d% ± \d+\.\d%", said), f"{kind} {entry} has no number: run benchmarks/cards.py --write"
+    assert "3 seeds" in said
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_every_number_on_a_card_stands_in_the_table(kind: str) -> None:
+    for entry in TABLES[kind]:
+        rows = [row for row in PAGE.splitlines() if row.startswith(f"| {kind} | `{entry}")]
+        for number in re.findall(r"\d+\.\d% ± \d+\.\d%", measured(kind, entry)):
+            assert any(number in row for row in rows), f"{kind} {entry}: {number}"
+
+
+def module_from(path: object, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, str(path))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_number_is_written_into_a_docstring_once_and_the_code_stays(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "cards_of_a_test.py"
+    path.write_text(
+        '''def short():\n    """Does it."""\n    return 1\n\n\n'''
+        '''def long(rate=1):\n    """Does it.\n\n    Helps.\n\n    Raises:\n        ValueError: why.\n    """\n'''
+        """    return rate\n"""
+    )
+    monkeypatch.setitem(sys.modules, "cards_of_a_test", None)
+    for text in ("Measured: first.", "Measured: second."):
+        for name in ("short", "long"):
+            cards._write_line(getattr(module_from(path, "cards_of_a_test"), name), text)
+    module = module_from(path, "cards_of_a_test")
+    assert (module.short(), module.long()) == (1, 1)
+    assert module.short.__doc__.split("\n\n") == ["Does it.", "    Measured: second.\n    "]
+    assert [part.strip() for part in module.long.__doc__.split("\n\n")] == [
+        *("Does it.", "Helps.", "Measured: second.", "Raises:\n        ValueError: why."),
+    ]
