@@ -30,6 +30,21 @@ def test_the_flags_of_every_command_are_known_and_make_a_plan(command):
     assert options.plan_from(page.plan, asked).data == "DIR"
 
 
+ALONE = [
+    shlex.split(line.split("#")[0], comments=True)
+    for line in README.replace("\\\n", " ").splitlines()
+    if line.startswith("    python -m xfer")
+]
+
+
+@pytest.mark.parametrize("command", ALONE, ids=" ".join)
+def test_the_flags_of_every_command_without_a_sweep_are_known(command):
+    from xfer.__main__ import COMMANDS, parser
+
+    assert {given[3] for given in ALONE} == set(COMMANDS)
+    assert parser().parse_args(command[3:]).command == command[3]
+
+
 TREE = README[README.index("## The house") : README.index("A sweep writes everything")]
 
 

@@ -19,16 +19,21 @@ from xfer.run import DivergedError
 COMMANDS: dict[str, ModuleType] = {"advise": advise, "train": train, "predict": predict, "catalog": catalog}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says; the exit status: 0 done, 1 diverged, 2 wrong input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands with their flags."""
+    found = argparse.ArgumentParser(
         prog="python -m xfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         said = (module.__doc__ or "").partition(": ")[2].strip()
         module.add(commands.add_parser(name, help=said, description=said))
-    asked = parser.parse_args(arguments)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; the exit status: 0 done, 1 diverged, 2 wrong input, 130 interrupted."""
+    asked = parser().parse_args(arguments)
     try:
         COMMANDS[asked.command].run(asked)
         sys.stdout.flush()
