@@ -109,8 +109,8 @@ def test_the_help_names_exactly_the_samplers_there_are(help_text: str) -> None:
 def test_the_help_names_exactly_the_objectives_there_are(help_text: str) -> None:
     from xfer.objectives import OBJECTIVES
 
-    alone = said(help_text, "What recipes are searched for, ranked and stopped by:", ";")
-    assert alone | said(help_text, "With a second one, as in", ", the search") == set(OBJECTIVES)
+    alone = said(help_text, "What recipes are searched for, ranked and stopped by, on the validation part:", ".")
+    assert alone | said(help_text, "With a second one, as in", ", what") == set(OBJECTIVES)
     assert alone == set(OBJECTIVES) - {"seconds"}
 
 
