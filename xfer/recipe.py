@@ -15,6 +15,7 @@ from xfer.methods.augmentations import AUGMENTATIONS
 from xfer.methods.batch_norm import BATCH_NORMS
 from xfer.methods.colours import COLOURS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
+from xfer.methods.freezing import HeadFirst
 from xfer.methods.heads import HEADS
 from xfer.methods.losses import LOSSES
 from xfer.methods.mixing import MIXINGS
@@ -188,6 +189,11 @@ class Recipe:
             raise ValueError(
                 f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: it needs at least {enough}, "
                 f"or else linear_probe is meant"
+            )
+        if self.body_rate != 1 and strategy.pace == HeadFirst(freeze_epochs=None):
+            raise ValueError(
+                f"body_rate is {self.body_rate:g}, but strategy {self.strategy} trains nothing below the head: leave "
+                f"it at 1"
             )
         if self.batch_norm.name == "frozen" and not strategy.pretrained:
             raise ValueError(

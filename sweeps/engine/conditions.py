@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.engine.domains import Domain, Options, Range, values_of
 from xfer.choices import Value
+from xfer.methods.freezing import HeadFirst
 from xfer.methods.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ def _batch_norms_left(space: Space, domain: Domain, config: Config) -> Left:
     return _only(domain, strategy, lambda name: name != "frozen")
 
 
+def _body_rates_left(space: Space, domain: Domain, config: Config) -> Left:
+    # Where the head alone moves there is nothing to be slower.
+    probes = STRATEGIES[str(config["strategy"])]().pace == HeadFirst(freeze_epochs=None)
+    return (Options((1.0,)), "strategy") if probes else (domain, "")
+
+
 LEFT: dict[str, Callable[[Space, Domain, Config], Left]] = {
     "strategy": _strategies_left,
     "clip_norm": _clip_norms_left,
@@ -84,6 +91,7 @@ LEFT: dict[str, Callable[[Space, Domain, Config], Left]] = {
     "embedding_loss": _embedding_losses_left,
     "mixing": _mixings_left,
     "batch_norm": _batch_norms_left,
+    "body_rate": _body_rates_left,
 }
 """The axes of which earlier choices may leave less. A ValueError says that the axes as given contradict each other."""
 

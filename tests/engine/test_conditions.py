@@ -121,3 +121,16 @@ def test_contradictions_are_refused_with_their_reason(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         space_for(["a"], EPOCHS, strategies, edits)
+
+
+def test_a_slower_body_is_never_proposed_where_the_head_alone_moves() -> None:
+    space = space_for(["a"], 6, ["linear_probe", "naive", "early_cut"], {"body_rate": "0.1,0.3"})
+    rates: dict[object, set[object]] = {}
+    for config, _ in thrown(space, 100):
+        rates.setdefault(config["strategy"], set()).add(config["body_rate"])
+    assert rates == {"linear_probe": {1.0}, "early_cut": {1.0}, "naive": {0.1, 0.3}}
+
+
+def test_a_slower_body_for_a_head_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"body_rate=0.1 would never be tried: strategy=linear_probe rules it out"):
+        space_for(["a"], 6, ["linear_probe"], {"body_rate": "0.1"})

@@ -332,3 +332,9 @@ def test_a_recipe_is_a_value(make_recipe):
     assert hash(make_recipe()) == hash(make_recipe())
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_recipe().seed = 3
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "early_cut"])
+def test_a_slower_body_is_refused_where_nothing_of_it_moves(make_recipe, strategy):
+    with pytest.raises(ValueError, match=r"body_rate is 0.1, but strategy .* trains nothing below the head"):
+        make_recipe(strategy=strategy, body_rate=0.1)
