@@ -6,7 +6,8 @@ DIR holds some classes of QuickDraw (Ha and Eck 2017) as Google published them, 
 DIR/<class>.npy, or simplified strokes as DIR/<class>.ndjson. Sketches are far from photos and plentiful, so this asks
 what pretraining on photos is still worth, and whether gradients should be clipped or layers frozen to keep it.
 
-Cost: not measured yet.
+Cost: 6 recipes of 3 epochs on 100 drawings of each of 10 classes, judged on 6,000, MobileNetV2 at 64 px: seven minutes
+on 2 CPU cores, most of it for judging.
 """
 
 from sweeps.engine.cli import main

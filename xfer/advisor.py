@@ -132,6 +132,7 @@ def advise(
     device: torch.device | None = None,
     cap: int = CAP,
     progress: Progress = lambda done, total: None,
+    images_per_class: int | None = None,
 ) -> Advice:
     """Which strategies to try on this data with this pretrained network, and why.
 
@@ -146,12 +147,14 @@ def advise(
         device: where features are computed; the best there is unless given.
         cap: how many images are measured at most, a stratified sample.
         progress: told how many images are done.
+        images_per_class: as in the recipe, where not all of the training part will be trained on.
 
     Raises:
         ValueError: the weights do not fit, the network's stages are unknown, or there are too few images to measure.
     """
     start = time.perf_counter()
-    found = measure(pack, backbone, weights, backbone_args or {}, split_seed, device or default_device(), cap, progress)
+    device = device or default_device()
+    found = measure(pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class)
     return advice_for(found, time.perf_counter() - start)
 
 

@@ -18,7 +18,7 @@ import torch
 from xfer import backbones
 from xfer.choices import Value
 from xfer.data.pack import Pack, Progress
-from xfer.data.split import Indices, split_pack
+from xfer.data.split import Indices, limited, split_pack
 from xfer.features import Features, Stage, earlier_stages, features
 from xfer.measure.transferability import Probe, difference, logme, probe_accuracy
 from xfer.methods.cuts import drop_stages
@@ -146,11 +146,13 @@ def measure(
     device: torch.device,
     cap: int,
     progress: Progress,
+    images_per_class: int | None = None,
 ) -> Measurement:
     """Find out about the training part of a pack; arguments and errors are those of `xfer.advisor.advise`."""
     if cap < 2:
         raise ValueError(f"cap is {cap}; a probe needs images to learn from and to be asked about: give at least 2")
-    places = _once_each(pack, split_pack(pack, split_seed).train)
+    split = limited(split_pack(pack, split_seed), pack, images_per_class, split_seed)
+    places = _once_each(pack, split.train)
     counts = np.bincount(pack.labels[places], minlength=len(pack.classes))
     chosen = _sample(pack.labels, places, cap, seed_for(split_seed, "advice"))
     labels = pack.labels[chosen]

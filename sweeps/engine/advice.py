@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.engine.prepare import Prepared
+from sweeps.engine.prepare import Prepared, images_per_class_of
 from xfer.advisor import advise
 from xfer.data.pack import Progress
 
@@ -22,7 +22,13 @@ def advice_for(prepared: Prepared, progress: Progress = lambda done, total: None
         return {}
     try:
         found = advise(
-            prepared.pack, backbone.name, backbone.file, backbone.args, plan.seed, progress=progress
+            prepared.pack,
+            backbone.name,
+            backbone.file,
+            backbone.args,
+            plan.seed,
+            progress=progress,
+            images_per_class=images_per_class_of(prepared.space),
         ).as_dict()
     except ValueError as error:
         return {"why_none": str(error)}

@@ -22,7 +22,7 @@ from xfer import backbones, digest, networks
 from xfer.choices import choose, unknown
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.sources import chosen, layout_of, read_source
-from xfer.data.split import Split, copies, split_pack
+from xfer.data.split import Split, copies, limited, split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import TABLES, Recipe, recipe_from
 
@@ -164,11 +164,17 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
-    split = split_pack(pack, plan.seed)
+    split = limited(split_pack(pack, plan.seed), pack, images_per_class_of(space), plan.seed)
     prepared = Prepared(plan, space, pack, split, image_size, found, _notes(source.notes, pack, split), source.name)
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
     return dataclasses.replace(prepared, plan=dataclasses.replace(plan, trials=len(plan.arms) or plan.trials))
+
+
+def images_per_class_of(space: Space) -> int | None:
+    """How many images of each class all recipes of a space train on; None where they differ, or take all."""
+    numbers = values_of(space.axes["images_per_class"])
+    return int(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], int) else None
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

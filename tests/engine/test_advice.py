@@ -13,10 +13,12 @@ import pytest
 from sweeps.engine import advice, launch
 from sweeps.engine.advice import advice_for, order_of, said
 from sweeps.engine.domains import Options
+from sweeps.engine.edits import space_for
 from sweeps.engine.launch import Means, Sweep, claim
 from sweeps.engine.plan import Plan
 from sweeps.engine.prepare import Prepared, prepare
 from sweeps.engine.store import Store
+from tests.conftest import BACKBONE
 from xfer import backbones
 
 STRATEGIES = ("naive", "clip", "linear_probe")
@@ -52,7 +54,7 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Decides what the advisor will say from now on."""
 
     def say(*names: str, **changes: Any) -> None:
-        monkeypatch.setattr(advice, "advise", lambda *about, progress: Said(names, changes))
+        monkeypatch.setattr(advice, "advise", lambda *about, **how: Said(names, changes))
 
     return say
 
@@ -97,7 +99,7 @@ def test_advice_looks_at_the_training_part_of_the_sweeps_own_seed(
 ) -> None:
     asked: list[Any] = []
 
-    def noted(*about: Any, progress: object) -> Said:
+    def noted(*about: Any, **how: Any) -> Said:
         asked.append(about)
         return Said(("clip",), {})
 
@@ -130,7 +132,7 @@ def one_strategy(prepared: Prepared) -> Prepared:
 def test_where_there_is_nothing_to_order_nothing_is_measured(
     prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch, without: Callable[[Prepared], Prepared]
 ) -> None:
-    monkeypatch.setattr(advice, "advise", lambda *about, progress: pytest.fail("measured"))
+    monkeypatch.setattr(advice, "advise", lambda *about, **how: pytest.fail("measured"))
     claim(without(prepared), store)
     assert (store.plan() or {})["advice"] == {}
     assert order_of({}) == ()
@@ -243,8 +245,19 @@ def test_a_network_whose_stages_are_unknown_is_said_and_begins_in_the_usual_orde
 def test_whatever_goes_wrong_while_measuring_keeps_no_sweep_from_starting(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*about: Any, progress: object) -> Any:
+    def broken(*about: Any, **how: Any) -> Any:
         raise TypeError("forward() got an unexpected keyword argument")
 
     monkeypatch.setattr(advice, "advise", broken)
     assert advice_for(prepared) == {"why_none": "TypeError: forward() got an unexpected keyword argument"}
+
+
+def test_advice_is_about_as_many_images_as_will_be_trained_on(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(advice, "advise", lambda *about, **how: asked.append(how["images_per_class"]) or Said((), {}))
+    for text, wanted in (("none", None), ("4", 4), ("2,4", None)):
+        space = space_for([BACKBONE], 4, edits={"images_per_class": text})
+        advice_for(dataclasses.replace(prepared, space=space))
+        assert asked.pop() == wanted

@@ -281,3 +281,16 @@ def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
     split = dataclasses.replace(prepared.split, train=np.arange(images), redrawable=redrawable)
     assert dataclasses.replace(prepared, split=split).redraws is redraws
     assert module.REDRAWN_BELOW == 2_000
+
+
+def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    everything, few = prepare(make_plan(), storage), prepare(make_plan(edits={"images_per_class": "3"}), storage)
+    several = prepare(make_plan(edits={"images_per_class": "3,5"}), storage)
+    assert len(few.split.train) == few.described()["data"]["train"] == 3 * len(few.pack.classes)
+    assert (few.split.val.tolist(), few.split.test.tolist()) == (
+        everything.split.val.tolist(),
+        everything.split.test.tolist(),
+    )
+    assert len(several.split.train) == len(everything.split.train)

@@ -60,7 +60,10 @@ def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None
         ),
         ({"backbone_args": {"drop_rate": 0.1}}, ["backbones"]),
         ({"arms": ({"strategy": "naive"},)}, ["arms", "trials"]),
-        ({"edits": {"colour": "grey", "images_per_class": "5"}}, ["space.colour", "space.images_per_class"]),
+        (
+            {"edits": {"colour": "grey", "images_per_class": "5"}},
+            ["space.colour", "space.images_per_class", "data.train", "data.split"],
+        ),
         ({"classes": ("red", "blue")}, ["data.classes", "data.pack", "data.train", "data.val", "data.test"]),
         ({"experiment": "cars"}, ["experiment"]),
         ({"question": "Another?"}, []),

@@ -273,3 +273,8 @@ def test_hymenoptera_is_few_images_like_those_of_imagenet(shared_data, tmp_path)
     assert found.measured.late.accuracy > 0.85
     assert found.measured.gain > 2 * found.measured.gain_error
     assert found.measured.late.logme == max(each.logme for each in (*found.measured.early, found.measured.late))
+
+
+def test_where_few_images_will_be_trained_on_few_are_measured(pack, weights):
+    found = advise(pack, "test_efficientnet", weights, device=CPU, images_per_class=5).measured
+    assert (found.images, found.images_per_class) == (15, (5, 5, 5))
