@@ -62,7 +62,9 @@ class Learner:
                 head = next(group for group in groups if group["depth"] == 0 and group["kind"] == "weight")
                 groups.append({**head, "params": own})
         self._optimizer: torch.optim.Optimizer = recipe.optimizer.build(OPTIMIZERS, groups, recipe.learning_rate)
-        self._start = [tensor.detach().clone() for tensor in self._body()]
+        body = self._body()
+        self._start = [tensor.detach().clone() for tensor in body]
+        self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
 
     def set_pace(self, moment: Moment) -> None:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
@@ -91,7 +93,7 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self._strategy.anchor is not None:
-            self._strategy.anchor.pull(list(self._body()), self._start)
+            self._strategy.anchor.pull(self._anchored, self._start)
         moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in moving])
         if self._recipe.clip_norm is not None:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,6 @@ class Run:
         self._learner = Learner(recipe, weights if recipe.weights else None, self.device)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
-        self._flops = flops_of(plain_copy(self.model), recipe.image_size, recipe.colour.build(COLOURS).channels)
         self._start_accuracy: float | None = None
         self._val: Evaluation | None = None
         if folder is not None:
@@ -156,6 +156,12 @@ class Run:
             start_accuracy=self._start_accuracy,
             flops=self._flops,
         )
+
+    @cached_property
+    def _flops(self) -> int:
+        # Counted by sending an image through, so only where a record asks: not in every process that opens the run.
+        channels = self.recipe.colour.build(COLOURS).channels
+        return flops_of(plain_copy(self.model), self.recipe.image_size, channels)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on, as nested plain data and tensors."""
