@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -31,6 +30,7 @@ from sweeps.engine.spaces import Space
 from sweeps.engine.stage import Stage, history_of
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Site
+from tests.engine import proposing
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch, an_evaluation
 from xfer.objectives import OBJECTIVES, objectives_from
 from xfer.recipe import recipe_from
@@ -39,7 +39,6 @@ from xfer.records import Noisy, Record, as_dict
 TWO = objectives_from("accuracy,seconds")
 LOSS = objectives_from("loss")
 BALANCED = OBJECTIVES["balanced_accuracy"]
-Remembered = dict[str, tuple[Mapping[str, Any], Record]]
 
 
 def a_run(
@@ -90,20 +89,7 @@ def outcome(number: int, params: Mapping[str, Any]) -> Record:
     return a_run(name, (0.1, value / 2, value), seconds=seconds)
 
 
-def played(proposer: Proposer, numbers: range) -> Remembered:
-    """Trials one after another, each told before the next is asked for."""
-    found = {}
-    for number in numbers:
-        name = f"{number:04d}"
-        params, _ = proposer.propose(name, number)
-        found[name] = (params, outcome(number, params))
-        proposer.tell(found[name][1])
-    return found
-
-
-def study_of(proposer: Proposer, folder: Path) -> optuna.Study:
-    proposer.copy_to(folder / "study.sqlite3", "the sweep")
-    return optuna.load_study(study_name="the sweep", storage=f"sqlite:///{folder / 'study.sqlite3'}")
+played = partial(proposing.played, outcome=outcome)
 
 
 @pytest.mark.parametrize("objectives", [TWO, LOSS], ids=["accuracy,seconds", "loss"])
@@ -135,7 +121,7 @@ def test_with_two_objectives_a_pruned_trial_has_no_values_and_none_on_the_way(
 ) -> None:
     proposer = Proposer(space, "tpe", 0, objectives=TWO)
     learn(proposer, [a_run("0000", (0.2, 0.7), seconds=6.0), a_run("0001", (0.9,), "pruned", seconds=1.0)])
-    study = study_of(proposer, tmp_path)
+    study = proposing.study_of(proposer, tmp_path)
     assert study.directions == [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
     assert study.metric_names == ["accuracy", "seconds"]
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
@@ -155,7 +141,7 @@ def test_tpe_goes_on_where_no_trial_of_two_objectives_ever_finished(status: str,
 def test_the_loss_is_minimized_with_every_value_on_the_way(space: Space, tmp_path: Path) -> None:
     proposer = Proposer(space, "tpe", 0, objectives=LOSS)
     told(proposer, [a_run("0000", (0.2, 0.7), val_loss=0.25), a_run("0001", (0.9,), "pruned", val_loss=0.5)])
-    study = study_of(proposer, tmp_path)
+    study = proposing.study_of(proposer, tmp_path)
     assert study.directions == [StudyDirection.MINIMIZE]
     assert (study.trials[0].value, study.best_value) == (0.25, 0.25)
     assert [trial.intermediate_values for trial in study.trials] == [{1: 0.25, 2: 0.25}, {1: 0.5}]
@@ -164,7 +150,7 @@ def test_the_loss_is_minimized_with_every_value_on_the_way(space: Space, tmp_pat
 def test_a_finished_trial_that_was_not_measured_teaches_nothing(space: Space, tmp_path: Path) -> None:
     proposer = Proposer(space, "tpe", 0, objectives=objectives_from("noisy_accuracy"))
     told(proposer, [a_run("0000", (0.9,))])
-    assert study_of(proposer, tmp_path).trials[0].state == TrialState.FAIL
+    assert proposing.study_of(proposer, tmp_path).trials[0].state == TrialState.FAIL
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ from optuna.trial import TrialState
 from sweeps.engine.edits import space_for
 from sweeps.engine.samplers import SAMPLERS, Proposer
 from sweeps.engine.spaces import Config, Space, recipe_data
+from tests.engine import proposing
 from tests.engine.conftest import a_record
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import recipe_from
 from xfer.records import Record
-
-Remembered = dict[str, tuple[Mapping[str, Any], Record]]
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +41,7 @@ def hash_of(params: Mapping[str, Any]) -> int:
     return sum(map(ord, str(sorted(params.items(), key=str))))
 
 
-def played(proposer: Proposer, numbers: range) -> Remembered:
-    """Trials one after another, each told before the next is asked for."""
-    found = {}
-    for number in numbers:
-        name = f"{number:04d}"
-        params, _ = proposer.propose(name, number)
-        found[name] = (params, outcome(number, params))
-        proposer.tell(found[name][1])
-    return found
-
-
-def study_of(proposer: Proposer, folder: Path) -> optuna.Study:
-    proposer.copy_to(folder / "study.sqlite3", "the sweep")
-    return optuna.load_study(study_name="the sweep", storage=f"sqlite:///{folder / 'study.sqlite3'}")
+played = partial(proposing.played, outcome=outcome)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -155,7 +142,7 @@ def test_adopting_gives_back_exactly_the_configuration_of_its_parameters(space: 
 
 
 def told(proposer: Proposer) -> None:
-    history: Remembered = {}
+    history: proposing.Remembered = {}
     for name, record in (
         ("0000", a_record("0000", (0.2, 0.5, 0.7))),
         ("0001", a_record("0001", (0.3, 0.4), "pruned")),
@@ -183,7 +170,7 @@ def remembered(proposer: Proposer) -> None:
 def test_endings_are_told_as_what_they_were(learn: Callable[[Proposer], None], space: Space, tmp_path: Path) -> None:
     proposer = Proposer(space, "tpe", seed=0)
     learn(proposer)
-    trials = study_of(proposer, tmp_path).trials
+    trials = proposing.study_of(proposer, tmp_path).trials
     assert [trial.state for trial in trials] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
@@ -206,7 +193,7 @@ def test_the_copy_holds_ended_trials_only_and_maximizes(space: Space, tmp_path: 
     proposer = Proposer(space, "random", seed=0)
     played(proposer, range(5))
     proposer.propose("0005", 5)
-    study = study_of(proposer, tmp_path)
+    study = proposing.study_of(proposer, tmp_path)
     assert len(study.trials) == 5
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert [path.name for path in tmp_path.iterdir()] == ["study.sqlite3"]
@@ -214,9 +201,9 @@ def test_the_copy_holds_ended_trials_only_and_maximizes(space: Space, tmp_path: 
 
 def test_the_copy_is_renewed_in_one_step(space: Space, tmp_path: Path) -> None:
     proposer = Proposer(space, "random", seed=0)
-    assert len(study_of(proposer, tmp_path).trials) == 0
+    assert len(proposing.study_of(proposer, tmp_path).trials) == 0
     played(proposer, range(3))
-    assert len(study_of(proposer, tmp_path).trials) == 3
+    assert len(proposing.study_of(proposer, tmp_path).trials) == 3
 
 
 @pytest.mark.parametrize("name", ["my runs", "50%20off", "what?", "a#b", "über'\"x"])

@@ -1,0 +1,31 @@
+"""A proposer at work: trials one after another, and the study that comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from sweeps.engine.samplers import Proposer
+from xfer.records import Record
+
+Remembered = dict[str, tuple[Mapping[str, Any], Record]]
+
+
+def played(proposer: Proposer, numbers: range, outcome: Callable[[int, Mapping[str, Any]], Record]) -> Remembered:
+    """Trials one after another, each told before the next is asked for."""
+    found = {}
+    for number in numbers:
+        name = f"{number:04d}"
+        params, _ = proposer.propose(name, number)
+        found[name] = (params, outcome(number, params))
+        proposer.tell(found[name][1])
+    return found
+
+
+def study_of(proposer: Proposer, folder: Path) -> optuna.Study:
+    """What optuna-dashboard would open."""
+    proposer.copy_to(folder / "study.sqlite3", "the sweep")
+    return optuna.load_study(study_name="the sweep", storage=f"sqlite:///{folder / 'study.sqlite3'}")
