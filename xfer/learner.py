@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from xfer.data.loader import Batch
+from xfer.halves import EMBEDDINGS, Embedder, Halves, halves
 from xfer.methods.augmentations import AUGMENTATIONS, Augmentation
 from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
+from xfer.methods.colours import COLOURS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
 from xfer.methods.freezing import Moment
 from xfer.methods.losses import LOSSES, Loss
@@ -55,41 +55,78 @@ class Learner:
                 group["weight_decay"] = group["weight_decay"] if group["depth"] == 0 else 0.0
         self._asked: nn.Module | None = None
         if self._term is not None:
-            width = self._embeddings_of(torch.zeros(2, 3, recipe.image_size, recipe.image_size, dtype=torch.uint8))
-            self._asked = self._term.build(width.shape[1], recipe.classes).to(device)
+            self._asked = self._term.build(self._width(), recipe.classes).to(device)
             if own := list(self._asked.parameters()):
                 # What the term learns for itself is as new as the head, and goes with it.
                 head = next(group for group in groups if group["depth"] == 0 and group["kind"] == "weight")
                 groups.append({**head, "params": own})
         self._optimizer: torch.optim.Optimizer = recipe.optimizer.build(OPTIMIZERS, groups, recipe.learning_rate)
+        self._paced = False
+        self.halves: Halves | None = None
+        """The network in two, where steps begin with what the frozen half makes of images."""
+        self._moved = self._names_that_move()
         body = self._body()
         self._start = [tensor.detach().clone() for tensor in body]
         self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
 
-    def set_pace(self, moment: Moment) -> None:
+    def set_pace(self, moment: Moment) -> bool:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
 
-        A frozen batch norm would otherwise go on updating its running statistics.
+        A frozen batch norm would otherwise go on updating its running statistics. Says whether other groups move than
+        before; `halves` is then None, until whoever calls has cut the network anew.
         """
+        before = [group["pace"] > 0 for group in self._optimizer.param_groups] if self._paced else None
         for group in self._optimizer.param_groups:
             group["pace"] = self._pace(group, moment)
             for parameter in group["params"]:
                 parameter.requires_grad_(group["pace"] > 0)
         _set_mode(self.model, True, self._follows)
+        self._paced = True
+        changed = before != [group["pace"] > 0 for group in self._optimizer.param_groups]
+        if changed:
+            self.halves = None
+        return changed
 
-    def step(self, images: Tensor, labels: Tensor, rate: float, chance: torch.Generator) -> tuple[Tensor, ...]:
-        """Loss, number of right answers and gradient norm, as scalars still on the device.
+    @property
+    def lowest_is_frozen(self) -> bool:
+        """Whether nothing moves, at the current pace, in the lowest block."""
+        lowest = [group for group in self._optimizer.param_groups if group["depth"] > 0 and group["height"] == 0]
+        return all(group["pace"] == 0 for group in lowest)
+
+    def cut(self) -> Halves | None:
+        """The network cut as high as it is frozen now; None where it cannot be, or a loss wants what lies between.
+
+        What comes of it becomes `halves` where whoever calls wants steps to begin with features.
+        """
+        channels = self._recipe.colour.build(COLOURS).channels
+        found = halves(self.model, self._recipe.image_size, channels)
+        return None if found is not None and self._term is not None and found.place != EMBEDDINGS else found
+
+    def targets_of(self, labels: Tensor) -> Tensor:
+        """Target probabilities [B, C] of labels [B]."""
+        return functional.one_hot(labels, self._recipe.classes).float()
+
+    def augmented(self, images: Tensor, labels: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch, augmented and mixed with draws from `chance`.
 
         Args:
             images: uint8 [B, 3, H, W].
             labels: int64 [B].
-            rate: the learning rate where the pace is 1.
             chance: what augmentation and mixing draw from.
         """
-        targets = functional.one_hot(labels, self._recipe.classes).float()
-        images, targets = self._mix(self._augment(images, chance), targets, chance)
+        images, targets = self._mix(self._augment(images, chance), self.targets_of(labels), chance)
+        return self.prepare(images), targets
+
+    def step(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, ...]:
+        """Loss, number of right answers and gradient norm, as scalars still on the device.
+
+        Args:
+            inputs: prepared images [B, C, H, W], or what the lower half makes of them where `halves` is set.
+            targets: probabilities [B, C].
+            rate: the learning rate where the pace is 1.
+        """
         targets = targets.to(self._device)
-        logits, loss = self._losses(self.prepare(images), targets)
+        logits, loss = self._losses(inputs.to(self._device), targets)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self._strategy.anchor is not None:
@@ -106,16 +143,14 @@ class Learner:
         correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
         return loss.detach(), correct, norm.detach()
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """What a strategy does before its first step, on the training part as it is.
+    @property
+    def fits_head(self) -> bool:
+        """Whether the strategy wants its head fitted before the first step."""
+        return self._strategy.fits_head
 
-        Args:
-            batches: uint8 images [B, 3, H, W] and labels [B]; only read where the strategy wants them.
-        """
-        if self._strategy.fits_head:
-            found = [(self._embeddings_of(images), labels) for images, labels in batches]
-            embeddings, labels = (torch.cat(each) for each in zip(*found, strict=True))
-            fit_head(self.model.get_classifier(), embeddings, labels.to(self._device))
+    def fit_head(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Fit the head to convergence on embeddings [N, D] of the training part as it is, with labels [N]."""
+        fit_head(self.model.get_classifier(), embeddings.to(self._device), labels.to(self._device))
 
     def count_moving(self) -> int:
         """How many of the network's numbers move at any time during the run."""
@@ -138,33 +173,52 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step changes."""
         asked = {} if self._asked is None else {"embedding_loss": self._asked.state_dict()}
-        return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), **asked}
+        moved = {name: tensor for name, tensor in self.model.state_dict().items() if name in self._moved}
+        return {"model": moved, "optimizer": self._optimizer.state_dict(), **asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was called."""
-        self.model.load_state_dict(state["model"])
+        """Go on from where `state_dict` was called. A run that has come to its end needs no optimizer to be asked."""
+        assert state["model"].keys() == self._moved, "a state holds what can move, and nothing else"
+        self.model.load_state_dict(state["model"], strict=False)
         if self._asked is not None:
             self._asked.load_state_dict(state["embedding_loss"])
-        self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
-        _like_parameters(self._optimizer)
+        if "optimizer" in state:
+            self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
+            _like_parameters(self._optimizer)
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] and the loss to be brought down, a scalar."""
         if self._term is None or self._asked is None:
-            logits = self.model(inputs).float()
+            logits = (self.model if self.halves is None else self.halves.upper)(inputs).float()
             return logits, self._loss(logits, targets).mean()
-        embeddings = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+        embeddings = inputs if self.halves is not None else Embedder(self.model)(inputs)
         logits = self.model.get_classifier()(embeddings).float()
         term = self._asked(embeddings.float(), targets.argmax(dim=1))
         return logits, self._loss(logits, targets).mean() + self._term.weight * term
 
-    def _embeddings_of(self, images: Tensor) -> Tensor:
-        """Embeddings [B, D] of images as they are, by the network as it stands."""
+    def _width(self) -> int:
+        """How many numbers an embedding has."""
+        size = self._recipe.image_size
         self.model.eval()
         with torch.no_grad():
-            features = self.model.forward_features(self.prepare(images))
-            embeddings: Tensor = self.model.forward_head(features, pre_logits=True).float()
-        return embeddings
+            embeddings = Embedder(self.model)(self.prepare(torch.zeros(2, 3, size, size, dtype=torch.uint8)))
+        return int(embeddings.shape[1])
+
+    def _names_that_move(self) -> set[str]:
+        """What of the network's state can differ at any time from what it started with."""
+        moments = [Moment(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
+        moving = {
+            id(parameter)
+            for group in self._optimizer.param_groups
+            if any(self._pace(group, moment) > 0 for moment in moments)
+            for parameter in group["params"]
+        }
+        moved = {name for name, parameter in self.model.named_parameters() if id(parameter) in moving}
+        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        statistics = self._follows(False) or bool(moving - head)
+        return moved | (
+            set(self.model.state_dict()) - dict(self.model.named_parameters()).keys() if statistics else set()
+        )
 
     def _pace(self, group: dict[str, Any], moment: Moment) -> float:
         return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), moment)

@@ -297,6 +297,7 @@ class Sweep:
             threads=self._means.share.cpus,
             gpu=self._means.share.gpus > 0,
             noisy="noisy_accuracy" in self._plan.objective,
+            features=str(self._store.folder.resolve().parent / "features"),
         )
 
     def _config(self, record: Record) -> dict[str, object]:

@@ -67,7 +67,7 @@ class Options:
     each axis: learning_rate=1e-4..1e-2, optimizer=sgd,ranger,
     clip_norm=none,0.5, freeze_epochs=1..4, batch_size=16,32.
     Axes of numbers: learning_rate, body_rate, weight_decay,
-    batch_size, clip_norm, clip_value, images_per_class.
+    batch_size, clip_norm, clip_value, images_per_class, views.
     Axes of names, those with * unless given:
     - strategy: as in --strategies
     - optimizer: sgd*, nesterov, adam*, adamw, radam*, ranger*,

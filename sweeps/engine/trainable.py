@@ -39,6 +39,8 @@ class Site:
     """Whether the trial was given a share of a GPU. Without one it must not touch any."""
     noisy: bool = False
     """Whether accuracy under noise is measured after every epoch."""
+    features: str | None = None
+    """The folder of features that all sweeps in a storage share."""
 
 
 def config_for(trial: Trial, site: Site) -> dict[str, Any]:
@@ -113,7 +115,9 @@ def _run(config: dict[str, Any]) -> Run:
     weights = Path(site.weights) if site.weights else None
     folder = Store(Path(site.sweep)).checkpoints(config["trial"])
     recipe, pack = recipe_from(config["recipe"]), load_pack(Path(site.pack))
-    return Run(recipe, pack, weights, device, folder, noisy=site.noisy)
+    return Run(
+        recipe, pack, weights, device, folder, noisy=site.noisy, features=Path(site.features) if site.features else None
+    )
 
 
 def _finished(config: dict[str, Any]) -> Run:
