@@ -75,7 +75,9 @@ def logistic(
         raise ValueError(
             f"penalty is {penalty}; it must be above 0, and finite: without it weights may grow without end"
         )
-    head = nn.utils.skip_init(nn.Linear, features.shape[1], classes, dtype=torch.float64, device=features.device)
+    with torch.device("meta"):  # no random numbers
+        head = nn.Linear(features.shape[1], classes, dtype=torch.float64)
+    head.to_empty(device=features.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     inputs = features.double()

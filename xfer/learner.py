@@ -80,7 +80,7 @@ class Learner:
             group["pace"] = self._pace(group, moment)
             for parameter in group["params"]:
                 parameter.requires_grad_(group["pace"] > 0)
-        _set_mode(self.model, True, self._follows)
+        set_mode(self.model, True, self._follows)
         self._paced = True
         changed = before != [group["pace"] > 0 for group in self._optimizer.param_groups]
         if changed:
@@ -238,13 +238,13 @@ class Learner:
         return plain + [getattr(module, name) for module in adapted for name in module.parametrizations]
 
 
-def _set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
+def set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
     """Training mode where anything below moves, evaluation mode where everything is frozen; batch norm as asked."""
     parameters = list(module.parameters())
     moves = any(parameter.requires_grad for parameter in parameters) if parameters else training
     module.training = follows(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
-        _set_mode(child, moves, follows)
+        set_mode(child, moves, follows)
 
 
 def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:

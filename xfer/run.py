@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,19 @@ freezing and clipping are about."""
 
 class DivergedError(ArithmeticError):
     """The loss is no longer a finite number: this run has come to nothing."""
+
+
+def check_training(losses: Sequence[float], epoch: int) -> None:
+    """Raise a DivergedError unless the loss of every step of an epoch, counted from 1, is finite."""
+    for step, value in enumerate(losses):
+        if not math.isfinite(value):
+            raise DivergedError(f"the training loss became {value} in epoch {epoch}, step {step + 1} of {len(losses)}")
+
+
+def check_validation(loss: float, epoch: int) -> None:
+    """Raise a DivergedError unless the validation loss after an epoch, counted from 1, is finite."""
+    if not math.isfinite(loss):
+        raise DivergedError(f"the validation loss became {loss} after epoch {epoch}")
 
 
 def default_device() -> torch.device:
@@ -283,15 +296,10 @@ class Run:
         # Only now are the numbers fetched: until here nothing made a GPU wait.
         losses, hits, norms = (torch.stack(each).tolist() for each in zip(*seen, strict=True))
         training_seconds = usage.seconds
-        for step, value in enumerate(losses):
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"the training loss became {value} in epoch {number + 1}, step {step + 1} of {steps}"
-                )
+        check_training(losses, number + 1)
         self._val = None
         self._val = val = self.evaluate("val")
-        if not math.isfinite(val.loss):
-            raise DivergedError(f"the validation loss became {val.loss} after epoch {number + 1}")
+        check_validation(val.loss, number + 1)
         return Epoch(
             epoch=number + 1,
             train_loss=math.fsum(losses) / steps,

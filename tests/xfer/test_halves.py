@@ -7,7 +7,7 @@ import timm
 import torch
 
 from xfer.halves import EMBEDDINGS, halves
-from xfer.learner import _set_mode
+from xfer.learner import set_mode
 from xfer.methods.batch_norm import BATCH_NORMS
 from xfer.methods.freezing import AllButLower, HeadFirst, Moment, OnlyKinds, Together, Upper
 from xfer.params import params_of
@@ -22,7 +22,7 @@ def network(name, pace, follows="with_weights", **args):
     params = params_of(model)
     for each, parameter in model.named_parameters():
         parameter.requires_grad_(pace(params[each], Moment(0, 4)) > 0)
-    _set_mode(model, True, BATCH_NORMS[follows]())
+    set_mode(model, True, BATCH_NORMS[follows]())
     return model
 
 
