@@ -18,6 +18,7 @@ from sweeps.engine.stage import Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.trainable import Site, config_for, export_model, open_test
+from sweeps.engine.warm_start import params_of, warm_start_for
 from xfer.data.pack import Progress
 from xfer.records import Record
 
@@ -64,13 +65,15 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
             return
         # The sweep stays the one that was begun then.
         asked["provenance"]["created"] = stored["provenance"]["created"]
-        asked["advice"] = stored["advice"]
+        asked.update({name: stored[name] for name in ("advice", "warm_start") if name in stored})
     elif (store.folder / "trials").exists():
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
         asked["advice"] = advice_for(
             prepared, progress
         )  # once: the order of the first trials must not change afterwards
+        if prepared.plan.warm_start:
+            asked["warm_start"] |= warm_start_for(prepared, store, asked["advice"], progress)
     store.put_plan(asked)
 
 
@@ -119,9 +122,10 @@ class Sweep:
         self._means = means
         self._watch = watch
         self._objectives = self._plan.objectives
-        advised = order_of((store.plan() or {}).get("advice", {}))
+        stored = store.plan() or {}
+        advised, warm = order_of(stored.get("advice", {})), params_of(stored)
         self._proposer = Proposer(
-            prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms, self._objectives, advised
+            prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms, self._objectives, advised, warm
         )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
@@ -132,16 +136,17 @@ class Sweep:
         self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
 
     def search(self) -> None:
-        """Run the trials of the search that have not ended yet, known-good recipes first.
+        """Run the trials of the search that have not ended yet: of a warm start, then known-good ones, then others.
 
-        Those are never stopped early: they are what strategies are compared by, and what all others are held against.
+        Known-good ones are never stopped early: they are what strategies are compared by, and what all others are held
+        against, those of a warm start too.
         """
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
 
         def goes_on(history: History, trial: str) -> bool:
-            return int(trial) < self._proposer.known_good or judge(history, trial, self._plan.epochs)
+            return self._proposer.is_known_good(int(trial)) or judge(history, trial, self._plan.epochs)
 
         self._run(
             "search",

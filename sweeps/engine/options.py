@@ -96,6 +96,12 @@ class Options:
     """Begin with what the data call for: their size, and how well
     frozen features serve them, are measured once, in seconds.
     --no-advise begins with clip."""
+    warm_start: bool = False
+    """Begin with the best recipes of earlier sweeps in this
+    storage whose data look alike: in classes, images per class
+    and how frozen features serve. Chosen by their validation
+    scores, never by a test part, and fixed by the first start;
+    the known good recipes follow."""
     objective: str = "accuracy"
     """What recipes are searched for, ranked and stopped by, on the
     validation part: accuracy, balanced_accuracy, noisy_accuracy,
@@ -210,6 +216,7 @@ def defaults_of(plan: Plan) -> dict[str, Any]:
         "epochs": plan.epochs,
         "strategies": ",".join(plan.strategies),
         "advise": plan.advise,
+        "warm_start": plan.warm_start,
         "objective": ",".join(plan.objective),
         "sampler": plan.sampler,
         "scheduler": plan.scheduler,
@@ -252,6 +259,7 @@ def plan_from(page: Plan, options: Options) -> Plan:
         strategies=names(options.strategies),
         edits={**page.edits, **asked},
         advise=options.advise,
+        warm_start=options.warm_start,
         objective=tuple(each.name for each in objectives_from(options.objective)),
         sampler=options.sampler,
         scheduler=options.scheduler,

@@ -29,7 +29,10 @@ from xfer.recipe import TABLES, Recipe, recipe_from
 REDRAWN_BELOW = 2_000
 """Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
 
-NOT_COMPARED = ("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice")
+NOT_COMPARED = (
+    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice"),
+    *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
+)
 """What may differ between two starts of one sweep: it does not change what any trial is."""
 
 
@@ -118,6 +121,8 @@ class Prepared:
             "arms": [dict(arm) for arm in plan.arms],
             "trials": plan.trials,
             "epochs": plan.epochs,
+            # Absent unless asked for: plans from before there was a choice may be gone on with.
+            **({"warm_start": {"asked": True}} if plan.warm_start else {}),
             "objective": list(plan.objective),
             "sampler": plan.sampler,
             "scheduler": plan.scheduler,
