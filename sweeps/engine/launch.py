@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from sweeps.engine import finals, tuning
@@ -13,8 +13,8 @@ from sweeps.engine.prepare import Prepared, differences
 from sweeps.engine.progress import Watch
 from sweeps.engine.provenance import now, provenance
 from sweeps.engine.samplers import Proposer
-from sweeps.engine.schedulers import SCHEDULERS, History
-from sweeps.engine.stage import Stage, clock
+from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
+from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.trainable import Site, config_for, export_model, open_test
@@ -138,15 +138,16 @@ class Sweep:
     def search(self) -> None:
         """Run the trials of the search that have not ended yet: of a warm start, then known-good ones, then others.
 
-        Known-good ones are never stopped early: they are what strategies are compared by, and what all others are held
-        against, those of a warm start too.
+        Known-good ones are never stopped early, except by `one_epoch_top_k`: they are what strategies are compared by,
+        and what all others are held against, those of a warm start too.
         """
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
+        spares = self._plan.scheduler in SPARE_KNOWN_GOOD
 
-        def goes_on(history: History, trial: str) -> bool:
-            return self._proposer.is_known_good(int(trial)) or judge(history, trial, self._plan.epochs)
+        def goes_on(history: History, trial: str) -> bool | None:
+            return (spares and self._proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
 
         self._run(
             "search",
@@ -156,6 +157,7 @@ class Sweep:
             goes_on,
             self._learn,
             lambda: self._short_of(self._expected_finals()),
+            [f"{number:04d}" for number in range(self._plan.trials)],
         )
 
     def finals(self) -> None:
@@ -228,17 +230,18 @@ class Sweep:
         total: int,
         ended: dict[str, Record],
         trials: Iterator[Trial],
-        judge: Callable[[History, str], bool],
+        judge: Judge,
         learn: Callable[[Record], None],
         over: Callable[[], bool],
+        to_come: Sequence[str] = (),
     ) -> None:
         left = total - len(ended)
         if left <= 0 or over():
             return
         self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
-        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0])
-        tuning.run_trials(stage, left, self._concurrent, self._means.share)
+        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
+        tuning.run_trials(stage, self._concurrent, self._means.share)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
         for trial in unfinished:

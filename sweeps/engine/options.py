@@ -111,7 +111,10 @@ class Options:
     sampler: str = "tpe"
     """Who proposes recipes after the known good ones: tpe, random."""
     scheduler: str = "asha"
-    """Who stops those that lag behind: asha, median, none. Nobody is judged while its network is still frozen."""
+    """Who stops those that lag behind: asha, median, none,
+    one_epoch_top_k. The last gives every trial one epoch, keeps
+    its checkpoint, and lets the best eighth, at least 3, go on
+    to the end. Nobody is judged while its network is still frozen."""
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     gpus_per_trial: float | None = None

@@ -16,7 +16,7 @@ from sweeps.engine.domains import values_of
 from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
 from sweeps.engine.samplers import SAMPLERS
-from sweeps.engine.schedulers import SCHEDULERS
+from sweeps.engine.schedulers import SCHEDULERS, kept
 from sweeps.engine.spaces import AXES, Config, Space, recipe_data
 from xfer import backbones, digest, networks
 from xfer.choices import choose, unknown
@@ -150,6 +150,11 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     ):
         if name not in known:
             raise ValueError(unknown(kind, name, known))
+    if plan.scheduler == "one_epoch_top_k" and kept(plan.trials) < min(plan.finalists, plan.trials):
+        raise ValueError(
+            f"--scheduler one_epoch_top_k lets the best {kept(plan.trials)} of {plan.trials} trials go on, and "
+            f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer of them"
+        )
     for name in plan.backbones:
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])

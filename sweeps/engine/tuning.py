@@ -37,6 +37,10 @@ class Driver(Protocol):
         """The configuration of another trial to start (see `trainable.config_for`); None when there are no more."""
         ...
 
+    def waits(self) -> bool:
+        """After `next_trial` gave none: may there be another once one of those that run has ended?"""
+        ...
+
     def goes_on(self, trial: str, record: dict[str, Any]) -> bool:
         """Told after each epoch what the trial has come to so far: does it go on?"""
         ...
@@ -83,8 +87,8 @@ def places(share: Share) -> int:
     return max(1, int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus)))
 
 
-def run_trials(driver: Driver, count: int, concurrent: int, share: Share) -> None:
-    """Run up to `count` trials, `concurrent` at a time, until the driver has no more."""
+def run_trials(driver: Driver, concurrent: int, share: Share) -> None:
+    """Run trials, `concurrent` at a time, until the driver has no more."""
     trainable = tune.with_resources(train_trial, {"cpu": share.cpus, "gpu": share.gpus})
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
@@ -92,7 +96,7 @@ def run_trials(driver: Driver, count: int, concurrent: int, share: Share) -> Non
             tune_config=tune.TuneConfig(
                 search_alg=_Feed(driver),
                 scheduler=_Judge(driver),
-                num_samples=count,
+                num_samples=-1,  # the driver says when there are no more
                 # With a searcher of one's own Tune keeps one trial pending unless this is set.
                 max_concurrent_trials=concurrent,
                 # A fresh process costs ten seconds of imports; train_trial leaves nothing behind that could matter.
@@ -124,7 +128,7 @@ class _Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         config = self._driver.next_trial()
         if config is None:
-            return Searcher.FINISHED
+            return None if self._driver.waits() else Searcher.FINISHED  # None: Tune asks again
         self._names[trial_id] = config["trial"]
         return config
 
