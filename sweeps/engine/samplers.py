@@ -55,6 +55,9 @@ def gp(seed: int) -> BaseSampler:
 MODELS: dict[str, Callable[[int], BaseSampler]] = {f.__name__: f for f in (tpe, random, gp)}
 """Those that draw a configuration, from a seed and from what a study knows."""
 
+LEARN = ("tpe", "gp")
+"""Those whose next configuration depends on what came of the ones before."""
+
 LISTS: dict[str, Callable[[Space], Iterator[dict[str, Any]]]] = {f.__name__: f for f in (grid,)}
 """Those that know all their configurations beforehand, and come to an end."""
 

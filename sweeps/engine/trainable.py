@@ -15,7 +15,7 @@ import torch
 from ray import tune
 
 from sweeps.engine.store import Store, Trial
-from xfer.data.pack import load_pack
+from xfer.data.pack import Pack, load_pack
 from xfer.export import save_classifier
 from xfer.recipe import recipe_from
 from xfer.records import Record, as_dict
@@ -105,16 +105,21 @@ def failed(config: dict[str, Any], error: str) -> Record:
     )
 
 
-def _run(config: dict[str, Any]) -> Run:
-    site = Site(**config["site"])
+def open_site(site: Site) -> tuple[Pack, torch.device]:
+    """The pack, and the device that this process may use; it uses as many threads, and logs where it should."""
     logs = Path(site.sweep) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
-    device = default_device() if site.gpu else torch.device("cpu")
+    return load_pack(Path(site.pack)), default_device() if site.gpu else torch.device("cpu")
+
+
+def _run(config: dict[str, Any]) -> Run:
+    site = Site(**config["site"])
+    pack, device = open_site(site)
     weights = Path(site.weights) if site.weights else None
     folder = Store(Path(site.sweep)).checkpoints(config["trial"])
-    recipe, pack = recipe_from(config["recipe"]), load_pack(Path(site.pack))
+    recipe = recipe_from(config["recipe"])
     return Run(
         recipe, pack, weights, device, folder, noisy=site.noisy, features=Path(site.features) if site.features else None
     )

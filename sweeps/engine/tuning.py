@@ -119,6 +119,32 @@ def on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], shar
     ray.get([remote.remote(*arguments) for arguments in calls])
 
 
+def beside(function: Callable[..., None], argument: Any, share: Share) -> Any:
+    """Start to call a function in a process of its own; what comes back is for `ended` and `error_of`.
+
+    It asks for no CPU, for trials may hold them all while the driver waits for it.
+    """
+    remote = ray.remote(num_cpus=0, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    return remote.remote(argument)
+
+
+def ended(tasks: list[Any], wait: bool) -> list[Any]:
+    """Those of some tasks that have ended; with `wait`, all of them, once they have."""
+    if not tasks:
+        return []
+    done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=None if wait else 0)
+    return done
+
+
+def error_of(task: Any) -> str | None:
+    """Why a task that has ended came to nothing; None where it did not."""
+    try:
+        ray.get(task)
+    except Exception as error:  # its process was lost, or it raised whatever it raised
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
 class _Feed(Searcher):
     def __init__(self, driver: Driver) -> None:
         super().__init__(metric="val_accuracy", mode="max")
