@@ -18,7 +18,7 @@ from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
 from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
-from sweeps.engine.trainable import Site, config_for, export_model, open_test
+from sweeps.engine.trainable import Site, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of, warm_start_for
 from xfer.data.pack import Progress
 from xfer.records import Record
@@ -35,6 +35,8 @@ class Means:
     """The time budget; None for as long as it takes."""
     tracking_uri: str
     """Where MLflow is: a database (`tracking.default_uri`) or a server."""
+    trainable: tuning.Trainable = train_trial
+    """What happens in a trial's process; another one only to find out what everything else costs."""
 
 
 class ChangedPlanError(ValueError):
@@ -245,7 +247,7 @@ class Sweep:
         at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
         self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once)
         if stage.has_next():
-            tuning.run_trials(stage, self._concurrent, self._means.share)
+            tuning.run_trials(stage, self._concurrent, self._means.share, self._means.trainable)
         self._heads.collect(wait=True)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
@@ -264,7 +266,7 @@ class Sweep:
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
-        if self._heads.add(trial):
+        if self._means.trainable is train_trial and self._heads.add(trial):
             self._heads.collect(wait=self._heads.enough)
             return
         self._heads.start()  # beside it

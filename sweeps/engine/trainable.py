@@ -62,17 +62,25 @@ def train_trial(config: dict[str, Any]) -> None:
         run = _run(config)
         for epoch in run.epochs:
             store.add_epoch(name, epoch)  # one that was saved but not yet written down when the process died
+        record = run.record(name, config["phase"])
         if run.epochs:
-            _report(run, config)  # the scheduler may not have judged it yet
+            report(record)  # the scheduler may not have judged it yet
         for epoch in run:
             store.add_epoch(name, epoch)
-            _report(run, config)
-        record = run.record(name, config["phase"])
+            record = run.record(name, config["phase"])
+            report(record)
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
         record = failed(config, reason) if run is None else run.record(name, config["phase"], reason)
     store.add_record(record)
+
+
+def report(record: Record) -> None:
+    """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
+    # As text, for Tune flattens whatever is nested.
+    text = json.dumps(as_dict(record))
+    tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
 
 
 def open_test(config: dict[str, Any]) -> None:
@@ -140,10 +148,3 @@ def _give_back_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _report(run: Run, config: dict[str, Any]) -> None:
-    """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
-    # As text, for Tune flattens whatever is nested.
-    record = json.dumps(as_dict(run.record(config["trial"], config["phase"])))
-    tune.report({"epoch": len(run.epochs), "val_accuracy": run.epochs[-1].val_accuracy, "record": record})

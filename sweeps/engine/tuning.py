@@ -22,6 +22,10 @@ MAX_LOST = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
 
 
+Trainable = Callable[[dict[str, Any]], None]
+"""What happens in a trial's process, as `trainable.train_trial` promises it."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What each trial gets of a machine."""
@@ -87,12 +91,12 @@ def places(share: Share) -> int:
     return max(1, int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus)))
 
 
-def run_trials(driver: Driver, concurrent: int, share: Share) -> None:
+def run_trials(driver: Driver, concurrent: int, share: Share, trainable: Trainable = train_trial) -> None:
     """Run trials, `concurrent` at a time, until the driver has no more."""
-    trainable = tune.with_resources(train_trial, {"cpu": share.cpus, "gpu": share.gpus})
+    placed = tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus})
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
-            trainable,
+            placed,
             tune_config=tune.TuneConfig(
                 search_alg=_Feed(driver),
                 scheduler=_Judge(driver),
