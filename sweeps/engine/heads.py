@@ -7,8 +7,9 @@ early: there is nothing to be saved.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,26 @@ AT_ONCE = 256
 BETWEEN_LESSONS = 16
 """Heads that a sampler which learns proposes before it is told what came of them."""
 
+MANY = 32
+"""Heads that are worth a second process."""
+
+
+def divided(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
+    """Trials dealt to at most so many tasks, those of one augmentation together: each version is then computed once.
+
+    What a task costs is mostly how many versions of the images its frozen network has to see.
+    """
+    streams: dict[str, list[Trial]] = {}
+    for trial in trials:
+        streams.setdefault(json.dumps(trial.recipe["augmentation"], sort_keys=True), []).append(trial)
+    dealt: list[list[Trial]] = [[] for _ in range(tasks)]
+    versions = [0] * tasks
+    for stream in sorted(streams.values(), key=lambda stream: -(stream[0].recipe["views"] or 1)):
+        lightest = versions.index(min(versions))
+        dealt[lightest] += stream
+        versions[lightest] += stream[0].recipe["views"] or 1
+    return [each for each in dealt if each]
+
 
 class Heads:
     """Collects the trials that can be trained side by side, and starts a task whenever there are enough.
@@ -47,7 +68,8 @@ class Heads:
         site: where a trial finds what it needs.
         share: what a task gets of a machine.
         ended: told of each record.
-        at_once: how many make a task.
+        at_once: how many are collected before they are trained.
+        tasks: how many tasks they are divided between, where there are many.
     """
 
     def __init__(
@@ -57,12 +79,14 @@ class Heads:
         share: tuning.Share,
         ended: Callable[[Record], None],
         at_once: int = AT_ONCE,
+        tasks: int = 1,
     ) -> None:
         self._store = store
         self._site = site
         self._share = share
         self._ended = ended
         self._at_once = at_once
+        self._tasks = tasks
         self._collected: list[Trial] = []
         self._running: dict[Any, list[Trial]] = {}
 
@@ -82,10 +106,10 @@ class Heads:
 
     def start(self) -> None:
         """Begin to train what has been collected."""
-        if self._collected:
-            configs = [config_for(trial, self._site(trial)) for trial in self._collected]
-            self._running[tuning.beside(train_heads, configs, self._share)] = self._collected
-            self._collected = []
+        for trials in divided(self._collected, self._tasks if len(self._collected) >= MANY else 1):
+            configs = [config_for(trial, self._site(trial)) for trial in trials]
+            self._running[tuning.beside(train_heads, configs, self._share)] = trials
+        self._collected = []
 
     def collect(self, wait: bool = False) -> None:
         """Hand in the records of all tasks that have ended; with `wait`, of all there are."""

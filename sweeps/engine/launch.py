@@ -245,7 +245,8 @@ class Sweep:
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
         at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
-        self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once)
+        tasks = 1 if self._means.share.gpus else self._concurrent
+        self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once, tasks)
         if stage.has_next():
             tuning.run_trials(stage, self._concurrent, self._means.share, self._means.trainable)
         self._heads.collect(wait=True)

@@ -1,0 +1,107 @@
+"""Linear probes trained side by side: each ends with its own record, equal to its solo run, and none twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from sweeps.engine.heads import divided, train_heads
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.trainable import Site, config_for
+from xfer import checkpoints
+from xfer.run import Run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "storage" / "sweep")
+
+
+@pytest.fixture
+def configs(store, pack, weights, make_recipe):
+    """A trial for each of some recipes, begun in the store."""
+
+    def begin(*recipes):
+        site = Site(
+            str(store.folder), str(pack.folder), str(weights), 1, False, features=str(store.folder.parent / "f")
+        )
+        trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
+        for trial in trials:
+            store.add_trial(trial)
+        return [config_for(trial, site) for trial in trials]
+
+    return begin
+
+
+def some(make_recipe):
+    probe = {"strategy": "linear_probe", "epochs": 3}
+    return [
+        make_recipe(**probe, learning_rate=0.1),
+        make_recipe(**probe, learning_rate=0.01, optimizer="adam", augmentation="flip", views=2),
+        make_recipe(**probe, learning_rate=0.02, augmentation="randaugment", views=2, loss="label_smoothing", seed=3),
+        make_recipe(**probe, learning_rate=0.03, batch_size=4),
+    ]
+
+
+def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pack, weights):
+    recipes = some(make_recipe)
+    train_heads(configs(*recipes))
+    for number, recipe in enumerate(recipes):
+        run = Run(recipe, pack, weights, CPU)
+        list(run)
+        alone, found = run.record(f"{number:04d}"), store.record(f"{number:04d}")
+        assert replace(found, epochs=(), seconds=0.0, val=None) == replace(alone, epochs=(), seconds=0.0, val=None)
+        for one, other in zip(found.epochs, alone.epochs, strict=True):
+            for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "gradient_norm", "learning_rate"):
+                assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4), name
+        assert found.val.correct == alone.val.correct
+
+
+def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe, configs, store, pack, weights):
+    recipe = some(make_recipe)[1]
+    train_heads(configs(recipe))
+    run = Run(recipe, pack, weights, CPU, store.checkpoints("0000"))
+    assert len(run.epochs) == recipe.epochs
+    assert run.evaluate("val").loss == pytest.approx(store.record("0000").val.loss, abs=1e-5)
+    assert list(run) == []
+
+
+def test_what_has_a_record_is_not_trained_again(make_recipe, configs, store):
+    begun = configs(*some(make_recipe))
+    train_heads(begun[:2])
+    before = {name: store.record(name) for name in ("0000", "0001")}
+    train_heads(begun)
+    assert {name: store.record(name) for name in before} == before
+    assert [record.status for record in store.records()] == ["finished"] * 4
+
+
+def test_one_that_diverges_ends_as_failed_and_says_where(make_recipe, configs, store):
+    good, *_ = some(make_recipe)
+    train_heads(configs(replace(good, epochs=90), replace(good, learning_rate=90.0, weight_decay=9.9, epochs=90)))
+    assert store.record("0000").status == "finished"
+    bad = store.record("0001")
+    assert bad.status == "failed"
+    assert bad.error.startswith("DivergedError: the ")
+    assert checkpoints.load(store.checkpoints("0001")) is None
+
+
+def test_what_nobody_foresaw_fails_the_group_and_not_the_sweep(make_recipe, configs, store, tmp_path):
+    begun = configs(*some(make_recipe)[:1])
+    begun[0]["site"] = asdict(replace(Site(**begun[0]["site"]), weights=str(tmp_path / "gone.safetensors")))
+    train_heads(begun)
+    assert store.record("0000").status == "failed"
+    assert "gone.safetensors" in store.record("0000").error
+
+
+def test_trials_are_dealt_so_that_each_version_is_computed_once(make_recipe):
+    trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(some(make_recipe))]
+    first, second = divided(trials, 2)
+    assert sorted(trial.name for trial in first + second) == ["0000", "0001", "0002", "0003"]
+    assert {"0001"} <= {trial.name for trial in first}
+    assert {"0002"} <= {trial.name for trial in second}
+    assert [[trial.name for trial in task] for task in divided(trials, 1)] == [["0001", "0002", "0000", "0003"]]
+    assert divided([], 2) == []
