@@ -145,7 +145,7 @@ def search(asked: Namespace) -> tuple[str, list[str]]:
 
 
 def _searched(asked: Namespace, name: str, image_size: int, part: Callable[[int], Path]) -> list[str]:
-    tpe = _task(asked, part(0), image_size=image_size, strategies=STRATEGIES, trials=24, epochs=8)
+    tpe = _task(asked, part(0), image_size=image_size, strategies=STRATEGIES, trials=20, epochs=6)
     short = dataclasses.replace(tpe, trials=4, epochs=2)
     setting = _setting(asked, f"search-{name}", short, (1, 2), lambda outcome: outcome.seconds)
     seeds = range(1 if asked.smoke else asked.repeats)
