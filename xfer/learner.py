@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
@@ -21,9 +20,11 @@ from xfer.methods.losses import LOSSES, Loss
 from xfer.methods.mixing import MIXINGS, Mixing
 from xfer.methods.optimizers import OPTIMIZERS, groups_of
 from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.micro_batches import Fit
 from xfer.networks import network_of, preparation_for
 from xfer.params import Param, params_of
 from xfer.probe import fit_head
+from xfer.randomness import go_back_to, state_of
 from xfer.recipe import Recipe
 
 
@@ -65,6 +66,13 @@ class Learner:
         body = self._body()
         self._start = [tensor.detach().clone() for tensor in body]
         self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
+        self._fit = Fit()
+        self._statistics: list[Tensor] = []
+
+    @property
+    def micro_batch(self) -> int | None:
+        """How many images go through the network at a time, where the memory does not hold a whole batch."""
+        return self._fit.most
 
     def set_pace(self, moment: Moment) -> None:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
@@ -76,9 +84,16 @@ class Learner:
             for parameter in group["params"]:
                 parameter.requires_grad_(group["pace"] > 0)
         _set_mode(self.model, True, self._follows)
+        following = [each for each in self.model.modules() if isinstance(each, _BatchNorm) and each.training]
+        self._statistics = [buffer for module in following for buffer in module.buffers()]
 
     def step(self, images: Tensor, labels: Tensor, rate: float, chance: torch.Generator) -> tuple[Tensor, ...]:
         """Loss, number of right answers and gradient norm, as scalars still on the device.
+
+        A batch that does not fit the memory goes through the network in parts, and the step is that of the whole batch:
+        the gradients are added up, each part's weighted by its share of the images, before they are clipped. What the
+        parts do not share are the statistics of a batch norm that follows its images, which are those of a part (and
+        are updated once for each), and dropout's draws; a network without either takes the same step.
 
         Args:
             images: uint8 [B, 3, H, W].
@@ -86,12 +101,11 @@ class Learner:
             rate: the learning rate where the pace is 1.
             chance: what augmentation and mixing draw from.
         """
-        targets = functional.one_hot(labels, self._recipe.classes).float()
+        targets = torch.zeros(len(labels), self._recipe.classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
         images, targets = self._mix(self._augment(images, chance), targets, chance)
-        targets = targets.to(self._device)
-        logits, loss = self._losses(self.prepare(images), targets)
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        targets = targets.to(self._device, non_blocking=True)
+        # Whatever is drawn from `chance` is drawn by now, once, whatever parts the batch goes through in.
+        loss, correct = self._gradient(images, targets)
         if self._strategy.anchor is not None:
             self._strategy.anchor.pull(self._anchored, self._start)
         moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
@@ -103,8 +117,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["pace"] * (1.0 if group["depth"] == 0 else self._recipe.body_rate)
         self._optimizer.step()
-        correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-        return loss.detach(), correct, norm.detach()
+        return loss, correct, norm.detach()
 
     def begin(self, batches: Iterable[Batch]) -> None:
         """What a strategy does before its first step, on the training part as it is.
@@ -136,9 +149,10 @@ class Learner:
             return float(nn.utils.get_total_norm(away) / nn.utils.get_total_norm(self._start).clamp_min(1e-12))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a step changes."""
+        """Everything that a step changes, and what it has found to fit the memory."""
         asked = {} if self._asked is None else {"embedding_loss": self._asked.state_dict()}
-        return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), **asked}
+        learned = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), **asked}
+        return {**learned, "micro_batch": self._fit.most}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was called."""
@@ -147,6 +161,42 @@ class Learner:
             self._asked.load_state_dict(state["embedding_loss"])
         self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
         _like_parameters(self._optimizer)
+        self._fit = Fit(state.get("micro_batch"))
+
+    def _gradient(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of the batch's mean loss with the parameters; that loss, and how many were right.
+
+        An attempt for which the memory did not suffice leaves no trace: what it did to running statistics is undone,
+        and dropout draws again what it drew. So a run whose memory runs out goes on like one that began with the
+        smaller micro-batch.
+        """
+        statistics = [buffer.clone() for buffer in self._statistics]
+        drawn = state_of(self._device)
+
+        def attempt(parts: list[slice]) -> tuple[Tensor, Tensor]:
+            self._optimizer.zero_grad(set_to_none=True)
+            losses, hits = [], []
+            for part in parts:
+                logits, loss = self._losses(self.prepare(images[part]), targets[part])
+                loss = loss * ((part.stop - part.start) / len(images))
+                torch.autograd.backward(loss)
+                losses.append(loss.detach())
+                hits.append((logits.argmax(dim=1) == targets[part].argmax(dim=1)).sum())
+            return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+        def again() -> None:
+            self._optimizer.zero_grad(set_to_none=True)
+            for buffer, before in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(before)
+            go_back_to(drawn, self._device)
+
+        return self._fit.fitting(
+            len(images),
+            attempt,
+            again,
+            least=2 if self._statistics else 1,  # one image has no variance
+            whole_because=f"embedding_loss {self._recipe.embedding_loss} compares its images" if self._term else None,
+        )
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] and the loss to be brought down, a scalar."""

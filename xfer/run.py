@@ -241,6 +241,7 @@ class Run:
             gradient_norm=math.fsum(norms) / steps,
             gradient_norms=tuple(norms[:FIRST_STEPS]) if number == 0 else (),
             distance=self._learner.distance(),
+            micro_batch=self._learner.micro_batch,
             seconds=usage.seconds,
             images_per_second=len(order) / training_seconds,
             **usage.so_far(),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xfer.micro_batches import Fit
 from xfer.records import Evaluation, Part
 
 Prepare = Callable[[Tensor], Tensor]
@@ -22,6 +24,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge a network, which is left in evaluation mode, in one pass; `Evaluation.noisy` is not its business.
 
+    A batch for which the memory does not suffice is halved, and so are those after it: an answer does not depend on who
+    else was asked.
+
     Args:
         model: logits [B, C] from prepared images.
         batches: uint8 images [B, 3, H, W] and labels [B].
@@ -31,9 +36,10 @@ def evaluate(
     """
     model.eval()
     found = []
+    fit = Fit()
     with torch.inference_mode():
         for pixels, labels in batches:
-            logits = model(prepare(pixels)).float()
+            logits = fit.fitting(len(pixels), partial(_answers, model, prepare, pixels))
             labels = labels.to(logits.device)
             losses = functional.cross_entropy(logits, labels, reduction="none")
             probability = logits.softmax(dim=1).amax(dim=1)
@@ -51,6 +57,11 @@ def evaluate(
         calibration_error=calibration_error(probability, hits),
         confusion=_confusion(labels, predicted),
     )
+
+
+def _answers(model: nn.Module, prepare: Prepare, images: Tensor, parts: list[slice]) -> Tensor:
+    """Logits [B, C], asked for in parts."""
+    return torch.cat([model(prepare(images[part])).float() for part in parts])
 
 
 def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:
