@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from xfer.data.loader import Batch
-from xfer.methods.augmentations import AUGMENTATIONS, Augmentation
+from xfer.methods.augmentations import AUGMENTATIONS, ON_ANY_DEVICE, Augmentation
 from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
 from xfer.methods.freezing import Moment
@@ -27,6 +27,9 @@ from xfer.probe import fit_head
 from xfer.randomness import go_back_to, state_of
 from xfer.recipe import Recipe
 
+Precision = Literal["float32", "bfloat16"]
+"""In which numbers a network computes while it is trained. Weights, loss and optimizer are float32 in any case."""
+
 
 class Learner:
     """What learns: a network, what it is asked to do better at, and how it is changed.
@@ -35,13 +38,25 @@ class Learner:
         recipe: what to train.
         weights: the file that the recipe names; None for a strategy from random weights.
         device: where.
+        precision: what a step computes in. Evaluation and everything else is in float32, as is a network's use later.
+        compiled: whether steps go through torch.compile, which takes minutes before the first one and again whenever
+            other parameters move. Where it cannot compile, it goes on without. Not tried on a GPU yet.
     """
 
-    def __init__(self, recipe: Recipe, weights: Path | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        weights: Path | None,
+        device: torch.device,
+        precision: Precision = "float32",
+        compiled: bool = False,
+    ) -> None:
         self._recipe = recipe
         self._device = device
+        self._precision = precision
         model = network_of(recipe, weights)
         self.model: Any = model.to(device).to(memory_format=torch.channels_last)
+        self._network: Any = _compiled(self.model) if compiled else self.model
         self.prepare = preparation_for(recipe, self.model, device)
         self._strategy: Strategy = recipe.strategy.build(STRATEGIES)
         self._augment: Augmentation = recipe.augmentation.build(AUGMENTATIONS)
@@ -74,6 +89,11 @@ class Learner:
         """How many images go through the network at a time, where the memory does not hold a whole batch."""
         return self._fit.most
 
+    @property
+    def augments_anywhere(self) -> bool:
+        """Whether images may be on the device before they are augmented."""
+        return self._recipe.augmentation.name in ON_ANY_DEVICE
+
     def set_pace(self, moment: Moment) -> None:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
 
@@ -96,8 +116,8 @@ class Learner:
         are updated once for each), and dropout's draws; a network without either takes the same step.
 
         Args:
-            images: uint8 [B, 3, H, W].
-            labels: int64 [B].
+            images: uint8 [B, 3, H, W]; on the learner's device or, whatever the augmentation, in main memory.
+            labels: int64 [B], in the same place.
             rate: the learning rate where the pace is 1.
             chance: what augmentation and mixing draw from.
         """
@@ -201,12 +221,17 @@ class Learner:
     def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] and the loss to be brought down, a scalar."""
         if self._term is None or self._asked is None:
-            logits = self.model(inputs).float()
-            return logits, self._loss(logits, targets).mean()
-        embeddings = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
-        logits = self.model.get_classifier()(embeddings).float()
+            with self._computing():
+                logits = self._network(inputs)
+            return logits.float(), self._loss(logits.float(), targets).mean()
+        with self._computing():
+            embeddings = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+            logits = self.model.get_classifier()(embeddings)
         term = self._asked(embeddings.float(), targets.argmax(dim=1))
-        return logits, self._loss(logits, targets).mean() + self._term.weight * term
+        return logits.float(), self._loss(logits.float(), targets).mean() + self._term.weight * term
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16")
 
     def _embeddings_of(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of images as they are, by the network as it stands."""
@@ -241,6 +266,11 @@ def _set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
     module.training = follows(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
         _set_mode(child, moves, follows)
+
+
+def _compiled(model: nn.Module) -> Any:
+    torch._dynamo.config.suppress_errors = True  # what cannot be compiled is computed as it would have been without
+    return torch.compile(model)
 
 
 def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:

@@ -168,6 +168,9 @@ class Record:
     flops: int | None = None
     """Floating point operations of one image's way through the network, without the way back. A multiply-add counts as
     two, and only convolutions and matrix products count (attention too); many papers count a multiply-add as one."""
+    arithmetic: str = "float32"
+    """In which numbers the network computed while it was trained, float32 or bfloat16, and whether it was compiled
+    ("bfloat16, compiled"): what the machine allowed when the record was made."""
 
     @property
     def val_accuracy(self) -> float | None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from xfer import checkpoints, digest
-from xfer.data.loader import Batch, batches, shuffled
+from xfer.data.loader import Batch, batches, fed, shuffled
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
-from xfer.learner import Learner
+from xfer.learner import Learner, Precision
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import Usage, count_parameters, flops_of
 from xfer.measure.robustness import noisy_accuracies, noisy_copy
@@ -35,6 +35,9 @@ FIRST_STEPS = 50
 """Of so many steps the gradient norm is kept one by one: whether the random head's first gradients are large is what
 freezing and clipping are about."""
 
+EVALUATION_BATCH = 64
+"""So many images at a time are at least judged: nothing of them has to be kept for a way back."""
+
 
 class DivergedError(ArithmeticError):
     """The loss is no longer a finite number: this run has come to nothing."""
@@ -45,6 +48,16 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_precision(device: torch.device) -> Precision:
+    """bfloat16 on a GPU that computes in it by itself, else float32.
+
+    A property of the machine, as the number of threads is, and so none of the recipe: where there is no bfloat16 the
+    same recipe is meant to be trained in float32, and no search should have to choose. A Record says which it was.
+    """
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 class Run:
@@ -62,6 +75,8 @@ class Run:
         device: where to train; the best there is unless given.
         folder: where checkpoints go; None keeps none.
         noisy: whether each epoch is also judged on a noisy copy of the validation part.
+        precision: what training computes in; the device's own unless given. Accuracies are measured in float32.
+        compiled: whether training goes through torch.compile (see `Learner`).
 
     Raises:
         ValueError: the pack or the weights are not the ones that the recipe names, or do not fit it.
@@ -75,6 +90,8 @@ class Run:
         device: torch.device | None = None,
         folder: Path | None = None,
         noisy: bool = False,
+        precision: Precision | None = None,
+        compiled: bool = False,
     ) -> None:
         if pack.hash != recipe.data:
             raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
@@ -90,7 +107,10 @@ class Run:
         self.resumed_at: tuple[int, ...] = ()
 
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self._learner = Learner(recipe, weights if recipe.weights else None, self.device)
+        self.precision = precision or default_precision(self.device)
+        self._compiled = compiled
+        file = weights if recipe.weights else None
+        self._learner = Learner(recipe, file, self.device, self.precision, compiled)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
         self._start_accuracy: float | None = None
@@ -155,6 +175,7 @@ class Run:
             resumed_at=self.resumed_at,
             start_accuracy=self._start_accuracy,
             flops=self._flops,
+            arithmetic=f"{self.precision}, compiled" if self._compiled else self.precision,
         )
 
     @cached_property
@@ -195,7 +216,8 @@ class Run:
             log.info("recipe %s goes on after epoch %d", self.recipe.id[:12], len(self.epochs))
 
     def _batches(self, places: Indices) -> Iterator[Batch]:
-        return batches(self.pack, places, batch_size=max(64, self.recipe.batch_size))
+        found = batches(self.pack, places, batch_size=max(EVALUATION_BATCH, self.recipe.batch_size))
+        return fed(found, self.device, there=False)  # noise is made in main memory
 
     def _begin(self) -> None:
         self._learner.begin(self._batches(self.split.train))
@@ -212,7 +234,8 @@ class Run:
         self._learner.set_pace(Moment(number, recipe.epochs, tuple(epoch.val_loss for epoch in self.epochs)))
         seen: list[tuple[Tensor, ...]] = []
         rate = 0.0
-        for step, (images, labels) in enumerate(batches(self.pack, order, recipe.batch_size)):
+        found = fed(batches(self.pack, order, recipe.batch_size), self.device, self._learner.augments_anywhere)
+        for step, (images, labels) in enumerate(found):
             rate = recipe.learning_rate * self._schedule((number * steps + step) / (recipe.epochs * steps))
             seen.append(self._learner.step(images, labels, rate, chance))
         # Only now are the numbers fetched: until here nothing made a GPU wait.

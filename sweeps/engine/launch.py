@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from sweeps.engine import finals, tuning
+from sweeps.engine import finals, packing, probing, tuning
 from sweeps.engine.advice import advice_for, order_of
 from sweeps.engine.lease import Lease
 from sweeps.engine.prepare import Prepared, differences
@@ -27,6 +28,8 @@ class Means:
     """What a sweep may use here and now: nothing of it changes what any trial is."""
 
     share: tuning.Share = field(default_factory=tuning.Share)
+    packs: bool = False
+    """Whether trials share GPUs as far as probes say that they fit (see packing.py), rather than by `share`."""
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     seconds: float | None = None
@@ -125,6 +128,7 @@ class Sweep:
         )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
+        self._shares: packing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
         self._records = {record.trial: record for record in store.records() if record.trial in self._trials}
         self._kept = self._best()
@@ -233,7 +237,7 @@ class Sweep:
         self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0])
-        tuning.run_trials(stage, left, self._concurrent, self._means.share)
+        tuning.run_trials(stage, left, self._concurrent)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
         for trial in unfinished:
@@ -285,8 +289,21 @@ class Sweep:
 
     def _connect(self) -> None:
         tuning.connect()
-        fitting = tuning.places(self._means.share)
+        share = self._means.share
+        if self._means.packs:
+            self._shares = self._shares or self._probed()
+            share = replace(share, gpus=self._shares.smallest())
+        fitting = tuning.places(share)
         self._concurrent = min(fitting, self._means.concurrent or fitting)
+
+    def _probed(self) -> packing.Shares:
+        self._watch.say("GPU: seeing how many trials fit side by side, once for each kind of trial")
+        probe = partial(tuning.on_cluster, share=self._means.share)
+        folder = self._store.folder.parent / "probes"
+        return probing.probed(probing.candidates(self._prepared), folder, probing.kind_here(), probe)
+
+    def _gpus_of(self, trial: Trial) -> float:
+        return self._means.share.gpus if self._shares is None else self._shares.of(trial.recipe)
 
     def _site(self, trial: Trial) -> Site:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
@@ -295,7 +312,8 @@ class Sweep:
             pack=str(self._prepared.pack.folder.resolve()),
             weights=None if weights is None else str(weights),
             threads=self._means.share.cpus,
-            gpu=self._means.share.gpus > 0,
+            gpus=self._gpus_of(trial),
+            compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
             noisy="noisy_accuracy" in self._plan.objective,
         )
 
