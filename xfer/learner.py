@@ -40,7 +40,8 @@ class Learner:
         device: where.
         precision: what a step computes in. Evaluation and everything else is in float32, as is a network's use later.
         compiled: whether steps go through torch.compile, which takes minutes before the first one and again whenever
-            other parameters move. Where it cannot compile, it goes on without. Not tried on a GPU yet.
+            other parameters move; torch keeps what it compiled for the user's other processes on this machine. Where it
+            cannot compile, it goes on without. Not tried on a GPU yet.
     """
 
     def __init__(
@@ -236,10 +237,13 @@ class Learner:
     def _embeddings_of(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of images as they are, by the network as it stands."""
         self.model.eval()
+
+        def attempt(parts: list[slice]) -> Tensor:
+            features = (self.model.forward_features(self.prepare(images[part])) for part in parts)
+            return torch.cat([self.model.forward_head(each, pre_logits=True).float() for each in features])
+
         with torch.no_grad():
-            features = self.model.forward_features(self.prepare(images))
-            embeddings: Tensor = self.model.forward_head(features, pre_logits=True).float()
-        return embeddings
+            return Fit().fitting(len(images), attempt)
 
     def _pace(self, group: dict[str, Any], moment: Moment) -> float:
         return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), moment)

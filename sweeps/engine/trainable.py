@@ -151,6 +151,8 @@ def _give_back_memory() -> None:
     A network and its optimizer hang together in cycles, and the allocator is told to keep what is freed (`tuning.py`).
     """
     gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -62,8 +62,6 @@ ENVIRONMENT: dict[str, str] = {
     # Blocks of memory that grow: parts of other sizes, evaluation and the next trial of a process would otherwise each
     # leave gaps that fit nobody else, and gaps count against the share that a process is capped at.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    # What one trial has compiled serves the others of this machine.
-    "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"xfer-compiled-{os.getuid()}"),
 }
 """What the processes of a cluster that is started here inherit; whoever joins one has to set it on its machines."""
 

@@ -269,3 +269,23 @@ def test_a_network_of_which_one_image_does_not_fit_cannot_be_judged():
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(MemoryError, match="not even 1 image at a time"):
         evaluate(Full(), [(pixels, torch.zeros(4, dtype=torch.long))], lambda images: images, "val", range(4))
+
+
+def test_a_head_that_is_fitted_first_is_fitted_on_embeddings_found_in_parts(make_recipe, make_run):
+    recipe = make_recipe(strategy="lp_ft", epochs=1, learning_rate=1e-9)
+    whole, parts = make_run(recipe), make_run(recipe)
+    real = parts.model.forward_features
+    sizes = []
+
+    def small(inputs):
+        sizes.append(len(inputs))
+        if len(inputs) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(inputs)
+
+    parts.model.forward_features = small
+    whole._begin()
+    parts._begin()
+    assert sizes[:6] == [24, 12, 6, 6, 6, 6]
+    head = [run.model.get_classifier().weight for run in (whole, parts)]
+    torch.testing.assert_close(*head, atol=1e-4, rtol=1e-4)
