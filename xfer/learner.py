@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from xfer.data.loader import Batch
+from xfer.halves import EMBEDDINGS, Embedder, Halves, halves
 from xfer.methods.augmentations import AUGMENTATIONS, ON_ANY_DEVICE, Augmentation
 from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
+from xfer.methods.colours import COLOURS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
 from xfer.methods.freezing import Moment
 from xfer.methods.losses import LOSSES, Loss
@@ -72,13 +72,16 @@ class Learner:
                 group["weight_decay"] = group["weight_decay"] if group["depth"] == 0 else 0.0
         self._asked: nn.Module | None = None
         if self._term is not None:
-            width = self._embeddings_of(torch.zeros(2, 3, recipe.image_size, recipe.image_size, dtype=torch.uint8))
-            self._asked = self._term.build(width.shape[1], recipe.classes).to(device)
+            self._asked = self._term.build(self._width(), recipe.classes).to(device)
             if own := list(self._asked.parameters()):
                 # What the term learns for itself is as new as the head, and goes with it.
                 head = next(group for group in groups if group["depth"] == 0 and group["kind"] == "weight")
                 groups.append({**head, "params": own})
         self._optimizer: torch.optim.Optimizer = recipe.optimizer.build(OPTIMIZERS, groups, recipe.learning_rate)
+        self._paced = False
+        self.halves: Halves | None = None
+        """The network in two, where steps begin with what the frozen half makes of images."""
+        self._moved = self._names_that_move()
         body = self._body()
         self._start = [tensor.detach().clone() for tensor in body]
         self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
@@ -95,20 +98,60 @@ class Learner:
         """Whether images may be on the device before they are augmented."""
         return self._recipe.augmentation.name in ON_ANY_DEVICE
 
-    def set_pace(self, moment: Moment) -> None:
+    def set_pace(self, moment: Moment) -> bool:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
 
-        A frozen batch norm would otherwise go on updating its running statistics.
+        A frozen batch norm would otherwise go on updating its running statistics. Says whether other groups move than
+        before; `halves` is then None, until whoever calls has cut the network anew.
         """
+        before = [group["pace"] > 0 for group in self._optimizer.param_groups] if self._paced else None
         for group in self._optimizer.param_groups:
             group["pace"] = self._pace(group, moment)
             for parameter in group["params"]:
                 parameter.requires_grad_(group["pace"] > 0)
-        _set_mode(self.model, True, self._follows)
+        set_mode(self.model, True, self._follows)
         following = [each for each in self.model.modules() if isinstance(each, _BatchNorm) and each.training]
         self._statistics = [buffer for module in following for buffer in module.buffers()]
+        self._paced = True
+        changed = before != [group["pace"] > 0 for group in self._optimizer.param_groups]
+        if changed:
+            self.halves = None
+        return changed
 
-    def step(self, images: Tensor, labels: Tensor, rate: float, chance: torch.Generator) -> tuple[Tensor, ...]:
+    @property
+    def lowest_is_frozen(self) -> bool:
+        """Whether nothing moves, at the current pace, in the lowest block."""
+        lowest = [group for group in self._optimizer.param_groups if group["depth"] > 0 and group["height"] == 0]
+        return all(group["pace"] == 0 for group in lowest)
+
+    def cut(self) -> Halves | None:
+        """The network cut as high as it is frozen now; None where it cannot be, or a loss wants what lies between.
+
+        What comes of it becomes `halves` where whoever calls wants steps to begin with features.
+        """
+        channels = self._recipe.colour.build(COLOURS).channels
+        found = halves(self.model, self._recipe.image_size, channels)
+        return None if found is not None and self._term is not None and found.place != EMBEDDINGS else found
+
+    def targets_of(self, labels: Tensor) -> Tensor:
+        """Target probabilities [B, C] of labels [B]."""
+        # Unlike one_hot, this asks nobody whether there are such classes: a GPU is not waited for.
+        return torch.zeros(len(labels), self._recipe.classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
+
+    def augmented(self, images: Tensor, labels: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch, augmented and mixed with draws from `chance`.
+
+        Once for each batch, in whatever parts a step then takes it.
+
+        Args:
+            images: uint8 [B, 3, H, W]; on the learner's device or, whatever the augmentation, in main memory.
+            labels: int64 [B], in the same place.
+            chance: what augmentation and mixing draw from.
+        """
+        images, targets = self._mix(self._augment(images, chance), self.targets_of(labels), chance)
+        return self.prepare(images), targets
+
+    def step(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, ...]:
         """Loss, number of right answers and gradient norm, as scalars still on the device.
 
         A batch that does not fit the memory goes through the network in parts, and the step is that of the whole batch:
@@ -117,16 +160,12 @@ class Learner:
         are updated once for each), and dropout's draws; a network without either takes the same step.
 
         Args:
-            images: uint8 [B, 3, H, W]; on the learner's device or, whatever the augmentation, in main memory.
-            labels: int64 [B], in the same place.
+            inputs: prepared images [B, C, H, W], or what the lower half makes of them where `halves` is set.
+            targets: probabilities [B, C].
             rate: the learning rate where the pace is 1.
-            chance: what augmentation and mixing draw from.
         """
-        targets = torch.zeros(len(labels), self._recipe.classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
-        images, targets = self._mix(self._augment(images, chance), targets, chance)
-        targets = targets.to(self._device, non_blocking=True)
-        # Whatever is drawn from `chance` is drawn by now, once, whatever parts the batch goes through in.
-        loss, correct = self._gradient(images, targets)
+        inputs, targets = (each.to(self._device, non_blocking=True) for each in (inputs, targets))
+        loss, correct = self._gradient(inputs, targets)
         if self._strategy.anchor is not None:
             self._strategy.anchor.pull(self._anchored, self._start)
         moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
@@ -140,16 +179,14 @@ class Learner:
         self._optimizer.step()
         return loss, correct, norm.detach()
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """What a strategy does before its first step, on the training part as it is.
+    @property
+    def fits_head(self) -> bool:
+        """Whether the strategy wants its head fitted before the first step."""
+        return self._strategy.fits_head
 
-        Args:
-            batches: uint8 images [B, 3, H, W] and labels [B]; only read where the strategy wants them.
-        """
-        if self._strategy.fits_head:
-            found = [(self._embeddings_of(images), labels) for images, labels in batches]
-            embeddings, labels = (torch.cat(each) for each in zip(*found, strict=True))
-            fit_head(self.model.get_classifier(), embeddings, labels.to(self._device))
+    def fit_head(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Fit the head to convergence on embeddings [N, D] of the training part as it is, with labels [N]."""
+        fit_head(self.model.get_classifier(), embeddings.to(self._device), labels.to(self._device))
 
     def count_moving(self) -> int:
         """How many of the network's numbers move at any time during the run."""
@@ -172,19 +209,22 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step changes, and what it has found to fit the memory."""
         asked = {} if self._asked is None else {"embedding_loss": self._asked.state_dict()}
-        learned = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), **asked}
+        moved = {name: tensor for name, tensor in self.model.state_dict().items() if name in self._moved}
+        learned = {"model": moved, "optimizer": self._optimizer.state_dict(), **asked}
         return {**learned, "micro_batch": self._fit.most}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was called."""
-        self.model.load_state_dict(state["model"])
+        """Go on from where `state_dict` was called. A run that has come to its end needs no optimizer to be asked."""
+        assert state["model"].keys() == self._moved, "a state holds what can move, and nothing else"
+        self.model.load_state_dict(state["model"], strict=False)
         if self._asked is not None:
             self._asked.load_state_dict(state["embedding_loss"])
-        self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
-        _like_parameters(self._optimizer)
+        if "optimizer" in state:
+            self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
+            _like_parameters(self._optimizer)
         self._fit = Fit(state.get("micro_batch"))
 
-    def _gradient(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the batch's mean loss with the parameters; that loss, and how many were right.
 
         An attempt for which the memory did not suffice leaves no trace: what it did to running statistics is undone,
@@ -198,8 +238,8 @@ class Learner:
             self._optimizer.zero_grad(set_to_none=True)
             losses, hits = [], []
             for part in parts:
-                logits, loss = self._losses(self.prepare(images[part]), targets[part])
-                loss = loss * ((part.stop - part.start) / len(images))
+                logits, loss = self._losses(inputs[part], targets[part])
+                loss = loss * ((part.stop - part.start) / len(inputs))
                 torch.autograd.backward(loss)
                 losses.append(loss.detach())
                 hits.append((logits.argmax(dim=1) == targets[part].argmax(dim=1)).sum())
@@ -212,7 +252,7 @@ class Learner:
             go_back_to(drawn, self._device)
 
         return self._fit.fitting(
-            len(images),
+            len(inputs),
             attempt,
             again,
             least=2 if self._statistics else 1,  # one image has no variance
@@ -223,10 +263,10 @@ class Learner:
         """Logits [B, C] and the loss to be brought down, a scalar."""
         if self._term is None or self._asked is None:
             with self._computing():
-                logits = self._network(inputs)
+                logits = (self._network if self.halves is None else self.halves.upper)(inputs)
             return logits.float(), self._loss(logits.float(), targets).mean()
         with self._computing():
-            embeddings = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+            embeddings = inputs if self.halves is not None else Embedder(self.model)(inputs)
             logits = self.model.get_classifier()(embeddings)
         term = self._asked(embeddings.float(), targets.argmax(dim=1))
         return logits.float(), self._loss(logits.float(), targets).mean() + self._term.weight * term
@@ -234,16 +274,29 @@ class Learner:
     def _computing(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16")
 
-    def _embeddings_of(self, images: Tensor) -> Tensor:
-        """Embeddings [B, D] of images as they are, by the network as it stands."""
+    def _width(self) -> int:
+        """How many numbers an embedding has."""
+        size = self._recipe.image_size
         self.model.eval()
-
-        def attempt(parts: list[slice]) -> Tensor:
-            features = (self.model.forward_features(self.prepare(images[part])) for part in parts)
-            return torch.cat([self.model.forward_head(each, pre_logits=True).float() for each in features])
-
         with torch.no_grad():
-            return Fit().fitting(len(images), attempt)
+            embeddings = Embedder(self.model)(self.prepare(torch.zeros(2, 3, size, size, dtype=torch.uint8)))
+        return int(embeddings.shape[1])
+
+    def _names_that_move(self) -> set[str]:
+        """What of the network's state can differ at any time from what it started with."""
+        moments = [Moment(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
+        moving = {
+            id(parameter)
+            for group in self._optimizer.param_groups
+            if any(self._pace(group, moment) > 0 for moment in moments)
+            for parameter in group["params"]
+        }
+        moved = {name for name, parameter in self.model.named_parameters() if id(parameter) in moving}
+        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        statistics = self._follows(False) or bool(moving - head)
+        return moved | (
+            set(self.model.state_dict()) - dict(self.model.named_parameters()).keys() if statistics else set()
+        )
 
     def _pace(self, group: dict[str, Any], moment: Moment) -> float:
         return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), moment)
@@ -263,13 +316,13 @@ class Learner:
         return plain + [getattr(module, name) for module in adapted for name in module.parametrizations]
 
 
-def _set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
+def set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
     """Training mode where anything below moves, evaluation mode where everything is frozen; batch norm as asked."""
     parameters = list(module.parameters())
     moves = any(parameter.requires_grad for parameter in parameters) if parameters else training
     module.training = follows(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
-        _set_mode(child, moves, follows)
+        set_mode(child, moves, follows)
 
 
 def _compiled(model: nn.Module) -> Any:

@@ -58,13 +58,14 @@ LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (8, 2_048),
     "classes": (2, 1_000_000),
     "images_per_class": (1, 1_000_000_000),
+    "views": (1, 1_000),
 }
 """What is within reason, both ends included: a value beyond is a slip of the keyboard."""
 
-WHOLE = ("batch_size", "epochs", "image_size", "classes", "images_per_class")
+WHOLE = ("batch_size", "epochs", "image_size", "classes", "images_per_class", "views")
 """The limited values that are whole numbers."""
 
-MAY_BE_NONE = ("clip_norm", "clip_value", "images_per_class")
+MAY_BE_NONE = ("clip_norm", "clip_value", "images_per_class", "views")
 """The limited values that may be absent."""
 
 CHANCE = ("seed", "draw")
@@ -112,6 +113,10 @@ class Recipe:
     """The largest absolute value of any number of the gradient; None leaves it alone."""
     images_per_class: int | None = None
     """How many images of each class are trained on, at most; None takes all of the training part."""
+    views: int | None = None
+    """In how many versions each augmented training image is seen while the lowest block is frozen; None draws it anew
+    in every epoch. Versions are the same for every recipe on these data, so what a frozen network makes of them is
+    computed once."""
     backbone_args: tuple[tuple[str, Value], ...] = ()
     split_seed: int = 0
     """Decides the test part, where that is drawn."""
@@ -139,6 +144,11 @@ class Recipe:
             raise ValueError(
                 f"embedding_loss {self.embedding_loss.name} needs one class an image, and mixing {self.mixing.name} "
                 f"gives it two: take mixing none, or embedding_loss none"
+            )
+        if self.views is not None and self.mixing.name != "none":
+            raise ValueError(
+                f"views is {self.views}, but mixing {self.mixing.name} makes another image in every batch, of which "
+                f"there are no fixed versions: take mixing none, or views none"
             )
 
     @property

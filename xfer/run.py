@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,9 @@ from xfer import checkpoints, digest
 from xfer.data.loader import Batch, batches, fed, shuffled
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
+from xfer.feature_store import FeatureStore
+from xfer.frozen import Frozen, is_worth_keeping
+from xfer.halves import below_classifier
 from xfer.learner import Learner, Precision
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import Usage, count_parameters, flops_of
@@ -28,6 +32,7 @@ from xfer.methods.schedules import SCHEDULES, Schedule
 from xfer.randomness import seed_for
 from xfer.recipe import Recipe
 from xfer.records import Epoch, Evaluation, Part, Phase, Record, Status, as_dict, epoch_from
+from xfer.versions import version_of
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +46,19 @@ EVALUATION_BATCH = 64
 
 class DivergedError(ArithmeticError):
     """The loss is no longer a finite number: this run has come to nothing."""
+
+
+def check_training(losses: Sequence[float], epoch: int) -> None:
+    """Raise a DivergedError unless the loss of every step of an epoch, counted from 1, is finite."""
+    for step, value in enumerate(losses):
+        if not math.isfinite(value):
+            raise DivergedError(f"the training loss became {value} in epoch {epoch}, step {step + 1} of {len(losses)}")
+
+
+def check_validation(loss: float, epoch: int) -> None:
+    """Raise a DivergedError unless the validation loss after an epoch, counted from 1, is finite."""
+    if not math.isfinite(loss):
+        raise DivergedError(f"the validation loss became {loss} after epoch {epoch}")
 
 
 def default_device() -> torch.device:
@@ -75,6 +93,8 @@ class Run:
         device: where to train; the best there is unless given.
         folder: where checkpoints go; None keeps none.
         noisy: whether each epoch is also judged on a noisy copy of the validation part.
+        features: the folder in which what frozen parts of networks make of images is kept, for whoever comes later;
+            None keeps it in this object.
         precision: what training computes in; the device's own unless given. Accuracies are measured in float32.
         compiled: whether training goes through torch.compile (see `Learner`).
 
@@ -90,6 +110,7 @@ class Run:
         device: torch.device | None = None,
         folder: Path | None = None,
         noisy: bool = False,
+        features: Path | None = None,
         precision: Precision | None = None,
         compiled: bool = False,
     ) -> None:
@@ -101,6 +122,11 @@ class Run:
         self.pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
         self.split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
+        # All that is not tested on, so that other draws of the validation part find their features too.
+        known = (whole if recipe.images_per_class is None else self.split).of
+        self._places = np.union1d(known("train"), known("val"))
+        self._store = FeatureStore(features)
+        self._frozen: Frozen | None = None
         self.device = device or default_device()
         self.folder = folder
         self.epochs: tuple[Epoch, ...] = ()
@@ -148,7 +174,12 @@ class Run:
         """
         places = self.split.of(part)
         found = self._val if part == "val" else None
-        if found is None:
+        if found is None and self._frozen is not None and part != "test":
+            frozen, device = self._frozen, self.device
+            upper, rows = frozen.halves.upper, self._rows(frozen, places)
+            self.model.eval()
+            found = evaluate(upper, rows, lambda features: features.to(device), part, places)
+        elif found is None:
             found = evaluate(self.model, self._batches(places), self._learner.prepare, part, places)
         if noisy:
             under = noisy_accuracies(self.model, lambda: self._batches(places), self._learner.prepare, places)
@@ -207,6 +238,8 @@ class Run:
         self.resumed_at = tuple(state["resumed_at"])
         self._start_accuracy = state["start_accuracy"]
         self._val = None
+        if self.epochs:
+            self._set_pace(len(self.epochs) - 1)  # whatever is asked of it now is asked as it would have been then
 
     def _resume(self, folder: Path) -> None:
         state = checkpoints.load(folder)
@@ -219,37 +252,78 @@ class Run:
         found = batches(self.pack, places, batch_size=max(EVALUATION_BATCH, self.recipe.batch_size))
         return fed(found, self.device, there=False)  # noise is made in main memory
 
+    def _rows(self, frozen: Frozen, places: Indices) -> Iterator[Batch]:
+        size = max(EVALUATION_BATCH, self.recipe.batch_size)
+        for start in range(0, len(places), size):
+            chosen = places[start : start + size]
+            yield frozen.rows(chosen), torch.from_numpy(self.pack.labels[chosen])
+
     def _begin(self) -> None:
-        self._learner.begin(self._batches(self.split.train))
+        if self._learner.fits_head:
+            below = Frozen(
+                below_classifier(self.model), self.recipe, self.pack, self._places, self._learner.prepare, self._store
+            )
+            train = self.split.train
+            self._learner.fit_head(below.rows(train), torch.from_numpy(self.pack.labels[train]))
+        self._set_pace(0)
         self._start_accuracy = self.evaluate("val").accuracy
+
+    def _set_pace(self, number: int) -> None:
+        """Freeze and unfreeze for an epoch; where something is frozen, begin with what that makes of images."""
+        losses = tuple(epoch.val_loss for epoch in self.epochs[:number])
+        if not self._learner.set_pace(Moment(number, self.recipe.epochs, losses)):
+            return
+        self._frozen = None
+        # Mixed or freshly drawn images are others in every step: of those nothing can be kept.
+        fixed = self.recipe.views is not None or self.recipe.augmentation.name == "none"
+        if not fixed or self.recipe.mixing.name != "none" or not self._learner.lowest_is_frozen:
+            return
+        cut = self._learner.cut()
+        if cut is not None and is_worth_keeping(cut, self.model, self.recipe, len(self._places)):
+            self._learner.halves = cut
+            self._frozen = Frozen(cut, self.recipe, self.pack, self._places, self._learner.prepare, self._store)
+
+    def _training_batches(self, order: Indices, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of an epoch's steps."""
+        recipe, learner = self.recipe, self._learner
+        chance = torch.Generator().manual_seed(seed_for(recipe.seed, "augmentation", number))
+        version = number % recipe.views if recipe.views is not None and learner.lowest_is_frozen else None
+        if self._frozen is not None:
+            for start in range(0, len(order), recipe.batch_size):
+                chosen = order[start : start + recipe.batch_size]
+                labels = torch.from_numpy(self.pack.labels[chosen])
+                yield self._frozen.rows(chosen, version), learner.targets_of(labels)
+            return
+        there = version is None and learner.augments_anywhere
+        found = fed(batches(self.pack, order, recipe.batch_size), self.device, there)
+        for step, (images, labels) in enumerate(found):
+            if version is None:
+                yield learner.augmented(images, labels, chance)
+            else:
+                chosen = order[step * recipe.batch_size :][: recipe.batch_size]
+                drawn = version_of(images, chosen, recipe.augmentation, version)
+                yield learner.prepare(drawn), learner.targets_of(labels)
 
     def _train_epoch(self) -> Epoch:
         usage = Usage(self.device)
         number = len(self.epochs)
         recipe = self.recipe
         torch.manual_seed(seed_for(recipe.seed, "dropout", number))
-        chance = torch.Generator().manual_seed(seed_for(recipe.seed, "augmentation", number))
         order = shuffled(self.split.train, recipe.batch_size, seed_for(recipe.seed, "order", number))
         steps = math.ceil(len(order) / recipe.batch_size)
-        self._learner.set_pace(Moment(number, recipe.epochs, tuple(epoch.val_loss for epoch in self.epochs)))
+        self._set_pace(number)
         seen: list[tuple[Tensor, ...]] = []
         rate = 0.0
-        found = fed(batches(self.pack, order, recipe.batch_size), self.device, self._learner.augments_anywhere)
-        for step, (images, labels) in enumerate(found):
+        for step, (inputs, targets) in enumerate(self._training_batches(order, number)):
             rate = recipe.learning_rate * self._schedule((number * steps + step) / (recipe.epochs * steps))
-            seen.append(self._learner.step(images, labels, rate, chance))
+            seen.append(self._learner.step(inputs, targets, rate))
         # Only now are the numbers fetched: until here nothing made a GPU wait.
         losses, hits, norms = (torch.stack(each).tolist() for each in zip(*seen, strict=True))
         training_seconds = usage.seconds
-        for step, value in enumerate(losses):
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"the training loss became {value} in epoch {number + 1}, step {step + 1} of {steps}"
-                )
+        check_training(losses, number + 1)
         self._val = None
         self._val = val = self.evaluate("val")
-        if not math.isfinite(val.loss):
-            raise DivergedError(f"the validation loss became {val.loss} after epoch {number + 1}")
+        check_validation(val.loss, number + 1)
         return Epoch(
             epoch=number + 1,
             train_loss=math.fsum(losses) / steps,

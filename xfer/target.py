@@ -20,6 +20,7 @@ from xfer.choices import Value
 from xfer.data.pack import Pack, Progress
 from xfer.data.split import Indices, limited, split_pack
 from xfer.features import Features, Stage, earlier_stages, features
+from xfer.measure.spread import Spread, spread
 from xfer.measure.transferability import Probe, difference, logme, probe_accuracy
 from xfer.methods.cuts import drop_stages
 from xfer.params import params_of
@@ -101,6 +102,8 @@ class Measurement:
     """How many blocks the network has below its head."""
     drops_early: bool
     """Whether its late stages can be had without its first one."""
+    spread: Spread | None = None
+    """How the late features lie; None in a measurement of an earlier version."""
 
     @property
     def best_early(self) -> Layer:
@@ -185,6 +188,24 @@ def measure(
         margin_error=margin_error,
         blocks=max(param.depth for param in params_of(model).values()),
         drops_early=_drops_early(model, pack.image_size),
+        spread=spread(rows["late"]),
+    )
+
+
+def measurement_from(plain: Mapping[str, Any]) -> Measurement:
+    """A Measurement from what `dataclasses.asdict` made of it, by this version or an earlier one.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    return Measurement(
+        **{
+            **plain,
+            "images_per_class": tuple(plain["images_per_class"]),
+            "early": tuple(Layer(**layer) for layer in plain["early"]),
+            "late": Layer(**plain["late"]),
+            "spread": Spread(**plain["spread"]) if plain.get("spread") else None,
+        }
     )
 
 

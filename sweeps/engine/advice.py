@@ -20,8 +20,19 @@ def advice_for(prepared: Prepared, progress: Progress = lambda done, total: None
     plan, backbone, competing = prepared.plan, prepared.backbones[0], prepared.space.strategies()
     if not plan.advise or plan.arms or backbone.file is None or len(competing) < 2:
         return {}
+    found = measured_of(prepared, progress)
+    if "why_none" in found:
+        return found
+    return {**found, "order": [name for name in _named(found) if name in competing]}
+
+
+def measured_of(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """All that `xfer.advisor` says, whether or not advice is wanted, or `why_none` where nothing can be measured."""
+    plan, backbone = prepared.plan, prepared.backbones[0]
+    if backbone.file is None:
+        return {"why_none": "nothing pretrained competes, so the data cannot be measured"}
     try:
-        found = advise(
+        return advise(
             prepared.pack,
             backbone.name,
             backbone.file,
@@ -34,7 +45,6 @@ def advice_for(prepared: Prepared, progress: Progress = lambda done, total: None
         return {"why_none": str(error)}
     except Exception as error:  # whatever a network's code happens to raise: without advice a sweep is still a sweep
         return {"why_none": f"{type(error).__name__}: {error}"}
-    return {**found, "order": [name for name in _named(found) if name in competing]}
 
 
 def order_of(advice: Mapping[str, Any]) -> tuple[str, ...]:

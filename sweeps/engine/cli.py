@@ -105,6 +105,7 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
     from sweeps.engine import launch
     from sweeps.engine.advice import said
     from sweeps.engine.progress import Watch
+    from sweeps.engine.warm_start import said as taken
 
     split = prepared.split
     console.print(
@@ -115,8 +116,11 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
     )
     for note in prepared.notes:
         console.print(Text(visible(f"note: {note}")))
-    if advised := said((store.plan() or {}).get("advice", {})):
+    begun = store.plan() or {}
+    if advised := said(begun.get("advice", {})):
         console.print(Text(visible(f"advice: {advised}")))
+    if warm := taken(begun):
+        console.print(Text(visible(f"warm start: {warm}")))
     try:
         with Watch(console, store.name, prepared.plan.objectives[0]) as watch:
             mirrored = launch.run(prepared, store, means, watch)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sweeps.engine.domains import Domain, Options, Range, values_of
-from xfer.choices import Value
-from xfer.methods.freezing import HeadFirst
+from xfer.choices import Value, parameters
+from xfer.methods.freezing import HeadFirst, Moment
 from xfer.methods.strategies import STRATEGIES
+from xfer.params import Kind, Param
 
 if TYPE_CHECKING:
     from sweeps.engine.spaces import Config, Space
+
+DEEP = 1_000
+"""Blocks below the head: more than a strategy counts from the top."""
 
 Left = tuple[Domain, str]
 """What is left of an axis after earlier choices, and which of them is to blame; nobody where all of it is left."""
@@ -62,6 +66,10 @@ def _embedding_losses_left(space: Space, domain: Domain, config: Config) -> Left
 
 def _mixings_left(space: Space, domain: Domain, config: Config) -> Left:
     if config["embedding_loss"] == "none":
+        # Features of a frozen body are computed once; a mixed image is another one in every step, and has none.
+        fixed = _only_head_moves(config) and values_of(space.axes["views"]) != (None,)
+        if fixed and "none" in values_of(domain):
+            return _only(domain, "views", lambda name: name == "none")
         return domain, ""
     return _only(domain, "embedding_loss", lambda name: name == "none")
 
@@ -78,10 +86,17 @@ def _batch_norms_left(space: Space, domain: Domain, config: Config) -> Left:
     return _only(domain, strategy, lambda name: name != "frozen")
 
 
+def _views_left(space: Space, domain: Domain, config: Config) -> Left:
+    # There are versions of augmented images only, and only while something is frozen that sees them.
+    for axis, without in (("augmentation", "none"), ("mixing", None)):
+        if (config[axis] == without) if without else (config[axis] != "none"):
+            return Options((None,)), axis
+    return (domain, "") if _begins_frozen(config, space.epochs) else (Options((None,)), "strategy")
+
+
 def _body_rates_left(space: Space, domain: Domain, config: Config) -> Left:
     # Where the head alone moves there is nothing to be slower.
-    probes = STRATEGIES[str(config["strategy"])]().pace == HeadFirst(freeze_epochs=None)
-    return (Options((1.0,)), "strategy") if probes else (domain, "")
+    return (Options((1.0,)), "strategy") if _only_head_moves(config) else (domain, "")
 
 
 LEFT: dict[str, Callable[[Space, Domain, Config], Left]] = {
@@ -90,10 +105,23 @@ LEFT: dict[str, Callable[[Space, Domain, Config], Left]] = {
     "clip_value": _clip_values_left,
     "embedding_loss": _embedding_losses_left,
     "mixing": _mixings_left,
+    "views": _views_left,
     "batch_norm": _batch_norms_left,
     "body_rate": _body_rates_left,
 }
 """The axes of which earlier choices may leave less. A ValueError says that the axes as given contradict each other."""
+
+
+def _only_head_moves(config: Config) -> bool:
+    return bool(STRATEGIES[str(config["strategy"])]().pace == HeadFirst(freeze_epochs=None))
+
+
+def _begins_frozen(config: Config, epochs: int) -> bool:
+    """Whether the lowest block of a deep network stands still in the first epoch."""
+    name = str(config["strategy"])
+    own = {parameter: config[parameter] for parameter in parameters(STRATEGIES[name])}
+    pace, start = STRATEGIES[name](**own).pace, Moment(0, epochs)
+    return all(pace(Param(depth=DEEP, kind=kind), start) == 0 for kind in get_args(Kind))
 
 
 def _only(domain: Domain, because: str, allowed: Callable[[Value], bool]) -> Left:

@@ -10,7 +10,7 @@ from xfer.choices import Value, choose
 from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES
 
 WHOLE = (
-    *("batch_size", "images_per_class", "freeze_epochs", "patience", "blocks", "stage", "block", "rank"),
+    *("batch_size", "images_per_class", "views", "freeze_epochs", "patience", "blocks", "stage", "block", "rank"),
     *("num_ops", "magnitude", "hidden"),
 )
 """The axes that know only whole numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,11 +14,12 @@ from sweeps.engine.prepare import Prepared, differences
 from sweeps.engine.progress import Watch
 from sweeps.engine.provenance import now, provenance
 from sweeps.engine.samplers import Proposer
-from sweeps.engine.schedulers import SCHEDULERS, History
-from sweeps.engine.stage import Stage, clock
+from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
+from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.trainable import Site, config_for, export_model, open_test
+from sweeps.engine.warm_start import params_of, warm_start_for
 from xfer.data.pack import Progress
 from xfer.records import Record
 
@@ -67,13 +68,15 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
             return
         # The sweep stays the one that was begun then.
         asked["provenance"]["created"] = stored["provenance"]["created"]
-        asked["advice"] = stored["advice"]
+        asked.update({name: stored[name] for name in ("advice", "warm_start") if name in stored})
     elif (store.folder / "trials").exists():
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
         asked["advice"] = advice_for(
             prepared, progress
         )  # once: the order of the first trials must not change afterwards
+        if prepared.plan.warm_start:
+            asked["warm_start"] |= warm_start_for(prepared, store, asked["advice"], progress)
     store.put_plan(asked)
 
 
@@ -122,9 +125,10 @@ class Sweep:
         self._means = means
         self._watch = watch
         self._objectives = self._plan.objectives
-        advised = order_of((store.plan() or {}).get("advice", {}))
+        stored = store.plan() or {}
+        advised, warm = order_of(stored.get("advice", {})), params_of(stored)
         self._proposer = Proposer(
-            prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms, self._objectives, advised
+            prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms, self._objectives, advised, warm
         )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
@@ -136,16 +140,18 @@ class Sweep:
         self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
 
     def search(self) -> None:
-        """Run the trials of the search that have not ended yet, known-good recipes first.
+        """Run the trials of the search that have not ended yet: of a warm start, then known-good ones, then others.
 
-        Those are never stopped early: they are what strategies are compared by, and what all others are held against.
+        Known-good ones are never stopped early, except by `one_epoch_top_k`: they are what strategies are compared by,
+        and what all others are held against, those of a warm start too.
         """
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
+        spares = self._plan.scheduler in SPARE_KNOWN_GOOD
 
-        def goes_on(history: History, trial: str) -> bool:
-            return int(trial) < self._proposer.known_good or judge(history, trial, self._plan.epochs)
+        def goes_on(history: History, trial: str) -> bool | None:
+            return (spares and self._proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
 
         self._run(
             "search",
@@ -155,6 +161,7 @@ class Sweep:
             goes_on,
             self._learn,
             lambda: self._short_of(self._expected_finals()),
+            [f"{number:04d}" for number in range(self._plan.trials)],
         )
 
     def finals(self) -> None:
@@ -227,17 +234,18 @@ class Sweep:
         total: int,
         ended: dict[str, Record],
         trials: Iterator[Trial],
-        judge: Callable[[History, str], bool],
+        judge: Judge,
         learn: Callable[[Record], None],
         over: Callable[[], bool],
+        to_come: Sequence[str] = (),
     ) -> None:
         left = total - len(ended)
         if left <= 0 or over():
             return
         self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
-        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0])
-        tuning.run_trials(stage, left, self._concurrent)
+        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
+        tuning.run_trials(stage, self._concurrent)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
         for trial in unfinished:
@@ -315,6 +323,7 @@ class Sweep:
             gpus=self._gpus_of(trial),
             compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
             noisy="noisy_accuracy" in self._plan.objective,
+            features=str(self._store.folder.resolve().parent / "features"),
         )
 
     def _config(self, record: Record) -> dict[str, object]:

@@ -67,7 +67,7 @@ class Options:
     each axis: learning_rate=1e-4..1e-2, optimizer=sgd,ranger,
     clip_norm=none,0.5, freeze_epochs=1..4, batch_size=16,32.
     Axes of numbers: learning_rate, body_rate, weight_decay,
-    batch_size, clip_norm, clip_value, images_per_class.
+    batch_size, clip_norm, clip_value, images_per_class, views.
     Axes of names, those with * unless given:
     - strategy: as in --strategies
     - optimizer: sgd*, nesterov, adam*, adamw, radam*, ranger*,
@@ -96,6 +96,12 @@ class Options:
     """Begin with what the data call for: their size, and how well
     frozen features serve them, are measured once, in seconds.
     --no-advise begins with clip."""
+    warm_start: bool = False
+    """Begin with the best recipes of earlier sweeps in this
+    storage whose data look alike: in classes, images per class
+    and how frozen features serve. Chosen by their validation
+    scores, never by a test part, and fixed by the first start;
+    the known good recipes follow."""
     objective: str = "accuracy"
     """What recipes are searched for, ranked and stopped by, on the
     validation part: accuracy, balanced_accuracy, noisy_accuracy,
@@ -105,7 +111,10 @@ class Options:
     sampler: str = "tpe"
     """Who proposes recipes after the known good ones: tpe, random."""
     scheduler: str = "asha"
-    """Who stops those that lag behind: asha, median, none. Nobody is judged while its network is still frozen."""
+    """Who stops those that lag behind: asha, median, none,
+    one_epoch_top_k. The last gives every trial one epoch, keeps
+    its checkpoint, and lets the best eighth, at least 3, go on
+    to the end. Nobody is judged while its network is still frozen."""
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     gpus_per_trial: float | None = None
@@ -211,6 +220,7 @@ def defaults_of(plan: Plan) -> dict[str, Any]:
         "epochs": plan.epochs,
         "strategies": ",".join(plan.strategies),
         "advise": plan.advise,
+        "warm_start": plan.warm_start,
         "objective": ",".join(plan.objective),
         "sampler": plan.sampler,
         "scheduler": plan.scheduler,
@@ -253,6 +263,7 @@ def plan_from(page: Plan, options: Options) -> Plan:
         strategies=names(options.strategies),
         edits={**page.edits, **asked},
         advise=options.advise,
+        warm_start=options.warm_start,
         objective=tuple(each.name for each in objectives_from(options.objective)),
         sampler=options.sampler,
         scheduler=options.scheduler,

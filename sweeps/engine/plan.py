@@ -59,6 +59,8 @@ class Plan:
     `spaces.KNOWN_GOOD`."""
     advise: bool = True
     """Whether the known good recipes start with what the measured data call for (`xfer.advisor`)."""
+    warm_start: bool = False
+    """Whether it begins with the best recipes of earlier sweeps on data that look alike (`warm_start`)."""
     objective: tuple[str, ...] = ("accuracy",)
     """What is searched for, ranked by and stopped by: names in `xfer.objectives.OBJECTIVES`, the one that decides
     first."""
@@ -80,6 +82,8 @@ class Plan:
         for name in self.weights:
             if name not in self.backbones:
                 raise ValueError(f"weights are given for {name}, which is not among the backbones: {self.backbones}")
+        if self.warm_start and self.arms:
+            raise ValueError("a plan of explicit arms has no search that could be started warm: leave out warm_start")
         objectives_from(",".join(self.objective))
 
     @property

@@ -16,7 +16,7 @@ from sweeps.engine.domains import values_of
 from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
 from sweeps.engine.samplers import SAMPLERS
-from sweeps.engine.schedulers import SCHEDULERS
+from sweeps.engine.schedulers import SCHEDULERS, kept
 from sweeps.engine.spaces import AXES, Config, Space, recipe_data
 from xfer import backbones, digest, networks
 from xfer.choices import choose, unknown
@@ -29,7 +29,10 @@ from xfer.recipe import TABLES, Recipe, recipe_from
 REDRAWN_BELOW = 2_000
 """Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
 
-NOT_COMPARED = ("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice")
+NOT_COMPARED = (
+    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice"),
+    *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
+)
 """What may differ between two starts of one sweep: it does not change what any trial is."""
 
 
@@ -118,6 +121,8 @@ class Prepared:
             "arms": [dict(arm) for arm in plan.arms],
             "trials": plan.trials,
             "epochs": plan.epochs,
+            # Absent unless asked for: plans from before there was a choice may be gone on with.
+            **({"warm_start": {"asked": True}} if plan.warm_start else {}),
             "objective": list(plan.objective),
             "sampler": plan.sampler,
             "scheduler": plan.scheduler,
@@ -145,6 +150,11 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     ):
         if name not in known:
             raise ValueError(unknown(kind, name, known))
+    if plan.scheduler == "one_epoch_top_k" and kept(plan.trials) < min(plan.finalists, plan.trials):
+        raise ValueError(
+            f"--scheduler one_epoch_top_k lets the best {kept(plan.trials)} of {plan.trials} trials go on, and "
+            f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer of them"
+        )
     for name in plan.backbones:
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])

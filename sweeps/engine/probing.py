@@ -91,7 +91,7 @@ def measure(recipe: Recipe, meter: Meter, precision: Precision) -> Probe:
     for _ in range(2):
         meter.wait()
         began = time.perf_counter()
-        learner.step(images[: recipe.batch_size], labels, recipe.learning_rate, chance)
+        learner.step(*learner.augmented(images[: recipe.batch_size], labels, chance), recipe.learning_rate)
         meter.wait()
         seconds = time.perf_counter() - began
     learner.model.eval()

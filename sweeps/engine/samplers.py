@@ -87,6 +87,7 @@ class Proposer:
         arms: what to propose instead of the known-good configurations.
         objectives: what is searched for; with two of them whatever no other trial beats in both.
         advised: the strategies whose known-good configurations come first.
+        warm: parameters from elsewhere to begin with, before the known-good configurations.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Proposer:
         arms: Sequence[Mapping[str, Value]] = (),
         objectives: Sequence[Objective] = (ACCURACY,),
         advised: Sequence[str] = (),
+        warm: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._space = space
         self._sampler = SAMPLERS[sampler]
@@ -107,15 +109,20 @@ class Proposer:
         ]
         self._study = optuna.create_study(directions=self._directions)
         self._open: dict[str, optuna.Trial] = {}
-        self._first = space.known_good(arms, advised)
+        self._good = space.known_good(arms, advised)
+        self._first = [*map(dict, warm), *(params for params in self._good if params not in warm)]
 
     @property
     def known_good(self) -> int:
         """How many trials come before the sampler's first proposal."""
         return len(self._first)
 
+    def is_known_good(self, number: int) -> bool:
+        """Whether trial `number` is a known-good configuration: neither taken from elsewhere nor proposed."""
+        return number < len(self._first) and self._first[number] in self._good
+
     def propose(self, trial: str, number: int) -> tuple[dict[str, Any], Config]:
-        """The sampler's parameters for trial `number`, and the configuration they stand for; known-good ones first."""
+        """The sampler's parameters for trial `number`, and the configuration behind them; `known_good` come first."""
         if number < len(self._first):
             params = self._first[number]
             return params, self.adopt(trial, params)

@@ -18,6 +18,18 @@ class Progress:
     settled_after: int = 0
     """Its strategy's: values up to this epoch say nothing about what it will come to, and are neither judged nor held
     against others."""
+    ended: bool = False
+    """Whether it has come to its end, whatever that was."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has come to the first epoch whose value counts, or never will."""
+        return self.ended or len(self.values) > self.settled_after
+
+    @property
+    def first(self) -> float | None:
+        """The first value that counts; None where there is none."""
+        return self.at(self.settled_after + 1)
 
     def at(self, epoch: int) -> float | None:
         """The value after an epoch; None where it is not known or does not count."""
@@ -25,10 +37,11 @@ class Progress:
 
 
 History = Mapping[str, Progress]
-"""All trials of a sweep, by name: running, finished and stopped ones."""
+"""All trials of a sweep, by name: running, finished and stopped ones, and, without a value, those to come."""
 
-Scheduler = Callable[[History, str, int], bool]
-"""Does a trial go on after its newest epoch, in a sweep of so many epochs a trial?"""
+Scheduler = Callable[[History, str, int], bool | None]
+"""Does a trial go on after its newest epoch, in a sweep of so many epochs a trial? None: that is not settled yet, and
+it waits, without a process, until others have come as far."""
 
 
 def none(history: History, trial: str, epochs: int) -> bool:
@@ -71,7 +84,37 @@ def median(history: History, trial: str, epochs: int, least: int = 3) -> bool:
     return len(means) < least or best >= float(np.median(means))
 
 
-SCHEDULERS: dict[str, Scheduler] = {f.__name__: f for f in (asha, median, none)}
+def one_epoch_top_k(history: History, trial: str, epochs: int) -> bool | None:
+    """One epoch for all, and only the best go on to the end (the baseline of Egele et al. 2023, arXiv 2307.15422).
+
+    The epoch is the first that counts: a network that is frozen at first gets those epochs too. Then a trial waits
+    until every other has come as far or has ended, and goes on if fewer than `kept(trials)` of them were better, ties
+    to the earlier one. All compete alike, the known good recipes too. A sampler hears of a trial when it ends, so until
+    all have waited none learns. On the authors' benchmarks it equals successive halving at a tenth of the cost: it is
+    what any other scheduler has to beat.
+    """
+    mine = history[trial]
+    if mine.first is None or len(mine.values) >= epochs:
+        return True
+    if not all(other.counts for other in history.values()):
+        return None
+    known = {name: other.first for name, other in history.items() if other.first is not None}
+    best = sorted(known, key=lambda name: (-known[name], name))
+    return trial in best[: kept(len(history))]
+
+
+def kept(trials: int) -> int:
+    """How many of so many trials `one_epoch_top_k` lets go on: an eighth, and never fewer than three.
+
+    Of 24 trials over 8 epochs that leaves 45 epochs of 192. Egele et al. leave the number open.
+    """
+    return max(3, math.ceil(trials / 8))
+
+
+SCHEDULERS: dict[str, Scheduler] = {f.__name__: f for f in (asha, median, none, one_epoch_top_k)}
+
+SPARE_KNOWN_GOOD = ("asha", "median", "none")
+"""Under these the known good recipes always run to the end: strategies are compared by them."""
 
 
 def _rungs(epochs: int, first: int, reduction: int) -> set[int]:

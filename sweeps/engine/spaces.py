@@ -31,6 +31,7 @@ AXES: dict[str, Domain] = {
     "augmentation": Options(("flip", "none", "randaugment")),
     "embedding_loss": Options(("none",)),
     "mixing": Options(("none", "cutmix")),
+    "views": Options((4,)),
     "loss": Options(("cross_entropy", "label_smoothing")),
     "head": Options(("linear",)),
     "activation": Options(("keep",)),

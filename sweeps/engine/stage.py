@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from xfer.objectives import ACCURACY, Objective
 from xfer.recipe import recipe_from
 from xfer.records import Record, epoch_from, record_from
 
-Judge = Callable[[History, str], bool]
-"""Does this trial go on after its newest epoch?"""
+Judge = Callable[[History, str], bool | None]
+"""Does this trial go on after its newest epoch? None: it waits until others have come as far."""
 
 
 class Stage:
@@ -31,6 +31,10 @@ class Stage:
         learn: told of each record.
         over: whether the time for this stage is up; what is running then is left for the next start.
         objective: whose scores trials are judged by.
+        to_come: the names of trials that the judge should expect.
+
+    A trial that waits is to the store as one that was interrupted: its checkpoint stays and there is no record yet. It
+    is handed out again once the judge knows what becomes of it, in this start or in another.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Stage:
         learn: Callable[[Record], None],
         over: Callable[[], bool] = lambda: False,
         objective: Objective = ACCURACY,
+        to_come: Iterable[str] = (),
     ) -> None:
         self._store = store
         self._watch = watch
@@ -52,20 +57,53 @@ class Stage:
         self._learn = learn
         self._over = over
         self._objective = objective
-        self._history = history_of(store, objective)
+        self._history = {**{name: Progress(()) for name in to_come}, **history_of(store, objective)}
+        self._waiting: dict[str, Trial] = {}
+        self._running: dict[str, Trial] = {}
         self._configs: dict[str, dict[str, Any]] = {}
         self._newest: dict[str, dict[str, Any]] = {}
         self._stopped: set[str] = set()
 
     def next_trial(self) -> dict[str, Any] | None:
         """See `tuning.Driver`."""
-        trial = None if self._over() else next(self._trials, None)
+        trial = None if self._over() else self._next_new() or self._next_waiting()
         if trial is None:
             return None
         config = config_for(trial, self._site(trial))
         self._configs[trial.name] = config
+        self._running[trial.name] = trial
         self._watch.started(trial.name, dict(trial.recipe))
         return config
+
+    def waits(self) -> bool:
+        """See `tuning.Driver`."""
+        return bool(self._waiting and self._running) and not self._over()
+
+    def _next_new(self) -> Trial | None:
+        for trial in self._trials:
+            progress = self._history.setdefault(trial.name, Progress(()))
+            if not progress.values or self._judge(self._history, trial.name) is not None:
+                return trial
+            self._waiting[trial.name] = trial  # since an earlier start
+        # There are fewer than were expected: nobody need wait for the others.
+        for name in [name for name, seen in self._history.items() if not seen.ended and not self._begun(name)]:
+            del self._history[name]
+        return None
+
+    def _begun(self, trial: str) -> bool:
+        return trial in self._running or trial in self._waiting
+
+    def _next_waiting(self) -> Trial | None:
+        """The next trial that has waited long enough; one that goes no further is ended on the way."""
+        for name, trial in list(self._waiting.items()):
+            goes_on = None if name in self._running else self._judge(self._history, name)
+            if goes_on is None:
+                continue
+            del self._waiting[name]
+            if goes_on or name not in self._newest:  # what it came to is known to its process alone
+                return trial
+            self._end(record_from(self._newest.pop(name)))
+        return None
 
     def goes_on(self, trial: str, record: dict[str, Any]) -> bool:
         """See `tuning.Driver`."""
@@ -77,15 +115,23 @@ class Stage:
             return True
         if self._over():
             return False
-        if not self._judge(self._history, trial):
+        goes_on = self._judge(self._history, trial)
+        if goes_on is None:
+            self._waiting[trial] = self._running[trial]
+        elif not goes_on:
             self._stopped.add(trial)
-            return False
-        return True
+        return bool(goes_on)
 
     def ended(self, trial: str, error: str | None) -> None:
         """See `tuning.Driver`."""
-        config, newest = self._configs.pop(trial), self._newest.pop(trial, None)
+        config, newest = self._configs.pop(trial), self._newest.get(trial)
+        self._running.pop(trial, None)
         record = self._store.record(trial)
+        if record is None and error is None and trial in self._waiting:
+            self._watch.saw_end(trial, None, None)
+            return
+        self._waiting.pop(trial, None)
+        self._newest.pop(trial, None)
         if record is None and error is not None:
             lost = failed(config, error)
             record = lost if newest is None else replace(record_from(newest), status="failed", error=error, val=None)
@@ -93,11 +139,21 @@ class Stage:
         elif record is None and newest is not None and trial in self._stopped:
             record = record_from(newest)
             self._store.add_record(record)
+        self._stopped.discard(trial)
         if record is None:  # it was interrupted, and goes on at the next start
             self._watch.saw_end(trial, None, None)
             return
+        self._note_end(record)
+
+    def _end(self, record: Record) -> None:
+        self._store.add_record(record)
+        self._note_end(record)
+
+    def _note_end(self, record: Record) -> None:
+        seen = self._history.get(record.trial, Progress(()))
+        self._history[record.trial] = replace(seen, ended=True)
         self._learn(record)
-        self._watch.saw_end(trial, record.status, self._objective.value(record.epochs))
+        self._watch.saw_end(record.trial, record.status, self._objective.value(record.epochs))
 
 
 def history_of(store: Store, objective: Objective = ACCURACY) -> dict[str, Progress]:
@@ -109,7 +165,8 @@ def history_of(store: Store, objective: Objective = ACCURACY) -> dict[str, Progr
             epochs = ended.get(trial.name) or store.epochs(trial.name)
             # After a damaged one the others would count for the wrong epoch.
             whole = [each for place, each in enumerate(epochs, start=1) if each.epoch == place]
-            history[trial.name] = Progress(objective.scores(whole), settled_after(trial.recipe))
+            scores = objective.scores(whole)
+            history[trial.name] = Progress(scores, settled_after(trial.recipe), trial.name in ended)
     return history
 
 

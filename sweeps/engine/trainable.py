@@ -43,6 +43,8 @@ class Site:
     """Whether accuracy under noise is measured after every epoch."""
     compiled: bool = False
     """Whether training goes through torch.compile. What it computes in is the machine's own (`default_precision`)."""
+    features: str | None = None
+    """The folder of features that all sweeps in a storage share."""
 
 
 def config_for(trial: Trial, site: Site) -> dict[str, Any]:
@@ -117,7 +119,8 @@ def _run(config: dict[str, Any]) -> Run:
     weights = Path(site.weights) if site.weights else None
     folder = Store(Path(site.sweep)).checkpoints(config["trial"])
     recipe, pack = recipe_from(config["recipe"]), load_pack(Path(site.pack))
-    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, compiled=site.compiled)
+    features = Path(site.features) if site.features else None
+    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, features=features, compiled=site.compiled)
 
 
 def confine(gpus: float) -> torch.device:

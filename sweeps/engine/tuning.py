@@ -37,6 +37,10 @@ class Driver(Protocol):
         """The configuration of another trial to start (see `trainable.config_for`); None when there are no more."""
         ...
 
+    def waits(self) -> bool:
+        """After `next_trial` gave none: may there be another once one of those that run has ended?"""
+        ...
+
     def goes_on(self, trial: str, record: dict[str, Any]) -> bool:
         """Told after each epoch what the trial has come to so far: does it go on?"""
         ...
@@ -97,8 +101,8 @@ def resources_of(config: dict[Any, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{"CPU": config["site"]["threads"], "GPU": config["site"]["gpus"]}])
 
 
-def run_trials(driver: Driver, count: int, concurrent: int) -> None:
-    """Run up to `count` trials, `concurrent` at a time, until the driver has no more.
+def run_trials(driver: Driver, concurrent: int) -> None:
+    """Run trials, `concurrent` at a time, until the driver has no more.
 
     Each gets the share that its site says. Where shares differ, fewer than `concurrent` may run at a time: Ray starts a
     trial when its share is free.
@@ -110,7 +114,7 @@ def run_trials(driver: Driver, count: int, concurrent: int) -> None:
             tune_config=tune.TuneConfig(
                 search_alg=_Feed(driver),
                 scheduler=_Judge(driver),
-                num_samples=count,
+                num_samples=-1,  # the driver says when there are no more
                 # With a searcher of one's own Tune keeps one trial pending unless this is set.
                 max_concurrent_trials=concurrent,
                 # A fresh process costs ten seconds of imports; train_trial leaves nothing behind that could matter.
@@ -142,7 +146,7 @@ class _Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         config = self._driver.next_trial()
         if config is None:
-            return Searcher.FINISHED
+            return None if self._driver.waits() else Searcher.FINISHED  # None: Tune asks again
         self._names[trial_id] = config["trial"]
         return config
 

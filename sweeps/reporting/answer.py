@@ -145,6 +145,7 @@ def how_to_read(results: Results) -> list[str]:
             )
     return [
         f"{chosen}.",
+        *_warm_start(results),
         _opened(results),
         "An interval is meant to hold, in 95 of 100 such sweeps, the accuracy the recipe would reach with other seeds "
         "on other images from the same source. Runs that saw the same images are not counted as new images. With one "
@@ -153,6 +154,20 @@ def how_to_read(results: Results) -> list[str]:
         f"Finalists come first in the ranking, in that order, then the other finished trials by the {by} of their one "
         "run on the validation part, then pruned and failed ones by how far they got.",
         *_on_two_objectives(results),
+    ]
+
+
+def _warm_start(results: Results) -> list[str]:
+    warm = results.plan.get("warm_start")
+    if not warm:
+        return []
+    sources = [f"{visible(each['sweep'])} (distance {each['distance']:.2f})" for each in warm.get("from", [])]
+    if not sources:
+        return ["A warm start was asked for, but no earlier sweep in the storage had data that look alike."]
+    count = counted(len(warm["params"]), "recipe")
+    return [
+        f"The search began with {count} taken from {listed(sources)}, earlier sweeps on data that look alike, by their "
+        "validation scores: what they know of those data is part of the result."
     ]
 
 

@@ -39,11 +39,15 @@ _WHOLE = (
     "test_images",
     "flops",
     "images_per_class",
+    "views",
 )
 _TEXT = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
     *("objective", "on_front", "embedding_loss", "head", "activation", "batch_norm", "colour"),
 )
+
+_NUMBERS = ("body_rate", "clip_value", "images_per_class", "views")
+"""Of the settings that are rarely changed those that stay numbers."""
 
 _PLACE = {"finished": 1, "pruned": 2, "failed": 3}  # finalists stand before them, at 0
 
@@ -175,7 +179,7 @@ def _row(rank: int, trial: Trial, results: Results) -> dict[str, Any]:
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),
-        **{setting: recipe.get(setting, USUAL[setting]) for setting in ("body_rate", "clip_value", "images_per_class")},
+        **{setting: recipe.get(setting, USUAL[setting]) for setting in _NUMBERS},
     }
 
 

@@ -80,6 +80,7 @@ USUAL: dict[str, object] = {
     "body_rate": 1.0,
     "clip_value": None,
     "images_per_class": None,
+    "views": None,
 }
 """What a recipe means that does not say it, as those of older versions do not (`xfer.recipe`)."""
 

@@ -25,6 +25,7 @@ FLAGS = [
     "--strategies",
     "--vary",
     "--fix",
+    "--warm-start",
     "--objective",
     "--sampler",
     "--scheduler",

@@ -173,9 +173,9 @@ def test_a_probe_is_two_steps_and_a_judged_batch_and_everything_is_waited_for(
     steps: list[tuple[int, ...]] = []
     real = probing.Learner.step
 
-    def step(learner: Any, images: torch.Tensor, *others: Any) -> Any:
-        steps.append(tuple(images.shape))
-        return real(learner, images, *others)
+    def step(learner: Any, inputs: torch.Tensor, *others: Any) -> Any:
+        steps.append(tuple(inputs.shape))
+        return real(learner, inputs, *others)
 
     monkeypatch.setattr(probing.Learner, "step", step)
     card = FakeCard(3 * GIGABYTE)

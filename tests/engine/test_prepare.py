@@ -39,7 +39,11 @@ class Harmful:
     ("changes", "message"),
     [
         ({"sampler": "tpee"}, r"unknown sampler 'tpee': did you mean tpe\? Known: tpe, random"),
-        ({"scheduler": "ash"}, r"unknown scheduler 'ash': did you mean asha\? Known: asha, median, none"),
+        ({"scheduler": "ash"}, r"unknown scheduler 'ash': did you mean asha\? Known: asha, median, none, one"),
+        (
+            {"scheduler": "one_epoch_top_k", "trials": 24, "finalists": 4},
+            r"lets the best 3 of 24 trials go on, and --finalists 4 wants more: take at least --trials 25",
+        ),
         ({"source": "folders"}, r"unknown source 'folders': did you mean folder\?"),
         ({"backbones": ("efficientnet_b00",), "weights": {}}, r"unknown backbone .* did you mean efficientnet_b0"),
         ({"backbones": (BACKBONE, "resnet18.nope")}, r"unknown backbone 'resnet18.nope'.*Known: resnet18\."),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
-from sweeps.engine.schedulers import SCHEDULERS, History, Progress, asha, median, none
+from sweeps.engine.schedulers import SCHEDULERS, History, Progress, asha, kept, median, none, one_epoch_top_k
 
 RUNS = range(60)
 CONTROLLER = SimpleNamespace(get_live_trials=list)
@@ -192,6 +192,66 @@ def test_the_median_rule_leaves_frozen_epochs_out_of_running_means_and_of_the_be
     assert not median({**others, "me": Progress([0.5, 0.5, 0.5])}, "me", epochs=9)
     even = {str(number): Progress([0.6, 0.6, 0.6]) for number in range(3)}
     assert not median({**even, "me": Progress([0.9, 0.9, 0.5], settled_after=2)}, "me", epochs=9)
+
+
+# --- one epoch for all, then the best few ---------------------------------------------------------------------------
+
+
+def after_one(*values: float) -> dict[str, Progress]:
+    return {f"{number:04d}": Progress([value]) for number, value in enumerate(values)}
+
+
+def test_of_those_that_had_one_epoch_the_best_three_go_on() -> None:
+    history = after_one(0.5, 0.9, 0.1, 0.7, 0.6)
+    assert {name for name in history if one_epoch_top_k(history, name, 8)} == {"0001", "0003", "0004"}
+    assert {one_epoch_top_k(history, name, 8) for name in ("0000", "0002")} == {False}
+
+
+def test_a_tie_goes_to_the_earlier_trial() -> None:
+    history = after_one(0.5, 0.9, 0.9, 0.5, 0.5)
+    assert [one_epoch_top_k(history, name, 8) for name in history] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("trials", "most"), [(1, 3), (24, 3), (25, 4), (64, 8), (5000, 625)])
+def test_an_eighth_goes_on_and_at_least_three(trials: int, most: int) -> None:
+    assert kept(trials) == most
+
+
+def test_everybody_waits_until_all_have_had_their_epoch() -> None:
+    for missing in (Progress(()), Progress([0.1, 0.2], settled_after=2)):
+        history = {**after_one(0.5, 0.9, 0.1, 0.7), "late": missing}
+        assert [one_epoch_top_k(history, name, 8) for name in after_one(0, 0, 0, 0)] == [None] * 4
+        assert [one_epoch_top_k({**history, "late": Progress([0.8])}, name, 8) for name in history] == [
+            *(False, True, False, True, True)
+        ]
+
+
+def test_nobody_waits_for_a_trial_that_failed_before() -> None:
+    history = {**after_one(0.5, 0.9, 0.1, 0.7), "lost": Progress((), ended=True)}
+    assert [one_epoch_top_k(history, name, 8) for name in after_one(0, 0, 0, 0)] == [True, True, False, True]
+
+
+def test_nor_for_one_whose_value_was_not_measured_which_goes_on() -> None:
+    history = {**after_one(0.5, 0.9, 0.1, 0.7), "blind": Progress([None])}
+    assert [one_epoch_top_k(history, name, 8) for name in history] == [True, True, False, True, True]
+
+
+def test_those_that_go_on_are_compared_by_their_first_epoch_ever_after() -> None:
+    history = {**after_one(0.5, 0.9, 0.1, 0.7), "0003": Progress([0.7, 0.0, 0.0])}
+    assert one_epoch_top_k(history, "0003", 8)
+    assert not one_epoch_top_k(history, "0002", 8)
+
+
+def test_a_network_that_is_frozen_first_is_compared_by_its_first_epoch_after_that() -> None:
+    history = {**after_one(0.5, 0.9, 0.6, 0.7), "frozen": Progress([0.9, 0.9, 0.1], settled_after=2)}
+    assert not one_epoch_top_k(history, "frozen", 8)
+    assert one_epoch_top_k({**history, "frozen": Progress([0.1, 0.1, 0.9], settled_after=2)}, "frozen", 8)
+    assert one_epoch_top_k({**history, "frozen": Progress([0.1], settled_after=2)}, "frozen", 8)
+
+
+def test_after_the_last_epoch_nobody_is_pruned_and_nobody_waits() -> None:
+    history = {**after_one(0.5, 0.9, 0.6, 0.7), "last": Progress([0.1, 0.1, 0.1], settled_after=2), "new": Progress(())}
+    assert one_epoch_top_k(history, "last", 3)
 
 
 # --- pure ------------------------------------------------------------------------------------------------------------

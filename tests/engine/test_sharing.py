@@ -67,7 +67,7 @@ class Driver:
 
 
 tuning.train_trial = trial
-tuning.run_trials(Driver(), len(shares), 8)
+tuning.run_trials(Driver(), 8)
 '''
 
 pytestmark = pytest.mark.slow  # a Ray and nine processes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ class Sweep:
         self.watch.begin("search", len(NAMES))
         self.stage = self.start()
 
-    def start(self) -> Stage:
-        return Stage(self.store, self.watch, self.trials(), self.site, self.judge, self.learned.append, self.over)
+    def start(self, to_come: Sequence[str] = ()) -> Stage:
+        learn = self.learned.append
+        trials = self.trials()
+        return Stage(self.store, self.watch, trials, self.site, self.judge, learn, self.over, to_come=to_come)
 
     def trials(self) -> Iterator[Trial]:
         for name in NAMES:
@@ -52,7 +54,7 @@ class Sweep:
     def site(self, trial: Trial) -> Site:
         return Site(str(self.store.folder), "pack", None, 1, 0.0)
 
-    def judge(self, history: History, trial: str) -> bool:
+    def judge(self, history: History, trial: str) -> bool | None:
         self.judged.append(({name: list(progress.values) for name, progress in history.items()}, trial))
         return (trial, len(history[trial].values)) not in self.stop
 
@@ -148,6 +150,104 @@ def test_history_knows_what_was_frozen_and_leaves_finals_out(tmp_path: Path) -> 
     history = history_of(store)
     assert set(history) == {"0000"}
     assert history["0000"].settled_after == 2
+
+
+# --- trials that wait for others --------------------------------------------------------------------------------------
+
+
+def top_one(history: History, trial: str) -> bool | None:
+    """After the first epoch everybody waits for everybody, and the best goes on."""
+    if not all(progress.counts for progress in history.values()):
+        return None
+    return trial == max(history, key=lambda name: history[name].first or 0.0)
+
+
+@pytest.fixture
+def waiting(sweep: Sweep) -> Sweep:
+    """The first two of three trials have had their epoch."""
+    sweep.judge = top_one  # type: ignore[method-assign]
+    sweep.stage = sweep.start(to_come=NAMES)
+    for name, value in (("0000", 0.5), ("0001", 0.8)):
+        sweep.stage.next_trial()
+        assert not sweep.reports(name, value)
+        sweep.stage.ended(name, None)
+    return sweep
+
+
+def test_a_trial_that_waits_has_no_record_and_keeps_its_checkpoint(waiting: Sweep) -> None:
+    assert waiting.store.records() == waiting.learned == []
+    assert waiting.watch.running == {}
+    assert waiting.watch.ended.total() == 0
+
+
+def test_while_others_run_the_stage_waits_for_them_and_not_otherwise(waiting: Sweep) -> None:
+    assert not waiting.stage.waits()
+    assert waiting.stage.next_trial()["trial"] == "0002"  # type: ignore[index]
+    assert waiting.stage.next_trial() is None
+    assert waiting.stage.waits()
+    waiting.time_is_up = True
+    assert not waiting.stage.waits()
+
+
+def test_once_all_have_come_as_far_the_best_is_handed_out_again_and_the_others_end_as_pruned(waiting: Sweep) -> None:
+    waiting.stage.next_trial()
+    assert not waiting.reports("0002", 0.6)
+    waiting.stage.ended("0002", None)
+    again = waiting.stage.next_trial()
+    assert again is not None
+    assert again["trial"] == "0001"
+    assert waiting.stage.next_trial() is None
+    assert not waiting.stage.waits()
+    assert [(record.trial, record.status) for record in waiting.learned] == [("0002", "pruned"), ("0000", "pruned")]
+    waiting.finishes("0001", 0.8, 0.8, 0.8, 0.9)
+    assert [record.status for record in waiting.store.records()] == ["pruned", "finished", "pruned"]
+    assert waiting.watch.ended == Counter(pruned=2, finished=1)
+
+
+def test_the_last_to_come_goes_on_at_once_where_it_is_the_best(waiting: Sweep) -> None:
+    waiting.stage.next_trial()
+    waiting.finishes("0002", 0.9, 0.9, 0.9, 0.9)
+    assert waiting.stage.next_trial() is None
+    assert [record.status for record in waiting.store.records()] == ["pruned", "pruned", "finished"]
+
+
+def test_nobody_waits_for_one_that_failed(waiting: Sweep) -> None:
+    waiting.stage.next_trial()
+    waiting.store.add_record(a_record("0002", (), "failed", error="lost", recipe=a_recipe()))
+    waiting.stage.ended("0002", None)
+    assert waiting.stage.next_trial()["trial"] == "0001"  # type: ignore[index]
+
+
+def test_nor_for_one_that_never_comes(sweep: Sweep) -> None:
+    sweep.judge = top_one  # type: ignore[method-assign]
+    sweep.stage = sweep.start(to_come=(*NAMES, "0003", "0004"))
+    for name, value in zip(NAMES, (0.5, 0.8, 0.6), strict=True):
+        sweep.stage.next_trial()
+        assert not sweep.reports(name, value)
+        sweep.stage.ended(name, None)
+    assert sweep.stage.next_trial()["trial"] == "0001"  # type: ignore[index]
+
+
+def test_in_a_new_start_those_that_waited_wait_on_without_a_process(waiting: Sweep) -> None:
+    waiting.stage = waiting.start(to_come=NAMES)
+    assert waiting.stage.next_trial()["trial"] == "0002"  # type: ignore[index]
+    assert waiting.stage.next_trial() is None
+    waiting.reports("0002", 0.6)
+    waiting.stage.ended("0002", None)
+    # What the first came to is not in the store but in its checkpoint: a process looks there, and is stopped at once.
+    assert waiting.stage.next_trial()["trial"] == "0000"  # type: ignore[index]
+    assert not waiting.reports("0000", 0.5)
+    waiting.stage.ended("0000", None)
+    assert waiting.stage.next_trial()["trial"] == "0001"  # type: ignore[index]
+    assert waiting.reports("0001", 0.8)
+    assert waiting.stage.next_trial() is None
+    assert [(record.trial, record.status) for record in waiting.store.records()] == [
+        ("0000", "pruned"),
+        ("0002", "pruned"),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_lost_process_ends_its_trial_as_failed_with_the_reason(sweep: Sweep) -> None:

@@ -72,6 +72,18 @@ def test_the_reader_is_told_when_the_test_part_was_opened(opened: Results) -> No
     assert "finalists on new seeds" not in how_to_read(results_of([a_record("0000")]))[0]
 
 
+def test_the_reader_is_told_what_a_warm_start_took_from_where() -> None:
+    records = [a_record("0000")]
+    taken = {"from": [{"sweep": "dogs", "distance": 0.456, "trials": ["0003", "0001"]}], "params": [{}, {}]}
+    assert how_to_read(results_of(records, warm_start={"asked": True, **taken}))[1].startswith(
+        "The search began with 2 recipes taken from dogs (distance 0.46), earlier sweeps on data that look alike, by "
+        "their validation scores"
+    )
+    nothing = results_of(records, warm_start={"asked": True, "from": [], "params": []})
+    assert "no earlier sweep in the storage had data that look alike" in how_to_read(nothing)[1]
+    assert not any("arm start" in said or "began with" in said for said in how_to_read(results_of(records)))
+
+
 def test_the_summary_fits_a_terminal(opened: Results) -> None:
     table = summary(opened, top=2)
     assert table.header == ("rank", "trial", "strategy", "status", "validation", "test")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xfer.measure.accuracy import calibration_error, evaluate, ranks_of
+from xfer.measure.accuracy import Answers, calibration_error, evaluate, judged, ranks_of
 
 
 class Colour(nn.Module):
@@ -171,3 +171,17 @@ def test_batches_of_another_size_change_nothing(random_case):
     logits, labels = random_case
     one, other = judge(logits, labels, batch_size=7), judge(logits, labels, batch_size=200)
     assert one == other
+
+
+def test_logits_are_judged_as_a_network_that_says_them(random_case):
+    logits, labels = random_case
+    assert judged(logits, labels, "val", range(200)) == judge(logits, labels, batch_size=37)
+
+
+def test_answers_of_several_networks_in_turn_come_apart_again(random_case):
+    logits, labels = random_case
+    said = [logits, logits.flip(0), torch.full_like(logits, float("nan"))]
+    in_turn = Answers.to(torch.stack(said, dim=1).flatten(0, 1), labels.repeat_interleave(3))
+    for one, answers in zip(said, in_turn.split(3), strict=True):
+        expected, found = judged(one, labels, "val", range(200)), answers.judged("val", range(200))
+        assert repr(found) == repr(expected)  # NaN is not equal to itself

@@ -164,7 +164,7 @@ def test_only_batch_norm_is_asked_about_and_other_modules_train_with_their_weigh
             )
         )
         list(run)
-        found.append(modes)
+        found.append([each for each in modes if each])  # a network may be asked in evaluation mode at any time
     assert found[0] == found[1] == found[2]
     training = next(modes for modes in found[0] if modes)
     assert ("layer1.0.act1" in training) is (strategy in ("naive", "bitfit"))

@@ -52,7 +52,7 @@ def test_no_step_asks_for_a_number(make_recipe, make_run, strategy, clipping, au
     run._learner.set_pace(Moment(0, 2))
     with Waiting() as waiting:
         for _ in range(3):
-            run._learner.step(images, labels, 0.01, torch.Generator())
+            run._learner.step(*run._learner.augmented(images, labels, torch.Generator()), 0.01)
     assert waiting.counted == {}
 
 
@@ -92,7 +92,7 @@ def test_a_batch_on_the_gpu_stays_there_and_meets_nothing_from_elsewhere(
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=CUDA)
         labels = torch.zeros(8, dtype=torch.long, device=CUDA)
         for _ in range(2):
-            found = learner.step(images, labels, 0.1, torch.Generator())
+            found = learner.step(*learner.augmented(images, labels, torch.Generator()), 0.1)
         assert {each.device.type for each in found} == {"cuda"}
         with pytest.raises(DataDependentOutputException):
             found[0].item()  # so a step that asked would have failed
@@ -104,7 +104,7 @@ def test_a_batch_from_main_memory_is_brought_to_the_gpu(make_recipe, without_a_d
         without_a_driver(learner)
         learner.set_pace(Moment(0, 2))
         images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.long)
-        found = learner.step(images, labels, 0.1, torch.Generator())
+        found = learner.step(*learner.augmented(images, labels, torch.Generator()), 0.1)
         assert {each.device.type for each in found} == {"cuda"}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xfer import checkpoints
+from xfer.halves import Embedder
 from xfer.methods.batch_norm import BATCH_NORMS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
 from xfer.methods.freezing import Moment
@@ -243,6 +244,7 @@ def test_the_term_is_asked_with_the_embeddings_that_the_head_is_asked_with(make_
     assert more == []
     assert sorted(labels.tolist()) == [0] * 8 + [1] * 8 + [2] * 8
     (batch,) = run._batches(run.split.train)
-    expected = run._learner._embeddings_of(batch[0])
+    with torch.no_grad():
+        expected = Embedder(run.model.eval())(run._learner.prepare(batch[0]))
     found, wanted = (each[each.sum(dim=1).argsort()] for each in (embeddings.detach(), expected))
     torch.testing.assert_close(found, wanted)

@@ -16,7 +16,7 @@ CONSTANT = {"schedule": "constant", "optimizer": "sgd"}
 WITHOUT_STATISTICS = [
     {"backbone": "test_vit"},
     {"backbone": "test_efficientnet", "batch_norm": "frozen"},
-    {"backbone": "test_resnet", "strategy": "linear_probe"},
+    {"backbone": "test_resnet", "strategy": "linear_probe", "mixing": "cutmix"},  # mixed images are others each time
 ]
 CHANCE = {
     "augmentation": "randaugment",
@@ -123,6 +123,25 @@ def test_without_batch_statistics_a_divided_step_is_that_of_the_whole_batch(make
     assert found.train_accuracy == expected.train_accuracy
     for name, tensor in state(whole).items():
         torch.testing.assert_close(parts.model.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_that_begins_with_features_is_divided_too(make_recipe, make_run):
+    recipe = make_recipe(strategy="linear_probe", batch_size=8, epochs=1)
+    whole, parts = make_run(recipe), make_run(recipe)
+    sizes = []
+
+    def small(module, inputs):
+        if module.training:
+            sizes.append(len(inputs[0]))
+            if len(inputs[0]) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    parts.model.get_classifier().register_forward_pre_hook(small)
+    (expected,), (found,) = list(whole), list(parts)
+    assert parts._frozen is not None
+    assert sizes == [8, *[4] * 6]
+    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-6)
+    torch.testing.assert_close(parts.model.get_classifier().weight, whole.model.get_classifier().weight)
 
 
 def test_the_optimizer_steps_once_for_a_batch_and_a_smaller_last_batch_counts_its_own_images(make_recipe, make_run):
@@ -286,6 +305,6 @@ def test_a_head_that_is_fitted_first_is_fitted_on_embeddings_found_in_parts(make
     parts.model.forward_features = small
     whole._begin()
     parts._begin()
-    assert sizes[:6] == [24, 12, 6, 6, 6, 6]
+    assert sizes[:7] == [30, 15, 6, 6, 6, 6, 6]  # all but the test part, once
     head = [run.model.get_classifier().weight for run in (whole, parts)]
     torch.testing.assert_close(*head, atol=1e-4, rtol=1e-4)

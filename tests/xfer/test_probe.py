@@ -57,6 +57,14 @@ def test_the_end_is_a_stationary_point_and_does_not_depend_on_the_start(examples
     torch.testing.assert_close(*ends, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
+def test_the_penalty_is_the_inverse_of_scikit_learns_c(examples, penalty):
+    head = linear()
+    fit_head(head, *examples, penalty=penalty)
+    reference = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=5000).fit(*(each.numpy() for each in examples))
+    np.testing.assert_allclose(head.weight.detach(), reference.coef_, atol=2e-3)
+
+
 def test_it_says_the_cross_entropy_without_the_penalty(examples):
     head = linear()
     before = functional.cross_entropy(head(examples[0]), examples[1]).item()

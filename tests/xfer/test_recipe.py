@@ -44,6 +44,7 @@ CHANGES = {
     "clip_norm": 2.0,
     "clip_value": 0.5,
     "images_per_class": 5,
+    "views": 3,
     "backbone_args": {"pad_type": "same"},
     "split_seed": 1,
     "seed": 1,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -40,23 +41,74 @@ def evaluate(
     with torch.inference_mode():
         for pixels, labels in batches:
             logits = fit.fitting(len(pixels), partial(_answers, model, prepare, pixels))
-            labels = labels.to(logits.device)
-            losses = functional.cross_entropy(logits, labels, reduction="none")
-            probability = logits.softmax(dim=1).amax(dim=1)
-            found.append((losses, labels, logits.argmax(dim=1), probability, ranks_of(logits, labels)))
-    # Only now are the numbers fetched: until here nothing made a GPU wait.
-    losses, labels, predicted, probability, ranks = (torch.cat(each).cpu() for each in zip(*found, strict=True))
-    hits = predicted == labels
-    return Evaluation(
-        part,
-        float(losses.mean()),
-        tuple(int(place) for place in images),
-        tuple(hits.tolist()),
-        top5_accuracy=float((ranks < TOP).double().mean()) if logits.shape[1] > TOP else None,
-        balanced_accuracy=_balanced_accuracy(labels, hits),
-        calibration_error=calibration_error(probability, hits),
-        confusion=_confusion(labels, predicted),
-    )
+            found.append(Answers.to(logits, labels))
+    return Answers.joined(found).judged(part, images)
+
+
+def judged(logits: Tensor, labels: Tensor, part: Part, images: Iterable[int]) -> Evaluation:
+    """What `evaluate` says of a network that gave these logits [N, C] to images of these labels [N]."""
+    return Answers.joined([Answers.to(logits.float(), labels)]).judged(part, images)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What was said to each of N images, and how it stands to the right answer: tensors [N], row by row."""
+
+    losses: Tensor
+    """Cross-entropy."""
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+    """Of the most likely class, in [0, 1]."""
+    ranks: Tensor
+    """How many classes come before the right one."""
+    classes: int
+
+    @classmethod
+    def to(cls, logits: Tensor, labels: Tensor) -> Answers:
+        """From logits [N, C] and labels [N]; on the logits' device, and nothing waits for it."""
+        labels = labels.to(logits.device)
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        probability = logits.softmax(dim=1).amax(dim=1)
+        return cls(losses, labels, logits.argmax(dim=1), probability, ranks_of(logits, labels), logits.shape[1])
+
+    @classmethod
+    def joined(cls, found: Sequence[Answers]) -> Answers:
+        """One after the other, on the CPU: only now are the numbers fetched, until here nothing made a GPU wait."""
+        rows = [torch.cat(each).cpu() for each in zip(*(answers.rows() for answers in found), strict=True)]
+        losses, labels, predicted, probability, ranks = rows
+        return cls(losses, labels, predicted, probability, ranks, found[0].classes)
+
+    def split(self, count: int) -> list[Answers]:
+        """Apart again, where `count` networks answered image by image in turn: [N / count] for each of them."""
+        losses, labels, predicted, probability, ranks = (rows.view(-1, count).T.contiguous() for rows in self.rows())
+        return [
+            Answers(losses[one], labels[one], predicted[one], probability[one], ranks[one], self.classes)
+            for one in range(count)
+        ]
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The tensors, in the order of the fields."""
+        return self.losses, self.labels, self.predicted, self.probability, self.ranks
+
+    def judged(self, part: Part, images: Iterable[int]) -> Evaluation:
+        """Everything that an evaluation says but noise.
+
+        Args:
+            part: which part of the data this is.
+            images: the images' places in the pack, in the order of the answers.
+        """
+        hits = self.predicted == self.labels
+        return Evaluation(
+            part,
+            float(self.losses.mean()),
+            tuple(int(place) for place in images),
+            tuple(hits.tolist()),
+            top5_accuracy=float((self.ranks < TOP).double().mean()) if self.classes > TOP else None,
+            balanced_accuracy=_balanced_accuracy(self.labels, hits),
+            calibration_error=calibration_error(self.probability, hits),
+            confusion=_confusion(self.labels, self.predicted, self.classes),
+        )
 
 
 def _answers(model: nn.Module, prepare: Prepare, images: Tensor, parts: list[slice]) -> Tensor:
@@ -101,6 +153,6 @@ def _balanced_accuracy(labels: Tensor, hits: Tensor) -> float:
     return float((right / images)[images > 0].mean())
 
 
-def _confusion(labels: Tensor, predicted: Tensor) -> tuple[tuple[int, int, int], ...]:
-    pairs, images = torch.unique(torch.stack((labels, predicted), dim=1), dim=0, return_counts=True)  # comes sorted
-    return tuple((true, said, count) for (true, said), count in zip(pairs.tolist(), images.tolist(), strict=True))
+def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[int, int, int], ...]:
+    pairs, images = torch.unique(labels * classes + predicted, return_counts=True)  # comes sorted
+    return tuple((*divmod(pair, classes), count) for pair, count in zip(pairs.tolist(), images.tolist(), strict=True))

@@ -1,0 +1,129 @@
+"""Frozen: what the frozen half of a run's network makes of its images, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from xfer.data.loader import batches
+from xfer.data.pack import Pack
+from xfer.data.split import Indices
+from xfer.feature_store import FeatureStore, Rows
+from xfer.halves import EMBEDDINGS, Halves
+from xfer.measure.accuracy import Prepare
+from xfer.measure.cost import flops_of
+from xfer.methods.colours import COLOURS
+from xfer.methods.strategies import STRATEGIES, Strategy, as_it_is
+from xfer.micro_batches import Fit
+from xfer.recipe import Recipe
+from xfer.versions import version_of
+
+FORMAT = 1
+"""Part of every array's identity: raised when the same network would make other rows of the same images."""
+
+BATCH = 64
+"""How many images go through the lower half at once, always: rows are then the same bit for bit, whoever computes."""
+
+LEAST_SHARE = 0.1
+"""Of a network's arithmetic: with less of it frozen, reading takes about as long as computing."""
+MOST_BYTES = 8 * 2**30
+"""Of one array. Early layers make more of an image than they take; what does not fit is computed as it is needed."""
+
+
+class Frozen:
+    """The frozen half of a network, asked for what it makes of images as they are, or of their augmented versions.
+
+    Args:
+        halves: the network in two.
+        recipe: whose network it is.
+        pack: where the images are.
+        places: which of them may be asked for, sorted.
+        prepare: from a pack's pixels to what the network takes, on its device.
+        store: where rows are kept.
+    """
+
+    def __init__(
+        self, halves: Halves, recipe: Recipe, pack: Pack, places: Indices, prepare: Prepare, store: FeatureStore
+    ) -> None:
+        self.halves = halves
+        self._recipe = recipe
+        self._pack = pack
+        self._places = places
+        self._prepare = prepare
+        self._store = store
+
+    def rows(self, wanted: Indices, version: int | None = None) -> Tensor:
+        """Features [B, ...] of the images at `wanted`, on the CPU, in that order.
+
+        Args:
+            wanted: some of the places that this was made for.
+            version: which version of them under the recipe's augmentation; None for the images as they are.
+        """
+        augmented = version is not None and self._recipe.augmentation.name != "none"
+        array = self._store.array(
+            {**self._identity, "version": [str(self._recipe.augmentation), version] if augmented else None},
+            len(self._places),
+            lambda: self._compute(version if augmented else None),
+        )
+        found = torch.from_numpy(array[np.searchsorted(self._places, wanted)])
+        return found.permute(0, 3, 1, 2) if found.ndim == 4 else found
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        recipe = self._recipe
+        strategy: Strategy = recipe.strategy.build(STRATEGIES)
+        content = hashlib.sha256()
+        for tensor in self.halves.frozen:
+            content.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
+        return {
+            "format": FORMAT,
+            "data": self._pack.hash,
+            "places": hashlib.sha256(self._places.tobytes()).hexdigest(),
+            "backbone": [recipe.backbone, dict(recipe.backbone_args), str(recipe.activation), str(recipe.colour)],
+            "reshaped": None if strategy.reshape is as_it_is else str(recipe.strategy),
+            "cut": hashlib.sha256(self.halves.place.encode()).hexdigest(),
+            "weights": content.hexdigest(),
+            "made_by": [torch.__version__, timm.__version__, self.halves.frozen[0].device.type],
+        }
+
+    def _compute(self, version: int | None) -> Iterator[Rows]:
+        lower = self.halves.lower
+        modes = [(module, module.training) for module in lower.modules()]
+        lower.eval()
+        fit = Fit()
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(self._places), BATCH):
+                    places = self._places[start : start + BATCH]
+                    [(images, _)] = batches(self._pack, places, BATCH)
+                    if version is not None:
+                        images = version_of(images, places, self._recipe.augmentation, version)
+                    rows = fit.fitting(len(images), partial(self._rows_of, images))
+                    # In the order in which a convolution takes them, so that nothing is moved when they are read.
+                    yield (rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows).cpu().numpy()
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _rows_of(self, images: Tensor, parts: list[slice]) -> Tensor:
+        """Asked for in parts: only where the memory does not suffice otherwise, for their last bits may differ."""
+        return torch.cat([self.halves.lower(self._prepare(images[part])).float() for part in parts])
+
+
+def is_worth_keeping(halves: Halves, model: Any, recipe: Recipe, images: int) -> bool:
+    """Whether keeping what the lower half makes of so many images saves more than it costs."""
+    if halves.place == EMBEDDINGS:
+        return True
+    channels = COLOURS[recipe.colour.name]().channels
+    size, device = recipe.image_size, halves.frozen[0].device
+    with torch.no_grad():
+        numbers = halves.lower(torch.zeros(1, channels, size, size, device=device)).numel()
+    share = flops_of(halves.lower, size, channels) / max(flops_of(model, size, channels), 1)
+    return share >= LEAST_SHARE and 4 * numbers * images <= MOST_BYTES
