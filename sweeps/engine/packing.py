@@ -127,7 +127,7 @@ def usual(recipe: Recipe) -> Recipe:
     settings = {kind: {"name": "none"} for kind in ("augmentation", "mixing", "embedding_loss")}
     settings |= {"optimizer": {"name": "ranger"}, "schedule": {"name": "constant"}, "loss": {"name": "cross_entropy"}}
     numbers = {"learning_rate": 1e-6, "weight_decay": 0.0, "seed": 0, "draw": 0, "split_seed": 0}
-    return recipe_from({**plain, **settings, **numbers, "images_per_class": None})
+    return recipe_from({**plain, **settings, **numbers, "images_per_class": None, "views": None})
 
 
 @lru_cache(maxsize=4096)

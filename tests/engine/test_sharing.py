@@ -59,6 +59,9 @@ class Driver:
         number, (gpus, beside) = self.left.pop(0)
         return {"trial": f"{number:04d}", "beside": beside, "site": {"threads": 1, "gpus": gpus}}
 
+    def waits(self):
+        return False
+
     def goes_on(self, trial, record):
         return True
 
