@@ -24,6 +24,9 @@ lint: .venv/.developers ## style, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: .venv/.developers ## this against the script that one would write instead: make bench ARGS="probes --smoke"
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
 constraints: ## constraints.txt anew: what pip would choose today, found out in an environment of its own (5 GB)
 	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard]' && \
 	{ grep '^#' constraints.txt; $$fresh/bin/python -m pip freeze --exclude-editable | grep '=='; } > constraints.new && \
@@ -40,4 +43,4 @@ constraints: ## constraints.txt anew: what pip would choose today, found out in 
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help quickstart ui test lint constraints
+.PHONY: help quickstart ui test lint bench constraints

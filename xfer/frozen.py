@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xfer.data.loader import batches
 from xfer.data.pack import Pack
-from xfer.data.split import Indices
+from xfer.data.split import Indices, limited, split_pack
 from xfer.feature_store import FeatureStore, Rows
 from xfer.halves import EMBEDDINGS, Halves
 from xfer.measure.accuracy import Prepare
@@ -35,6 +35,17 @@ LEAST_SHARE = 0.1
 """Of a network's arithmetic: with less of it frozen, reading takes about as long as computing."""
 MOST_BYTES = 8 * 2**30
 """Of one array. Early layers make more of an image than they take; what does not fit is computed as it is needed."""
+
+
+def places_of(recipe: Recipe, pack: Pack) -> Indices:
+    """Where the images stand of which features are kept, sorted: all that is not tested on.
+
+    So other draws of the validation part find their features too; only where a recipe trains on a few images of each
+    class these and its validation part are enough.
+    """
+    split = split_pack(pack, recipe.split_seed, recipe.draw)
+    split = limited(split, pack, recipe.images_per_class, recipe.split_seed)
+    return np.union1d(split.train, split.val)
 
 
 class Frozen:

@@ -94,6 +94,12 @@ class Learner:
         return self._fit.most
 
     @property
+    def precision(self) -> Precision:
+        """What steps compute in now: a head alone, on embeddings, in float32, as it does beside others of its kind."""
+        alone = self.halves is not None and self.halves.place == EMBEDDINGS
+        return "float32" if alone else self._precision
+
+    @property
     def augments_anywhere(self) -> bool:
         """Whether images may be on the device before they are augmented."""
         return self._recipe.augmentation.name in ON_ANY_DEVICE
@@ -272,7 +278,7 @@ class Learner:
         return logits.float(), self._loss(logits.float(), targets).mean() + self._term.weight * term
 
     def _computing(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16")
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _width(self) -> int:
         """How many numbers an embedding has."""

@@ -170,7 +170,7 @@ class Record:
     two, and only convolutions and matrix products count (attention too); many papers count a multiply-add as one."""
     arithmetic: str = "float32"
     """In which numbers the network computed while it was trained, float32 or bfloat16, and whether it was compiled
-    ("bfloat16, compiled"): what the machine allowed when the record was made."""
+    ("bfloat16, compiled"): what its last epoch's machine allowed."""
 
     @property
     def val_accuracy(self) -> float | None:

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from xfer.data.loader import Batch, batches, fed, shuffled
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
 from xfer.feature_store import FeatureStore
-from xfer.frozen import Frozen, is_worth_keeping
+from xfer.frozen import Frozen, is_worth_keeping, places_of
 from xfer.halves import below_classifier
 from xfer.learner import Learner, Precision
 from xfer.measure.accuracy import evaluate
@@ -122,9 +121,7 @@ class Run:
         self.pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
         self.split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
-        # All that is not tested on, so that other draws of the validation part find their features too.
-        known = (whole if recipe.images_per_class is None else self.split).of
-        self._places = np.union1d(known("train"), known("val"))
+        self._places = places_of(recipe, pack)
         self._store = FeatureStore(features)
         self._frozen: Frozen | None = None
         self.device = device or default_device()
@@ -133,10 +130,10 @@ class Run:
         self.resumed_at: tuple[int, ...] = ()
 
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.precision = precision or default_precision(self.device)
         self._compiled = compiled
         file = weights if recipe.weights else None
-        self._learner = Learner(recipe, file, self.device, self.precision, compiled)
+        precision = precision or default_precision(self.device)
+        self._learner = Learner(recipe, file, self.device, precision, compiled)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
         self._start_accuracy: float | None = None
@@ -206,7 +203,7 @@ class Run:
             resumed_at=self.resumed_at,
             start_accuracy=self._start_accuracy,
             flops=self._flops,
-            arithmetic=f"{self.precision}, compiled" if self._compiled else self.precision,
+            arithmetic=f"{self._learner.precision}{', compiled' * self._compiled}",
         )
 
     @cached_property

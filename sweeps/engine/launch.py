@@ -9,16 +9,17 @@ from functools import partial
 
 from sweeps.engine import finals, packing, probing, tuning
 from sweeps.engine.advice import advice_for, order_of
+from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
 from sweeps.engine.lease import Lease
 from sweeps.engine.prepare import Prepared, differences
 from sweeps.engine.progress import Watch
 from sweeps.engine.provenance import now, provenance
-from sweeps.engine.samplers import Proposer
+from sweeps.engine.samplers import LEARN, Proposer
 from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
 from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
-from sweeps.engine.trainable import Site, config_for, export_model, open_test
+from sweeps.engine.trainable import Site, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of, warm_start_for
 from xfer.data.pack import Progress
 from xfer.records import Record
@@ -37,6 +38,8 @@ class Means:
     """The time budget; None for as long as it takes."""
     tracking_uri: str
     """Where MLflow is: a database (`tracking.default_uri`) or a server."""
+    trainable: tuning.Trainable = train_trial
+    """What happens in a trial's process; another one only to find out what everything else costs."""
 
 
 class ChangedPlanError(ValueError):
@@ -245,18 +248,34 @@ class Sweep:
         self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
-        tuning.run_trials(stage, self._concurrent)
+        at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
+        self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once)
+        if stage.has_next():
+            tuning.run_trials(stage, self._concurrent, self._means.trainable)
+        self._heads.collect(wait=True)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
         for trial in unfinished:
             self._proposer.adopt(trial.name, trial.params)
-            yield trial
+            yield from self._alone(trial)
         for number in range(self._plan.trials):
             name = f"{number:04d}"
             if name in self._trials:
                 continue
             params, config = self._proposer.propose(name, number)
-            yield from self._begin(iter([Trial(name, "search", params, self._prepared.recipe(config).as_dict())]))
+            proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
+            for trial in self._begin(iter([proposed])):
+                yield from self._alone(trial)
+        self._heads.start()
+
+    def _alone(self, trial: Trial) -> Iterator[Trial]:
+        """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
+        if self._means.trainable is train_trial and self._heads.add(trial):
+            self._heads.collect(wait=self._heads.enough)
+            return
+        self._heads.start()  # beside it
+        self._heads.collect()
+        yield trial
 
     def _begin(self, trials: Iterator[Trial]) -> Iterator[Trial]:
         for trial in trials:

@@ -109,7 +109,10 @@ class Options:
     recipe beats in both is searched for, and the first decides.
     noisy_accuracy costs another validation pass in every epoch."""
     sampler: str = "tpe"
-    """Who proposes recipes after the known good ones: tpe, random."""
+    """Who proposes recipes after the known good ones: tpe, random,
+    gp, grid. gp (a Gaussian process) takes half a second for each;
+    grid goes through every combination, ranges at 3 points, the
+    last axis fastest, and says so where that is more than --trials."""
     scheduler: str = "asha"
     """Who stops those that lag behind: asha, median, none,
     one_epoch_top_k. The last gives every trial one epoch, keeps

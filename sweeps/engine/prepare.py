@@ -15,7 +15,7 @@ import torch
 from sweeps.engine.domains import values_of
 from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
-from sweeps.engine.samplers import SAMPLERS
+from sweeps.engine.samplers import LISTS, SAMPLERS, count
 from sweeps.engine.schedulers import SCHEDULERS, kept
 from sweeps.engine.spaces import AXES, Config, Space, recipe_data
 from xfer import backbones, digest, networks
@@ -153,7 +153,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     if plan.scheduler == "one_epoch_top_k" and kept(plan.trials) < min(plan.finalists, plan.trials):
         raise ValueError(
             f"--scheduler one_epoch_top_k lets the best {kept(plan.trials)} of {plan.trials} trials go on, and "
-            f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer of them"
+            f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer"
         )
     for name in plan.backbones:
         backbones.check_name(name)
@@ -175,10 +175,14 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
     split = limited(split_pack(pack, plan.seed), pack, images_per_class_of(space), plan.seed)
-    prepared = Prepared(plan, space, pack, split, image_size, found, _notes(source.notes, pack, split), source.name)
+    # One more than asked for, to see whether they are all.
+    combinations = 0 if plan.arms else count(space, plan.sampler, plan.trials + 1)
+    plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
+    notes = _notes(source.notes, pack, split) + _of_list(plan, combinations)
+    prepared = Prepared(plan, space, pack, split, image_size, found, notes, source.name)
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
-    return dataclasses.replace(prepared, plan=dataclasses.replace(plan, trials=len(plan.arms) or plan.trials))
+    return prepared
 
 
 def images_per_class_of(space: Space) -> int | None:
@@ -238,6 +242,17 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
                 "clip_norm": strategy.clip_norm,
             }
         )
+    )
+
+
+def _of_list(plan: Plan, combinations: int) -> tuple[str, ...]:
+    """What a person should know where all configurations are known beforehand."""
+    if plan.sampler not in LISTS or plan.arms:
+        return ()
+    if combinations > plan.trials:
+        return (f"--sampler {plan.sampler}: there are more combinations than the {plan.trials} that --trials allows.",)
+    return (
+        f"--sampler {plan.sampler}: {combinations} combinations, the known good ones among them, are all there are.",
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from sweeps.engine.fitted import Fitted, JointGP
+from sweeps.engine.grid import grid
 from sweeps.engine.spaces import Config, Space
 from xfer.choices import Value
 from xfer.objectives import ACCURACY, Objective
@@ -40,7 +43,30 @@ def random(seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {f.__name__: f for f in (tpe, random)}
+def gp(seed: int) -> BaseSampler:
+    """A Gaussian process (Mockus 1975) with logarithmic expected improvement (Ament et al. 2023), over all parameters.
+
+    It learns from trials that finished, not from pruned ones, and takes seconds for a proposal where `tpe` takes
+    milliseconds: for few and long trials.
+    """
+    return JointGP(seed)
+
+
+MODELS: dict[str, Callable[[int], BaseSampler]] = {f.__name__: f for f in (tpe, random, gp)}
+"""Those that draw a configuration, from a seed and from what a study knows."""
+
+LEARN = ("tpe", "gp")
+"""Those whose next configuration depends on what came of the ones before."""
+
+LISTS: dict[str, Callable[[Space], Iterator[dict[str, Any]]]] = {f.__name__: f for f in (grid,)}
+"""Those that know all their configurations beforehand, and come to an end."""
+
+SAMPLERS = (*MODELS, *LISTS)
+
+FITTED_ON: dict[str, int] = {"tpe": 150, "random": 1, "gp": 100}
+"""On so many of the trials that have ended a model is fitted (see `fitted.py`): its cost does not grow any further.
+
+Processor time of a proposal in the default space, with 500 trials in the study: `tpe` 11 ms, `gp` 0.4 s."""
 
 STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -78,7 +104,8 @@ class Proposer:
     """Proposes configurations and learns from records.
 
     The study lives in memory. It is rebuilt from the store at every start, and the sampler is seeded anew for each
-    trial from (seed, number), so nothing but the store has to survive.
+    trial from (seed, number), so nothing but the store has to survive. What a proposal costs does not grow with the
+    number of trials.
 
     Args:
         space: what may be proposed.
@@ -101,40 +128,55 @@ class Proposer:
         warm: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._space = space
-        self._sampler = SAMPLERS[sampler]
         self._seed = seed
         self._objectives = tuple(objectives)
         self._directions = [
             StudyDirection.MAXIMIZE if each.higher_is_better else StudyDirection.MINIMIZE for each in objectives
         ]
-        self._study = optuna.create_study(directions=self._directions)
+        self._storage = Fitted(self._directions, FITTED_ON.get(sampler, 1))
+        self._study = optuna.create_study(storage=self._storage, directions=self._directions)
         self._open: dict[str, optuna.Trial] = {}
-        self._good = space.known_good(arms, advised)
-        self._first = [*map(dict, warm), *(params for params in self._good if params not in warm)]
+        self._model = MODELS.get(sampler)
+        good = space.known_good(arms, advised)
+        new = (params for params in listed(space, sampler, arms, advised) if params not in warm)
+        self._listed = chain(map(dict, warm), new)
+        self._first: list[dict[str, Any]] = []  # as much of it as was asked for
+        begins = [*warm, *(params for params in good if params not in warm)]
+        self._is_good = [params in good for params in begins]
 
     @property
     def known_good(self) -> int:
         """How many trials come before the sampler's first proposal."""
-        return len(self._first)
+        return len(self._is_good)
 
     def is_known_good(self, number: int) -> bool:
         """Whether trial `number` is a known-good configuration: neither taken from elsewhere nor proposed."""
-        return number < len(self._first) and self._first[number] in self._good
+        return number < len(self._is_good) and self._is_good[number]
 
     def propose(self, trial: str, number: int) -> tuple[dict[str, Any], Config]:
-        """The sampler's parameters for trial `number`, and the configuration behind them; `known_good` come first."""
+        """The sampler's parameters for trial `number`, and the configuration behind them; `known_good` come first.
+
+        Raises:
+            ValueError: the sampler's list ends before that (see `count`).
+        """
+        self._first.extend(islice(self._listed, max(0, number + 1 - len(self._first))))
         if number < len(self._first):
             params = self._first[number]
             return params, self.adopt(trial, params)
-        self._study.sampler = self._sampler(seed_for(self._seed, "trial", number) % 2**32)
-        asked = self._study.ask()
+        if self._model is None:
+            raise ValueError(f"trial {number}: there are only {len(self._first)} combinations")
+        seed = seed_for(self._seed, "trial", number) % 2**32
+        self._study.sampler = self._model(seed)
+        with self._storage.narrowed(seed):
+            asked = self._study.ask()
+            config = self._space.suggest(asked)
         self._open[trial] = asked
-        config = self._space.suggest(asked)
         return dict(asked.params), config
 
     def adopt(self, trial: str, params: Mapping[str, Any]) -> Config:
         """Take note of a trial that was proposed elsewhere or earlier and is running now."""
         self._study.enqueue_trial(dict(params))
+        self._study.sampler = RandomSampler(seed=0)  # asked for nothing: every parameter is given
         asked = self._study.ask()
         self._open[trial] = asked
         return self._space.suggest(asked)
@@ -174,3 +216,17 @@ class Proposer:
             intermediate_values=ending.intermediate,
             user_attrs={"trial": record.trial},
         )
+
+
+def listed(
+    space: Space, sampler: str, arms: Sequence[Mapping[str, Value]] = (), advised: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """What is proposed before any model is asked: known good configurations, then a sampler's list, each once."""
+    known = space.known_good(arms, advised)
+    rest = LISTS[sampler](space) if sampler in LISTS and not arms else iter(())
+    return chain(known, (params for params in rest if params not in known))
+
+
+def count(space: Space, sampler: str, most: int) -> int:
+    """How many of `most` trials there are configurations for."""
+    return most if sampler in MODELS else sum(1 for _ in islice(listed(space, sampler), most))

@@ -13,7 +13,7 @@ from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Site, config_for, failed
 from xfer.objectives import ACCURACY, Objective
 from xfer.recipe import recipe_from
-from xfer.records import Record, epoch_from, record_from
+from xfer.records import Record, as_dict, epoch_from, record_from
 
 Judge = Callable[[History, str], bool | None]
 """Does this trial go on after its newest epoch? None: it waits until others have come as far."""
@@ -58,15 +58,30 @@ class Stage:
         self._over = over
         self._objective = objective
         self._history = {**{name: Progress(()) for name in to_come}, **history_of(store, objective)}
+        self._first: Trial | None = None
         self._waiting: dict[str, Trial] = {}
         self._running: dict[str, Trial] = {}
         self._configs: dict[str, dict[str, Any]] = {}
         self._newest: dict[str, dict[str, Any]] = {}
         self._stopped: set[str] = set()
 
+    def has_next(self) -> bool:
+        """Whether there is anything to hand out; where there is not, no Tuner need be started."""
+        if self._first is None and not self._over():
+            self._first = self._next_new() or self._next_waiting()
+        return self._first is not None
+
+    def trained_beside(self, record: Record) -> None:
+        """Take note of a trial that another than the Tuner has trained to its end."""
+        scores = self._objective.scores(record.epochs)
+        self._history[record.trial] = Progress(scores, settled_after(record.recipe))
+        self._watch.saw(as_dict(record))
+        self._note_end(record)
+
     def next_trial(self) -> dict[str, Any] | None:
         """See `tuning.Driver`."""
-        trial = None if self._over() else self._next_new() or self._next_waiting()
+        trial = self._first if self.has_next() and not self._over() else None
+        self._first = None
         if trial is None:
             return None
         config = config_for(trial, self._site(trial))

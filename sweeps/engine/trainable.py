@@ -17,7 +17,7 @@ from ray import tune
 
 from sweeps.engine.packing import cap_of
 from sweeps.engine.store import Store, Trial
-from xfer.data.pack import load_pack
+from xfer.data.pack import Pack, load_pack
 from xfer.export import save_classifier
 from xfer.recipe import recipe_from
 from xfer.records import Record, as_dict
@@ -66,17 +66,25 @@ def train_trial(config: dict[str, Any]) -> None:
         run = _run(config)
         for epoch in run.epochs:
             store.add_epoch(name, epoch)  # one that was saved but not yet written down when the process died
+        record = run.record(name, config["phase"])
         if run.epochs:
-            _report(run, config)  # the scheduler may not have judged it yet
+            report(record)  # the scheduler may not have judged it yet
         for epoch in run:
             store.add_epoch(name, epoch)
-            _report(run, config)
-        record = run.record(name, config["phase"])
+            record = run.record(name, config["phase"])
+            report(record)
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
         record = failed(config, reason) if run is None else run.record(name, config["phase"], reason)
     store.add_record(record)
+
+
+def report(record: Record) -> None:
+    """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
+    # As text, for Tune flattens whatever is nested.
+    text = json.dumps(as_dict(record))
+    tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
 
 
 def open_test(config: dict[str, Any]) -> None:
@@ -109,18 +117,13 @@ def failed(config: dict[str, Any], error: str) -> Record:
     )
 
 
-def _run(config: dict[str, Any]) -> Run:
-    site = Site(**config["site"])
+def open_site(site: Site) -> tuple[Pack, torch.device]:
+    """The pack, and the device that this process may use; it uses as many threads, and logs where it should."""
     logs = Path(site.sweep) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
-    device = confine(site.gpus)
-    weights = Path(site.weights) if site.weights else None
-    folder = Store(Path(site.sweep)).checkpoints(config["trial"])
-    recipe, pack = recipe_from(config["recipe"]), load_pack(Path(site.pack))
-    features = Path(site.features) if site.features else None
-    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, features=features, compiled=site.compiled)
+    return load_pack(Path(site.pack)), confine(site.gpus)
 
 
 def confine(gpus: float) -> torch.device:
@@ -141,6 +144,16 @@ def confine(gpus: float) -> torch.device:
     return device
 
 
+def _run(config: dict[str, Any]) -> Run:
+    site = Site(**config["site"])
+    pack, device = open_site(site)
+    weights = Path(site.weights) if site.weights else None
+    folder = Store(Path(site.sweep)).checkpoints(config["trial"])
+    recipe = recipe_from(config["recipe"])
+    features = Path(site.features) if site.features else None
+    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, features=features, compiled=site.compiled)
+
+
 def _finished(config: dict[str, Any]) -> Run:
     run = _run(config)
     for _ in run:  # nothing to do, unless the last checkpoint was damaged: then its epochs are trained again
@@ -158,10 +171,3 @@ def _give_back_memory() -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _report(run: Run, config: dict[str, Any]) -> None:
-    """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
-    # As text, for Tune flattens whatever is nested.
-    record = json.dumps(as_dict(run.record(config["trial"], config["phase"])))
-    tune.report({"epoch": len(run.epochs), "val_accuracy": run.epochs[-1].val_accuracy, "record": record})

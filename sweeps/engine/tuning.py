@@ -22,6 +22,10 @@ MAX_LOST = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
 
 
+Trainable = Callable[[dict[str, Any]], None]
+"""What happens in a trial's process, as `trainable.train_trial` promises it."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What each trial gets of a machine."""
@@ -101,16 +105,16 @@ def resources_of(config: dict[Any, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{"CPU": config["site"]["threads"], "GPU": config["site"]["gpus"]}])
 
 
-def run_trials(driver: Driver, concurrent: int) -> None:
+def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_trial) -> None:
     """Run trials, `concurrent` at a time, until the driver has no more.
 
     Each gets the share that its site says. Where shares differ, fewer than `concurrent` may run at a time: Ray starts a
     trial when its share is free.
     """
-    trainable = tune.with_resources(train_trial, resources_of)
+    placed = tune.with_resources(trainable, resources_of)
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
-            trainable,
+            placed,
             tune_config=tune.TuneConfig(
                 search_alg=_Feed(driver),
                 scheduler=_Judge(driver),
@@ -135,6 +139,32 @@ def on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], shar
     """Call a function once for each tuple of arguments, each with a trial's share, and wait for all."""
     remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
     ray.get([remote.remote(*arguments) for arguments in calls])
+
+
+def beside(function: Callable[..., None], argument: Any, share: Share) -> Any:
+    """Start to call a function in a process of its own; what comes back is for `ended` and `error_of`.
+
+    It asks for no CPU, for trials may hold them all while the driver waits for it.
+    """
+    remote = ray.remote(num_cpus=0, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    return remote.remote(argument)
+
+
+def ended(tasks: list[Any], wait: bool) -> list[Any]:
+    """Those of some tasks that have ended; with `wait`, all of them, once they have."""
+    if not tasks:
+        return []
+    done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=None if wait else 0)
+    return done
+
+
+def error_of(task: Any) -> str | None:
+    """Why a task that has ended came to nothing; None where it did not."""
+    try:
+        ray.get(task)
+    except Exception as error:  # its process was lost, or it raised whatever it raised
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
 
 
 class _Feed(Searcher):

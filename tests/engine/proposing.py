@@ -11,6 +11,9 @@ import optuna
 from sweeps.engine.samplers import Proposer
 from xfer.records import Record
 
+ASKED = {"gp": 16}
+"""How often a test asks a sampler that takes its time: a few times more than until its model is asked at all."""
+
 Remembered = dict[str, tuple[Mapping[str, Any], Record]]
 
 

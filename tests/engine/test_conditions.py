@@ -9,10 +9,11 @@ import pytest
 
 from sweeps.engine.conditions import LEFT
 from sweeps.engine.edits import space_for
-from sweeps.engine.samplers import SAMPLERS, Proposer
+from sweeps.engine.samplers import SAMPLERS, Proposer, count
 from sweeps.engine.spaces import AXES, Config
 from tests.engine.conftest import a_record
 from tests.engine.drawing import WIDE, recipe_of, strategy_of, thrown
+from tests.engine.proposing import ASKED
 from xfer.methods.strategies import STRATEGIES
 
 EPOCHS = 8
@@ -86,8 +87,9 @@ ODD: list[tuple[Sequence[str], dict[str, str]]] = [
 def test_what_a_sampler_proposes_in_a_narrow_space_is_no_contradiction(
     sampler: str, strategies: Sequence[str], edits: dict[str, str]
 ) -> None:
-    proposer = Proposer(space_for(["a", "b"], EPOCHS, strategies, edits), sampler, seed=1)
-    for number in range(40):
+    space = space_for(["a", "b"], EPOCHS, strategies, edits)
+    proposer = Proposer(space, sampler, seed=1)
+    for number in range(count(space, sampler, ASKED.get(sampler, 40))):
         params, config = proposer.propose(f"{number:04d}", number)
         assert proposer._space.configured(params) == config
         recipe_of(config, EPOCHS)

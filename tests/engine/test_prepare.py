@@ -38,7 +38,7 @@ class Harmful:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": "tpee"}, r"unknown sampler 'tpee': did you mean tpe\? Known: tpe, random"),
+        ({"sampler": "tpee"}, r"unknown sampler 'tpee': did you mean tpe\? Known: tpe, random, gp, grid"),
         ({"scheduler": "ash"}, r"unknown scheduler 'ash': did you mean asha\? Known: asha, median, none, one"),
         (
             {"scheduler": "one_epoch_top_k", "trials": 24, "finalists": 4},
@@ -298,3 +298,17 @@ def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
         everything.split.test.tolist(),
     )
     assert len(several.split.train) == len(everything.split.train)
+
+
+def test_a_grid_has_as_many_trials_as_there_are_combinations_and_says_so(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    edits = {"optimizer": "sgd,adam", "learning_rate": "0.01", "weight_decay": "1e-4", "batch_size": "4"}
+    edits |= {"schedule": "cosine", "augmentation": "none", "mixing": "none", "loss": "cross_entropy"}
+    plan = make_plan(sampler="grid", strategies=("naive",), edits={**edits, "clip_norm": "none,1"}, trials=24)
+    found = prepare(plan, storage)
+    assert found.plan.trials == found.described()["trials"] == 4
+    assert found.notes[-1] == "--sampler grid: 4 combinations, the known good ones among them, are all there are."
+    found = prepare(dataclasses.replace(plan, trials=3), storage)
+    assert found.plan.trials == 3
+    assert found.notes[-1] == "--sampler grid: there are more combinations than the 3 that --trials allows."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.engine.edits import space_for
-from sweeps.engine.samplers import SAMPLERS, Proposer
+from sweeps.engine.fitted import Fitted
+from sweeps.engine.grid import grid
+from sweeps.engine.samplers import FITTED_ON, LISTS, MODELS, SAMPLERS, Proposer, count
 from sweeps.engine.spaces import Config, Space, recipe_data
 from tests.engine import proposing
 from tests.engine.conftest import a_record
@@ -48,7 +52,7 @@ played = partial(proposing.played, outcome=outcome)
 def test_the_same_history_and_seed_give_the_same_proposals(sampler: str, space: Space) -> None:
     first = played(Proposer(space, sampler, seed=5), range(16))
     assert played(Proposer(space, sampler, seed=5), range(16)) == first
-    assert played(Proposer(space, sampler, seed=6), range(16)) != first
+    assert (played(Proposer(space, sampler, seed=6), range(16)) == first) == (sampler in LISTS)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -104,7 +108,7 @@ def test_tpe_searches_where_it_was_good() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_proposes_configurations_that_train(sampler: str, space: Space) -> None:
     proposer = Proposer(space, sampler, seed=3)
-    for number in range(30):
+    for number in range(proposing.ASKED.get(sampler, 30)):
         params, config = proposer.propose(f"{number:04d}", number)
         assert space.configured(params) == config
         weights = "w" if STRATEGIES[str(config["strategy"])]().pretrained else ""
@@ -136,6 +140,133 @@ def test_adopting_gives_back_exactly_the_configuration_of_its_parameters(space: 
     elsewhere = Proposer(space, "tpe", seed=2)
     for name, (params, config) in asked.items():
         assert elsewhere.adopt(name, params) == config
+
+
+# --- a bounded number of trials is fitted on -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long_history(space: Space) -> proposing.Remembered:
+    return played(Proposer(space, "random", seed=2), range(400))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_after_many_trials_a_proposal_still_depends_on_nothing_but_seed_number_and_what_is_known(
+    sampler: str, space: Space, long_history: proposing.Remembered
+) -> None:
+    said = []
+    for seed in (5, 5, 6):
+        proposer = Proposer(space, sampler, seed)
+        proposer.remember(long_history)
+        said.append([proposer.propose(f"{number:04d}", number) for number in (400, 401)])
+    assert said[0] == said[1] != said[2]
+
+
+def test_a_model_is_shown_the_best_the_most_recent_and_a_draw_of_the_others(
+    space: Space, long_history: proposing.Remembered
+) -> None:
+    proposer = Proposer(space, "tpe", seed=5)
+    proposer.remember(long_history)
+    everything = proposer._study.get_trials(deepcopy=False)
+    shown = {}
+    for seed in (1, 2):
+        with proposer._storage.narrowed(seed):
+            shown[seed] = proposer._study.get_trials(deepcopy=False)
+    used = [trial for trial in everything if trial.state != TrialState.FAIL]
+    best = sorted(
+        (trial for trial in used if trial.state == TrialState.COMPLETE), key=lambda trial: -(trial.value or 0)
+    )
+    quarter = FITTED_ON["tpe"] // 4
+    for trials in shown.values():
+        assert len(trials) == FITTED_ON["tpe"]
+        numbers = {trial.number for trial in trials}
+        assert {trial.number for trial in best[:quarter]} <= numbers
+        assert {trial.number for trial in used[-quarter:]} <= numbers
+        assert TrialState.FAIL not in {trial.state for trial in trials}
+    assert {trial.number for trial in shown[1]} != {trial.number for trial in shown[2]}
+    assert len(proposer._study.trials) == len(everything) == 400
+
+
+def test_the_best_are_the_lowest_where_that_is_better_and_the_best_in_each_where_there_are_two() -> None:
+    fitted = Fitted([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE], most=8)
+    study = optuna.create_study(storage=fitted, directions=["maximize", "minimize"])
+    values = [(0.1, 1.0), (0.9, 90.0), (0.3, 30.0), (0.2, 2.0), (0.8, 80.0), *[(0.5, 50.0)] * 20]
+    study.add_trials([optuna.create_trial(values=pair, state=TrialState.COMPLETE) for pair in values])
+    for seed in range(5):
+        with fitted.narrowed(seed):
+            assert {0, 1, 23, 24} <= {trial.number for trial in study.trials}
+            assert len(study.trials) == 8
+
+
+def test_running_trials_are_always_shown(space: Space, long_history: proposing.Remembered) -> None:
+    proposer = Proposer(space, "tpe", seed=5)
+    proposer.remember(long_history)
+    proposer.propose("0400", 400)
+    with proposer._storage.narrowed(0):
+        assert proposer._study.trials[-1].state == TrialState.RUNNING
+        assert proposer._study.trials[-1].number == 400
+
+
+def test_a_gaussian_process_searches_the_rates_of_every_optimizer() -> None:
+    """Optuna's own would draw them by dice, because no optimizer's rate is in all trials."""
+    space = space_for(["a"], 6, ["naive"], {"optimizer": "sgd,adam", "weight_decay": "1e-4", "batch_size": "32"})
+    proposer = Proposer(space, "gp", seed=0)
+    for number in range(24):
+        params, _ = proposer.propose(f"{number:04d}", number)
+        rate = next(value for name, value in params.items() if name.endswith("learning_rate"))
+        proposer.tell(a_record(f"{number:04d}", (1.0 / (1.0 + abs(math.log10(rate) + 3.0)),)))
+    rates = [proposer.propose(f"{number:04d}", number)[1]["learning_rate"] for number in range(24, 30)]
+    assert sum(abs(math.log10(float(rate)) + 3.0) < 0.5 for rate in rates if isinstance(rate, float)) >= 4
+
+
+# --- a grid ----------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "optimizer": "sgd,adam",
+    "clip_norm": "none",
+    "schedule": "cosine",
+    "augmentation": "none",
+    "mixing": "none",
+    "loss": "cross_entropy",
+    "weight_decay": "1e-4",
+    "batch_size": "16,32",
+    "learning_rate": "1e-3..1e-1",
+}
+
+
+def test_a_grid_is_every_combination_once_ranges_at_both_ends_and_the_middle() -> None:
+    found = list(grid(space_for(["a"], 6, ["naive"], SMALL)))
+    assert [tuple(params.values()) for params in found] == [
+        (optimizer, size, rate) for optimizer in ("sgd", "adam") for size in (16, 32) for rate in (1e-3, 1e-2, 1e-1)
+    ]
+    assert list(found[0]) == ["optimizer", "batch_size", "sgd.learning_rate"]
+    assert list(found[-1]) == ["optimizer", "batch_size", "adam.learning_rate"]
+
+
+def test_a_parameter_varies_only_where_it_exists() -> None:
+    edits = {**SMALL, "optimizer": "sgd", "batch_size": "16", "learning_rate": "0.01"}
+    found = list(grid(space_for(["a"], 6, ["naive", "freeze_then_unfreeze"], edits)))
+    assert found == [
+        {"strategy": "naive"},
+        *({"strategy": "freeze_then_unfreeze", "freeze_epochs": n} for n in (1, 2, 3)),
+    ]
+
+
+def test_what_the_grid_proposes_begins_with_the_known_good_and_has_nothing_twice() -> None:
+    space = space_for(["a"], 6, ["naive"], SMALL)
+    good = space.known_good()
+    assert count(space, "grid", 100) == len([params for params in grid(space) if params not in good]) + len(good)
+    proposer = Proposer(space, "grid", seed=0)
+    asked = [proposer.propose(f"{number:04d}", number)[0] for number in range(count(space, "grid", 100))]
+    assert asked[: len(good)] == good
+    assert len({str(params) for params in asked}) == len(asked)
+    with pytest.raises(ValueError, match=f"there are only {len(asked)} combinations"):
+        proposer.propose("0999", len(asked))
+
+
+@pytest.mark.parametrize("sampler", MODELS)
+def test_a_model_has_configurations_for_any_number_of_trials(sampler: str, space: Space) -> None:
+    assert count(space, sampler, 100_000) == 100_000
 
 
 # --- what the study says ---------------------------------------------------------------------------------------------

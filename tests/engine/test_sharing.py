@@ -69,8 +69,7 @@ class Driver:
         assert error is None, error
 
 
-tuning.train_trial = trial
-tuning.run_trials(Driver(), 8)
+tuning.run_trials(Driver(), 8, trial)
 '''
 
 pytestmark = pytest.mark.slow  # a Ray and nine processes

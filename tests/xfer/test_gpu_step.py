@@ -165,6 +165,17 @@ def test_in_bfloat16_the_network_computes_in_16_bits_and_all_that_is_kept_has_32
     assert exact.record().arithmetic == "float32"
 
 
+def test_a_head_on_embeddings_is_trained_in_32_bits_wherever_it_is(make_recipe, pack, weights_of):
+    from xfer.run import Run
+
+    recipe, cpu = make_recipe(strategy="linear_probe"), torch.device("cpu")
+    half, full = (
+        Run(recipe, pack, weights_of("test_efficientnet"), cpu, precision=each) for each in ("bfloat16", "float32")
+    )
+    assert [epoch.train_loss for epoch in half] == [epoch.train_loss for epoch in full]
+    assert half.record().arithmetic == full.record().arithmetic == "float32"
+
+
 @pytest.mark.slow  # compiles
 def test_a_compiled_run_comes_to_the_same(make_recipe, pack, weights_of):
     from torch._dynamo.utils import counters

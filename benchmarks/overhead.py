@@ -1,0 +1,294 @@
+"""What does a sweep cost beside its training?
+
+    python -m benchmarks.overhead --trials 100 --trials 5000 --resume 200 --write
+
+Trials that train nothing go through the real launch path: the proposer, Ray Tune, the store, the MLflow mirror on
+SQLite. Only what happens in a trial's process is another (`launch.Means.trainable`): one plausible epoch is written
+down and reported, and then a record. The sampler is random, the network small, and two trials run at a time.
+
+Each sweep runs in a process of its own. Milliseconds a trial are those from one end to another over the last 80 trials,
+so that starting Ray and the trials' processes (`start`) is not among them; memory is the driver's. `--resume` gives a
+sweep of so many trials that has come to its end, finals and test part too, again, as a person would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).with_name("RESULTS.md")
+WINDOW = 80
+"""Over so many trials the time of one is taken."""
+BACKBONE, SIZE = "test_efficientnet", 32
+ASKS = 30
+"""How many proposals of TPE are timed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep of trials that train nothing cost."""
+
+    trials: int
+    start: float
+    """Seconds until the first trial had ended."""
+    early: float
+    """Seconds a trial, from one end to the next, over the 80 up to the hundredth."""
+    late: float
+    """The same over the last 80."""
+    end: float
+    """Seconds from the last trial's end until everything was written and mirrored."""
+    growth: float
+    """Bytes by which the driver grew for each trial after the hundredth."""
+    ask: float
+    """TPE's median seconds for a proposal after so many trials, of processor time."""
+    ask_most: float
+    """The longest of them."""
+
+
+def no_op(config: dict[str, Any]) -> None:
+    """In a trial's process: everything but the training."""
+    from sweeps.engine.store import Store
+    from sweeps.engine.trainable import report
+    from xfer.recipe import recipe_from
+    from xfer.records import Epoch, Evaluation, Record
+
+    store, recipe = Store(Path(config["site"]["sweep"])), recipe_from(config["recipe"])
+    chance = random.Random(f"{recipe.id}")
+    epochs: tuple[Epoch, ...] = ()
+    for number in range(1, recipe.epochs + 1):
+        epoch = Epoch(
+            epoch=number,
+            train_loss=chance.random(),
+            train_accuracy=chance.random(),
+            val_loss=chance.random(),
+            val_accuracy=chance.random(),
+            learning_rate=recipe.learning_rate,
+            gradient_norm=chance.random(),
+            seconds=1.0,
+            images_per_second=50.0,
+            cpu_percent=100.0,
+            memory_mb=500.0,
+            peak_memory_mb=500.0,
+            val_balanced_accuracy=chance.random(),
+            val_calibration_error=chance.random(),
+            distance=chance.random(),
+            gradient_norms=tuple(chance.random() for _ in range(20)) if number == 1 else (),
+        )
+        epochs = (*epochs, epoch)
+        done = number == recipe.epochs
+        record = Record(
+            trial=config["trial"],
+            phase=config["phase"],
+            key=recipe.key,
+            id=recipe.id,
+            recipe=recipe.as_dict(),
+            status="finished" if done else "pruned",
+            epochs=epochs,
+            parameters=100_000,
+            trainable_parameters=100_000,
+            seconds=float(number),
+            val=Evaluation("val", 0.5, tuple(range(30)), (True, False) * 15) if done else None,
+            start_accuracy=0.2,
+            flops=10**6,
+        )
+        store.add_epoch(config["trial"], epoch)
+        report(record)
+    store.add_record(record)
+
+
+def flags(folder: Path, trials: int, finalists: int) -> list[str]:
+    """The sweep as a person would ask for it."""
+    from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+
+    data = digits(folder / "digits", TRANSFERRED_TO, TRAINING_IMAGES)
+    return [
+        *("--data", str(data), "--backbone", BACKBONE, "--weights", str(pretrained(folder, BACKBONE, SIZE))),
+        *("--image-size", str(SIZE), "--trials", str(trials), "--epochs", "1", "--sampler", "random"),
+        *("--strategies", "clip,linear_probe,naive,scratch", "--no-advise", "--scheduler", "none"),
+        *("--finalists", str(finalists), "--seeds", "1", "--name", f"no-op-{trials}"),
+        *("--storage", str(folder / "runs"), "--reports", str(folder / "reports")),
+    ]
+
+
+def launched(folder: Path, trials: int, finalists: int) -> Cost:
+    """A sweep of trials that train nothing, in this process."""
+    import tyro
+    from rich.console import Console
+
+    from sweeps import folder as page
+    from sweeps.engine import launch, options, tracking
+    from sweeps.engine.prepare import prepare
+    from sweeps.engine.progress import Watch
+    from sweeps.engine.quiet import chatter_to
+    from sweeps.engine.store import Store
+
+    ends: list[float] = []
+    memory: list[int] = []
+
+    class Timed(Watch):
+        def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
+            super().saw_end(trial, status, value)
+            if self.phase == "search":
+                ends.append(time.perf_counter())
+                memory.append(resident())
+
+    asked = tyro.cli(
+        options.Options,
+        args=flags(folder, trials, finalists),
+        default=options.Options(**options.defaults_of(page.plan)),
+    )
+    prepared = prepare(options.plan_from(page.plan, asked), asked.storage)
+    store = Store(asked.storage / asked.name)
+    store.folder.mkdir(parents=True)
+    means = launch.Means(concurrent=2, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
+    began = time.perf_counter()
+    with chatter_to(store.folder / "logs" / "driver.log") as console, Timed(Console(quiet=True), store.name) as watch:
+        if not launch.run(prepared, store, means, watch):
+            console.print("MLflow has not received everything")
+    ended = time.perf_counter()
+    assert len(ends) == trials == sum(record.phase == "search" for record in store.records())
+    ask, ask_most = asks(prepared.space, store)
+    hundred = min(100, trials)
+    return Cost(
+        trials=trials,
+        start=ends[0] - began,
+        early=per_trial(ends[:hundred]),
+        late=per_trial(ends),
+        end=ended - ends[-1],
+        growth=(memory[-1] - memory[hundred - 1]) / max(1, trials - hundred),
+        ask=ask,
+        ask_most=ask_most,
+    )
+
+
+def per_trial(ends: Sequence[float]) -> float:
+    """The mean time from one end to the next over the last of them."""
+    last = ends[-WINDOW - 1 :]
+    return (last[-1] - last[0]) / (len(last) - 1)
+
+
+def asks(space: Any, store: Any) -> tuple[float, float]:
+    """What TPE takes for a proposal after all of a sweep's trials: the median and the longest, of processor time."""
+    from sweeps.engine.samplers import Proposer
+
+    proposer = Proposer(space, "tpe", seed=0)
+    trials = {trial.name: trial for trial in store.trials()}
+    proposer.remember({one.trial: (trials[one.trial].params, one) for one in store.records() if one.phase == "search"})
+    taken = []
+    for number in range(len(trials), len(trials) + ASKS):
+        began = time.process_time()
+        proposer.propose(f"{number:04d}", number)
+        taken.append(time.process_time() - began)
+    return sorted(taken)[len(taken) // 2], max(taken)
+
+
+def resumed(folder: Path, trials: int) -> float:
+    """Seconds from giving a finished sweep again to its report, as the command line does it."""
+    command = [sys.executable, "-m", "sweeps.folder", *flags(folder, trials, finalists=3)]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def resident() -> int:
+    """The memory of this process, in bytes."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def apart(*arguments: object) -> Any:
+    """What this module says when it is started with these arguments, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.overhead", *map(str, arguments)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(said.splitlines()[-1])
+
+
+HEADER = (
+    *("trials", "start", "a trial, up to the 100th", "a trial, the last 80", "after the last"),
+    *("driver's growth, a trial", "TPE asks, longest"),
+)
+
+
+def rows(costs: Sequence[Cost]) -> str:
+    """Row 4 as a table."""
+    return table(HEADER, [_cells(cost) for cost in costs])
+
+
+def _cells(cost: Cost) -> tuple[str, ...]:
+    growth = f"{cost.growth / 1e3:.0f} KB" if cost.trials > 100 else "-"
+    asks = f"{1e3 * cost.ask:.0f} ms, {1e3 * cost.ask_most:.0f} ms"
+    early, late = f"{1e3 * cost.early:.0f} ms", f"{1e3 * cost.late:.0f} ms"
+    return (str(cost.trials), f"{cost.start:.1f} s", early, late, f"{cost.end:.1f} s", growth, asks)
+
+
+def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Cells as Markdown."""
+    lines = [header, ["---:"] * len(header), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def section(title: str, command: str, found: str) -> str:
+    """A section of RESULTS.md."""
+    load = os.getloadavg()[0]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return f"## {title}\n\n{date.today()}, {machine}, load {load:.1f} at the end. `{command}`\n\n{found}"
+
+
+def written(text: str, sections: Sequence[str]) -> str:
+    """RESULTS.md with sections in the place of those of the same title, or behind all others."""
+    for new in sections:
+        title = new.partition("\n")[0]
+        old = re.search(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", text, re.M | re.S)
+        text = text[: old.start()] + new + "\n" + text[old.end() :] if old else f"{text.rstrip()}\n\n{new}\n"
+    return text.strip() + "\n"
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, action="append", default=[], help="sweeps of so many trials")
+    parser.add_argument("--resume", type=int, help="give a finished sweep of so many trials again")
+    parser.add_argument("--write", action="store_true", help="put the numbers into benchmarks/RESULTS.md")
+    parser.add_argument("--alone", nargs=3, metavar=("FOLDER", "TRIALS", "FINALISTS"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.alone:
+        folder, trials, finalists = asked.alone
+        print(json.dumps(asdict(launched(Path(folder), int(trials), int(finalists)))))
+        return
+    command = "python -m benchmarks.overhead " + " ".join(f"--trials {number}" for number in asked.trials)
+    sections = []
+    with tempfile.TemporaryDirectory(prefix="xfer-overhead-") as scratch:
+        flags(Path(scratch), 1, 0)  # data and weights, before anything is timed
+        costs = [replace(Cost(**apart("--alone", scratch, trials, 0))) for trials in asked.trials]
+        if costs:
+            title = "Row 4: trials that train nothing, through the launch path, random sampler"
+            sections.append(section(title, command, rows(costs)))
+        if asked.resume:
+            apart("--alone", scratch, asked.resume, 3)
+            seconds = [resumed(Path(scratch), asked.resume) for _ in range(3)]
+            cells = [str(asked.resume), *(f"{each:.1f} s" for each in seconds)]
+            found = table(("trials", "first", "second", "third"), [cells])
+            title = "Row 5: a finished sweep given again, from the command to the report"
+            sections.append(section(title, f"python -m benchmarks.overhead --resume {asked.resume}", found))
+    print(*sections, sep="\n")
+    if asked.write:
+        before = TARGET.read_text() if TARGET.exists() else "# Results\n"
+        TARGET.write_text(written(before, sections))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Rows: the comparisons. Each runs both sides and says what came of it, as a title and lines of Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks import parted, sides
+from benchmarks.curves import Outcome, Spread, images_per_second, ratios, scaled, seconds_to, speedup
+from benchmarks.results import table
+from benchmarks.settings import USUAL, tune, tuned
+from benchmarks.sides import Setting, Task
+from xfer.choices import Value
+
+STRATEGIES = "clip,freeze_then_unfreeze,naive,linear_probe,scratch"
+FIXED: dict[str, Value] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "schedule": "onecycle",
+    "augmentation": "flip",
+    "mixing": "none",
+    "loss": "cross_entropy",
+    "weight_decay": 1e-4,
+    "batch_size": 32,
+}
+"""The recipe whose speed is measured: an ordinary one."""
+WITHIN = 0.01
+"""A target lies so far below the best accuracy that either side found after any epoch of any trial."""
+SMOKE = {"image_size": 32, "trials": 2, "epochs": 2}
+
+
+def probes(asked: Namespace) -> tuple[str, list[str]]:
+    """Row 1: seconds from the command to its end for linear probes: random sampler, no scheduler, no finals."""
+    data = parted.as_split(asked.photos, asked.scratch)
+    task = _task(asked, data, image_size=128, strategies="linear_probe", trials=64, epochs=10)
+    task = dataclasses.replace(task, sampler="random", scheduler="none")
+    short = dataclasses.replace(task, trials=4, epochs=min(3, task.epochs))
+    setting = _setting(asked, "probes", short, (1, 2), lambda outcome: outcome.seconds)
+    fewer = dataclasses.replace(task, trials=asked.plain_trials or task.trials)
+    cold, warm, plain = [], [], []
+    for repeat in range(1 if asked.smoke else asked.repeats):
+        for side in _alternating(repeat):
+            if side == "ours":
+                first, second = _ours(asked, dataclasses.replace(task, seed=repeat))
+                cold.append(first)
+                warm.append(second)
+            else:
+                plain.append(_plain(asked, dataclasses.replace(fewer, seed=repeat), setting))
+    seconds = [scaled(each, task.trials) for each in plain]
+    rows = [
+        (name, Spread(tuple(took)), ratios(seconds, took), *_accuracies(outcomes))
+        for name, outcomes, took in (
+            ("ours, cold cache", cold, [each.seconds for each in cold]),
+            ("ours, warm cache", warm, [each.seconds for each in warm]),
+            ("plain script", plain, seconds),
+        )
+    ]
+    lines = [
+        f"{task.trials} linear probes of {task.epochs} epochs on {_sizes(data)}, {_network(task)}; random sampler, no "
+        f"scheduler, no finals. Plain script: {setting}; `reuse_actors` as Ray has it, False."
+        + ("" if fewer == task else f" It ran {fewer.trials} trials, scaled up to {task.trials}, start-up once."),
+        "",
+        *table(("side", "seconds", "times as fast", "best accuracy", "mean of all trials"), rows),
+        "",
+        *_commands(cold[-1], warm[-1], plain[-1]),
+    ]
+    return f"{task.trials} linear probes, from the command to its end", lines
+
+
+def finetune(asked: Namespace) -> tuple[str, list[str]]:
+    """Row 2: training images a second of full fine-tuning, one trial at a time and two side by side."""
+    data = parted.as_split(asked.photos, asked.scratch)
+    task = _task(asked, data, image_size=128, strategies=asked.strategy, trials=1, epochs=8)
+    task = dataclasses.replace(task, fixed=FIXED, sampler="random", scheduler="none")
+    rows: list[tuple[object, ...]] = []
+    commands: list[str] = []
+    manners = {1: "one trial at a time", 2: "two side by side"}
+    for concurrent, what in list(manners.items())[: 1 if asked.smoke else 2]:
+        beside = dataclasses.replace(task, trials=concurrent)
+        short = dataclasses.replace(beside, epochs=min(3, task.epochs))
+        given = asked.setting if asked.setting and asked.setting.concurrent == concurrent else None
+        chosen = Namespace(**{**vars(asked), "setting": given})
+        setting = _setting(
+            chosen, f"finetune-{concurrent}", short, (concurrent,), lambda each: -images_per_second(each)
+        )
+        ours: list[Outcome] = []
+        plain: dict[bool, list[Outcome]] = {False: [], True: []}
+        for repeat in range(1 if asked.smoke else asked.repeats):
+            seeded = dataclasses.replace(beside, seed=repeat)
+            for side in _alternating(repeat):
+                if side == "ours":
+                    ours.append(_ours(asked, seeded, ["--concurrent", str(concurrent)], warm=False)[0])
+                else:
+                    for last, outcomes in plain.items():
+                        outcomes.append(_plain(asked, seeded, dataclasses.replace(setting, channels_last=last)))
+        speed = [images_per_second(each) for each in ours]
+        rows.append((f"ours, {what}", Spread(tuple(speed)), "", _mean_accuracy(ours)))
+        for last, outcomes in plain.items():
+            name = f"plain script{', channels_last' * last}, {what} ({setting.workers} loader processes, "
+            theirs = [images_per_second(each) for each in outcomes]
+            rows.append(
+                (
+                    f"{name}{setting.threads} threads)",
+                    Spread(tuple(theirs)),
+                    ratios(speed, theirs),
+                    _mean_accuracy(outcomes),
+                )
+            )
+        commands += _commands(ours[-1], plain[False][-1])
+    lines = [
+        f"Training images a second from the second epoch on, validation not included, of `{task.strategies}` with "
+        f"batches of {FIXED['batch_size']} and flips on {_sizes(data)}, {_network(task)}. Plain script: the "
+        f"setting that served it best.",
+        "",
+        *table(("side", "images a second", "ours is times as fast", "accuracy"), rows),
+        "",
+        *commands,
+    ]
+    return "images a second of full fine-tuning", lines
+
+
+def search(asked: Namespace) -> tuple[str, list[str]]:
+    """Row 3: time until within a point of the best accuracy that either side found, for each data set and seed."""
+    lines: list[str] = []
+    train, val = (6, 6) if asked.smoke else asked.per_class
+    for name, size, part in (
+        ("quickdraw", 64, lambda seed: parted.drawn(asked.drawings, asked.scratch, seed, train, val)),
+        ("cars", 128, lambda seed: parted.folds(asked.cars, asked.scratch, asked.car_classes, seed % 3)),
+    ):
+        if asked.only in (None, name):
+            lines += _searched(asked, name, size, part)
+    lines = [
+        f"Strategies mixed. The target is the best validation accuracy that any side found on that seed, after any "
+        f"epoch of any trial, less {WITHIN:.0%}; a side is there when the first of its trials has reached it after any "
+        f"epoch. The plain script begins with draws of its sampler, ours with its known good recipes, as always.",
+        *lines,
+    ]
+    return "time until within a point of the best accuracy", lines
+
+
+def _searched(asked: Namespace, name: str, image_size: int, part: Callable[[int], Path]) -> list[str]:
+    tpe = _task(asked, part(0), image_size=image_size, strategies=STRATEGIES, trials=24, epochs=8)
+    short = dataclasses.replace(tpe, trials=4, epochs=2)
+    setting = _setting(asked, f"search-{name}", short, (1, 2), lambda outcome: outcome.seconds)
+    seeds = range(1 if asked.smoke else asked.repeats)
+    found: dict[str, list[Outcome]] = {side: [] for side in SIDES}
+    for seed in seeds:
+        task = dataclasses.replace(tpe, data=part(seed), seed=seed)
+        random = dataclasses.replace(task, sampler="random", scheduler="none")
+        for side in _alternating(seed):
+            if side == "ours":
+                cold, warm = _ours(asked, task)
+                found["ours, cold cache"].append(cold)
+                found["ours, warm cache"].append(warm)
+            else:
+                found["Tune + ASHA + OptunaSearch"].append(_plain(asked, task, setting))
+                found["random search at full budget"].append(_plain(asked, random, setting))
+        print(
+            f"  {name}, seed {seed}: " + ", ".join(f"{side} {found[side][-1].best:.3f}" for side in SIDES), flush=True
+        )
+    targets = [max(each.best for each in outcomes) - WITHIN for outcomes in zip(*found.values(), strict=True)]
+    rows = []
+    for side, outcomes in found.items():
+        times = [seconds_to(each, target) for each, target in zip(outcomes, targets, strict=True)]
+        against = [
+            Spread(
+                tuple(
+                    speedup(outcome, our, target) for outcome, our, target in zip(outcomes, ours, targets, strict=True)
+                )
+            )
+            for ours in (found["ours, cold cache"], found["ours, warm cache"])
+        ]
+        there = [time for time in times if time is not None]
+        rows.append(
+            (
+                side,
+                " / ".join("never" if time is None else f"{time:.0f}" for time in times),
+                *(("", "") if side.startswith("ours") else against),
+                f"{median(each.seconds for each in outcomes):.0f}",
+                " / ".join(f"{each.best:.3f}" for each in outcomes),
+                f"{len(there)} of {len(times)}",
+            )
+        )
+    images = [parted.images_in(part(seed), "val") for seed in seeds]
+    header = (
+        "side",
+        "seconds, by seed",
+        "ours cold, times as fast",
+        "ours warm",
+        "seconds in all",
+        "best accuracy",
+        "got there",
+    )
+    return [
+        "",
+        f"### {name}",
+        "",
+        f"{tpe.trials} trials of at most {tpe.epochs} epochs on {_sizes(part(0))}, {_network(tpe)}; {sum(images):,} "
+        f"evaluation images over {len(seeds)} seeds. Targets: {' / '.join(f'{target:.3f}' for target in targets)}. "
+        f"Plain script: {setting}. A ratio whose side never got there is a lower bound.",
+        "",
+        *table(header, rows),
+        "",
+        *_commands(*(outcomes[-1] for outcomes in found.values())),
+    ]
+
+
+SIDES = ("ours, cold cache", "ours, warm cache", "Tune + ASHA + OptunaSearch", "random search at full budget")
+
+ROWS: dict[str, Callable[[Namespace], tuple[str, list[str]]]] = {f.__name__: f for f in (probes, finetune, search)}
+
+
+def _task(asked: Namespace, data: Path, *, image_size: int, strategies: str, trials: int, epochs: int) -> Task:
+    sizes: dict[str, Any] = {"image_size": image_size, "trials": trials, "epochs": epochs}
+    sizes |= {name: value for name in sizes if (value := getattr(asked, name)) is not None}
+    sizes |= {name: min(sizes[name], small) for name, small in SMOKE.items()} if asked.smoke else {}
+    return Task(data=data, backbone=asked.backbone, weights=asked.weights, strategies=strategies, **sizes)
+
+
+def _alternating(repeat: int) -> Sequence[str]:
+    return ("ours", "plain") if repeat % 2 == 0 else ("plain", "ours")
+
+
+def _ours(asked: Namespace, task: Task, more: Sequence[str] = (), warm: bool = True) -> list[Outcome]:
+    """Ours in a new storage, then once more in the same one."""
+    storage = asked.scratch / "ours"
+    shutil.rmtree(storage, ignore_errors=True)
+    flags = [*more, *shlex.split(asked.ours)]
+    found = [sides.ours(task, storage, asked.scratch / "ours.log", flags) for _ in range(1 + warm)]
+    _say("ours", found)
+    return found
+
+
+def _plain(asked: Namespace, task: Task, setting: Setting) -> Outcome:
+    last = setting.channels_last or asked.channels_last
+    found = sides.plain(task, dataclasses.replace(setting, channels_last=last), asked.scratch, asked.again)
+    _say("plain", [found])
+    return found
+
+
+def _say(side: str, outcomes: Sequence[Outcome]) -> None:
+    for each in outcomes:
+        print(f"  {side}: {each.seconds:.1f} s, best {each.best:.3f}, ended {each.at}", flush=True)
+
+
+def _setting(
+    asked: Namespace, name: str, short: Task, concurrent: tuple[int, ...], cost: Callable[[Outcome], float]
+) -> Setting:
+    """The one that was asked for, else the best that was or is found, else a usual one."""
+    if asked.setting:
+        chosen: Setting = asked.setting
+        return chosen
+    if asked.tune:
+        return tune(name, short, asked.scratch, concurrent, cost)
+    return tuned(name, asked.scratch) or USUAL[concurrent[-1]]
+
+
+def _accuracies(outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    return f"{fmean(each.best for each in outcomes):.3f}", _mean_accuracy(outcomes)
+
+
+def _mean_accuracy(outcomes: Sequence[Outcome]) -> str:
+    return f"{fmean(each.mean for each in outcomes):.3f}"
+
+
+def _network(task: Task) -> str:
+    return f"{task.backbone} at {task.image_size} px"
+
+
+def _sizes(data: Path) -> str:
+    train, val = (parted.images_in(data, part) for part in ("train", "val"))
+    return f"{data.name} ({train:,} training and {val:,} validation images)"
+
+
+def _commands(*outcomes: Outcome) -> list[str]:
+    return [f"    {each.command}" for each in outcomes]

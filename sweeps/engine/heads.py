@@ -1,0 +1,180 @@
+"""Heads: a sweep's linear probes, trained side by side in tasks of their own beside the Tuner.
+
+What of the network is frozen is computed once, and hundreds of heads on it take about as long as one trial of the
+Tuner takes to start. Each is a trial like any other, with its own recipe, record and checkpoint. None is stopped
+early: there is nothing to be saved.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweeps.engine import tuning
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.trainable import Site, config_for, failed, open_site
+from xfer import checkpoints
+from xfer.companions import beginnings, can_train_together, groups_of
+from xfer.data.pack import Pack
+from xfer.data.split import Indices
+from xfer.feature_store import FeatureStore
+from xfer.frozen import Frozen, places_of
+from xfer.halves import below_classifier
+from xfer.networks import network_of, preparation_for
+from xfer.recipe import Recipe, recipe_from
+from xfer.records import Record, as_dict
+from xfer.together import Group
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 256
+"""Heads in a task where nobody learns from the ones before."""
+BETWEEN_LESSONS = 16
+"""Heads that a sampler which learns proposes before it is told what came of them."""
+
+
+class Heads:
+    """Collects the trials that can be trained side by side, and starts a task whenever there are enough.
+
+    Args:
+        store: the sweep's.
+        site: where a trial finds what it needs.
+        share: what a task gets of a machine.
+        ended: told of each record.
+        at_once: how many make a task.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        site: Callable[[Trial], Site],
+        share: tuning.Share,
+        ended: Callable[[Record], None],
+        at_once: int = AT_ONCE,
+    ) -> None:
+        self._store = store
+        self._site = site
+        self._share = share
+        self._ended = ended
+        self._at_once = at_once
+        self._collected: list[Trial] = []
+        self._running: dict[Any, list[Trial]] = {}
+
+    def add(self, trial: Trial) -> bool:
+        """Take a trial; False where it has to run alone."""
+        if self._site(trial).noisy or not can_train_together(recipe_from(trial.recipe)):
+            return False
+        self._collected.append(trial)
+        if len(self._collected) >= self._at_once:
+            self.start()
+        return True
+
+    @property
+    def enough(self) -> bool:
+        """Whether the sampler has proposed so many that it should first be told what came of them."""
+        return sum(map(len, self._running.values())) >= self._at_once
+
+    def start(self) -> None:
+        """Begin to train what has been collected."""
+        if self._collected:
+            configs = [config_for(trial, self._site(trial)) for trial in self._collected]
+            self._running[tuning.beside(train_heads, configs, self._share)] = self._collected
+            self._collected = []
+
+    def collect(self, wait: bool = False) -> None:
+        """Hand in the records of all tasks that have ended; with `wait`, of all there are."""
+        for task in tuning.ended(list(self._running), wait):
+            trials = self._running.pop(task)
+            error = tuning.error_of(task)
+            for trial in trials:
+                record = self._store.record(trial.name)
+                if record is None and error is not None:
+                    record = failed(config_for(trial, self._site(trial)), error)
+                    self._store.add_record(record)
+                if record is not None:
+                    self._ended(record)
+
+
+def train_heads(configs: list[dict[str, Any]]) -> None:
+    """Train linear probes side by side and end each trial with a record; those that have one are left as they are.
+
+    Args:
+        configs: of `trainable.config_for`, all of one sweep.
+    """
+    store = Store(Path(configs[0]["site"]["sweep"]))
+    left = [config for config in configs if store.record(config["trial"]) is None]
+    if not left:
+        return
+    pack, device = open_site(Site(**left[0]["site"]))
+    recipes = [recipe_from(config["recipe"]) for config in left]
+    for places in groups_of(recipes):
+        configs, members = [left[place] for place in places], [recipes[place] for place in places]
+        try:
+            _train_group(store, configs, members, pack, device)
+        except Exception as error:
+            log.exception("heads %s failed", ", ".join(config["trial"] for config in configs))
+            for config in configs:
+                store.add_record(failed(config, f"{type(error).__name__}: {error}"))
+
+
+def _train_group(
+    store: Store, configs: list[dict[str, Any]], recipes: list[Recipe], pack: Pack, device: torch.device
+) -> None:
+    site = Site(**configs[0]["site"])
+    weights = Path(site.weights) if site.weights else None
+    embed = _Embedded(recipes[0], pack, weights, device, FeatureStore(Path(site.features) if site.features else None))
+    group = Group(recipes, pack, embed, beginnings(recipes, weights), device)
+    for _ in group:
+        pass
+    for member, config in enumerate(configs):
+        record = group.record(member, config["trial"], config["phase"])
+        if record.error is not None:
+            record = replace(record, error=f"{type(group.errors[member]).__name__}: {record.error}")
+        else:
+            head = dict(zip(embed.head, (group.head(member).weight, group.head(member).bias), strict=True))
+            checkpoints.save(store.checkpoints(config["trial"]), len(record.epochs), _state(record, head))
+        store.add_record(record)
+
+
+def _state(record: Record, head: dict[str, Tensor]) -> dict[str, Any]:
+    """What `Run.load_state_dict` takes: the run is over, so nothing is said of its optimizer."""
+    return {
+        "recipe": record.id,
+        "epochs": [as_dict(epoch) for epoch in record.epochs],
+        "resumed_at": [],
+        "start_accuracy": record.start_accuracy,
+        "model": head,
+    }
+
+
+class _Embedded:
+    """What the frozen network of some recipes makes of images (`together.Embeddings`)."""
+
+    def __init__(
+        self, recipe: Recipe, pack: Pack, weights: Path | None, device: torch.device, store: FeatureStore
+    ) -> None:
+        model = network_of(recipe, weights).to(device).to(memory_format=torch.channels_last).eval()
+        head = model.get_classifier()
+        place = next(name for name, module in model.named_modules() if module is head)
+        self.head = (f"{place}.weight", f"{place}.bias")
+        """The names of the head's tensors in the network's state."""
+        self._below = below_classifier(model)
+        self._pack = pack
+        self._places = places_of(recipe, pack)
+        self._prepare = preparation_for(recipe, model, device)
+        self._store = store
+        self._frozen: dict[Any, Frozen] = {}
+
+    def __call__(self, recipe: Recipe, view: int | None, places: Indices) -> Tensor:
+        """Embeddings [len(places), D] of images as they are, or of a version under the recipe's augmentation."""
+        if recipe.augmentation not in self._frozen:
+            self._frozen[recipe.augmentation] = Frozen(
+                self._below, recipe, self._pack, self._places, self._prepare, self._store
+            )
+        return self._frozen[recipe.augmentation].rows(places, view)
