@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from xfer.measure.accuracy import Prepare
 from xfer.measure.cost import flops_of
 from xfer.methods.colours import COLOURS
 from xfer.methods.strategies import STRATEGIES, Strategy, as_it_is
+from xfer.micro_batches import Fit
 from xfer.recipe import Recipe
 from xfer.versions import version_of
 
@@ -107,6 +108,7 @@ class Frozen:
         lower = self.halves.lower
         modes = [(module, module.training) for module in lower.modules()]
         lower.eval()
+        fit = Fit()
         try:
             with torch.inference_mode():
                 for start in range(0, len(self._places), BATCH):
@@ -114,12 +116,16 @@ class Frozen:
                     [(images, _)] = batches(self._pack, places, BATCH)
                     if version is not None:
                         images = version_of(images, places, self._recipe.augmentation, version)
-                    rows = lower(self._prepare(images)).float()
+                    rows = fit.fitting(len(images), partial(self._rows_of, images))
                     # In the order in which a convolution takes them, so that nothing is moved when they are read.
                     yield (rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows).cpu().numpy()
         finally:
             for module, training in modes:
                 module.training = training
+
+    def _rows_of(self, images: Tensor, parts: list[slice]) -> Tensor:
+        """Asked for in parts: only where the memory does not suffice otherwise, for their last bits may differ."""
+        return torch.cat([self.halves.lower(self._prepare(images[part])).float() for part in parts])
 
 
 def is_worth_keeping(halves: Halves, model: Any, recipe: Recipe, images: int) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from xfer.halves import EMBEDDINGS, Embedder, Halves, halves
-from xfer.methods.augmentations import AUGMENTATIONS, Augmentation
+from xfer.methods.augmentations import AUGMENTATIONS, ON_ANY_DEVICE, Augmentation
 from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
 from xfer.methods.colours import COLOURS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
@@ -21,10 +20,15 @@ from xfer.methods.losses import LOSSES, Loss
 from xfer.methods.mixing import MIXINGS, Mixing
 from xfer.methods.optimizers import OPTIMIZERS, groups_of
 from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.micro_batches import Fit
 from xfer.networks import network_of, preparation_for
 from xfer.params import Param, params_of
 from xfer.probe import fit_head
+from xfer.randomness import go_back_to, state_of
 from xfer.recipe import Recipe
+
+Precision = Literal["float32", "bfloat16"]
+"""In which numbers a network computes while it is trained. Weights, loss and optimizer are float32 in any case."""
 
 
 class Learner:
@@ -34,13 +38,26 @@ class Learner:
         recipe: what to train.
         weights: the file that the recipe names; None for a strategy from random weights.
         device: where.
+        precision: what a step computes in. Evaluation and everything else is in float32, as is a network's use later.
+        compiled: whether steps go through torch.compile, which takes minutes before the first one and again whenever
+            other parameters move; torch keeps what it compiled for the user's other processes on this machine. Where it
+            cannot compile, it goes on without. Not tried on a GPU yet.
     """
 
-    def __init__(self, recipe: Recipe, weights: Path | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        weights: Path | None,
+        device: torch.device,
+        precision: Precision = "float32",
+        compiled: bool = False,
+    ) -> None:
         self._recipe = recipe
         self._device = device
+        self._precision = precision
         model = network_of(recipe, weights)
         self.model: Any = model.to(device).to(memory_format=torch.channels_last)
+        self._network: Any = _compiled(self.model) if compiled else self.model
         self.prepare = preparation_for(recipe, self.model, device)
         self._strategy: Strategy = recipe.strategy.build(STRATEGIES)
         self._augment: Augmentation = recipe.augmentation.build(AUGMENTATIONS)
@@ -68,6 +85,24 @@ class Learner:
         body = self._body()
         self._start = [tensor.detach().clone() for tensor in body]
         self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
+        self._fit = Fit()
+        self._statistics: list[Tensor] = []
+
+    @property
+    def micro_batch(self) -> int | None:
+        """How many images go through the network at a time, where the memory does not hold a whole batch."""
+        return self._fit.most
+
+    @property
+    def precision(self) -> Precision:
+        """What steps compute in now: a head alone, on embeddings, in float32, as it does beside others of its kind."""
+        alone = self.halves is not None and self.halves.place == EMBEDDINGS
+        return "float32" if alone else self._precision
+
+    @property
+    def augments_anywhere(self) -> bool:
+        """Whether images may be on the device before they are augmented."""
+        return self._recipe.augmentation.name in ON_ANY_DEVICE
 
     def set_pace(self, moment: Moment) -> bool:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
@@ -81,6 +116,8 @@ class Learner:
             for parameter in group["params"]:
                 parameter.requires_grad_(group["pace"] > 0)
         set_mode(self.model, True, self._follows)
+        following = [each for each in self.model.modules() if isinstance(each, _BatchNorm) and each.training]
+        self._statistics = [buffer for module in following for buffer in module.buffers()]
         self._paced = True
         changed = before != [group["pace"] > 0 for group in self._optimizer.param_groups]
         if changed:
@@ -104,14 +141,17 @@ class Learner:
 
     def targets_of(self, labels: Tensor) -> Tensor:
         """Target probabilities [B, C] of labels [B]."""
-        return functional.one_hot(labels, self._recipe.classes).float()
+        # Unlike one_hot, this asks nobody whether there are such classes: a GPU is not waited for.
+        return torch.zeros(len(labels), self._recipe.classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
     def augmented(self, images: Tensor, labels: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch, augmented and mixed with draws from `chance`.
 
+        Once for each batch, in whatever parts a step then takes it.
+
         Args:
-            images: uint8 [B, 3, H, W].
-            labels: int64 [B].
+            images: uint8 [B, 3, H, W]; on the learner's device or, whatever the augmentation, in main memory.
+            labels: int64 [B], in the same place.
             chance: what augmentation and mixing draw from.
         """
         images, targets = self._mix(self._augment(images, chance), self.targets_of(labels), chance)
@@ -120,15 +160,18 @@ class Learner:
     def step(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, ...]:
         """Loss, number of right answers and gradient norm, as scalars still on the device.
 
+        A batch that does not fit the memory goes through the network in parts, and the step is that of the whole batch:
+        the gradients are added up, each part's weighted by its share of the images, before they are clipped. What the
+        parts do not share are the statistics of a batch norm that follows its images, which are those of a part (and
+        are updated once for each), and dropout's draws; a network without either takes the same step.
+
         Args:
             inputs: prepared images [B, C, H, W], or what the lower half makes of them where `halves` is set.
             targets: probabilities [B, C].
             rate: the learning rate where the pace is 1.
         """
-        targets = targets.to(self._device)
-        logits, loss = self._losses(inputs.to(self._device), targets)
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        inputs, targets = (each.to(self._device, non_blocking=True) for each in (inputs, targets))
+        loss, correct = self._gradient(inputs, targets)
         if self._strategy.anchor is not None:
             self._strategy.anchor.pull(self._anchored, self._start)
         moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
@@ -140,8 +183,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["pace"] * (1.0 if group["depth"] == 0 else self._recipe.body_rate)
         self._optimizer.step()
-        correct = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-        return loss.detach(), correct, norm.detach()
+        return loss, correct, norm.detach()
 
     @property
     def fits_head(self) -> bool:
@@ -171,10 +213,11 @@ class Learner:
             return float(nn.utils.get_total_norm(away) / nn.utils.get_total_norm(self._start).clamp_min(1e-12))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a step changes."""
+        """Everything that a step changes, and what it has found to fit the memory."""
         asked = {} if self._asked is None else {"embedding_loss": self._asked.state_dict()}
         moved = {name: tensor for name, tensor in self.model.state_dict().items() if name in self._moved}
-        return {"model": moved, "optimizer": self._optimizer.state_dict(), **asked}
+        learned = {"model": moved, "optimizer": self._optimizer.state_dict(), **asked}
+        return {**learned, "micro_batch": self._fit.most}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was called. A run that has come to its end needs no optimizer to be asked."""
@@ -185,16 +228,57 @@ class Learner:
         if "optimizer" in state:
             self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
             _like_parameters(self._optimizer)
+        self._fit = Fit(state.get("micro_batch"))
+
+    def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of the batch's mean loss with the parameters; that loss, and how many were right.
+
+        An attempt for which the memory did not suffice leaves no trace: what it did to running statistics is undone,
+        and dropout draws again what it drew. So a run whose memory runs out goes on like one that began with the
+        smaller micro-batch.
+        """
+        statistics = [buffer.clone() for buffer in self._statistics]
+        drawn = state_of(self._device)
+
+        def attempt(parts: list[slice]) -> tuple[Tensor, Tensor]:
+            self._optimizer.zero_grad(set_to_none=True)
+            losses, hits = [], []
+            for part in parts:
+                logits, loss = self._losses(inputs[part], targets[part])
+                loss = loss * ((part.stop - part.start) / len(inputs))
+                torch.autograd.backward(loss)
+                losses.append(loss.detach())
+                hits.append((logits.argmax(dim=1) == targets[part].argmax(dim=1)).sum())
+            return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+        def again() -> None:
+            self._optimizer.zero_grad(set_to_none=True)
+            for buffer, before in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(before)
+            go_back_to(drawn, self._device)
+
+        return self._fit.fitting(
+            len(inputs),
+            attempt,
+            again,
+            least=2 if self._statistics else 1,  # one image has no variance
+            whole_because=f"embedding_loss {self._recipe.embedding_loss} compares its images" if self._term else None,
+        )
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] and the loss to be brought down, a scalar."""
         if self._term is None or self._asked is None:
-            logits = (self.model if self.halves is None else self.halves.upper)(inputs).float()
-            return logits, self._loss(logits, targets).mean()
-        embeddings = inputs if self.halves is not None else Embedder(self.model)(inputs)
-        logits = self.model.get_classifier()(embeddings).float()
+            with self._computing():
+                logits = (self._network if self.halves is None else self.halves.upper)(inputs)
+            return logits.float(), self._loss(logits.float(), targets).mean()
+        with self._computing():
+            embeddings = inputs if self.halves is not None else Embedder(self.model)(inputs)
+            logits = self.model.get_classifier()(embeddings)
         term = self._asked(embeddings.float(), targets.argmax(dim=1))
-        return logits, self._loss(logits, targets).mean() + self._term.weight * term
+        return logits.float(), self._loss(logits.float(), targets).mean() + self._term.weight * term
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _width(self) -> int:
         """How many numbers an embedding has."""
@@ -245,6 +329,11 @@ def set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
     module.training = follows(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
         set_mode(child, moves, follows)
+
+
+def _compiled(model: nn.Module) -> Any:
+    torch._dynamo.config.suppress_errors = True  # what cannot be compiled is computed as it would have been without
+    return torch.compile(model)
 
 
 def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def seed_for(*place: int | str) -> int:
@@ -28,3 +29,16 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
     finally:
         generator.set_state(torch.get_rng_state())
         torch.set_rng_state(outside)
+
+
+def state_of(device: torch.device) -> Tensor:
+    """Where a device's own generator (dropout's, for one) stands. A GPU's is kept in main memory: nothing waits."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def go_back_to(state: Tensor, device: torch.device) -> None:
+    """Let a device draw again what it has drawn since `state_of`."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -62,6 +62,9 @@ class Epoch:
     distance: float | None = None
     """How far everything below the head has moved from the weights that the run started from: the L2 norm of the
     difference over the L2 norm of those weights. 0 where all of it was frozen."""
+    micro_batch: int | None = None
+    """How many images went through the network at a time by the end of the epoch, where the memory did not hold a whole
+    batch; None where it did. The step is that of the whole batch in any case (`Learner.step`)."""
     gradient_norms: tuple[float, ...] = ()
     """The global L2 norm at each of the first steps of the first epoch, before clipping; empty in later epochs."""
 
@@ -165,6 +168,9 @@ class Record:
     flops: int | None = None
     """Floating point operations of one image's way through the network, without the way back. A multiply-add counts as
     two, and only convolutions and matrix products count (attention too); many papers count a multiply-add as one."""
+    arithmetic: str = "float32"
+    """In which numbers the network computed while it was trained, float32 or bfloat16, and whether it was compiled
+    ("bfloat16, compiled"): what its last epoch's machine allowed."""
 
     @property
     def val_accuracy(self) -> float | None:

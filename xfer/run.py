@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from xfer import checkpoints, digest
-from xfer.data.loader import Batch, batches, shuffled
+from xfer.data.loader import Batch, batches, fed, shuffled
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
 from xfer.feature_store import FeatureStore
 from xfer.frozen import Frozen, is_worth_keeping, places_of
 from xfer.halves import below_classifier
-from xfer.learner import Learner
+from xfer.learner import Learner, Precision
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import Usage, count_parameters, flops_of
 from xfer.measure.robustness import noisy_accuracies, noisy_copy
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 FIRST_STEPS = 50
 """Of so many steps the gradient norm is kept one by one: whether the random head's first gradients are large is what
 freezing and clipping are about."""
+
+EVALUATION_BATCH = 64
+"""So many images at a time are at least judged: nothing of them has to be kept for a way back."""
 
 
 class DivergedError(ArithmeticError):
@@ -64,6 +67,16 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def default_precision(device: torch.device) -> Precision:
+    """bfloat16 on a GPU that computes in it by itself, else float32.
+
+    A property of the machine, as the number of threads is, and so none of the recipe: where there is no bfloat16 the
+    same recipe is meant to be trained in float32, and no search should have to choose. A Record says which it was.
+    """
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
 class Run:
     """A recipe being trained.
 
@@ -81,6 +94,8 @@ class Run:
         noisy: whether each epoch is also judged on a noisy copy of the validation part.
         features: the folder in which what frozen parts of networks make of images is kept, for whoever comes later;
             None keeps it in this object.
+        precision: what training computes in; the device's own unless given. Accuracies are measured in float32.
+        compiled: whether training goes through torch.compile (see `Learner`).
 
     Raises:
         ValueError: the pack or the weights are not the ones that the recipe names, or do not fit it.
@@ -95,6 +110,8 @@ class Run:
         folder: Path | None = None,
         noisy: bool = False,
         features: Path | None = None,
+        precision: Precision | None = None,
+        compiled: bool = False,
     ) -> None:
         if pack.hash != recipe.data:
             raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
@@ -113,7 +130,10 @@ class Run:
         self.resumed_at: tuple[int, ...] = ()
 
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self._learner = Learner(recipe, weights if recipe.weights else None, self.device)
+        self._compiled = compiled
+        file = weights if recipe.weights else None
+        precision = precision or default_precision(self.device)
+        self._learner = Learner(recipe, file, self.device, precision, compiled)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
         self._start_accuracy: float | None = None
@@ -183,6 +203,7 @@ class Run:
             resumed_at=self.resumed_at,
             start_accuracy=self._start_accuracy,
             flops=self._flops,
+            arithmetic=f"{self._learner.precision}{', compiled' * self._compiled}",
         )
 
     @cached_property
@@ -225,10 +246,11 @@ class Run:
             log.info("recipe %s goes on after epoch %d", self.recipe.id[:12], len(self.epochs))
 
     def _batches(self, places: Indices) -> Iterator[Batch]:
-        return batches(self.pack, places, batch_size=max(64, self.recipe.batch_size))
+        found = batches(self.pack, places, batch_size=max(EVALUATION_BATCH, self.recipe.batch_size))
+        return fed(found, self.device, there=False)  # noise is made in main memory
 
     def _rows(self, frozen: Frozen, places: Indices) -> Iterator[Batch]:
-        size = max(64, self.recipe.batch_size)
+        size = max(EVALUATION_BATCH, self.recipe.batch_size)
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
             yield frozen.rows(chosen), torch.from_numpy(self.pack.labels[chosen])
@@ -269,7 +291,9 @@ class Run:
                 labels = torch.from_numpy(self.pack.labels[chosen])
                 yield self._frozen.rows(chosen, version), learner.targets_of(labels)
             return
-        for step, (images, labels) in enumerate(batches(self.pack, order, recipe.batch_size)):
+        there = version is None and learner.augments_anywhere
+        found = fed(batches(self.pack, order, recipe.batch_size), self.device, there)
+        for step, (images, labels) in enumerate(found):
             if version is None:
                 yield learner.augmented(images, labels, chance)
             else:
@@ -311,6 +335,7 @@ class Run:
             gradient_norm=math.fsum(norms) / steps,
             gradient_norms=tuple(norms[:FIRST_STEPS]) if number == 0 else (),
             distance=self._learner.distance(),
+            micro_batch=self._learner.micro_batch,
             seconds=usage.seconds,
             images_per_second=len(order) / training_seconds,
             **usage.so_far(),

@@ -84,8 +84,10 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
 
     with _watched("reading images") as progress:
         prepared = prepare(plan, asked.storage, progress)
+    share = _share(asked)
     means = launch.Means(
-        share=_share(asked),
+        share=share,
+        packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
         tracking_uri=asked.tracking_uri or tracking.default_uri(asked.storage),

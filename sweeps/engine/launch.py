@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from sweeps.engine import finals, tuning
+from sweeps.engine import finals, packing, probing, tuning
 from sweeps.engine.advice import advice_for, order_of
 from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
 from sweeps.engine.lease import Lease
@@ -29,6 +30,8 @@ class Means:
     """What a sweep may use here and now: nothing of it changes what any trial is."""
 
     share: tuning.Share = field(default_factory=tuning.Share)
+    packs: bool = False
+    """Whether trials share GPUs as far as probes say that they fit (see packing.py), rather than by `share`."""
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     seconds: float | None = None
@@ -132,6 +135,7 @@ class Sweep:
         )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
+        self._shares: packing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
         self._records = {record.trial: record for record in store.records() if record.trial in self._trials}
         self._kept = self._best()
@@ -248,7 +252,7 @@ class Sweep:
         tasks = 1 if self._means.share.gpus else self._concurrent
         self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once, tasks)
         if stage.has_next():
-            tuning.run_trials(stage, self._concurrent, self._means.share, self._means.trainable)
+            tuning.run_trials(stage, self._concurrent, self._means.trainable)
         self._heads.collect(wait=True)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
@@ -313,8 +317,21 @@ class Sweep:
 
     def _connect(self) -> None:
         tuning.connect()
-        fitting = tuning.places(self._means.share)
+        share = self._means.share
+        if self._means.packs:
+            self._shares = self._shares or self._probed()
+            share = replace(share, gpus=self._shares.smallest())
+        fitting = tuning.places(share)
         self._concurrent = min(fitting, self._means.concurrent or fitting)
+
+    def _probed(self) -> packing.Shares:
+        self._watch.say("GPU: seeing how many trials fit side by side, once for each kind of trial")
+        probe = partial(tuning.on_cluster, share=self._means.share)
+        folder = self._store.folder.parent / "probes"
+        return probing.probed(probing.candidates(self._prepared), folder, probing.kind_here(), probe)
+
+    def _gpus_of(self, trial: Trial) -> float:
+        return self._means.share.gpus if self._shares is None else self._shares.of(trial.recipe)
 
     def _site(self, trial: Trial) -> Site:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
@@ -323,7 +340,8 @@ class Sweep:
             pack=str(self._prepared.pack.folder.resolve()),
             weights=None if weights is None else str(weights),
             threads=self._means.share.cpus,
-            gpu=self._means.share.gpus > 0,
+            gpus=self._gpus_of(trial),
+            compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
             noisy="noisy_accuracy" in self._plan.objective,
             features=str(self._store.folder.resolve().parent / "features"),
         )

@@ -121,7 +121,8 @@ class Options:
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     gpus_per_trial: float | None = None
-    """Share of a GPU for each trial, 0.5 for two on each. One where there are GPUs unless given, else none."""
+    """Share of a GPU for each trial, 0.5 for two on each. Unless given, two steps of each kind of trial are tried
+    first, to see how many fit side by side; none where there is no GPU."""
     cpus_per_trial: int = 1
     """CPU cores for each trial. One is usually best: two trials side by side beat one on two cores."""
     time_budget: str = ""

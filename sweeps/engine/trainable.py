@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from sweeps.engine.packing import cap_of
 from sweeps.engine.store import Store, Trial
 from xfer.data.pack import Pack, load_pack
 from xfer.export import save_classifier
@@ -35,10 +37,12 @@ class Site:
     weights: str | None
     """The file of the recipe's weights."""
     threads: int
-    gpu: bool
-    """Whether the trial was given a share of a GPU. Without one it must not touch any."""
+    gpus: float
+    """Which share of a GPU the trial was given. With 0 it must not touch any; below 1 it is held to its share."""
     noisy: bool = False
     """Whether accuracy under noise is measured after every epoch."""
+    compiled: bool = False
+    """Whether training goes through torch.compile. What it computes in is the machine's own (`default_precision`)."""
     features: str | None = None
     """The folder of features that all sweeps in a storage share."""
 
@@ -119,7 +123,25 @@ def open_site(site: Site) -> tuple[Pack, torch.device]:
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
-    return load_pack(Path(site.pack)), default_device() if site.gpu else torch.device("cpu")
+    return load_pack(Path(site.pack)), confine(site.gpus)
+
+
+def confine(gpus: float) -> torch.device:
+    """Hold this process to a share of a GPU, whatever an earlier trial in it was given; where it is to compute.
+
+    A share is a number that Ray counts with and nobody enforces: a trial that took more would make its neighbours run
+    out of memory. One that runs out of its own share goes on in smaller parts (`xfer.micro_batches`).
+    """
+    if gpus == 0:
+        # Ray sees to it where we have started it (`tuning.ENVIRONMENT`); elsewhere nothing has asked for a GPU so far,
+        # and CUDA reads this when somebody first does.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return torch.device("cpu")
+    device = default_device()
+    if device.type == "cuda":  # has not run on a GPU yet
+        card = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(cap_of(gpus, card), torch.cuda.current_device())
+    return device
 
 
 def _run(config: dict[str, Any]) -> Run:
@@ -128,9 +150,8 @@ def _run(config: dict[str, Any]) -> Run:
     weights = Path(site.weights) if site.weights else None
     folder = Store(Path(site.sweep)).checkpoints(config["trial"])
     recipe = recipe_from(config["recipe"])
-    return Run(
-        recipe, pack, weights, device, folder, noisy=site.noisy, features=Path(site.features) if site.features else None
-    )
+    features = Path(site.features) if site.features else None
+    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, features=features, compiled=site.compiled)
 
 
 def _finished(config: dict[str, Any]) -> Run:
@@ -146,5 +167,7 @@ def _give_back_memory() -> None:
     A network and its optimizer hang together in cycles, and the allocator is told to keep what is freed (`tuning.py`).
     """
     gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)

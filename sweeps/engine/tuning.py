@@ -54,20 +54,29 @@ class Driver(Protocol):
         ...
 
 
+ENVIRONMENT: dict[str, str] = {
+    # An interrupt belongs to whoever called, and Tune's own files are no part of our truth.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial that fails before its first report must not end the sweep.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray would otherwise leave CUDA_VISIBLE_DEVICES unset, and so every GPU in sight, where none was asked for.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # glibc would otherwise give every freed activation back to the system, and ask for it again in the next step.
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    # Blocks of memory that grow: parts of other sizes, evaluation and the next trial of a process would otherwise each
+    # leave gaps that fit nobody else, and gaps count against the share that a process is capped at.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+"""What the processes of a cluster that is started here inherit; whoever joins one has to set it on its machines."""
+
+
 def connect() -> None:
     """Join the cluster at RAY_ADDRESS, or start one on this machine; quietly."""
-    for name, value in {
-        # An interrupt belongs to whoever called, and Tune's own files are no part of our truth.
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        # A trial that fails before its first report must not end the sweep.
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # glibc would otherwise give every freed activation back to the system, and ask for it again in the next step.
-        "MALLOC_MMAP_THRESHOLD_": "4000000000",
-        "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    }.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         dashboard = None if "RAY_ADDRESS" in os.environ else False  # a cluster brings its own
@@ -91,9 +100,18 @@ def places(share: Share) -> int:
     return max(1, int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus)))
 
 
-def run_trials(driver: Driver, concurrent: int, share: Share, trainable: Trainable = train_trial) -> None:
-    """Run trials, `concurrent` at a time, until the driver has no more."""
-    placed = tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus})
+def resources_of(config: dict[Any, Any]) -> tune.PlacementGroupFactory:
+    """What Ray is asked for on behalf of a trial: its own share, as its site says."""
+    return tune.PlacementGroupFactory([{"CPU": config["site"]["threads"], "GPU": config["site"]["gpus"]}])
+
+
+def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_trial) -> None:
+    """Run trials, `concurrent` at a time, until the driver has no more.
+
+    Each gets the share that its site says. Where shares differ, fewer than `concurrent` may run at a time: Ray starts a
+    trial when its share is free.
+    """
+    placed = tune.with_resources(trainable, resources_of)
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
             placed,

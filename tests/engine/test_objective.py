@@ -239,7 +239,7 @@ def staged(store: Store, objective: Any, judge: Callable[[History, str], bool]) 
             yield trial
 
     def site(trial: Trial) -> Site:
-        return Site(str(store.folder), "pack", None, 1, False)
+        return Site(str(store.folder), "pack", None, 1, 0.0)
 
     watch = Watch(Console(file=io.StringIO()), "colours", objective)
     return Stage(store, watch, trials(), site, judge, lambda record: None, objective=objective)

@@ -52,7 +52,7 @@ class Sweep:
             yield trial
 
     def site(self, trial: Trial) -> Site:
-        return Site(str(self.store.folder), "pack", None, 1, False)
+        return Site(str(self.store.folder), "pack", None, 1, 0.0)
 
     def judge(self, history: History, trial: str) -> bool | None:
         self.judged.append(({name: list(progress.values) for name, progress in history.items()}, trial))

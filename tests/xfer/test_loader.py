@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from xfer.data.loader import batches, shuffled
+from xfer.data.loader import ahead, batches, fed, shuffled
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 36, 100])
@@ -49,3 +51,87 @@ def test_no_batch_holds_a_single_image_and_each_time_another_is_left_out():
     assert all(len(order) == 32 == len(set(order)) for order in orders)
     assert len({(set(places) - set(order)).pop() for order in orders}) > 3
     assert list(shuffled(np.array([4]), 8, 0)) == [4], "a lone image is all there is"
+
+
+# Read ahead, for a GPU
+
+
+def counted(batches, read):
+    for batch in batches:
+        read.append(1)
+        yield batch
+
+
+def test_one_batch_is_read_ahead_and_never_more(pack):
+    read = []
+    places = np.arange(30)
+    expected = list(batches(pack, places, 5))
+    for number, (images, labels) in enumerate(ahead(counted(batches(pack, places, 5), read))):
+        assert number < len(read) + 1
+        assert len(read) <= min(number + 2, 6)
+        assert torch.equal(images, expected[number][0])
+        assert torch.equal(labels, expected[number][1])
+    assert number == 5
+    assert list(ahead(iter(()))) == []
+
+
+def test_the_next_batch_is_read_while_one_is_in_use(pack):
+    second = threading.Event()
+
+    def slowly():
+        yield 1
+        second.set()
+        yield 2
+
+    for batch in ahead(slowly()):
+        assert batch == 2 or second.wait(60), "nobody reads on"
+
+
+def test_an_error_while_reading_ahead_comes_where_its_batch_would_have():
+    def torn():
+        yield 1
+        raise OSError("the disk is gone")
+
+    found = ahead(torn())
+    assert next(found) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
+
+
+def test_leaving_early_leaves_no_thread_behind(pack):
+    before = threading.active_count()
+    read = []
+    found = ahead(counted(batches(pack, np.arange(30), 5), read))
+    next(found)
+    found.close()
+    assert threading.active_count() == before
+    assert len(read) <= 2
+
+
+def test_for_a_gpu_batches_are_pinned_and_copied_without_waiting_in_their_order(pack, monkeypatch):
+    done = []
+
+    class Watched(torch.Tensor):
+        def pin_memory(self):
+            done.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            done.append((device.type, non_blocking))
+            return self
+
+    found = [tuple(each.as_subclass(Watched) for each in batch) for batch in batches(pack, np.arange(10), 5)]
+    cuda = torch.device("cuda")
+    there = list(fed(iter(found), cuda, there=True))
+    assert done.count("pinned") == done.count(("cuda", True)) == 4
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(found, there, strict=True))
+    done.clear()
+    list(fed(iter(found), cuda, there=False))
+    assert done == ["pinned"] * 4
+
+
+def test_elsewhere_batches_come_as_they_are_and_no_thread_is_started(pack, monkeypatch):
+    monkeypatch.setattr("xfer.data.loader.ahead", None)
+    plain = list(batches(pack, np.arange(10), 5))
+    for one, other in zip(plain, fed(batches(pack, np.arange(10), 5), torch.device("cpu"), there=True), strict=True):
+        assert torch.equal(one[0], other[0])

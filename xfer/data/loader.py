@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -24,6 +25,48 @@ def batches(pack: Pack, places: Indices, batch_size: int) -> Iterator[Batch]:
         images = np.empty((len(chosen), *pack.images.shape[1:]), dtype=np.uint8)
         images[order] = pack.images[chosen[order]]
         yield torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(pack.labels[chosen])
+
+
+def fed(found: Iterator[Batch], device: torch.device, there: bool) -> Iterator[Batch]:
+    """The same batches, brought to a GPU without making it wait; on other devices just as they come.
+
+    For a GPU the next batch is read into pinned memory while this one is worked on, and copied from there in turn with
+    the GPU's other tasks: a few megabytes, well under a millisecond, so it needs no stream of its own. Pinning and
+    copying have not run on a GPU yet; what surrounds them is tested without.
+
+    Args:
+        found: batches in main memory.
+        device: where they are wanted.
+        there: whether they are to be on the GPU when they are handed out; else they are left in pinned memory, from
+            which they can be copied without waiting.
+    """
+    if device.type != "cuda":
+        yield from found
+        return
+    for images, labels in ahead(_pinned(each) for each in found):
+        # In the order in which the GPU is told: it is copied before whatever uses it, and torch keeps the pinned memory
+        # from being used again before that.
+        yield (
+            (images.to(device, non_blocking=True), labels.to(device, non_blocking=True)) if there else (images, labels)
+        )
+
+
+def ahead(found: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each read by a thread while the one before is in use: one ahead, never more.
+
+    An error while reading is raised where its batch would have come. Leaving early waits for the batch that is being
+    read, and reads no other.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as reader:
+        coming = reader.submit(next, found, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, found, None)
+            yield batch
+
+
+def _pinned(batch: Batch) -> Batch:
+    images, labels = batch
+    return images.pin_memory(), labels.pin_memory()
 
 
 def shuffled(places: Indices, batch_size: int, seed: int) -> Indices:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xfer.micro_batches import Fit
 from xfer.records import Evaluation, Part
 
 Prepare = Callable[[Tensor], Tensor]
@@ -23,6 +25,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge a network, which is left in evaluation mode, in one pass; `Evaluation.noisy` is not its business.
 
+    A batch for which the memory does not suffice is halved, and so are those after it: an answer does not depend on who
+    else was asked.
+
     Args:
         model: logits [B, C] from prepared images.
         batches: uint8 images [B, 3, H, W] and labels [B].
@@ -32,9 +37,11 @@ def evaluate(
     """
     model.eval()
     found = []
+    fit = Fit()
     with torch.inference_mode():
         for pixels, labels in batches:
-            found.append(Answers.to(model(prepare(pixels)).float(), labels))
+            logits = fit.fitting(len(pixels), partial(_answers, model, prepare, pixels))
+            found.append(Answers.to(logits, labels))
     return Answers.joined(found).judged(part, images)
 
 
@@ -102,6 +109,11 @@ class Answers:
             calibration_error=calibration_error(self.probability, hits),
             confusion=_confusion(self.labels, self.predicted, self.classes),
         )
+
+
+def _answers(model: nn.Module, prepare: Prepare, images: Tensor, parts: list[slice]) -> Tensor:
+    """Logits [B, C], asked for in parts."""
+    return torch.cat([model(prepare(images[part])).float() for part in parts])
 
 
 def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:

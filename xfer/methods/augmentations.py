@@ -46,7 +46,7 @@ def flip() -> Augmentation:
 
     def augment(images: Tensor, generator: Generator) -> Tensor:
         mirrored = torch.rand(len(images), generator=generator) < 0.5
-        return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(-1), images)
+        return torch.where(mirrored.to(images.device, non_blocking=True)[:, None, None, None], images.flip(-1), images)
 
     return augment
 
@@ -176,7 +176,7 @@ def random_erasing(erasing_probability: float = 0.25) -> Augmentation:
         boxes = draw_boxes(len(erased), height, width, ERASED_SHARES, ERASED_ASPECTS, generator)
         for place, box in zip(erased, boxes, strict=True):
             noise = torch.randint(256, (channels, *box[2:]), dtype=images.dtype, generator=generator)
-            inside(images[place], box)[:] = noise
+            inside(images[place], box).copy_(noise, non_blocking=True)
         return images
 
     return augment
@@ -199,7 +199,7 @@ def grey(grey_probability: float = 0.2) -> Augmentation:
         images = mirror(images, generator)
         drained = torch.rand(len(images), generator=generator) < grey_probability
         greys = functional.rgb_to_grayscale(images, num_output_channels=3)
-        return torch.where(drained.to(images.device)[:, None, None, None], greys, images)
+        return torch.where(drained.to(images.device, non_blocking=True)[:, None, None, None], greys, images)
 
     return augment
 
@@ -244,3 +244,9 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
         colour_jitter,
     )
 }
+
+ON_ANY_DEVICE = frozenset({"none", "flip", "cutout", "random_erasing", "grey"})
+"""Those that work wherever the images are: a few operations on the whole batch, or on views of it, with nothing to wait
+for. What is drawn comes from the generator in main memory, so it is the same on every device. The others go through
+torchvision image by image, which a GPU would get as hundreds of tiny tasks a batch: they stay in main memory, where
+they work on the next batch while the GPU is busy with the last one."""

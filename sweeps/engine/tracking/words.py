@@ -17,7 +17,7 @@ from xfer.records import LISTS, Epoch, Evaluation, Record, as_dict, epoch_from
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-SYSTEM = ("cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent", "gpu_memory_mb")
+SYSTEM = ("cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent", "gpu_memory_mb", "micro_batch")
 """What an Epoch says of the machine: MLflow shows everything named `system/...` on a page of its own."""
 
 
