@@ -135,6 +135,7 @@ class Sweep:
         )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
+        self._heads: Heads | None = None
         self._shares: packing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
         self._records = {record.trial: record for record in store.records() if record.trial in self._trials}
@@ -250,10 +251,12 @@ class Sweep:
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
         at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
         tasks = 1 if self._means.share.gpus else self._concurrent
-        self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once, tasks)
+        if self._means.trainable is train_trial:
+            self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once, tasks)
         if stage.has_next():
             tuning.run_trials(stage, self._concurrent, self._means.trainable)
-        self._heads.collect(wait=True)
+        if self._heads is not None:
+            self._heads.collect(wait=True)
 
     def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
         for trial in unfinished:
@@ -267,16 +270,19 @@ class Sweep:
             proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
             for trial in self._begin(iter([proposed])):
                 yield from self._alone(trial)
-        self._heads.start()
+        if self._heads is not None:
+            self._heads.start()
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
-        if self._means.trainable is train_trial and self._heads.add(trial):
+        if self._heads is None:
+            yield trial
+        elif self._heads.add(trial):
             self._heads.collect(wait=self._heads.enough)
-            return
-        self._heads.start()  # beside it
-        self._heads.collect()
-        yield trial
+        else:
+            self._heads.start()  # beside it
+            self._heads.collect()
+            yield trial
 
     def _begin(self, trials: Iterator[Trial]) -> Iterator[Trial]:
         for trial in trials:
