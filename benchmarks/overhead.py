@@ -6,9 +6,11 @@ Trials that train nothing go through the real launch path: the proposer, Ray Tun
 SQLite. Only what happens in a trial's process is another (`launch.Means.trainable`): one plausible epoch is written
 down and reported, and then a record. The sampler is random, the network small, and two trials run at a time.
 
-Each sweep runs in a process of its own. Milliseconds a trial are those from one end to another over the last 80 trials,
-so that starting Ray and the trials' processes (`start`) is not among them; memory is the driver's. `--resume` gives a
-sweep of so many trials that has come to its end, finals and test part too, again, as a person would.
+Each sweep runs in a process of its own. What a trial costs is the time from the first trial's end until everything is
+written and mirrored, less that of a sweep of 20 trials, over the number of trials that it has more: what is paid once
+(Ray and the trials' processes, the winner's model, the report) is not among it. Memory is the driver's, from the
+hundredth trial to the last. `--resume` gives a sweep of so many trials that has come to its end, finals and test part
+too, again, as a person would.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).with_name("RESULTS.md")
-WINDOW = 80
-"""Over so many trials the time of one is taken."""
+BASE = 20
+"""Trials of the sweep that others are held against."""
 BACKBONE, SIZE = "test_efficientnet", 32
 ASKS = 30
 """How many proposals of TPE are timed."""
@@ -44,12 +46,10 @@ class Cost:
     trials: int
     start: float
     """Seconds until the first trial had ended."""
-    early: float
-    """Seconds a trial, from one end to the next, over the 80 up to the hundredth."""
-    late: float
-    """The same over the last 80."""
-    end: float
-    """Seconds from the last trial's end until everything was written and mirrored."""
+    search: float
+    """Seconds from then until the last had."""
+    rest: float
+    """Seconds from then until everything was written and mirrored."""
     growth: float
     """Bytes by which the driver grew for each trial after the hundredth."""
     ask: float
@@ -165,19 +165,12 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     return Cost(
         trials=trials,
         start=ends[0] - began,
-        early=per_trial(ends[:hundred]),
-        late=per_trial(ends),
-        end=ended - ends[-1],
+        search=ends[-1] - ends[0],
+        rest=ended - ends[-1],
         growth=(memory[-1] - memory[hundred - 1]) / max(1, trials - hundred),
         ask=ask,
         ask_most=ask_most,
     )
-
-
-def per_trial(ends: Sequence[float]) -> float:
-    """The mean time from one end to the next over the last of them."""
-    last = ends[-WINDOW - 1 :]
-    return (last[-1] - last[0]) / (len(last) - 1)
 
 
 def asks(space: Any, store: Any) -> tuple[float, float]:
@@ -217,22 +210,23 @@ def apart(*arguments: object) -> Any:
     return json.loads(said.splitlines()[-1])
 
 
-HEADER = (
-    *("trials", "start", "a trial, up to the 100th", "a trial, the last 80", "after the last"),
-    *("driver's growth, a trial", "TPE asks, longest"),
-)
+HEADER = ("trials", "start", "search", "rest", "a trial", "driver's growth, a trial", "TPE asks, longest")
 
 
-def rows(costs: Sequence[Cost]) -> str:
+def rows(base: Cost, costs: Sequence[Cost]) -> str:
     """Row 4 as a table."""
-    return table(HEADER, [_cells(cost) for cost in costs])
+    return table(HEADER, [_cells(base, cost) for cost in (base, *costs)])
 
 
-def _cells(cost: Cost) -> tuple[str, ...]:
-    growth = f"{cost.growth / 1e3:.0f} KB" if cost.trials > 100 else "-"
-    asks = f"{1e3 * cost.ask:.0f} ms, {1e3 * cost.ask_most:.0f} ms"
-    early, late = f"{1e3 * cost.early:.0f} ms", f"{1e3 * cost.late:.0f} ms"
-    return (str(cost.trials), f"{cost.start:.1f} s", early, late, f"{cost.end:.1f} s", growth, asks)
+def _cells(base: Cost, cost: Cost) -> tuple[str, ...]:
+    each = (cost.search + cost.rest - base.search - base.rest) / max(1, cost.trials - base.trials)
+    return (
+        str(cost.trials),
+        *(f"{seconds:.1f} s" for seconds in (cost.start, cost.search, cost.rest)),
+        f"{1e3 * each:.0f} ms" if cost.trials > base.trials else "-",
+        f"{cost.growth / 1e3:.0f} KB" if cost.trials > 100 else "-",
+        f"{1e3 * cost.ask:.0f} ms, {1e3 * cost.ask_most:.0f} ms",
+    )
 
 
 def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -273,10 +267,10 @@ def main() -> None:
     sections = []
     with tempfile.TemporaryDirectory(prefix="xfer-overhead-") as scratch:
         flags(Path(scratch), 1, 0)  # data and weights, before anything is timed
-        costs = [replace(Cost(**apart("--alone", scratch, trials, 0))) for trials in asked.trials]
-        if costs:
+        if asked.trials:
+            base, *costs = (Cost(**apart("--alone", scratch, trials, 0)) for trials in (BASE, *asked.trials))
             title = "Row 4: trials that train nothing, through the launch path, random sampler"
-            sections.append(section(title, command, rows(costs)))
+            sections.append(section(title, command, rows(base, costs)))
         if asked.resume:
             apart("--alone", scratch, asked.resume, 3)
             seconds = [resumed(Path(scratch), asked.resume) for _ in range(3)]

@@ -106,8 +106,7 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
             finally:
                 sweep.copy_study()
             if winner is not None:
-                reached = finals.metrics(winner, store.records(), prepared.plan.objectives)
-                mirror.log_model(winner.trial, store.folder / "model", reached)
+                mirror.log_model(winner.trial, store.folder / "model", sweep.reached(winner))
             return mirror.close()
 
 
@@ -138,8 +137,11 @@ class Sweep:
         self._heads: Heads | None = None
         self._shares: packing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
-        self._records = {record.trial: record for record in store.records() if record.trial in self._trials}
-        self._kept = self._best()
+        self._records: dict[str, Record] = {}
+        for record in store.records():
+            if record.trial in self._trials:
+                self._note(record)
+        self._kept = finals.choose(self._records.values(), self._kept_most, self._objectives)
         searched = self._ended("search")
         self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
 
@@ -164,7 +166,7 @@ class Sweep:
             self._search_trials([trial for trial in begun if trial.name not in ended], len(begun)),
             goes_on,
             self._learn,
-            lambda: self._short_of(self._expected_finals()),
+            lambda: self._means.seconds is not None and self._short_of(self._expected_finals()),
             [f"{number:04d}" for number in range(self._plan.trials)],
         )
 
@@ -227,6 +229,10 @@ class Sweep:
                 if finals.of(name) != finals.of(winner.trial):
                     self._store.drop_checkpoints(name)
         return winner
+
+    def reached(self, winner: Record) -> dict[str, float]:
+        """What the winner's recipe came to, by metric."""
+        return finals.metrics(winner, self._records.values(), self._objectives)
 
     def copy_study(self) -> None:
         """Write the study where optuna-dashboard finds it."""
@@ -291,19 +297,25 @@ class Sweep:
             yield trial
 
     def _note(self, record: Record) -> None:
-        self._records[record.trial] = record
+        # Thousands are held in memory: what is said of single images stays in the store, and a recipe is there once.
+        self._records[record.trial] = replace(record, val=None, recipe=self._trials[record.trial].recipe)
 
     def _learn(self, record: Record) -> None:
         self._note(record)
         self._proposer.tell(record)
-        # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals.
-        best = self._best()
+        # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals. With one
+        # objective they are among those that were the best before and the newest.
+        among = [self._records[name] for name in {*self._kept, record.trial}]
+        best = finals.choose(
+            self._records.values() if self._objectives[1:] else among, self._kept_most, self._objectives
+        )
         for name in {record.trial, *self._kept} - set(best):
             self._store.drop_checkpoints(name)
         self._kept = best
 
-    def _best(self) -> list[str]:
-        return finals.choose(self._records.values(), max(1, self._plan.finalists), self._objectives)
+    @property
+    def _kept_most(self) -> int:
+        return max(1, self._plan.finalists)
 
     def _ended(self, phase: str) -> dict[str, Record]:
         return {name: record for name, record in self._records.items() if record.phase == phase}

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from sweeps.engine import dashboard
 from sweeps.engine.fitted import Fitted, JointGP
 from sweeps.engine.grid import grid
 from sweeps.engine.spaces import Config, Space
@@ -194,15 +194,8 @@ class Proposer:
 
     def copy_to(self, path: Path, name: str) -> None:
         """Write the study to an SQLite file that optuna-dashboard opens. Nothing here reads it back."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.unlink(missing_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            storage = f"sqlite:///{quote(str(temporary))}"
-            copy = optuna.create_study(study_name=name, storage=storage, directions=self._directions)
-            copy.set_metric_names([each.label for each in self._objectives])
-            copy.add_trials(self._study.get_trials(states=tuple(STATES.values())))
-        temporary.replace(path)
+        ended = self._study.get_trials(deepcopy=False, states=tuple(STATES.values()))
+        dashboard.write(path, name, self._directions, [each.label for each in self._objectives], ended)
 
     def _frozen(self, params: Mapping[str, Any], record: Record) -> optuna.trial.FrozenTrial:
         fixed = optuna.trial.FixedTrial(dict(params))

@@ -96,7 +96,9 @@ class Stage:
 
     def _next_new(self) -> Trial | None:
         for trial in self._trials:
-            progress = self._history.setdefault(trial.name, Progress(()))
+            settled = settled_after(trial.recipe)
+            progress = replace(self._history.get(trial.name, Progress(())), settled_after=settled)
+            self._history[trial.name] = progress
             if not progress.values or self._judge(self._history, trial.name) is not None:
                 return trial
             self._waiting[trial.name] = trial  # since an earlier start
@@ -125,7 +127,7 @@ class Stage:
         self._newest[trial] = record
         self._watch.saw(record)
         scores = self._objective.scores([epoch_from(epoch) for epoch in record["epochs"]])
-        self._history[trial] = Progress(scores, settled_after(record["recipe"]))
+        self._history[trial] = replace(self._history[trial], values=scores)
         if record["status"] == "finished":
             return True
         if self._over():

@@ -21,6 +21,7 @@ from sweeps.engine.spaces import Config, Space, recipe_data
 from tests.engine import proposing
 from tests.engine.conftest import a_record
 from xfer.methods.strategies import STRATEGIES
+from xfer.objectives import objectives_from
 from xfer.recipe import recipe_from
 from xfer.records import Record
 
@@ -335,6 +336,30 @@ def test_the_copy_is_renewed_in_one_step(space: Space, tmp_path: Path) -> None:
     assert len(proposing.study_of(proposer, tmp_path).trials) == 0
     played(proposer, range(3))
     assert len(proposing.study_of(proposer, tmp_path).trials) == 3
+
+
+@pytest.mark.parametrize("objectives", ["accuracy", "accuracy,seconds", "loss"])
+def test_the_copy_is_what_optuna_itself_would_have_written(objectives: str, space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "random", seed=0, objectives=objectives_from(objectives))
+    proposer.remember(played(Proposer(space, "random", seed=0, objectives=objectives_from(objectives)), range(8)))
+    played(proposer, range(8, 16))
+    mine = proposing.study_of(proposer, tmp_path)
+    theirs = optuna.create_study(storage=f"sqlite:///{tmp_path / 'theirs'}", directions=mine.directions)
+    theirs.add_trials(proposer._study.get_trials())
+    assert mine.trials == theirs.trials
+    assert len(mine.trials) == 16
+
+
+def test_a_copy_that_holds_everything_is_left_as_it_is(space: Space, tmp_path: Path) -> None:
+    proposer = Proposer(space, "random", seed=0)
+    played(proposer, range(3))
+    written = []
+    for number in (3, 3, 4):
+        if number == 4:
+            played(proposer, range(3, 4))
+        proposer.copy_to(tmp_path / "study.sqlite3", "the sweep")
+        written.append((tmp_path / "study.sqlite3").stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2]
 
 
 @pytest.mark.parametrize("name", ["my runs", "50%20off", "what?", "a#b", "über'\"x"])

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,7 +22,7 @@ import pytest
 
 from sweeps.engine import objects, tracking
 from sweeps.engine.store import Store, Trial
-from sweeps.engine.tracking import Mirror, client, default_uri
+from sweeps.engine.tracking import Mirror, bulk, client, default_uri
 from xfer.records import Epoch, Evaluation, Phase, Record, Status
 
 PLAN: dict[str, Any] = {
@@ -366,6 +367,86 @@ def test_a_trial_of_many_epochs_goes_in_a_few_batches(store: Store, monkeypatch:
     sent.clear()
     mirror.sync()
     assert sent == []
+
+
+# --- in bulk ----------------------------------------------------------------------------------------------------------
+
+
+def tables(uri: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row about trials, with their names for the ids that MLflow threw dice for."""
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+        names = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'xfer.trial'"))
+        parents = {run: "parent" for (run,) in database.execute("SELECT run_uuid FROM runs") if run not in names}
+        found = {}
+        for table in ("runs", "tags", "params", "metrics", "latest_metrics"):
+            rows = database.execute(f"SELECT * FROM {table} WHERE run_uuid IN ({','.join('?' * len(names))})", [*names])
+            found[table] = sorted(str(tuple(_named(cell, {**names, **parents}) for cell in row)) for row in rows)
+    return found
+
+
+def _named(cell: Any, names: dict[str, str]) -> Any:
+    for run, name in names.items():
+        cell = cell.replace(run, name) if isinstance(cell, str) else cell
+    return cell
+
+
+@pytest.fixture
+def many(store: Store) -> Store:
+    """Fourteen trials that ended in every way there is."""
+    for number in range(3, 14):
+        end(
+            store,
+            f"{number:04d}",
+            number % 4,
+            "failed" if number % 4 == 0 else "finished" if number % 4 == 3 else "pruned",
+        )
+    return store
+
+
+def test_in_bulk_mlflow_has_row_for_row_what_its_client_would_have_written(
+    many: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uris = [f"sqlite:///{tmp_path / name}.db" for name in ("bulk", "client")]
+    assert Mirror(many, uris[0]).sync()
+    monkeypatch.setattr(bulk, "LEAST", 1_000)
+    assert Mirror(many, uris[1]).sync()
+    found, wanted = map(tables, uris)
+    assert [one for table in found for one in zip(found[table], wanted[table]) if one[0] != one[1]] == []
+    assert len(found["runs"]) == 14
+
+
+def test_what_came_in_bulk_is_known_to_the_next_mirror_and_to_this_one(many: Store) -> None:
+    uri = default_uri(many.folder.parent)
+    mirror = Mirror(many, uri)
+    assert mirror.sync()
+    before = tables(uri)
+    assert mirror.sync()
+    assert Mirror(many, uri).sync()
+    assert tables(uri) == before
+
+
+def test_a_bulk_that_fails_leaves_nothing_behind_and_comes_with_the_next_sync(
+    many: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = default_uri(many.folder.parent)
+    with monkeypatch.context() as patched:
+        row = bulk._row
+        patched.setattr(bulk, "_row", lambda metric, run: {**row(metric, run), "value": None})
+        assert not Mirror(many, uri).sync()
+    assert tables(uri)["runs"] == []
+    assert Mirror(many, uri).sync()
+    assert len(tables(uri)["runs"]) == 14
+
+
+def test_what_mlflow_might_refuse_is_left_to_its_client(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr(
+        bulk, "add", lambda client, uri, sweep, trials: sent.extend(each.record.trial for each in trials)
+    )
+    many.add_trial(Trial("0014", "search", {}, {**RECIPE, "backbone": "b" * 600}))
+    many.add_record(replace(many.record("0002"), trial="0014"))  # type: ignore[type-var]
+    Mirror(many, default_uri(many.folder.parent)).sync()
+    assert sent == [f"{number:04d}" for number in range(14)]
 
 
 def test_a_closed_trial_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

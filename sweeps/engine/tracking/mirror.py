@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweeps.engine import objects
 from sweeps.engine.store import Store
+from sweeps.engine.tracking import bulk
 from sweeps.engine.tracking.client import MirroredRun, MirroredSweep, ask, connect, send, settle
 from sweeps.engine.tracking.model import Winner, log_model
 from sweeps.engine.tracking.words import (
@@ -149,7 +150,10 @@ class Mirror:
         if self._live:
             settle(client, sweep.parent, "running")
         troubles = []
-        for name in trial_names(self.store.folder / "trials"):
+        names = trial_names(self.store.folder / "trials")
+        if bulk.possible(self.tracking_uri):
+            self._add_ended(client, sweep, [name for name in names if name not in sweep.trials])
+        for name in names:
             if name not in sweep.trials or not sweep.trials[name].closed:
                 try:
                     self._sync_trial(client, sweep, name)
@@ -166,6 +170,18 @@ class Mirror:
             self._winner = None
         if not self._live:
             self._end(client, sweep, plan)
+
+    def _add_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
+        """Of trials that MLflow has nothing of, add those that have ended, where they are many."""
+        found = []
+        for name in names if len(names) >= bulk.LEAST else ():
+            folder = self.store.trial_folder(name)
+            config, record = objects.get(folder / "config.json"), self.store.record(name)
+            if config is not None and record is not None and bulk.Ended(folder, config, record).plain:
+                found.append(bulk.Ended(folder, config, record))
+            if len(found) == bulk.MOST or (name == names[-1] and len(found) >= bulk.LEAST):
+                bulk.add(client, self.tracking_uri, sweep, found)
+                found = []
 
     def _sync_trial(self, client: MlflowClient, sweep: MirroredSweep, name: str) -> None:
         folder = self.store.trial_folder(name)
