@@ -154,8 +154,10 @@ def _train_group(
     weights = Path(site.weights) if site.weights else None
     embed = _Embedded(recipes[0], pack, weights, device, FeatureStore(Path(site.features) if site.features else None))
     group = Group(recipes, pack, embed, beginnings(recipes, weights), device)
-    for _ in group:
-        pass
+    for epochs in group:
+        for config, epoch in zip(configs, epochs, strict=True):
+            if epoch is not None:
+                store.add_epoch(config["trial"], epoch)
     for member, config in enumerate(configs):
         record = group.record(member, config["trial"], config["phase"])
         if record.error is not None:

@@ -59,6 +59,7 @@ def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pa
             for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "gradient_norm", "learning_rate"):
                 assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4), name
         assert found.val.correct == alone.val.correct
+        assert store.epochs(f"{number:04d}") == found.epochs
 
 
 def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe, configs, store, pack, weights):
