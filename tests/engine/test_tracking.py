@@ -411,7 +411,7 @@ def test_in_bulk_mlflow_has_row_for_row_what_its_client_would_have_written(
     monkeypatch.setattr(bulk, "LEAST", 1_000)
     assert Mirror(many, uris[1]).sync()
     found, wanted = map(tables, uris)
-    assert [one for table in found for one in zip(found[table], wanted[table]) if one[0] != one[1]] == []
+    assert [one for table in found for one in zip(found[table], wanted[table], strict=True) if one[0] != one[1]] == []
     assert len(found["runs"]) == 14
 
 
