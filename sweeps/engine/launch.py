@@ -278,6 +278,8 @@ class Sweep:
                 yield from self._alone(trial)
         if self._heads is not None:
             self._heads.start()
+            # A judge who waits for all must know all. Where trials hold GPUs that heads want too, it has to do without.
+            self._heads.collect(wait=not self._means.share.gpus)
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
