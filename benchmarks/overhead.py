@@ -21,6 +21,7 @@ import os
 import platform
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,9 @@ class Cost:
     """Seconds from then until the last had."""
     rest: float
     """Seconds from then until everything was written and mirrored."""
+    processor: float
+    """The driver's processor time from the first trial's end until then, all its threads: what a busy machine leaves
+    as it is."""
     growth: float
     """Bytes by which the driver grew for each trial after the hundredth."""
     ask: float
@@ -137,6 +141,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
 
     ends: list[float] = []
     memory: list[int] = []
+    used: list[float] = []
 
     class Timed(Watch):
         def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
@@ -144,6 +149,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
             if self.phase == "search":
                 ends.append(time.perf_counter())
                 memory.append(resident())
+                used.append(time.process_time())
 
     asked = tyro.cli(
         options.Options,
@@ -158,7 +164,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     with chatter_to(store.folder / "logs" / "driver.log") as console, Timed(Console(quiet=True), store.name) as watch:
         if not launch.run(prepared, store, means, watch):
             console.print("MLflow has not received everything")
-    ended = time.perf_counter()
+    ended, processor = time.perf_counter(), time.process_time() - used[0]
     assert len(ends) == trials == sum(record.phase == "search" for record in store.records())
     ask, ask_most = asks(prepared.space, store)
     hundred = min(100, trials)
@@ -167,6 +173,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
         start=ends[0] - began,
         search=ends[-1] - ends[0],
         rest=ended - ends[-1],
+        processor=processor,
         growth=(memory[-1] - memory[hundred - 1]) / max(1, trials - hundred),
         ask=ask,
         ask_most=ask_most,
@@ -188,12 +195,13 @@ def asks(space: Any, store: Any) -> tuple[float, float]:
     return sorted(taken)[len(taken) // 2], max(taken)
 
 
-def resumed(folder: Path, trials: int) -> float:
-    """Seconds from giving a finished sweep again to its report, as the command line does it."""
+def resumed(folder: Path, trials: int) -> tuple[float, float]:
+    """Seconds from giving a finished sweep again to its report, as the command line does it; and of processor time."""
     command = [sys.executable, "-m", "sweeps.folder", *flags(folder, trials, finalists=3)]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def resident() -> int:
@@ -210,7 +218,10 @@ def apart(*arguments: object) -> Any:
     return json.loads(said.splitlines()[-1])
 
 
-HEADER = ("trials", "start", "search", "rest", "a trial", "driver's growth, a trial", "TPE asks, longest")
+HEADER = (
+    *("trials", "start", "search", "rest", "a trial", "of the driver's processor"),
+    *("driver's growth, a trial", "TPE asks, longest"),
+)
 
 
 def rows(base: Cost, costs: Sequence[Cost]) -> str:
@@ -219,11 +230,13 @@ def rows(base: Cost, costs: Sequence[Cost]) -> str:
 
 
 def _cells(base: Cost, cost: Cost) -> tuple[str, ...]:
-    each = (cost.search + cost.rest - base.search - base.rest) / max(1, cost.trials - base.trials)
+    more = cost.trials - base.trials
+    each = (cost.search + cost.rest - base.search - base.rest) / max(1, more)
+    busy = (cost.processor - base.processor) / max(1, more)
     return (
         str(cost.trials),
         *(f"{seconds:.1f} s" for seconds in (cost.start, cost.search, cost.rest)),
-        f"{1e3 * each:.0f} ms" if cost.trials > base.trials else "-",
+        *(f"{1e3 * seconds:.0f} ms" if more else "-" for seconds in (each, busy)),
         f"{cost.growth / 1e3:.0f} KB" if cost.trials > 100 else "-",
         f"{1e3 * cost.ask:.0f} ms, {1e3 * cost.ask_most:.0f} ms",
     )
@@ -274,8 +287,8 @@ def main() -> None:
         if asked.resume:
             apart("--alone", scratch, asked.resume, 3)
             seconds = [resumed(Path(scratch), asked.resume) for _ in range(3)]
-            cells = [str(asked.resume), *(f"{each:.1f} s" for each in seconds)]
-            found = table(("trials", "first", "second", "third"), [cells])
+            cells = [str(asked.resume), *(f"{wall:.1f} s ({busy:.1f} s)" for wall, busy in seconds)]
+            found = table(("trials", "first (processor)", "second", "third"), [cells])
             title = "Row 5: a finished sweep given again, from the command to the report"
             sections.append(section(title, f"python -m benchmarks.overhead --resume {asked.resume}", found))
     print(*sections, sep="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -58,6 +59,8 @@ ENVIRONMENT: dict[str, str] = {
     # An interrupt belongs to whoever called, and Tune's own files are no part of our truth.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Its snapshots of all trials grow with the sweep, and nobody reads them.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # A trial that fails before its first report must not end the sweep.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -100,9 +103,10 @@ def places(share: Share) -> int:
     return max(1, int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus)))
 
 
-def resources_of(config: dict[Any, Any]) -> tune.PlacementGroupFactory:
+def resources_of(told: dict[Any, Any]) -> tune.PlacementGroupFactory:
     """What Ray is asked for on behalf of a trial: its own share, as its site says."""
-    return tune.PlacementGroupFactory([{"CPU": config["site"]["threads"], "GPU": config["site"]["gpus"]}])
+    site = _read(told)["site"]
+    return tune.PlacementGroupFactory([{"CPU": site["threads"], "GPU": site["gpus"]}])
 
 
 def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_trial) -> None:
@@ -111,7 +115,7 @@ def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_tri
     Each gets the share that its site says. Where shares differ, fewer than `concurrent` may run at a time: Ray starts a
     trial when its share is free.
     """
-    placed = tune.with_resources(trainable, resources_of)
+    placed = tune.with_resources(_reading(trainable), resources_of)
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
             placed,
@@ -167,6 +171,27 @@ def error_of(task: Any) -> str | None:
     return None
 
 
+def _written(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as Tune is told it: Tune takes every number for a hyperparameter, and keeps a history of each."""
+    return {"trial": config["trial"], "all": json.dumps(config)}
+
+
+def _read(told: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(told["all"])
+    return config
+
+
+def _reading(trainable: Trainable) -> Trainable:
+    return lambda told: trainable(_read(told))
+
+
+def _forget(trial: Any) -> None:
+    """Let go of the averages that Tune keeps of every number of a trial, 17 KB each: it runs no more."""
+    with contextlib.suppress(AttributeError):  # Tune's own business: another version may keep them elsewhere
+        trial.run_metadata.metric_n_steps.clear()
+        trial.run_metadata.metric_analysis.clear()
+
+
 class _Feed(Searcher):
     def __init__(self, driver: Driver) -> None:
         super().__init__(metric="val_accuracy", mode="max")
@@ -178,7 +203,7 @@ class _Feed(Searcher):
         if config is None:
             return None if self._driver.waits() else Searcher.FINISHED  # None: Tune asks again
         self._names[trial_id] = config["trial"]
-        return config
+        return _written(config)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names.pop(trial_id, None)
@@ -210,4 +235,9 @@ class _Judge(FIFOScheduler):
         if "epoch" not in result:  # Tune's own last word on a trial that ended without a report
             return str(TrialScheduler.CONTINUE)
         goes_on = self._driver.goes_on(trial.config["trial"], json.loads(result["record"]))
+        if not goes_on:
+            _forget(trial)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        _forget(trial)

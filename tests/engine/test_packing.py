@@ -332,9 +332,9 @@ def test_the_kind_of_card_is_what_torch_says_of_the_first(fake_gpu: list[tuple[f
 def test_ray_is_asked_for_the_share_that_a_trials_site_says() -> None:
     site = Site("sweep", "pack", None, threads=2, gpus=0.25)
     config = config_for(Trial("0000", "search", {}, {}), site)
-    assert tuning.resources_of(config).required_resources == {"CPU": 2, "GPU": 0.25}
+    assert tuning.resources_of(tuning._written(config)).required_resources == {"CPU": 2, "GPU": 0.25}
     nothing = config_for(Trial("0000", "search", {}, {}), replace(site, gpus=0.0))
-    assert tuning.resources_of(nothing).required_resources == {"CPU": 2}
+    assert tuning.resources_of(tuning._written(nothing)).required_resources == {"CPU": 2}
 
 
 @pytest.mark.parametrize(("packs", "expected"), [(True, 0.25), (False, 1.0)])
