@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xfer.data.loader import batches
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, limited, split_pack
+from xfer.data.split import Indices
 from xfer.feature_store import FeatureStore, Rows
 from xfer.halves import EMBEDDINGS, Halves
 from xfer.measure.accuracy import Prepare
@@ -37,17 +37,6 @@ MOST_BYTES = 8 * 2**30
 """Of one array. Early layers make more of an image than they take; what does not fit is computed as it is needed."""
 
 
-def places_of(recipe: Recipe, pack: Pack) -> Indices:
-    """Where the images stand of which features are kept, sorted: all that is not tested on.
-
-    So other draws of the validation part find their features too; only where a recipe trains on a few images of each
-    class these and its validation part are enough.
-    """
-    split = split_pack(pack, recipe.split_seed, recipe.draw)
-    split = limited(split, pack, recipe.images_per_class, recipe.split_seed)
-    return np.union1d(split.train, split.val)
-
-
 class Frozen:
     """The frozen half of a network, asked for what it makes of images as they are, or of their augmented versions.
 
@@ -55,7 +44,8 @@ class Frozen:
         halves: the network in two.
         recipe: whose network it is.
         pack: where the images are.
-        places: which of them may be asked for, sorted.
+        places: which of them may be asked for, sorted: all that is not tested on, so that another draw of the
+            validation part finds its features too.
         prepare: from a pack's pixels to what the network takes, on its device.
         store: where rows are kept.
     """
@@ -69,6 +59,7 @@ class Frozen:
         self._places = places
         self._prepare = prepare
         self._store = store
+        self._arrays: dict[int | None, Rows] = {}
 
     def rows(self, wanted: Indices, version: int | None = None) -> Tensor:
         """Features [B, ...] of the images at `wanted`, on the CPU, in that order.
@@ -77,13 +68,13 @@ class Frozen:
             wanted: some of the places that this was made for.
             version: which version of them under the recipe's augmentation; None for the images as they are.
         """
-        augmented = version is not None and self._recipe.augmentation.name != "none"
-        array = self._store.array(
-            {**self._identity, "version": [str(self._recipe.augmentation), version] if augmented else None},
-            len(self._places),
-            lambda: self._compute(version if augmented else None),
-        )
-        found = torch.from_numpy(array[np.searchsorted(self._places, wanted)])
+        if self._recipe.augmentation.name == "none":
+            version = None
+        if version not in self._arrays:  # what it follows from is hashed here, and not in every step
+            drawn = None if version is None else [str(self._recipe.augmentation), version]
+            what = {**self._identity, "version": drawn}
+            self._arrays[version] = self._store.array(what, len(self._places), lambda: self._compute(version))
+        found = torch.from_numpy(self._arrays[version][np.searchsorted(self._places, wanted)])
         return found.permute(0, 3, 1, 2) if found.ndim == 4 else found
 
     @cached_property

@@ -196,15 +196,8 @@ class Learner:
 
     def count_moving(self) -> int:
         """How many of the network's numbers move at any time during the run."""
-        moments = [Moment(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
-        own = {id(parameter) for parameter in self.model.parameters()}
-        return sum(
-            parameter.numel()
-            for group in self._optimizer.param_groups
-            if any(self._pace(group, moment) > 0 for moment in moments)
-            for parameter in group["params"]
-            if id(parameter) in own
-        )
+        moving = self._ids_that_move()
+        return sum(parameter.numel() for parameter in self.model.parameters() if id(parameter) in moving)
 
     def distance(self) -> float:
         """How far everything below the head is from where it started: L2, relative to the norm it had there."""
@@ -290,19 +283,20 @@ class Learner:
 
     def _names_that_move(self) -> set[str]:
         """What of the network's state can differ at any time from what it started with."""
+        parameters, moving = dict(self.model.named_parameters()), self._ids_that_move()
+        moved = {name for name, parameter in parameters.items() if id(parameter) in moving}
+        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        statistics = self._follows(False) or any(id(parameters[name]) not in head for name in moved)
+        return moved | (set(self.model.state_dict()) - parameters.keys() if statistics else set())
+
+    def _ids_that_move(self) -> set[int]:
         moments = [Moment(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
-        moving = {
+        return {
             id(parameter)
             for group in self._optimizer.param_groups
             if any(self._pace(group, moment) > 0 for moment in moments)
             for parameter in group["params"]
         }
-        moved = {name for name, parameter in self.model.named_parameters() if id(parameter) in moving}
-        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
-        statistics = self._follows(False) or bool(moving - head)
-        return moved | (
-            set(self.model.state_dict()) - dict(self.model.named_parameters()).keys() if statistics else set()
-        )
 
     def _pace(self, group: dict[str, Any], moment: Moment) -> float:
         return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), moment)

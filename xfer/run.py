@@ -18,8 +18,8 @@ from xfer.data.loader import Batch, batches, fed, shuffled
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
 from xfer.feature_store import FeatureStore
-from xfer.frozen import Frozen, is_worth_keeping, places_of
-from xfer.halves import below_classifier
+from xfer.frozen import Frozen, is_worth_keeping
+from xfer.halves import Halves, below_classifier
 from xfer.learner import Learner, Precision
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import Usage, count_parameters, flops_of
@@ -121,7 +121,6 @@ class Run:
         self.pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
         self.split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
-        self._places = places_of(recipe, pack)
         self._store = FeatureStore(features)
         self._frozen: Frozen | None = None
         self.device = device or default_device()
@@ -257,11 +256,9 @@ class Run:
 
     def _begin(self) -> None:
         if self._learner.fits_head:
-            below = Frozen(
-                below_classifier(self.model), self.recipe, self.pack, self._places, self._learner.prepare, self._store
-            )
             train = self.split.train
-            self._learner.fit_head(below.rows(train), torch.from_numpy(self.pack.labels[train]))
+            embeddings = self._kept(below_classifier(self.model)).rows(train)
+            self._learner.fit_head(embeddings, torch.from_numpy(self.pack.labels[train]))
         self._set_pace(0)
         self._start_accuracy = self.evaluate("val").accuracy
 
@@ -276,9 +273,12 @@ class Run:
         if not fixed or self.recipe.mixing.name != "none" or not self._learner.lowest_is_frozen:
             return
         cut = self._learner.cut()
-        if cut is not None and is_worth_keeping(cut, self.model, self.recipe, len(self._places)):
+        if cut is not None and is_worth_keeping(cut, self.model, self.recipe, len(self.split.untested)):
             self._learner.halves = cut
-            self._frozen = Frozen(cut, self.recipe, self.pack, self._places, self._learner.prepare, self._store)
+            self._frozen = self._kept(cut)
+
+    def _kept(self, cut: Halves) -> Frozen:
+        return Frozen(cut, self.recipe, self.pack, self.split.untested, self._learner.prepare, self._store)
 
     def _training_batches(self, order: Indices, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of an epoch's steps."""

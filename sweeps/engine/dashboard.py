@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
 
 
 def write(
@@ -39,7 +42,11 @@ def write(
         warnings.simplefilter("ignore")
         study = optuna.create_study(study_name=name, storage=url, directions=directions)
         study.set_metric_names([*labels])
-    _add(url, study._study_id, trials)
+    try:
+        _add(url, study._study_id, trials)
+    except Exception as error:  # a version of Optuna with other tables: its own way knows them, one by one
+        log.warning("the study's copy cannot be written in one transaction (%s): trials go one by one", error)
+        study.add_trials(trials)
     temporary.replace(path)
 
 

@@ -23,9 +23,9 @@ from sweeps.engine.trainable import Site, config_for, failed, open_site
 from xfer import checkpoints
 from xfer.companions import beginnings, can_train_together, groups_of
 from xfer.data.pack import Pack
-from xfer.data.split import Indices
+from xfer.data.split import Indices, limited, split_pack
 from xfer.feature_store import FeatureStore
-from xfer.frozen import Frozen, places_of
+from xfer.frozen import Frozen
 from xfer.halves import below_classifier
 from xfer.networks import network_of, preparation_for
 from xfer.recipe import Recipe, recipe_from
@@ -70,6 +70,9 @@ class Heads:
         ended: told of each record.
         at_once: how many are collected before they are trained.
         tasks: how many tasks they are divided between, where there are many.
+
+    Set `beside_trials` once a Tuner runs: its trials may hold the GPUs that heads want, and end only while the driver
+    attends to them, so it must not wait for heads then.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Heads:
         self._ended = ended
         self._at_once = at_once
         self._tasks = tasks
+        self.beside_trials = False
         self._collected: list[Trial] = []
         self._running: dict[Any, list[Trial]] = {}
 
@@ -99,11 +103,6 @@ class Heads:
             self.start()
         return True
 
-    @property
-    def enough(self) -> bool:
-        """Whether the sampler has proposed so many that it should first be told what came of them."""
-        return sum(map(len, self._running.values())) >= self._at_once
-
     def start(self) -> None:
         """Begin to train what has been collected."""
         for trials in divided(self._collected, self._tasks if len(self._collected) >= MANY else 1):
@@ -111,9 +110,19 @@ class Heads:
             self._running[tuning.beside(train_heads, configs, self._share)] = trials
         self._collected = []
 
-    def collect(self, wait: bool = False) -> None:
-        """Hand in the records of all tasks that have ended; with `wait`, of all there are."""
-        for task in tuning.ended(list(self._running), wait):
+    def collect(self) -> None:
+        """Hand in the records of all tasks that have ended; of all there are where a sampler should first be told."""
+        if sum(map(len, self._running.values())) >= self._at_once:
+            self.settle()
+        self._hand_in(tuning.ended(list(self._running), wait=False))
+
+    def settle(self) -> None:
+        """Start what has been collected and hand in all records, once they are there, unless that could be never."""
+        self.start()
+        self._hand_in(tuning.ended(list(self._running), wait=not (self.beside_trials and self._share.gpus)))
+
+    def _hand_in(self, tasks: list[Any]) -> None:
+        for task in tasks:
             trials = self._running.pop(task)
             error = tuning.error_of(task)
             for trial in trials:
@@ -192,7 +201,8 @@ class _Embedded:
         """The names of the head's tensors in the network's state."""
         self._below = below_classifier(model)
         self._pack = pack
-        self._places = places_of(recipe, pack)
+        whole = split_pack(pack, recipe.split_seed, recipe.draw)
+        self._places = limited(whole, pack, recipe.images_per_class, recipe.split_seed).untested
         self._prepare = preparation_for(recipe, model, device)
         self._store = store
         self._frozen: dict[Any, Frozen] = {}

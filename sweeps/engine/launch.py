@@ -156,6 +156,9 @@ class Sweep:
         judge = SCHEDULERS[self._plan.scheduler]
         spares = self._plan.scheduler in SPARE_KNOWN_GOOD
 
+        def over() -> bool:
+            return self._means.seconds is not None and self._short_of(self._expected_finals())
+
         def goes_on(history: History, trial: str) -> bool | None:
             return (spares and self._proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
 
@@ -163,10 +166,10 @@ class Sweep:
             "search",
             max(self._plan.trials, len(begun)),
             ended,
-            self._search_trials([trial for trial in begun if trial.name not in ended], len(begun)),
+            self._search_trials([trial for trial in begun if trial.name not in ended], over),
             goes_on,
             self._learn,
-            lambda: self._means.seconds is not None and self._short_of(self._expected_finals()),
+            over,
             [f"{number:04d}" for number in range(self._plan.trials)],
         )
 
@@ -260,11 +263,14 @@ class Sweep:
         if self._means.trainable is train_trial:
             self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once, tasks)
         if stage.has_next():
+            if self._heads is not None:
+                self._heads.beside_trials = True
             tuning.run_trials(stage, self._concurrent, self._means.trainable)
         if self._heads is not None:
-            self._heads.collect(wait=True)
+            self._heads.beside_trials = False
+            self._heads.settle()
 
-    def _search_trials(self, unfinished: list[Trial], begun: int) -> Iterator[Trial]:
+    def _search_trials(self, unfinished: list[Trial], over: Callable[[], bool]) -> Iterator[Trial]:
         for trial in unfinished:
             self._proposer.adopt(trial.name, trial.params)
             yield from self._alone(trial)
@@ -272,21 +278,21 @@ class Sweep:
             name = f"{number:04d}"
             if name in self._trials:
                 continue
+            if over():  # heads are begun without anybody asking for the next trial
+                break
             params, config = self._proposer.propose(name, number)
             proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
             for trial in self._begin(iter([proposed])):
                 yield from self._alone(trial)
         if self._heads is not None:
-            self._heads.start()
-            # A judge who waits for all must know all. Where trials hold GPUs that heads want too, it has to do without.
-            self._heads.collect(wait=not self._means.share.gpus)
+            self._heads.settle()  # a judge who waits for all must know all
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
         if self._heads is None:
             yield trial
         elif self._heads.add(trial):
-            self._heads.collect(wait=self._heads.enough)
+            self._heads.collect()
         else:
             self._heads.start()  # beside it
             self._heads.collect()

@@ -7,9 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from sweeps.engine.heads import divided, train_heads
+from sweeps.engine import tuning
+from sweeps.engine.heads import Heads, divided, train_heads
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Site, config_for
+from sweeps.engine.tuning import Share
 from xfer import checkpoints
 from xfer.run import Run
 
@@ -106,3 +108,71 @@ def test_trials_are_dealt_so_that_each_version_is_computed_once(make_recipe):
     assert {"0002"} <= {trial.name for trial in second}
     assert [[trial.name for trial in task] for task in divided(trials, 1)] == [["0001", "0002", "0000", "0003"]]
     assert divided([], 2) == []
+
+
+class Tasks:
+    """Stands for the cluster: tasks are noted, and end when somebody waits for them."""
+
+    def __init__(self, monkeypatch):
+        self.started, self.waits = [], []
+        monkeypatch.setattr(tuning, "beside", lambda function, configs, share: self._start(function, configs))
+        monkeypatch.setattr(tuning, "ended", self._ended)
+        monkeypatch.setattr(tuning, "error_of", lambda task: None)
+
+    def _start(self, function, configs):
+        self.started.append([config["trial"] for config in configs])
+        function(configs)
+        return len(self.started)
+
+    def _ended(self, tasks, wait):
+        self.waits.append(wait)
+        return tasks if wait else []
+
+
+@pytest.fixture
+def heads_of(store, configs, make_recipe, monkeypatch):
+    """Heads that were given four trials, two of which a sampler may propose before it is told; what it was told."""
+
+    def heads(share, beside_trials=False, trials=4):
+        tasks, told = Tasks(monkeypatch), []
+        begun = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
+        found = Heads(
+            store, lambda trial: Site(**begun[0]["site"]), share, lambda one: told.append(one.trial), at_once=2
+        )
+        found.beside_trials = beside_trials
+        for config in begun:
+            assert found.add(Trial(config["trial"], "search", {}, config["recipe"]))
+            found.collect()
+        return found, tasks, told
+
+    return heads
+
+
+def test_a_sampler_is_told_of_the_heads_before_it_proposes_more_than_so_many(heads_of):
+    _, tasks, told = heads_of(Share())
+    assert tasks.started == [["0000", "0001"], ["0002", "0003"]]
+    assert told == ["0000", "0001", "0002", "0003"]
+
+
+def test_what_was_collected_last_is_trained_too(heads_of):
+    heads, tasks, told = heads_of(Share(), trials=3)
+    assert told == ["0000", "0001"]
+    heads.settle()
+    assert tasks.started[-1] == ["0002"]
+    assert told[-1] == "0002"
+
+
+def test_nobody_waits_for_heads_whose_gpus_trials_may_hold(heads_of):
+    heads, tasks, told = heads_of(Share(gpus=1.0), beside_trials=True)
+    heads.settle()
+    assert not any(tasks.waits)
+    assert told == []
+    heads.beside_trials = False
+    heads.settle()
+    assert sorted(told) == ["0000", "0001", "0002", "0003"]
+
+
+def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_recipe):
+    (config,) = configs(make_recipe())
+    heads = Heads(store, lambda trial: Site(**config["site"]), Share(), lambda record: None)
+    assert not heads.add(Trial("0000", "search", {}, config["recipe"]))

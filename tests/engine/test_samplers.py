@@ -13,6 +13,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from sweeps.engine import dashboard
 from sweeps.engine.edits import space_for
 from sweeps.engine.fitted import Fitted
 from sweeps.engine.grid import grid
@@ -348,6 +349,19 @@ def test_the_copy_is_what_optuna_itself_would_have_written(objectives: str, spac
     theirs.add_trials(proposer._study.get_trials())
     assert mine.trials == theirs.trials
     assert len(mine.trials) == 16
+
+
+def test_a_copy_that_cannot_be_written_at_once_is_written_optunas_way(
+    space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no such table")
+
+    proposer = Proposer(space, "random", seed=0)
+    played(proposer, range(4))
+    monkeypatch.setattr(dashboard, "_add", refuse)
+    assert len(proposing.study_of(proposer, tmp_path).trials) == 4
+    assert "no such table" in caplog.text
 
 
 def test_a_copy_that_holds_everything_is_left_as_it_is(space: Space, tmp_path: Path) -> None:

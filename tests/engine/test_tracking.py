@@ -425,16 +425,15 @@ def test_what_came_in_bulk_is_known_to_the_next_mirror_and_to_this_one(many: Sto
     assert tables(uri) == before
 
 
-def test_a_bulk_that_fails_leaves_nothing_behind_and_comes_with_the_next_sync(
+def test_a_bulk_that_fails_leaves_nothing_behind_and_the_client_goes_on(
     many: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = default_uri(many.folder.parent)
-    with monkeypatch.context() as patched:
-        row = bulk._row
-        patched.setattr(bulk, "_row", lambda metric, run: {**row(metric, run), "value": None})
-        assert not Mirror(many, uri).sync()
+    uri, row = default_uri(many.folder.parent), bulk._row
+    monkeypatch.setattr(bulk, "_row", lambda metric, run: {**row(metric, run), "value": None})
+    mirror = Mirror(many, uri)
+    assert not mirror.sync()
     assert tables(uri)["runs"] == []
-    assert Mirror(many, uri).sync()
+    assert mirror.sync()
     assert len(tables(uri)["runs"]) == 14
 
 

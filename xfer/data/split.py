@@ -31,6 +31,11 @@ class Split:
     redrawable: bool
     """Whether another draw gives another validation part."""
 
+    @property
+    def untested(self) -> Indices:
+        """The places of all that is not tested on: the same for every draw, unless images per class are limited."""
+        return np.union1d(self.train, self.val)
+
     def of(self, part: Part) -> Indices:
         """The places of one part."""
         return {"train": self.train, "val": self.val, "test": self.test}[part]

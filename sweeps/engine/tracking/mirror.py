@@ -60,6 +60,7 @@ class Mirror:
         self._mirrored: MirroredSweep | None = None  # None: ask MLflow first
         self._winner: Winner | None = None  # until its model has arrived
         self._live = False
+        self._in_bulk = True
         self._troubles: set[str] = set()
         self._had_trouble = False
         self._lock = threading.Lock()
@@ -151,8 +152,14 @@ class Mirror:
             settle(client, sweep.parent, "running")
         troubles = []
         names = trial_names(self.store.folder / "trials")
-        if bulk.possible(self.tracking_uri):
-            self._add_ended(client, sweep, [name for name in names if name not in sweep.trials])
+        if self._in_bulk and bulk.possible(self.tracking_uri):
+            try:
+                self._add_ended(client, sweep, [name for name in names if name not in sweep.trials])
+            except Exception:
+                # Perhaps a version of MLflow with other tables: the next sync asks what has arrived, and goes the
+                # client's way.
+                self._in_bulk = False
+                raise
         for name in names:
             if name not in sweep.trials or not sweep.trials[name].closed:
                 try:
