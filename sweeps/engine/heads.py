@@ -67,6 +67,7 @@ class Heads:
         store: the sweep's.
         site: where a trial finds what it needs.
         share: what a task gets of a machine.
+        begun: told of each trial that is begun.
         ended: told of each record.
         at_once: how many are collected before they are trained.
         tasks: how many tasks they are divided between, where there are many.
@@ -80,6 +81,7 @@ class Heads:
         store: Store,
         site: Callable[[Trial], Site],
         share: tuning.Share,
+        begun: Callable[[Trial], None],
         ended: Callable[[Record], None],
         at_once: int = AT_ONCE,
         tasks: int = 1,
@@ -87,6 +89,7 @@ class Heads:
         self._store = store
         self._site = site
         self._share = share
+        self._begun = begun
         self._ended = ended
         self._at_once = at_once
         self._tasks = tasks
@@ -107,6 +110,8 @@ class Heads:
         """Begin to train what has been collected."""
         for trials in divided(self._collected, self._tasks if len(self._collected) >= MANY else 1):
             configs = [config_for(trial, self._site(trial)) for trial in trials]
+            for trial in trials:
+                self._begun(trial)
             self._running[tuning.beside(train_heads, configs, self._share)] = trials
         self._collected = []
 

@@ -261,7 +261,8 @@ class Sweep:
         at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
         tasks = 1 if self._means.share.gpus else self._concurrent
         if self._means.trainable is train_trial:
-            self._heads = Heads(self._store, self._site, self._means.share, stage.trained_beside, at_once, tasks)
+            beside = (stage.begun_beside, stage.ended_beside)
+            self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks)
         if stage.has_next():
             if self._heads is not None:
                 self._heads.beside_trials = True

@@ -71,8 +71,12 @@ class Stage:
             self._first = self._next_new() or self._next_waiting()
         return self._first is not None
 
-    def trained_beside(self, record: Record) -> None:
-        """Take note of a trial that another than the Tuner has trained to its end."""
+    def begun_beside(self, trial: Trial) -> None:
+        """Take note of a trial that another than the Tuner begins to train."""
+        self._watch.started(trial.name, dict(trial.recipe))
+
+    def ended_beside(self, record: Record) -> None:
+        """Take note of what came of it."""
         scores = self._objective.scores(record.epochs)
         self._history[record.trial] = Progress(scores, settled_after(record.recipe))
         self._watch.saw(as_dict(record))

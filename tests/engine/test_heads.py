@@ -114,10 +114,13 @@ class Tasks:
     """Stands for the cluster: tasks are noted, and end when somebody waits for them."""
 
     def __init__(self, monkeypatch):
-        self.started, self.waits = [], []
+        self.started, self.waits, self.begun = [], [], []
         monkeypatch.setattr(tuning, "beside", lambda function, configs, share: self._start(function, configs))
         monkeypatch.setattr(tuning, "ended", self._ended)
         monkeypatch.setattr(tuning, "error_of", lambda task: None)
+
+    def begins(self, trial):
+        self.begun.append(trial.name)
 
     def _start(self, function, configs):
         self.started.append([config["trial"] for config in configs])
@@ -136,9 +139,8 @@ def heads_of(store, configs, make_recipe, monkeypatch):
     def heads(share, beside_trials=False, trials=4):
         tasks, told = Tasks(monkeypatch), []
         begun = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
-        found = Heads(
-            store, lambda trial: Site(**begun[0]["site"]), share, lambda one: told.append(one.trial), at_once=2
-        )
+        site = Site(**begun[0]["site"])
+        found = Heads(store, lambda trial: site, share, tasks.begins, lambda one: told.append(one.trial), at_once=2)
         found.beside_trials = beside_trials
         for config in begun:
             assert found.add(Trial(config["trial"], "search", {}, config["recipe"]))
@@ -151,6 +153,7 @@ def heads_of(store, configs, make_recipe, monkeypatch):
 def test_a_sampler_is_told_of_the_heads_before_it_proposes_more_than_so_many(heads_of):
     _, tasks, told = heads_of(Share())
     assert tasks.started == [["0000", "0001"], ["0002", "0003"]]
+    assert tasks.begun == ["0000", "0001", "0002", "0003"]
     assert told == ["0000", "0001", "0002", "0003"]
 
 
@@ -174,5 +177,6 @@ def test_nobody_waits_for_heads_whose_gpus_trials_may_hold(heads_of):
 
 def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_recipe):
     (config,) = configs(make_recipe())
-    heads = Heads(store, lambda trial: Site(**config["site"]), Share(), lambda record: None)
+    site = Site(**config["site"])
+    heads = Heads(store, lambda trial: site, Share(), lambda trial: None, lambda record: None)
     assert not heads.add(Trial("0000", "search", {}, config["recipe"]))
