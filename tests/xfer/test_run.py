@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.xfer.conftest import MEASURED
 from xfer import checkpoints
 from xfer.data.pack import build_pack
 from xfer.data.sources import folder as folder_source
@@ -26,15 +27,6 @@ CHANCE = {  # everything that draws
     "augmentation": "randaugment",
     "mixing": "cutmix",
     "backbone_args": {"drop_rate": 0.3, "drop_path_rate": 0.2},
-}
-MEASURED = {
-    "seconds",
-    "images_per_second",
-    "cpu_percent",
-    "memory_mb",
-    "peak_memory_mb",
-    "gpu_memory_mb",
-    "gpu_percent",
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.xfer.conftest import MEASURED
 from xfer.companions import beginnings, can_train_together, groups_of
 from xfer.data.loader import shuffled
 from xfer.features import features
@@ -22,15 +23,6 @@ from xfer.stacked import WAYS, Head
 from xfer.together import Group
 
 CPU = torch.device("cpu")
-MEASURED = {
-    "seconds",
-    "images_per_second",
-    "cpu_percent",
-    "memory_mb",
-    "peak_memory_mb",
-    "gpu_memory_mb",
-    "gpu_percent",
-}
 RATES = {"sgd": 0.01, "nesterov": 0.01, "lion": 0.001}
 TOGETHER = sorted(WAYS)
 

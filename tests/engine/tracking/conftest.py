@@ -1,0 +1,36 @@
+"""A store with one trial of each ending, beside a database that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.engine import tracking
+from sweeps.engine.store import Store
+from sweeps.engine.tracking import default_uri
+from tests.engine.tracking.mirroring import (
+    PLAN,
+    end,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path) -> Store:
+    """A sweep of three trials, one of each ending, in a storage that has an MLflow database."""
+    storage = tmp_path / "my runs"
+    storage.mkdir()
+    (storage / "mlflow.db").write_bytes(empty_database.read_bytes())  # migrating takes 1.5 s, once is enough
+    store = Store(storage / PLAN["name"])
+    store.put_plan(PLAN)
+    end(store, "0000", 3, "finished")
+    end(store, "0001", 2, "pruned")
+    end(store, "0002", 1, "failed")
+    return store
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracking.connect(default_uri(folder))
+    return folder / "mlflow.db"

@@ -1,0 +1,328 @@
+"""What MLflow shows is what the store says, each thing once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.engine import objects, tracking
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.tracking import Mirror, default_uri
+from tests.engine.tracking.mirroring import (
+    PLAN,
+    RECIPE,
+    begin,
+    end,
+    epoch,
+    opened,
+    shown,
+    uri_of,
+    wait_until,
+)
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_a_parent_run_with_a_child_for_every_trial(store: Store) -> None:
+    assert Mirror(store, uri_of(store)).sync()
+    runs = shown(store)
+    parent = runs.pop("")
+    assert {name: run.title for name, run in runs.items()} == {
+        "0000": "0000 freeze_then_unfreeze",
+        "0001": "0001 freeze_then_unfreeze, pruned at 2",
+        "0002": "0002 freeze_then_unfreeze",
+    }
+    assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.id}
+    assert {run.tags["xfer.sweep"] for run in runs.values()} == {parent.tags["xfer.sweep"]}
+    assert parent.title == PLAN["name"]
+    assert parent.info.start_time == 1772359200000
+    assert parent.params == {
+        "data.source": "folder",
+        "data.folder": "data/hymenoptera",
+        "data.pack": "77aa",
+        "data.train": "195",
+        "data.val": "49",
+        "data.test": "153",
+        "data.split": "a stratified part of train was held out for validation",
+        "data.classes": "2",
+        "backbones": "mobilenetv2_100",
+        "image_size": "128",
+        "epochs": "3",
+        "objective": "accuracy",
+        "sampler": "tpe",
+        "scheduler": "asha",
+        "finalists": "1",
+        "seeds": "1",
+        "seed": "0",
+        "space.strategy": "freeze_then_unfreeze, naive",
+        "space.learning_rate": "1e-4 to 1e-2, log",
+    }
+    assert parent.tags["xfer.trials"] == "3"
+    assert PLAN["question"] in parent.tags["mlflow.note.content"]
+
+
+def test_a_trial_shows_its_recipe_and_every_epoch_once(store: Store) -> None:
+    Mirror(store, uri_of(store)).sync()
+    run = shown(store)["0000"]
+    assert run.params == {
+        "data": "77aa",
+        "classes": "2",
+        "image_size": "128",
+        "backbone": "mobilenetv2_100",
+        "weights": "9f3c",
+        "strategy": "freeze_then_unfreeze",
+        "strategy.freeze_epochs": "2",
+        "clip_norm": "none",
+        "optimizer": "adam",
+        "schedule": "onecycle",
+        "augmentation": "flip",
+        "mixing": "none",
+        "loss": "cross_entropy",
+        "learning_rate": "0.001",
+        "weight_decay": "0.0001",
+        "batch_size": "32",
+        "epochs": "3",
+        "seed": "0",
+        "draw": "0",
+    }
+    assert run.values == {
+        "train_loss": [(1, 1.0), (2, 0.5), (3, 1 / 3)],
+        "train_accuracy": [(1, 0.5), (2, 0.5), (3, 0.5)],
+        "val_loss": [(1, 0.9), (2, 0.45), (3, 0.9 / 3)],
+        "val_accuracy": [(1, 0.7), (2, 0.8), (3, 0.9)],
+        "learning_rate": [(1, 1e-3), (2, 1e-3), (3, 1e-3)],
+        "gradient_norm": [(1, 2.0), (2, 2.0), (3, 2.0)],
+        "seconds": [(1, 3.0), (2, 3.0), (3, 3.0)],
+        "images_per_second": [(1, 65.0), (2, 65.0), (3, 65.0)],
+        "gap": [(number, epoch(number).gap) for number in (1, 2, 3)],
+        "system/cpu_percent": [(1, 99.0), (2, 99.0), (3, 99.0)],
+        "system/memory_mb": [(1, 512.0), (2, 512.0), (3, 512.0)],
+        "cost/seconds": [(3, 9.0)],
+        "cost/parameters": [(3, 2e6)],
+        "cost/trainable_parameters": [(3, 2562.0)],
+    }
+
+
+def test_how_a_trial_ended_is_its_status(store: Store) -> None:
+    Mirror(store, uri_of(store)).sync()
+    runs = shown(store)
+    assert {name: (runs[name].status, runs[name].tags["xfer.status"]) for name in ("0000", "0001", "0002")} == {
+        "0000": ("FINISHED", "finished"),
+        "0001": ("KILLED", "pruned"),
+        "0002": ("FAILED", "failed"),
+    }
+    assert [runs[name].tags.get("xfer.pruned_at") for name in ("0000", "0001")] == [None, "2"]
+    assert [runs[name].tags.get("xfer.error") for name in ("0000", "0002")] == [None, "the loss is NaN at step 7"]
+
+
+def test_finals_are_children_and_get_their_test_accuracy_once_it_is_opened(store: Store) -> None:
+    end(store, "0000-s1", 3, "finished", "final")
+    mirror = Mirror(store, uri_of(store))
+    mirror.sync()
+    run = shown(store)["0000-s1"]
+    assert (run.tags["xfer.phase"], "test_accuracy" in run.values) == ("final", False)
+
+    store.decide("openings", {"ranking": ["0000"]})
+    store.add_test("0000-s1", opened(hits=9))
+    for one in (mirror, mirror, Mirror(store, uri_of(store))):
+        assert one.sync()
+    run = shown(store)["0000-s1"]
+    assert (run.values["test_accuracy"], run.values["test_loss"]) == ([(0, 0.9)], [(0, 0.4)])
+
+
+def test_a_finished_sweep_counts_its_trials(store: Store) -> None:
+    store.decide("openings", {"ranking": ["0000"]})
+    Mirror(store, uri_of(store)).sync()
+    parent = shown(store)[""]
+    assert parent.status == "FINISHED"
+    assert parent.values == {
+        "trials_finished": [(3, 1.0)],
+        "trials_pruned": [(3, 1.0)],
+        "trials_failed": [(3, 1.0)],
+        "best_val_accuracy": [(3, 0.9)],
+    }
+
+
+def test_a_sweep_without_a_finished_trial_failed(store: Store) -> None:
+    other = Store(store.folder.parent / "other")
+    other.put_plan({**PLAN, "name": "other", "trials": 1})
+    end(other, "0000", 0, "failed")
+    Mirror(other, uri_of(store)).sync()
+    assert {name: run.status for name, run in shown(other).items()} == {"": "FAILED", "0000": "FAILED"}
+
+
+def test_a_password_in_the_command_is_not_shown(store: Store) -> None:
+    Mirror(store, uri_of(store)).sync()
+    everything = json.dumps({name: [run.params, run.tags] for name, run in shown(store).items()})
+    assert "python -m sweeps.folder" in everything
+    assert "hunter2" not in everything
+
+
+def test_names_that_hold_markup_are_shown_as_they_are(store: Store) -> None:
+    note = "bees\n\n![](http://evil.example/a.png) <img src=x> \x1b[31m could not be read"
+    store.put_plan({**PLAN, "data": {**PLAN["data"], "notes": [note]}})
+    Mirror(store, uri_of(store)).sync()
+    description = shown(store)[""].tags["mlflow.note.content"]
+    assert "\n    bees\\n\\n![](http://evil.example/a.png) <img src=x> \\u001b[31m could not be read\n" in description
+
+
+# --- each thing once ----------------------------------------------------------------------------------------------
+
+
+def test_syncing_again_changes_nothing_whoever_does_it(store: Store) -> None:
+    mirror = Mirror(store, uri_of(store))
+    mirror.sync()
+    before = shown(store)
+    for one in (mirror, mirror, Mirror(store, uri_of(store))):
+        assert one.sync()
+    after = shown(store)
+    assert {name: vars(run) | {"info": None} for name, run in after.items()} == {
+        name: vars(run) | {"info": None} for name, run in before.items()
+    }
+
+
+def test_another_mirror_goes_on_in_the_middle_of_a_trial(store: Store) -> None:
+    begin(store, "0003", epochs=1)
+    Mirror(store, uri_of(store)).sync()
+    store.add_epoch("0003", epoch(2))
+    store.add_epoch("0003", epoch(3))
+    Mirror(store, uri_of(store)).sync()
+    assert shown(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
+
+
+def test_a_trial_of_many_epochs_goes_in_a_few_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    sent: list[int] = []
+    log_batch = MlflowClient.log_batch
+
+    def count(self: MlflowClient, run_id: str, metrics: Any = (), *rest: Any, **more: Any) -> Any:
+        sent.append(len(metrics))
+        return log_batch(self, run_id, metrics, *rest, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", count)
+    store.add_trial(Trial("0003", "search", {}, RECIPE))
+    for number in range(1, 131):
+        store.add_epoch("0003", replace(epoch(number), val_accuracy=0.5))
+    mirror = Mirror(store, uri_of(store))
+    assert mirror.sync()
+    assert [count for count in sent if count >= 100] == [440, 440, 440, 110]
+    assert len(shown(store)["0003"].values["val_accuracy"]) == 130
+
+    sent.clear()
+    mirror.sync()
+    assert sent == []
+
+
+def test_a_closed_trial_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    Mirror(store, uri_of(store)).sync()
+    mirror = Mirror(store, uri_of(store))
+    read: list[str] = []
+    get = objects.get
+
+    def note(path: Path) -> Any:
+        read.append(path.name)
+        return get(path)
+
+    monkeypatch.setattr(objects, "get", note)
+    assert mirror.sync()
+    assert read == []
+
+
+def test_an_interrupted_sweep_leaves_nothing_running_and_resuming_sets_it_back(store: Store) -> None:
+    begin(store, "0003", epochs=1)
+    uri = uri_of(store)
+
+    def statuses() -> dict[str, str]:
+        return {name: run.status for name, run in shown(store).items() if name in ("", "0003")}
+
+    with Mirror(store, uri, period_seconds=0.05):
+        wait_until(lambda: statuses() == {"": "RUNNING", "0003": "RUNNING"})
+    assert statuses() == {"": "KILLED", "0003": "KILLED"}
+    assert shown(store)["0003"].tags["xfer.status"] == "interrupted"
+    with Mirror(store, uri, period_seconds=0.05) as mirror:
+        wait_until(lambda: statuses() == {"": "RUNNING", "0003": "RUNNING"})
+        end(store, "0003", 3, "finished")
+        store.decide("openings", {"ranking": ["0003"]})
+    assert mirror.complete
+    assert statuses() == {"": "FINISHED", "0003": "FINISHED"}
+    assert shown(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
+
+
+def test_more_trials_may_be_asked_for(store: Store) -> None:
+    Mirror(store, uri_of(store)).sync()
+    store.put_plan({**PLAN, "trials": 4})
+    begin(store, "0003", epochs=1)
+    assert Mirror(store, uri_of(store)).sync()
+    runs = shown(store)
+    assert (runs[""].tags["xfer.trials"], runs["0003"].values["val_accuracy"]) == ("4", [(1, 0.7)])
+
+
+def test_a_run_that_a_person_deleted_stays_deleted(store: Store) -> None:
+    Mirror(store, uri_of(store)).sync()
+    tracking.connect(uri_of(store)).delete_run(shown(store)["0001"].id)
+    assert Mirror(store, uri_of(store)).sync()
+    assert shown(store)["0001"].info.lifecycle_stage == "deleted"
+
+
+def test_two_sweeps_of_one_experiment_stay_apart(store: Store) -> None:
+    other = Store(store.folder.parent / 'it\'s "other"')
+    other.put_plan({**PLAN, "name": 'it\'s "other"'})
+    begin(other, "0007")
+    for one in (store, other):
+        assert Mirror(one, uri_of(store)).sync()
+        assert Mirror(one, uri_of(store)).sync()
+    client = tracking.connect(uri_of(store))
+    experiment = client.get_experiment_by_name("folder")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    children = [(run.data.tags["xfer.trial"], names[run.data.tags["mlflow.parentRunId"]]) for run in runs
+                if "xfer.trial" in run.data.tags]  # fmt: skip
+    assert sorted(children) == [
+        ("0000", PLAN["name"]),
+        ("0001", PLAN["name"]),
+        ("0002", PLAN["name"]),
+        ("0007", 'it\'s "other"'),
+    ]
+
+
+def test_a_sweep_that_was_not_begun_is_nothing_to_mirror(tmp_path: Path) -> None:
+    assert Mirror(Store(tmp_path / "none"), default_uri(tmp_path)).sync()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- manners ------------------------------------------------------------------------------------------------------
+
+
+def test_the_module_brings_neither_mlflow_nor_torch_nor_ray_along() -> None:
+    code = "import sys, sweeps.engine.tracking; print({'mlflow', 'torch', 'ray', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_mirroring_prints_nothing_and_phones_nobody(store: Store, tmp_path: Path) -> None:
+    code = f"""
+import socket, sys
+from pathlib import Path
+def refuse(*_):
+    raise AssertionError("a connection was attempted")
+socket.socket.connect = socket.getaddrinfo = refuse
+from sweeps.engine.store import Store
+from sweeps.engine.tracking import Mirror, default_uri
+assert Mirror(Store(Path({str(store.folder)!r})), default_uri(Path({str(tmp_path)!r}))).sync()
+import mlflow.telemetry
+assert mlflow.telemetry.get_telemetry_client() is None
+assert not {{"torch", "ray"}} & set(sys.modules)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "CI", "MLFLOW"))}
+    environment["HOME"] = str(tmp_path / "home")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (tmp_path / "home").exists()

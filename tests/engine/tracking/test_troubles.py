@@ -1,0 +1,164 @@
+"""Whatever the server does meanwhile: nothing is lost, nothing is there twice, and nobody is held up."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.engine import tracking
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.tracking import Mirror, client, default_uri
+from tests.engine.tracking.mirroring import (
+    PLAN,
+    RECIPE,
+    begin,
+    end,
+    epoch,
+    free_port,
+    server,
+    shown,
+    uri_of,
+    wait_until,
+)
+
+
+def test_a_server_that_is_absent_is_logged_once_and_raises_nothing(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = Mirror(store, f"http://me:hunter2@127.0.0.1:{free_port()}")
+    assert not mirror.sync()
+    assert not mirror.sync()
+    assert [record.levelname for record in caplog.records if record.name == "sweeps.engine.tracking.mirror"] == [
+        "WARNING"
+    ]
+    assert "hunter2" not in caplog.text
+    assert not mirror.complete
+
+
+@pytest.mark.parametrize("method", ["create_run", "log_batch", "set_terminated", "search_runs", "set_tag"])
+@pytest.mark.parametrize("carried_out", [True, False], ids=["reply lost", "request lost"])
+def test_an_error_at_any_request_is_mended_by_the_next_syncs(
+    store: Store, monkeypatch: pytest.MonkeyPatch, method: str, carried_out: bool
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    store.put_plan({**PLAN, "trials": 4})  # so that tags of the parent's change as well
+    begin(store, "0003", epochs=2)
+    uri = uri_of(store)
+    work = getattr(MlflowClient, method)
+    calls = 0
+
+    def every_second_fails(self: MlflowClient, *rest: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 2 and not carried_out:
+            raise MlflowException("500 from the server")
+        result = work(self, *rest, **more)
+        if calls % 2:
+            raise MlflowException("the reply was lost")
+        return result
+
+    monkeypatch.setattr(MlflowClient, method, every_second_fails)
+    mirror = Mirror(store, uri)
+    for _ in range(20):
+        mirror.sync()
+    monkeypatch.undo()
+    assert mirror.sync()
+    assert {name: (run.status, run.values.get("val_accuracy")) for name, run in shown(store).items()} == {
+        "": ("KILLED", None),
+        "0000": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
+        "0001": ("KILLED", [(1, 0.7), (2, 0.8)]),
+        "0002": ("FAILED", [(1, 0.7)]),
+        "0003": ("KILLED", [(1, 0.7), (2, 0.8)]),
+    }
+
+
+def test_a_run_that_was_created_after_all_goes_to_the_bin(store: Store) -> None:
+    mirror = Mirror(store, uri_of(store))
+    mirror.sync()
+    client = tracking.connect(uri_of(store))
+    original = shown(store)["0001"]
+    late = client.create_run(
+        original.info.experiment_id, tags={k: original.tags[k] for k in ("xfer.sweep", "xfer.trial")}
+    )
+    assert Mirror(store, uri_of(store)).sync()
+    assert client.get_run(late.info.run_id).info.lifecycle_stage == "deleted"
+    assert client.get_run(original.id).info.lifecycle_stage == "active"
+    assert Mirror(store, uri_of(store)).sync()
+
+
+def test_one_trial_that_mlflow_refuses_stops_no_other(store: Store) -> None:
+    store.add_trial(Trial("0000-bad", "search", {}, {**RECIPE, "a=b?*": "no key for MLflow"}))
+    mirror = Mirror(store, uri_of(store))
+    assert not mirror.sync()
+    assert shown(store)["0002"].status == "FAILED"
+
+
+def test_a_damaged_epoch_that_is_trained_again_arrives(store: Store) -> None:
+    begin(store, "0003", epochs=2)
+    damaged = store.trial_folder("0003") / "epochs" / "0001.json"
+    damaged.write_text('{"epoch": 1, "tra')
+    mirror = Mirror(store, uri_of(store))
+    assert mirror.sync()
+    store.add_epoch("0003", epoch(1))
+    assert mirror.sync()
+    assert sorted(shown(store)["0003"].values["val_accuracy"]) == [(1, 0.7), (2, 0.8)]
+
+
+def test_a_server_that_hangs_holds_nobody_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(client.SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+        mirror = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}", period_seconds=0.05).start()
+        time.sleep(0.3)
+        before = time.monotonic()
+        assert not mirror.close()
+        assert time.monotonic() - before < 4
+        patient = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}").start()
+        before = time.monotonic()
+        assert not patient.close(patience_seconds=0.2)
+        assert time.monotonic() - before < 1
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_and_comes_back_gets_everything_once(store: Store, tmp_path: Path) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    mirror = Mirror(store, uri, period_seconds=0.2).start()
+    with server(tmp_path / "server", port):
+        wait_until(lambda: "0002" in shown(store, uri) and shown(store, uri)["0002"].status == "FAILED", 60)
+        begin(store, "0003", epochs=1)
+        wait_until(lambda: "0003" in shown(store, uri), 60)
+    end(store, "0003", 3, "finished")
+    time.sleep(1)
+    assert not mirror.close()
+
+    with server(tmp_path / "server", port):
+        wait_until(Mirror(store, uri).sync, 60)
+        runs = shown(store, uri)
+    assert {name: (run.status, run.values.get("val_accuracy")) for name, run in runs.items()} == {
+        "": ("KILLED", None),
+        "0000": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
+        "0001": ("KILLED", [(1, 0.7), (2, 0.8)]),
+        "0002": ("FAILED", [(1, 0.7)]),
+        "0003": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
+    }
+
+
+@pytest.mark.slow
+def test_processes_that_create_the_database_at_once_all_get_it(tmp_path: Path) -> None:
+    code = "import sys; from sweeps.engine.tracking import connect; connect(sys.argv[1]).create_experiment(sys.argv[2])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, default_uri(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        for name in ("a", "b")
+    ]
+    assert [process.communicate(timeout=120)[1] for process in processes] == ["", ""]
+    found = tracking.connect(default_uri(tmp_path)).search_experiments()
+    assert sorted(experiment.name for experiment in found) == ["Default", "a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
