@@ -36,6 +36,7 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.prepare import Prepared, prepare
 from sweeps.engine.spaces import KNOWN_GOOD, Config
 from xfer import networks
+from xfer.allocator import keep_freed_memory
 from xfer.choices import parameters
 from xfer.recipe import TABLES, Recipe
 from xfer.records import Record, as_dict, record_from
@@ -177,9 +178,8 @@ def _run_all(arms: list[Arm], folder: Path, workers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     repeats = [(arm.recipe.repeated(seed, seed), arm.job) for arm in arms if arm.recipe for seed in SEEDS]
     jobs = {recipe.id: (recipe, job) for recipe, job in repeats if not (folder / f"{recipe.id}.json").exists()}
-    # As in a sweep: glibc would otherwise give every freed activation back to the system (sweeps/engine/tuning.py).
-    os.environ.update(OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="4000000000", MALLOC_TRIM_THRESHOLD_="8000000000")
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=keep_freed_memory) as pool:
         running = [pool.submit(_run_one, recipe, *job, folder) for recipe, job in jobs.values()]
         for done, future in enumerate(as_completed(running), start=1):
             print(f"{done} of {len(running)}: {future.result()}", flush=True)

@@ -13,6 +13,7 @@ import os
 import sys
 from types import ModuleType
 
+from xfer.allocator import keep_freed_memory
 from xfer.commands import advise, catalog, predict, train
 from xfer.run import DivergedError
 
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; the exit status: 0 done, 1 diverged, 2 wrong input, 130 interrupted."""
     asked = parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         COMMANDS[asked.command].run(asked)
         sys.stdout.flush()

@@ -108,6 +108,11 @@ def beginnings(recipes: Sequence[Recipe], weights: Path | None) -> list[Beginnin
     return [known[network] for network in networks]
 
 
+def network_key(recipe: Recipe) -> Recipe:
+    """What recipes of one network have in common, whatever else they say: a recipe that says nothing else."""
+    return dataclasses.replace(recipe, **ONE_TRAINING, seed=0)
+
+
 def stream_of(recipe: Recipe) -> Any:
     """What recipes of a group have in common that see the same images in the same order."""
     return recipe.seed, None if recipe.augmentation.name == "none" else (recipe.augmentation, recipe.views)
@@ -118,6 +123,7 @@ def same_steps(recipe: Recipe) -> tuple[Any, ...]:
     return tuple(getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name not in OWN)
 
 
+@lru_cache(maxsize=64)
 def _beginning(recipe: Recipe, weights: Path | None) -> Beginning:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
@@ -130,7 +136,7 @@ def _beginning(recipe: Recipe, weights: Path | None) -> Beginning:
 
 def _embeds_without_chance(recipe: Recipe) -> bool:
     """Whether the network, in the mode that it is trained in, draws nothing and ends in one linear layer."""
-    return _network_embeds_without_chance(dataclasses.replace(recipe, **ONE_TRAINING, seed=0))
+    return _network_embeds_without_chance(network_key(recipe))
 
 
 @lru_cache(maxsize=4096)

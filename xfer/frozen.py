@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xfer.data.loader import batches
 from xfer.data.pack import Pack
-from xfer.data.split import Indices
+from xfer.data.split import Indices, Split
 from xfer.feature_store import FeatureStore, Rows
 from xfer.halves import EMBEDDINGS, Halves
 from xfer.measure.accuracy import Prepare
@@ -44,38 +44,47 @@ class Frozen:
         halves: the network in two.
         recipe: whose network it is.
         pack: where the images are.
-        places: which of them may be asked for, sorted: all that is not tested on, so that another draw of the
-            validation part finds its features too.
+        split: how they are divided: features are kept of all that is not tested on, so that another draw of the
+            validation part finds them too; augmented versions, where there is no other draw, of what is trained on.
         prepare: from a pack's pixels to what the network takes, on its device.
         store: where rows are kept.
     """
 
     def __init__(
-        self, halves: Halves, recipe: Recipe, pack: Pack, places: Indices, prepare: Prepare, store: FeatureStore
+        self, halves: Halves, recipe: Recipe, pack: Pack, split: Split, prepare: Prepare, store: FeatureStore
     ) -> None:
         self.halves = halves
         self._recipe = recipe
         self._pack = pack
-        self._places = places
+        self._split = split
         self._prepare = prepare
         self._store = store
-        self._arrays: dict[int | None, Rows] = {}
+        self._arrays: dict[int | None, tuple[Indices, Rows]] = {}
 
     def rows(self, wanted: Indices, version: int | None = None) -> Tensor:
         """Features [B, ...] of the images at `wanted`, on the CPU, in that order.
 
         Args:
-            wanted: some of the places that this was made for.
+            wanted: none of the test part; of versions, where the split is not drawn anew, those that are trained on.
             version: which version of them under the recipe's augmentation; None for the images as they are.
         """
         if self._recipe.augmentation.name == "none":
             version = None
         if version not in self._arrays:  # what it follows from is hashed here, and not in every step
-            drawn = None if version is None else [str(self._recipe.augmentation), version]
-            what = {**self._identity, "version": drawn}
-            self._arrays[version] = self._store.array(what, len(self._places), lambda: self._compute(version))
-        found = torch.from_numpy(self._arrays[version][np.searchsorted(self._places, wanted)])
+            self._arrays[version] = self._kept(version)
+        places, array = self._arrays[version]
+        found = torch.from_numpy(array[np.searchsorted(places, wanted)])
         return found.permute(0, 3, 1, 2) if found.ndim == 4 else found
+
+    def _kept(self, version: int | None) -> tuple[Indices, Rows]:
+        split = self._split
+        places = split.train if version is not None and not split.redrawable else split.untested
+        what = {
+            **self._identity,
+            "places": hashlib.sha256(places.tobytes()).hexdigest(),
+            "version": None if version is None else [str(self._recipe.augmentation), version],
+        }
+        return places, self._store.array(what, len(places), lambda: self._compute(places, version))
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -87,7 +96,6 @@ class Frozen:
         return {
             "format": FORMAT,
             "data": self._pack.hash,
-            "places": hashlib.sha256(self._places.tobytes()).hexdigest(),
             "backbone": [recipe.backbone, dict(recipe.backbone_args), str(recipe.activation), str(recipe.colour)],
             "reshaped": None if strategy.reshape is as_it_is else str(recipe.strategy),
             "cut": hashlib.sha256(self.halves.place.encode()).hexdigest(),
@@ -95,15 +103,15 @@ class Frozen:
             "made_by": [torch.__version__, timm.__version__, self.halves.frozen[0].device.type],
         }
 
-    def _compute(self, version: int | None) -> Iterator[Rows]:
+    def _compute(self, all_places: Indices, version: int | None) -> Iterator[Rows]:
         lower = self.halves.lower
         modes = [(module, module.training) for module in lower.modules()]
         lower.eval()
         fit = Fit()
         try:
             with torch.inference_mode():
-                for start in range(0, len(self._places), BATCH):
-                    places = self._places[start : start + BATCH]
+                for start in range(0, len(all_places), BATCH):
+                    places = all_places[start : start + BATCH]
                     [(images, _)] = batches(self._pack, places, BATCH)
                     if version is not None:
                         images = version_of(images, places, self._recipe.augmentation, version)

@@ -278,7 +278,7 @@ class Run:
             self._frozen = self._kept(cut)
 
     def _kept(self, cut: Halves) -> Frozen:
-        return Frozen(cut, self.recipe, self.pack, self.split.untested, self._learner.prepare, self._store)
+        return Frozen(cut, self.recipe, self.pack, self.split, self._learner.prepare, self._store)
 
     def _training_batches(self, order: Indices, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of an epoch's steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -61,7 +62,21 @@ def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Fi
         where = error.filename or "while reading or writing"
         print(visible(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
         status = WRONG_INPUT
-    sys.exit(status)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End with this status: as a program at once, once all that asked to be told of the end has been.
+
+    Python would take the libraries apart piece by piece first, for a second or two, and nothing of it is of any use.
+    """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is None or not program.name.startswith("sweeps."):  # a test, or a notebook, which goes on
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def experiment(page: Plan, asked: Options, program: str) -> int:
@@ -81,7 +96,9 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     from sweeps.engine import launch, tracking
     from sweeps.engine.prepare import prepare
     from sweeps.engine.quiet import chatter_to
+    from xfer.allocator import keep_freed_memory
 
+    keep_freed_memory()  # data are measured, and heads trained, in this process
     with _watched("reading images") as progress:
         prepared = prepare(plan, asked.storage, progress)
     share = _share(asked)
@@ -190,7 +207,7 @@ def _name(asked: Options, prepared: Prepared) -> str:
 
 
 def _share(asked: Options) -> Any:
-    from sweeps.engine.tuning import Share
+    from sweeps.engine.trainable import Share
     from xfer.run import default_device
 
     for flag, value, low, high in (
@@ -203,8 +220,16 @@ def _share(asked: Options) -> Any:
     if asked.gpus_per_trial is not None:
         if asked.gpus_per_trial > 0 and "RAY_ADDRESS" not in os.environ and default_device().type != "cuda":
             raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
-        return Share(asked.cpus_per_trial, asked.gpus_per_trial)
-    return Share(asked.cpus_per_trial, 1.0 if default_device().type == "cuda" else 0.0)
+        return Share(_cores(asked), asked.gpus_per_trial)
+    return Share(_cores(asked), 1.0 if default_device().type == "cuda" else 0.0)
+
+
+def _cores(asked: Options) -> int:
+    if asked.cpus_per_trial is not None:
+        return asked.cpus_per_trial
+    if asked.concurrent is None or "RAY_ADDRESS" in os.environ:  # of a cluster's machines nothing is known here
+        return 1
+    return max(1, (os.cpu_count() or 1) // asked.concurrent)
 
 
 def _writable(folder: Path) -> None:

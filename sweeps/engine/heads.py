@@ -1,4 +1,4 @@
-"""Heads: a sweep's linear probes, trained side by side in tasks of their own beside the Tuner.
+"""Heads: a sweep's linear probes, trained side by side: in tasks of their own beside the Tuner, or without one.
 
 What of the network is frozen is computed once, and hundreds of heads on it take about as long as one trial of the
 Tuner takes to start. Each is a trial like any other, with its own recipe, record and checkpoint. None is stopped
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweeps.engine import tuning
 from sweeps.engine.store import Store, Trial
-from sweeps.engine.trainable import Site, config_for, failed, open_site
+from sweeps.engine.trainable import Share, Site, config_for, failed, open_site
 from xfer import checkpoints
-from xfer.companions import beginnings, can_train_together, groups_of
+from xfer.allocator import give_back_memory
+from xfer.companions import beginnings, can_train_together, groups_of, network_key
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
 from xfer.feature_store import FeatureStore
@@ -72,6 +73,9 @@ class Heads:
         at_once: how many are collected before they are trained.
         tasks: how many tasks they are divided between, where there are many.
 
+        here: whether heads are trained in this process as long as no Tuner runs: where nothing but heads is searched,
+            starting other processes would take longer than all of them.
+
     Set `beside_trials` once a Tuner runs: its trials may hold the GPUs that heads want, and end only while the driver
     attends to them, so it must not wait for heads then.
     """
@@ -80,11 +84,12 @@ class Heads:
         self,
         store: Store,
         site: Callable[[Trial], Site],
-        share: tuning.Share,
+        share: Share,
         begun: Callable[[Trial], None],
         ended: Callable[[Record], None],
         at_once: int = AT_ONCE,
         tasks: int = 1,
+        here: bool = False,
     ) -> None:
         self._store = store
         self._site = site
@@ -93,6 +98,7 @@ class Heads:
         self._ended = ended
         self._at_once = at_once
         self._tasks = tasks
+        self._here = here
         self.beside_trials = False
         self._collected: list[Trial] = []
         self._running: dict[Any, list[Trial]] = {}
@@ -103,11 +109,20 @@ class Heads:
             return False
         self._collected.append(trial)
         if len(self._collected) >= self._at_once:
-            self.start()
+            self._start()
         return True
 
     def start(self) -> None:
-        """Begin to train what has been collected."""
+        """Begin to train what has been collected, if that is to be done elsewhere."""
+        if self.beside_trials or not self._here:
+            self._start()
+
+    def _start(self) -> None:
+        if self._here and not self.beside_trials:
+            self._train_here()
+            return
+        from sweeps.engine import tuning  # Ray takes a second to import
+
         for trials in divided(self._collected, self._tasks if len(self._collected) >= MANY else 1):
             configs = [config_for(trial, self._site(trial)) for trial in trials]
             for trial in trials:
@@ -119,15 +134,31 @@ class Heads:
         """Hand in the records of all tasks that have ended; of all there are where a sampler should first be told."""
         if sum(map(len, self._running.values())) >= self._at_once:
             self.settle()
-        self._hand_in(tuning.ended(list(self._running), wait=False))
+        self._hand_in(wait=False)
 
     def settle(self) -> None:
-        """Start what has been collected and hand in all records, once they are there, unless that could be never."""
-        self.start()
-        self._hand_in(tuning.ended(list(self._running), wait=not (self.beside_trials and self._share.gpus)))
+        """Train what has been collected and hand in all records, once they are there, unless that could be never."""
+        self._start()
+        self._hand_in(wait=not (self.beside_trials and self._share.gpus))
 
-    def _hand_in(self, tasks: list[Any]) -> None:
-        for task in tasks:
+    def _train_here(self) -> None:
+        trials, self._collected = self._collected, []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for trial in trials:
+            self._begun(trial)
+        if trials:
+            train_heads([config_for(trial, replace(self._site(trial), threads=cores)) for trial in trials])
+            give_back_memory()
+        for trial in trials:
+            if (record := self._store.record(trial.name)) is not None:
+                self._ended(record)
+
+    def _hand_in(self, wait: bool) -> None:
+        if not self._running:
+            return
+        from sweeps.engine import tuning
+
+        for task in tuning.ended(list(self._running), wait):
             trials = self._running.pop(task)
             error = tuning.error_of(task)
             for trial in trials:
@@ -151,10 +182,11 @@ def train_heads(configs: list[dict[str, Any]]) -> None:
         return
     pack, device = open_site(Site(**left[0]["site"]))
     recipes = [recipe_from(config["recipe"]) for config in left]
+    embedded: dict[Any, _Embedded] = {}  # most groups have their network in common
     for places in groups_of(recipes):
         configs, members = [left[place] for place in places], [recipes[place] for place in places]
         try:
-            _train_group(store, configs, members, pack, device)
+            _train_group(store, configs, members, pack, device, embedded)
         except Exception as error:
             log.exception("heads %s failed", ", ".join(config["trial"] for config in configs))
             for config in configs:
@@ -162,11 +194,20 @@ def train_heads(configs: list[dict[str, Any]]) -> None:
 
 
 def _train_group(
-    store: Store, configs: list[dict[str, Any]], recipes: list[Recipe], pack: Pack, device: torch.device
+    store: Store,
+    configs: list[dict[str, Any]],
+    recipes: list[Recipe],
+    pack: Pack,
+    device: torch.device,
+    embedded: dict[Any, _Embedded],
 ) -> None:
-    site = Site(**configs[0]["site"])
+    site, first = Site(**configs[0]["site"]), recipes[0]
     weights = Path(site.weights) if site.weights else None
-    embed = _Embedded(recipes[0], pack, weights, device, FeatureStore(Path(site.features) if site.features else None))
+    key = (network_key(first), first.split_seed, first.draw, first.images_per_class)
+    if key not in embedded:
+        features = FeatureStore(Path(site.features) if site.features else None)
+        embedded[key] = _Embedded(first, pack, weights, device, features)
+    embed = embedded[key]
     group = Group(recipes, pack, embed, beginnings(recipes, weights), device)
     for epochs in group:
         for config, epoch in zip(configs, epochs, strict=True):
@@ -207,7 +248,7 @@ class _Embedded:
         self._below = below_classifier(model)
         self._pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
-        self._places = limited(whole, pack, recipe.images_per_class, recipe.split_seed).untested
+        self._split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
         self._prepare = preparation_for(recipe, model, device)
         self._store = store
         self._frozen: dict[Any, Frozen] = {}
@@ -216,6 +257,6 @@ class _Embedded:
         """Embeddings [len(places), D] of images as they are, or of a version under the recipe's augmentation."""
         if recipe.augmentation not in self._frozen:
             self._frozen[recipe.augmentation] = Frozen(
-                self._below, recipe, self._pack, self._places, self._prepare, self._store
+                self._below, recipe, self._pack, self._split, self._prepare, self._store
             )
         return self._frozen[recipe.augmentation].rows(places, view)

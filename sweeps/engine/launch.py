@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import ModuleType
+from typing import Any
 
-from sweeps.engine import finals, packing, probing, tuning
+from sweeps.engine import finals, packing, probing
 from sweeps.engine.advice import advice_for, order_of
 from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
 from sweeps.engine.lease import Lease
@@ -19,7 +22,7 @@ from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
 from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.tracking import Mirror
-from sweeps.engine.trainable import Site, config_for, export_model, open_test, train_trial
+from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of, warm_start_for
 from xfer.data.pack import Progress
 from xfer.records import Record
@@ -29,7 +32,7 @@ from xfer.records import Record
 class Means:
     """What a sweep may use here and now: nothing of it changes what any trial is."""
 
-    share: tuning.Share = field(default_factory=tuning.Share)
+    share: Share = field(default_factory=Share)
     packs: bool = False
     """Whether trials share GPUs as far as probes say that they fit (see packing.py), rather than by `share`."""
     concurrent: int | None = None
@@ -38,7 +41,7 @@ class Means:
     """The time budget; None for as long as it takes."""
     tracking_uri: str
     """Where MLflow is: a database (`tracking.default_uri`) or a server."""
-    trainable: tuning.Trainable = train_trial
+    trainable: Trainable = train_trial
     """What happens in a trial's process; another one only to find out what everything else costs."""
 
 
@@ -134,6 +137,7 @@ class Sweep:
         )
         self._short_of = clock(means.seconds)
         self._concurrent = 1
+        self._connected = False
         self._heads: Heads | None = None
         self._shares: packing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
@@ -207,8 +211,7 @@ class Sweep:
         closed = [record for name in ranked for record in runs[name] if record.test is None]
         if closed:
             self._watch.say("test part: opened for the finalists, now that their ranking is fixed")
-            self._connect()
-            tuning.on_cluster(open_test, [(self._config(record),) for record in closed], self._means.share)
+            self._on_cluster(open_test, [(self._config(record),) for record in closed])
             for record in closed:
                 self._records[record.trial] = replace(record, test=self._store.test(record.trial))
 
@@ -224,8 +227,10 @@ class Sweep:
             return None
         folder, note = self._store.folder / "model", self._store.folder / "model" / "trial.txt"
         if not note.exists() or note.read_text() != winner.trial:
-            self._connect()
-            tuning.on_cluster(export_model, [(self._config(winner), str(folder))], self._means.share)
+            if self._trains_here and not self._connected:
+                export_model(self._config(winner), str(folder))  # for one network no processes are started
+            else:
+                self._on_cluster(export_model, [(self._config(winner), str(folder))])
             note.write_text(winner.trial)
         if openings:
             for name in self._ended("final"):
@@ -255,17 +260,20 @@ class Sweep:
         left = total - len(ended)
         if left <= 0 or over():
             return
-        self._connect()
+        if not self._trains_here:
+            self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
         at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
         tasks = 1 if self._means.share.gpus else self._concurrent
         if self._means.trainable is train_trial:
             beside = (stage.begun_beside, stage.ended_beside)
-            self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks)
+            self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks, self._trains_here)
         if stage.has_next():
+            tuning = self._connect()
             if self._heads is not None:
                 self._heads.beside_trials = True
+                self._heads.start()
             tuning.run_trials(stage, self._concurrent, self._means.trainable)
         if self._heads is not None:
             self._heads.beside_trials = False
@@ -342,17 +350,31 @@ class Sweep:
         runs = self._plan.finalists * self._plan.seeds
         return runs * sum(full) / len(full) / self._concurrent if full else 0.0
 
-    def _connect(self) -> None:
+    @property
+    def _trains_here(self) -> bool:
+        """Whether this process may do what needs no Tuner: it has no GPU to share out and no cluster to leave it to."""
+        return not self._means.share.gpus and "RAY_ADDRESS" not in os.environ
+
+    def _connect(self) -> ModuleType:
+        from sweeps.engine import tuning  # not sooner: Ray takes a second to import, and heads alone do without it
+
         tuning.connect()
+        self._connected = True
         share = self._means.share
         if self._means.packs:
             self._shares = self._shares or self._probed()
             share = replace(share, gpus=self._shares.smallest())
         fitting = tuning.places(share)
         self._concurrent = min(fitting, self._means.concurrent or fitting)
+        return tuning
+
+    def _on_cluster(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+        self._connect().on_cluster(function, calls, self._means.share)
 
     def _probed(self) -> packing.Shares:
         self._watch.say("GPU: seeing how many trials fit side by side, once for each kind of trial")
+        from sweeps.engine import tuning
+
         probe = partial(tuning.on_cluster, share=self._means.share)
         folder = self._store.folder.parent / "probes"
         return probing.probed(probing.candidates(self._prepared), folder, probing.kind_here(), probe)

@@ -123,8 +123,9 @@ class Options:
     gpus_per_trial: float | None = None
     """Share of a GPU for each trial, 0.5 for two on each. Unless given, two steps of each kind of trial are tried
     first, to see how many fit side by side; none where there is no GPU."""
-    cpus_per_trial: int = 1
-    """CPU cores for each trial. One is usually best: two trials side by side beat one on two cores."""
+    cpus_per_trial: int | None = None
+    """CPU cores for each trial. One unless given, for two trials side by side beat one on two cores; with --concurrent
+    fewer trials than there are cores share them all."""
     time_budget: str = ""
     """When to stop searching, so that the finals still fit in: 90s, 30m, 2h. The same command, with more time or none,
     goes on from there."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
 
 from sweeps.engine.packing import cap_of
 from sweeps.engine.store import Store, Trial
+from xfer.allocator import give_back_memory, keep_freed_memory
 from xfer.data.pack import Pack, load_pack
 from xfer.export import save_classifier
 from xfer.recipe import recipe_from
@@ -24,6 +22,18 @@ from xfer.records import Record, as_dict
 from xfer.run import Run, default_device
 
 log = logging.getLogger(__name__)
+
+
+Trainable = Callable[[dict[str, Any]], None]
+"""What happens in a trial's process, as `trainable.train_trial` promises it."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each trial gets of a machine."""
+
+    cpus: int = 1
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def train_trial(config: dict[str, Any]) -> None:
     twice. A failure that would come again, such as a loss that is no number, ends the trial with a record; only a lost
     process is left to Ray to start again, and it goes on from the last checkpoint.
     """
-    _give_back_memory()
+    give_back_memory()  # also where the trial before was stopped in the middle
     store, name = Store(Path(config["site"]["sweep"])), config["trial"]
     run: Run | None = None
     try:
@@ -82,6 +92,8 @@ def train_trial(config: dict[str, Any]) -> None:
 
 def report(record: Record) -> None:
     """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
+    from ray import tune  # only a trial of Tune's gets here: who trains heads alone does without Ray
+
     # As text, for Tune flattens whatever is nested.
     text = json.dumps(as_dict(record))
     tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
@@ -123,6 +135,7 @@ def open_site(site: Site) -> tuple[Pack, torch.device]:
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
+    keep_freed_memory()
     return load_pack(Path(site.pack)), confine(site.gpus)
 
 
@@ -159,15 +172,3 @@ def _finished(config: dict[str, Any]) -> Run:
     for _ in run:  # nothing to do, unless the last checkpoint was damaged: then its epochs are trained again
         pass
     return run
-
-
-def _give_back_memory() -> None:
-    """Begin with nothing that an earlier trial left in this process, also where that one was stopped.
-
-    A network and its optimizer hang together in cycles, and the allocator is told to keep what is freed (`tuning.py`).
-    """
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

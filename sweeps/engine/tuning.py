@@ -8,7 +8,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,22 +16,10 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.engine.trainable import train_trial
+from sweeps.engine.trainable import Share, Trainable, train_trial
 
 MAX_LOST = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
-
-
-Trainable = Callable[[dict[str, Any]], None]
-"""What happens in a trial's process, as `trainable.train_trial` promises it."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What each trial gets of a machine."""
-
-    cpus: int = 1
-    gpus: float = 0.0
 
 
 class Driver(Protocol):
@@ -67,9 +54,6 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would otherwise leave CUDA_VISIBLE_DEVICES unset, and so every GPU in sight, where none was asked for.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    # glibc would otherwise give every freed activation back to the system, and ask for it again in the next step.
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
     # Blocks of memory that grow: parts of other sizes, evaluation and the next trial of a process would otherwise each
     # leave gaps that fit nobody else, and gaps count against the share that a process is capped at.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
@@ -156,8 +140,6 @@ def beside(function: Callable[..., None], argument: Any, share: Share) -> Any:
 
 def ended(tasks: list[Any], wait: bool) -> list[Any]:
     """Those of some tasks that have ended; with `wait`, all of them, once they have."""
-    if not tasks:
-        return []
     done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=None if wait else 0)
     return done
 

@@ -10,8 +10,7 @@ import torch
 from sweeps.engine import tuning
 from sweeps.engine.heads import Heads, divided, train_heads
 from sweeps.engine.store import Store, Trial
-from sweeps.engine.trainable import Site, config_for
-from sweeps.engine.tuning import Share
+from sweeps.engine.trainable import Share, Site, config_for
 from xfer import checkpoints
 from xfer.run import Run
 

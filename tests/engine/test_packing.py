@@ -347,11 +347,11 @@ def test_a_share_that_was_asked_for_overrides_all_probes(
     monkeypatch.setattr(tuning, "places", lambda share: asked.append(share) or int(4 / share.gpus))
     monkeypatch.setattr(launch.Sweep, "_probed", lambda sweep: asked.append("probed") or shares)
     sweep = launch.Sweep.__new__(launch.Sweep)
-    sweep._means = launch.Means(share=tuning.Share(1, 1.0), packs=packs, tracking_uri="")
+    sweep._means = launch.Means(share=trainable.Share(1, 1.0), packs=packs, tracking_uri="")
     sweep._shares = None
     sweep._connect()
     sweep._connect()
     assert asked.count("probed") == int(packs)
-    assert asked[-1] == tuning.Share(1, expected)
+    assert asked[-1] == trainable.Share(1, expected)
     assert sweep._concurrent == 4 / expected
     assert sweep._gpus_of(Trial("0000", "search", {}, make_recipe().as_dict())) == expected

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.xfer.conftest import MEASURED
+from xfer import companions
 from xfer.companions import beginnings, can_train_together, groups_of
 from xfer.data.loader import shuffled
 from xfer.features import features
@@ -350,6 +351,7 @@ def test_a_head_begins_as_in_a_run(probe, make_run, weights_of, changes):
 
 def test_each_network_is_built_once(probe, weights, monkeypatch):
     built = []
+    companions._beginning.cache_clear()
     monkeypatch.setattr("xfer.companions.network_of", lambda *args: built.append(args) or network_of(*args))
     found = beginnings([probe(seed=place % 2, learning_rate=0.1 / (place + 1)) for place in range(10)], weights)
     assert len(built) == 2
