@@ -97,13 +97,13 @@ def weights(weights_of: Callable[[str], Path]) -> Path:
 def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., Recipe]:
     """Recipes on `pack`, two short epochs unless said otherwise.
 
-    Choices may be given by name alone. The weights follow from strategy and backbone, and where the strategy is a
-    preset that clips, so does the clip norm.
+    Choices may be given by name alone. The weights follow from strategy and backbone; where the strategy is a preset
+    that clips, so does the clip norm. Where it takes no steps, whatever has no say then is as it has to be.
     """
     from xfer import digest
     from xfer.choices import choose
     from xfer.methods.strategies import STRATEGIES
-    from xfer.recipe import TABLES, recipe_from
+    from xfer.recipe import TABLES, recipe_from, without_steps
 
     def recipe(**changes: Any) -> Recipe:
         plain: dict[str, Any] = {
@@ -126,6 +126,7 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
         plain |= {kind: {"name": plain[kind]} for kind in TABLES if isinstance(plain.get(kind), str)}
         if plain["strategy"]["name"] in STRATEGIES:
             strategy = choose("strategy", STRATEGIES, **plain["strategy"]).build(STRATEGIES)
+            plain |= {} if strategy.steps else without_steps()
             plain.setdefault("clip_norm", strategy.clip_norm)
             plain["backbone"] = strategy.backbone or plain["backbone"]
             if "weights" not in plain:

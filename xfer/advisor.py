@@ -177,7 +177,7 @@ def _small_and_similar(found: Measurement) -> tuple[Advised, ...]:
             "sources 002, 003 and 004",
         ),
         Advised(
-            Choice("lp_ft"),
+            Choice("lp_ft", (("penalty", 1.0),)),
             "starts from that classifier and then trains everything, so that no random head distorts the features",
             "Kumar et al. 2022",
         ),

@@ -8,12 +8,25 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from xfer.probe import fit_head
+
+
+def closed_form(
+    how: Literal["logistic", "ridge"], features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """The head for each penalty: of `ridge_path`, or of `logistic` for one after the other.
+
+    A penalty's head does not depend on which others are asked for.
+    """
+    if how == "ridge":
+        return ridge_path(features, labels, classes, penalties)
+    return [logistic(features, labels, classes, penalty) for penalty in penalties]
 
 
 def ridge_path(

@@ -69,7 +69,6 @@ def can_train_together(recipe: Recipe) -> bool:
     return (
         strategy.pace == HeadFirst(freeze_epochs=None)
         and strategy.anchor is None
-        and not strategy.fits_head
         and recipe.head.name == "linear"
         and recipe.mixing.name == recipe.embedding_loss.name == "none"
         and recipe.batch_norm.name != "always"
@@ -103,14 +102,14 @@ def beginnings(recipes: Sequence[Recipe], weights: Path | None) -> list[Beginnin
     The head is drawn after whatever building the backbone draws, so it takes the backbone to know it. Torch's random
     state stays as it is.
     """
-    networks = [dataclasses.replace(recipe, **ONE_TRAINING) for recipe in recipes]
+    networks = [_untrained(recipe) for recipe in recipes]
     known = {network: _beginning(network, weights) for network in dict.fromkeys(networks)}
     return [known[network] for network in networks]
 
 
 def network_key(recipe: Recipe) -> Recipe:
     """What recipes of one network have in common, whatever else they say: a recipe that says nothing else."""
-    return dataclasses.replace(recipe, **ONE_TRAINING, seed=0)
+    return dataclasses.replace(_untrained(recipe), seed=0)
 
 
 def stream_of(recipe: Recipe) -> Any:
@@ -119,8 +118,21 @@ def stream_of(recipe: Recipe) -> Any:
 
 
 def same_steps(recipe: Recipe) -> tuple[Any, ...]:
-    """What the members of a group have in common: everything but `OWN`."""
-    return tuple(getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name not in OWN)
+    """What the members of a group have in common: everything but `OWN`, and the penalty of heads in closed form."""
+    fitted = {"strategy": recipe.strategy.name} if _is_fitted(recipe) else {}
+    fields = [field.name for field in dataclasses.fields(recipe) if field.name not in OWN]
+    return tuple(fitted.get(name, getattr(recipe, name)) for name in fields)
+
+
+def _is_fitted(recipe: Recipe) -> bool:
+    strategy: Strategy = recipe.strategy.build(STRATEGIES)
+    return not strategy.steps
+
+
+def _untrained(recipe: Recipe) -> Recipe:
+    """A recipe whose network begins as this one's, and that is the same for all of which that can be said."""
+    same_network: dict[str, Any] = {"strategy": Choice("linear_probe")} if _is_fitted(recipe) else {}
+    return dataclasses.replace(recipe, **ONE_TRAINING, **same_network)
 
 
 @lru_cache(maxsize=64)

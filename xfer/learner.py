@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from xfer.closed_forms import closed_form
 from xfer.halves import EMBEDDINGS, Embedder, Halves, halves
 from xfer.methods.augmentations import AUGMENTATIONS, ON_ANY_DEVICE, Augmentation
 from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
@@ -188,11 +189,25 @@ class Learner:
     @property
     def fits_head(self) -> bool:
         """Whether the strategy wants its head fitted before the first step."""
-        return self._strategy.fits_head
+        return self._strategy.fit is not None
+
+    @property
+    def steps(self) -> bool:
+        """Whether the strategy takes steps at all."""
+        return self._strategy.steps
 
     def fit_head(self, embeddings: Tensor, labels: Tensor) -> None:
         """Fit the head to convergence on embeddings [N, D] of the training part as it is, with labels [N]."""
-        fit_head(self.model.get_classifier(), embeddings.to(self._device), labels.to(self._device))
+        fit, head = self._strategy.fit, self.model.get_classifier()
+        assert fit is not None, "a strategy that fits its head says how"
+        embeddings, labels = embeddings.to(self._device), labels.to(self._device)
+        if type(head) is not nn.Linear or head.bias is None:  # there is no closed form: from where it stands
+            fit_head(head, embeddings, labels, penalty=fit.penalty)
+            return
+        [(weight, bias)] = closed_form(fit.how, embeddings, labels, self._recipe.classes, [fit.penalty])
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
 
     def count_moving(self) -> int:
         """How many of the network's numbers move at any time during the run."""

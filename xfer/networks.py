@@ -93,7 +93,7 @@ def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
     # Where a choice asks the head apart from the body, the two must fit.
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     term: EmbeddingTerm | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
-    asking = [f"strategy {recipe.strategy}"] if strategy.fits_head else []
+    asking = [f"strategy {recipe.strategy}"] if strategy.fit else []
     asking += [f"embedding_loss {recipe.embedding_loss}"] if term else []
     if not asking:
         return

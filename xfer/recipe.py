@@ -68,6 +68,27 @@ WHOLE = ("batch_size", "epochs", "image_size", "classes", "images_per_class", "v
 MAY_BE_NONE = ("clip_norm", "clip_value", "images_per_class", "views")
 """The limited values that may be absent."""
 
+WITHOUT_STEPS: dict[str, Any] = {
+    "optimizer": Choice("sgd"),
+    "schedule": Choice("constant"),
+    "augmentation": Choice("none"),
+    "mixing": Choice("none"),
+    "loss": Choice("cross_entropy"),
+    "embedding_loss": Choice("none"),
+    "head": Choice("linear"),
+    "batch_norm": Choice("with_weights"),
+    "learning_rate": 1.0,
+    "weight_decay": 0.0,
+    "batch_size": 64,
+    "epochs": 1,
+    "body_rate": 1.0,
+    "clip_norm": None,
+    "clip_value": None,
+    "views": None,
+}
+"""What a recipe says whose strategy fits the head in one go: nothing of it has a say there, so it is the same for all,
+and equal runs have equal recipes."""
+
 CHANCE = ("seed", "draw")
 """The fields that a repetition changes: part of a recipe's `id`, not of its `key`."""
 
@@ -205,11 +226,22 @@ class Recipe:
                 f"body_rate is {self.body_rate:g}, but strategy {self.strategy} trains nothing below the head: leave "
                 f"it at 1"
             )
+        for name, value in () if strategy.steps else WITHOUT_STEPS.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"strategy {self.strategy} fits a linear head in one go and takes no steps: leave {name} at "
+                    f"{value}, not {getattr(self, name)}"
+                )
         if self.batch_norm.name == "frozen" and not strategy.pretrained:
             raise ValueError(
                 f"strategy {self.strategy} starts from random weights, whose batch norm statistics are those of no "
                 f"image: batch_norm frozen needs pretrained ones"
             )
+
+
+def without_steps() -> dict[str, Any]:
+    """`WITHOUT_STEPS` as plain data, for `recipe_from`."""
+    return {name: value.as_dict() if isinstance(value, Choice) else value for name, value in WITHOUT_STEPS.items()}
 
 
 def recipe_from(plain: Mapping[str, Any]) -> Recipe:

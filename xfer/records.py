@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 Part = Literal["train", "val", "test"]
-Phase = Literal["search", "final"]
+Phase = Literal["screen", "search", "final"]
 Status = Literal["finished", "pruned", "failed"]
 
 LISTS = ("gradient_norms", "confusion", "noisy")
@@ -139,7 +139,8 @@ class Record:
     """What one run came to: the unit of evidence behind every ranking and report."""
 
     trial: str
-    """`0007` for the seventh trial after `0000`; `0007-s2` where trial `0007` was run again as a finalist on seed 2."""
+    """`0007` for the seventh trial after `0000`; `0007-s2` where trial `0007` was run again as a finalist on seed 2;
+    `screen-07` for a head that was fitted before the search."""
     phase: Phase
     key: str
     """The recipe's content hash without its seed: equal for a finalist's runs on different seeds."""

@@ -155,7 +155,7 @@ class Run:
         while len(self.epochs) < self.recipe.epochs:
             if not self.epochs:
                 self._begin()
-            epoch = self._train_epoch()
+            epoch = self._train_epoch() if self._learner.steps else self._fit_epoch()
             self.epochs = (*self.epochs, epoch)
             if self.folder is not None:
                 checkpoints.save(self.folder, len(self.epochs), self.state_dict())
@@ -255,12 +255,15 @@ class Run:
             yield frozen.rows(chosen), torch.from_numpy(self.pack.labels[chosen])
 
     def _begin(self) -> None:
-        if self._learner.fits_head:
-            train = self.split.train
-            embeddings = self._kept(below_classifier(self.model)).rows(train)
-            self._learner.fit_head(embeddings, torch.from_numpy(self.pack.labels[train]))
+        if self._learner.fits_head and self._learner.steps:
+            self._fit_head()
         self._set_pace(0)
         self._start_accuracy = self.evaluate("val").accuracy
+
+    def _fit_head(self) -> None:
+        train = self.split.train
+        embeddings = self._kept(below_classifier(self.model)).rows(train)
+        self._learner.fit_head(embeddings, torch.from_numpy(self.pack.labels[train]))
 
     def _set_pace(self, number: int) -> None:
         """Freeze and unfreeze for an epoch; where something is frozen, begin with what that makes of images."""
@@ -301,6 +304,14 @@ class Run:
                 drawn = version_of(images, chosen, recipe.augmentation, version)
                 yield learner.prepare(drawn), learner.targets_of(labels)
 
+    def _fit_epoch(self) -> Epoch:
+        """The one epoch of a head in closed form."""
+        usage = Usage(self.device)
+        self._fit_head()
+        training_seconds = usage.seconds
+        train = self.evaluate("train")
+        return self._epoch(usage, training_seconds, train.loss, train.accuracy)
+
     def _train_epoch(self) -> Epoch:
         usage = Usage(self.device)
         number = len(self.epochs)
@@ -318,26 +329,35 @@ class Run:
         losses, hits, norms = (torch.stack(each).tolist() for each in zip(*seen, strict=True))
         training_seconds = usage.seconds
         check_training(losses, number + 1)
+        return replace(
+            self._epoch(usage, training_seconds, math.fsum(losses) / steps, sum(hits) / len(order)),
+            learning_rate=rate,
+            gradient_norm=math.fsum(norms) / steps,
+            gradient_norms=tuple(norms[:FIRST_STEPS]) if number == 0 else (),
+        )
+
+    def _epoch(self, usage: Usage, training_seconds: float, train_loss: float, train_accuracy: float) -> Epoch:
+        """The network as it stands, judged, as the epoch that has just been trained; without what steps say."""
+        number = len(self.epochs)
         self._val = None
         self._val = val = self.evaluate("val")
         check_validation(val.loss, number + 1)
         return Epoch(
             epoch=number + 1,
-            train_loss=math.fsum(losses) / steps,
-            train_accuracy=sum(hits) / len(order),
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
             val_loss=val.loss,
             val_accuracy=val.accuracy,
             val_top5_accuracy=val.top5_accuracy,
             val_balanced_accuracy=val.balanced_accuracy,
             val_calibration_error=val.calibration_error,
             val_noisy_accuracy=self._noisy_accuracy() if self._noisy else None,
-            learning_rate=rate,
-            gradient_norm=math.fsum(norms) / steps,
-            gradient_norms=tuple(norms[:FIRST_STEPS]) if number == 0 else (),
+            learning_rate=0.0,
+            gradient_norm=0.0,
             distance=self._learner.distance(),
             micro_batch=self._learner.micro_batch,
             seconds=usage.seconds,
-            images_per_second=len(order) / training_seconds,
+            images_per_second=len(self.split.train) / training_seconds,
             **usage.so_far(),
         )
 

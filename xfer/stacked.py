@@ -102,6 +102,12 @@ class Stacked:
         weight, bias = self._parts(self._weights)
         return Head(weight[member].clone().view(self.classes, self.width), bias[member].clone())
 
+    def put(self, heads: Sequence[Head]) -> None:
+        """Take the place of all heads, in their order."""
+        weight, bias = self._parts(self._weights)
+        weight.copy_(torch.stack([head.weight.flatten() for head in heads]))
+        bias.copy_(torch.stack([head.bias for head in heads]))
+
     def logits(self, features: Tensor) -> Tensor:
         """What all heads say of the same embeddings [N, D]: [N, M, C]."""
         weight, bias = self._parts(self._weights)

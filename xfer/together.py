@@ -1,18 +1,21 @@
-"""Together: recipes that train nothing but a linear head, side by side on embeddings that are computed once.
+"""Together: recipes of which nothing but a linear head moves, side by side on embeddings that are computed once.
 
 Each member of a group comes to what it would come to alone in a `Run`, within rounding: the same first head, images,
-rates, losses and clipping, and the same record.
+rates, losses and clipping, and the same record. Heads in closed form are fitted together: a path of penalties takes
+one decomposition.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from xfer.closed_forms import closed_form
 from xfer.companions import Beginning, can_train_together, same_steps, stream_of
 from xfer.data.loader import shuffled
 from xfer.data.pack import Pack
@@ -20,9 +23,10 @@ from xfer.data.split import Indices, limited, split_pack
 from xfer.measure.accuracy import Answers
 from xfer.measure.cost import Usage
 from xfer.methods.schedules import SCHEDULES
+from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.randomness import seed_for
 from xfer.recipe import Recipe
-from xfer.records import Epoch, Evaluation, Phase, Record
+from xfer.records import Epoch, Evaluation, Part, Phase, Record
 from xfer.run import FIRST_STEPS, DivergedError, check_training, check_validation, default_device
 from xfer.stacked import Head, Stacked
 
@@ -76,6 +80,8 @@ class Group:
         self.epochs: list[tuple[Epoch, ...]] = [() for _ in recipes]
         self.errors: list[DivergedError | None] = [None for _ in recipes]
         self._recipe = first = recipes[0]
+        strategy: Strategy = first.strategy.build(STRATEGIES)
+        self._fit = strategy.fit
         self._labels = torch.from_numpy(pack.labels)
         self._split = limited(
             split_pack(pack, first.split_seed, first.draw), pack, first.images_per_class, first.split_seed
@@ -112,7 +118,7 @@ class Group:
         while training := self.training:
             if self._done == 0:
                 self._start_accuracy = [judged.accuracy for judged in self._judged(range(len(self.recipes)))]
-            found = self._train_epoch(training)
+            found = self._fit_epoch(training) if self._fit else self._train_epoch(training)
             for member, epoch in found.items():
                 self.epochs[member] = (*self.epochs[member], epoch)
             self._done += 1
@@ -148,9 +154,24 @@ class Group:
             flops=begin.flops,
         )
 
+    def _fit_epoch(self, training: Sequence[int]) -> dict[int, Epoch]:
+        """The one epoch of heads in closed form."""
+        assert self._fit is not None
+        usage, train, first = Usage(self._device), self._split.train, self._recipe
+        rows, labels = self._embeddings(first, None, train).to(self._device), self._labels[train].to(self._device)
+        fits = [self.recipes[member].strategy.build(STRATEGIES).fit for member in self._order]
+        heads = closed_form(self._fit.how, rows, labels, first.classes, [fit.penalty for fit in fits])
+        self._heads.put([Head(weight, bias) for weight, bias in heads])
+        training_seconds = usage.seconds
+        known = {
+            member: (judged.loss, judged.accuracy)
+            for member, judged in zip(training, self._judged(training, "train"), strict=True)
+        }
+        return self._epochs_of(known, usage, training_seconds, len(train))
+
     def _train_epoch(self, training: Sequence[int]) -> dict[int, Epoch]:
         """One epoch of all; what came of the members that are training and still have finite losses."""
-        usage, number, count = Usage(self._device), self._done, len(self.recipes)
+        usage, number = Usage(self._device), self._done
         batch_size = self._recipe.batch_size
         orders = [
             shuffled(self._split.train, batch_size, seed_for(recipe.seed, "order", number)) for recipe in self._streams
@@ -170,25 +191,48 @@ class Group:
         training_seconds = usage.seconds
         place = {member: place for place, member in enumerate(self._order)}
         finite = [member for member in training if self._holds(member, check_training, losses[place[member]])]
-        judged = dict(zip(finite, self._judged(finite), strict=True))
-        finite = [member for member in finite if self._holds(member, check_validation, judged[member].loss)]
+        known = {
+            member: (math.fsum(losses[place[member]]) / steps, sum(hits[place[member]]) / images) for member in finite
+        }
+        return {
+            member: replace(
+                epoch,
+                learning_rate=float(rates[-1, member]),
+                gradient_norm=math.fsum(norms[place[member]]) / steps,
+                gradient_norms=tuple(norms[place[member]][:FIRST_STEPS]) if number == 0 else (),
+            )
+            for member, epoch in self._epochs_of(known, usage, training_seconds, images).items()
+        }
+
+    def _epochs_of(
+        self, known: Mapping[int, tuple[float, float]], usage: Usage, training_seconds: float, images: int
+    ) -> dict[int, Epoch]:
+        """Members as they stand, judged, as the epoch that has just been trained; without what steps say.
+
+        Args:
+            known: of each member its loss and accuracy in training.
+            usage: begun with the epoch.
+            training_seconds: of them all.
+            images: that each has been trained on.
+        """
+        count, number = len(self.recipes), self._done
+        judged = dict(zip(known, self._judged(list(known)), strict=True))
+        finite = [member for member in known if self._holds(member, check_validation, judged[member].loss)]
         system, seconds = usage.so_far(), usage.seconds / count
         found = {}
         for member in finite:
             self._val[member] = val = judged[member]
-            own = place[member]
             found[member] = Epoch(
                 epoch=number + 1,
-                train_loss=math.fsum(losses[own]) / steps,
-                train_accuracy=sum(hits[own]) / images,
+                train_loss=known[member][0],
+                train_accuracy=known[member][1],
                 val_loss=val.loss,
                 val_accuracy=val.accuracy,
                 val_top5_accuracy=val.top5_accuracy,
                 val_balanced_accuracy=val.balanced_accuracy,
                 val_calibration_error=val.calibration_error,
-                learning_rate=float(rates[-1, member]),
-                gradient_norm=math.fsum(norms[own]) / steps,
-                gradient_norms=tuple(norms[own][:FIRST_STEPS]) if number == 0 else (),
+                learning_rate=0.0,
+                gradient_norm=0.0,
                 distance=0.0,
                 seconds=seconds,
                 images_per_second=images / (training_seconds / count),
@@ -212,9 +256,9 @@ class Group:
             rows = self._embeddings(recipe, view, order[start : start + at_once])
             yield from torch.split(rows.to(self._device), recipe.batch_size)
 
-    def _judged(self, members: Sequence[int]) -> list[Evaluation]:
-        """How members do on the validation part."""
-        places, heads = self._split.val, self._heads
+    def _judged(self, members: Sequence[int], part: Part = "val") -> list[Evaluation]:
+        """How members do on one part of the data, as it is."""
+        places, heads = self._split.of(part), self._heads
         at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // (heads.count * heads.classes)))
         found = []
         with torch.inference_mode():
@@ -224,7 +268,7 @@ class Group:
                 labels = self._labels[some].repeat_interleave(heads.count)
                 found.append(Answers.to(logits.flatten(0, 1), labels))
             answers = Answers.joined(found).split(heads.count)
-        return [answers[self._order.index(member)].judged("val", places) for member in members]
+        return [answers[self._order.index(member)].judged(part, places) for member in members]
 
     def _holds(self, member: int, check: Callable[[Any, int], None], losses: Any) -> bool:
         """Whether losses are finite; where not, the member has failed."""

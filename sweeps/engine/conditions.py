@@ -10,6 +10,7 @@ from xfer.choices import Value, parameters
 from xfer.methods.freezing import HeadFirst, Moment
 from xfer.methods.strategies import STRATEGIES
 from xfer.params import Kind, Param
+from xfer.recipe import TABLES, WITHOUT_STEPS
 
 if TYPE_CHECKING:
     from sweeps.engine.spaces import Config, Space
@@ -19,6 +20,28 @@ DEEP = 1_000
 
 Left = tuple[Domain, str]
 """What is left of an axis after earlier choices, and which of them is to blame; nobody where all of it is left."""
+
+
+def left_of(space: Space, axis: str, domain: Domain, config: Config) -> Left:
+    """What earlier choices leave of an axis.
+
+    Raises:
+        ValueError: the axes as given contradict each other.
+    """
+    if axis in WITHOUT_STEPS and not takes_steps(config):
+        return Options((held(axis),)), "strategy"
+    return LEFT[axis](space, domain, config) if axis in LEFT else (domain, "")
+
+
+def takes_steps(config: Config) -> bool:
+    """Whether the strategy that was chosen takes steps at all: where not, most axes have no say."""
+    return STRATEGIES[str(config["strategy"])]().steps
+
+
+def held(axis: str) -> Value:
+    """What an axis is where no step is taken."""
+    value: Value = WITHOUT_STEPS[axis].name if axis in TABLES else WITHOUT_STEPS[axis]
+    return value
 
 
 def _strategies_left(space: Space, domain: Domain, config: Config) -> Left:
@@ -109,7 +132,7 @@ LEFT: dict[str, Callable[[Space, Domain, Config], Left]] = {
     "batch_norm": _batch_norms_left,
     "body_rate": _body_rates_left,
 }
-"""The axes of which earlier choices may leave less. A ValueError says that the axes as given contradict each other."""
+"""The axes of which earlier choices may leave less, beside those that have no say without steps."""
 
 
 def _only_head_moves(config: Config) -> bool:

@@ -15,7 +15,7 @@ WHOLE = (
 )
 """The axes that know only whole numbers."""
 
-LOGARITHMIC = ("learning_rate", "weight_decay", "body_rate", "strength", "weight")
+LOGARITHMIC = ("learning_rate", "weight_decay", "body_rate", "strength", "weight", "penalty")
 """The axes that span orders of magnitude: the middle of a range is the geometric one."""
 
 OWN_LIMITS: dict[str, tuple[float, float]] = {
@@ -27,6 +27,7 @@ OWN_LIMITS: dict[str, tuple[float, float]] = {
     "decay": (0.01, 1.0),
     "rank": (1, 4_096),
     "strength": (1e-9, 1e3),
+    "penalty": (1e-9, 1e9),
     "num_ops": (1, 14),  # RandAugment has 14 operations
     "magnitude": (0, 30),
     "min_area": (0.01, 1.0),

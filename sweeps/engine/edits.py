@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sweeps.engine.conditions import LEFT
+from sweeps.engine.conditions import LEFT, left_of, takes_steps
 from sweeps.engine.domains import Domain, Options, domain_from, numbers_in, values_of
 from sweeps.engine.possible import Fits, possible_for
 from sweeps.engine.spaces import AXES, LEARNING_RATES, PARAMETERS, Space, Wishes, thaw_by
 from xfer.choices import Value, parameters, unknown
 from xfer.methods.strategies import STRATEGIES
-from xfer.recipe import TABLES
+from xfer.recipe import TABLES, WITHOUT_STEPS
 
 
 def space_for(
@@ -97,10 +97,15 @@ def _check_thaw(space: Space, edits: Mapping[str, str]) -> None:
 def _check_reached(space: Space, edits: Mapping[str, str]) -> None:
     """Raise a ValueError where something that was asked for would never be proposed, whatever else is."""
     # A preset's own norm comes before the others, and strategies compete by network: those two are meant to be left.
-    for axis in (edits.keys() & LEFT.keys()) - {"clip_norm", "strategy"}:
+    for axis in (edits.keys() & space.axes.keys() & (LEFT.keys() | WITHOUT_STEPS.keys())) - {"clip_norm", "strategy"}:
         for value in values_of(space.axes[axis]):
             wishes = [{"strategy": strategy, "clip_norm": None, axis: value} for strategy in space.strategies()]
             configs = [space.suggest(Wishes(wish)) for wish in wishes]
             if not any(config[axis] == value for config in configs):
-                _, because = LEFT[axis](space, Options((value,)), configs[0])
+                _, because = left_of(space, axis, Options((value,)), configs[0])
                 raise ValueError(f"{axis}={value} would never be tried: {because}={configs[0][because]} rules it out")
+    if "learning_rate" in edits and not any(takes_steps({"strategy": name}) for name in space.strategies()):
+        raise ValueError(
+            f"learning_rate={edits['learning_rate']} would never be tried: {', '.join(space.strategies())} fits its "
+            f"head in one go, without steps"
+        )

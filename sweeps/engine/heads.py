@@ -1,4 +1,4 @@
-"""Heads: a sweep's linear probes, trained side by side: in tasks of their own beside the Tuner, or without one.
+"""Heads: linear heads on frozen networks, trained side by side: in tasks of their own beside the Tuner, or without one.
 
 What of the network is frozen is computed once, and hundreds of heads on it take about as long as one trial of the
 Tuner takes to start. Each is a trial like any other, with its own recipe, record and checkpoint. None is stopped
@@ -45,13 +45,14 @@ MANY = 32
 
 
 def divided(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
-    """Trials dealt to at most so many tasks, those of one augmentation together: each version is then computed once.
+    """Trials dealt to at most so many tasks, those of one network and augmentation together.
 
-    What a task costs is mostly how many versions of the images its frozen network has to see.
+    What a task costs is mostly how many versions of the images its frozen network has to see: each is computed once.
     """
     streams: dict[str, list[Trial]] = {}
     for trial in trials:
-        streams.setdefault(json.dumps(trial.recipe["augmentation"], sort_keys=True), []).append(trial)
+        seen = json.dumps([trial.recipe[name] for name in ("backbone", "augmentation")], sort_keys=True)
+        streams.setdefault(seen, []).append(trial)
     dealt: list[list[Trial]] = [[] for _ in range(tasks)]
     versions = [0] * tasks
     for stream in sorted(streams.values(), key=lambda stream: -(stream[0].recipe["views"] or 1)):
@@ -171,7 +172,7 @@ class Heads:
 
 
 def train_heads(configs: list[dict[str, Any]]) -> None:
-    """Train linear probes side by side and end each trial with a record; those that have one are left as they are.
+    """Train linear heads side by side and end each trial with a record; those that have one are left as they are.
 
     Args:
         configs: of `trainable.config_for`, all of one sweep.

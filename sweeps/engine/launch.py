@@ -10,7 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from sweeps.engine import finals, packing, probing
+from sweeps.engine import finals, packing, probing, screening
 from sweeps.engine.advice import advice_for, order_of
 from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
 from sweeps.engine.lease import Lease
@@ -89,8 +89,9 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
 def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
     """Run a sweep to its end, or on from where it was left; says whether all of it reached MLflow.
 
-    Search, then finals on new seeds, then the test part for the finalists, once their ranking is fixed. Whatever has
-    been done in an earlier start is not done again; where nothing is left to do, no Ray is started.
+    Screening, where there are many backbones; search; then finals on new seeds; then, once their ranking is fixed, the
+    test part for the finalists. Whatever has been done in an earlier start is not done again; where nothing is left to
+    do, no Ray is started.
 
     Raises:
         HeldError: another driver is at work on it.
@@ -102,6 +103,7 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
         with Mirror(store, means.tracking_uri) as mirror:
             sweep = Sweep(prepared, store, means, watch)
             try:
+                sweep.screen()
                 sweep.search()
                 sweep.finals()
                 sweep.open_test()
@@ -130,11 +132,9 @@ class Sweep:
         self._means = means
         self._watch = watch
         self._objectives = self._plan.objectives
-        stored = store.plan() or {}
-        advised, warm = order_of(stored.get("advice", {})), params_of(stored)
-        self._proposer = Proposer(
-            prepared.space, self._plan.sampler, self._plan.seed, self._plan.arms, self._objectives, advised, warm
-        )
+        if decisions := store.decisions("screening"):
+            self._prepared = screening.narrowed(prepared, decisions[-1])
+        self._proposer = self._new_proposer()
         self._short_of = clock(means.seconds)
         self._concurrent = 1
         self._connected = False
@@ -149,12 +149,29 @@ class Sweep:
         searched = self._ended("search")
         self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
 
+    def screen(self) -> None:
+        """Fit heads on every backbone, and decide by them which of them the search is about (`screening`)."""
+        if self._is_screened:
+            return
+        heads, ended = screening.trials(self._prepared), self._ended("screen")
+        left = self._begin(trial for trial in heads if trial.name not in ended)
+        self._run("screening", len(heads), ended, self._all_alone(left), lambda history, trial: True, self._screened)
+        records = self._ended("screen")
+        if len(records) == len(heads):  # a time budget may be up before
+            decision = screening.decided(self._prepared, records.values())
+            self._store.decide("screening", {"at": now(), **decision})
+            self._watch.say(f"screening: {screening.said(decision)}")
+            self._prepared = screening.narrowed(self._prepared, decision)
+            self._proposer = self._new_proposer()
+
     def search(self) -> None:
         """Run the trials of the search that have not ended yet: of a warm start, then known-good ones, then others.
 
         Known-good ones are never stopped early, except by `one_epoch_top_k`: they are what strategies are compared by,
         and what all others are held against, those of a warm start too.
         """
+        if not self._is_screened:
+            return
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
@@ -196,7 +213,6 @@ class Sweep:
             self._begin(trial for trial in trials if trial.name not in ended),
             lambda history, trial: True,
             self._note,
-            lambda: self._short_of(0.0),
         )
 
     def open_test(self) -> None:
@@ -254,9 +270,10 @@ class Sweep:
         trials: Iterator[Trial],
         judge: Judge,
         learn: Callable[[Record], None],
-        over: Callable[[], bool],
+        over: Callable[[], bool] | None = None,
         to_come: Sequence[str] = (),
     ) -> None:
+        over = over or (lambda: self._short_of(0.0))
         left = total - len(ended)
         if left <= 0 or over():
             return
@@ -264,7 +281,8 @@ class Sweep:
             self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
-        at_once = BETWEEN_LESSONS if self._plan.sampler in LEARN else AT_ONCE
+        learns = phase == "search" and self._plan.sampler in LEARN
+        at_once = BETWEEN_LESSONS if learns else AT_ONCE
         tasks = 1 if self._means.share.gpus else self._concurrent
         if self._means.trainable is train_trial:
             beside = (stage.begun_beside, stage.ended_beside)
@@ -291,10 +309,13 @@ class Sweep:
                 break
             params, config = self._proposer.propose(name, number)
             proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
-            for trial in self._begin(iter([proposed])):
-                yield from self._alone(trial)
+            yield from self._all_alone(self._begin(iter([proposed])))
         if self._heads is not None:
             self._heads.settle()  # a judge who waits for all must know all
+
+    def _all_alone(self, trials: Iterator[Trial]) -> Iterator[Trial]:
+        for trial in trials:
+            yield from self._alone(trial)
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
@@ -317,6 +338,10 @@ class Sweep:
         # Thousands are held in memory: what is said of single images stays in the store, and a recipe is there once.
         self._records[record.trial] = replace(record, val=None, recipe=self._trials[record.trial].recipe)
 
+    def _screened(self, record: Record) -> None:
+        self._note(record)
+        self._store.drop_checkpoints(record.trial)
+
     def _learn(self, record: Record) -> None:
         self._note(record)
         self._proposer.tell(record)
@@ -329,6 +354,16 @@ class Sweep:
         for name in {record.trial, *self._kept} - set(best):
             self._store.drop_checkpoints(name)
         self._kept = best
+
+    @property
+    def _is_screened(self) -> bool:
+        return bool(self._store.decisions("screening")) or not screening.described(self._prepared)
+
+    def _new_proposer(self) -> Proposer:
+        stored, space, plan = self._store.plan() or {}, self._prepared.space, self._plan
+        warm = screening.still_possible(space, params_of(stored))
+        advised = order_of(stored.get("advice", {}))
+        return Proposer(space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, warm)
 
     @property
     def _kept_most(self) -> int:

@@ -35,6 +35,9 @@ class Options:
     """Take the colour from all images, as --fix colour=grey does."""
     backbone: str = "efficientnet_b0"
     """timm's name of the pretrained network; several, separated by commas, compete."""
+    keep_backbones: int = 3
+    """How many of them are fine-tuned. Where more are named, heads on
+    frozen features of each are compared first, in seconds."""
     weights: str = ""
     """FILE with the backbone's weights (safetensors, or a torch state dict), or NAME=FILE[,NAME=FILE] for several.
     Without it the weights come from the hub."""
@@ -52,9 +55,10 @@ class Options:
     with --fix, or searched with --vary.
     - from random weights: scratch*, small_cnn
     - a head on frozen features: linear_probe*,
+      logistic_probe (penalty), ridge_probe (penalty),
       early_cut (stage), drop_early (stage)
     - the head first, then the rest:
-      freeze_then_unfreeze* (freeze_epochs), lp_ft,
+      freeze_then_unfreeze* (freeze_epochs), lp_ft (penalty),
       freeze_until_converged (patience),
       gradual_unfreeze (blocks, until)
     - everything at once: naive*, clip*, layer_decay (decay),
@@ -219,6 +223,7 @@ def defaults_of(plan: Plan) -> dict[str, Any]:
         "data": plan.data,
         "classes": ",".join(plan.classes),
         "backbone": ",".join(plan.backbones),
+        "keep_backbones": plan.keep_backbones,
         "image_size": plan.image_size,
         "trials": plan.trials,
         "epochs": plan.epochs,
@@ -259,6 +264,7 @@ def plan_from(page: Plan, options: Options) -> Plan:
         data=options.data,
         classes=names(options.classes),
         backbones=backbones,
+        keep_backbones=options.keep_backbones,
         weights=weights_by_backbone(options.weights, backbones) if options.weights else page.weights,
         backbone_args=backbone_args(options.backbone_args) if options.backbone_args else page.backbone_args,
         image_size=options.image_size,

@@ -12,6 +12,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "trials": (1, 100_000),
     "epochs": (1, 100_000),
     "image_size": (8, 2_048),
+    "keep_backbones": (2, 100),  # no sign that frozen features give is always right
     "finalists": (0, 100),
     "seeds": (1, 100),
     "seed": (0, 2**31),
@@ -42,6 +43,8 @@ class Plan:
     given."""
     backbones: tuple[str, ...] = ("efficientnet_b0",)
     """timm's names of the pretrained networks."""
+    keep_backbones: int = 3
+    """How many of them go on to the search, where there are more (`screening`)."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Files by backbone; the hub's weights for those that are not named."""
     backbone_args: Mapping[str, Value] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sweeps.engine import screening
 from sweeps.engine.domains import values_of
 from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
@@ -24,7 +25,7 @@ from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.sources import chosen, layout_of, read_source
 from xfer.data.split import Split, copies, limited, split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.recipe import TABLES, Recipe, recipe_from
+from xfer.recipe import TABLES, Recipe, recipe_from, without_steps
 
 REDRAWN_BELOW = 2_000
 """Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
@@ -79,7 +80,6 @@ class Prepared:
                 "image_size": self.image_size,
                 "weights": backbone.sha256 if backbone and strategy.pretrained else "",
                 "backbone_args": dict(backbone.args) if backbone else {},
-                "epochs": self.plan.epochs,
                 "split_seed": self.plan.seed,
                 "seed": self.plan.seed,
             }
@@ -91,7 +91,7 @@ class Prepared:
 
     def described(self) -> dict[str, Any]:
         """What plan.json says: everything that decides what is run, by content and not by name or place."""
-        plan = self.plan
+        plan, screens = self.plan, screening.described(self)
         return {
             "experiment": plan.experiment,
             "question": plan.question,
@@ -123,6 +123,7 @@ class Prepared:
             "epochs": plan.epochs,
             # Absent unless asked for: plans from before there was a choice may be gone on with.
             **({"warm_start": {"asked": True}} if plan.warm_start else {}),
+            **({"screening": screens} if screens else {}),
             "objective": list(plan.objective),
             "sampler": plan.sampler,
             "scheduler": plan.scheduler,
@@ -240,6 +241,7 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
                 "batch_size": 2,
                 "epochs": plan.epochs,
                 "clip_norm": strategy.clip_norm,
+                **({} if strategy.steps else without_steps()),
             }
         )
     )

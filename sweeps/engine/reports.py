@@ -21,7 +21,8 @@ def results_of(store: Store) -> Results:
     records = store.records()
     ended = {record.trial for record in records}
     unfinished = [trial.name for trial in store.trials() if trial.name not in ended]
-    return Results(plan, records, store.decisions("openings"), unfinished)
+    screened = store.decisions("screening")
+    return Results(plan, records, store.decisions("openings"), unfinished, screened[-1] if screened else None)
 
 
 def report(store: Store, reports: Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sweeps.engine.conditions import LEFT
+from sweeps.engine.conditions import held, left_of, takes_steps
 from sweeps.engine.domains import Domain, Options, Range, values_of
 from xfer.choices import Value, choose, parameters
 from xfer.methods.freezing import HeadFirst
@@ -47,6 +47,9 @@ AXES: dict[str, Domain] = {
 A few choices of each kind, those that the sources compare: everything else in the tables is reached by name."""
 
 PARAMETERS: dict[str, Domain] = {
+    "ridge_probe.penalty": Range(1.0, 1e4, log=True),  # of squared errors, where the others' are of log-likelihoods
+    "logistic_probe.penalty": Range(1e-2, 1e2, log=True),
+    "lp_ft.penalty": Range(1e-2, 1e2, log=True),
     "freeze_epochs": Range(1, 3),
     "patience": Range(1, 3),
     "blocks": Range(1, 8),
@@ -118,6 +121,8 @@ KNOWN_GOOD: tuple[Config, ...] = (
     {"strategy": "scratch", "optimizer": "adam"},
     # Only where they are asked for: each with the clipped norm that served the others, or, where little more than the
     # head moves, with the probe's optimizer.
+    {"strategy": "ridge_probe", "penalty": 100.0},
+    {"strategy": "logistic_probe", "penalty": 1.0},
     {"strategy": "small_cnn", "optimizer": "adam"},
     {"strategy": "freeze_until_converged", "patience": 1, "clip_norm": 1.0},
     {"strategy": "freeze_first", "blocks": 3, "clip_norm": 1.0},
@@ -127,7 +132,7 @@ KNOWN_GOOD: tuple[Config, ...] = (
     {"strategy": "drop_early", "stage": 1, "optimizer": "adam", "batch_size": 32},
     {"strategy": "gradual_unfreeze", "blocks": 3, "until": 0.5, "clip_norm": 1.0},
     {"strategy": "layer_decay", "decay": 0.75, "clip_norm": 1.0},
-    {"strategy": "lp_ft", "clip_norm": 1.0},
+    {"strategy": "lp_ft", "penalty": 1.0, "clip_norm": 1.0},
     {"strategy": "bitfit", "optimizer": "adam", "clip_norm": 1.0},
     {"strategy": "lora", "rank": 8, "optimizer": "adam", "clip_norm": 1.0},
     {"strategy": "l2_sp", "strength": 0.01, "clip_norm": 1.0},
@@ -173,15 +178,19 @@ class Space:
         """A configuration, every free choice of it made by `asked`."""
         config: Config = {}
         for axis, domain in self.axes.items():
-            left, because = LEFT[axis](self, domain, config) if axis in LEFT else (domain, "")
+            left, because = left_of(self, axis, domain, config)
             # To the sampler other options are another parameter.
             config[axis] = _suggest(asked, f"{because}.{axis}" if because else axis, left)
             if axis in TABLES:
                 self._suggest_own(asked, config, axis)
         optimizer = str(config["optimizer"])
-        rates = self.learning_rates[optimizer]
-        # Ranges differ between optimizers, so each is a parameter of its own to the sampler.
-        config["learning_rate"] = _suggest(asked, f"{optimizer}.learning_rate", rates)
+        if takes_steps(config):
+            # Ranges differ between optimizers, so each is a parameter of its own to the sampler.
+            rates = self.learning_rates[optimizer]
+            config["learning_rate"] = _suggest(asked, f"{optimizer}.learning_rate", rates)
+            config["epochs"] = self.epochs
+        else:
+            config |= {name: held(name) for name in ("learning_rate", "epochs")}
         config["backbone"] = STRATEGIES[str(config["strategy"])]().backbone or config["backbone"]
         return config
 

@@ -7,12 +7,14 @@
         trials/0007/record.json      the Record, once the trial has ended
         trials/0007/test.json        a finalist's Evaluation of the test part, once that has been opened
         trials/0007/checkpoints/     the last two while it runs, afterwards those of the best few
+        screening/0001.json          which backbones go on, fixed before the search begins
         finals/0001.json             the finalists, fixed before their runs on new seeds begin
         openings/0001.json           their ranking, fixed before the test part is opened
         lease.json                   which driver is at work (see lease.py)
         study.sqlite3, logs/         copies for other tools; nothing reads them back
 
-A finalist's runs are trials of their own, named after it: `0007-s1`, `0007-s2`, ... Nothing is appended to and nothing
+A finalist's runs are trials of their own, named after it: `0007-s1`, `0007-s2`, ...; heads that are fitted before the
+search are `screen-00`, ... Nothing is appended to and nothing
 is unpickled.
 """
 
@@ -36,7 +38,7 @@ from xfer.records import (
     record_from,
 )
 
-Decision = Literal["finals", "openings"]
+Decision = Literal["screening", "finals", "openings"]
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,10 @@ class Store:
         """Free the disk: forget the weights of a trial that nobody will go on from."""
         shutil.rmtree(self.checkpoints(trial), ignore_errors=True)
 
-    # --- finals ---------------------------------------------------------------------------------------------------
+    # --- decisions ------------------------------------------------------------------------------------------------
 
     def decisions(self, kind: Decision) -> list[dict[str, Any]]:
-        """What was decided before the finals began (`finals`) or before the test part was opened (`openings`)."""
+        """What was decided before the search, the finals or the opening of the test part, the newest last."""
         return [one for one in map(objects.get, sorted((self.folder / kind).glob("*.json"))) if one is not None]
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:

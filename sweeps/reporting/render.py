@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.reporting import answer, beside, tables
+from sweeps.reporting import answer, beside, screened, tables
 from sweeps.reporting.canvas import in_page
 from sweeps.reporting.figures import drawings
 from sweeps.reporting.ranking import csv, ranking
@@ -55,6 +55,8 @@ def _context(results: Results) -> dict[str, Any]:
         "beside_accuracy": beside.beside_accuracy(results),
         "most_confused": beside.most_confused(results),
         "beside_in_words": beside.BESIDE_IN_WORDS,
+        "screening": screened.screening(results),
+        "screening_in_words": screened.IN_WORDS,
         "transfer": beside.what_transfer_brought(results),
         "transfer_in_words": beside.TRANSFER_IN_WORDS,
         "drawings": drawings(results),

@@ -22,11 +22,13 @@ class Results:
     plan: Mapping[str, Any]
     """The sweep's plan.json."""
     records: Sequence[Record]
-    """Every run that has ended, of the search and of the finals."""
+    """Every run that has ended: heads of the screening, search and finals."""
     openings: Sequence[Mapping[str, Any]] = ()
     """Each time the test part was opened: `at`, an ISO time, and `finalists`, trials in the order fixed before."""
     unfinished: Sequence[str] = ()
     """Trials that were begun and have no record yet."""
+    screening: Mapping[str, Any] | None = None
+    """What was decided about the backbones before the search, where anything was (`sweeps.engine.screening`)."""
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:

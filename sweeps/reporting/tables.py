@@ -121,8 +121,8 @@ def _ranking(results: Results, trials: Sequence[Trial], settings: Sequence[str])
                 visible(trial.name),
                 chosen["strategy"],
                 *(reached[column] for column in _objective_columns(results)),
-                _with_interval(trial.val_accuracy, trial.validation),
-                _with_interval(trial.test.mean if trial.test else None, trial.test),
+                with_interval(trial.val_accuracy, trial.validation),
+                with_interval(trial.test.mean if trial.test else None, trial.test),
                 str(trial.seeds),
                 trial.status,
                 str(len(trial.search.epochs)),
@@ -151,7 +151,8 @@ def _with_spaces(settings: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", " "): value for name, value in settings.items()}
 
 
-def _with_interval(accuracy: float | None, estimate: Estimate | None) -> str:
+def with_interval(accuracy: float | None, estimate: Estimate | None) -> str:
+    """An accuracy as a percentage, and behind it its 95% interval where there is one."""
     if estimate is None:
         return percent(accuracy)
     return f"{percent(accuracy)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"

@@ -63,4 +63,4 @@ def recipe_of(config: Mapping[str, Any], epochs: int) -> Recipe:
     """The recipe of a configuration, on data that nobody has."""
     weights = "w" if strategy_of(config).pretrained else ""
     about = {"data": "d", "classes": 3, "image_size": 32, "weights": weights, "epochs": epochs}
-    return recipe_from({**recipe_data(dict(config)), **about})
+    return recipe_from({**about, **recipe_data(dict(config))})

@@ -14,7 +14,8 @@ from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import TABLES
 
-PRETRAINED = tuple(name for name in STRATEGIES if strategy_of({"strategy": name}).pretrained)
+IN_ONE_GO = ("ridge_probe", "logistic_probe")
+PRETRAINED = tuple(name for name in STRATEGIES if strategy_of({"strategy": name}).pretrained and name not in IN_ONE_GO)
 NEEDS: dict[tuple[str, str], dict[str, str]] = {("batch_norm", "frozen"): {"strategy": ",".join(PRETRAINED)}}
 """What else has to be said where an entry contradicts the default space."""
 

@@ -341,6 +341,7 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
     prepared: Any = SimpleNamespace(
         plan=Plan("folder", "Which?", trials=10, epochs=EPOCHS),
         space=space_for(["test_efficientnet"], EPOCHS),
+        backbones=(),
         recipe=lambda config: recipe_from(a_recipe()),
         redraws=False,
     )

@@ -10,7 +10,9 @@ from xfer.methods.strategies import STRATEGIES
 RATE = 0.01
 ONE_STEP = {"batch_size": 24, "epochs": 4, "weight_decay": 0.0, "optimizer": "sgd", "schedule": "constant"}
 
-each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+STEPPING = [name for name in STRATEGIES if name not in ("ridge_probe", "logistic_probe")]
+
+each_strategy = pytest.mark.parametrize("strategy", STEPPING)
 
 
 def one_step(make_recipe, make_run, strategy, **changes):
@@ -52,7 +54,7 @@ def test_a_norm_within_the_limit_is_left_alone(make_recipe, make_run, strategy):
     assert float(step.norm()) == pytest.approx(reported, rel=1e-3)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"clip"}))
+@pytest.mark.parametrize("strategy", sorted(set(STEPPING) - {"clip"}))
 def test_without_clipping_the_gradient_is_taken_as_it_is(make_recipe, make_run, strategy):
     step, reported = one_step(make_recipe, make_run, strategy)
     assert float(step.norm()) == pytest.approx(reported, rel=1e-3)
@@ -87,7 +89,7 @@ def test_a_frozen_body_has_no_part_in_the_norm(make_recipe, make_run):
 # By value
 
 
-@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"clip"}))
+@pytest.mark.parametrize("strategy", sorted(set(STEPPING) - {"clip"}))
 def test_clipping_by_value_cuts_each_number_of_the_gradient_and_leaves_smaller_ones(make_recipe, make_run, strategy):
     free, _ = one_step(make_recipe, make_run, strategy)
     limit = float(free.abs().max()) / 4

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
 
+from xfer.closed_forms import closed_form
 from xfer.methods.heads import HEADS
 from xfer.params import params_of
 from xfer.probe import fit_head
@@ -105,7 +106,8 @@ def test_every_kind_of_head_can_be_fitted(examples, name):
 
 def begun(make_recipe, make_run, network="test_efficientnet", **changes):
     """A Run of lp_ft as it stands after its first epoch at a rate of all but nothing."""
-    recipe = make_recipe(strategy="lp_ft", backbone=network, learning_rate=1e-9, weight_decay=0.0, **changes)
+    plain = {"strategy": "lp_ft", "backbone": network, "learning_rate": 1e-9, "weight_decay": 0.0}
+    recipe = make_recipe(**{**plain, **changes})
     run = make_run(recipe)
     start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     run._begin()
@@ -141,6 +143,23 @@ def test_the_start_accuracy_is_that_of_the_fitted_head(make_recipe, make_run):
     assert start > plain.record().start_accuracy
 
 
+@pytest.mark.parametrize("penalty", [0.1, 10.0])
+def test_lp_ft_starts_from_the_very_head_of_the_logistic_probe_with_its_penalty(make_recipe, make_run, penalty):
+    probe = make_run(make_recipe(strategy={"name": "logistic_probe", "penalty": penalty}, backbone="test_efficientnet"))
+    list(probe)
+    run, _ = begun(make_recipe, make_run, strategy={"name": "lp_ft", "penalty": penalty})
+    assert torch.equal(run.model.classifier.weight, probe.model.classifier.weight)
+    assert torch.equal(run.model.classifier.bias, probe.model.classifier.bias)
+    assert run.record().start_accuracy == probe.record().val_accuracy
+
+
+def test_a_head_of_several_layers_is_fitted_from_where_it_stands(make_recipe, make_run):
+    run, start = begun(make_recipe, make_run, head="mlp")
+    before = run._learner.model.get_classifier()
+    assert not torch.equal(before[0].weight, start["classifier.0.weight"])
+    assert run.record().start_accuracy > 1 / 3
+
+
 def test_only_strategies_that_say_so_fit_their_head(make_recipe, make_run):
     run = make_run(make_recipe(strategy="naive"))
     before = run.model.classifier.weight.detach().clone()
@@ -148,14 +167,16 @@ def test_only_strategies_that_say_so_fit_their_head(make_recipe, make_run):
     assert torch.equal(run.model.classifier.weight, before)
 
 
+@pytest.mark.parametrize("strategy", ["lp_ft", "logistic_probe", "ridge_probe"])
 def test_a_head_is_fitted_on_training_images_alone_and_on_no_more_than_the_recipe_allows(
-    make_recipe, make_run, monkeypatch
+    make_recipe, make_run, monkeypatch, strategy
 ):
     asked = []
-    monkeypatch.setattr("xfer.learner.fit_head", lambda head, embeddings, labels: asked.append(labels))
-    run = make_run(make_recipe(strategy="lp_ft", images_per_class=2))
-    run._begin()
-    assert sorted(asked[0].tolist()) == [0, 0, 1, 1, 2, 2]
+    monkeypatch.setattr(
+        "xfer.learner.closed_form", lambda how, *given: asked.append(given[1]) or closed_form(how, *given)
+    )
+    list(make_run(make_recipe(strategy=strategy, images_per_class=2)))
+    assert [sorted(labels.tolist()) for labels in asked] == [[0, 0, 1, 1, 2, 2]]
 
 
 def test_a_head_is_fitted_to_the_images_as_they_are_whatever_is_done_to_them_in_training(make_recipe, make_run):
@@ -169,7 +190,7 @@ def test_a_head_is_fitted_to_the_images_as_they_are_whatever_is_done_to_them_in_
 def test_a_resumed_run_does_not_fit_its_head_again(make_recipe, make_run, tmp_path, monkeypatch):
     recipe = make_recipe(strategy="lp_ft")
     next(iter(make_run(recipe, tmp_path)))
-    monkeypatch.setattr("xfer.learner.fit_head", None)
+    monkeypatch.setattr("xfer.learner.closed_form", None)
     resumed = make_run(recipe, tmp_path)
     assert isinstance(resumed, Run)
     assert [epoch.epoch for epoch in resumed] == [2]

@@ -89,7 +89,7 @@ def assert_stops_and_goes_on(make_recipe, make_run, folder, **changes):
         assert next(iter(run)).epoch == done + 1  # and nothing more is heard of this Run
     resumed = make_run(recipe, folder)
     assert list(resumed) == []
-    assert resumed.resumed_at == (1, 2, 3, 4)
+    assert resumed.resumed_at == tuple(range(1, recipe.epochs + 1))
     assert_equal_bit_for_bit(resumed, uninterrupted)
 
 

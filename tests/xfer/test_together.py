@@ -11,6 +11,7 @@ import torch
 
 from tests.xfer.conftest import MEASURED
 from xfer import companions
+from xfer.closed_forms import closed_form
 from xfer.companions import beginnings, can_train_together, groups_of
 from xfer.data.loader import shuffled
 from xfer.features import features
@@ -160,6 +161,43 @@ def test_what_all_members_share_is_heeded(probe, make_run, pack, weights_of, cha
     group = Group(recipes, pack, embeddings, beginnings(recipes, file), CPU)
     list(group)
     assert_as_alone(group, make_run)
+
+
+@pytest.mark.parametrize("how", ["ridge_probe", "logistic_probe"])
+def test_heads_in_closed_form_come_to_what_they_come_to_alone(probe, train, make_run, how):
+    penalties = (0.01, 1.0, 100.0)
+    recipes = [probe(strategy={"name": how, "penalty": penalty}, seed=place) for place, penalty in enumerate(penalties)]
+    assert groups_of(recipes) == [(0, 1, 2)]
+    group = train(recipes)
+    assert_as_alone(group, make_run)
+    assert len({bits(group, member) for member in range(3)}) == 3
+
+
+def test_a_path_of_ridge_penalties_takes_one_decomposition(probe, train, monkeypatch):
+    taken = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr("torch.linalg.eigh", lambda *given: taken.append(given) or eigh(*given))
+    group = train([probe(strategy={"name": "ridge_probe", "penalty": 10.0**power}) for power in range(-2, 5)])
+    assert len(taken) == 1
+    alone = train([group.recipes[3]])
+    assert torch.equal(alone.head(0).weight, group.head(3).weight)
+
+
+def test_a_head_in_closed_form_whose_losses_are_not_finite_leaves_the_others(probe, train, monkeypatch):
+    recipes = [probe(strategy={"name": "ridge_probe", "penalty": penalty}) for penalty in (1.0, 10.0, 100.0)]
+    healthy = train(recipes)
+
+    def ill(how, features, labels, classes, penalties):
+        found = closed_form(how, features, labels, classes, penalties)
+        return [found[0], (found[1][0] * math.nan, found[1][1]), found[2]]
+
+    monkeypatch.setattr("xfer.together.closed_form", ill)
+    group = train(recipes)
+    assert [bits(group, member) for member in (0, 2)] == [bits(healthy, member) for member in (0, 2)]
+    assert (group.record(1).status, group.record(1).error) == (
+        "failed",
+        "the validation loss became nan after epoch 1",
+    )
 
 
 def test_a_group_of_two_hundred_is_one_task(probe, train, make_run):

@@ -15,7 +15,7 @@ from xfer.choices import Choice, Value, choose, parameters, unknown
 from xfer.commands import shared
 from xfer.export import save_classifier
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.recipe import TABLES, USUAL, WHOLE, Recipe, recipe_from
+from xfer.recipe import TABLES, USUAL, WHOLE, Recipe, recipe_from, without_steps
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import DivergedError, Run
 
@@ -157,10 +157,13 @@ def _recipe(
                 f"{strategy.clip_norm:g}; take --strategy naive to clip by value"
             )
         numbers["clip_norm"] = strategy.clip_norm
+    usual = {**USED, **{name: default for name, (default, _) in NUMBERS.items()}, "views": None}
+    held = {} if strategy.steps else without_steps()
     return recipe_from(
         {
             **{kind: choice.as_dict() for kind, choice in choices.items()},
             **numbers,
+            **{name: value for name, value in held.items() if getattr(asked, name, None) == usual[name]},
             "data": "",
             "classes": classes,
             "image_size": shared.image_size(asked, strategy.backbone),

@@ -1,0 +1,157 @@
+"""Screening: before a search, heads in closed form say which backbones go on, and with which head `lp_ft` starts.
+
+What a frozen network makes of the images is computed once, and a head on it takes a second: so every backbone is tried,
+under every penalty, and only the best few are fine-tuned. Each head is a trial of its own, with recipe and record, and
+what was decided is written down before the search begins. How a network serves frozen is only a sign of how it will
+serve fine-tuned, so at least two go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sweeps.engine import finals
+from sweeps.engine.domains import Options, values_of
+from sweeps.engine.samplers import LISTS
+from sweeps.engine.spaces import PARAMETERS, Space, Wishes
+from sweeps.engine.store import Trial
+from xfer.choices import Value
+from xfer.objectives import ACCURACY, Objective
+from xfer.records import Record
+
+if TYPE_CHECKING:  # a plan says whether it screens
+    from sweeps.engine.prepare import Prepared
+
+HEADS: dict[str, tuple[float, ...]] = {
+    "logistic_probe": (0.01, 0.1, 1.0, 10.0, 100.0),
+    "ridge_probe": (1.0, 10.0, 100.0, 1_000.0, 10_000.0),
+}
+"""The penalties that are tried, by strategy."""
+
+FITTED_FIRST = "lp_ft"
+"""The strategy that starts from the head of a `logistic_probe`."""
+
+
+def drops(prepared: Prepared) -> bool:
+    """Whether a sweep has more backbones than are to go on."""
+    return _is_free(prepared) and len(_backbones(prepared)) > prepared.plan.keep_backbones
+
+
+def chooses_head(prepared: Prepared) -> bool:
+    """Whether a sweep has to find out which head `lp_ft` starts from: nobody said which penalties to try."""
+    asked = "penalty" in prepared.plan.edits
+    return _is_free(prepared) and FITTED_FIRST in prepared.space.strategies() and not asked
+
+
+def described(prepared: Prepared) -> dict[str, Any]:
+    """What plan.json says of it; empty for a sweep without screening."""
+    if not drops(prepared) and not chooses_head(prepared):
+        return {}
+    return {"keep": prepared.plan.keep_backbones, "heads": {name: list(each) for name, each in HEADS.items()}}
+
+
+def trials(prepared: Prepared) -> list[Trial]:
+    """Every head on every pretrained backbone, `screen-00` and on; none for a sweep without screening."""
+    if not described(prepared):
+        return []
+    recipes = [
+        prepared.recipe(_on(prepared.space, how).configured({"backbone": backbone, "penalty": penalty})).as_dict()
+        for backbone in _backbones(prepared)
+        for how, penalties in HEADS.items()
+        for penalty in penalties
+    ]
+    return [Trial(f"screen-{number:02d}", "screen", {}, recipe) for number, recipe in enumerate(recipes)]
+
+
+def decided(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
+    """What follows from the records of all heads, as plain data.
+
+    `kept` and `dropped` are backbones, the best first, by the best of their heads; a backbone whose heads all failed
+    comes last. `penalties` says by backbone which `logistic_probe` was the best. `by` is the objective of that.
+    """
+    objective = measure(prepared.plan.objectives)
+    finished = [record for record in records if record.phase == "screen" and record.status == "finished"]
+    best: dict[str, list[Record]] = {
+        backbone: sorted(
+            (record for record in finished if record.recipe["backbone"] == backbone),
+            key=lambda record: finals.score_of(record, objective),
+            reverse=True,
+        )
+        for backbone in _backbones(prepared)
+    }
+    order = sorted((name for name in best if best[name]), key=lambda name: -finals.score_of(best[name][0], objective))
+    order += [name for name in best if not best[name]]
+    keep = prepared.plan.keep_backbones
+    return {
+        "by": objective.name,
+        "kept": order[:keep],
+        "dropped": order[keep:],
+        "penalties": {name: penalty for name in order if (penalty := _penalty(best[name])) is not None},
+    }
+
+
+def narrowed(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
+    """The sweep with the space that a decision leaves: the kept backbones, the best first, each with its best head."""
+    space = prepared.space
+    kept = tuple(str(name) for name in decision["kept"])
+    possible = {name: dict(strategies) for name, strategies in space.possible.items()}
+    if chooses_head(prepared):
+        for name, penalty in decision["penalties"].items():
+            if FITTED_FIRST in possible.get(name, {}):
+                possible[name][FITTED_FIRST] = {"penalty": Options((penalty,))}
+    axes = {**space.axes, "backbone": Options(kept)}
+    return replace(prepared, space=replace(space, axes=axes, possible=possible))
+
+
+def still_possible(space: Space, params: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those of some free choices whose backbone is left, in terms of the space as it is now."""
+    found = []
+    for choices in params:
+        asked = Wishes(choices)
+        config = space.suggest(asked)
+        if choices.get("backbone", config["backbone"]) == config["backbone"]:
+            found.append(asked.granted)
+    return found
+
+
+def measure(objectives: Sequence[Objective]) -> Objective:
+    """What backbones are compared by: the objective that decides where it is a share of images, else accuracy.
+
+    A head in closed form is no faster or slower than another, and the outputs of one kind are no log-probabilities.
+    """
+    return objectives[0] if objectives[0].unit == "share" else ACCURACY
+
+
+def said(decision: Mapping[str, Any]) -> str:
+    """A decision in a line."""
+    kept, dropped = ", ".join(decision["kept"]), ", ".join(decision["dropped"])
+    heads = "; ".join(f"{name} {penalty:g}" for name, penalty in decision["penalties"].items())
+    went = f"frozen features speak for {kept}; {dropped} {'is' if len(decision['dropped']) == 1 else 'are'} left out"
+    return went if dropped else f"the best head's penalty by backbone: {heads}"
+
+
+def _is_free(prepared: Prepared) -> bool:
+    # A list of configurations is gone through as it was asked for.
+    return not prepared.plan.arms and prepared.plan.sampler not in LISTS
+
+
+def _backbones(prepared: Prepared) -> list[str]:
+    tried = values_of(prepared.space.axes["backbone"])
+    return [each.name for each in prepared.backbones if each.file is not None and each.name in tried]
+
+
+def _on(space: Space, how: str) -> Space:
+    """The space of one strategy with its usual penalties, whether or not it competes."""
+    return replace(space, axes={**space.axes, "strategy": Options((how,))}, parameters=PARAMETERS, possible={})
+
+
+def _penalty(heads: Sequence[Record]) -> Value:
+    """Of the best `logistic_probe`; of equally good ones that with the lowest loss."""
+    logistic = [record for record in heads if record.recipe["strategy"]["name"] == "logistic_probe"]
+    if not logistic:
+        return None
+    best = min(logistic, key=lambda record: (-(record.val_accuracy or 0.0), record.epochs[-1].val_loss))
+    value: Value = best.recipe["strategy"]["penalty"]
+    return value
