@@ -77,7 +77,9 @@ def status(run: Run, storage: Path = Path("runs")) -> int:
     results = results_of(store)
     plan = results.plan
     print(f"{store.name}: {plan['question']}")
-    for phase, wanted in (("search", plan["trials"]), ("final", plan["finalists"] * plan["seeds"])):
+    heads = sum(trial.phase == "screen" for trial in store.trials())
+    wanted_of = {"screen": heads, "search": plan["trials"], "final": plan["finalists"] * plan["seeds"]}
+    for phase, wanted in list(wanted_of.items())[0 if heads else 1 :]:
         records = [record for record in results.records if record.phase == phase]
         states = sorted({record.status for record in records})
         counts = ", ".join(f"{sum(record.status == state for record in records)} {state}" for state in states)

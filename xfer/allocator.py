@@ -2,7 +2,8 @@
 
 glibc gives every large block back to the system, and asks for it again in the next layer: each time its pages have to
 be cleared. MobileNetV2 at 128 px on two cores went through 258 images a second with that, and through 719 without
-(2026-11-25); a training step through 111 and 161.
+(2026-11-25); a training step through 111 and 161. In threads but the first it takes MALLOC_ARENA_MAX=1 in the
+environment as well, which processes of a sweep get (`sweeps.engine.tuning`): they have arenas of their own otherwise.
 """
 
 from __future__ import annotations

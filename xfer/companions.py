@@ -119,19 +119,14 @@ def stream_of(recipe: Recipe) -> Any:
 
 def same_steps(recipe: Recipe) -> tuple[Any, ...]:
     """What the members of a group have in common: everything but `OWN`, and the penalty of heads in closed form."""
-    fitted = {"strategy": recipe.strategy.name} if _is_fitted(recipe) else {}
+    fitted = {} if recipe.takes_steps else {"strategy": recipe.strategy.name}
     fields = [field.name for field in dataclasses.fields(recipe) if field.name not in OWN]
     return tuple(fitted.get(name, getattr(recipe, name)) for name in fields)
 
 
-def _is_fitted(recipe: Recipe) -> bool:
-    strategy: Strategy = recipe.strategy.build(STRATEGIES)
-    return not strategy.steps
-
-
 def _untrained(recipe: Recipe) -> Recipe:
     """A recipe whose network begins as this one's, and that is the same for all of which that can be said."""
-    same_network: dict[str, Any] = {"strategy": Choice("linear_probe")} if _is_fitted(recipe) else {}
+    same_network: dict[str, Any] = {} if recipe.takes_steps else {"strategy": Choice("linear_probe")}
     return dataclasses.replace(recipe, **ONE_TRAINING, **same_network)
 
 

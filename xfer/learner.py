@@ -189,12 +189,7 @@ class Learner:
     @property
     def fits_head(self) -> bool:
         """Whether the strategy wants its head fitted before the first step."""
-        return self._strategy.fit is not None
-
-    @property
-    def steps(self) -> bool:
-        """Whether the strategy takes steps at all."""
-        return self._strategy.steps
+        return self._strategy.fit is not None and self._strategy.steps
 
     def fit_head(self, embeddings: Tensor, labels: Tensor) -> None:
         """Fit the head to convergence on embeddings [N, D] of the training part as it is, with labels [N]."""

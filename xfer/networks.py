@@ -100,6 +100,11 @@ def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
     if term:
         term.build(1, recipe.classes)  # the library it needs may not be there
     head = model.get_classifier()
+    if strategy.fit and strategy.fit.how == "ridge" and type(head) is not nn.Linear:
+        raise ValueError(
+            f"strategy {recipe.strategy} takes the place of one linear layer, and {recipe.backbone} ends in "
+            f"{type(head).__name__}: take logistic_probe, or another backbone"
+        )
     try:
         fits = head(model.forward_head(model.forward_features(images), pre_logits=True)).ndim == 2
     except (RuntimeError, IndexError):

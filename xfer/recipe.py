@@ -179,6 +179,11 @@ class Recipe:
         return after
 
     @property
+    def takes_steps(self) -> bool:
+        """Whether anything is trained; where not, the head is fitted in one go and the run is over."""
+        return self._strategy.steps
+
+    @property
     def key(self) -> str:
         """The content hash without seed and draw: what repetitions of one recipe share."""
         return digest.of_values({name: value for name, value in self.as_dict().items() if name not in CHANCE})
@@ -226,8 +231,8 @@ class Recipe:
                 f"body_rate is {self.body_rate:g}, but strategy {self.strategy} trains nothing below the head: leave "
                 f"it at 1"
             )
-        for name, value in () if strategy.steps else WITHOUT_STEPS.items():
-            if getattr(self, name) != value:
+        for name, value in WITHOUT_STEPS.items():
+            if not strategy.steps and getattr(self, name) != value:
                 raise ValueError(
                     f"strategy {self.strategy} fits a linear head in one go and takes no steps: leave {name} at "
                     f"{value}, not {getattr(self, name)}"

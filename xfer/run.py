@@ -155,7 +155,7 @@ class Run:
         while len(self.epochs) < self.recipe.epochs:
             if not self.epochs:
                 self._begin()
-            epoch = self._train_epoch() if self._learner.steps else self._fit_epoch()
+            epoch = self._train_epoch() if self.recipe.takes_steps else self._fit_epoch()
             self.epochs = (*self.epochs, epoch)
             if self.folder is not None:
                 checkpoints.save(self.folder, len(self.epochs), self.state_dict())
@@ -255,7 +255,7 @@ class Run:
             yield frozen.rows(chosen), torch.from_numpy(self.pack.labels[chosen])
 
     def _begin(self) -> None:
-        if self._learner.fits_head and self._learner.steps:
+        if self._learner.fits_head:
             self._fit_head()
         self._set_pace(0)
         self._start_accuracy = self.evaluate("val").accuracy

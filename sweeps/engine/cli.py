@@ -145,7 +145,8 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
         return INTERRUPTED
     if not mirrored:
         console.print(Text(f"MLflow has not received everything yet (see {store.folder}/logs/driver.log)"))
-    return DONE if any(record.status == "finished" for record in store.records()) else NOTHING_FINISHED
+    searched = [record for record in store.records() if record.phase != "screen"]
+    return DONE if any(record.status == "finished" for record in searched) else NOTHING_FINISHED
 
 
 def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:

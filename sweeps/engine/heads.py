@@ -148,7 +148,9 @@ class Heads:
         for trial in trials:
             self._begun(trial)
         if trials:
+            threads = torch.get_num_threads()
             train_heads([config_for(trial, replace(self._site(trial), threads=cores)) for trial in trials])
+            torch.set_num_threads(threads)
             give_back_memory()
         for trial in trials:
             if (record := self._store.record(trial.name)) is not None:
@@ -183,8 +185,10 @@ def train_heads(configs: list[dict[str, Any]]) -> None:
         return
     pack, device = open_site(Site(**left[0]["site"]))
     recipes = [recipe_from(config["recipe"]) for config in left]
-    embedded: dict[Any, _Embedded] = {}  # most groups have their network in common
-    for places in groups_of(recipes):
+    embedded: dict[Any, _Embedded] = {}  # of one network at a time, which is why its groups follow each other
+    groups = groups_of(recipes)
+    networks = [network_key(recipes[places[0]]) for places in groups]
+    for _, places in sorted(zip(map(networks.index, networks), groups, strict=True)):
         configs, members = [left[place] for place in places], [recipes[place] for place in places]
         try:
             _train_group(store, configs, members, pack, device, embedded)
@@ -206,6 +210,7 @@ def _train_group(
     weights = Path(site.weights) if site.weights else None
     key = (network_key(first), first.split_seed, first.draw, first.images_per_class)
     if key not in embedded:
+        embedded.clear()
         features = FeatureStore(Path(site.features) if site.features else None)
         embedded[key] = _Embedded(first, pack, weights, device, features)
     embed = embedded[key]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from types import ModuleType
 from typing import Any
 
@@ -132,9 +133,6 @@ class Sweep:
         self._means = means
         self._watch = watch
         self._objectives = self._plan.objectives
-        if decisions := store.decisions("screening"):
-            self._prepared = screening.narrowed(prepared, decisions[-1])
-        self._proposer = self._new_proposer()
         self._short_of = clock(means.seconds)
         self._concurrent = 1
         self._connected = False
@@ -146,23 +144,28 @@ class Sweep:
             if record.trial in self._trials:
                 self._note(record)
         self._kept = finals.choose(self._records.values(), self._kept_most, self._objectives)
-        searched = self._ended("search")
-        self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
+        self._proposer: Proposer | None = None
+        decisions = store.decisions("screening")
+        if decisions or not screening.described(prepared):
+            self._settle(decisions[-1] if decisions else None)
 
     def screen(self) -> None:
         """Fit heads on every backbone, and decide by them which of them the search is about (`screening`)."""
-        if self._is_screened:
+        if self._proposer is not None:
             return
-        heads, ended = screening.trials(self._prepared), self._ended("screen")
-        left = self._begin(trial for trial in heads if trial.name not in ended)
-        self._run("screening", len(heads), ended, self._all_alone(left), lambda history, trial: True, self._screened)
+        heads = screening.trials(self._prepared)
+        left = self._screening_trials(heads)
+        self._run("screening", len(heads), self._ended("screen"), left, lambda history, trial: True, self._note)
         records = self._ended("screen")
-        if len(records) == len(heads):  # a time budget may be up before
-            decision = screening.decided(self._prepared, records.values())
-            self._store.decide("screening", {"at": now(), **decision})
-            self._watch.say(f"screening: {screening.said(decision)}")
-            self._prepared = screening.narrowed(self._prepared, decision)
-            self._proposer = self._new_proposer()
+        if len(records) < len(heads):
+            self._watch.say("screening: the time was up before every head was fitted, so nothing is decided yet")
+            return
+        decision = screening.decided(self._prepared, records.values())
+        self._store.decide("screening", {"at": now(), **decision})
+        self._watch.say(f"screening: {screening.said(decision)}")
+        for name in records:
+            self._store.drop_checkpoints(name)
+        self._settle(decision)
 
     def search(self) -> None:
         """Run the trials of the search that have not ended yet: of a warm start, then known-good ones, then others.
@@ -170,8 +173,9 @@ class Sweep:
         Known-good ones are never stopped early, except by `one_epoch_top_k`: they are what strategies are compared by,
         and what all others are held against, those of a warm start too.
         """
-        if not self._is_screened:
+        if self._proposer is None:
             return
+        proposer = self._proposer
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
@@ -181,15 +185,15 @@ class Sweep:
             return self._means.seconds is not None and self._short_of(self._expected_finals())
 
         def goes_on(history: History, trial: str) -> bool | None:
-            return (spares and self._proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
+            return (spares and proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
 
         self._run(
             "search",
             max(self._plan.trials, len(begun)),
             ended,
-            self._search_trials([trial for trial in begun if trial.name not in ended], over),
+            self._search_trials(proposer, [trial for trial in begun if trial.name not in ended], over),
             goes_on,
-            self._learn,
+            partial(self._learn, proposer),
             over,
             [f"{number:04d}" for number in range(self._plan.trials)],
         )
@@ -260,7 +264,8 @@ class Sweep:
 
     def copy_study(self) -> None:
         """Write the study where optuna-dashboard finds it."""
-        self._proposer.copy_to(self._store.folder / "study.sqlite3", self._store.name)
+        if self._proposer is not None:
+            self._proposer.copy_to(self._store.folder / "study.sqlite3", self._store.name)
 
     def _run(
         self,
@@ -297,9 +302,32 @@ class Sweep:
             self._heads.beside_trials = False
             self._heads.settle()
 
-    def _search_trials(self, unfinished: list[Trial], over: Callable[[], bool]) -> Iterator[Trial]:
+    def _settle(self, decision: Mapping[str, Any] | None) -> None:
+        """Begin the search that a screening leaves, or without one that of the plan, with all that it has learned."""
+        params = params_of(self._store.plan() or {})
+        if decision is not None:
+            self._prepared = screening.narrowed(self._prepared, decision)
+            params = screening.still_possible(self._prepared.space, params)
+        plan, advised = self._plan, order_of((self._store.plan() or {}).get("advice", {}))
+        self._proposer = Proposer(
+            self._prepared.space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, params
+        )
+        searched = self._ended("search")
+        self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
+
+    def _screening_trials(self, heads: Sequence[Trial]) -> Iterator[Trial]:
+        """One backbone after the other: another one's network is not needed meanwhile, and time may be up."""
+        for _, some in groupby(heads, key=lambda trial: trial.recipe["backbone"]):
+            if self._short_of(0.0):
+                return
+            for trial in self._begin(trial for trial in some if trial.name not in self._records):
+                yield from self._alone(trial)
+            if self._heads is not None:
+                self._heads.settle()
+
+    def _search_trials(self, proposer: Proposer, unfinished: list[Trial], over: Callable[[], bool]) -> Iterator[Trial]:
         for trial in unfinished:
-            self._proposer.adopt(trial.name, trial.params)
+            proposer.adopt(trial.name, trial.params)
             yield from self._alone(trial)
         for number in range(self._plan.trials):
             name = f"{number:04d}"
@@ -307,15 +335,12 @@ class Sweep:
                 continue
             if over():  # heads are begun without anybody asking for the next trial
                 break
-            params, config = self._proposer.propose(name, number)
+            params, config = proposer.propose(name, number)
             proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
-            yield from self._all_alone(self._begin(iter([proposed])))
+            for trial in self._begin(iter([proposed])):
+                yield from self._alone(trial)
         if self._heads is not None:
             self._heads.settle()  # a judge who waits for all must know all
-
-    def _all_alone(self, trials: Iterator[Trial]) -> Iterator[Trial]:
-        for trial in trials:
-            yield from self._alone(trial)
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
@@ -338,13 +363,9 @@ class Sweep:
         # Thousands are held in memory: what is said of single images stays in the store, and a recipe is there once.
         self._records[record.trial] = replace(record, val=None, recipe=self._trials[record.trial].recipe)
 
-    def _screened(self, record: Record) -> None:
+    def _learn(self, proposer: Proposer, record: Record) -> None:
         self._note(record)
-        self._store.drop_checkpoints(record.trial)
-
-    def _learn(self, record: Record) -> None:
-        self._note(record)
-        self._proposer.tell(record)
+        proposer.tell(record)
         # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals. With one
         # objective they are among those that were the best before and the newest.
         among = [self._records[name] for name in {*self._kept, record.trial}]
@@ -354,16 +375,6 @@ class Sweep:
         for name in {record.trial, *self._kept} - set(best):
             self._store.drop_checkpoints(name)
         self._kept = best
-
-    @property
-    def _is_screened(self) -> bool:
-        return bool(self._store.decisions("screening")) or not screening.described(self._prepared)
-
-    def _new_proposer(self) -> Proposer:
-        stored, space, plan = self._store.plan() or {}, self._prepared.space, self._plan
-        warm = screening.still_possible(space, params_of(stored))
-        advised = order_of(stored.get("advice", {}))
-        return Proposer(space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, warm)
 
     @property
     def _kept_most(self) -> int:
@@ -396,7 +407,7 @@ class Sweep:
         tuning.connect()
         self._connected = True
         share = self._means.share
-        if self._means.packs:
+        if self._means.packs and self._proposer is not None:  # before, nobody knows which networks are trained
             self._shares = self._shares or self._probed()
             share = replace(share, gpus=self._shares.smallest())
         fitting = tuning.places(share)
@@ -426,7 +437,7 @@ class Sweep:
             threads=self._means.share.cpus,
             gpus=self._gpus_of(trial),
             compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
-            noisy="noisy_accuracy" in self._plan.objective,
+            noisy="noisy_accuracy" in self._plan.objective and trial.phase != "screen",
             features=str(self._store.folder.resolve().parent / "features"),
         )
 

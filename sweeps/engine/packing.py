@@ -121,9 +121,12 @@ def shape_of(recipe: Recipe) -> Shape:
 def usual(recipe: Recipe) -> Recipe:
     """The recipe with everything at one value that hardly matters to the memory, or at the one that needs the most.
 
-    That is Ranger among the optimizers: it keeps three numbers for each that moves.
+    That is Ranger among the optimizers: it keeps three numbers for each that moves. A head in closed form is one that
+    is trained: there is nothing else on the card that grows with the network.
     """
     plain = recipe.as_dict()
+    if not recipe.takes_steps:
+        plain["strategy"] = {"name": "linear_probe"}
     settings = {kind: {"name": "none"} for kind in ("augmentation", "mixing", "embedding_loss")}
     settings |= {"optimizer": {"name": "ranger"}, "schedule": {"name": "constant"}, "loss": {"name": "cross_entropy"}}
     numbers = {"learning_rate": 1e-6, "weight_decay": 0.0, "seed": 0, "draw": 0, "split_seed": 0}

@@ -183,6 +183,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     prepared = Prepared(plan, space, pack, split, image_size, found, notes, source.name)
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
+    screening.trials(prepared)
     return prepared
 
 

@@ -72,6 +72,8 @@ class Watch:
         self.phase, self.total, self.ended = phase, total, Counter(ended)
         self._inherited, self._began = self.ended.total(), time.monotonic()
         self.running = {}
+        if phase == "search":
+            self.best = self.best_accuracy = None  # a head of the screening is no candidate
         done = f", {self._inherited} of them done before" if self._inherited else ""
         self.say(f"{phase}: {counted(total, 'run')}{done}")
 

@@ -17,8 +17,10 @@ from sweeps.engine.domains import Options, values_of
 from sweeps.engine.samplers import LISTS
 from sweeps.engine.spaces import PARAMETERS, Space, Wishes
 from sweeps.engine.store import Trial
+from xfer import networks
 from xfer.choices import Value
-from xfer.objectives import ACCURACY, Objective
+from xfer.objectives import ACCURACY, OBJECTIVES, Objective
+from xfer.recipe import Recipe
 from xfer.records import Record
 
 if TYPE_CHECKING:  # a plan says whether it screens
@@ -30,8 +32,8 @@ HEADS: dict[str, tuple[float, ...]] = {
 }
 """The penalties that are tried, by strategy."""
 
-FITTED_FIRST = "lp_ft"
-"""The strategy that starts from the head of a `logistic_probe`."""
+FITTED_FIRST, STARTS_FROM = "lp_ft", "logistic_probe"
+"""The strategy that starts from another one's head, and that one."""
 
 
 def drops(prepared: Prepared) -> bool:
@@ -47,29 +49,46 @@ def chooses_head(prepared: Prepared) -> bool:
 
 def described(prepared: Prepared) -> dict[str, Any]:
     """What plan.json says of it; empty for a sweep without screening."""
-    if not drops(prepared) and not chooses_head(prepared):
-        return {}
-    return {"keep": prepared.plan.keep_backbones, "heads": {name: list(each) for name, each in HEADS.items()}}
+    if drops(prepared):
+        return {"keep": prepared.plan.keep_backbones, "heads": {name: list(each) for name, each in HEADS.items()}}
+    if chooses_head(prepared):
+        return {"heads": {STARTS_FROM: list(HEADS[STARTS_FROM])}}
+    return {}
 
 
 def trials(prepared: Prepared) -> list[Trial]:
-    """Every head on every pretrained backbone, `screen-00` and on; none for a sweep without screening."""
-    if not described(prepared):
-        return []
-    recipes = [
-        prepared.recipe(_on(prepared.space, how).configured({"backbone": backbone, "penalty": penalty})).as_dict()
-        for backbone in _backbones(prepared)
-        for how, penalties in HEADS.items()
-        for penalty in penalties
-    ]
-    return [Trial(f"screen-{number:02d}", "screen", {}, recipe) for number, recipe in enumerate(recipes)]
+    """Every head on every pretrained backbone that can have it, `screen-00` and on; none without screening.
+
+    Raises:
+        ValueError: a backbone can have none of them, so that nothing would be known of it.
+    """
+    recipes: list[Recipe] = []
+    for backbone in _backbones(prepared) if described(prepared) else ():
+        refusals, before = [], len(recipes)
+        for how, penalties in described(prepared)["heads"].items():
+            space = _on(prepared.space, how)
+            heads = [
+                prepared.recipe(space.configured({"backbone": backbone, "penalty": penalty})) for penalty in penalties
+            ]
+            try:
+                networks.check(heads[0])
+                recipes += heads
+            except ValueError as error:
+                refusals.append(str(error))
+        if len(recipes) == before:
+            raise ValueError(
+                f"backbone {backbone} cannot be compared with the others by heads on its frozen features "
+                f"({refusals[0]}): leave it out, or raise --keep-backbones"
+            )
+    return [Trial(f"screen-{number:02d}", "screen", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
 
 
 def decided(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
     """What follows from the records of all heads, as plain data.
 
-    `kept` and `dropped` are backbones, the best first, by the best of their heads; a backbone whose heads all failed
-    comes last. `penalties` says by backbone which `logistic_probe` was the best. `by` is the objective of that.
+    `kept` and `dropped` are backbones, the best first by the best of their heads, in the objective `by`; one whose
+    heads all failed comes last. For a strategy that none of the best can do, the best one that can is kept too.
+    `penalties` says by backbone which `logistic_probe` was the best.
     """
     objective = measure(prepared.plan.objectives)
     finished = [record for record in records if record.phase == "screen" and record.status == "finished"]
@@ -83,11 +102,11 @@ def decided(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
     }
     order = sorted((name for name in best if best[name]), key=lambda name: -finals.score_of(best[name][0], objective))
     order += [name for name in best if not best[name]]
-    keep = prepared.plan.keep_backbones
+    kept = _kept(prepared, order)
     return {
         "by": objective.name,
-        "kept": order[:keep],
-        "dropped": order[keep:],
+        "kept": kept,
+        "dropped": [name for name in order if name not in kept],
         "penalties": {name: penalty for name in order if (penalty := _penalty(best[name])) is not None},
     }
 
@@ -106,30 +125,30 @@ def narrowed(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
 
 
 def still_possible(space: Space, params: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Those of some free choices whose backbone is left, in terms of the space as it is now."""
-    found = []
+    """Those of some free choices whose backbone is left, in terms of the space as it is now, each once."""
+    found: list[dict[str, Any]] = []
     for choices in params:
         asked = Wishes(choices)
-        config = space.suggest(asked)
-        if choices.get("backbone", config["backbone"]) == config["backbone"]:
+        space.suggest(asked)
+        if asked.granted.get("backbone") == choices.get("backbone") and asked.granted not in found:
             found.append(asked.granted)
     return found
 
 
 def measure(objectives: Sequence[Objective]) -> Objective:
-    """What backbones are compared by: the objective that decides where it is a share of images, else accuracy.
+    """What backbones are compared by: balanced accuracy where that is what decides, else accuracy.
 
     A head in closed form is no faster or slower than another, and the outputs of one kind are no log-probabilities.
     """
-    return objectives[0] if objectives[0].unit == "share" else ACCURACY
+    return objectives[0] if objectives[0] == OBJECTIVES["balanced_accuracy"] else ACCURACY
 
 
 def said(decision: Mapping[str, Any]) -> str:
     """A decision in a line."""
     kept, dropped = ", ".join(decision["kept"]), ", ".join(decision["dropped"])
     heads = "; ".join(f"{name} {penalty:g}" for name, penalty in decision["penalties"].items())
-    went = f"frozen features speak for {kept}; {dropped} {'is' if len(decision['dropped']) == 1 else 'are'} left out"
-    return went if dropped else f"the best head's penalty by backbone: {heads}"
+    left_out = f"{dropped} {'is' if len(decision['dropped']) == 1 else 'are'} left out"
+    return f"frozen features speak for {kept}; {left_out}" if dropped else f"penalty of the best head: {heads}"
 
 
 def _is_free(prepared: Prepared) -> bool:
@@ -142,6 +161,16 @@ def _backbones(prepared: Prepared) -> list[str]:
     return [each.name for each in prepared.backbones if each.file is not None and each.name in tried]
 
 
+def _kept(prepared: Prepared, order: Sequence[str]) -> list[str]:
+    possible, keep = prepared.space.possible, prepared.plan.keep_backbones
+    kept = set(order[:keep])
+    for strategy in prepared.space.strategies():
+        able = [name for name in order if strategy in possible.get(name, {strategy: {}})]
+        if able and kept.isdisjoint(able):
+            kept.add(able[0])
+    return [name for name in order if name in kept]
+
+
 def _on(space: Space, how: str) -> Space:
     """The space of one strategy with its usual penalties, whether or not it competes."""
     return replace(space, axes={**space.axes, "strategy": Options((how,))}, parameters=PARAMETERS, possible={})
@@ -149,7 +178,7 @@ def _on(space: Space, how: str) -> Space:
 
 def _penalty(heads: Sequence[Record]) -> Value:
     """Of the best `logistic_probe`; of equally good ones that with the lowest loss."""
-    logistic = [record for record in heads if record.recipe["strategy"]["name"] == "logistic_probe"]
+    logistic = [record for record in heads if record.recipe["strategy"]["name"] == STARTS_FROM]
     if not logistic:
         return None
     best = min(logistic, key=lambda record: (-(record.val_accuracy or 0.0), record.epochs[-1].val_loss))

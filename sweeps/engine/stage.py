@@ -192,8 +192,12 @@ def history_of(store: Store, objective: Objective = ACCURACY) -> dict[str, Progr
 
 
 def settled_after(recipe: Any) -> int:
-    """After how many epochs all that will ever move in a recipe does."""
-    return recipe_from(recipe).settled_after
+    """After how many epochs a recipe's values say what it will come to, as others' do.
+
+    Never, for a head in closed form: what it comes to in its only epoch is not to be held against others' first.
+    """
+    built = recipe_from(recipe)
+    return built.settled_after if built.takes_steps else built.epochs
 
 
 def clock(seconds: float | None) -> Callable[[float], bool]:

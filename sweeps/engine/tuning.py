@@ -54,6 +54,9 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would otherwise leave CUDA_VISIBLE_DEVICES unset, and so every GPU in sight, where none was asked for.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Tune runs a trial in a thread, and glibc would give that a small arena of its own, from which large blocks go back
+    # to the system whatever `xfer.allocator` says: a training step was a sixth slower (2026-11-25).
+    "MALLOC_ARENA_MAX": "1",
     # Blocks of memory that grow: parts of other sizes, evaluation and the next trial of a process would otherwise each
     # leave gaps that fit nobody else, and gaps count against the share that a process is capped at.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",

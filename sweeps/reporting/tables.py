@@ -86,7 +86,7 @@ def strategies_table(results: Results) -> Table:
 
 
 def failures_table(results: Results) -> Table:
-    """Every run that failed, of the search and of the finals, with its reason."""
+    """Every run that failed, whatever it was for, with its reason."""
     failed = sorted((record for record in results.records if record.status == "failed"), key=lambda r: r.trial)
     return Table(
         ("trial", "strategy", "epochs", "reason"),

@@ -137,3 +137,28 @@ def test_a_slower_body_is_never_proposed_where_the_head_alone_moves() -> None:
 def test_a_slower_body_for_a_head_alone_is_refused() -> None:
     with pytest.raises(ValueError, match=r"body_rate=0.1 would never be tried: strategy=linear_probe rules it out"):
         space_for(["a"], 6, ["linear_probe"], {"body_rate": "0.1"})
+
+
+def test_without_steps_only_the_penalty_and_what_shapes_the_network_is_searched() -> None:
+    space = space_for(["a", "b"], 6, edits={**WIDE, "strategy": "ridge_probe,logistic_probe,naive"})
+    asked_for = {"backbone", "strategy", "penalty", "activation", "colour", "images_per_class"}
+    for config, asked in thrown(space, 200):
+        assert config["epochs"] == (6 if config["strategy"] == "naive" else 1)
+        if config["strategy"] != "naive":
+            assert {name.rpartition(".")[2] for name in asked} == asked_for
+            recipe_of(config, 6)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"loss": "focal"}, r"loss=focal would never be tried: strategy=ridge_probe rules it out"),
+        ({"augmentation": "none,flip"}, r"augmentation=flip would never be tried: strategy=ridge_probe rules it out"),
+        ({"batch_size": "16"}, r"batch_size=16 would never be tried: strategy=ridge_probe rules it out"),
+        ({"learning_rate": "0.1"}, r"learning_rate=0.1 would never be tried: ridge_probe fits its head in one go"),
+    ],
+)
+def test_what_takes_steps_to_matter_is_refused_where_nothing_takes_any(edits: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        space_for(["a"], 6, ["ridge_probe"], edits)
+    space_for(["a"], 6, ["ridge_probe", "naive"], edits)

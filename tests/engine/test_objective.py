@@ -294,6 +294,7 @@ def launched(folder: Path, *objective: str) -> Launched:
         pack=SimpleNamespace(folder=folder / "pack"),
         recipe=lambda config: recipe_from(a_recipe()),
         redraws=False,
+        backbones=(),
     )
     store = Store(folder / "colours")
     params = prepared.space.known_good()[0]

@@ -18,6 +18,7 @@ from sweeps.engine.packing import CONTEXT_BYTES, MARGIN, SHARES, Probe, Shape, S
 from sweeps.engine.probing import Kind, place_of, probe_each, probed, read, write
 from sweeps.engine.store import Trial
 from sweeps.engine.trainable import Site, config_for
+from xfer.methods.strategies import STRATEGIES
 
 GIGABYTE = 2**30
 CARDS = {"H100": 80 * GIGABYTE, "T4": 16 * GIGABYTE, "laptop": 4 * GIGABYTE}
@@ -133,6 +134,17 @@ def test_what_has_a_say_in_the_memory_makes_another_shape(make_recipe: Any) -> N
     shapes = Counter(shape_of(make_recipe(**change)) for change in changes)
     assert set(shapes.values()) == {1}
     assert len(shapes) == len(changes)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("lora", "drop_early")])
+def test_every_strategy_has_a_shape(make_recipe: Any, strategy: str) -> None:
+    shape = shape_of(make_recipe(strategy=strategy, epochs=4))
+    assert 0 < shape.moving <= shape.parameters
+
+
+def test_a_head_in_closed_form_has_the_shape_of_one_that_is_trained(make_recipe: Any) -> None:
+    probe = shape_of(make_recipe(strategy="linear_probe", batch_size=64))
+    assert {shape_of(make_recipe(strategy=how)) for how in ("ridge_probe", "logistic_probe")} == {probe}
 
 
 def test_a_shape_says_what_is_frozen_and_what_moves(make_recipe: Any, make_run: Any) -> None:
@@ -349,6 +361,11 @@ def test_a_share_that_was_asked_for_overrides_all_probes(
     sweep = launch.Sweep.__new__(launch.Sweep)
     sweep._means = launch.Means(share=trainable.Share(1, 1.0), packs=packs, tracking_uri="")
     sweep._shares = None
+    sweep._proposer = None
+    sweep._connect()
+    assert asked.pop() == trainable.Share(1, 1.0)  # while backbones are screened, nobody knows which are trained
+    assert "probed" not in asked
+    sweep._proposer = "somebody"  # type: ignore[assignment]
     sweep._connect()
     sweep._connect()
     assert asked.count("probed") == int(packs)

@@ -282,3 +282,16 @@ def test_without_a_scheduler_everybody_runs_to_the_end() -> None:
 @pytest.mark.parametrize("rule", SCHEDULERS)
 def test_a_trial_alone_goes_on(rule: str) -> None:
     assert all(SCHEDULERS[rule]({"me": Progress([0.0] * epoch)}, "me", 9) for epoch in range(1, 10))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_head_that_is_over_after_one_epoch_is_held_against_nobody(name: str) -> None:
+    """What it has come to is its end: others' first epochs are only their beginning."""
+    heads = {f"head{number}": Progress([0.9], settled_after=1, ended=True) for number in range(6)}
+    others = {f"{number:04d}": Progress([0.1 * number], ended=number > 2) for number in range(4)}
+    for epochs in (2, 4, 24):
+        for trial in others:
+            with_them = SCHEDULERS[name]({**heads, **others}, trial, epochs)
+            assert with_them == SCHEDULERS[name](others, trial, epochs) or name == "one_epoch_top_k"
+    goes_on = {trial: one_epoch_top_k({**heads, **others}, trial, 4) for trial in others}
+    assert goes_on == {"0000": False, "0001": True, "0002": True, "0003": True}

@@ -119,6 +119,15 @@ def test_together_these_are_all_kinds_of_choice():
     assert {*EVERY_KIND, *TERM} == set(TABLES)
 
 
+def test_a_head_in_closed_form_is_one_epoch_and_what_has_no_say_is_refused(xfer, flags, tmp_path):
+    ended = xfer("train", *flags("--strategy", "ridge_probe:penalty=10", "--out", tmp_path / "out"))
+    assert (ended.status, ended.err) == (0, "")
+    record = record_from(written(tmp_path / "out" / "record.json"))
+    assert (record.status, len(record.epochs), record.recipe["strategy"]["penalty"]) == ("finished", 1, 10.0)
+    ended = xfer("train", *flags("--strategy", "ridge_probe", "--epochs", 3, "--out", tmp_path / "other"))
+    assert (ended.status, "takes no steps: leave epochs at 1, not 3" in ended.err) == (2, True)
+
+
 def test_a_choice_has_all_its_parameters_and_whole_numbers_may_stand_for_others():
     assert str(choice_from("schedule", "step:drop_to=0.5")) == "step(drop_every=0.6666666666666666, drop_to=0.5)"
     assert choice_from("mixing", "mixup:alpha=1") == choice_from("mixing", "mixup:alpha=1.0")

@@ -16,7 +16,7 @@ from xfer import digest
 from xfer.choices import choose, parameters
 from xfer.data.pack import build_pack
 from xfer.data.sources import folder
-from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL, WHOLE, Recipe, recipe_from
+from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL, WHOLE, WITHOUT_STEPS, Recipe, recipe_from
 
 ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 CHANGES = {
@@ -339,3 +339,13 @@ def test_a_recipe_is_a_value(make_recipe):
 def test_a_slower_body_is_refused_where_nothing_of_it_moves(make_recipe, strategy):
     with pytest.raises(ValueError, match=r"body_rate is 0.1, but strategy .* trains nothing below the head"):
         make_recipe(strategy=strategy, body_rate=0.1)
+
+
+@pytest.mark.parametrize("field", sorted(set(WITHOUT_STEPS) - {"body_rate"}))
+def test_without_steps_whatever_has_no_say_is_as_it_is_for_all(make_recipe, field):
+    recipe = make_recipe(strategy="ridge_probe")
+    other = {**recipe.as_dict(), "clip_norm": None, field: CHANGES[field]}
+    if field in TABLES:
+        other[field] = {"name": CHANGES[field]}
+    with pytest.raises(ValueError, match=rf"strategy ridge_probe\(penalty=100.0\) fits .* leave {field} at"):
+        recipe_from(other)

@@ -114,7 +114,7 @@ def ridge_probe(penalty: float = 100.0) -> Strategy:
     """A linear head in closed form on frozen features: least squares on one-hot targets, the weights penalised.
 
     `linear_probe` without a rate, a schedule or an epoch to choose (Hoerl & Kennard 1970). Its outputs are no
-    log-probabilities, so read its accuracy and not its loss. One decomposition serves every penalty of a sweep.
+    log-probabilities, so read its accuracy and not its loss. One decomposition serves many penalties side by side.
 
     Raises:
         ValueError: a penalty that is not above 0.
@@ -274,8 +274,8 @@ def lp_ft(penalty: float = 1.0) -> Strategy:
     """The head of `logistic_probe` with this penalty first, then everything is trained from there.
 
     With a head that fits, the first gradients no longer distort the features; better than plain fine-tuning above all
-    on images unlike the training ones (Kumar et al. 2022). The fit takes one pass over the images. A sweep finds out
-    beforehand which penalty makes the best head.
+    on images unlike the training ones (Kumar et al. 2022). The fit takes one pass over the images. Unless penalties are
+    asked for, a sweep finds out beforehand which makes the best head.
 
     Measured: 71.9% ± 4.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 

@@ -223,9 +223,9 @@ class Mirror:
 
     def _sync_tests(self, client: MlflowClient, sweep: MirroredSweep) -> None:
         """The test part is opened long after a finalist's runs ended: ask for those, `0007` and `0007-s1`, alone."""
-        finalists = {name.partition("-")[0] for name in sweep.trials if "-" in name}
+        finalists = {name.partition("-s")[0] for name in sweep.trials if "-s" in name}
         for name, run in sweep.trials.items():
-            if name.partition("-")[0] in finalists and run.state == "finished" and "test_accuracy" not in run.metrics:
+            if name.partition("-s")[0] in finalists and run.state == "finished" and "test_accuracy" not in run.metrics:
                 test = self.store.test(name)
                 if test is not None and not run.deleted:
                     at = modified(self.store.trial_folder(name) / "test.json")
