@@ -3,7 +3,7 @@
     python -m benchmarks.overhead --trials 100 --trials 5000 --resume 200 --write
 
 Trials that train nothing go through the real launch path: the proposer, Ray Tune, the store, the MLflow mirror on
-SQLite. Only what happens in a trial's process is another (`launch.Means.trainable`): one plausible epoch is written
+SQLite. Only what happens in a trial's process is another (`sweep.Means.trainable`): one plausible epoch is written
 down and reported, and then a record. The sampler is random, the network small, and two trials run at a time.
 
 Each sweep runs in a process of its own. What a trial costs is the time from the first trial's end until everything is
@@ -133,7 +133,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     from rich.console import Console
 
     from sweeps import folder as page
-    from sweeps.engine import launch, options, tracking
+    from sweeps.engine import launch, options, sweep, tracking
     from sweeps.engine.prepare import prepare
     from sweeps.engine.progress import Watch
     from sweeps.engine.quiet import chatter_to
@@ -159,7 +159,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     prepared = prepare(options.plan_from(page.plan, asked), asked.storage)
     store = Store(asked.storage / asked.name)
     store.folder.mkdir(parents=True)
-    means = launch.Means(concurrent=2, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
+    means = sweep.Means(concurrent=2, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
     began = time.perf_counter()
     with chatter_to(store.folder / "logs" / "driver.log") as console, Timed(Console(quiet=True), store.name) as watch:
         if not launch.run(prepared, store, means, watch):

@@ -28,8 +28,8 @@ from xfer.data.addresses import FORMS
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
     from collections.abc import Iterator
 
-    from sweeps.engine.launch import Means
     from sweeps.engine.prepare import Prepared
+    from sweeps.engine.sweep import Means
     from sweeps.reporting.results import Results
 
 DONE, NOTHING_FINISHED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -96,13 +96,14 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     from sweeps.engine import launch, tracking
     from sweeps.engine.prepare import prepare
     from sweeps.engine.quiet import chatter_to
+    from sweeps.engine.sweep import Means
     from xfer.allocator import keep_freed_memory
 
     keep_freed_memory()  # data are measured, and heads trained, in this process
     with _watched("reading images") as progress:
         prepared = prepare(plan, asked.storage, progress)
     share = _share(asked)
-    means = launch.Means(
+    means = Means(
         share=share,
         packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,

@@ -62,24 +62,8 @@ def trials(prepared: Prepared) -> list[Trial]:
     Raises:
         ValueError: a backbone can have none of them, so that nothing would be known of it.
     """
-    recipes: list[Recipe] = []
-    for backbone in _backbones(prepared) if described(prepared) else ():
-        refusals, before = [], len(recipes)
-        for how, penalties in described(prepared)["heads"].items():
-            space = _on(prepared.space, how)
-            heads = [
-                prepared.recipe(space.configured({"backbone": backbone, "penalty": penalty})) for penalty in penalties
-            ]
-            try:
-                networks.check(heads[0])
-                recipes += heads
-            except ValueError as error:
-                refusals.append(str(error))
-        if len(recipes) == before:
-            raise ValueError(
-                f"backbone {backbone} cannot be compared with the others by heads on its frozen features "
-                f"({refusals[0]}): leave it out, or raise --keep-backbones"
-            )
+    tried = described(prepared).get("heads", {})
+    recipes = [recipe for backbone in _backbones(prepared) if tried for recipe in _heads(prepared, backbone, tried)]
     return [Trial(f"screen-{number:02d}", "screen", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
 
 
@@ -92,11 +76,10 @@ def decided(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
     """
     objective = measure(prepared.plan.objectives)
     finished = [record for record in records if record.phase == "screen" and record.status == "finished"]
-    best: dict[str, list[Record]] = {
+    best = {
         backbone: sorted(
             (record for record in finished if record.recipe["backbone"] == backbone),
-            key=lambda record: finals.score_of(record, objective),
-            reverse=True,
+            key=lambda record: (-finals.score_of(record, objective), record.epochs[-1].val_loss),
         )
         for backbone in _backbones(prepared)
     }
@@ -176,11 +159,26 @@ def _on(space: Space, how: str) -> Space:
     return replace(space, axes={**space.axes, "strategy": Options((how,))}, parameters=PARAMETERS, possible={})
 
 
+def _heads(prepared: Prepared, backbone: str, tried: Mapping[str, Sequence[float]]) -> list[Recipe]:
+    """The heads that a backbone can have; a ValueError where there is none."""
+    found, refusals = [], []
+    for how, penalties in tried.items():
+        space = _on(prepared.space, how)
+        heads = [prepared.recipe(space.configured({"backbone": backbone, "penalty": each})) for each in penalties]
+        try:
+            networks.check(heads[0])
+            found += heads
+        except ValueError as error:
+            refusals.append(str(error))
+    if not found:
+        raise ValueError(
+            f"backbone {backbone} cannot be compared with the others by heads on its frozen features ({refusals[0]}): "
+            f"leave it out, or raise --keep-backbones"
+        )
+    return found
+
+
 def _penalty(heads: Sequence[Record]) -> Value:
-    """Of the best `logistic_probe`; of equally good ones that with the lowest loss."""
-    logistic = [record for record in heads if record.recipe["strategy"]["name"] == STARTS_FROM]
-    if not logistic:
-        return None
-    best = min(logistic, key=lambda record: (-(record.val_accuracy or 0.0), record.epochs[-1].val_loss))
-    value: Value = best.recipe["strategy"]["penalty"]
-    return value
+    """That of the first `logistic_probe`; None where there is none."""
+    penalties = (head.recipe["strategy"]["penalty"] for head in heads if head.recipe["strategy"]["name"] == STARTS_FROM)
+    return next(penalties, None)

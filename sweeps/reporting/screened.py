@@ -26,7 +26,9 @@ def screening(results: Results) -> Table:
     for name in (*decision["kept"], *decision["dropped"]):
         heads = [record for record in results.records if record.phase == "screen" and record.recipe["backbone"] == name]
         finished = [record for record in heads if record.status == "finished"]
-        best = max(finished, key=lambda record: objective.score(record.epochs) or 0.0, default=None)
+        best = min(
+            finished, key=lambda one: (-(objective.score(one.epochs) or 0.0), one.epochs[-1].val_loss), default=None
+        )
         value = objective.value(best.epochs) if best else None
         rows.append(
             (

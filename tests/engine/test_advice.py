@@ -14,10 +14,11 @@ from sweeps.engine import advice, launch
 from sweeps.engine.advice import advice_for, order_of, said
 from sweeps.engine.domains import Options
 from sweeps.engine.edits import space_for
-from sweeps.engine.launch import Means, Sweep, claim
+from sweeps.engine.launch import claim
 from sweeps.engine.plan import Plan
 from sweeps.engine.prepare import Prepared, prepare
 from sweeps.engine.store import Store
+from sweeps.engine.sweep import Means, Sweep
 from tests.conftest import BACKBONE
 from xfer import backbones
 

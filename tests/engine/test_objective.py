@@ -19,8 +19,6 @@ from rich.console import Console
 
 from sweeps.engine import finals
 from sweeps.engine.edits import space_for
-from sweeps.engine.launch import Means
-from sweeps.engine.launch import Sweep as Launched
 from sweeps.engine.plan import Plan
 from sweeps.engine.prepare import differences
 from sweeps.engine.progress import Watch
@@ -29,6 +27,8 @@ from sweeps.engine.schedulers import SCHEDULERS, History
 from sweeps.engine.spaces import Space
 from sweeps.engine.stage import Stage, history_of
 from sweeps.engine.store import Store, Trial
+from sweeps.engine.sweep import Means
+from sweeps.engine.sweep import Sweep as Launched
 from sweeps.engine.trainable import Site
 from tests.engine import proposing
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch, an_evaluation

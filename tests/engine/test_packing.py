@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from sweeps.engine import launch, packing, probing, trainable, tuning
+from sweeps.engine import packing, probing, trainable, tuning
 from sweeps.engine.packing import CONTEXT_BYTES, MARGIN, SHARES, Probe, Shape, Shares, cap_of, shape_of, share_of
 from sweeps.engine.probing import Kind, place_of, probe_each, probed, read, write
 from sweeps.engine.store import Trial
+from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.trainable import Site, config_for
 from xfer.methods.strategies import STRATEGIES
 
@@ -357,9 +358,9 @@ def test_a_share_that_was_asked_for_overrides_all_probes(
     shares = Shares([Probe(shape_of(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
     monkeypatch.setattr(tuning, "connect", lambda: None)
     monkeypatch.setattr(tuning, "places", lambda share: asked.append(share) or int(4 / share.gpus))
-    monkeypatch.setattr(launch.Sweep, "_probed", lambda sweep: asked.append("probed") or shares)
-    sweep = launch.Sweep.__new__(launch.Sweep)
-    sweep._means = launch.Means(share=trainable.Share(1, 1.0), packs=packs, tracking_uri="")
+    monkeypatch.setattr(Sweep, "_probed", lambda sweep: asked.append("probed") or shares)
+    sweep = Sweep.__new__(Sweep)
+    sweep._means = Means(share=trainable.Share(1, 1.0), packs=packs, tracking_uri="")
     sweep._shares = None
     sweep._proposer = None
     sweep._connect()

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from sweeps.engine import screening
 from sweeps.engine.domains import Options
-from sweeps.engine.launch import Means, Sweep
 from sweeps.engine.plan import Plan
 from sweeps.engine.prepare import Prepared, differences, prepare
 from sweeps.engine.progress import Watch
 from sweeps.engine.samplers import Proposer
 from sweeps.engine.store import Store, Trial
+from sweeps.engine.sweep import Means, Sweep
 from tests.engine.conftest import a_record
 from xfer.objectives import OBJECTIVES
 from xfer.recipe import Recipe

@@ -334,9 +334,9 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
     from types import SimpleNamespace
 
     from sweeps.engine.edits import space_for
-    from sweeps.engine.launch import Means
-    from sweeps.engine.launch import Sweep as Launched
     from sweeps.engine.plan import Plan
+    from sweeps.engine.sweep import Means
+    from sweeps.engine.sweep import Sweep as Launched
 
     prepared: Any = SimpleNamespace(
         plan=Plan("folder", "Which?", trials=10, epochs=EPOCHS),

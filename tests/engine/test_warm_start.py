@@ -14,12 +14,13 @@ import pytest
 from sweeps.engine import advice, finals, warm_start
 from sweeps.engine.alike import LIMIT, Seen
 from sweeps.engine.edits import space_for
-from sweeps.engine.launch import ChangedPlanError, Means, Sweep, claim
+from sweeps.engine.launch import ChangedPlanError, claim
 from sweeps.engine.plan import Plan
 from sweeps.engine.prepare import Prepared, differences
 from sweeps.engine.samplers import Proposer
 from sweeps.engine.spaces import Space
 from sweeps.engine.store import Store, Trial
+from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.warm_start import IN_ALL, Earlier, Near, nearest, params_of, said, taken, translated
 from tests.conftest import BACKBONE
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_evaluation, pictures

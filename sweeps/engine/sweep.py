@@ -1,0 +1,373 @@
+"""Sweep: the stages of a sweep, one after the other: screening, search, finals, the test part, the winner's model."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
+from types import ModuleType
+from typing import Any
+
+from sweeps.engine import finals, packing, probing, screening
+from sweeps.engine.advice import order_of
+from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
+from sweeps.engine.prepare import Prepared
+from sweeps.engine.progress import Watch
+from sweeps.engine.provenance import now
+from sweeps.engine.samplers import LEARN, Proposer
+from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
+from sweeps.engine.stage import Judge, Stage, clock
+from sweeps.engine.store import Store, Trial
+from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
+from sweeps.engine.warm_start import params_of
+from xfer.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a sweep may use here and now: nothing of it changes what any trial is."""
+
+    share: Share = field(default_factory=Share)
+    packs: bool = False
+    """Whether trials share GPUs as far as probes say that they fit (see packing.py), rather than by `share`."""
+    concurrent: int | None = None
+    """Trials at a time; as many as fit unless given."""
+    seconds: float | None = None
+    """The time budget; None for as long as it takes."""
+    tracking_uri: str
+    """Where MLflow is: a database (`tracking.default_uri`) or a server."""
+    trainable: Trainable = train_trial
+    """What happens in a trial's process; another one only to find out what everything else costs."""
+
+
+class Sweep:
+    """The stages of a sweep, each to be called once and in this order.
+
+    Args:
+        prepared: the plan with its data and weights.
+        store: where everything is written.
+        means: what may be used.
+        watch: told what happens.
+    """
+
+    def __init__(self, prepared: Prepared, store: Store, means: Means, watch: Watch) -> None:
+        self._prepared = prepared
+        self._plan = prepared.plan
+        self._store = store
+        self._means = means
+        self._watch = watch
+        self._objectives = self._plan.objectives
+        self._short_of = clock(means.seconds)
+        self._concurrent = 1
+        self._connected = False
+        self._heads: Heads | None = None
+        self._shares: packing.Shares | None = None
+        self._trials = {trial.name: trial for trial in store.trials()}
+        self._records: dict[str, Record] = {}
+        for record in store.records():
+            if record.trial in self._trials:
+                self._note(record)
+        self._kept = finals.choose(self._records.values(), self._kept_most, self._objectives)
+        self._proposer: Proposer | None = None
+        decisions = store.decisions("screening")
+        if decisions or not screening.described(prepared):
+            self._settle(decisions[-1] if decisions else None)
+
+    def screen(self) -> None:
+        """Fit heads on every backbone, and decide by them which of them the search is about (`screening`)."""
+        if self._proposer is not None:
+            return
+        heads = screening.trials(self._prepared)
+        left = self._screening_trials(heads)
+        self._run("screening", len(heads), self._ended("screen"), left, lambda history, trial: True, self._note)
+        records = self._ended("screen")
+        if len(records) < len(heads):
+            self._watch.say("screening: the time was up before every head was fitted, so nothing is decided yet")
+            return
+        decision = screening.decided(self._prepared, records.values())
+        self._store.decide("screening", {"at": now(), **decision})
+        self._watch.say(f"screening: {screening.said(decision)}")
+        for name in records:
+            self._store.drop_checkpoints(name)
+        self._settle(decision)
+
+    def search(self) -> None:
+        """Run the trials of the search that have not ended yet: of a warm start, then known-good ones, then others.
+
+        Known-good ones are never stopped early, except by `one_epoch_top_k`: they are what strategies are compared by,
+        and what all others are held against, those of a warm start too.
+        """
+        if self._proposer is None:
+            return
+        proposer = self._proposer
+        begun = [trial for trial in self._trials.values() if trial.phase == "search"]
+        ended = self._ended("search")
+        judge = SCHEDULERS[self._plan.scheduler]
+        spares = self._plan.scheduler in SPARE_KNOWN_GOOD
+
+        def over() -> bool:
+            return self._means.seconds is not None and self._short_of(self._expected_finals())
+
+        def goes_on(history: History, trial: str) -> bool | None:
+            return (spares and proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
+
+        self._run(
+            "search",
+            max(self._plan.trials, len(begun)),
+            ended,
+            self._search_trials(proposer, [trial for trial in begun if trial.name not in ended], over),
+            goes_on,
+            partial(self._learn, proposer),
+            over,
+            [f"{number:04d}" for number in range(self._plan.trials)],
+        )
+
+    def finals(self) -> None:
+        """Run the best recipes of the search again, on new seeds, and where data are few on new validation parts.
+
+        A search that its time budget cut short has its best so far.
+        """
+        chosen, trials = self._finalists(), self._final_trials()
+        if not chosen:
+            return
+        decisions = self._store.decisions("finals")
+        if not decisions or decisions[-1]["finalists"] != chosen:
+            self._store.decide("finals", {"at": now(), "finalists": chosen, "seeds": self._plan.seeds})
+        ended = self._ended("final")
+        self._run(
+            "finals",
+            len(trials),
+            {name: ended[name] for name in (trial.name for trial in trials) if name in ended},
+            self._begin(trial for trial in trials if trial.name not in ended),
+            lambda history, trial: True,
+            self._note,
+        )
+
+    def open_test(self) -> None:
+        """Fix the finalists' ranking, then open the test part for them; not before all of their runs have ended."""
+        if any(trial.name not in self._records for trial in self._final_trials()):
+            return
+        runs = finals.runs(self._records.values(), self._finalists())
+        ranked = finals.rank(runs, self._objectives[0])
+        openings = self._store.decisions("openings")
+        if ranked and (not openings or openings[-1]["finalists"] != ranked):
+            self._store.decide("openings", {"at": now(), "finalists": ranked})
+        closed = [record for name in ranked for record in runs[name] if record.test is None]
+        if closed:
+            self._watch.say("test part: opened for the finalists, now that their ranking is fixed")
+            self._on_cluster(open_test, [(self._config(record),) for record in closed])
+            for record in closed:
+                self._records[record.trial] = replace(record, test=self._store.test(record.trial))
+
+    def export(self) -> Record | None:
+        """Write the winner's network to the sweep's folder; says whose it is, None where nothing finished."""
+        openings = self._store.decisions("openings")
+        if openings:
+            first = openings[-1]["finalists"][0]
+            winner = finals.runs(self._records.values(), [first])[first][0]
+        elif best := finals.choose(self._records.values(), 1, self._objectives):
+            winner = self._records[best[0]]
+        else:
+            return None
+        folder, note = self._store.folder / "model", self._store.folder / "model" / "trial.txt"
+        if not note.exists() or note.read_text() != winner.trial:
+            if self._trains_here and not self._connected:
+                export_model(self._config(winner), str(folder))  # for one network no processes are started
+            else:
+                self._on_cluster(export_model, [(self._config(winner), str(folder))])
+            note.write_text(winner.trial)
+        if openings:
+            for name in self._ended("final"):
+                if finals.of(name) != finals.of(winner.trial):
+                    self._store.drop_checkpoints(name)
+        return winner
+
+    def reached(self, winner: Record) -> dict[str, float]:
+        """What the winner's recipe came to, by metric."""
+        return finals.metrics(winner, self._records.values(), self._objectives)
+
+    def copy_study(self) -> None:
+        """Write the study where optuna-dashboard finds it."""
+        if self._proposer is not None:
+            self._proposer.copy_to(self._store.folder / "study.sqlite3", self._store.name)
+
+    def _run(
+        self,
+        phase: str,
+        total: int,
+        ended: dict[str, Record],
+        trials: Iterator[Trial],
+        judge: Judge,
+        learn: Callable[[Record], None],
+        over: Callable[[], bool] | None = None,
+        to_come: Sequence[str] = (),
+    ) -> None:
+        over = over or (lambda: self._short_of(0.0))
+        left = total - len(ended)
+        if left <= 0 or over():
+            return
+        if not self._trains_here:
+            self._connect()
+        self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
+        stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
+        learns = phase == "search" and self._plan.sampler in LEARN
+        at_once = BETWEEN_LESSONS if learns else AT_ONCE
+        tasks = 1 if self._means.share.gpus else self._concurrent
+        if self._means.trainable is train_trial:
+            beside = (stage.begun_beside, stage.ended_beside)
+            self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks, self._trains_here)
+        if stage.has_next():
+            tuning = self._connect()
+            if self._heads is not None:
+                self._heads.beside_trials = True
+                self._heads.start()
+            tuning.run_trials(stage, self._concurrent, self._means.trainable)
+        if self._heads is not None:
+            self._heads.beside_trials = False
+            self._heads.settle()
+
+    def _settle(self, decision: Mapping[str, Any] | None) -> None:
+        """Begin the search that a screening leaves, or without one that of the plan, with all that it has learned."""
+        params = params_of(self._store.plan() or {})
+        if decision is not None:
+            self._prepared = screening.narrowed(self._prepared, decision)
+            params = screening.still_possible(self._prepared.space, params)
+        plan, advised = self._plan, order_of((self._store.plan() or {}).get("advice", {}))
+        self._proposer = Proposer(
+            self._prepared.space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, params
+        )
+        searched = self._ended("search")
+        self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
+
+    def _screening_trials(self, heads: Sequence[Trial]) -> Iterator[Trial]:
+        """One backbone after the other: another one's network is not needed meanwhile, and time may be up."""
+        for _, some in groupby(heads, key=lambda trial: trial.recipe["backbone"]):
+            if self._short_of(0.0):
+                return
+            for trial in self._begin(trial for trial in some if trial.name not in self._records):
+                yield from self._alone(trial)
+            if self._heads is not None:
+                self._heads.settle()
+
+    def _search_trials(self, proposer: Proposer, unfinished: list[Trial], over: Callable[[], bool]) -> Iterator[Trial]:
+        for trial in unfinished:
+            proposer.adopt(trial.name, trial.params)
+            yield from self._alone(trial)
+        for number in range(self._plan.trials):
+            name = f"{number:04d}"
+            if name in self._trials:
+                continue
+            if over():  # heads are begun without anybody asking for the next trial
+                break
+            params, config = proposer.propose(name, number)
+            proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
+            for trial in self._begin(iter([proposed])):
+                yield from self._alone(trial)
+        if self._heads is not None:
+            self._heads.settle()  # a judge who waits for all must know all
+
+    def _alone(self, trial: Trial) -> Iterator[Trial]:
+        """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""
+        if self._heads is None:
+            yield trial
+        elif self._heads.add(trial):
+            self._heads.collect()
+        else:
+            self._heads.start()  # beside it
+            self._heads.collect()
+            yield trial
+
+    def _begin(self, trials: Iterator[Trial]) -> Iterator[Trial]:
+        for trial in trials:
+            self._trials[trial.name] = trial
+            self._store.add_trial(trial)
+            yield trial
+
+    def _note(self, record: Record) -> None:
+        # Thousands are held in memory: what is said of single images stays in the store, and a recipe is there once.
+        self._records[record.trial] = replace(record, val=None, recipe=self._trials[record.trial].recipe)
+
+    def _learn(self, proposer: Proposer, record: Record) -> None:
+        self._note(record)
+        proposer.tell(record)
+        # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals. With one
+        # objective they are among those that were the best before and the newest.
+        among = [self._records[name] for name in {*self._kept, record.trial}]
+        best = finals.choose(
+            self._records.values() if self._objectives[1:] else among, self._kept_most, self._objectives
+        )
+        for name in {record.trial, *self._kept} - set(best):
+            self._store.drop_checkpoints(name)
+        self._kept = best
+
+    @property
+    def _kept_most(self) -> int:
+        return max(1, self._plan.finalists)
+
+    def _ended(self, phase: str) -> dict[str, Record]:
+        return {name: record for name, record in self._records.items() if record.phase == phase}
+
+    def _finalists(self) -> list[str]:
+        return finals.choose(self._records.values(), self._plan.finalists, self._objectives)
+
+    def _final_trials(self) -> list[Trial]:
+        chosen = [self._records[name] for name in self._finalists()]
+        return finals.trials(chosen, self._plan, self._prepared.redraws)
+
+    def _expected_finals(self) -> float:
+        """How many seconds the finals will take, from what full trials took so far."""
+        full = [record.seconds for record in self._ended("search").values() if record.status == "finished"]
+        runs = self._plan.finalists * self._plan.seeds
+        return runs * sum(full) / len(full) / self._concurrent if full else 0.0
+
+    @property
+    def _trains_here(self) -> bool:
+        """Whether this process may do what needs no Tuner: it has no GPU to share out and no cluster to leave it to."""
+        return not self._means.share.gpus and "RAY_ADDRESS" not in os.environ
+
+    def _connect(self) -> ModuleType:
+        from sweeps.engine import tuning  # not sooner: Ray takes a second to import, and heads alone do without it
+
+        tuning.connect()
+        self._connected = True
+        share = self._means.share
+        if self._means.packs and self._proposer is not None:  # before, nobody knows which networks are trained
+            self._shares = self._shares or self._probed()
+            share = replace(share, gpus=self._shares.smallest())
+        fitting = tuning.places(share)
+        self._concurrent = min(fitting, self._means.concurrent or fitting)
+        return tuning
+
+    def _on_cluster(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+        self._connect().on_cluster(function, calls, self._means.share)
+
+    def _probed(self) -> packing.Shares:
+        self._watch.say("GPU: seeing how many trials fit side by side, once for each kind of trial")
+        from sweeps.engine import tuning
+
+        probe = partial(tuning.on_cluster, share=self._means.share)
+        folder = self._store.folder.parent / "probes"
+        return probing.probed(probing.candidates(self._prepared), folder, probing.kind_here(), probe)
+
+    def _gpus_of(self, trial: Trial) -> float:
+        return self._means.share.gpus if self._shares is None else self._shares.of(trial.recipe)
+
+    def _site(self, trial: Trial) -> Site:
+        weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
+        return Site(
+            sweep=str(self._store.folder.resolve()),
+            pack=str(self._prepared.pack.folder.resolve()),
+            weights=None if weights is None else str(weights),
+            threads=self._means.share.cpus,
+            gpus=self._gpus_of(trial),
+            compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
+            noisy="noisy_accuracy" in self._plan.objective and trial.phase != "screen",
+            features=str(self._store.folder.resolve().parent / "features"),
+        )
+
+    def _config(self, record: Record) -> dict[str, object]:
+        trial = Trial(record.trial, record.phase, {}, record.recipe)
+        return config_for(trial, self._site(trial))
