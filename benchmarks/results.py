@@ -12,7 +12,8 @@ from sweeps.engine.provenance import provenance
 
 TARGET = Path(__file__).with_name("RESULTS.md")
 WIDTH = 120
-ROWS = ("probes", "finetune", "search")
+ROWS = ("probes", "finetune", "search", "search quickdraw", "search cars")
+"""In this order; a search of one of its data sets has a section of its own."""
 HEADER = """# Results: this project against the script that one would write instead
 
 benchmarks/plain.py is that script, benchmarks/run.py runs both sides in turn on one machine, each as a whole command

@@ -63,12 +63,13 @@ def main() -> None:
     asked = parser().parse_args()
     title, lines = ROWS[asked.row](asked)
     command = f"    python -m benchmarks.run {shlex.join(sys.argv[1:])}"
-    text = results.section(asked.row, title, [*lines, "", command, "", results.machine()])
+    name = f"{asked.row} {asked.only}" if asked.only else asked.row
+    text = results.section(name, title, [*lines, "", command, "", results.machine()])
     text = text.replace(str(asked.scratch), "SCRATCH")  # a folder of this machine only
     print(f"\n{text}")
     if asked.write:
         page = results.TARGET.read_text() if results.TARGET.exists() else ""
-        results.TARGET.write_text(results.replaced(page, asked.row, text))
+        results.TARGET.write_text(results.replaced(page, name, text))
 
 
 if __name__ == "__main__":
