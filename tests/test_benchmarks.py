@@ -362,7 +362,7 @@ def test_drawings_are_drawn_anew_for_each_seed(tmp_path) -> None:
 
 
 def test_the_rows_are_those_of_the_page_and_every_flag_has_a_place() -> None:
-    assert tuple(rows.ROWS) == results.ROWS
+    assert {name.partition(" ")[0] for name in results.ROWS} == set(rows.ROWS)
     asked = run.parser().parse_args(["probes", "--smoke", "--setting", "2,1,2"])
     assert asked.setting == Setting(2, 1, 2)
     task = rows._task(asked, parted.Path("DIR"), image_size=128, strategies="naive", trials=64, epochs=10)
