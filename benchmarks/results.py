@@ -56,12 +56,14 @@ def section(row: str, title: str, lines: Sequence[str]) -> str:
 def replaced(page: str, row: str, text: str) -> str:
     """The page with this section in the place of the one it had for that row, in the order of `ROWS`.
 
+    What stands before the first of them stays there.
+
     Args:
         page: the whole page; empty for a new one.
         row: a name in `ROWS`.
         text: the new section, from its heading on.
     """
-    header, *rest = re.split(r"^(?=## )", page or HEADER, flags=re.MULTILINE)
+    header, *rest = re.split(rf"^(?=## (?:{'|'.join(ROWS)}|Row \d): )", page or HEADER, flags=re.MULTILINE)
     sections = {each[3:].partition(":")[0].strip(): each for each in rest} | {row: text}
     ordered = [sections.pop(name) for name in ROWS if name in sections]
     return "\n\n".join(each.strip() for each in (header, *ordered, *sections.values())) + "\n"

@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--trials", type=int, help="probes 64, search 20 unless given")
     flags.add_argument("--epochs", type=int, help="probes 10, finetune 8, search 6 unless given")
     flags.add_argument("--repeats", type=int, default=3, help="search: as many seeds; of the cars as many folds")
-    flags.add_argument("--plain-trials", type=int, help="probes: run the plain script on fewer, and scale it up")
+    flags.add_argument(
+        "--plain-trials",
+        type=int,
+        help="probes: run the plain script on fewer, and scale it up; search: let it go on for more, to get there too",
+    )
     flags.add_argument("--strategy", default="clip", help="finetune: clip or naive")
     flags.add_argument("--ours", default="", metavar="FLAGS", help='further flags of our side, as in "--concurrent=1"')
     flags.add_argument("--setting", type=setting_from, metavar="W,T,C", help="plain: loader processes, threads, trials")
