@@ -153,15 +153,19 @@ class Proposer:
         """Whether trial `number` is a known-good configuration: neither taken from elsewhere nor proposed."""
         return number < len(self._is_good) and self._is_good[number]
 
+    def listed(self, number: int) -> dict[str, Any] | None:
+        """The parameters of trial `number` where they are known beforehand, else None; nothing is asked or noted."""
+        self._first.extend(islice(self._listed, max(0, number + 1 - len(self._first))))
+        return self._first[number] if number < len(self._first) else None
+
     def propose(self, trial: str, number: int) -> tuple[dict[str, Any], Config]:
         """The sampler's parameters for trial `number`, and the configuration behind them; `known_good` come first.
 
         Raises:
             ValueError: the sampler's list ends before that (see `count`).
         """
-        self._first.extend(islice(self._listed, max(0, number + 1 - len(self._first))))
-        if number < len(self._first):
-            params = self._first[number]
+        params = self.listed(number)
+        if params is not None:
             return params, self.adopt(trial, params)
         if self._model is None:
             raise ValueError(f"trial {number}: there are only {len(self._first)} combinations")

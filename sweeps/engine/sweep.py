@@ -23,6 +23,7 @@ from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of
+from xfer.companions import can_train_together
 from xfer.records import Record
 
 
@@ -256,7 +257,7 @@ class Sweep:
         for trial in unfinished:
             proposer.adopt(trial.name, trial.params)
             yield from self._alone(trial)
-        for number in range(self._plan.trials):
+        for number in self._heads_first(proposer):
             name = f"{number:04d}"
             if name in self._trials:
                 continue
@@ -268,6 +269,23 @@ class Sweep:
                 yield from self._alone(trial)
         if self._heads is not None:
             self._heads.settle()  # a judge who waits for all must know all
+
+    def _heads_first(self, proposer: Proposer) -> list[int]:
+        """The numbers of the search's trials, known-good heads before all others.
+
+        Beside what is fine-tuned they cost next to nothing, and there is something to hold it against from the first
+        minute.
+        """
+        numbers = range(self._plan.trials)
+        if self._heads is None:
+            return list(numbers)
+        heads = [
+            number
+            for number in numbers[: proposer.known_good]
+            if (params := proposer.listed(number)) is not None
+            and can_train_together(self._prepared.recipe(self._prepared.space.configured(params)))
+        ]
+        return [*heads, *(number for number in numbers if number not in heads)]
 
     def _alone(self, trial: Trial) -> Iterator[Trial]:
         """A trial that the Tuner has to run; heads are trained side by side, and the sampler learns from them."""

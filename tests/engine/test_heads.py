@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from sweeps.engine import tuning
 from sweeps.engine.heads import Heads, divided, train_heads
+from sweeps.engine.progress import Watch
 from sweeps.engine.store import Store, Trial
+from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.trainable import Share, Site, config_for
 from xfer import checkpoints
 from xfer.run import Run
@@ -179,3 +183,15 @@ def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_re
     site = Site(**config["site"])
     heads = Heads(store, lambda trial: site, Share(), lambda trial: None, lambda record: None)
     assert not heads.add(Trial("0000", "search", {}, config["recipe"]))
+
+
+def test_known_good_heads_are_begun_before_what_is_fine_tuned(prepared, tmp_path):
+    store = Store(tmp_path / "colours")
+    store.put_plan(prepared.described())
+    sweep = Sweep(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+    assert sweep._heads_first(sweep._proposer) == list(range(prepared.plan.trials))  # where nobody trains heads apart
+    sweep._heads = Heads(store, sweep._site, Share(), lambda trial: None, lambda record: None)
+    numbers = sweep._heads_first(sweep._proposer)
+    known = [prepared.space.configured(params)["strategy"] for params in prepared.space.known_good()]
+    assert numbers[0] == known.index("linear_probe") > 0
+    assert numbers[1:] == [number for number in range(prepared.plan.trials) if number != numbers[0]]
