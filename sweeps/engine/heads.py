@@ -73,7 +73,6 @@ class Heads:
         ended: told of each record.
         at_once: how many are collected before they are trained.
         tasks: how many tasks they are divided between, where there are many.
-
         here: whether heads are trained in this process as long as no Tuner runs: where nothing but heads is searched,
             starting other processes would take longer than all of them.
 

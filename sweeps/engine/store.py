@@ -14,8 +14,7 @@
         study.sqlite3, logs/         copies for other tools; nothing reads them back
 
 A finalist's runs are trials of their own, named after it: `0007-s1`, `0007-s2`, ...; heads that are fitted before the
-search are `screen-00`, ... Nothing is appended to and nothing
-is unpickled.
+search are `screen-00`, ... Nothing is appended to and nothing is unpickled.
 """
 
 from __future__ import annotations
