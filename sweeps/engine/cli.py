@@ -176,6 +176,8 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
         console.print(Text(headline(results)))
     where = "" if asked.storage == options.default_storage() else f" --storage {asked.storage}"
     console.print(Text(f"\nreport   {page}"), soft_wrap=True)
+    if places.is_far(store.folder):
+        console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
     console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
     console.print(Text(f"{_next(results, asked, program)}"))
 
