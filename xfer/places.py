@@ -225,14 +225,18 @@ def kept_file(file: Path, folder: Path, name: str) -> Path:
     return there
 
 
-def brought_file(file: Path) -> Path:
-    """A file whose content never changes, on this machine."""
+def brought_file(file: Path, anew: bool = False) -> Path:
+    """A file, on this machine: as it was when it was first brought or, with `anew`, as it is now.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     here = near(file)
-    if not is_far(file) or here.exists():
+    if not is_far(file) or (here.exists() and not anew):
         return here
     here.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(here.with_name(f".{here.name}.lock")):
-        if not here.exists():
+        if anew or not here.exists():
             temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
             _fs(file).get_file(_key(file), str(temporary))
             temporary.replace(here)

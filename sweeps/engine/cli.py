@@ -109,7 +109,7 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
         packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
-        tracking_uri=asked.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(asked.storage),
+        tracking_uri=tracking.uri_of(asked.tracking_uri, asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
     with _watched("measuring the data") as progress:

@@ -63,7 +63,7 @@ class Options:
     """How many of them are fine-tuned. Where more are named, heads on
     frozen features of each are compared first, in seconds."""
     weights: str = ""
-    """FILE with the backbone's weights (safetensors, or a torch state dict), or NAME=FILE[,NAME=FILE] for several.
+    """FILE with the backbone's weights (safetensors, or a torch state dict; s3://... too), or NAME=FILE[,NAME=FILE].
     Without it the weights come from the hub."""
     backbone_args: str = ""
     """Further arguments of the network: KEY=VALUE[,KEY=VALUE], for instance pad_type=same."""
