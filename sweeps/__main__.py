@@ -72,6 +72,7 @@ def status(run: Run, storage: Path = Path("runs")) -> int:
     """
     from sweeps.engine.reports import results_of
     from sweeps.reporting.answer import headline
+    from sweeps.reporting.spent import in_words
 
     store = _found(run, storage)
     results = results_of(store)
@@ -88,6 +89,8 @@ def status(run: Run, storage: Path = Path("runs")) -> int:
         print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
     driver = lease.holder(store.folder)
     print(f"  driver  {'process {pid} on {host}'.format(**driver) if driver else 'none'}")
+    if cost := in_words(results.spending):
+        print(f"  cost    {cost}")
     print(headline(results))
     return 0
 
