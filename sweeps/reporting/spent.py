@@ -11,7 +11,8 @@ from sweeps.reporting.words import dollars, duration, listed, visible
 
 COUNTED = (
     "What it cost counts every machine that was there while the sweep ran, idle ones too, at the price that was given "
-    "for its node type; the times of several are added up. Machines that were starting, or waiting to be given back, disks and traffic are not in it."
+    "for its node type; the times of several are added up. Machines that were starting or waiting to be given back, "
+    "disks and traffic are not in it."
 )
 
 
