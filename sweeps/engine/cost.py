@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from sweeps.engine.store import Store
 from sweeps.reporting import spent
+from sweeps.reporting.words import dollars
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Price:
 
     usd_per_hour: float
     source: str
-    """`--prices`, or `label`: the cluster file's."""
+    """`--prices`, or `label`: that of the cluster file."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Meter:
         prices: what a person says that machines cost.
         machines: says which are there, nobody unless given. Whatever it raises, those of the look before are taken to
             be there still.
-        say: told once of each node type that has no price where another has one.
+        say: told once of each node type what it costs, or that nobody knows where another's price is known.
         looks_every: seconds between two looks.
         written_every: seconds between two notes.
         clock: seconds since some moment.
@@ -277,7 +278,8 @@ class Meter:
             prices, unknown = self._spending.prices, self._spending.unknown
             due = self._clock() - self._written >= self._written_every
         with self._going_on():
-            self._note(prices, unknown)
+            with self._writing:
+                self._note(prices, unknown)
             if due:
                 self._write()
 
@@ -321,11 +323,15 @@ class Meter:
 
     def _note(self, prices: Mapping[str, Price], unknown: Sequence[str]) -> None:
         """Let the plan know what machines cost, and the person of which that is not known."""
-        said = {node_type: Price(usd, "--prices") for node_type, usd in self._prices.by_type.items()}
-        new = {**said, **prices}
-        if new != self._noted:
-            self._store.note_prices({node_type: _plain(price) for node_type, price in new.items()})
-            self._noted = new
+        given = {node_type: Price(usd, "--prices") for node_type, usd in self._prices.by_type.items()}
+        known = {**given, **prices}
+        if known != self._noted:
+            self._store.note_prices({node_type: _plain(price) for node_type, price in known.items()})
+            self._noted = known
+        for node_type, price in prices.items():
+            if node_type not in self._told:
+                self._told.add(node_type)
+                self._say(f"cost: {node_type} at {dollars(price.usd_per_hour)} an hour, by {price.source}")
         for node_type in unknown if prices else ():
             if node_type not in self._told:
                 self._told.add(node_type)

@@ -189,12 +189,18 @@ def test_without_a_price_nothing_is_written_said_or_spent(cluster: Cluster, stor
     assert store.plan() == a_plan()
 
 
-def test_a_machine_without_a_price_beside_others_is_told_of_once(cluster: Cluster, store: Store) -> None:
+def test_what_a_machine_costs_is_told_once_and_of_which_nobody_knows_it(cluster: Cluster, store: Store) -> None:
     cluster.there = [HEAD, Machine("h100")]
-    with cluster.meter(store) as meter:
+    with cluster.meter(store, prices_from("l4=0.5")) as meter:
         meter.look()
         assert meter.unpriced == []
-    assert cluster.said == ["cost: no price is known for h100, which is not counted: --prices h100=PRICE"]
+        cluster.there = [HEAD, L4, L4]
+        meter.look()
+    assert cluster.said == [
+        "cost: head at $0.18 an hour, by label",
+        "cost: no price is known for h100, which is not counted: --prices h100=PRICE",
+        "cost: l4 at $0.50 an hour, by --prices",
+    ]
 
 
 def test_the_plan_knows_the_price_of_each_node_type_once_it_was_said_or_seen(cluster: Cluster, store: Store) -> None:
