@@ -157,6 +157,14 @@ class Options:
     time_budget: str = ""
     """When to stop searching, so that the finals still fit in: 90s, 30m, 2h. The same command, with more time or none,
     goes on from there."""
+    cost_budget: float | None = None
+    """When to stop searching, in US dollars (or whatever the
+    prices are in), so that the finals still fit in. It counts all
+    starts of the sweep; the same command with more goes on."""
+    prices: str = ""
+    """What machines cost an hour: one price for all, 0.40, or
+    by node type, l4=0.35,a10g=0.50,head=0.192. Unless given, what
+    the cluster file says under labels: xfer/usd-per-hour."""
     finalists: int = 3
     """How many of the best are run again on new seeds, and then judged on the test part. 0 leaves that closed."""
     seeds: int = 3

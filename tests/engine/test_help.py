@@ -33,6 +33,8 @@ FLAGS = [
     "--gpus-per-trial",
     "--cpus-per-trial",
     "--time-budget",
+    "--cost-budget",
+    "--prices",
     "--finalists",
     "--seeds",
     "--seed",
