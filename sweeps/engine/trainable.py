@@ -20,6 +20,7 @@ from xfer.export import save_classifier
 from xfer.recipe import recipe_from
 from xfer.records import Record, as_dict
 from xfer.run import Run, default_device
+from xfer.team import LostError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Site:
     """The file of the recipe's weights."""
     threads: int
     gpus: float
-    """Which share of a GPU the trial was given. With 0 it must not touch any; below 1 it is held to its share."""
+    """Which share of a GPU the trial was given. With 0 it must not touch any; below 1 it is held to its share; from 2
+    on it is trained on so many of one node together."""
     noisy: bool = False
     """Whether accuracy under noise is measured after every epoch."""
     compiled: bool = False
@@ -67,7 +69,11 @@ def train_trial(config: dict[str, Any]) -> None:
 
     What it comes to is written to the store before it is reported, so whatever dies afterwards, nothing is trained
     twice. A failure that would come again, such as a loss that is no number, ends the trial with a record; only a lost
-    process is left to Ray to start again, and it goes on from the last checkpoint.
+    process is left to Ray to start again, and it goes on from the last checkpoint. So is one that has lost that of
+    another of its GPUs.
+
+    Raises:
+        LostError: a process that trained together with this one was lost.
     """
     give_back_memory()  # also where the trial before was stopped in the middle
     store, name = Store(Path(config["site"]["sweep"])), config["trial"]
@@ -83,6 +89,8 @@ def train_trial(config: dict[str, Any]) -> None:
             store.add_epoch(name, epoch)
             record = run.record(name, config["phase"])
             report(record)
+    except LostError:
+        raise
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
@@ -164,7 +172,20 @@ def _run(config: dict[str, Any]) -> Run:
     folder = Store(Path(site.sweep)).checkpoints(config["trial"])
     recipe = recipe_from(config["recipe"])
     features = Path(site.features) if site.features else None
-    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, features=features, compiled=site.compiled)
+    # Where Ray gives out GPUs that torch cannot use, or that are only said to be there, as many processes use CPUs.
+    devices = max(1, int(site.gpus))
+    torch.set_num_threads(max(1, site.threads // devices))
+    return Run(
+        recipe,
+        pack,
+        weights,
+        device,
+        folder,
+        noisy=site.noisy,
+        features=features,
+        compiled=site.compiled,
+        devices=devices,
+    )
 
 
 def _finished(config: dict[str, Any]) -> Run:

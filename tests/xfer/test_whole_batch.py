@@ -5,42 +5,14 @@ The devices are threads here, and add up in main memory: what they compute is wh
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from timm.layers import BatchNormAct2d, ScaledStdConv2d
 from torch import nn
 
+from tests.xfer.teaming import Sum, together
 from xfer.team import ALONE, Member, PartedError
 from xfer.whole_batch import gathered, synchronised
-
-
-class Sum:
-    """Adds up what so many threads give."""
-
-    def __init__(self, size):
-        self._met = threading.Barrier(size, timeout=20)
-        self._given = []
-        self.messages = 0
-
-    def __call__(self, tensor):
-        self._given.append(tensor.clone())
-        self._met.wait()
-        total = torch.stack(self._given).sum(dim=0)
-        self.messages += self._met.wait() == 0
-        self._given.clear()
-        self._met.wait()
-        tensor.copy_(total)
-
-
-def together(size, work, add=None):
-    """What each of so many devices comes to."""
-    add = add or Sum(size)
-    with ThreadPoolExecutor(size) as devices:
-        return list(devices.map(lambda rank: work(Member(rank, size, add)), range(size)))
-
 
 # Slices
 
