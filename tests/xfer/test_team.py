@@ -5,6 +5,7 @@ The devices are CPUs' processes that add up by gloo, or threads; what is said of
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -312,9 +313,13 @@ def test_a_head_on_features_is_trained_by_the_leader_alone(make_recipe, make_tea
 @pytest.mark.slow
 def test_followers_end_when_the_one_who_iterates_fails(make_recipe, make_team_run, teams):
     run = make_team_run(make_recipe(epochs=3))
-    with pytest.raises(KeyError):
+
+    def fail():
         for _ in run:
             raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert_gone(teams[0].processes, 0)
     assert len(list(run)) == 2  # and a new team goes on
     assert len(teams) == 2
@@ -343,6 +348,7 @@ def patched(monkeypatch, code):
     )
 
 
+END = "import os; os._exit(3)"
 OUT_OF_MEMORY = """
 import torch
 from xfer.learner import Learner
@@ -369,9 +375,7 @@ def test_why_another_device_cannot_begin_is_said(make_recipe, make_team_run, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "code", ["import os; os._exit(3)", OUT_OF_MEMORY.replace("raise", "import os; os._exit(3)  #")]
-)
+@pytest.mark.parametrize("code", [END, OUT_OF_MEMORY.replace("raise", f"{END}  #")])
 def test_a_process_that_was_lost_is_no_failure_of_the_recipe(make_recipe, make_team_run, monkeypatch, code):
     patched(monkeypatch, code)
     with pytest.raises(LostError, match=r"the process on device 2 of 2 was lost \(exit status 3\)"):
@@ -402,14 +406,14 @@ def test_followers_end_when_their_leader_is_killed(make_recipe, pack, weights_of
     recipe = make_recipe(backbone="test_vit", epochs=10_000)
     given = [recipe.as_dict(), str(pack.folder), str(weights_of("test_vit"))]
     leader = subprocess.Popen(
-        [sys.executable, "-c", LEADER, __import__("json").dumps(given), moment],
+        [sys.executable, "-c", LEADER, json.dumps(given), moment],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     try:
-        followers = __import__("json").loads(leader.stdout.readline())
+        followers = json.loads(leader.stdout.readline())
         assert len(followers) == 2
         assert all(map(is_there, followers))
     finally:
@@ -420,11 +424,10 @@ def test_followers_end_when_their_leader_is_killed(make_recipe, pack, weights_of
 
 def listening(pid):
     """The addresses on which a process listens, as /proc has them."""
-    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
-    lines = [
-        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
-    ]
-    return [line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in inodes]
+    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables for line in table.splitlines()]
+    return [line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
 
 
 @pytest.mark.slow
