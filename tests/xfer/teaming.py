@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from xfer.team import Member
+from xfer.team import Member, PartedError
 
 
 class Sum:
@@ -28,9 +28,25 @@ class Sum:
 
         return add
 
+    def part(self):
+        """Let nobody wait any longer."""
+        self._met.abort()
+
 
 def together(size, work, add=None):
     """What each of so many devices comes to, which is given its Member."""
     add = add or Sum(size)
+
+    def device(rank):
+        try:
+            return work(Member(rank, size, add.of(rank)))
+        except BaseException:
+            add.part()
+            raise
+
     with ThreadPoolExecutor(size) as devices:
-        return list(devices.map(lambda rank: work(Member(rank, size, add.of(rank))), range(size)))
+        running = [devices.submit(device, rank) for rank in range(size)]
+    failed = [each.exception() for each in running if each.exception()]
+    for error in sorted(failed, key=lambda error: isinstance(error, PartedError)):
+        raise error
+    return [each.result() for each in running]
