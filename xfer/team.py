@@ -134,7 +134,9 @@ def check_devices(leader: torch.device, size: int) -> None:
     """
     if size < 1:
         raise ValueError(f"{size} devices: at least one is needed")
-    if size > 1 and leader.type not in ("cuda", "cpu"):
+    if size == 1:
+        return
+    if leader.type not in ("cuda", "cpu"):
         raise ValueError(f"{size} devices: of kind {leader.type} a machine has one")
     if leader.type == "cuda":
         seen = torch.cuda.device_count() - _index(leader)
@@ -312,7 +314,8 @@ class Team:
         # would wait for the other.
         for follower in self._followers:
             follower.connection.close()
-        self._membership.close()
+        with contextlib.suppress(*[RuntimeError] if self._lost.is_set() else []):  # nobody is there to part from
+            self._membership.close()
         for follower in self._followers:
             if not follower.has_ended(ENDING_SECONDS):
                 follower.process.kill()

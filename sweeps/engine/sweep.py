@@ -219,8 +219,7 @@ class Sweep:
         tasks = 1 if self._means.share.gpus else self._concurrent
         if self._means.trainable is train_trial:
             beside = (stage.begun_beside, stage.ended_beside)
-            share = replace(self._means.share, gpus=min(self._means.share.gpus, 1.0))  # heads use one, at most
-            self._heads = Heads(self._store, self._site, share, *beside, at_once, tasks, self._trains_here)
+            self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks, self._trains_here)
         if stage.has_next():
             tuning = self._connect()
             if self._heads is not None:

@@ -48,7 +48,7 @@ def assert_same_weights(found, expected, rel=1e-5):
 
 @pytest.fixture
 def in_double(monkeypatch):
-    """All in float64: through the statistics of few images, rounding in float32 grows a thousandfold with every step."""
+    """All in float64: through the statistics of few images, rounding in float32 grows a thousandfold in a few steps."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield
