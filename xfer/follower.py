@@ -48,6 +48,7 @@ def main(channel: int) -> None:
                 _end(leader, error)  # at once, for the leader waits; leaving in order could be waiting for the others
     except Exception as error:
         _end(leader, error)
+    os._exit(0)  # there is nothing to be tidied up, and the leader waits
 
 
 def _run(job: dict[str, Any], device: torch.device) -> Run:

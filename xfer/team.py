@@ -234,7 +234,7 @@ class Team:
         self._followers: list[_Follower] = []
         self._lost = threading.Event()
         self._closing = False
-        self._busy = False
+        self._busy = True
         self._membership = contextlib.ExitStack()
         try:
             job = {**job, "size": size, "folder": str(self._folder)}
@@ -245,6 +245,7 @@ class Team:
                 if (said := follower.hear()) != READY.decode():
                     raise self._why(said, follower)
             self.member = self._membership.enter_context(membership(self._folder, 0, size, device))
+            self._busy = False
         except BaseException:
             self.close()
             raise
@@ -306,16 +307,17 @@ class Team:
     def close(self) -> None:
         """End the followers. Nothing of them is left when this returns."""
         self._closing = True
-        if self._busy or self._lost.is_set():  # somewhere inside a step: there is nobody to part from in order
+        if self._busy or self._lost.is_set():  # somewhere inside a step: nobody can be parted from in order
             for follower in self._followers:
                 follower.process.kill()
             self._abort()
+            with contextlib.suppress(RuntimeError):
+                self._membership.close()
         # Otherwise they read that there is no more to come, and leave the team while this process does: with NCCL each
         # would wait for the other.
         for follower in self._followers:
             follower.connection.close()
-        with contextlib.suppress(*[RuntimeError] if self._lost.is_set() else []):  # nobody is there to part from
-            self._membership.close()
+        self._membership.close()
         for follower in self._followers:
             if not follower.has_ended(ENDING_SECONDS):
                 follower.process.kill()
