@@ -141,6 +141,7 @@ WRONG_FLAGS = {
     "concurrent=0": "--concurrent 0: it must lie between",
     "cpus-per-trial=0": "--cpus-per-trial 0: it must lie between",
     "gpus-per-trial=-1": "--gpus-per-trial -1.0: it must lie between",
+    "gpus-per-trial=1.5": "--gpus-per-trial 1.5: a trial gets a share of one GPU, as in 0.5, or whole ones, as in 2",
     "gpus-per-trial=nan": "--gpus-per-trial nan: it must lie between",
     "fix=batch_size=1000000000": "batch_size=1000000000: it must lie between 2 and 65536",
     "fix=batch_size=16.5": "batch_size=16.5: a whole number is wanted",

@@ -233,6 +233,11 @@ def _share(asked: Options) -> Any:
         if value is not None and not low <= value <= high:
             raise ValueError(f"{flag} {value}: it must lie between {low} and {high}")
     if asked.gpus_per_trial is not None:
+        if asked.gpus_per_trial > 1 and not asked.gpus_per_trial.is_integer():
+            raise ValueError(
+                f"--gpus-per-trial {asked.gpus_per_trial:g}: a trial gets a share of one GPU, as in 0.5, or whole "
+                f"ones, as in 2"
+            )
         if asked.gpus_per_trial > 0 and not cluster.is_named() and default_device().type != "cuda":
             raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
         return Share(_cores(asked), asked.gpus_per_trial)

@@ -149,8 +149,9 @@ class Options:
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     gpus_per_trial: float | None = None
-    """Share of a GPU for each trial, 0.5 for two on each. Unless given, two steps of each kind of trial are tried
-    first, to see how many fit side by side; none where there is no GPU."""
+    """Share of a GPU for each trial, 0.5 for two on each; 2, 3, ... trains each on so many GPUs of one node together.
+    Unless given, two steps of each kind of trial are tried first, to see how many fit side by side; none where there
+    is no GPU."""
     cpus_per_trial: int | None = None
     """CPU cores for each trial. One unless given, for two trials side by side beat one on two cores; with --concurrent
     fewer trials than there are cores share them all."""
