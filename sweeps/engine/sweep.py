@@ -418,10 +418,10 @@ class Sweep:
 
     def _site(self, trial: Trial) -> Site:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
-        storage = self._store.folder.parent
+        storage, pack = self._store.folder.parent, self._prepared.pack.folder
         return Site(
             sweep=places.absolute(self._store.folder),
-            pack=places.absolute(storage / "packs" / self._prepared.pack.folder.name),
+            pack=places.absolute(storage / "packs" / pack.name if places.is_far(storage) else pack),
             weights=None if weights is None else self._weights(weights, str(trial.recipe["weights"])),
             threads=self._means.share.cpus,
             gpus=self._gpus_of(trial),

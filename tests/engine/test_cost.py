@@ -291,6 +291,7 @@ def joining(prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
         monkeypatch.setattr(tuning, "connect", lambda: None)
         monkeypatch.setattr(tuning, "places", lambda share: 4)
+        monkeypatch.setattr(tuning, "said", lambda: "cluster: four places")
         monkeypatch.setattr(tuning, "machines", lambda: machines)
         watch = Watch(Console(file=io.StringIO()), "colours")
         return Sweep(prepared, store, Means(tracking_uri="", **means), watch, Meter(store))
