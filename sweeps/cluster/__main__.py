@@ -63,18 +63,19 @@ def ui(file: File = Path("ray_cluster.yaml")) -> int:
 
 
 @app.command
-def mlflow(artifacts: str, folder: Path = Path("mlflow"), backend: str = "") -> int:
+def mlflow(artifacts: str, folder: Path = Path("~/mlflow"), backend: str = "", stay: bool = False) -> int:
     """Start MLflow's server in the background, on this machine's 127.0.0.1:5000, unless it answers already.
 
     Args:
         artifacts: address that files are kept at, such as s3://bucket/mlartifacts.
         folder: where its database and log are kept.
         backend: the database's address, such as postgresql://host/mlflow; SQLite in the folder unless given.
+        stay: wait until the server ends, as a container does.
     """
     from sweeps.cluster.tracking_server import start
 
-    print(start(artifacts, folder.expanduser(), backend))
-    return 0
+    server = start(artifacts, folder.expanduser(), backend)
+    return server.wait() if stay and server else 0
 
 
 def _shown(looked: Iterable[Check]) -> bool:

@@ -52,6 +52,8 @@ def checks(file: Path) -> Iterator[Check]:
     missing = list(placeholders(config))
     for path in missing:
         yield Check(path, "missing", f"fill it in in {file}")
+    if config["provider"]["type"] == "gcp" and not importlib.util.find_spec("googleapiclient"):
+        yield Check("gcp", "missing", "pip install -c constraints.txt -e '.[gcp]'")
     if config["provider"].get("module") != AWS_PROVIDER:
         if not missing:
             yield Check("filled in", "ok", f"nothing is left to fill in in {file}")
