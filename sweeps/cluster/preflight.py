@@ -81,8 +81,11 @@ def read(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise ValueError(f"there is no file {file}: give the commands in the project's folder")
-    config = yaml.safe_load(file.read_text())
-    if isinstance(config, dict) and config.get("kind") == "RayCluster":
+    try:
+        config, *others = yaml.safe_load_all(file.read_text())
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if any(isinstance(each, dict) and each.get("kind") == "RayCluster" for each in (config, *others)):
         raise ValueError(f"{file} is for Kubernetes: kubectl apply -f {file}, see its first lines")
     if not isinstance(config, dict) or "provider" not in config:
         raise ValueError(f"{file} is no cluster file: it has no provider")
