@@ -32,6 +32,8 @@ def check(file: File = Path("ray_cluster.yaml")) -> int:
 def up(file: File = Path("ray_cluster.yaml")) -> int:
     """Check, and then start the cluster or bring it to what the file says now: `ray up`.
 
+    A cluster that runs is restarted; sweeps on it go on when their commands are given again.
+
     Args:
         file: the cluster file.
     """
@@ -63,7 +65,7 @@ def ui(file: File = Path("ray_cluster.yaml")) -> int:
 
 
 @app.command
-def mlflow(artifacts: str, folder: Path = Path("~/mlflow"), backend: str = "", stay: bool = False) -> int:
+def mlflow(artifacts: str, folder: Path = Path("~/.xfer/mlflow"), backend: str = "", stay: bool = False) -> int:
     """Start MLflow's server in the background, on this machine's 127.0.0.1:5000, unless it answers already.
 
     Args:

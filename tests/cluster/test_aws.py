@@ -289,10 +289,10 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert "FILL-IN" not in told
     assert "{bucket}" not in told
     steps = [
-        recorder.index("rsync xfer/ ~/xfer/xfer/"),
-        recorder.index("rsync pyproject.toml ~/xfer/pyproject.toml"),
-        recorder.index("cat > ~/.xfer.sh"),
-        recorder.index("-c ~/xfer/constraints.txt"),
+        recorder.index("rsync xfer/ ~/.xfer/project/xfer/"),
+        recorder.index("rsync pyproject.toml ~/.xfer/project/pyproject.toml"),
+        recorder.index("cat > ~/.xfer/environment.sh"),
+        recorder.index("-c ~/.xfer/project/constraints.txt"),
         recorder.index("export MLFLOW_TRACKING_URI=http://127.0.0.1:5000"),
         recorder.index(f"python -m sweeps.cluster mlflow --artifacts s3://{BUCKET}/mlartifacts"),
         recorder.index("ray start --head"),
@@ -310,8 +310,8 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert 'RAY_OVERRIDE_LABELS=\'{"xfer/usd-per-hour":"0.192"}\'' in start
     assert "RAY_health_check_failure_threshold=3" in start
     # Ray exports its own choice before the command; the file is read after it.
-    assert start.index("RAY_USAGE_STATS_ENABLED") < start.index(". ~/.xfer.sh")
-    kept = sorted(path.name for path in (head_home / "xfer").iterdir())
+    assert start.index("RAY_USAGE_STATS_ENABLED") < start.index(". ~/.xfer/environment.sh")
+    kept = sorted(path.name for path in (head_home / ".xfer/project").iterdir())
     assert kept == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
 
     # On the head: what its autoscaler does with the configuration that was brought there.
@@ -331,8 +331,8 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert (worker_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     assert sum("pip install" in command for command in worker.said) == 1  # Ray would do it twice
     steps = [
-        worker.index("cat > ~/.xfer.sh"),
-        worker.index("-c ~/xfer/constraints.txt"),
+        worker.index("cat > ~/.xfer/environment.sh"),
+        worker.index("-c ~/.xfer/project/constraints.txt"),
         worker.index("nvidia-smi"),
         worker.index("ray start --address=$RAY_HEAD_IP:6379"),
     ]

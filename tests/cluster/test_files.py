@@ -220,13 +220,13 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
     config = read(name)
     for kind in ("head", "worker"):
         home = tmp_path / kind
-        home.mkdir()
-        commands = [each for each in config["setup_commands"] + config[f"{kind}_setup_commands"] if ".xfer.sh" in each]
+        (home / ".xfer").mkdir(parents=True)
+        commands = [each for each in config["setup_commands"] + config[f"{kind}_setup_commands"] if "environment.sh" in each]
         for command in commands + commands:  # Ray repeats them on workers
             if "mountpoint" not in command:
                 subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(home), "PATH": os.environ["PATH"]})
-        assert (home / ".bashrc").read_text() == ". ~/.xfer.sh\n"
-        asked = f". {home}/.xfer.sh; env -0"
+        assert (home / ".bashrc").read_text() == ". ~/.xfer/environment.sh\n"
+        asked = f". {home}/.xfer/environment.sh; env -0"
         told = subprocess.run(["bash", "-c", asked], check=True, env={"HOME": str(home)}, stdout=subprocess.PIPE).stdout
         environment = dict(line.split("=", 1) for line in told.decode().split("\0") if line)
         assert environment.items() >= ENVIRONMENT.items()
@@ -235,7 +235,7 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
         on_head = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "RAY_ADDRESS": "auto"}
         assert (environment.items() >= on_head.items()) == (kind == "head")
         *_, start = config[f"{kind}_start_ray_commands"]
-        assert start.startswith(". ~/.xfer.sh; ")
+        assert start.startswith(". ~/.xfer/environment.sh; ")
 
 
 @launched
@@ -257,7 +257,7 @@ def test_machines_get_the_project_its_exact_versions_and_the_token_and_nothing_e
     assert sorted(mounts.values()) == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
     assert all((ROOT / local).exists() for local in mounts.values())
     [install] = [each for each in config["setup_commands"] if "pip install" in each]
-    assert "-c ~/xfer/constraints.txt -e" in install
+    assert "-c ~/.xfer/project/constraints.txt -e" in install
     assert {"__pycache__", ".git", ".venv", "runs"} <= set(config["rsync_exclude"])
 
 
