@@ -15,6 +15,8 @@ from typing import Any
 import boto3
 import click
 import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 
 from sweeps.cluster.access import TAG, Account, head_policy, worker_policy
 from sweeps.cluster.aws import NodeProvider
@@ -209,6 +211,15 @@ def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], said: str) -> No
         settings_of(filled_in(**wrong))
 
 
+def test_what_aws_refuses_is_said_in_a_line(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "not you"}}, "DescribeImages")
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", refused)
+    with pytest.raises(click.ClickException, match="calling the DescribeImages operation: not you"):
+        bootstrap()
+
+
 def test_nothing_is_made_for_a_file_that_is_not_filled_in_or_names_an_unknown_image(aws: Any) -> None:
     before = made(aws)
     for wrong, said in ({"bucket": "FILL-IN"}, "provider.bucket"), ({"image": "Windows 95"}, "is called 'Windows 95'"):
@@ -314,7 +325,15 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     kept = sorted(path.name for path in (head_home / ".xfer/project").iterdir())
     assert kept == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
 
-    # On the head: what its autoscaler does with the configuration that was brought there.
+    # On the head: what its autoscaler does with the configuration that was brought there, and asks AWS for meanwhile.
+    asked: set[str] = set()
+    call = BaseClient._make_api_call
+
+    def noted(client: Any, operation: str, arguments: Any) -> Any:
+        asked.add(f"{client.meta.service_model.service_name}:{operation}")
+        return call(client, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", noted)
     monkeypatch.setenv("HOME", str(head_home))
     monkeypatch.chdir(head_home)
     brought = json.loads((head_home / "ray_bootstrap_config.yaml").read_text())
@@ -327,6 +346,10 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     RayInstaller(provider, on_head, process_runner=worker).install_ray(
         Instance(instance_id="1", cloud_instance_id=machine, instance_type="l4"), "10.0.0.1"
     )
+    provider.terminate_node(machine)
+    may = {action for statement in MAY["head"]["Statement"] for action in statement["Action"]}
+    assert asked == {"ec2:RunInstances", "ec2:CreateTags", "ec2:DescribeInstances", "ec2:TerminateInstances"}
+    assert asked <= may
     told = "\n".join(worker.said)
     assert (worker_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     assert sum("pip install" in command for command in worker.said) == 1  # Ray would do it twice

@@ -221,7 +221,9 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
     for kind in ("head", "worker"):
         home = tmp_path / kind
         (home / ".xfer").mkdir(parents=True)
-        commands = [each for each in config["setup_commands"] + config[f"{kind}_setup_commands"] if "environment.sh" in each]
+        commands = [
+            each for each in config["setup_commands"] + config[f"{kind}_setup_commands"] if "environment.sh" in each
+        ]
         for command in commands + commands:  # Ray repeats them on workers
             if "mountpoint" not in command:
                 subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(home), "PATH": os.environ["PATH"]})
