@@ -107,7 +107,7 @@ def aws_checks(config: dict[str, Any], settings: Settings, clients: Clients) -> 
             yield from look(config, settings, clients)
         except ClientError as error:
             refused = "AccessDenied" in str(error) or "Unauthorized" in str(error)
-            yield Check(name, "note" if refused else "missing", f"could not be asked: {error}")
+            yield Check(name, "note" if refused else "missing", f"could not be asked: {_line(error)}")
         except (BotoCoreError, ValueError) as error:
             yield Check(name, "missing", str(error))
 
@@ -297,9 +297,7 @@ def _quota(market: str, family: str, vcpus: dict[str, int], most: int, clients: 
     try:
         limit = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
     except ClientError as error:
-        if "AccessDenied" in str(error):
-            return Check(name, "note", f"could not be asked: {error}")
-        limit = quotas.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
+        return Check(name, "note", f"could not be asked: {_line(error)}")
     room = int(limit // min(vcpus.values()))
     ask = f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {code} --desired-value "
     said = f"{limit:g} virtual CPUs of {family}: {room} machines at a time"
@@ -332,6 +330,11 @@ def _spot(kinds: list[str], clients: Clients) -> Iterator[Check]:
             yield Check(f"spot {kind}", "note", "is not offered in this region now")
     if not offered:
         yield Check("spot", "missing", "no kind of worker is offered: take other instance types or another region")
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).splitlines()[0]
 
 
 def environment() -> dict[str, str]:
