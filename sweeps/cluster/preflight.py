@@ -149,7 +149,7 @@ def _mounts(config: dict[str, Any]) -> Iterator[Check]:
     if token is None:
         yield Check("token", "missing", "file_mounts must bring ~/.ray/auth_token, or anybody inside may run anything")
     elif not token.is_file() or not token.read_text().strip():
-        yield Check("token", "missing", f"ray get-auth-token --generate && chmod 600 {token}")
+        yield Check("token", "missing", f"ray get-auth-token --generate > /dev/null && chmod 600 {token}")
     elif stat.S_IMODE(token.stat().st_mode) & 0o077:
         yield Check("token", "missing", f"others on this machine can read it: chmod 600 {token}")
     else:

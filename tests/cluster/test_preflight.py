@@ -27,6 +27,7 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(preflight, "_address", lambda _: Check("address", "ok", "is yours"))
     monkeypatch.setattr(preflight, "_clients", lambda _: AWS())
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: name)
 
 
 @pytest.fixture
@@ -110,8 +111,13 @@ def test_a_token_that_others_can_read_or_a_key_that_is_not_there_is_said(tmp_pat
     (tmp_path / ".ssh/mine.pem").touch(mode=0o600)
     token.unlink()
     said = missing(checks(write(tmp_path, config)))
-    assert said["token"] == f"ray get-auth-token --generate && chmod 600 {token}"
+    assert said["token"] == f"ray get-auth-token --generate > /dev/null && chmod 600 {token}"
     assert "key" not in said
+
+
+def test_programs_that_ray_calls_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None if name == "rsync" else name)
+    assert missing(checks(FILE))["programs"] == "install rsync: Ray sets machines up with them"
 
 
 def test_a_file_that_ray_does_not_take_or_that_brings_nothing_along_is_said(
