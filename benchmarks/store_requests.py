@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from benchmarks.overhead import TARGET, section, table, written
 
@@ -84,14 +85,15 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     def trained(name: str) -> None:
         store.add_trial(Trial(name, "search", {}, RECIPE | {"epochs": epochs}))
         folder = store.checkpoints(name)
-        here = places.pull(folder)
+        here, epochs_of = places.pull(folder), list[Epoch]()
         for number in range(1, epochs + 1):
             (here / f"epoch-{number:04d}").write_bytes(b"weights")
             (here / f"epoch-{number - 2:04d}").unlink(missing_ok=True)
             places.push(here, folder)
-            store.add_epoch(name, Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
+            epochs_of.append(Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
+            store.add_epoch(name, epochs_of[-1])
         config = {"trial": name, "phase": "search", "recipe": RECIPE | {"epochs": epochs}}
-        store.add_record(failed(config, "none: this one trains nothing"))
+        store.add_record(replace(failed(config, "it trains nothing"), epochs=tuple(epochs_of)))
 
     with counted() as one:
         trained("0000")
