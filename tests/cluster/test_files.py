@@ -8,12 +8,15 @@ import logging
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from sweeps.engine.tuning import ENVIRONMENT
 from tests.cluster.on_aws import ROOT
@@ -261,6 +264,22 @@ def test_machines_get_the_project_its_exact_versions_and_the_token_and_nothing_e
     [install] = [each for each in config["setup_commands"] if "pip install" in each]
     assert "-c ~/.xfer/project/constraints.txt -e" in install
     assert {"__pycache__", ".git", ".venv", "runs"} <= set(config["rsync_exclude"])
+
+
+@pytest.mark.parametrize("extra", ["aws", "gcp"])
+def test_what_machines_install_has_the_dashboard_that_takes_jobs_and_is_pinned(extra: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(each.startswith("ray[default]") for each in extras[extra])
+    pinned = {_normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    needed = [Requirement(each) for each in [*extras[extra], *(metadata.requires("ray") or [])]]
+    wanted = {
+        _normal(each.name) for each in needed if each.marker is None or each.marker.evaluate({"extra": "default"})
+    }
+    assert wanted <= pinned
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_aws_file_is_filled_in_in_three_places() -> None:
