@@ -232,9 +232,11 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
                 subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(home), "PATH": os.environ["PATH"]})
         assert (home / ".bashrc").read_text() == ". ~/.xfer/environment.sh\n"
         asked = f". {home}/.xfer/environment.sh; env -0"
-        told = subprocess.run(["bash", "-c", asked], check=True, env={"HOME": str(home)}, stdout=subprocess.PIPE).stdout
+        shell = {"HOME": str(home), "OMP_NUM_THREADS": "1"}
+        told = subprocess.run(["bash", "-c", asked], check=True, env=shell, stdout=subprocess.PIPE).stdout
         environment = dict(line.split("=", 1) for line in told.decode().split("\0") if line)
         assert environment.items() >= ENVIRONMENT.items()
+        assert "OMP_NUM_THREADS" not in environment
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["XFER_STORAGE"].endswith("/runs")
         on_head = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "RAY_ADDRESS": "auto"}
