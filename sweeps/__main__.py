@@ -12,19 +12,22 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sweeps.engine import lease
+from sweeps.engine.options import Place, default_storage
 from sweeps.engine.store import Store, sweeps_in
+from xfer.places import is_far, place
 
 app = tyro.extras.SubcommandApp()
 
 Run = Annotated[str, tyro.conf.Positional]
+STORAGE = default_storage()
 
 
 @app.command
-def ui(storage: Path = Path("runs"), tracking_uri: str = "", port: int = 5000) -> int:
+def ui(storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> int:
     """Open the MLflow UI on 127.0.0.1.
 
     Args:
-        storage: folder that the sweeps were written to.
+        storage: where the sweeps were written to: a folder, s3://..., gs://...
         tracking_uri: MLflow's address, where --tracking-uri was given to the sweep.
         port: where to listen; the next free one where it is taken.
     """
@@ -34,11 +37,11 @@ def ui(storage: Path = Path("runs"), tracking_uri: str = "", port: int = 5000) -
 
 
 @app.command(name="list")
-def list_(storage: Path = Path("runs")) -> int:
+def list_(storage: Place = STORAGE) -> int:
     """What ran, and how far it came.
 
     Args:
-        storage: folder that the sweeps were written to.
+        storage: where the sweeps were written to: a folder, s3://..., gs://...
     """
     name = Column("sweep", no_wrap=True, overflow="ignore")
     table = Table(name, "trials", "finals", "best on validation", "begun", box=None, pad_edge=False)
@@ -63,12 +66,12 @@ def list_(storage: Path = Path("runs")) -> int:
 
 
 @app.command
-def status(run: Run, storage: Path = Path("runs")) -> int:
+def status(run: Run, storage: Place = STORAGE) -> int:
     """How far a sweep is, and whether somebody is at work on it.
 
     Args:
         run: its name, or its folder.
-        storage: folder that it was written to, where only its name is given.
+        storage: where it was written to, where only its name is given.
     """
     from sweeps.engine.reports import results_of
     from sweeps.reporting.answer import headline
@@ -93,12 +96,12 @@ def status(run: Run, storage: Path = Path("runs")) -> int:
 
 
 @app.command
-def report(run: Run, storage: Path = Path("runs"), reports: Path = Path("reports")) -> int:
+def report(run: Run, storage: Place = STORAGE, reports: Path = Path("reports")) -> int:
     """Render a sweep's report again, from what has been stored by now.
 
     Args:
         run: its name, or its folder.
-        storage: folder that it was written to, where only its name is given.
+        storage: where it was written to, where only its name is given.
         reports: folder for the report.
     """
     from sweeps.engine.reports import report as render
@@ -108,12 +111,12 @@ def report(run: Run, storage: Path = Path("runs"), reports: Path = Path("reports
 
 
 @app.command
-def sync(run: Run, storage: Path = Path("runs"), tracking_uri: str = "") -> int:
+def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
     """Bring MLflow to what has been stored, for instance after its server was away.
 
     Args:
         run: the sweep's name, or its folder.
-        storage: folder that it was written to, where only its name is given.
+        storage: where it was written to, where only its name is given.
         tracking_uri: MLflow's address; the database in the storage folder unless given.
     """
     from sweeps.engine.tracking import Mirror, default_uri
@@ -130,9 +133,9 @@ def sync(run: Run, storage: Path = Path("runs"), tracking_uri: str = "") -> int:
 
 
 def _found(run: str, storage: Path) -> Store:
-    for folder in (storage / run, Path(run)):
+    for folder in (storage / run, place(run)):
         if (folder / "plan.json").exists():
-            return Store(folder.resolve())
+            return Store(folder if is_far(folder) else folder.resolve())
     known = [store.name for store in sweeps_in(storage)]
     from xfer.choices import unknown
 

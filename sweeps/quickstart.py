@@ -15,6 +15,7 @@ from sweeps.engine.cli import main
 from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
 from sweeps.engine.options import Options, names
 from sweeps.engine.plan import Plan
+from xfer.places import near
 
 plan = Plan(
     experiment="quickstart",
@@ -29,7 +30,7 @@ plan = Plan(
 
 def find(asked: Options) -> Options:
     """Put digits and pretrained weights into the storage folder, where no others are named."""
-    here = asked.storage / "quickstart"
+    here = near(asked.storage) / "quickstart"
     data = asked.data or str(digits(here / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
     size = asked.image_size or plan.image_size or 32
     files = {} if asked.weights else {name: pretrained(here, name, size) for name in names(asked.backbone)}

@@ -42,6 +42,8 @@ def find(asked: CarsOptions) -> Options:
     Raises:
         ValueError: there is none; the message says which files belong where.
     """
+    if "://" in asked.data:
+        return asked
     folder = Path(asked.data) if asked.data else HERE
     if asked.download and not (folder / "cars_train").exists():
         from xfer.data.hub import download_stanford_cars

@@ -7,9 +7,10 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -19,11 +20,22 @@ from xfer import digest
 
 log = logging.getLogger(__name__)
 
+WHOLE = "features.json"
+"""The file that is written last."""
+
 Rows = NDArray[np.float32]
 """[N, ...]: what a network makes of N images."""
 
 Compute = Callable[[], Iterator[Rows]]
 """Yields the rows in order, some at a time."""
+
+
+class Shelf(Protocol):
+    """Where machines that share no disk find each other's arrays."""
+
+    def turn(self, folder: Path) -> AbstractContextManager[None]:
+        """One machine at a time: inside, an array that others have is in `folder`, and what is made there is kept."""
+        ...
 
 
 class FeatureStore:
@@ -35,10 +47,12 @@ class FeatureStore:
 
     Args:
         root: the folder; None keeps arrays in this object alone.
+        shelf: what is asked for arrays that the folder has not, before they are computed.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, shelf: Shelf | None = None) -> None:
         self._root = root
+        self._shelf = shelf
         self._held: dict[str, Rows] = {}
 
     def array(self, what: Mapping[str, Any], count: int, compute: Compute) -> Rows:
@@ -54,23 +68,24 @@ class FeatureStore:
             self._held[name] = (
                 np.concatenate(list(compute()))
                 if self._root is None
-                else _shared(self._root, name, what, count, compute)
+                else self._shared(self._root / name[:32], what, count, compute)
             )
         return self._held[name]
 
-
-def _shared(root: Path, name: str, what: Mapping[str, Any], count: int, compute: Compute) -> Rows:
-    folder = root / name[:32]
-    if not _is_whole(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{folder.name}.lock"):
-            if not _is_whole(folder):  # another process may have been at it while we waited
-                if folder.exists():
-                    log.warning("features %s are damaged: they are computed again", folder)
-                    shutil.rmtree(folder)
-                _write(folder, what, count, compute)
-    rows: Rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-    return rows
+    def _shared(self, folder: Path, what: Mapping[str, Any], count: int, compute: Compute) -> Rows:
+        if not _is_whole(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not _is_whole(folder):  # another process may have been at it while we waited
+                    if folder.exists():
+                        log.warning("features %s are damaged: they are computed again", folder)
+                        shutil.rmtree(folder)
+                    with self._shelf.turn(folder) if self._shelf is not None else nullcontext():
+                        if not _is_whole(folder):
+                            shutil.rmtree(folder, ignore_errors=True)
+                            _write(folder, what, count, compute)
+        rows: Rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        return rows
 
 
 def _write(folder: Path, what: Mapping[str, Any], count: int, compute: Compute) -> None:
@@ -87,7 +102,7 @@ def _write(folder: Path, what: Mapping[str, Any], count: int, compute: Compute) 
         assert done == count, f"{done} of {count} rows were computed"
         assert array is not None, "features of no images were asked for"
         array.flush()
-        (temporary / "features.json").write_text(json.dumps({**what, "sha256": digest.of_file(file)}))
+        (temporary / WHOLE).write_text(json.dumps({**what, "sha256": digest.of_file(file)}))
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -104,5 +119,5 @@ def _is_whole(folder: Path) -> bool:
 @lru_cache(maxsize=1024)
 def _is_as_written(folder: Path, mtime_ns: int, size: int) -> bool:
     # Once for each process: gigabytes take seconds to hash.
-    said = json.loads((folder / "features.json").read_bytes())["sha256"]
+    said = json.loads((folder / WHOLE).read_bytes())["sha256"]
     return bool(said == digest.of_file(folder / "features.npy"))

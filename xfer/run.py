@@ -92,8 +92,8 @@ class Run:
         device: where to train; the best there is unless given.
         folder: where checkpoints go; None keeps none.
         noisy: whether each epoch is also judged on a noisy copy of the validation part.
-        features: the folder in which what frozen parts of networks make of images is kept, for whoever comes later;
-            None keeps it in this object.
+        features: where what frozen parts of networks make of images is kept, for whoever comes later; in this object
+            unless given.
         precision: what training computes in; the device's own unless given. Accuracies are measured in float32.
         compiled: whether training goes through torch.compile (see `Learner`).
 
@@ -109,7 +109,7 @@ class Run:
         device: torch.device | None = None,
         folder: Path | None = None,
         noisy: bool = False,
-        features: Path | None = None,
+        features: FeatureStore | None = None,
         precision: Precision | None = None,
         compiled: bool = False,
     ) -> None:
@@ -121,7 +121,7 @@ class Run:
         self.pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
         self.split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
-        self._store = FeatureStore(features)
+        self._store = features or FeatureStore()
         self._frozen: Frozen | None = None
         self.device = device or default_device()
         self.folder = folder

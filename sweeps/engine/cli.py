@@ -17,12 +17,13 @@ from rich.progress import Progress
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from sweeps.engine import options
+from sweeps.engine import cluster, options
 from sweeps.engine.lease import HeldError
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
 from sweeps.engine.store import Store
 from sweeps.reporting.words import visible
+from xfer import places
 from xfer.data.addresses import FORMS
 
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
@@ -108,14 +109,15 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
         packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
-        tracking_uri=asked.tracking_uri or tracking.default_uri(asked.storage),
+        tracking_uri=asked.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
     with _watched("measuring the data") as progress:
         launch.claim(prepared, store, progress)
-    with chatter_to(store.folder / "logs" / "driver.log") as console, _interruptible():
+    with chatter_to(store.near / "logs" / "driver.log") as console, _interruptible():
         status = _sweep(prepared, store, means, console)
         _say_end(store, asked, console, program, status)
+    places.copy(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
 
@@ -145,7 +147,7 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
     except KeyboardInterrupt:
         return INTERRUPTED
     if not mirrored:
-        console.print(Text(f"MLflow has not received everything yet (see {store.folder}/logs/driver.log)"))
+        console.print(Text(f"MLflow has not received everything yet (see {store.near}/logs/driver.log)"))
     searched = [record for record in store.records() if record.phase != "screen"]
     return DONE if any(record.status == "finished" for record in searched) else NOTHING_FINISHED
 
@@ -172,7 +174,7 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
     else:
         console.print(_ranking(results))
         console.print(Text(headline(results)))
-    where = "" if asked.storage == Path("runs") else f" --storage {asked.storage}"
+    where = "" if asked.storage == options.default_storage() else f" --storage {asked.storage}"
     console.print(Text(f"\nreport   {page}"), soft_wrap=True)
     console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
     console.print(Text(f"{_next(results, asked, program)}"))
@@ -220,21 +222,36 @@ def _share(asked: Options) -> Any:
         if value is not None and not low <= value <= high:
             raise ValueError(f"{flag} {value}: it must lie between {low} and {high}")
     if asked.gpus_per_trial is not None:
-        if asked.gpus_per_trial > 0 and "RAY_ADDRESS" not in os.environ and default_device().type != "cuda":
+        if asked.gpus_per_trial > 0 and not cluster.is_named() and default_device().type != "cuda":
             raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
         return Share(_cores(asked), asked.gpus_per_trial)
-    return Share(_cores(asked), 1.0 if default_device().type == "cuda" else 0.0)
+    return Share(_cores(asked), 1.0 if _has_gpus() else 0.0)
+
+
+def _has_gpus() -> bool:
+    """Whether trials can have a GPU: here, or on machines that the cluster has or can start."""
+    from xfer.run import default_device
+
+    if cluster.is_named():
+        from sweeps.engine import tuning
+
+        tuning.connect()
+        return tuning.capacity("GPU") > 0
+    return default_device().type == "cuda"
 
 
 def _cores(asked: Options) -> int:
     if asked.cpus_per_trial is not None:
         return asked.cpus_per_trial
-    if asked.concurrent is None or "RAY_ADDRESS" in os.environ:  # of a cluster's machines nothing is known here
+    if asked.concurrent is None or cluster.is_named():  # of a cluster's machines nothing is known here
         return 1
     return max(1, (os.cpu_count() or 1) // asked.concurrent)
 
 
 def _writable(folder: Path) -> None:
+    if places.is_far(folder):
+        places.check_writable(folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{folder} cannot be written to")

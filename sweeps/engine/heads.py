@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sweeps.engine.store import Store, Trial
-from sweeps.engine.trainable import Share, Site, config_for, failed, open_site
-from xfer import checkpoints
+from sweeps.engine.trainable import Share, Site, config_for, failed, feature_store, open_site, store_of, weights_of
+from xfer import checkpoints, places
 from xfer.allocator import give_back_memory
 from xfer.companions import beginnings, can_train_together, groups_of, network_key
 from xfer.data.pack import Pack
@@ -178,7 +178,7 @@ def train_heads(configs: list[dict[str, Any]]) -> None:
     Args:
         configs: of `trainable.config_for`, all of one sweep.
     """
-    store = Store(Path(configs[0]["site"]["sweep"]))
+    store = store_of(configs[0]["site"])
     left = [config for config in configs if store.record(config["trial"]) is None]
     if not left:
         return
@@ -186,9 +186,9 @@ def train_heads(configs: list[dict[str, Any]]) -> None:
     recipes = [recipe_from(config["recipe"]) for config in left]
     embedded: dict[Any, _Embedded] = {}  # of one network at a time, which is why its groups follow each other
     groups = groups_of(recipes)
-    networks = [network_key(recipes[places[0]]) for places in groups]
-    for _, places in sorted(zip(map(networks.index, networks), groups, strict=True)):
-        configs, members = [left[place] for place in places], [recipes[place] for place in places]
+    networks = [network_key(recipes[group[0]]) for group in groups]
+    for _, group in sorted(zip(map(networks.index, networks), groups, strict=True)):
+        configs, members = [left[place] for place in group], [recipes[place] for place in group]
         try:
             _train_group(store, configs, members, pack, device, embedded)
         except Exception as error:
@@ -206,26 +206,36 @@ def _train_group(
     embedded: dict[Any, _Embedded],
 ) -> None:
     site, first = Site(**configs[0]["site"]), recipes[0]
-    weights = Path(site.weights) if site.weights else None
+    weights = weights_of(site)
     key = (network_key(first), first.split_seed, first.draw, first.images_per_class)
     if key not in embedded:
         embedded.clear()
-        features = FeatureStore(Path(site.features) if site.features else None)
-        embedded[key] = _Embedded(first, pack, weights, device, features)
+        embedded[key] = _Embedded(first, pack, weights, device, feature_store(site))
     embed = embedded[key]
     group = Group(recipes, pack, embed, beginnings(recipes, weights), device)
+    far = places.is_far(store.folder)  # then each object is a request, and hundreds must not wait for one another
     for epochs in group:
-        for config, epoch in zip(configs, epochs, strict=True):
-            if epoch is not None:
-                store.add_epoch(config["trial"], epoch)
-    for member, config in enumerate(configs):
-        record = group.record(member, config["trial"], config["phase"])
-        if record.error is not None:
-            record = replace(record, error=f"{type(group.errors[member]).__name__}: {record.error}")
-        else:
-            head = dict(zip(embed.head, (group.head(member).weight, group.head(member).bias), strict=True))
-            checkpoints.save(store.checkpoints(config["trial"]), len(record.epochs), _state(record, head))
-        store.add_record(record)
+        new = [(config["trial"], epoch) for config, epoch in zip(configs, epochs, strict=True) if epoch is not None]
+        places.each(lambda one: store.add_epoch(*one), new, far)
+    ended = [_ended(group, member, config, embed.head) for member, config in enumerate(configs)]
+    places.each(lambda one: _keep(store, *one), ended, far)
+
+
+def _ended(
+    group: Group, member: int, config: dict[str, Any], names: tuple[str, str]
+) -> tuple[Record, dict[str, Tensor] | None]:
+    """What one head has come to, and its tensors by their names in the network; None of one that failed."""
+    record = group.record(member, config["trial"], config["phase"])
+    if record.error is not None:
+        return replace(record, error=f"{type(group.errors[member]).__name__}: {record.error}"), None
+    return record, dict(zip(names, (group.head(member).weight, group.head(member).bias), strict=True))
+
+
+def _keep(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
+    if head is not None:
+        with places.written(store.checkpoints(record.trial)) as folder:
+            checkpoints.save(folder, len(record.epochs), _state(record, head))
+    store.add_record(record)
 
 
 def _state(record: Record, head: dict[str, Tensor]) -> dict[str, Any]:

@@ -11,7 +11,11 @@ from sweeps.engine.store import Store
 from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.warm_start import warm_start_for
+from xfer import places
 from xfer.data.pack import Progress
+
+NEAR_PERIOD, FAR_PERIOD = 3.0, 15.0
+"""Seconds between two syncs of MLflow. In an object store a look at a running trial is three requests, to be paid."""
 
 
 class ChangedPlanError(ValueError):
@@ -69,7 +73,8 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
     """
     with Lease(store.folder):
         claim(prepared, store)
-        with Mirror(store, means.tracking_uri) as mirror:
+        period = FAR_PERIOD if places.is_far(store.folder) else NEAR_PERIOD
+        with Mirror(store, means.tracking_uri, period) as mirror:
             sweep = Sweep(prepared, store, means, watch)
             try:
                 sweep.screen()
@@ -80,5 +85,5 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
             finally:
                 sweep.copy_study()
             if winner is not None:
-                mirror.log_model(winner.trial, store.folder / "model", sweep.reached(winner))
+                mirror.log_model(winner.trial, places.mirrored(store.folder / "model"), sweep.reached(winner))
             return mirror.close()

@@ -14,9 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from sweeps.engine import objects
+from xfer import places
 
 SECONDS = 60.0
 """A lease that has not been renewed for so long is nobody's."""
+SETTLES = 2.0
+"""In an object store, where nobody can lock, whoever took a lease looks so much later whether it is still theirs."""
 RENEWED_EVERY = 10.0
 
 
@@ -42,19 +45,34 @@ class Lease:
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with (self._path.with_name(".lease.lock")).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and taking; let go of by the system, whatever happens
-            held = _read(self._path)
-            if held is not None and _alive(held):
-                raise HeldError(
-                    f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
-                    f"Wait for it or stop it; without a sign of life its lease ends "
-                    f"{max(0, held['expires'] - time.time()):.0f} s from now"
-                )
-            objects.replace(self._path, self._said())
+        if places.is_far(self._path):
+            self._take_far()
+        else:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with (self._path.with_name(".lease.lock")).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and taking; let go of by the system, in any case
+                self._check_free()
+                objects.replace(self._path, self._said())
         self._renewing.start()
         return self
+
+    def _take_far(self) -> None:
+        self._check_free()
+        if not objects.put(self._path, self._said()):  # of several who find none, the store takes the first
+            self._check_free()
+            objects.replace(self._path, self._said())  # one that has expired: of several the last has it
+            time.sleep(SETTLES)
+            if not self._mine():
+                self._check_free()
+
+    def _check_free(self) -> None:
+        held = _read(self._path)
+        if held is not None and _alive(held):
+            raise HeldError(
+                f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
+                f"Wait for it or stop it; without a sign of life its lease ends "
+                f"{max(0, held['expires'] - time.time()):.0f} s from now"
+            )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._done.set()
@@ -65,7 +83,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._done.wait(self._renewed_every):
             if self._mine():
-                with contextlib.suppress(OSError):  # a full disk must not end the sweep; the lease has 60 s
+                with contextlib.suppress(Exception):  # a full disk, a store that is away: the lease has 60 s
                     objects.replace(self._path, self._said())
 
     def _mine(self) -> bool:

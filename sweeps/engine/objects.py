@@ -1,7 +1,8 @@
 """Immutable JSON objects in a folder: the one way in which a sweep writes anything down.
 
 An object is written under a temporary name, flushed to disk and renamed, so under its own name it is whole or absent,
-and `put` never changes it afterwards. That is also what an object store offers, so a sweep can live on one.
+and `put` never changes it afterwards. An object store offers the same by one request, so a sweep can live on one
+(`xfer.places`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xfer import digest
+from xfer import digest, places
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,10 @@ def put(path: Path, value: Mapping[str, Any]) -> bool:
     if path.exists():
         return False
     try:
-        _write(path, value, os.link)  # unlike a rename, it fails where a name is taken
+        if places.is_far(path):
+            places.write(path, _sealed(value), anew=True)
+        else:
+            _write(path, value, os.link)  # unlike a rename, it fails where a name is taken
     except FileExistsError:
         return False
     return True
@@ -42,7 +46,10 @@ def put(path: Path, value: Mapping[str, Any]) -> bool:
 
 def replace(path: Path, value: Mapping[str, Any]) -> None:
     """Put `value` at `path` in one step: readers see the old object or the new one, never a part of either."""
-    _write(path, value, os.replace)
+    if places.is_far(path):
+        places.write(path, _sealed(value))
+    else:
+        _write(path, value, os.replace)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,9 +59,9 @@ def read(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
-    if path.stat().st_size > MAX_BYTES:
+    if not places.is_far(path) and path.stat().st_size > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
-    value = json.loads(path.read_bytes())
+    value = json.loads(places.read(path) if places.is_far(path) else path.read_bytes())
     if not isinstance(value, dict) or value.pop(SEAL, None) != digest.of_values(value):
         raise ValueError("its content is not what was written")
     return value
@@ -72,14 +79,24 @@ def get(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, UnicodeDecodeError) as error:
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
-        path.replace(aside)
+        places.rename(path, aside)
         log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
         return None
 
 
-def _write(path: Path, value: Mapping[str, Any], name: Callable[[Path, Path], None]) -> None:
+def get_all(paths: Iterable[Path]) -> list[dict[str, Any] | None]:
+    """`get` for each of some paths, in their order; from an object store many at a time."""
+    listed = list(paths)
+    return places.each(get, listed, far=bool(listed) and places.is_far(listed[0]))
+
+
+def _sealed(value: Mapping[str, Any]) -> bytes:
     sealed = {**value, SEAL: digest.of_values(dict(value))}
-    content = json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode()
+    return json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode()
+
+
+def _write(path: Path, value: Mapping[str, Any], name: Callable[[Path, Path], None]) -> None:
+    content = _sealed(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

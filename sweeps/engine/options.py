@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from sweeps.engine.plan import Plan
 from xfer.objectives import objectives_from
+from xfer.places import place
+
+Place = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PLACE",
+        instance_from_str=lambda said: place(said[0]),
+        is_instance=lambda value: hasattr(value, "joinpath"),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A folder here, or an address in an object store (`xfer.places`): as a Path its two slashes would become one."""
+
+
+def default_storage() -> Path:
+    """Where sweeps are kept unless told otherwise: what a cluster's machines have been told, or `runs`."""
+    return place(os.environ.get("XFER_STORAGE") or "runs")
+
 
 Many = tyro.conf.UseAppendAction[tuple[str, ...]]
 SMOKE_SIZE = 64
@@ -23,8 +43,9 @@ class Options:
     """What a person may say on the command line; the texts are what `--help` shows."""
 
     data: str = ""
-    """Where the images are: a folder, a table's FILE.csv,
-    hf://owner/name or torchvision://NAME?root=DIR."""
+    """Where the images are: a folder or a table's FILE.csv, here or at
+    s3://bucket/..., gs://...; hf://owner/name, or
+    torchvision://NAME?root=DIR."""
     classes: str = ""
     """Which of its classes are told apart: names separated by
     commas, or a number for the first so many. All unless given."""
@@ -139,10 +160,13 @@ class Options:
     """How many new seeds each finalist is run on."""
     seed: int = 0
     """Decides every draw of the search; finalists get the seeds after it."""
-    storage: Path = Path("runs")
-    """Folder for everything that is trained: packs, trials, checkpoints, MLflow's database."""
+    storage: Place = field(default_factory=default_storage)
+    """Where everything goes that is trained: packs, trials, checkpoints.
+    A folder, or s3://bucket/folder, gs://...; $XFER_STORAGE, or runs,
+    unless given. Machines of a cluster must all reach it."""
     tracking_uri: str = ""
-    """MLflow server to mirror to, as in http://host:5000; a database in the storage folder unless given."""
+    """MLflow server to mirror to, as in http://host:5000; unless given,
+    $MLFLOW_TRACKING_URI, or a database in the storage folder."""
     name: str = ""
     """The sweep's name; experiment, data folder and a hash of the plan unless given."""
     reports: Path = Path("reports")

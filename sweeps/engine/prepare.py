@@ -22,7 +22,7 @@ from sweeps.engine.spaces import AXES, Config, Space, recipe_data
 from xfer import backbones, digest, networks
 from xfer.choices import choose, unknown
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
-from xfer.data.sources import chosen, layout_of, read_source
+from xfer.data.sources import brought_data, chosen, layout_of, read_source
 from xfer.data.split import Split, copies, limited, split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import TABLES, Recipe, recipe_from, without_steps
@@ -160,6 +160,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
     space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # slips first: reading data may take long
+    plan = dataclasses.replace(plan, data=str(brought_data(plan.data, progress)))
     source = chosen(read_source(plan.data, plan.source), plan.classes)
     can = partial(_check_network, plan, len(source.classes), image_size)
     space = space_for(

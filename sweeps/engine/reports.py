@@ -7,6 +7,7 @@ from pathlib import Path
 from sweeps.engine.store import Store
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
+from xfer import places
 
 
 def results_of(store: Store) -> Results:
@@ -26,5 +27,12 @@ def results_of(store: Store) -> Results:
 
 
 def report(store: Store, reports: Path) -> Path:
-    """Render a sweep's report to `reports`/<name>/; says where report.html is."""
-    return render(results_of(store), reports / store.name)
+    """Render a sweep's report to `reports`/<name>/; says where report.html is.
+
+    Where the sweep is kept in an object store, the report is put beside it: the machine it was made on may go.
+    """
+    page = render(results_of(store), reports / store.name)
+    if places.is_far(store.folder):
+        for file in filter(Path.is_file, page.parent.rglob("*")):
+            places.copy(file, store.folder / "report" / str(file.relative_to(page.parent)))
+    return page

@@ -19,13 +19,13 @@ search are `screen-00`, ... Nothing is appended to and nothing is unpickled.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine import objects
+from xfer import places
 from xfer.records import (
     Epoch,
     Evaluation,
@@ -54,7 +54,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Store:
-    """A sweep's folder. Any number of processes may read; each trial's objects are written by whoever runs it."""
+    """A sweep's folder. Any number of processes may read; each trial's objects are written by whoever runs it.
+
+    The folder may be one in an object store (`xfer.places`).
+    """
 
     folder: Path
 
@@ -62,6 +65,11 @@ class Store:
     def name(self) -> str:
         """The sweep's name, which is its folder's."""
         return self.folder.name
+
+    @property
+    def near(self) -> Path:
+        """The folder on this machine for what only this machine has use for: logs, and copies for other tools."""
+        return places.near(self.folder)
 
     # --- the plan -------------------------------------------------------------------------------------------------
 
@@ -101,7 +109,7 @@ class Store:
     def trials(self) -> list[Trial]:
         """Every trial that was ever begun, in the order of their names."""
         folders = sorted((self.folder / "trials").glob("*/config.json"))
-        found = ((path.parent.name, objects.get(path)) for path in folders)
+        found = zip((path.parent.name for path in folders), objects.get_all(folders), strict=True)
         return [Trial(name=name, **config) for name, config in found if config is not None]
 
     def add_trial(self, trial: Trial) -> None:
@@ -112,7 +120,7 @@ class Store:
     def epochs(self, trial: str) -> tuple[Epoch, ...]:
         """The epochs of a trial, first to last."""
         paths = sorted((self.trial_folder(trial) / "epochs").glob("*.json"))
-        return tuple(epoch_from(epoch) for epoch in map(objects.get, paths) if epoch is not None)
+        return tuple(epoch_from(epoch) for epoch in objects.get_all(paths) if epoch is not None)
 
     def add_epoch(self, trial: str, epoch: Epoch) -> None:
         """Add an epoch. One that stands there already stays: a resumed trial may hand in its last one again."""
@@ -148,17 +156,18 @@ class Store:
     def records(self) -> list[Record]:
         """The records of all trials that have ended, in the order of their names."""
         names = sorted(path.parent.name for path in (self.folder / "trials").glob("*/record.json"))
-        return [record for record in map(self.record, names) if record is not None]
+        found = places.each(self.record, names, places.is_far(self.folder))
+        return [record for record in found if record is not None]
 
     def drop_checkpoints(self, trial: str) -> None:
         """Free the disk: forget the weights of a trial that nobody will go on from."""
-        shutil.rmtree(self.checkpoints(trial), ignore_errors=True)
+        places.remove(self.checkpoints(trial))
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
     def decisions(self, kind: Decision) -> list[dict[str, Any]]:
         """What was decided before the search, the finals or the opening of the test part, the newest last."""
-        return [one for one in map(objects.get, sorted((self.folder / kind).glob("*.json"))) if one is not None]
+        return [one for one in objects.get_all(sorted((self.folder / kind).glob("*.json"))) if one is not None]
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
         """Write a decision down before anything is done on its ground."""
@@ -169,4 +178,4 @@ class Store:
 def sweeps_in(storage: Path) -> Iterator[Store]:
     """Every sweep in a storage folder, oldest first."""
     plans = storage.glob("*/plan.json")
-    return (Store(path.parent) for path in sorted(plans, key=lambda path: path.stat().st_mtime))
+    return (Store(path.parent) for path in sorted(plans, key=places.modified_ms))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sweeps.engine import finals, packing, probing, screening
+from sweeps.engine import cluster, finals, packing, probing, screening
 from sweeps.engine.advice import order_of
 from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
 from sweeps.engine.prepare import Prepared
@@ -23,6 +23,7 @@ from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of
+from xfer import places
 from xfer.companions import can_train_together
 from xfer.records import Record
 
@@ -176,9 +177,9 @@ class Sweep:
         folder, note = self._store.folder / "model", self._store.folder / "model" / "trial.txt"
         if not note.exists() or note.read_text() != winner.trial:
             if self._trains_here and not self._connected:
-                export_model(self._config(winner), str(folder))  # for one network no processes are started
+                export_model(self._config(winner), places.absolute(folder))  # for one network no processes are started
             else:
-                self._on_cluster(export_model, [(self._config(winner), str(folder))])
+                self._on_cluster(export_model, [(self._config(winner), places.absolute(folder))])
             note.write_text(winner.trial)
         if openings:
             for name in self._ended("final"):
@@ -193,7 +194,9 @@ class Sweep:
     def copy_study(self) -> None:
         """Write the study where optuna-dashboard finds it."""
         if self._proposer is not None:
-            self._proposer.copy_to(self._store.folder / "study.sqlite3", self._store.name)
+            copy = self._store.near / "study.sqlite3"
+            self._proposer.copy_to(copy, self._store.name)
+            places.copy(copy, self._store.folder / copy.name)
 
     def _run(
         self,
@@ -344,7 +347,7 @@ class Sweep:
     @property
     def _trains_here(self) -> bool:
         """Whether this process may do what needs no Tuner: it has no GPU to share out and no cluster to leave it to."""
-        return not self._means.share.gpus and "RAY_ADDRESS" not in os.environ
+        return not self._means.share.gpus and not cluster.is_named()
 
     def _connect(self) -> ModuleType:
         from sweeps.engine import tuning  # not sooner: Ray takes a second to import, and heads alone do without it
@@ -368,23 +371,32 @@ class Sweep:
 
         probe = partial(tuning.on_cluster, share=self._means.share)
         folder = self._store.folder.parent / "probes"
-        return probing.probed(probing.candidates(self._prepared), folder, probing.kind_here(), probe)
+        kind = tuning.ask(probing.kind_here, self._means.share) if cluster.is_named() else probing.kind_here()
+        return probing.probed(probing.candidates(self._prepared), folder, kind, probe)
 
     def _gpus_of(self, trial: Trial) -> float:
         return self._means.share.gpus if self._shares is None else self._shares.of(trial.recipe)
 
     def _site(self, trial: Trial) -> Site:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
+        storage = self._store.folder.parent
         return Site(
-            sweep=str(self._store.folder.resolve()),
-            pack=str(self._prepared.pack.folder.resolve()),
-            weights=None if weights is None else str(weights),
+            sweep=places.absolute(self._store.folder),
+            pack=places.absolute(storage / "packs" / self._prepared.pack.folder.name),
+            weights=None if weights is None else self._weights(weights, str(trial.recipe["weights"])),
             threads=self._means.share.cpus,
             gpus=self._gpus_of(trial),
             compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
             noisy="noisy_accuracy" in self._plan.objective and trial.phase != "screen",
-            features=str(self._store.folder.resolve().parent / "features"),
+            features=places.absolute(storage / "features"),
         )
+
+    def _weights(self, file: Path, sha256: str) -> str:
+        """Where every machine that trains finds a file of weights: of a cluster's, only this one has seen it."""
+        storage = self._store.folder.parent
+        if not cluster.is_named() and not places.is_far(storage):
+            return str(file)
+        return places.absolute(places.kept_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}"))
 
     def _config(self, record: Record) -> dict[str, object]:
         trial = Trial(record.trial, record.phase, {}, record.recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from sweeps.engine.packing import cap_of
+from sweeps.engine.shelf import FarShelf
 from sweeps.engine.store import Store, Trial
+from xfer import places
 from xfer.allocator import give_back_memory, keep_freed_memory
-from xfer.data.pack import Pack, load_pack
+from xfer.data.pack import Pack, brought_pack
 from xfer.export import save_classifier
+from xfer.feature_store import FeatureStore
 from xfer.recipe import recipe_from
 from xfer.records import Record, as_dict
 from xfer.run import Run, default_device
@@ -41,7 +44,7 @@ class Site:
     """Where a trial finds what it needs, and what it may use: all that a process must know beside the recipe."""
 
     sweep: str
-    """The sweep's folder."""
+    """The sweep's folder; this and the others may be addresses in an object store."""
     pack: str
     """The pack's folder."""
     weights: str | None
@@ -70,7 +73,7 @@ def train_trial(config: dict[str, Any]) -> None:
     process is left to Ray to start again, and it goes on from the last checkpoint.
     """
     give_back_memory()  # also where the trial before was stopped in the middle
-    store, name = Store(Path(config["site"]["sweep"])), config["trial"]
+    store, name = store_of(config["site"]), config["trial"]
     run: Run | None = None
     try:
         run = _run(config)
@@ -80,6 +83,7 @@ def train_trial(config: dict[str, Any]) -> None:
         if run.epochs:
             report(record)  # the scheduler may not have judged it yet
         for epoch in run:
+            _send_checkpoint(run, store, name)
             store.add_epoch(name, epoch)
             record = run.record(name, config["phase"])
             report(record)
@@ -101,14 +105,15 @@ def report(record: Record) -> None:
 
 def open_test(config: dict[str, Any]) -> None:
     """Judge a finished run on the test part, as it is and under noise, and write that down."""
-    store = Store(Path(config["site"]["sweep"]))
+    store = store_of(config["site"])
     store.add_test(config["trial"], _finished(config).evaluate("test", noisy=True))
 
 
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write a finished run's network to a folder, for others to use."""
     run = _finished(config)
-    save_classifier(Path(folder), run.model, run.recipe, run.pack.classes)
+    with places.written(places.place(folder)) as here:
+        save_classifier(here, run.model, run.recipe, run.pack.classes)
 
 
 def failed(config: dict[str, Any], error: str) -> Record:
@@ -131,12 +136,30 @@ def failed(config: dict[str, Any], error: str) -> Record:
 
 def open_site(site: Site) -> tuple[Pack, torch.device]:
     """The pack, and the device that this process may use; it uses as many threads, and logs where it should."""
-    logs = Path(site.sweep) / "logs"
+    logs = store_of(asdict(site)).near / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
     keep_freed_memory()
-    return load_pack(Path(site.pack)), confine(site.gpus)
+    return brought_pack(places.place(site.pack)), confine(site.gpus)
+
+
+def store_of(site: Mapping[str, Any]) -> Store:
+    """The sweep that a site, as plain data, belongs to."""
+    return Store(places.place(site["sweep"]))
+
+
+def weights_of(site: Site) -> Path | None:
+    """The file of weights on this machine; None where the recipe begins with random ones."""
+    return places.brought_file(places.place(site.weights)) if site.weights else None
+
+
+def feature_store(site: Site) -> FeatureStore:
+    """Where features are kept: on this machine and, where the storage is elsewhere, there too."""
+    if site.features is None:
+        return FeatureStore()
+    folder = places.place(site.features)
+    return FeatureStore(places.near(folder), FarShelf(folder) if places.is_far(folder) else None)
 
 
 def confine(gpus: float) -> torch.device:
@@ -160,11 +183,18 @@ def confine(gpus: float) -> torch.device:
 def _run(config: dict[str, Any]) -> Run:
     site = Site(**config["site"])
     pack, device = open_site(site)
-    weights = Path(site.weights) if site.weights else None
-    folder = Store(Path(site.sweep)).checkpoints(config["trial"])
+    folder = places.pull(store_of(config["site"]).checkpoints(config["trial"]))
     recipe = recipe_from(config["recipe"])
-    features = Path(site.features) if site.features else None
-    return Run(recipe, pack, weights, device, folder, noisy=site.noisy, features=features, compiled=site.compiled)
+    features = feature_store(site)
+    return Run(
+        recipe, pack, weights_of(site), device, folder, noisy=site.noisy, features=features, compiled=site.compiled
+    )
+
+
+def _send_checkpoint(run: Run, store: Store, trial: str) -> None:
+    # Before the epoch is written down: what is known to others can be gone on from by others.
+    assert run.folder is not None, "a trial keeps checkpoints"
+    places.push(run.folder, store.checkpoints(trial))
 
 
 def _finished(config: dict[str, Any]) -> Run:

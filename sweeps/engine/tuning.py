@@ -7,19 +7,30 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from sweeps.engine import cluster
 from sweeps.engine.trainable import Share, Trainable, train_trial
 
 MAX_LOST = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
+
+
+MOST_PLACES = 1024
+"""More trials than this are not asked for at a time, however large a cluster may grow; `--concurrent` can say more."""
+
+NODE_LOST = "its node has died"
+"""What Ray says of a process whose machine is gone."""
+
+Found = TypeVar("Found")
 
 
 class Driver(Protocol):
@@ -69,25 +80,33 @@ def connect() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        dashboard = None if "RAY_ADDRESS" in os.environ else False  # a cluster brings its own
+        dashboard = None if cluster.is_named() else False  # a cluster brings its own
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in the place of whatever was there
 
 
+def capacity(resource: str) -> float:
+    """How much there is of a resource (CPU, GPU), or can be once the cluster has started all the machines it may."""
+    now: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    # Ray's own libraries ask the same way; there is no public one.
+    most: Mapping[str, float] = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return max(now.get(resource, 0.0), most.get(resource, 0.0))
+
+
 def places(share: Share) -> int:
-    """How many trials the cluster can run at a time.
+    """How many trials the cluster can run at a time, once it has grown as far as it may.
 
     Raises:
         ValueError: not even one, for want of CPUs or GPUs.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    cpus, gpus = capacity("CPU"), capacity("GPU")
     if share.gpus > gpus:
         raise ValueError(f"--gpus-per-trial {share.gpus:g}, but Ray sees {gpus:g} GPUs here")
     if share.cpus > cpus:
         raise ValueError(f"--cpus-per-trial {share.cpus}, but Ray sees {cpus:g} CPUs here")
-    return max(1, int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus)))
+    fitting = int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus))
+    return min(max(1, fitting), MOST_PLACES)
 
 
 def resources_of(told: dict[Any, Any]) -> tune.PlacementGroupFactory:
@@ -121,6 +140,7 @@ def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_tri
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_LOST),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                callbacks=[_Spared()],
             ),
         )
         tuner.fit()
@@ -130,6 +150,13 @@ def on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], shar
     """Call a function once for each tuple of arguments, each with a trial's share, and wait for all."""
     remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
     ray.get([remote.remote(*arguments) for arguments in calls])
+
+
+def ask(function: Callable[[], Found], share: Share) -> Found:
+    """What a function says on a machine with a trial's share: this one may have no GPU to be asked about."""
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    found: Found = ray.get(remote.remote())
+    return found
 
 
 def beside(function: Callable[..., None], argument: Any, share: Share) -> Any:
@@ -205,6 +232,17 @@ class _Feed(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is resumed from its store, not from Ray Tune's files")
+
+
+class _Spared(tune.Callback):
+    """A trial whose machine was lost, announced or not, has not failed: how often that happens says nothing of it."""
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error()
+        # Announced losses Tune leaves out by itself. Of others there is no more than the message; in another wording
+        # they would count as a lost process, of which `MAX_LOST` are forgiven.
+        if isinstance(error, RayActorError) and not error.preempted and NODE_LOST in str(error):
+            trial.run_metadata.num_failures -= 1
 
 
 class _Judge(FIFOScheduler):

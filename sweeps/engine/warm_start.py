@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sweeps.engine import finals
@@ -23,6 +24,7 @@ from sweeps.engine.alike import LIMIT, Seen, distance
 from sweeps.engine.prepare import Prepared
 from sweeps.engine.spaces import Space, Wishes
 from sweeps.engine.store import Store, sweeps_in
+from xfer import places
 from xfer.choices import parameters
 from xfer.data.pack import Progress, load_pack
 from xfer.data.split import split_pack
@@ -149,7 +151,7 @@ def warm_start_for(
     near = []
     for each in ranked:
         if each.distance <= LIMIT:
-            reason = _saw_test_images(each.sweep, prepared)
+            reason = _saw_test_images(each.sweep, prepared, store.folder.parent)
             if reason:
                 passed_over[each.sweep.name] = reason
             else:
@@ -216,15 +218,16 @@ def _seen(source: Mapping[str, Any], weights: str) -> Seen | None:
     return Seen(measurement_from(source["measured"]), weights) if "measured" in source else None
 
 
-def _saw_test_images(earlier: Earlier, prepared: Prepared) -> str:
+def _saw_test_images(earlier: Earlier, prepared: Prepared, storage: Path) -> str:
     """Why a sweep must not be asked: its trials saw images that this sweep is to be tested on, or may have."""
     if (earlier.data[0], earlier.seed) == (prepared.pack.hash, prepared.plan.seed):
         return ""
-    folder = prepared.pack.folder.parent / earlier.data[0][:16]
+    packs = storage / "packs" if places.is_far(storage) else prepared.pack.folder.parent
+    folder = packs / earlier.data[0][:16]
     if not (folder / "pack.json").exists():
         return "its images are gone, so nobody can tell whether it saw those of this test part"
     try:
-        pack = load_pack(folder)
+        pack = load_pack(places.brought(folder, "pack.json"))
         split = split_pack(pack, earlier.seed)
     except (ValueError, KeyError, OSError) as error:
         return f"its images cannot be read ({error})"

@@ -26,7 +26,7 @@ FROZEN = {
 @pytest.fixture
 def run_with(pack, weights_of, one_thread):
     def run(recipe, features=None, folder=None):
-        return Run(recipe, pack, weights_of(recipe.backbone), CPU, folder, features=features)
+        return Run(recipe, pack, weights_of(recipe.backbone), CPU, folder, features=FeatureStore(features))
 
     return run
 

@@ -13,6 +13,7 @@ Address = str | Path
 FORMS = """Images are given as one of
     DIR                             a folder per class, Stanford Cars or QuickDraw as they were published
     FILE.csv, FILE.tsv              a table with the columns path and label, and part if you have parts
+    s3://bucket/DIR, gs://...       either of them in an object store
     hf://owner/name                 a data set of the Hugging Face hub
     torchvision://NAME?root=DIR     a data set that torchvision knows, as in torchvision://CIFAR10?root=data"""
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from xfer import digest
+from xfer import digest, places
 from xfer.data.examples import Example, Source
 from xfer.data.images import UnreadableImageError
 from xfer.records import Part
@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 
 FORMAT = 2
 """Part of every pack's hash: raised when the same files would be decoded to other pixels."""
+
+WHOLE = "pack.json"
+"""The file that is written last: where it is, the pack is whole."""
 
 BLOCK = 1024
 """How many images are on their way at a time: a million drawings must not become a million waiting tasks."""
@@ -62,7 +65,8 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
     Args:
         source: where the images are.
         image_size: their side in the pack, in pixels.
-        root: the folder of all packs; each is a folder in it, named by its hash.
+        root: the folder of all packs; each is a folder in it, named by its hash. One in an object store is shared: what
+            others have built is brought here, and what is built here is put there.
         progress: told how far it is.
 
     Raises:
@@ -75,10 +79,23 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         ordered = sorted(zip(source.examples, hashes, strict=True), key=_by_content)
         content = [[example.part, example.label, hash] for example, hash in ordered]
         name = digest.of_values([FORMAT, image_size, list(source.classes), content])
-        folder = root / name[:16]
-        if not (folder / "pack.json").exists():
+        there = root / name[:16]
+        folder = places.near(there)
+        if places.is_far(there) and (there / WHOLE).exists():
+            folder = places.brought(there, WHOLE, _check_pixels)
+        elif not (folder / WHOLE).exists():
             _decode(folder, name, source, ordered, image_size, threads, progress)
+    places.keep(folder, there, WHOLE)
     return load_pack(folder)
+
+
+def brought_pack(folder: Path) -> Pack:
+    """A pack from a folder that may be in an object store: brought to this machine and checked, by whoever is first."""
+    return load_pack(places.brought(folder, WHOLE, _check_pixels))
+
+
+def _check_pixels(folder: Path) -> None:
+    load_pack(folder, verify=True)
 
 
 def load_pack(folder: Path, verify: bool = False) -> Pack:
@@ -91,7 +108,7 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
     Raises:
         ValueError: pixels or labels are not those that were written.
     """
-    meta = json.loads((folder / "pack.json").read_bytes())
+    meta = json.loads((folder / WHOLE).read_bytes())
     if verify:
         said = {name: value for name, value in meta.items() if name != "sha256"}
         if digest.of_values(said) != meta["sha256"] or digest.of_file(folder / "images.npy") != meta["images_sha256"]:
@@ -160,11 +177,11 @@ def _decode(
             "skipped": [problem for problem in problems if problem],
             "images_sha256": digest.of_file(temporary / "images.npy"),
         }
-        (temporary / "pack.json").write_text(json.dumps({**meta, "sha256": digest.of_values(meta)}))
+        (temporary / WHOLE).write_text(json.dumps({**meta, "sha256": digest.of_values(meta)}))
         try:
             temporary.rename(folder)
         except OSError:
-            if not (folder / "pack.json").exists():  # otherwise another process was quicker; its pack is the same
+            if not (folder / WHOLE).exists():  # otherwise another process was quicker; its pack is the same
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

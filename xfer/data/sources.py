@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from fsspec.registry import known_implementations
+
+from xfer import places
 from xfer.choices import unknown, unlike
 from xfer.data import tables
 from xfer.data.addresses import FORMS, Address
@@ -28,17 +31,40 @@ SOURCES: dict[str, Callable[[Address], Source]] = {
 SCHEMES = {"hf": "hub", "torchvision": "torchvision"}
 """Which source an address with `://` is for."""
 
+NO_FOLDERS = ("http", "https", "ftp", "data", "memory")
+"""Kinds of address of fsspec where photos cannot be listed, or are nobody else's."""
+
+
+def brought_data(data: Address, progress: Callable[[int, int], None] = lambda done, total: None) -> Address:
+    """Where data are on this machine: photos in an object store are brought here, everything else stays as it is said.
+
+    Args:
+        data: see `read_source`.
+        progress: told how many files are here, of how many.
+
+    Raises:
+        ValueError: there is nothing, or no such kind of address.
+    """
+    scheme, colon, _ = str(data).partition("://")
+    if not colon or scheme in SCHEMES:
+        return data
+    if scheme not in known_implementations or scheme in NO_FOLDERS:
+        raise ValueError(f"{unlike('kind of address', scheme, [*SCHEMES, 's3', 'gs', 'file'])}\n{FORMS}")
+    return places.mirrored(places.place(str(data)), progress)
+
 
 def read_source(data: Address, source: str = "") -> Source:
     """The data set at an address.
 
     Args:
-        data: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR.
+        data: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR. Folders and tables may be in an
+            object store, as s3://bucket/photos.
         source: how the data are laid out, a name in SOURCES; what `layout_of` sees unless given.
 
     Raises:
         ValueError: no such source, or the data are not as that source wants them.
     """
+    data = brought_data(data)
     name = source or layout_of(data)
     if name not in SOURCES:
         raise ValueError(unknown("source", name, SOURCES))

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.tracking.words import tags_of_plan
+from xfer import places
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,8 +46,11 @@ SETTINGS = {
 
 
 def default_uri(storage: Path) -> str:
-    """Where a storage folder's sweeps are tracked unless another server is named: an SQLite file in it."""
-    return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+    """Where a storage folder's sweeps are tracked unless another server is named: an SQLite file in it.
+
+    No database lives in an object store: of such a storage this machine has its own. It is a mirror, and made anew.
+    """
+    return f"sqlite:///{places.near(storage).resolve() / 'mlflow.db'}"
 
 
 @dataclass(slots=True)
@@ -122,7 +126,7 @@ def ask(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storag
     experiment = client.get_experiment_by_name(plan["experiment"])
     if experiment is None:
         # A server has a place of its own for artifacts; a database by itself would put them where we were started.
-        place = None if tracking_uri.startswith("http") else (storage.resolve() / "mlartifacts").as_uri()
+        place = None if tracking_uri.startswith("http") else (places.near(storage).resolve() / "mlartifacts").as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}  # and not of prompts and agents
         experiment = client.get_experiment(client.create_experiment(plan["experiment"], place, kind))
     created = datetime.fromisoformat(plan["provenance"]["created"])

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine import objects
+from xfer import places
 from xfer.objectives import Objective, objectives_from
 from xfer.records import LISTS, Epoch, Evaluation, Record, as_dict, epoch_from
 
@@ -47,13 +48,15 @@ def flat(plain: Mapping[str, Any]) -> dict[str, str]:
 
 def trial_names(trials: Path) -> list[str]:
     """The trials that there are, without reading any of them."""
+    if places.is_far(trials):
+        return sorted(path.name for path in trials.iterdir())
     return sorted(entry.name for entry in os.scandir(trials) if entry.is_dir()) if trials.exists() else []
 
 
 def new_epochs(folder: Path, steps: set[int]) -> tuple[Epoch, ...]:
     """The epochs of a trial but for those at `steps`, without reading these again."""
     paths = sorted(path for path in (folder / "epochs").glob("*.json") if int(path.stem) not in steps)
-    return tuple(epoch_from(epoch) for epoch in map(objects.get, paths) if epoch is not None)
+    return tuple(epoch_from(epoch) for epoch in objects.get_all(paths) if epoch is not None)
 
 
 def modified(*paths: Path) -> int:
@@ -61,7 +64,7 @@ def modified(*paths: Path) -> int:
 
     Objects never change, so a value that is sent twice has the same time twice, and MLflow keeps one.
     """
-    return next((path.stat().st_mtime_ns // 10**6 for path in paths if path.exists()), 0)
+    return next((places.modified_ms(path) for path in paths if path.exists()), 0)
 
 
 def metrics(values: Mapping[str, float | None], at: int, step: int = 0, model_id: str | None = None) -> list[Metric]:
