@@ -28,7 +28,7 @@ bench: .venv/.developers ## this against the script that one would write instead
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 constraints: ## constraints.txt anew: what pip would choose today, found out in an environment of its own (5 GB)
-	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard]' && \
+	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard,aws]' && \
 	{ grep '^#' constraints.txt; $$fresh/bin/python -m pip freeze --exclude-editable | grep '=='; } > constraints.new && \
 	mv constraints.new constraints.txt && rm -r $$fresh
 
