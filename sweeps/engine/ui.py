@@ -88,14 +88,11 @@ def _free_port(first: int) -> int:
     raise ValueError(f"no port from {first} on is free: choose another with --port, between 1024 and 65535")
 
 
-def _start(uri: str, storage: Path, port: int, said: IO[Any]) -> subprocess.Popen[bytes]:
-    """MLflow's server in a process group of its own, so that nothing of it outlives us."""
-    # What the shell says about other MLflow servers is none of this one's business, and could open it to the network.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment |= {
+def hardened(uri: str, port: int) -> dict[str, str]:
+    """What every MLflow server that we start is told by its environment: the least that it can do, for this machine."""
+    return {
         # By the environment, because anybody on the machine can read a password in the list of processes.
         "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (storage.resolve() / "mlartifacts").as_uri(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_AI_GATEWAY": "false",
@@ -104,6 +101,14 @@ def _start(uri: str, storage: Path, port: int, said: IO[Any]) -> subprocess.Pope
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
         "MLFLOW_SERVER_X_FRAME_OPTIONS": "DENY",
     }
+
+
+def _start(uri: str, storage: Path, port: int, said: IO[Any]) -> subprocess.Popen[bytes]:
+    """MLflow's server in a process group of its own, so that nothing of it outlives us."""
+    # What the shell says about other MLflow servers is none of this one's business, and could open it to the network.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment |= hardened(uri, port)
+    environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (storage.resolve() / "mlartifacts").as_uri()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--no-serve-artifacts", "--uvicorn-opts", "--log-level warning"]
     return subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from tests.cluster.lab.laboratory import ROOT, Background, Laboratory, wait_unti
 from tests.cluster.lab.shipped import WORKER, on_the_lab
 
 DASHBOARD = "http://127.0.0.1:8265"
-MLFLOW = "http://127.0.0.1:5000"
-SSH = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ExitOnForwardFailure=yes"
 HOME = "/root"
 
 QUICKLY = {
@@ -64,10 +63,9 @@ class Cluster:
         return self.lab.machines(kind=WORKER)
 
     def up(self) -> str:
-        """`ray up`, and a tunnel to the dashboard; what it said."""
-        said = self._at_the_desk(f"ray up -y --no-config-cache {self.file}", 240)
-        self._tunnels.append(self.lab.start(self.lab.user, f"ray dashboard {self.file}"))
-        self._wait_for(8265)
+        """What `make cluster` does: `ray up`, once all is in place; then a tunnel to the dashboard. What it said."""
+        said = self._at_the_desk(f"python -m sweeps.cluster up {self.file}", 240)
+        self._open_a_tunnel(f"ray dashboard {self.file}", 8265)
         return said
 
     def down(self) -> str:
@@ -88,14 +86,16 @@ class Cluster:
         """What an address on the head's own loopback answers, with the token, asked from the head."""
         return self._asked(self.head, address, body)
 
-    def through_a_tunnel(self, port: int, path: str, body: Any = None) -> Any:
-        """What a port of the head's own loopback answers, asked from the desk through SSH."""
-        here = 10_000 + port
-        if not self._open(here):
-            forward = f"-N -L {here}:127.0.0.1:{port} root@{self.head['public']}"
-            self._tunnels.append(self.lab.start(self.lab.user, f"ssh {SSH} -i {self.lab.key} {forward}"))
-            self._wait_for(here)
-        return self._asked(self.lab.user, f"http://127.0.0.1:{here}{path}", body)
+    def ask_mlflow(self, path: str, body: Any = None) -> Any:
+        """What MLflow on the head answers through the tunnel that `make ui CLUSTER=` opens, asked at the desk."""
+        if not self._open(5000):
+            self._open_a_tunnel(f"python -m sweeps.cluster ui {self.file}", 5000)
+        return self._asked(self.lab.user, f"http://127.0.0.1:5000/api/2.0/mlflow/{path}", body)
+
+    def bring(self, file: Path, to: str) -> None:
+        """`ray rsync-up`: bring a file from the desk to the head."""
+        shutil.copy(file, self.lab.drawer)
+        self._at_the_desk(f"ray rsync-up {self.file} {self.lab.drawer / file.name} {to}", 60)
 
     def nodes(self, state: str = "ALIVE") -> set[str]:
         """The addresses of the nodes that Ray itself counts as in a state."""
@@ -133,7 +133,8 @@ class Cluster:
         look = f"(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo open"
         return bool(self.lab.run(self.lab.user, look, fails=True))
 
-    def _wait_for(self, port: int) -> None:
+    def _open_a_tunnel(self, command: str, port: int) -> None:
+        self._tunnels.append(self.lab.start(self.lab.user, f"cd {ROOT} && {command}"))
         wait_until(lambda: self._open(port), f"port {port} was open at the desk", 60, lambda: self._tunnels[-1].out)
 
     def _asked(self, host: dict[str, Any], address: str, body: Any) -> Any:
