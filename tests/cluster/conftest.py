@@ -9,21 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab.laboratory import Laboratory, missing
+from tests.cluster.stories import SWEEP
 from tests.sweeping import only_sweep, run
 
 PHOTOS_PER_CLASS = 20
-
-SWEEP = [
-    *("--backbone", "mobilenetv2_100", "--image-size", "64", "--strategies", "naive", "--no-advise"),
-    *("--vary", "learning_rate=1e-3,3e-3,1e-2", "--vary", "batch_size=8,16", "--fix", "optimizer=sgd"),
-    *("--fix", "schedule=cosine", "--fix", "augmentation=flip", "--fix", "mixing=none", "--fix", "loss=cross_entropy"),
-    *("--fix", "weight_decay=1e-4", "--fix", "clip_norm=1.0", "--sampler", "grid", "--scheduler", "none"),
-    *("--trials", "6", "--epochs", "3", "--finalists", "1", "--seeds", "1", "--cpus-per-trial", "1", "--name", "ants"),
-]
-"""Six trials of three epochs, a few seconds each, and one final. What each comes to is settled before it starts."""
-TRIALS = 6
-FINALS = 1
-EPOCHS = 3
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,10 +214,8 @@ def _wait_for_ssh(address: str) -> None:
 
 def _kill(pid: int) -> None:
     """End the first process of a host, and with it all others: the power is off."""
-    try:
-        os.kill(pid, 9)
-    except ProcessLookupError:
-        pass
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _run(*command: str, told: str | None = None) -> None:

@@ -115,7 +115,7 @@ class Cluster:
 
     def explain(self) -> str:
         """What is known when something was waited for in vain."""
-        logs = "tail -n 40 /tmp/ray/session_latest/logs/monitor.log; tail -n 20 /tmp/ray/session_latest/logs/monitor.err"
+        logs = "tail -n 40 /tmp/ray/session_latest/logs/monitor.log /tmp/ray/session_latest/logs/monitor.err"
         heads = self.lab.machines(kind="head").values()
         said = [self.lab.run(head, logs, fails=True) for head in heads]
         return "\n".join([*said, self.lab.log()])
@@ -140,9 +140,3 @@ class Cluster:
     def _asked(self, host: dict[str, Any], address: str, body: Any) -> Any:
         text = "" if body is None else json.dumps(body)
         return json.loads(self.lab.run(host, f"python -I -c {shlex.quote(ASK)} {address} {shlex.quote(text)}"))
-
-
-def notes(folder: Path) -> list[tuple[str, int, str]]:
-    """Every epoch that was begun, in that order: trial, epoch, host (see image/sitecustomize.py)."""
-    words = [path.read_text().split() for path in sorted(folder.glob("begun-*"))]
-    return [(trial, int(epoch), host) for trial, epoch, host in words]

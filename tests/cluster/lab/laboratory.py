@@ -87,7 +87,11 @@ class Laboratory:
     """
 
     def __init__(
-        self, folder: Path, shared: Iterable[Path] = (), seen: Iterable[Path] = (), exports: dict[str, str] | None = None
+        self,
+        folder: Path,
+        shared: Iterable[Path] = (),
+        seen: Iterable[Path] = (),
+        exports: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.drawer = folder / "drawer"

@@ -1,4 +1,4 @@
-"""The cluster file that the project ships, on the laboratory's machines: all its own commands, on hosts of another cloud.
+"""The cluster file that the project ships, on the laboratory's machines: its own commands, on hosts of another cloud.
 
 What a machine of the laboratory has already, or cannot have, is left out: packages are not installed a second time, and
 there is no GPU to be asked. Everything else is run as it stands, so that what the tests see is what a user gets.
@@ -38,7 +38,9 @@ def on_the_lab(
     kinds = shipped["available_node_types"]
     head = shipped["head_node_type"]
     worker = {**kinds[WORKER], "resources": resources, "max_workers": workers}
-    commands = {name: [each for each in shipped[name] if _can_run(each)] for name in shipped if name.endswith("commands")}
+    commands = {
+        name: [each for each in shipped[name] if _can_run(each)] for name in shipped if name.endswith("commands")
+    }
     return {
         **shipped,
         **commands,
