@@ -15,8 +15,9 @@ from tests.sweeping import only_sweep, run
 PHOTOS_PER_CLASS = 20
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _laboratory_can_be() -> None:
+@pytest.fixture(scope="session")
+def can_have_a_laboratory() -> None:
+    """Skips where there can be none, and says why."""
     if why := missing():
         pytest.skip(why)
 
@@ -28,7 +29,7 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lab(lab_folder: Path) -> Iterator[Laboratory]:
+def lab(can_have_a_laboratory: None, lab_folder: Path) -> Iterator[Laboratory]:
     """A cloud without machines, and a desk."""
     with Laboratory(lab_folder) as laboratory:
         yield laboratory

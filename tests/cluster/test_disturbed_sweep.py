@@ -18,7 +18,7 @@ from tests.cluster.lab.laboratory import Said, wait_until
 from tests.cluster.stories import EPOCHS, FINALS, TRIALS, in_mlflow, scene
 from tests.sweeping import Left, without_times
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ class Story:
 
 @pytest.fixture(scope="module", params=["folder", "s3"])
 def story(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path
+    can_have_a_laboratory: None,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    photos: Path,
+    pretrained: Path,
 ) -> Story:
     folder = tmp_path_factory.mktemp("disturbed")
     with scene(request.param, folder, photos, pretrained) as here:

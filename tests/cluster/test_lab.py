@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.lab.laboratory import ROOT, Laboratory, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
 
 def ask_for_machines(lab: Laboratory, count: int) -> list[dict[str, str]]:

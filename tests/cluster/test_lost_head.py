@@ -13,7 +13,7 @@ from tests.cluster.lab.laboratory import Said, wait_until
 from tests.cluster.stories import EPOCHS, FINALS, TRIALS, Scene, in_mlflow, scene
 from tests.sweeping import Left, without_times
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path) -> Story:
+def story(
+    can_have_a_laboratory: None, tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path
+) -> Story:
     with scene("folder", tmp_path_factory.mktemp("lost-head"), photos, pretrained) as here:
         lab, cluster = here.lab, here.cluster
         cluster.up()

@@ -21,14 +21,16 @@ import ray
 from tests.cluster.lab.cloud import PRIVATE
 from tests.cluster.stories import Scene, scene
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
 HERE = Path(__file__).parent
 DASHBOARD, MLFLOW = 8265, 5000
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path) -> Iterator[Scene]:
+def cluster(
+    can_have_a_laboratory: None, tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path
+) -> Iterator[Scene]:
     """Up, with its machines kept for as long as the tests look at them."""
     folder = tmp_path_factory.mktemp("machines")
     settings = {"resources": {"CPU": 4, "GPU": 2}, "workers": 1, "idle_minutes": 10}

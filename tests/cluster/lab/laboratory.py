@@ -1,4 +1,32 @@
-"""The tests' side of the laboratory: it starts the cloud, speaks to it, and runs commands on hosts."""
+"""A laboratory in which `ray up` is real and the machines are not: the tests' side of it.
+
+What it is
+    `cloud.py` is a cloud on this machine: a router, a private network, machines that are asked for over a socket, and
+    desks in an office outside. Each machine is a host of its own (`host.sh`): network, processes, files and name are
+    its own, and it has an SSH server. Cores, memory and clock are this machine's, and a GPU is a number that Ray is
+    told. `image/` is what is installed on every host: Ray's way to the cloud (`namespace_provider.py`) and a witness
+    of training (`sitecustomize.py`). `shipped.py` puts the cluster file that the project ships on these machines, and
+    `cluster.py` gives the commands that a user gives, at the desk.
+
+What it needs
+    Root, Linux, and Debian's iproute2, nftables, openssh-server, openssh-client, rsync, procps, util-linux; without
+    them its tests skip. No SSH server has to run on this machine. About 1 GB of memory for each host with Ray.
+
+What a host sees
+    The system, Python with its packages, what all hosts share, and no more: not the checkout, so that a job has what it
+    was sent with and nothing else. It is /usr, /etc and so on of this machine, read-only; the rest is in memory.
+
+Why nothing is left
+    Cloud, bridges and hosts are in namespaces of the cloud's first process, which ends when its standard input does:
+    when a test closes the laboratory, and just as when the tests are killed. The kernel clears away the rest. So two
+    laboratories never meet, with the same addresses or not, and `ray stop`, which ends every Ray process that it can
+    see, sees those of one host.
+
+By hand
+    `python -m pytest -m slow tests/cluster/test_lab.py` says in seconds whether it works here; each file can be run
+    alone. A laboratory's folder, under pytest's temporary one, keeps what the cloud (`cloud.log`), every host
+    (`HOST/log`) and every command (`said-NNN`) said.
+"""
 
 from __future__ import annotations
 
