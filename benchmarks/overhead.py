@@ -1,6 +1,7 @@
 """What does a sweep cost beside its training?
 
     python -m benchmarks.overhead --trials 100 --trials 5000 --resume 200 --write
+    python -m benchmarks.overhead --trials 2000 --concurrent 64 --write
 
 Trials that train nothing go through the real launch path: the proposer, Ray Tune, the store, the MLflow mirror on
 SQLite. Only what happens in a trial's process is another (`sweep.Means.trainable`): one plausible epoch is written
@@ -10,7 +11,9 @@ Each sweep runs in a process of its own. What a trial costs is the time from the
 written and mirrored, less that of a sweep of 20 trials, over the number of trials that it has more: what is paid once
 (Ray and the trials' processes, the winner's model, the report) is not among it. Memory is the driver's, from the
 hundredth trial to the last. `--resume` gives a sweep of so many trials that has come to its end, finals and test part
-too, again, as a person would.
+too, again, as a person would. With `--concurrent` so many trials run at a time, whatever the machine has: each in a
+process of its own, that Ray is told to have a core for. What a trial costs is then seen over the second half of them,
+when all processes have started.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).with_name("RESULTS.md")
+AT_A_TIME = 2
 BASE = 20
 """Trials of the sweep that others are held against."""
 BACKBONE, SIZE = "test_efficientnet", 32
@@ -60,6 +64,12 @@ class Cost:
     """TPE's median seconds for a proposal after so many trials, of processor time."""
     ask_most: float
     """The longest of them."""
+    late: float
+    """Seconds for each trial of the second half of them."""
+    late_processor: float
+    """The same of the driver's processor time."""
+    memory: float
+    """By how many bytes the memory that the machine has left had shrunk at the last trial's end."""
 
 
 def no_op(config: dict[str, Any]) -> None:
@@ -127,13 +137,14 @@ def flags(folder: Path, trials: int, finalists: int) -> list[str]:
     ]
 
 
-def launched(folder: Path, trials: int, finalists: int) -> Cost:
-    """A sweep of trials that train nothing, in this process."""
+def launched(folder: Path, trials: int, finalists: int, concurrent: int) -> Cost:
+    """A sweep of trials that train nothing, so many at a time, with its driver in this process."""
+    import ray
     import tyro
     from rich.console import Console
 
     from sweeps import folder as page
-    from sweeps.engine import launch, options, sweep, tracking
+    from sweeps.engine import launch, options, sweep, tracking, tuning
     from sweeps.engine.prepare import prepare
     from sweeps.engine.progress import Watch
     from sweeps.engine.quiet import chatter_to
@@ -142,6 +153,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     ends: list[float] = []
     memory: list[int] = []
     used: list[float] = []
+    left: list[int] = []
 
     class Timed(Watch):
         def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
@@ -150,6 +162,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
                 ends.append(time.perf_counter())
                 memory.append(resident())
                 used.append(time.process_time())
+                left.append(available())
 
     asked = tyro.cli(
         options.Options,
@@ -159,7 +172,11 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     prepared = prepare(options.plan_from(page.plan, asked), asked.storage)
     store = Store(asked.storage / asked.name)
     store.folder.mkdir(parents=True)
-    means = sweep.Means(concurrent=2, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
+    before = available()
+    if concurrent > AT_A_TIME:
+        os.environ.update(tuning.ENVIRONMENT)
+        ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    means = sweep.Means(concurrent=concurrent, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
     began = time.perf_counter()
     with chatter_to(store.folder / "logs" / "driver.log") as console, Timed(Console(quiet=True), store.name) as watch:
         if not launch.run(prepared, store, means, watch):
@@ -167,7 +184,7 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
     ended, processor = time.perf_counter(), time.process_time() - used[0]
     assert len(ends) == trials == sum(record.phase == "search" for record in store.records())
     ask, ask_most = asks(prepared.space, store)
-    hundred = min(100, trials)
+    hundred, half = min(100, trials), trials // 2
     return Cost(
         trials=trials,
         start=ends[0] - began,
@@ -177,6 +194,9 @@ def launched(folder: Path, trials: int, finalists: int) -> Cost:
         growth=(memory[-1] - memory[hundred - 1]) / max(1, trials - hundred),
         ask=ask,
         ask_most=ask_most,
+        late=(ends[-1] - ends[half]) / (trials - half),
+        late_processor=(used[-1] - used[half]) / (trials - half),
+        memory=before - left[-1],
     )
 
 
@@ -207,6 +227,13 @@ def resumed(folder: Path, trials: int) -> tuple[float, float]:
 def resident() -> int:
     """The memory of this process, in bytes."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def available() -> int:
+    """The memory that this machine has left, in bytes."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     assert found is not None
     return 1024 * int(found[1])
 
@@ -242,6 +269,17 @@ def _cells(base: Cost, cost: Cost) -> tuple[str, ...]:
     )
 
 
+CROWDED = ("at a time", "trials", "start", "a trial, of the second half", "of the driver's processor", "memory taken")
+
+
+def _crowded(concurrent: int, cost: Cost) -> tuple[str, ...]:
+    return (
+        *(str(concurrent), str(cost.trials), f"{cost.start:.0f} s"),
+        *(f"{1e3 * seconds:.0f} ms" for seconds in (cost.late, cost.late_processor)),
+        f"{cost.memory / 1e9:.1f} GB",
+    )
+
+
 def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Cells as Markdown."""
     lines = [header, ["---:"] * len(header), *cells]
@@ -268,19 +306,26 @@ def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, action="append", default=[], help="sweeps of so many trials")
+    parser.add_argument("--concurrent", type=int, default=AT_A_TIME, help="so many trials at a time (default: 2)")
     parser.add_argument("--resume", type=int, help="give a finished sweep of so many trials again")
     parser.add_argument("--write", action="store_true", help="put the numbers into benchmarks/RESULTS.md")
     parser.add_argument("--alone", nargs=3, metavar=("FOLDER", "TRIALS", "FINALISTS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.alone:
         folder, trials, finalists = asked.alone
-        print(json.dumps(asdict(launched(Path(folder), int(trials), int(finalists)))))
+        print(json.dumps(asdict(launched(Path(folder), int(trials), int(finalists), asked.concurrent))))
         return
     command = "python -m benchmarks.overhead " + " ".join(f"--trials {number}" for number in asked.trials)
     sections = []
     with tempfile.TemporaryDirectory(prefix="xfer-overhead-") as scratch:
         flags(Path(scratch), 1, 0)  # data and weights, before anything is timed
-        if asked.trials:
+        if asked.concurrent > AT_A_TIME:
+            again = ("--concurrent", asked.concurrent)
+            costs = [Cost(**apart("--alone", scratch, trials, 0, *again)) for trials in asked.trials]
+            title = f"Trials that train nothing, {asked.concurrent} at a time"
+            found = table(CROWDED, [_crowded(asked.concurrent, cost) for cost in costs])
+            sections.append(section(title, f"{command} --concurrent {asked.concurrent}", found))
+        elif asked.trials:
             base, *costs = (Cost(**apart("--alone", scratch, trials, 0)) for trials in (BASE, *asked.trials))
             title = "Row 4: trials that train nothing, through the launch path, random sampler"
             sections.append(section(title, command, rows(base, costs)))

@@ -119,12 +119,12 @@ def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
         storage: where it was written to, where only its name is given.
         tracking_uri: MLflow's address; the database in the storage folder unless given.
     """
-    from sweeps.engine.tracking import Mirror, default_uri
+    from sweeps.engine.tracking import Mirror, uri_of
 
     store = _found(run, storage)
     if driver := lease.holder(store.folder):
         raise ValueError("{name} is being run by process {pid} on {host}, which does this".format(name=run, **driver))
-    uri = tracking_uri or default_uri(store.folder.parent)
+    uri = uri_of(tracking_uri, store.folder.parent)
     if not Mirror(store, uri).sync():
         print(f"MLflow could not be reached, or did not take everything: {uri}", file=sys.stderr)
         return 1

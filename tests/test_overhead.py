@@ -34,8 +34,8 @@ def test_a_trial_that_trains_nothing_writes_every_epoch_and_a_record(
 
 
 def test_what_is_paid_once_is_not_among_what_a_trial_costs() -> None:
-    base = Cost(20, 5.0, 1.0, 4.0, 0.5, 0.0, 0.01, 0.02)
-    large = Cost(120, 5.0, 4.0, 5.0, 1.5, 3e4, 0.01, 0.02)
+    base = Cost(20, 5.0, 1.0, 4.0, 0.5, 0.0, 0.01, 0.02, 0.0, 0.0, 0.0)
+    large = Cost(120, 5.0, 4.0, 5.0, 1.5, 3e4, 0.01, 0.02, 0.0, 0.0, 0.0)
     assert (
         rows(base, [large]).splitlines()[-1] == "| 120 | 5.0 s | 4.0 s | 5.0 s | 40 ms | 10 ms | 30 KB | 10 ms, 20 ms |"
     )

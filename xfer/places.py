@@ -7,6 +7,7 @@ photos) is brought to this machine's disk once, whoever comes first, and used fr
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -172,7 +173,7 @@ def brought(folder: Path, whole: str, check: Callable[[Path], None] = lambda fol
         FileNotFoundError: it is not there, or not whole.
     """
     here = near(folder)
-    if here is folder or (here / whole).exists():
+    if not is_far(folder) or (here / whole).exists():
         return here
     here.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(here.with_name(f".{here.name}.lock")):
@@ -200,13 +201,13 @@ def keep(here: Path, folder: Path, whole: str) -> None:
 
     Args:
         here: the folder.
-        folder: where to; nothing is done where that is the same.
+        folder: where to; nothing is done where that is on this machine, for then it is the same.
         whole: the file in it that is written last: with it the folder is whole.
     """
-    if here is folder or (folder / whole).exists():
+    if not is_far(folder) or (folder / whole).exists():
         return
     names = [str(path.relative_to(here)) for path in sorted(here.rglob("*")) if path.is_file()]
-    each(lambda name: _put(here / name, folder / name), (name for name in names if name != whole), is_far(folder))
+    each(lambda name: _put(here / name, folder / name), (name for name in names if name != whole), far=True)
     _put(here / whole, folder / whole)
 
 
@@ -224,14 +225,18 @@ def kept_file(file: Path, folder: Path, name: str) -> Path:
     return there
 
 
-def brought_file(file: Path) -> Path:
-    """A file whose content never changes, on this machine."""
+def brought_file(file: Path, anew: bool = False) -> Path:
+    """A file, on this machine: as it was when it was first brought or, with `anew`, as it is now.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     here = near(file)
-    if here is file or here.exists():
+    if not is_far(file) or (here.exists() and not anew):
         return here
     here.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(here.with_name(f".{here.name}.lock")):
-        if not here.exists():
+        if anew or not here.exists():
             temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
             _fs(file).get_file(_key(file), str(temporary))
             temporary.replace(here)
@@ -247,6 +252,7 @@ def pull(folder: Path) -> Path:
         return folder
     here = cache() / "pulled" / str(os.getpid())
     shutil.rmtree(here, ignore_errors=True)
+    atexit.register(shutil.rmtree, here, ignore_errors=True)
     here.mkdir(parents=True)
     _get(folder, here, [name for name, _ in _listed(folder)])
     return here
@@ -254,7 +260,7 @@ def pull(folder: Path) -> Path:
 
 def push(here: Path, folder: Path) -> None:
     """Bring a far folder to what a copy of it is by now: first what is new, then without what is gone."""
-    if here is folder:
+    if not is_far(folder):
         return
     now = {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")}
     there = {name for name, _ in _listed(folder)}
@@ -294,9 +300,9 @@ def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, 
     Raises:
         ValueError: there is nothing.
     """
+    if not is_far(address):
+        return address
     here = near(address)
-    if here is address:
-        return here
     if _fs(address).isfile(_key(address)):
         return mirrored(address.parent, progress) / address.name
     there = dict(_listed(address))

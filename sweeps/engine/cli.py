@@ -109,7 +109,7 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
         packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
-        tracking_uri=asked.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(asked.storage),
+        tracking_uri=tracking.uri_of(asked.tracking_uri, asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
     with _watched("measuring the data") as progress:
@@ -176,6 +176,8 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
         console.print(Text(headline(results)))
     where = "" if asked.storage == options.default_storage() else f" --storage {asked.storage}"
     console.print(Text(f"\nreport   {page}"), soft_wrap=True)
+    if places.is_far(store.folder):
+        console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
     console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
     console.print(Text(f"{_next(results, asked, program)}"))
 

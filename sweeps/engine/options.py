@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -16,17 +16,20 @@ from sweeps.engine.plan import Plan
 from xfer.objectives import objectives_from
 from xfer.places import place
 
-Place = Annotated[
-    Path,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PLACE",
-        instance_from_str=lambda said: place(said[0]),
-        is_instance=lambda value: hasattr(value, "joinpath"),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-"""A folder here, or an address in an object store (`xfer.places`): as a Path its two slashes would become one."""
+if TYPE_CHECKING:
+    Place = Path
+else:  # a place in an object store is no Path to those who ask (`xfer.places`), and tyro asks
+    Place = Annotated[
+        Any,
+        tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PLACE",
+            instance_from_str=lambda said: place(said[0]),
+            is_instance=lambda value: hasattr(value, "joinpath"),
+            str_from_instance=lambda value: [str(value)],
+        ),
+    ]
+    """A folder here, or an address in an object store: as a Path its two slashes would become one."""
 
 
 def default_storage() -> Path:
@@ -60,7 +63,7 @@ class Options:
     """How many of them are fine-tuned. Where more are named, heads on
     frozen features of each are compared first, in seconds."""
     weights: str = ""
-    """FILE with the backbone's weights (safetensors, or a torch state dict), or NAME=FILE[,NAME=FILE] for several.
+    """FILE with the backbone's weights (safetensors, or a torch state dict; s3://... too), or NAME=FILE[,NAME=FILE].
     Without it the weights come from the hub."""
     backbone_args: str = ""
     """Further arguments of the network: KEY=VALUE[,KEY=VALUE], for instance pad_type=same."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,7 +20,7 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.samplers import LISTS, SAMPLERS, count
 from sweeps.engine.schedulers import SCHEDULERS, kept
 from sweeps.engine.spaces import AXES, Config, Space, recipe_data
-from xfer import backbones, digest, networks
+from xfer import backbones, digest, networks, places
 from xfer.choices import choose, unknown
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.sources import brought_data, chosen, layout_of, read_source
@@ -211,9 +212,7 @@ def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: 
     file = None
     if pretrained:
         given = plan.weights.get(name)
-        file = Path(given).expanduser().resolve() if given else backbones.fetch_weights(name)
-        if not file.is_file():
-            raise ValueError(f"there is no weights file {given}")
+        file = _weights_file(given) if given else backbones.fetch_weights(name)
     model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # the surest way to know that they fit
     try:
         with torch.no_grad():
@@ -221,6 +220,16 @@ def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: 
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
     return Backbone(name, plan.backbone_args, file, digest.of_file(file) if file else "")
+
+
+def _weights_file(given: str) -> Path:
+    """The file of weights that a person names, which may be in an object store."""
+    if "://" in given:
+        with suppress(FileNotFoundError):
+            return places.brought_file(places.place(given), anew=True)
+    elif (file := Path(given).expanduser().resolve()).is_file():
+        return file
+    raise ValueError(f"there is no weights file {given}")
 
 
 def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:

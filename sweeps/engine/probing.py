@@ -21,6 +21,7 @@ from sweeps.engine.domains import values_of
 from sweeps.engine.packing import CONTEXT_BYTES, Probe, Shape, Shares, fullest, shape_of, usual
 from xfer import digest
 from xfer.learner import Learner, Precision
+from xfer.places import absolute, place
 from xfer.recipe import Recipe, recipe_from
 from xfer.run import EVALUATION_BATCH, default_precision
 
@@ -124,7 +125,7 @@ def place_of(folder: Path, shape: Shape, kind: Kind) -> Path:
 
 def probe_on_card(folder: str, kind: dict[str, Any], recipes: list[dict[str, Any]]) -> None:
     """Probe recipes one after another on the GPU that this process was given, and write down what came of each."""
-    probe_each(Path(folder), Kind(**kind), [recipe_from(recipe) for recipe in recipes], Card())
+    probe_each(place(folder), Kind(**kind), [recipe_from(recipe) for recipe in recipes], Card())
 
 
 def probe_each(folder: Path, kind: Kind, recipes: Iterable[Recipe], meter: Meter) -> None:
@@ -152,7 +153,7 @@ def probed(recipes: Iterable[Recipe], folder: Path, kind: Kind, call: Call) -> S
         if read(path) is None:
             missing.setdefault(recipe.backbone, []).append(recipe.as_dict())
     if missing:
-        call(probe_on_card, [(str(folder), asdict(kind), each) for each in missing.values()])
+        call(probe_on_card, [(absolute(folder), asdict(kind), each) for each in missing.values()])
     return Shares([probe for path in wanted if (probe := read(path)) is not None], kind.bytes)
 
 

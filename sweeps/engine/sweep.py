@@ -353,6 +353,8 @@ class Sweep:
         from sweeps.engine import tuning  # not sooner: Ray takes a second to import, and heads alone do without it
 
         tuning.connect()
+        if cluster.is_named() and not self._connected:
+            self._watch.say(tuning.said())
         self._connected = True
         share = self._means.share
         if self._means.packs and self._proposer is not None:  # before, nobody knows which networks are trained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,8 +136,18 @@ def failed(config: dict[str, Any], error: str) -> Record:
 
 
 def open_site(site: Site) -> tuple[Pack, torch.device]:
-    """The pack, and the device that this process may use; it uses as many threads, and logs where it should."""
-    logs = store_of(asdict(site)).near / "logs"
+    """The pack, and the device that this process may use; it uses as many threads, and logs where it should.
+
+    Raises:
+        ValueError: this machine does not see the storage.
+    """
+    store = store_of(asdict(site))
+    if not places.is_far(store.folder) and not store.folder.exists():
+        raise ValueError(
+            f"{socket.gethostname()} sees no {store.folder}: on a cluster --storage must be where every machine can "
+            f"reach it, in a bucket (s3://bucket/runs, gs://bucket/runs) or in a folder that they share"
+        )
+    logs = store.near / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)

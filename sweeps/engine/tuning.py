@@ -94,6 +94,16 @@ def capacity(resource: str) -> float:
     return max(now.get(resource, 0.0), most.get(resource, 0.0))
 
 
+def said() -> str:
+    """What there is of the cluster now, and what it can come to, in words."""
+    up: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    parts = [f"{up.get(kind, 0):g} of {capacity(kind):g} {kind}s" for kind in ("GPU", "CPU") if capacity(kind)]
+    grows = any(up.get(kind, 0) < capacity(kind) for kind in ("GPU", "CPU"))
+    return (
+        f"cluster: {' and '.join(parts)} are up" + "; it grows as trials ask, and a new machine takes minutes" * grows
+    )
+
+
 def places(share: Share) -> int:
     """How many trials the cluster can run at a time, once it has grown as far as it may.
 

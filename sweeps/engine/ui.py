@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 
 from sweeps.engine.store import sweeps_in
 from sweeps.engine.tracking import default_uri, without_password
+from xfer.places import near
 
 HOST = "127.0.0.1"
 PORTS_TO_TRY = 100
@@ -48,7 +49,7 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
         print(f"Port {port} is taken by another program, so this is port {free}.")
     print("The MLflow UI is starting ...", flush=True)
     with tempfile.TemporaryFile() as said, _ended_by_signals():
-        server = _start(uri, storage, free, said)
+        server = _start(uri, near(storage), free, said)
         try:
             if _is_up(server, free):
                 print(f"The MLflow UI, until Ctrl-C: {_front_page(free)}")
@@ -66,7 +67,7 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
 
 
 def _nothing_there(storage: Path, database: Path) -> str:
-    names = [store.name for store in sweeps_in(storage)] if storage.is_dir() else []
+    names = [store.name for store in sweeps_in(storage)] if storage.exists() else []
     if names:
         command = f"python -m sweeps sync {names[-1]} --storage {storage}"
         return f"{storage} holds {len(names)} sweeps, but {database} is missing. To write it: {command}"

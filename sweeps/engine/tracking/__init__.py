@@ -8,8 +8,8 @@ Trials never speak to MLflow. What MLflow already has is asked from MLflow, so a
 server that comes back gets everything that it missed, once.
 """
 
-from sweeps.engine.tracking.client import connect, default_uri
+from sweeps.engine.tracking.client import connect, default_uri, uri_of
 from sweeps.engine.tracking.mirror import Mirror
 from sweeps.engine.tracking.words import without_password
 
-__all__ = ["Mirror", "connect", "default_uri", "without_password"]
+__all__ = ["Mirror", "connect", "default_uri", "uri_of", "without_password"]

@@ -45,6 +45,11 @@ SETTINGS = {
 }
 
 
+def uri_of(asked: str, storage: Path) -> str:
+    """Where to track: what was asked for, else what MLflow's own variable says, else `default_uri`."""
+    return asked or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+
+
 def default_uri(storage: Path) -> str:
     """Where a storage folder's sweeps are tracked unless another server is named: an SQLite file in it.
 

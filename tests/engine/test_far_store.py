@@ -1,0 +1,140 @@
+"""A sweep's folder in an object store: the same objects, one driver at a time, features computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sweeps.engine import lease, objects
+from sweeps.engine.lease import HeldError, Lease
+from sweeps.engine.shelf import FarShelf
+from sweeps.engine.store import Store, Trial, sweeps_in
+from xfer import places
+from xfer.feature_store import FeatureStore, Rows
+from xfer.places import place
+from xfer.records import Record
+
+ROWS: Rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+
+
+@pytest.fixture
+def far(bucket: str) -> Path:
+    return place(f"{bucket}/runs")
+
+
+def filled(store: Store, record: Record) -> Store:
+    """A store with a plan, two trials, one of them ended, and a decision."""
+    store.put_plan({"name": store.name, "trials": 2})
+    for name in ("0001", "0000"):
+        store.add_trial(Trial(name, "search", {"a": 1}, {"b": [2]}))
+    for epoch in record.epochs:
+        store.add_epoch("0001", epoch)
+    store.add_record(replace(record, trial="0001"))
+    store.decide("finals", {"finalists": ["0001"]})
+    store.decide("finals", {"finalists": ["0000"]})
+    return store
+
+
+def test_a_store_in_a_bucket_says_what_one_in_a_folder_says(far: Path, tmp_path: Path, record: Record) -> None:
+    here, there = (filled(Store(folder / "sweep"), record) for folder in (tmp_path, far))
+    assert there.name == here.name == "sweep"
+    assert there.plan() == here.plan()
+    assert there.trials() == here.trials()
+    assert [trial.name for trial in there.trials()] == ["0000", "0001"]
+    assert there.epochs("0001") == here.epochs("0001") == record.epochs
+    assert there.records() == here.records()
+    assert there.decisions("finals") == here.decisions("finals")
+    assert [each.name for each in sweeps_in(far)] == ["sweep"]
+    assert there.near == places.cache() / "s3" / str(there.folder).removeprefix("s3://")
+
+
+def test_an_object_in_a_bucket_never_changes_and_a_damaged_one_is_set_aside(far: Path) -> None:
+    path = far / "trials" / "0000" / "record.json"
+    assert objects.put(path, {"value": 0.1})
+    assert not objects.put(path, {"value": 0.2})
+    assert objects.get(path) == {"value": 0.1}
+    places.write(path, places.read(path).replace(b"0.1", b"0.3"))
+    assert objects.get(path) is None
+    assert objects.get(path) is None
+    assert [one.suffix for one in path.parent.iterdir()] == [".damaged"]
+    assert objects.put(path, {"value": 0.2})
+
+
+def test_one_driver_at_a_time_and_the_next_one_takes_over_what_expired(
+    far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLES", 0.0)
+    with (
+        Lease(far / "sweep"),
+        pytest.raises(HeldError, match="another driver is at work on sweep"),
+        Lease(far / "sweep"),
+    ):
+        pass
+    assert lease.holder(far / "sweep") is None
+    said = {"holder": "a lost head", "host": "elsewhere", "pid": 1}
+    objects.replace(far / "sweep" / "lease.json", {**said, "expires": time.time() + 60})
+    with pytest.raises(HeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
+        pass
+    objects.replace(far / "sweep" / "lease.json", {**said, "expires": time.time() - 1})
+    with Lease(far / "sweep"):
+        assert (lease.holder(far / "sweep") or {})["host"] != "elsewhere"
+
+
+def test_of_two_who_take_an_expired_lease_the_slower_one_has_it(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = far / "sweep" / "lease.json"
+    other = {"holder": "other", "host": "elsewhere", "pid": 1}
+    objects.replace(path, {**other, "expires": time.time() - 1})
+    later = {**other, "expires": time.time() + 60}
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: objects.replace(path, later))
+    with pytest.raises(HeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
+        pass
+
+
+def machine(far: Path, root: Path) -> FeatureStore:
+    """What a machine with a disk of its own keeps features in."""
+    return FeatureStore(root / "features", FarShelf(far / "features"))
+
+
+def test_features_are_computed_on_one_machine_and_brought_to_the_others(far: Path, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def compute(who: str) -> Iterator[Rows]:
+        calls.append(who)
+        yield ROWS
+
+    for who in ("a", "b", "a"):
+        rows = machine(far, tmp_path / who).array({"what": 1}, 4, lambda who=who: compute(who))
+        assert np.array_equal(rows, ROWS)
+    assert calls == ["a"]
+
+
+def test_damaged_features_are_computed_where_they_are_wanted(far: Path, tmp_path: Path) -> None:
+    machine(far, tmp_path / "a").array({"what": 1}, 4, lambda: iter([ROWS]))
+    [file] = (far / "features").glob("*/features.npy")
+    places.write(file, places.read(file)[:-1] + b"!")
+    assert np.array_equal(machine(far, tmp_path / "b").array({"what": 1}, 4, lambda: iter([ROWS])), ROWS)
+
+
+def test_a_machine_waits_for_another_that_is_at_it(far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.engine import shelf
+
+    name = "ab" * 16
+    at_it = far / "features" / ".turns" / name / "lease.json"
+    objects.replace(at_it, {"holder": "b", "host": "elsewhere", "pid": 1, "expires": time.time() + 60})
+    waited: list[float] = []
+
+    def look_again(seconds: float) -> None:
+        waited.append(seconds)  # the other one is done meanwhile
+        there = far / "features" / name
+        places.write(there / "features.npy", b"rows")
+        places.write(there / "features.json", b"{}")
+
+    monkeypatch.setattr(shelf.time, "sleep", look_again)
+    with FarShelf(far / "features").turn(tmp_path / name):
+        assert (tmp_path / name / "features.npy").read_bytes() == b"rows"
+    assert waited == [shelf.LOOKED_EVERY]
