@@ -12,8 +12,11 @@ help: ## this list
 quickstart: .venv/.users ## the whole job on an embedded default: pretrain on digits 0-4, transfer to 5-9, rank, report
 	$(BIN)/python -m sweeps.quickstart $(ARGS)
 
-ui: .venv/.users ## MLflow on this machine, over the sweeps in runs/
-	$(BIN)/python -m sweeps ui $(ARGS)
+ui: $(if $(CLUSTER),.venv/.clusters,.venv/.users) ## MLflow over the sweeps in runs/; make ui CLUSTER=ray_cluster.yaml opens the cluster's
+	$(BIN)/python -m $(if $(CLUSTER),sweeps.cluster ui $(CLUSTER),sweeps ui) $(ARGS)
+
+cluster: .venv/.clusters ## checks what a cluster on AWS needs, then starts it: ray_cluster.yaml, or CLUSTER=FILE
+	$(BIN)/python -m sweeps.cluster up $(or $(CLUSTER),ray_cluster.yaml) $(ARGS)
 
 test: .venv/.developers ## the tests, without the slow ones; two at a time, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
@@ -28,7 +31,7 @@ bench: .venv/.developers ## this against the script that one would write instead
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 constraints: ## constraints.txt anew: what pip would choose today, found out in an environment of its own (5 GB)
-	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard,aws]' && \
+	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard,aws,gcp]' && \
 	{ grep '^#' constraints.txt; $$fresh/bin/python -m pip freeze --exclude-editable | grep '=='; } > constraints.new && \
 	mv constraints.new constraints.txt && rm -r $$fresh
 
@@ -39,8 +42,12 @@ constraints: ## constraints.txt anew: what pip would choose today, found out in 
 	$(BIN)/python -m pip install -c constraints.txt -e .
 	@touch $@
 
+.venv/.clusters: .venv/.users
+	$(BIN)/python -m pip install -c constraints.txt -e '.[aws]'
+	@touch $@
+
 .venv/.developers: .venv/.users
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help quickstart ui test lint bench constraints
+.PHONY: help quickstart ui cluster test lint bench constraints

@@ -32,6 +32,8 @@ def check(file: File = Path("ray_cluster.yaml")) -> int:
 def up(file: File = Path("ray_cluster.yaml")) -> int:
     """Check, and then start the cluster or bring it to what the file says now: `ray up`.
 
+    A cluster that runs is restarted; sweeps on it go on when their commands are given again.
+
     Args:
         file: the cluster file.
     """
@@ -58,23 +60,24 @@ def ui(file: File = Path("ray_cluster.yaml")) -> int:
             probe.bind(("127.0.0.1", PORT))
         except OSError:
             raise ValueError(f"port {PORT} is taken on this machine: end the program that has it") from None
-    print(f"The cluster's MLflow, until Ctrl-C: http://localhost:{PORT}/?workflowType=machine_learning", flush=True)
+    print(f"The cluster's MLflow, until Ctrl-C: http://localhost:{PORT}/#/experiments?workflowType=machine_learning", flush=True)
     return _ray("dashboard", "--port", str(PORT), "--remote-port", str(PORT), str(file), provider=provider)
 
 
 @app.command
-def mlflow(artifacts: str, folder: Path = Path("mlflow"), backend: str = "") -> int:
+def mlflow(artifacts: str, folder: Path = Path("~/.xfer/mlflow"), backend: str = "", stay: bool = False) -> int:
     """Start MLflow's server in the background, on this machine's 127.0.0.1:5000, unless it answers already.
 
     Args:
         artifacts: address that files are kept at, such as s3://bucket/mlartifacts.
         folder: where its database and log are kept.
         backend: the database's address, such as postgresql://host/mlflow; SQLite in the folder unless given.
+        stay: wait until the server ends, as a container does.
     """
     from sweeps.cluster.tracking_server import start
 
-    print(start(artifacts, folder.expanduser(), backend))
-    return 0
+    server = start(artifacts, folder.expanduser(), backend)
+    return server.wait() if stay and server else 0
 
 
 def _shown(looked: Iterable[Check]) -> bool:

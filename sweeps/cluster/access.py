@@ -145,10 +145,14 @@ def _put_spot_role(iam: Any) -> bool:
     """Without this role of AWS's own no spot machine starts, and the head may not make it; was it missing?"""
     try:
         iam.get_role(RoleName=SPOT_ROLE)
+        return False
     except iam.exceptions.NoSuchEntityException:
+        pass
+    try:
         iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
-        return True
-    return False
+    except (iam.exceptions.InvalidInputException, iam.exceptions.EntityAlreadyExistsException):
+        return False  # somebody else was faster
+    return True
 
 
 def _allow(name: str, actions: list[str], resources: list[str], **where: dict[str, Any]) -> dict[str, Any]:

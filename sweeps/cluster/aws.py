@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import click
+from botocore.exceptions import BotoCoreError, ClientError
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
 from sweeps.cluster import access, network
@@ -33,12 +34,13 @@ class NodeProvider(AWSNodeProvider):
         The same again changes nothing, and brings back what was changed by others.
 
         Raises:
-            click.ClickException: the file is not filled in, or asks for what cannot be; nothing was made.
+            click.ClickException: the file is not filled in or asks for what cannot be, and nothing was made; or AWS
+                refused something.
         """
         try:
             settings = settings_of(cluster_config)
             config = prepared(cluster_config, settings)
-        except ValueError as error:
+        except (ValueError, BotoCoreError, ClientError) as error:
             # What Ray's commands print of this is the message alone.
             raise click.ClickException(str(error)) from None
         bootstrapped: dict[str, Any] = AWSNodeProvider.bootstrap_config(config)  # type: ignore[no-untyped-call]

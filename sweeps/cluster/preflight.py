@@ -52,6 +52,8 @@ def checks(file: Path) -> Iterator[Check]:
     missing = list(placeholders(config))
     for path in missing:
         yield Check(path, "missing", f"fill it in in {file}")
+    if config["provider"]["type"] == "gcp" and not importlib.util.find_spec("googleapiclient"):
+        yield Check("gcp", "missing", "pip install -c constraints.txt -e '.[gcp]'")
     if config["provider"].get("module") != AWS_PROVIDER:
         if not missing:
             yield Check("filled in", "ok", f"nothing is left to fill in in {file}")
@@ -79,8 +81,11 @@ def read(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise ValueError(f"there is no file {file}: give the commands in the project's folder")
-    config = yaml.safe_load(file.read_text())
-    if isinstance(config, dict) and config.get("kind") == "RayCluster":
+    try:
+        config, *others = yaml.safe_load_all(file.read_text())
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if any(isinstance(each, dict) and each.get("kind") == "RayCluster" for each in (config, *others)):
         raise ValueError(f"{file} is for Kubernetes: kubectl apply -f {file}, see its first lines")
     if not isinstance(config, dict) or "provider" not in config:
         raise ValueError(f"{file} is no cluster file: it has no provider")
@@ -102,7 +107,7 @@ def aws_checks(config: dict[str, Any], settings: Settings, clients: Clients) -> 
             yield from look(config, settings, clients)
         except ClientError as error:
             refused = "AccessDenied" in str(error) or "Unauthorized" in str(error)
-            yield Check(name, "note" if refused else "missing", f"could not be asked: {error}")
+            yield Check(name, "note" if refused else "missing", f"could not be asked: {_line(error)}")
         except (BotoCoreError, ValueError) as error:
             yield Check(name, "missing", str(error))
 
@@ -144,7 +149,7 @@ def _mounts(config: dict[str, Any]) -> Iterator[Check]:
     if token is None:
         yield Check("token", "missing", "file_mounts must bring ~/.ray/auth_token, or anybody inside may run anything")
     elif not token.is_file() or not token.read_text().strip():
-        yield Check("token", "missing", f"ray get-auth-token --generate && chmod 600 {token}")
+        yield Check("token", "missing", f"ray get-auth-token --generate > /dev/null && chmod 600 {token}")
     elif stat.S_IMODE(token.stat().st_mode) & 0o077:
         yield Check("token", "missing", f"others on this machine can read it: chmod 600 {token}")
     else:
@@ -292,9 +297,7 @@ def _quota(market: str, family: str, vcpus: dict[str, int], most: int, clients: 
     try:
         limit = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
     except ClientError as error:
-        if "AccessDenied" in str(error):
-            return Check(name, "note", f"could not be asked: {error}")
-        limit = quotas.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
+        return Check(name, "note", f"could not be asked: {_line(error)}")
     room = int(limit // min(vcpus.values()))
     ask = f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {code} --desired-value "
     said = f"{limit:g} virtual CPUs of {family}: {room} machines at a time"
@@ -327,6 +330,11 @@ def _spot(kinds: list[str], clients: Clients) -> Iterator[Check]:
             yield Check(f"spot {kind}", "note", "is not offered in this region now")
     if not offered:
         yield Check("spot", "missing", "no kind of worker is offered: take other instance types or another region")
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).splitlines()[0]
 
 
 def environment() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from sweeps.engine.ui import HOST, SECONDS_TO_START, hardened
 PORT = 5000
 
 
-def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> str:
-    """Start the server in the background, unless it answers already; says what was done.
+def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> subprocess.Popen[bytes] | None:
+    """Start the server in the background and say where it is; None where one answers already.
 
     The database is rebuilt from the sweeps' storage with `python -m sweeps sync` where it is lost with the head, so
     SQLite will do; Postgres is for many sweeps at a time, and for a history that outlives the cluster.
@@ -34,7 +33,8 @@ def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> 
         ValueError: it ended, or did not answer in two minutes; or the database's driver is missing.
     """
     if answers(port):
-        return f"MLflow answers already at http://{HOST}:{port}"
+        print(f"MLflow answers already at http://{HOST}:{port}")
+        return None
     if backend.startswith("postgresql") and not importlib.util.find_spec("psycopg2"):
         raise ValueError("for Postgres MLflow needs psycopg2: add `pip install psycopg2-binary` to head_setup_commands")
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,11 @@ def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> 
             stderr=said,
             start_new_session=True,
         )
-    (folder / "mlflow.json").write_text(json.dumps({"pid": server.pid}))
     until = time.monotonic() + SECONDS_TO_START
     while server.poll() is None and time.monotonic() < until:
         if answers(port):
-            return f"MLflow is at http://{HOST}:{port}, its log {log}"
+            print(f"MLflow is at http://{HOST}:{port}, its log is {log}", flush=True)
+            return server
         time.sleep(0.5)
     last_words = without_password(log.read_text(errors="replace")[-2000:])
     raise ValueError(f"MLflow did not answer at http://{HOST}:{port}. Its last words, from {log}:\n{last_words}")

@@ -44,7 +44,7 @@ class Scene:
     kind: str
     """`folder`: shared by all machines, as by NFS; `s3`: a bucket."""
     data: str
-    weights: Path
+    weights: str
 
     @property
     def notes(self) -> Path:
@@ -66,10 +66,7 @@ class Scene:
 
     def submit(self) -> Background:
         """The sweep, as a job."""
-        weights = f"/root/{self.weights.name}"
-        if "there" not in self.lab.run(self.cluster.head, f"test -e {weights} && echo there", fails=True):
-            self.cluster.bring(self.weights, weights)
-        flags = [*SWEEP, "--data", self.data, "--weights", weights, "--reports", "/tmp/reports"]
+        flags = [*SWEEP, "--data", self.data, "--weights", self.weights, "--reports", "/tmp/reports"]
         return self.cluster.submit(f"python -m sweeps.folder {shlex.join(flags)}")
 
     def waiting(self, epoch: int, count: int, job: Background) -> dict[str, str]:
@@ -111,16 +108,16 @@ def scene(kind: str, folder: Path, photos: Path, pretrained: Path, **settings: A
     if kind == "s3":
         exports |= {"AWS_ENDPOINT_URL": OBJECTS, **CREDENTIALS}
     with Laboratory(room, [notes] if kind == "s3" else [notes, shared], exports=exports) as lab:
-        data = f"{shared}/insects"
+        place = BUCKET if kind == "s3" else str(shared)
         if kind == "s3":
-            data = f"{BUCKET}/insects"
             server = lab.start(None, f"{_bin('moto_server')} -H {PRIVATE}.{ROUTER} -p 9000")
             wait_until(lambda: "Running on" in server.out, "the object store ran", 60, lambda: server.out)
-            lab.run(None, _python(BRING, str(photos)))
+            lab.run(None, _python(BRING, str(photos), str(pretrained)))
         else:
             shutil.copytree(photos, shared / "insects")
-        cluster = Cluster(lab, BUCKET if kind == "s3" else str(shared), **{"resources": {"CPU": 1}, **settings})
-        yield Scene(lab, cluster, folder, kind, data, pretrained)
+            shutil.copy(pretrained, shared)
+        cluster = Cluster(lab, place, **{"resources": {"CPU": 1}, **settings})
+        yield Scene(lab, cluster, folder, kind, f"{place}/insects", f"{place}/{pretrained.name}")
 
 
 S3 = """
@@ -130,6 +127,7 @@ folder = pathlib.Path(sys.argv[1])
 """
 BRING = f"""{S3}
 bucket.create()
+bucket.upload_file(sys.argv[2], pathlib.Path(sys.argv[2]).name)
 for path in folder.rglob("*.jpg"):
     bucket.upload_file(str(path), f"insects/{{path.relative_to(folder)}}")
 """
@@ -146,9 +144,9 @@ def _bin(program: str) -> str:
     return f"{sys.prefix}/bin/{program}"
 
 
-def _python(script: str, argument: str) -> str:
+def _python(script: str, *arguments: str) -> str:
     variables = shlex.join(f"{name}={value}" for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": OBJECTS}.items())
-    return f"env {variables} {_bin('python')} -c {shlex.quote(script)} {shlex.quote(argument)}"
+    return f"env {variables} {_bin('python')} -c {shlex.quote(script)} {shlex.join(arguments)}"
 
 
 def in_mlflow(cluster: Cluster, experiment: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A sweep of real photos on a cluster that loses its workers: the same results as on one machine left in peace.
 
-Every command is one that a user gives, at a desk outside of the cluster's network: `make cluster`, `ray rsync-up`,
-`ray job submit`, `make ui CLUSTER=`, `ray down`. The story is played once for each kind of storage; tests look at it.
+Every command is one that a user gives, at a desk outside of the cluster's network: `make cluster`, `ray job submit`,
+`make ui CLUSTER=`, `ray down`. The story is played once for each kind of storage; tests look at it.
 """
 
 from __future__ import annotations

@@ -11,16 +11,14 @@ from typing import Any
 import yaml
 
 from tests.cluster.lab.laboratory import ROOT, Background, Laboratory, wait_until
-from tests.cluster.lab.shipped import WORKER, on_the_lab
+from tests.cluster.lab.shipped import WORKER, on_the_lab, project
 
 DASHBOARD = "http://127.0.0.1:8265"
-HOME = "/root"
-
 QUICKLY = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
     # In the place of `pip install -e`, which a machine of the laboratory is spared.
-    "PYTHONPATH": f"{HOME}/xfer",
+    "PYTHONPATH": project(),
 }
 """What makes the laboratory's hosts quick and small; nothing of it belongs into a cluster file."""
 

@@ -42,6 +42,7 @@ def on_the_lab(
         name: [each for each in shipped[name] if _can_run(each)] for name in shipped if name.endswith("commands")
     }
     return {
+        "docker": {},
         **shipped,
         **commands,
         "provider": {
@@ -54,6 +55,13 @@ def on_the_lab(
         "max_workers": workers,
         "idle_timeout_minutes": idle_minutes,
     }
+
+
+def project() -> str:
+    """The folder that the cluster file brings the packages to, on every machine."""
+    mounts = yaml.safe_load(SHIPPED.read_text())["file_mounts"]
+    (there,) = [far.removesuffix("/xfer") for far, near in mounts.items() if near == "xfer"]
+    return there.replace("~", "/root")
 
 
 def _can_run(command: str) -> bool:

@@ -1,0 +1,69 @@
+"""MLflow as the head of a cluster runs it: in the background, for its own machine, and able to do little."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from sweeps.cluster import tracking_server
+from sweeps.cluster.tracking_server import answers, start
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def answer(port: int, path: str, host: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Host": host})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+@pytest.mark.slow
+def test_it_answers_only_for_its_own_machine_keeps_files_at_the_given_place_and_is_started_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    port = free_port()
+    server = start((tmp_path / "bucket").as_uri(), tmp_path / "mlflow", port=port)
+    assert server is not None
+    try:
+        assert f"http://127.0.0.1:{port}" in capfd.readouterr().out
+        assert os.getsid(server.pid) == server.pid  # it outlives the connection that started it
+        assert answer(port, "/", f"localhost:{port}") == answer(port, "/", f"127.0.0.1:{port}") == 200
+        assert answer(port, "/", "evil.example") == answer(port, "/", f"10.evil.example:{port}") == 403
+        for other in {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)}:
+            if other != "127.0.0.1":
+                with pytest.raises(OSError, match="refused"):
+                    socket.create_connection((other, port), timeout=5)
+        assert start("ignored", tmp_path / "ignored", port=port) is None
+        client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+        run = client.create_run("0").info.run_id
+        (tmp_path / "report.md").write_text("found")
+        client.log_artifact(run, str(tmp_path / "report.md"))
+        assert [path.read_text() for path in (tmp_path / "bucket").rglob("report.md")] == ["found"]
+        assert (tmp_path / "mlflow" / "mlflow.db").exists()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def test_a_server_that_ends_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_server.sys, "executable", "/bin/false")
+    with pytest.raises(ValueError, match=r"MLflow did not answer at http://127\.0\.0\.1:\d+\. Its last words"):
+        start("s3://bucket/mlartifacts", tmp_path, port=free_port())
+
+
+def test_postgres_without_its_driver_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="psycopg2"):
+        start("s3://bucket/mlartifacts", tmp_path, "postgresql://host/mlflow", free_port())
+    assert not answers(free_port())
