@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -89,11 +87,6 @@ class Cluster:
         if not self._open(5000):
             self._open_a_tunnel(f"python -m sweeps.cluster ui {self.file}", 5000)
         return self._asked(self.lab.user, f"http://127.0.0.1:5000/api/2.0/mlflow/{path}", body)
-
-    def bring(self, file: Path, to: str) -> None:
-        """`ray rsync-up`: bring a file from the desk to the head."""
-        shutil.copy(file, self.lab.drawer)
-        self._at_the_desk(f"ray rsync-up {self.file} {self.lab.drawer / file.name} {to}", 60)
 
     def nodes(self, state: str = "ALIVE") -> set[str]:
         """The addresses of the nodes that Ray itself counts as in a state."""

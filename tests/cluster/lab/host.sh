@@ -32,7 +32,8 @@ see() { # see ro|rw PATH
 for each in bin sbin lib lib32 lib64 libx32 usr etc; do
     if [[ -L /$each ]]; then cp -P "/$each" .; elif [[ -d /$each ]]; then see ro "/$each"; fi
 done
-mkdir -p proc root/.ssh run/sshd tmp var/tmp before
+mkdir -p proc root/.ssh run/sshd tmp var/log var/tmp before
+: >var/log/lastlog
 chmod 1777 tmp var/tmp
 chmod 700 root root/.ssh
 see rw /dev

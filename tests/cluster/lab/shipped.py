@@ -42,7 +42,6 @@ def on_the_lab(
         name: [each for each in shipped[name] if _can_run(each)] for name in shipped if name.endswith("commands")
     }
     return {
-        "docker": {},
         **shipped,
         **commands,
         "provider": {
