@@ -75,6 +75,7 @@ def status(run: Run, storage: Place = STORAGE) -> int:
     """
     from sweeps.engine.reports import results_of
     from sweeps.reporting.answer import headline
+    from sweeps.reporting.spent import in_words
 
     store = _found(run, storage)
     results = results_of(store)
@@ -91,6 +92,8 @@ def status(run: Run, storage: Place = STORAGE) -> int:
         print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
     driver = lease.holder(store.folder)
     print(f"  driver  {'process {pid} on {host}'.format(**driver) if driver else 'none'}")
+    if cost := in_words(results.spending):
+        print(f"  cost    {cost}")
     print(headline(results))
     return 0
 

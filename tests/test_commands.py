@@ -141,6 +141,7 @@ WRONG_FLAGS = {
     "concurrent=0": "--concurrent 0: it must lie between",
     "cpus-per-trial=0": "--cpus-per-trial 0: it must lie between",
     "gpus-per-trial=-1": "--gpus-per-trial -1.0: it must lie between",
+    "gpus-per-trial=1.5": "--gpus-per-trial 1.5: a trial gets a share of one GPU, as in 0.5, or whole ones, as in 2",
     "gpus-per-trial=nan": "--gpus-per-trial nan: it must lie between",
     "fix=batch_size=1000000000": "batch_size=1000000000: it must lie between 2 and 65536",
     "fix=batch_size=16.5": "batch_size=16.5: a whole number is wanted",
@@ -163,6 +164,14 @@ WRONG_FLAGS = {
     "backbone-args=no_such_argument=1": "test_efficientnet cannot be built as asked",
     "time-budget=soon": "--time-budget soon: write it as 90s, 30m, 2h or 1h30m",
     "time-budget=0s": "--time-budget 0s: there is no time in it",
+    "cost-budget=20": "--cost-budget 20: nobody has said what this machine costs, so there is no telling when that is",
+    "cost-budget=0": "--cost-budget 0: an amount of money is wanted, as in --cost-budget 20",
+    "cost-budget=nan": "--cost-budget nan: an amount of money is wanted",
+    "prices=cheap": "--prices cheap: 'cheap' is no price in US dollars an hour, as in --prices l4=0.35",
+    "prices=-1": "--prices -1: '-1' is no price in US dollars an hour",
+    "prices=l4=0.35": "--prices names l4, node types of a cluster, but RAY_ADDRESS names no cluster: --prices 0.40",
+    "prices=l4=0.35,0.4": "--prices l4=0.35,0.4: NODE_TYPE=PRICE[,NODE_TYPE=PRICE] is wanted, or one PRICE for all",
+    "prices=l4=1,l4=2": "--prices l4=1,l4=2: l4 is given twice",
     "name=a/b": "--name 'a/b': a plain name is wanted, without slashes",
     "name=../a": "a plain name is wanted",
     "name=.hidden": "a plain name is wanted",
@@ -393,6 +402,36 @@ def test_a_time_budget_ends_the_search_in_order_and_without_it_the_same_command_
     ended = run("folder", flags, tmp_path)
     assert ended.status == 0, ended.out + ended.err
     assert len(only_sweep(tmp_path / "runs").records("search")) == 3
+
+
+@pytest.mark.slow
+def test_a_cost_budget_ends_the_search_in_order_and_with_a_larger_one_the_same_command_goes_on(
+    fitting: list[object], tmp_path: Path
+) -> None:
+    places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
+    flags = [*fitting, "--trials", 3, "--epochs", 2, "--finalists", 1, "--seeds", 1, *places]
+    flags += ["--strategies", "naive,clip", "--prices", 10_000]  # 2.78 US dollars a second
+    ended = run("folder", [*flags, "--cost-budget", 0.01], tmp_path)  # less than Ray takes to start
+    assert ended.status == 1, ended.out + ended.err
+    assert ended.err == ""
+    said = list(lines(ended.out))
+    assert "money" in said[said.index("no trial finished:") + 1]
+    assert any(line.startswith("cost budget: $") and "of $0.01 spent. The search ends here" in line for line in said)
+    assert said[-1] == "next     the same command with a larger --cost-budget goes on where this one ended"
+    left = only_sweep(tmp_path / "runs")
+    assert left.records() == {}
+    [first] = left.read("spending", "0001.json")["machines"]
+    ended = run("folder", [*flags, "--cost-budget", 1_000_000], tmp_path)
+    assert ended.status == 0, ended.out + ended.err
+    assert len(left.records("search")) == 3
+    assert left.plan["prices"] == {"this machine": {"usd_per_hour": 10_000.0, "from": "--prices"}}
+    assert left.read("spending", "0001.json")["machines"] == [first]
+    [second] = left.read("spending", "0002.json")["machines"]
+    spent = (first["seconds"] + second["seconds"]) / 3600 * 10_000
+    [cost] = [line for line in lines(ended.out) if line.startswith("cost     ")]
+    assert cost.startswith(f"cost     ${spent:,.2f} for ")
+    assert cost.endswith(" of this machine at $10,000 an hour")
+    assert f"It cost ${spent:,.2f} for " in (tmp_path / "reports" / left.folder.name / "report.html").read_text()
 
 
 @pytest.mark.slow

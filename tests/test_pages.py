@@ -23,7 +23,7 @@ FLAGS = {
     *("--data", "--backbone", "--weights", "--backbone-args", "--image-size", "--trials", "--epochs", "--strategies"),
     *("--vary", "--fix", "--sampler", "--scheduler", "--concurrent", "--gpus-per-trial", "--cpus-per-trial"),
     *("--time-budget", "--finalists", "--seeds", "--seed", "--storage", "--tracking-uri", "--name", "--reports"),
-    *("--smoke", "--fresh", "--classes", "--images-per-class", "--grey", "--objective"),
+    *("--smoke", "--fresh", "--classes", "--images-per-class", "--grey", "--objective", "--cost-budget", "--prices"),
 }
 """As the issues have them; a page may have more."""
 NAMES = [

@@ -51,7 +51,7 @@ class FeatureStore:
     """
 
     def __init__(self, root: Path | None = None, shelf: Shelf | None = None) -> None:
-        self._root = root
+        self.root = root
         self._shelf = shelf
         self._held: dict[str, Rows] = {}
 
@@ -67,8 +67,8 @@ class FeatureStore:
         if name not in self._held:
             self._held[name] = (
                 np.concatenate(list(compute()))
-                if self._root is None
-                else self._shared(self._root / name[:32], what, count, compute)
+                if self.root is None
+                else self._shared(self.root / name[:32], what, count, compute)
             )
         return self._held[name]
 

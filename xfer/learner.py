@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from xfer.params import Param, params_of
 from xfer.probe import fit_head
 from xfer.randomness import go_back_to, state_of
 from xfer.recipe import Recipe
+from xfer.team import ALONE, Member, Slice
+from xfer.whole_batch import gathered, synchronised
 
 Precision = Literal["float32", "bfloat16"]
 """In which numbers a network computes while it is trained. Weights, loss and optimizer are float32 in any case."""
@@ -88,6 +91,8 @@ class Learner:
         self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
         self._fit = Fit()
         self._statistics: list[Tensor] = []
+        self.member: Member = ALONE
+        """This device's place in a team, of which each takes a slice of every batch."""
 
     @property
     def micro_batch(self) -> int | None:
@@ -97,8 +102,12 @@ class Learner:
     @property
     def precision(self) -> Precision:
         """What steps compute in now: a head alone, on embeddings, in float32, as it does beside others of its kind."""
-        alone = self.halves is not None and self.halves.place == EMBEDDINGS
-        return "float32" if alone else self._precision
+        return "float32" if self.is_head_alone else self._precision
+
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether steps move a head on embeddings that are there already, which takes next to no time."""
+        return self.halves is not None and self.halves.place == EMBEDDINGS
 
     @property
     def augments_anywhere(self) -> bool:
@@ -166,13 +175,22 @@ class Learner:
         parts do not share are the statistics of a batch norm that follows its images, which are those of a part (and
         are updated once for each), and dropout's draws; a network without either takes the same step.
 
+        In a team, this device takes its slice of the batch, in parts where it does not fit its memory, and gradients
+        are added up over all devices before anything else is done with them. Batch norms that follow their images, and
+        losses that compare them, then see the whole batch, so that here too only dropout's draws are others.
+
         Args:
             inputs: prepared images [B, C, H, W], or what the lower half makes of them where `halves` is set.
             targets: probabilities [B, C].
             rate: the learning rate where the pace is 1.
+
+        Raises:
+            MemoryError: not even the smallest parts fit.
+            PartedError: another device of the team has ended.
         """
-        inputs, targets = (each.to(self._device, non_blocking=True) for each in (inputs, targets))
-        loss, correct = self._gradient(inputs, targets)
+        own = self.member.slice_of(len(inputs))
+        inputs, targets = (each.to(self._device, non_blocking=True) for each in (inputs[own.place], targets))
+        loss, correct = self._gradient(inputs, targets, own)
         if self._strategy.anchor is not None:
             self._strategy.anchor.pull(self._anchored, self._start)
         moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
@@ -233,25 +251,31 @@ class Learner:
             _like_parameters(self._optimizer)
         self._fit = Fit(state.get("micro_batch"))
 
-    def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, inputs: Tensor, targets: Tensor, own: Slice) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the batch's mean loss with the parameters; that loss, and how many were right.
 
         An attempt for which the memory did not suffice leaves no trace: what it did to running statistics is undone,
         and dropout draws again what it drew. So a run whose memory runs out goes on like one that began with the
         smaller micro-batch.
+
+        Args:
+            inputs: of this device's slice of the batch.
+            targets: of the whole batch.
+            own: which slice that is.
         """
         statistics = [buffer.clone() for buffer in self._statistics]
         drawn = state_of(self._device)
+        answers = targets[own.place]
 
         def attempt(parts: list[slice]) -> tuple[Tensor, Tensor]:
             self._optimizer.zero_grad(set_to_none=True)
             losses, hits = [], []
             for part in parts:
-                logits, loss = self._losses(inputs[part], targets[part])
-                loss = loss * ((part.stop - part.start) / len(inputs))
+                logits, loss = self._losses(inputs[part], answers[part], targets)
+                loss = loss * ((part.stop - part.start) / len(inputs) * own.weight)
                 torch.autograd.backward(loss)
                 losses.append(loss.detach())
-                hits.append((logits.argmax(dim=1) == targets[part].argmax(dim=1)).sum())
+                hits.append((logits.argmax(dim=1) == answers[part].argmax(dim=1)).sum())
             return torch.stack(losses).sum(), torch.stack(hits).sum()
 
         def again() -> None:
@@ -260,24 +284,42 @@ class Learner:
                 buffer.copy_(before)
             go_back_to(drawn, self._device)
 
-        return self._fit.fitting(
+        loss, correct = self._fit.fitting(
             len(inputs),
             attempt,
             again,
             least=2 if self._statistics else 1,  # one image has no variance
-            whole_because=f"embedding_loss {self._recipe.embedding_loss} compares its images" if self._term else None,
+            whole_because=self._undivided_because(),
         )
+        if self.member.size > 1:
+            correct = correct * float(own.weight > 0)
+            moving = [each for group in self._optimizer.param_groups for each in group["params"]]
+            gradients = [parameter.grad for parameter in moving if parameter.grad is not None]
+            self.member.add_up([*gradients, loss, correct])
+        return loss, correct
 
-    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and the loss to be brought down, a scalar."""
+    def _undivided_because(self) -> str | None:
+        """Why this device cannot take its images in parts; None where it can."""
+        if self._term is not None:
+            return f"embedding_loss {self._recipe.embedding_loss} compares its images"
+        if self._statistics and self.member.size > 1:
+            return f"its batch norms follow the images of {self.member.size} devices, which take them at the same time"
+        return None
+
+    def _losses(self, inputs: Tensor, targets: Tensor, of_batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] and the loss to be brought down, a scalar; `of_batch` are the whole batch's targets."""
+        exchange = synchronised(self.member, len(of_batch)) if self._statistics else nullcontext()
         if self._term is None or self._asked is None:
-            with self._computing():
-                logits = (self._network if self.halves is None else self.halves.upper)(inputs)
+            with self._computing(), exchange:
+                # What other devices are asked in the middle of a network cannot be compiled.
+                network = self.model if self._statistics and self.member.size > 1 else self._network
+                logits = (network if self.halves is None else self.halves.upper)(inputs)
             return logits.float(), self._loss(logits.float(), targets).mean()
-        with self._computing():
+        with self._computing(), exchange:
             embeddings = inputs if self.halves is not None else Embedder(self.model)(inputs)
             logits = self.model.get_classifier()(embeddings)
-        term = self._asked(embeddings.float(), targets.argmax(dim=1))
+        compared = gathered(embeddings.float(), self.member, len(of_batch))
+        term = self._asked(compared, of_batch.argmax(dim=1))
         return logits.float(), self._loss(logits.float(), targets).mean() + self._term.weight * term
 
     def _computing(self) -> torch.autocast:

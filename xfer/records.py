@@ -170,8 +170,8 @@ class Record:
     """Floating point operations of one image's way through the network, without the way back. A multiply-add counts as
     two, and only convolutions and matrix products count (attention too); many papers count a multiply-add as one."""
     arithmetic: str = "float32"
-    """In which numbers the network computed while it was trained, float32 or bfloat16, and whether it was compiled
-    ("bfloat16, compiled"): what its last epoch's machine allowed."""
+    """In which numbers the network computed while it was trained, float32 or bfloat16, whether it was compiled, and on
+    how many devices together, if on more than one ("bfloat16, compiled, 2 devices"): as its last epoch was trained."""
 
     @property
     def val_accuracy(self) -> float | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from xfer.methods.schedules import SCHEDULES, Schedule
 from xfer.randomness import seed_for
 from xfer.recipe import Recipe
 from xfer.records import Epoch, Evaluation, Part, Phase, Record, Status, as_dict, epoch_from
+from xfer.team import ALONE, Member, Team, check_devices
 from xfer.versions import version_of
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,21 @@ def default_precision(device: torch.device) -> Precision:
     return "bfloat16" if fast else "float32"
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What the steps of an epoch came to."""
+
+    losses: list[float]
+    hits: list[float]
+    """How many images each step's network was right about."""
+    norms: list[float]
+    """Of the gradients."""
+    rate: float
+    """The learning rate of the last one."""
+    images: int
+    """How many there were in all of them."""
+
+
 class Run:
     """A recipe being trained.
 
@@ -96,9 +112,12 @@ class Run:
             unless given.
         precision: what training computes in; the device's own unless given. Accuracies are measured in float32.
         compiled: whether training goes through torch.compile (see `Learner`).
+        devices: on how many devices of this machine, `device` the first of them, every batch is divided. The others
+            have processes of their own (`xfer.team`), which live while this is iterated and come to the same weights.
 
     Raises:
-        ValueError: the pack or the weights are not the ones that the recipe names, or do not fit it.
+        ValueError: the pack or the weights are not the ones that the recipe names, or do not fit it, or there are not
+            so many devices.
     """
 
     def __init__(
@@ -112,6 +131,7 @@ class Run:
         features: FeatureStore | None = None,
         precision: Precision | None = None,
         compiled: bool = False,
+        devices: int = 1,
     ) -> None:
         if pack.hash != recipe.data:
             raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
@@ -135,6 +155,18 @@ class Run:
         self._learner = Learner(recipe, file, self.device, precision, compiled)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
+        self._devices = devices
+        check_devices(self.device, devices)
+        self._team: Team | None = None
+        self._known: int | None = None
+        self._job = {  # what a follower needs beside its device
+            "recipe": recipe.as_dict(),
+            "pack": str(pack.folder.absolute()),
+            "weights": str(file.absolute()) if file else None,
+            "features": str(self._store.root.absolute()) if self._store.root else None,
+            "precision": precision,
+            "compiled": compiled,
+        }
         self._start_accuracy: float | None = None
         self._val: Evaluation | None = None
         if folder is not None:
@@ -151,15 +183,35 @@ class Run:
 
         Raises:
             DivergedError: the loss became NaN or infinite; the message names epoch and step.
+            FollowerError: another of several devices could not go on; the message says why.
+            LostError: the process of another device was lost. A new Run may go on from the last checkpoint.
         """
-        while len(self.epochs) < self.recipe.epochs:
-            if not self.epochs:
-                self._begin()
-            epoch = self._train_epoch() if self.recipe.takes_steps else self._fit_epoch()
-            self.epochs = (*self.epochs, epoch)
-            if self.folder is not None:
-                checkpoints.save(self.folder, len(self.epochs), self.state_dict())
-            yield epoch
+        try:
+            while len(self.epochs) < self.recipe.epochs:
+                if not self.epochs:
+                    self._begin()
+                self._call_team()
+                epoch = self._train_epoch() if self.recipe.takes_steps else self._fit_epoch()
+                self.epochs = (*self.epochs, epoch)
+                if self.folder is not None:
+                    checkpoints.save(self.folder, len(self.epochs), self.state_dict())
+                yield epoch
+        finally:  # whoever iterates may have left, or failed
+            self._leave_team()
+
+    def follow(self, member: Member, tasks: Iterable[dict[str, Any]]) -> None:
+        """Train every epoch that the leader of a team begins, as another of its devices.
+
+        Args:
+            member: the place of this one.
+            tasks: what the leader said to each, as it comes (see `_call_team`).
+        """
+        self._learner.member = member
+        for task in tasks:
+            if task["state"] is not None:
+                self._learner.load_state_dict(task["state"])
+            self.epochs = tuple(epoch_from(epoch) for epoch in task["epochs"])
+            self._take_steps(len(self.epochs))
 
     def evaluate(self, part: Part, noisy: bool = False) -> Evaluation:
         """Judge the network as it stands now on one part of the data.
@@ -202,8 +254,15 @@ class Run:
             resumed_at=self.resumed_at,
             start_accuracy=self._start_accuracy,
             flops=self._flops,
-            arithmetic=f"{self._learner.precision}{', compiled' * self._compiled}",
+            arithmetic=self._arithmetic,
         )
+
+    @property
+    def _arithmetic(self) -> str:
+        said: list[str] = [self._learner.precision]
+        said += ["compiled"] if self._compiled else []
+        said += [f"{self._devices} devices"] if self._is_divided else []
+        return ", ".join(said)
 
     @cached_property
     def _flops(self) -> int:
@@ -234,6 +293,7 @@ class Run:
         self.resumed_at = tuple(state["resumed_at"])
         self._start_accuracy = state["start_accuracy"]
         self._val = None
+        self._known = None
         if self.epochs:
             self._set_pace(len(self.epochs) - 1)  # whatever is asked of it now is asked as it would have been then
 
@@ -312,11 +372,63 @@ class Run:
         train = self.evaluate("train")
         return self._epoch(usage, training_seconds, train.loss, train.accuracy)
 
+    @property
+    def _is_divided(self) -> bool:
+        """Whether several devices take the steps of an epoch at the current pace.
+
+        Not those of a head on embeddings: they take less time than to agree on them. The leader takes them alone, and
+        tells the others of it once there is more to move.
+        """
+        return self._devices > 1 and self.recipe.takes_steps and not self._learner.is_head_alone
+
+    def _call_team(self) -> None:
+        """Let the other devices begin with the next epoch, if they are to take part in it."""
+        if self._devices == 1:
+            return
+        number = len(self.epochs)
+        self._set_pace(number)
+        if not self._is_divided:
+            self._learner.member = ALONE
+            return
+        if self._team is None:
+            self._team = Team({**self._job, "threads": torch.get_num_threads()}, self.device, self._devices)
+        self._learner.member = self._team.member
+        state = None if self._known == number else self._learner.state_dict()
+        self._team.begin({"epochs": [as_dict(epoch) for epoch in self.epochs], "state": state})
+        self._known = number + 1
+
+    def _leave_team(self) -> None:
+        team, self._team, self._known = self._team, None, None
+        self._learner.member = ALONE
+        if team is not None:
+            team.close()
+
     def _train_epoch(self) -> Epoch:
         usage = Usage(self.device)
         number = len(self.epochs)
-        recipe = self.recipe
-        torch.manual_seed(seed_for(recipe.seed, "dropout", number))
+        try:
+            taken = self._take_steps(number)
+        except RuntimeError as error:
+            if self._team is not None:
+                self._team.blame(error)
+            raise
+        if self._learner.member.size > 1 and self._team is not None:
+            self._team.done()
+        training_seconds = usage.seconds
+        check_training(taken.losses, number + 1)
+        steps = len(taken.losses)
+        return replace(
+            self._epoch(usage, training_seconds, math.fsum(taken.losses) / steps, sum(taken.hits) / taken.images),
+            learning_rate=taken.rate,
+            gradient_norm=math.fsum(taken.norms) / steps,
+            gradient_norms=tuple(taken.norms[:FIRST_STEPS]) if number == 0 else (),
+        )
+
+    def _take_steps(self, number: int) -> Steps:
+        """Train an epoch, or this device's part in it."""
+        recipe, rank = self.recipe, self._learner.member.rank
+        # Each device of a team drops other activations.
+        torch.manual_seed(seed_for(recipe.seed, "dropout", number, *([rank] if rank else [])))
         order = shuffled(self.split.train, recipe.batch_size, seed_for(recipe.seed, "order", number))
         steps = math.ceil(len(order) / recipe.batch_size)
         self._set_pace(number)
@@ -327,14 +439,7 @@ class Run:
             seen.append(self._learner.step(inputs, targets, rate))
         # Only now are the numbers fetched: until here nothing made a GPU wait.
         losses, hits, norms = (torch.stack(each).tolist() for each in zip(*seen, strict=True))
-        training_seconds = usage.seconds
-        check_training(losses, number + 1)
-        return replace(
-            self._epoch(usage, training_seconds, math.fsum(losses) / steps, sum(hits) / len(order)),
-            learning_rate=rate,
-            gradient_norm=math.fsum(norms) / steps,
-            gradient_norms=tuple(norms[:FIRST_STEPS]) if number == 0 else (),
-        )
+        return Steps(losses, hits, norms, rate, len(order))
 
     def _epoch(self, usage: Usage, training_seconds: float, train_loss: float, train_accuracy: float) -> Epoch:
         """The network as it stands, judged, as the epoch that has just been trained; without what steps say."""

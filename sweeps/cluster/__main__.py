@@ -60,7 +60,8 @@ def ui(file: File = Path("ray_cluster.yaml")) -> int:
             probe.bind(("127.0.0.1", PORT))
         except OSError:
             raise ValueError(f"port {PORT} is taken on this machine: end the program that has it") from None
-    print(f"The cluster's MLflow, until Ctrl-C: http://localhost:{PORT}/#/experiments?workflowType=machine_learning", flush=True)
+    address = f"http://localhost:{PORT}/#/experiments?workflowType=machine_learning"
+    print(f"The cluster's MLflow, until Ctrl-C: {address}", flush=True)
     return _ray("dashboard", "--port", str(PORT), "--remote-port", str(PORT), str(file), provider=provider)
 
 

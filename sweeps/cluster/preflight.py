@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -23,9 +23,6 @@ from sweeps.cluster.settings import Settings, placeholders, settings_of
 
 AWS_PROVIDER = "sweeps.cluster.aws.NodeProvider"
 WHAT_IS_MY_ADDRESS = "https://checkip.amazonaws.com"
-
-Clients = Callable[[str], Any]
-"""From the name of one of AWS's services to boto3's client of it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,9 @@ def checks(file: Path) -> Iterator[Check]:
     if not importlib.util.find_spec("boto3"):
         yield Check("boto3", "missing", "pip install -c constraints.txt -e '.[aws]'")
         return
-    yield from aws_checks(config, settings, _clients(settings))
+    from sweeps.cluster.account import aws_checks, clients_of
+
+    yield from aws_checks(config, settings, clients_of(settings))
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -90,26 +89,6 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "provider" not in config:
         raise ValueError(f"{file} is no cluster file: it has no provider")
     return config
-
-
-def aws_checks(config: dict[str, Any], settings: Settings, clients: Clients) -> Iterator[Check]:
-    """What only AWS knows, asked with the credentials at hand."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        caller = clients("sts").get_caller_identity()
-    except (BotoCoreError, ClientError) as error:
-        yield Check("credentials", "missing", f"{error}: aws configure, aws sso login, or AWS_PROFILE")
-        return
-    yield Check("credentials", "ok", f"{caller['Arn']}")
-    for name, look in (("bucket", _bucket), ("image", _image), ("network", _network), ("machines", _machines)):
-        try:
-            yield from look(config, settings, clients)
-        except ClientError as error:
-            refused = "AccessDenied" in str(error) or "Unauthorized" in str(error)
-            yield Check(name, "note" if refused else "missing", f"could not be asked: {_line(error)}")
-        except (BotoCoreError, ValueError) as error:
-            yield Check(name, "missing", str(error))
 
 
 # --- on this machine -----------------------------------------------------------------------------------------------
@@ -179,162 +158,6 @@ def _address(settings: Settings) -> Check:
     if own in ip_network(settings.ssh_from):
         return Check("address", "ok", f"{own} is in {settings.ssh_from}")
     return Check("address", "note", f"you seem to come from {own}, which is not in {settings.ssh_from}")
-
-
-# --- at AWS --------------------------------------------------------------------------------------------------------
-
-
-def _clients(settings: Settings) -> Clients:
-    import boto3
-    from botocore.config import Config
-
-    impatient = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2})
-    session = boto3.Session(region_name=settings.region)
-    return lambda service: session.client(service, config=impatient)
-
-
-def _bucket(config: dict[str, Any], settings: Settings, clients: Clients) -> Iterator[Check]:
-    from botocore.exceptions import ClientError
-
-    s3, name = clients("s3"), settings.bucket
-    make = f"aws s3 mb s3://{name} --region {settings.region}"
-    try:
-        s3.head_bucket(Bucket=name)
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("404", "NoSuchBucket"):
-            yield Check("bucket", "missing", f"{name} does not exist: {make}")
-        elif error.response["Error"]["Code"] in ("403", "AccessDenied"):
-            yield Check(
-                "bucket", "missing", f"{name} is somebody else's, or you may not use it: choose another, {make}"
-            )
-        else:
-            raise
-        return
-    region = s3.get_bucket_location(Bucket=name)["LocationConstraint"] or "us-east-1"
-    if region != settings.region:
-        yield Check("bucket", "missing", f"{name} is in {region}, the cluster in {settings.region}: make both the same")
-        return
-    try:
-        blocks = s3.get_public_access_block(Bucket=name)["PublicAccessBlockConfiguration"]
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "NoSuchPublicAccessBlockConfiguration":
-            raise
-        blocks = {}
-    names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-    if all(blocks.get(each) for each in names):
-        yield Check("bucket", "ok", f"{name} is in {region} and private")
-    else:
-        command = f"aws s3api put-public-access-block --bucket {name} --public-access-block-configuration "
-        yield Check("bucket", "missing", f"{name} can be made public: {command}{','.join(f'{n}=true' for n in names)}")
-
-
-def _image(config: dict[str, Any], settings: Settings, clients: Clients) -> Iterator[Check]:
-    from sweeps.cluster.aws import image_id
-
-    ec2 = clients("ec2")
-    own = {node["node_config"].get("ImageId") for node in config["available_node_types"].values()}
-    if None in own:
-        yield Check("image", "ok", f"{image_id(ec2, settings.image)} is {settings.image}")
-    for each in sorted(image for image in own if image):
-        [image] = ec2.describe_images(ImageIds=[each])["Images"]
-        yield Check("image", "ok", f"{each} is {image['Name']}")
-
-
-def _network(config: dict[str, Any], settings: Settings, clients: Clients) -> Iterator[Check]:
-    from sweeps.cluster.network import vpc_of
-
-    node_configs = [node["node_config"] for node in config["available_node_types"].values()]
-    subnets = [subnet for node_config in node_configs for subnet in node_config.get("SubnetIds", [])]
-    yield Check("network", "ok", vpc_of(clients("ec2"), subnets))
-
-
-STANDARD = "ACDHIMRTZ"
-QUOTAS = {  # https://docs.aws.amazon.com/ec2/latest/instancetypes/ec2-instance-quotas.html
-    ("on demand", "standard"): "L-1216C47A",
-    ("on demand", "G and VT"): "L-DB2E81BA",
-    ("on demand", "P"): "L-417A185B",
-    ("spot", "standard"): "L-34B43A08",
-    ("spot", "G and VT"): "L-3819A6DF",
-    ("spot", "P"): "L-7212CCBC",
-}
-"""AWS limits how many virtual CPUs of a family run at a time, on demand and as spot machines apart."""
-
-
-def family_of(instance_type: str) -> str:
-    """The family that AWS counts a type under.
-
-    >>> family_of("g6.2xlarge"), family_of("m6i.xlarge"), family_of("p5.48xlarge")
-    ('G and VT', 'standard', 'P')
-    """
-    letters = instance_type[:2].upper() if instance_type.startswith("vt") else instance_type[0].upper()
-    return {"G": "G and VT", "VT": "G and VT"}.get(letters, "standard" if letters in STANDARD else letters)
-
-
-def _machines(config: dict[str, Any], settings: Settings, clients: Clients) -> Iterator[Check]:
-    """The quota for them, and what spot machines cost now."""
-    nodes = config["available_node_types"]
-    types = sorted({node["node_config"]["InstanceType"] for node in nodes.values()})
-    described = clients("ec2").describe_instance_types(InstanceTypes=types)["InstanceTypes"]
-    vcpus = {each["InstanceType"]: each["VCpuInfo"]["DefaultVCpus"] for each in described}
-    wanted: dict[tuple[str, str], set[str]] = {}
-    for node in nodes.values():
-        spot = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
-        kind = node["node_config"]["InstanceType"]
-        wanted.setdefault(("spot" if spot else "on demand", family_of(kind)), set()).add(kind)
-    for (market, family), kinds in sorted(wanted.items()):
-        yield _quota(market, family, {kind: vcpus[kind] for kind in kinds}, config["max_workers"], clients)
-    if spot_kinds := sorted(kind for (market, _), kinds in wanted.items() if market == "spot" for kind in kinds):
-        yield from _spot(spot_kinds, clients)
-
-
-def _quota(market: str, family: str, vcpus: dict[str, int], most: int, clients: Clients) -> Check:
-    from botocore.exceptions import ClientError
-
-    name, code = f"quota {market}", QUOTAS.get((market, family))
-    if code is None:
-        return Check(name, "note", f"{', '.join(sorted(vcpus))}: not looked up for this family")
-    quotas = clients("service-quotas")
-    try:
-        limit = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
-    except ClientError as error:
-        return Check(name, "note", f"could not be asked: {_line(error)}")
-    room = int(limit // min(vcpus.values()))
-    ask = f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {code} --desired-value "
-    said = f"{limit:g} virtual CPUs of {family}: {room} machines at a time"
-    if room < 1:
-        return Check(name, "missing", f"{said}; {ask}{min(vcpus.values()) * most}")
-    if market == "spot" and room < most:
-        return Check(name, "note", f"{said}, not max_workers {most}; {ask}{min(vcpus.values()) * most}")
-    return Check(name, "ok", said)
-
-
-def _spot(kinds: list[str], clients: Clients) -> Iterator[Check]:
-    """What they cost now; a price is no promise that there are any."""
-    from datetime import UTC, datetime
-
-    history = clients("ec2").describe_spot_price_history(
-        InstanceTypes=kinds, ProductDescriptions=["Linux/UNIX"], StartTime=datetime.now(UTC)
-    )["SpotPriceHistory"]
-    offered = 0
-    for kind in kinds:
-        prices = {
-            each["AvailabilityZone"]: float(each["SpotPrice"]) for each in history if each["InstanceType"] == kind
-        }
-        if prices:
-            zone = min(prices, key=lambda name: prices[name])
-            yield Check(
-                f"spot {kind}", "ok", f"{prices[zone]:.4f} dollars an hour now, in {zone} of {len(prices)} zones"
-            )
-            offered += 1
-        else:
-            yield Check(f"spot {kind}", "note", "is not offered in this region now")
-    if not offered:
-        yield Check("spot", "missing", "no kind of worker is offered: take other instance types or another region")
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).splitlines()[0]
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from sweeps.engine import cluster, options
+from sweeps.engine import cluster, cost, options
 from sweeps.engine.lease import HeldError
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
@@ -89,6 +89,8 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     """
     plan = options.plan_from(page, asked)
     budget = options.seconds(asked.time_budget)
+    prices = cost.prices_from(asked.prices)
+    cost.check(prices, asked.cost_budget, joins=cluster.is_named())
     if not plan.data:
         raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it. {FORMS}")
     _writable(asked.storage)
@@ -109,6 +111,8 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
         packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
+        prices=prices,
+        cost_budget=asked.cost_budget,
         tracking_uri=tracking.uri_of(asked.tracking_uri, asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
@@ -155,6 +159,7 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
 def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:
     from sweeps.engine.reports import report, results_of
     from sweeps.reporting.answer import headline
+    from sweeps.reporting.spent import in_words
 
     results = results_of(store)
     page = report(store, asked.reports)
@@ -169,13 +174,16 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
     if status == NOTHING_FINISHED:
         console.print(Text("no trial finished:"))
         reasons = sorted({record.error or record.status for record in results.records})
-        for reason in reasons or ["the time was up before the first could"]:
+        for reason in reasons or ["the time or the money was up before the first could"]:
             console.print(Text(visible(f"  {reason}")))
     else:
         console.print(_ranking(results))
         console.print(Text(headline(results)))
     where = "" if asked.storage == options.default_storage() else f" --storage {asked.storage}"
-    console.print(Text(f"\nreport   {page}"), soft_wrap=True)
+    console.print()
+    if spent := in_words(results.spending):
+        console.print(Text(f"cost     {spent}"), soft_wrap=True)
+    console.print(Text(f"report   {page}"), soft_wrap=True)
     if places.is_far(store.folder):
         console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
     console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
@@ -186,7 +194,8 @@ def _next(results: Results, asked: Options, program: str) -> str:
     if program.endswith(".quickstart"):
         return "next     python -m sweeps.folder --data DIR     (your own images: DIR/<class>/*.jpg)"
     if results.unfinished or len(results.trials) < results.plan["trials"]:
-        return "next     the same command goes on where this one ended"
+        more = "" if asked.cost_budget is None else " with a larger --cost-budget"
+        return f"next     the same command{more} goes on where this one ended"
     return f"next     the same command with --trials {2 * results.plan['trials']} searches on"
 
 
@@ -224,6 +233,11 @@ def _share(asked: Options) -> Any:
         if value is not None and not low <= value <= high:
             raise ValueError(f"{flag} {value}: it must lie between {low} and {high}")
     if asked.gpus_per_trial is not None:
+        if asked.gpus_per_trial > 1 and not asked.gpus_per_trial.is_integer():
+            raise ValueError(
+                f"--gpus-per-trial {asked.gpus_per_trial:g}: a trial gets a share of one GPU, as in 0.5, or whole "
+                f"ones, as in 2"
+            )
         if asked.gpus_per_trial > 0 and not cluster.is_named() and default_device().type != "cuda":
             raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
         return Share(_cores(asked), asked.gpus_per_trial)

@@ -93,7 +93,7 @@ class Heads:
     ) -> None:
         self._store = store
         self._site = site
-        self._share = share
+        self._share = replace(share, gpus=min(share.gpus, 1.0))  # however many a trial is trained on, heads need one
         self._begun = begun
         self._ended = ended
         self._at_once = at_once

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from sweeps.engine import cluster
 from sweeps.engine.advice import advice_for
+from sweeps.engine.cost import HERE, Machine, Meter
 from sweeps.engine.lease import Lease
 from sweeps.engine.prepare import Prepared, differences
 from sweeps.engine.progress import Watch
@@ -11,6 +13,7 @@ from sweeps.engine.store import Store
 from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.warm_start import warm_start_for
+from sweeps.reporting.words import cost_so_far
 from xfer import places
 from xfer.data.pack import Progress
 
@@ -47,7 +50,7 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
             return
         # The sweep stays the one that was begun then.
         asked["provenance"]["created"] = stored["provenance"]["created"]
-        asked.update({name: stored[name] for name in ("advice", "warm_start") if name in stored})
+        asked.update({name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored})
     elif (store.folder / "trials").exists():
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
@@ -57,6 +60,11 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
         if prepared.plan.warm_start:
             asked["warm_start"] |= warm_start_for(prepared, store, asked["advice"], progress)
     store.put_plan(asked)
+
+
+def machines_here() -> list[Machine]:
+    """What a sweep is paid for before it has joined a cluster, and where it joins none: this machine alone."""
+    return [] if cluster.is_named() else [Machine(HERE)]
 
 
 def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
@@ -75,15 +83,18 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
         claim(prepared, store)
         period = FAR_PERIOD if places.is_far(store.folder) else NEAR_PERIOD
         with Mirror(store, means.tracking_uri, period) as mirror:
-            sweep = Sweep(prepared, store, means, watch)
-            try:
-                sweep.screen()
-                sweep.search()
-                sweep.finals()
-                sweep.open_test()
-                winner = sweep.export()
-            finally:
-                sweep.copy_study()
+            # Within the mirror, so that MLflow is told what was spent up to the end.
+            with Meter(store, means.prices, machines_here, watch.say) as meter:
+                watch.cost = lambda: cost_so_far(meter.spent(), means.cost_budget)
+                sweep = Sweep(prepared, store, means, watch, meter)
+                try:
+                    sweep.screen()
+                    sweep.search()
+                    sweep.finals()
+                    sweep.open_test()
+                    winner = sweep.export()
+                finally:
+                    sweep.copy_study()
             if winner is not None:
                 mirror.log_model(winner.trial, places.mirrored(store.folder / "model"), sweep.reached(winner))
             return mirror.close()

@@ -149,14 +149,23 @@ class Options:
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     gpus_per_trial: float | None = None
-    """Share of a GPU for each trial, 0.5 for two on each. Unless given, two steps of each kind of trial are tried
-    first, to see how many fit side by side; none where there is no GPU."""
+    """Share of a GPU for each trial, 0.5 for two on each; 2, 3, ... trains each on so many GPUs of one node together.
+    Unless given, two steps of each kind of trial are tried first, to see how many fit side by side; none where there
+    is no GPU."""
     cpus_per_trial: int | None = None
     """CPU cores for each trial. One unless given, for two trials side by side beat one on two cores; with --concurrent
     fewer trials than there are cores share them all."""
     time_budget: str = ""
     """When to stop searching, so that the finals still fit in: 90s, 30m, 2h. The same command, with more time or none,
     goes on from there."""
+    cost_budget: float | None = None
+    """When to stop searching, in US dollars (or whatever the
+    prices are in), so that the finals still fit in. It counts all
+    starts of the sweep; the same command with more goes on."""
+    prices: str = ""
+    """What machines cost an hour: one price for all, 0.40, or
+    by node type, l4=0.35,a10g=0.50,head=0.192. Unless given, what
+    the cluster file says under labels: xfer/usd-per-hour."""
     finalists: int = 3
     """How many of the best are run again on new seeds, and then judged on the test part. 0 leaves that closed."""
     seeds: int = 3

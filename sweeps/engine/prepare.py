@@ -32,7 +32,7 @@ REDRAWN_BELOW = 2_000
 """Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
 
 NOT_COMPARED = (
-    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice"),
+    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """What may differ between two starts of one sweep: it does not change what any trial is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,9 @@ from xfer.records import epoch_from
 
 SHOWN = 8
 """How many running trials are listed."""
+
+PLAIN_EVERY = 300.0
+"""Seconds between two lines about how far it is where there is no live view, as in a job's log."""
 
 
 @dataclass
@@ -45,6 +49,9 @@ class Watch:
     """The objective's value, trial and strategy of the best finished one."""
     best_accuracy: float | None = None
     """Its validation accuracy."""
+    cost: Callable[[], str] = lambda: ""
+    """Says what has been spent so far; nothing where no price is known."""
+    _said: float = field(default_factory=time.monotonic)
     _began: float = field(default_factory=time.monotonic)
     _inherited: int = 0
     _live: Live | None = None
@@ -75,15 +82,18 @@ class Watch:
         if phase == "search":
             self.best = self.best_accuracy = None  # a head of the screening is no candidate
         done = f", {self._inherited} of them done before" if self._inherited else ""
-        self.say(f"{phase}: {counted(total, 'run')}{done}")
+        spent = f", {cost}" if (cost := self.cost()) else ""
+        self.say(f"{phase}: {counted(total, 'run')}{done}{spent}")
 
     def say(self, line: str) -> None:
         """One line that stays."""
+        self._said = time.monotonic()
         self.console.print(Text(visible(line)))
 
     def saw(self, record: dict[str, Any]) -> None:
         """A running trial finished an epoch."""
         self.running[record["trial"]] = record
+        self._say_now_and_then()
 
     def started(self, trial: str, recipe: dict[str, Any]) -> None:
         """A trial was handed out."""
@@ -111,18 +121,23 @@ class Watch:
         left = self.total - self.ended.total() - halves
         return left * (time.monotonic() - self._began) / done if done > 0.2 else None
 
-    def _drawn(self) -> RenderableType:
+    def _states(self) -> tuple[list[str], str, str]:
+        """How many trials are in which state, how long it will take, and what has been spent."""
         states = [f"{len(self.running)} running"] + [f"{n} {status}" for status, n in sorted(self.ended.items())]
         left = self.seconds_left()
-        line = Text.assemble(
-            (self.name, "bold"),
-            "  ",
-            self.phase,
-            "  ",
-            " · ".join(states),
-            "  ",
-            f"{duration(left)} left" if left else "",
-        )
+        return states, f"{duration(left)} left" if left else "", self.cost()
+
+    def _say_now_and_then(self) -> None:
+        if self._live is not None or time.monotonic() - self._said < PLAIN_EVERY:
+            return
+        states, left, cost = self._states()
+        self.say(", ".join(filter(None, [f"{self.phase}: {' · '.join(states)} of {self.total}", left, cost])))
+
+    def _drawn(self) -> RenderableType:
+        states, left, cost = self._states()
+        line = Text.assemble((self.name, "bold"), "  ", self.phase, "  ", " · ".join(states), "  ", left)
+        if cost:
+            line.append("  " if left else "").append(cost)
         best = Text("best so far: ")
         if self.best is None:
             best.append("none yet")

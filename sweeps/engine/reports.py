@@ -23,7 +23,8 @@ def results_of(store: Store) -> Results:
     ended = {record.trial for record in records}
     unfinished = [trial.name for trial in store.trials() if trial.name not in ended]
     screened = store.decisions("screening")
-    return Results(plan, records, store.decisions("openings"), unfinished, screened[-1] if screened else None)
+    decision = screened[-1] if screened else None
+    return Results(plan, records, store.decisions("openings"), unfinished, decision, store.spending())
 
 
 def report(store: Store, reports: Path) -> Path:

@@ -10,6 +10,7 @@
         screening/0001.json          which backbones go on, fixed before the search begins
         finals/0001.json             the finalists, fixed before their runs on new seeds begin
         openings/0001.json           their ranking, fixed before the test part is opened
+        spending/0001.json           what the machines of the first start have cost so far (see cost.py)
         lease.json                   which driver is at work (see lease.py)
         study.sqlite3, logs/         copies for other tools; nothing reads them back
 
@@ -19,7 +20,7 @@ search are `screen-00`, ... Nothing is appended to and nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -93,8 +94,18 @@ class Store:
         return plan
 
     def put_plan(self, plan: Mapping[str, Any]) -> None:
-        """Fix the plan; the only object that a later start may replace, and only to ask for more trials."""
+        """Fix the plan; a later start may replace it, but only to ask for more trials."""
         objects.replace(self.folder / "plan.json", dict(plan))
+
+    def note_prices(self, prices: Mapping[str, Any]) -> None:
+        """Add to the plan what machines of some node types cost: nobody knows it before they are there.
+
+        What was paid stands under spending/; in the plan the newest price counts.
+        """
+        plan = self.plan() or {}
+        noted = {**plan.get("prices", {}), **prices}
+        if plan and noted != plan.get("prices", {}):
+            self.put_plan({**plan, "prices": noted})
 
     # --- trials ---------------------------------------------------------------------------------------------------
 
@@ -171,8 +182,29 @@ class Store:
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
         """Write a decision down before anything is done on its ground."""
+        objects.put(self.folder / kind / f"{self._next(kind):04d}.json", dict(decision))
+
+    # --- what it costs --------------------------------------------------------------------------------------------
+
+    def spending(self) -> list[dict[str, Any]]:
+        """What the machines of each start have cost, as far as it was written down (see cost.py), the first first."""
+        return [one for one in map(objects.get, sorted((self.folder / "spending").glob("*.json"))) if one is not None]
+
+    def put_spending(self, start: int | None, machines: Sequence[Mapping[str, Any]]) -> int:
+        """Write down what the machines of a start have come to so far, over what was written before.
+
+        Args:
+            start: what the first call said of this start; None for that call.
+            machines: as `cost.Spending` describes them.
+        """
+        if start is None:
+            start = self._next("spending")
+        objects.replace(self.folder / "spending" / f"{start:04d}.json", {"machines": [dict(each) for each in machines]})
+        return start
+
+    def _next(self, kind: str) -> int:
         taken = [int(path.name[:4]) for path in (self.folder / kind).glob("[0-9]*")]  # damaged ones too
-        objects.put(self.folder / kind / f"{max(taken, default=0) + 1:04d}.json", dict(decision))
+        return max(taken, default=0) + 1
 
 
 def sweeps_in(storage: Path) -> Iterator[Store]:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from math import ceil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sweeps.engine import cluster, finals, packing, probing, screening
 from sweeps.engine.advice import order_of
+from sweeps.engine.cost import UNKNOWN, Meter, Prices, unpriced
 from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
 from sweeps.engine.prepare import Prepared
 from sweeps.engine.progress import Watch
@@ -23,6 +25,7 @@ from sweeps.engine.stage import Judge, Stage, clock
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of
+from sweeps.reporting.words import cost_so_far
 from xfer import places
 from xfer.companions import can_train_together
 from xfer.records import Record
@@ -39,6 +42,10 @@ class Means:
     """Trials at a time; as many as fit unless given."""
     seconds: float | None = None
     """The time budget; None for as long as it takes."""
+    prices: Prices = UNKNOWN
+    """What a person says that machines cost."""
+    cost_budget: float | None = None
+    """In US dollars, for all starts of the sweep together; None for whatever it takes."""
     tracking_uri: str
     """Where MLflow is: a database (`tracking.default_uri`) or a server."""
     trainable: Trainable = train_trial
@@ -53,22 +60,28 @@ class Sweep:
         store: where everything is written.
         means: what may be used.
         watch: told what happens.
+        meter: knows what the machines cost; without one they cost nothing.
     """
 
-    def __init__(self, prepared: Prepared, store: Store, means: Means, watch: Watch) -> None:
+    def __init__(
+        self, prepared: Prepared, store: Store, means: Means, watch: Watch, meter: Meter | None = None
+    ) -> None:
         self._prepared = prepared
         self._plan = prepared.plan
         self._store = store
         self._means = means
         self._watch = watch
         self._objectives = self._plan.objectives
-        self._short_of = clock(means.seconds)
+        self._meter = meter or Meter(store)
+        self._short_of_time = clock(means.seconds)
+        self._short_of_money = self._meter.short_of(means.cost_budget)
         self._concurrent = 1
         self._connected = False
         self._heads: Heads | None = None
         self._shares: packing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
         self._records: dict[str, Record] = {}
+        self._full, self._full_seconds = 0, 0.0  # of the search, asked for after every epoch of every trial
         for record in store.records():
             if record.trial in self._trials:
                 self._note(record)
@@ -87,7 +100,8 @@ class Sweep:
         self._run("screening", len(heads), self._ended("screen"), left, lambda history, trial: True, self._note)
         records = self._ended("screen")
         if len(records) < len(heads):
-            self._watch.say("screening: the time was up before every head was fitted, so nothing is decided yet")
+            up = "money was spent" if self._short_of_money(0.0) else "time was up"
+            self._watch.say(f"screening: the {up} before every head was fitted, so nothing is decided yet")
             return
         decision = screening.decided(self._prepared, records.values())
         self._store.decide("screening", {"at": now(), **decision})
@@ -109,9 +123,10 @@ class Sweep:
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
         spares = self._plan.scheduler in SPARE_KNOWN_GOOD
+        limited = self._means.seconds is not None or self._means.cost_budget is not None
 
         def over() -> bool:
-            return self._means.seconds is not None and self._short_of(self._expected_finals())
+            return limited and self._short_of(self._expected_finals())
 
         def goes_on(history: History, trial: str) -> bool | None:
             return (spares and proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
@@ -126,6 +141,8 @@ class Sweep:
             over,
             [f"{number:04d}" for number in range(self._plan.trials)],
         )
+        if len(self._ended("search")) < self._plan.trials:
+            self._say_if_spent("The search ends", self._expected_finals())
 
     def finals(self) -> None:
         """Run the best recipes of the search again, on new seeds, and where data are few on new validation parts.
@@ -147,6 +164,8 @@ class Sweep:
             lambda history, trial: True,
             self._note,
         )
+        if any(trial.name not in self._records for trial in trials):
+            self._say_if_spent("The finals end")
 
     def open_test(self) -> None:
         """Fix the finalists' ranking, then open the test part for them; not before all of their runs have ended."""
@@ -233,6 +252,19 @@ class Sweep:
             self._heads.beside_trials = False
             self._heads.settle()
 
+    def _short_of(self, reserve: float) -> bool:
+        """Whether less than so many seconds are left, or less than what the machines that are there cost in them."""
+        return self._short_of_time(reserve) or self._short_of_money(reserve)
+
+    def _say_if_spent(self, what: str, reserve: float = 0.0) -> None:
+        """Say why a stage has ended before its end, where that is the money."""
+        if not self._short_of_money(reserve):
+            return
+        kept = self._meter.usd_per_hour * reserve / 3600
+        finals = f", and the finals will cost about ${kept:,.2f}" if kept else ""
+        spent = cost_so_far(self._meter.spent(), self._means.cost_budget)
+        self._watch.say(f"cost budget: {spent} spent{finals}. {what} here; a larger --cost-budget goes on from here")
+
     def _settle(self, decision: Mapping[str, Any] | None) -> None:
         """Begin the search that a screening leaves, or without one that of the plan, with all that it has learned."""
         params = params_of(self._store.plan() or {})
@@ -310,6 +342,8 @@ class Sweep:
     def _note(self, record: Record) -> None:
         # Thousands are held in memory: what is said of single images stays in the store, and a recipe is there once.
         self._records[record.trial] = replace(record, val=None, recipe=self._trials[record.trial].recipe)
+        if record.phase == "search" and record.status == "finished":
+            self._full, self._full_seconds = self._full + 1, self._full_seconds + record.seconds
 
     def _learn(self, proposer: Proposer, record: Record) -> None:
         self._note(record)
@@ -340,9 +374,8 @@ class Sweep:
 
     def _expected_finals(self) -> float:
         """How many seconds the finals will take, from what full trials took so far."""
-        full = [record.seconds for record in self._ended("search").values() if record.status == "finished"]
-        runs = self._plan.finalists * self._plan.seeds
-        return runs * sum(full) / len(full) / self._concurrent if full else 0.0
+        rounds = ceil(self._plan.finalists * self._plan.seeds / self._concurrent)
+        return rounds * self._full_seconds / self._full if self._full else 0.0
 
     @property
     def _trains_here(self) -> bool:
@@ -356,6 +389,10 @@ class Sweep:
         if cluster.is_named() and not self._connected:
             self._watch.say(tuning.said())
         self._connected = True
+        if cluster.is_named():  # else it is this machine, which is counted already
+            self._meter.look_at(tuning.machines)
+            if self._means.cost_budget is not None and (node_types := self._meter.unpriced):
+                raise ValueError(unpriced(self._means.cost_budget, node_types))
         share = self._means.share
         if self._means.packs and self._proposer is not None:  # before, nobody knows which networks are trained
             self._shares = self._shares or self._probed()
@@ -381,10 +418,10 @@ class Sweep:
 
     def _site(self, trial: Trial) -> Site:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
-        storage = self._store.folder.parent
+        storage, pack = self._store.folder.parent, self._prepared.pack.folder
         return Site(
             sweep=places.absolute(self._store.folder),
-            pack=places.absolute(storage / "packs" / self._prepared.pack.folder.name),
+            pack=places.absolute(storage / "packs" / pack.name if places.is_far(storage) else pack),
             weights=None if weights is None else self._weights(weights, str(trial.recipe["weights"])),
             threads=self._means.share.cpus,
             gpus=self._gpus_of(trial),

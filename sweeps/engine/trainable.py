@@ -24,6 +24,7 @@ from xfer.feature_store import FeatureStore
 from xfer.recipe import recipe_from
 from xfer.records import Record, as_dict
 from xfer.run import Run, default_device
+from xfer.team import LostError
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ class Site:
     """The file of the recipe's weights."""
     threads: int
     gpus: float
-    """Which share of a GPU the trial was given. With 0 it must not touch any; below 1 it is held to its share."""
+    """Which share of a GPU the trial was given. With 0 it must not touch any; below 1 it is held to its share; from 2
+    on it is trained on so many of one node together."""
     noisy: bool = False
     """Whether accuracy under noise is measured after every epoch."""
     compiled: bool = False
@@ -71,7 +73,11 @@ def train_trial(config: dict[str, Any]) -> None:
 
     What it comes to is written to the store before it is reported, so whatever dies afterwards, nothing is trained
     twice. A failure that would come again, such as a loss that is no number, ends the trial with a record; only a lost
-    process is left to Ray to start again, and it goes on from the last checkpoint.
+    process is left to Ray to start again, and it goes on from the last checkpoint. So is one that has lost that of
+    another of its GPUs.
+
+    Raises:
+        LostError: a process that trained together with this one was lost.
     """
     give_back_memory()  # also where the trial before was stopped in the middle
     store, name = store_of(config["site"]), config["trial"]
@@ -88,6 +94,8 @@ def train_trial(config: dict[str, Any]) -> None:
             store.add_epoch(name, epoch)
             record = run.record(name, config["phase"])
             report(record)
+    except LostError:
+        raise
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
@@ -196,9 +204,19 @@ def _run(config: dict[str, Any]) -> Run:
     pack, device = open_site(site)
     folder = places.pull(store_of(config["site"]).checkpoints(config["trial"]))
     recipe = recipe_from(config["recipe"])
-    features = feature_store(site)
+    # Where Ray gives out GPUs that torch cannot use, or that are only said to be there, as many processes use CPUs.
+    devices = max(1, int(site.gpus))
+    torch.set_num_threads(max(1, site.threads // devices))
     return Run(
-        recipe, pack, weights_of(site), device, folder, noisy=site.noisy, features=features, compiled=site.compiled
+        recipe,
+        pack,
+        weights_of(site),
+        device,
+        folder,
+        noisy=site.noisy,
+        features=feature_store(site),
+        compiled=site.compiled,
+        devices=devices,
     )
 
 

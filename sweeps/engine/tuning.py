@@ -18,10 +18,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.engine import cluster
+from sweeps.engine.cost import LABEL, Machine, labelled
 from sweeps.engine.trainable import Share, Trainable, train_trial
 
 MAX_LOST = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
+
+HEAD = "node:__internal_head__"
+"""Ray's own resource that only the head has."""
 
 
 MOST_PLACES = 1024
@@ -117,6 +121,27 @@ def places(share: Share) -> int:
         raise ValueError(f"--cpus-per-trial {share.cpus}, but Ray sees {cpus:g} CPUs here")
     fitting = int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus))
     return min(max(1, fitting), MOST_PLACES)
+
+
+def machines() -> list[Machine]:
+    """Those of the cluster that are alive now.
+
+    A node's type is its name in the cluster file (autoscaler v2 and KubeRay say it), else what it is to Ray: its kind
+    of GPU, the head, or a worker.
+    """
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [machine_of(node.get("Labels") or {}, node.get("Resources") or {}) for node in nodes if node["Alive"]]
+
+
+def machine_of(labels: Mapping[str, str], resources: Mapping[str, float]) -> Machine:
+    """A node as one that is paid for.
+
+    >>> machine_of({"ray.io/node-group": "l4", "xfer/usd-per-hour": "0.35"}, {})
+    Machine(node_type='l4', labelled=0.35)
+    """
+    to_ray = "head" if HEAD in resources else "worker"
+    node_type = labels.get("ray.io/node-group") or labels.get("ray.io/accelerator-type") or to_ray
+    return Machine(node_type, labelled(labels.get(LABEL)))
 
 
 def resources_of(told: dict[Any, Any]) -> tune.PlacementGroupFactory:

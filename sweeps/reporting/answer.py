@@ -6,6 +6,7 @@ from collections import Counter
 
 from sweeps.reporting.ranking import by_strategy, ranked
 from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.spent import COUNTED, in_words
 from sweeps.reporting.words import (
     counted,
     describe,
@@ -132,6 +133,12 @@ def winning_recipe(results: Results) -> str | None:
     return recipe_in_words(best.search.recipe)
 
 
+def cost(results: Results) -> str | None:
+    """One sentence on what it cost, and on which machines; None where no price is known."""
+    spent = in_words(results.spending)
+    return None if spent is None else f"It cost {spent}."
+
+
 def how_to_read(results: Results) -> list[str]:
     """What was chosen on what, when the test part was opened, and what an interval means."""
     by = results.objective.label
@@ -154,6 +161,7 @@ def how_to_read(results: Results) -> list[str]:
         f"Finalists come first in the ranking, in that order, then the other finished trials by the {by} of their one "
         "run on the validation part, then pruned and failed ones by how far they got.",
         *_on_two_objectives(results),
+        *([COUNTED] if cost(results) else []),
     ]
 
 

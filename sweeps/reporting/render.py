@@ -42,6 +42,7 @@ def _context(results: Results) -> dict[str, Any]:
         "headline": answer.headline(results),
         "comparison": answer.comparison(results),
         "front": answer.front(results),
+        "cost": answer.cost(results),
         "caveats": answer.caveats(results),
         "winning_recipe": answer.winning_recipe(results),
         "how_to_read": answer.how_to_read(results),

@@ -205,6 +205,28 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
+def dollars(amount: float) -> str:
+    """An amount of money as one writes it: whole dollars without cents, a price an hour to its last digit.
+
+    >>> dollars(20.0), dollars(3.2), dollars(0.8048), dollars(1234.5)
+    ('$20', '$3.20', '$0.8048', '$1,234.50')
+    """
+    whole, _, cents = f"{amount:,.4f}".partition(".")
+    cents = cents.rstrip("0")
+    return f"${whole}.{cents:0<2}" if cents else f"${whole}"
+
+
+def cost_so_far(spent: float | None, budget: float | None) -> str:
+    """What has been spent, and of how much; nothing where no price is known.
+
+    >>> cost_so_far(3.2, 20.0), cost_so_far(3.204, None), cost_so_far(None, None)
+    ('$3.20 of $20', '$3.20 so far', '')
+    """
+    if spent is None:
+        return ""
+    return f"${spent:,.2f} of {dollars(budget)}" if budget is not None else f"${spent:,.2f} so far"
+
+
 def listed(items: list[str]) -> str:
     """Items as one says them.
 

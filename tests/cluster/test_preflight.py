@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError
 
 from sweeps.cluster import __main__ as commands
 from sweeps.cluster import preflight
-from sweeps.cluster.preflight import Check, aws_checks, checks
+from sweeps.cluster.account import aws_checks
+from sweeps.cluster.preflight import Check, checks
 from sweeps.cluster.settings import settings_of
 from tests.cluster.on_aws import BUCKET, FILE, REGION, ROOT, account, filled_in
 
@@ -26,7 +27,7 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(preflight, "_address", lambda _: Check("address", "ok", "is yours"))
-    monkeypatch.setattr(preflight, "_clients", lambda _: AWS())
+    monkeypatch.setattr("sweeps.cluster.account.clients_of", lambda _: AWS())
     monkeypatch.setattr(preflight.shutil, "which", lambda name: name)
 
 

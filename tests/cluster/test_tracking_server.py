@@ -6,7 +6,9 @@ import http.client
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,14 +29,33 @@ def answer(port: int, path: str, host: str) -> int:
     return status
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """S3 with a bucket `results`, for this process and those that it starts."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", free_port())
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="results")
+    yield s3
+    server.stop()
+
+
 @pytest.mark.slow
-def test_it_answers_only_for_its_own_machine_keeps_files_at_the_given_place_and_is_started_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_it_answers_only_for_its_own_machine_keeps_files_in_the_bucket_and_is_started_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], bucket: Any
 ) -> None:
     import mlflow
 
     port = free_port()
-    server = start((tmp_path / "bucket").as_uri(), tmp_path / "mlflow", port=port)
+    server = start("s3://results/mlartifacts", tmp_path / "mlflow", port=port)
     assert server is not None
     try:
         assert f"http://127.0.0.1:{port}" in capfd.readouterr().out
@@ -50,7 +71,8 @@ def test_it_answers_only_for_its_own_machine_keeps_files_at_the_given_place_and_
         run = client.create_run("0").info.run_id
         (tmp_path / "report.md").write_text("found")
         client.log_artifact(run, str(tmp_path / "report.md"))
-        assert [path.read_text() for path in (tmp_path / "bucket").rglob("report.md")] == ["found"]
+        [kept] = bucket.list_objects_v2(Bucket="results")["Contents"]
+        assert kept["Key"] == f"mlartifacts/0/{run}/artifacts/report.md"
         assert (tmp_path / "mlflow" / "mlflow.db").exists()
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -117,15 +117,16 @@ class Tasks:
     """Stands for the cluster: tasks are noted, and end when somebody waits for them."""
 
     def __init__(self, monkeypatch):
-        self.started, self.waits, self.begun = [], [], []
-        monkeypatch.setattr(tuning, "beside", lambda function, configs, share: self._start(function, configs))
+        self.started, self.waits, self.begun, self.shares = [], [], [], []
+        monkeypatch.setattr(tuning, "beside", self._start)
         monkeypatch.setattr(tuning, "ended", self._ended)
         monkeypatch.setattr(tuning, "error_of", lambda task: None)
 
     def begins(self, trial):
         self.begun.append(trial.name)
 
-    def _start(self, function, configs):
+    def _start(self, function, configs, share):
+        self.shares.append(share)
         self.started.append([config["trial"] for config in configs])
         function(configs)
         return len(self.started)
@@ -176,6 +177,12 @@ def test_nobody_waits_for_heads_whose_gpus_trials_may_hold(heads_of):
     heads.beside_trials = False
     heads.settle()
     assert sorted(told) == ["0000", "0001", "0002", "0003"]
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(0.0, 0.0), (0.25, 0.25), (2.0, 1.0)])
+def test_heads_ask_for_one_gpu_even_where_trials_are_trained_on_more(heads_of, gpus, asked):
+    _, tasks, _ = heads_of(Share(cpus=2, gpus=gpus), trials=2)
+    assert tasks.shares == [Share(cpus=2, gpus=asked)]
 
 
 def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_recipe):

@@ -33,6 +33,8 @@ FLAGS = [
     "--gpus-per-trial",
     "--cpus-per-trial",
     "--time-budget",
+    "--cost-budget",
+    "--prices",
     "--finalists",
     "--seeds",
     "--seed",
@@ -148,7 +150,7 @@ def test_every_example_in_the_help_of_vary_is_taken(help_text: str) -> None:
 
 
 def test_the_help_says_the_defaults(help_text: str) -> None:
-    for flag, default in (("--storage PATH", "runs"), ("--reports PATH", "reports"), ("--trials INT", "24")):
+    for flag, default in (("--storage PLACE", "runs"), ("--reports PATH", "reports"), ("--trials INT", "24")):
         assert re.search(rf"{flag} [^(]*\(default: {default}\)", help_text)
 
 

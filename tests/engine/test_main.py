@@ -118,6 +118,14 @@ def test_status_says_how_far_a_sweep_is(
     assert lines[5].startswith("Best is clip on test_efficientnet with adam at learning rate 0.001 (trial 0000): 70.0%")
 
 
+def test_status_says_what_it_has_cost_so_far(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
+) -> None:
+    Store(storage / NAME).put_spending(None, [{"node_type": "l4", "usd_per_hour": 0.35, "seconds": 36_000.0}])
+    assert sweeps(monkeypatch, "status", NAME, "--storage", str(storage)) == 0
+    assert "  cost    $3.50 for 10 h 0 min of l4 at $0.35 an hour" in capsys.readouterr().out.splitlines()
+
+
 def test_status_says_who_is_at_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
 ) -> None:

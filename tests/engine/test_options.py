@@ -355,6 +355,8 @@ def test_a_storage_that_is_a_file_is_refused(
         ({"concurrent": 10**9}, "--concurrent 1000000000"),
         ({"gpus_per_trial": -1.0}, "--gpus-per-trial -1.0"),
         ({"gpus_per_trial": float("nan")}, "--gpus-per-trial nan"),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: a trial gets a share of one GPU, as in 0.5, or whole ones"),
+        ({"gpus_per_trial": 2.0}, "--gpus-per-trial 2, but torch sees no GPU on this machine"),
         ({"gpus_per_trial": 1.0}, "--gpus-per-trial 1, but torch sees no GPU on this machine"),
     ],
     ids=str,

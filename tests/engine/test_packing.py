@@ -346,6 +346,8 @@ def test_ray_is_asked_for_the_share_that_a_trials_site_says() -> None:
     site = Site("sweep", "pack", None, threads=2, gpus=0.25)
     config = config_for(Trial("0000", "search", {}, {}), site)
     assert tuning.resources_of(tuning._written(config)).required_resources == {"CPU": 2, "GPU": 0.25}
+    two = config_for(Trial("0000", "search", {}, {}), replace(site, gpus=2.0))
+    assert tuning.resources_of(tuning._written(two)).bundles == [{"CPU": 2, "GPU": 2}]  # one bundle is of one node
     nothing = config_for(Trial("0000", "search", {}, {}), replace(site, gpus=0.0))
     assert tuning.resources_of(tuning._written(nothing)).required_resources == {"CPU": 2}
 

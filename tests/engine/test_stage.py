@@ -389,6 +389,42 @@ def test_elsewhere_than_on_a_terminal_it_is_a_line_for_each_phase() -> None:
     assert screen.getvalue().splitlines() == ["search: 3 runs", "finals: 6 runs, 2 of them done before"]
 
 
+def test_where_a_price_is_known_each_phase_begins_with_what_has_been_spent() -> None:
+    watched, screen = watch()
+    watched.cost = lambda: "$3.20 of $20"
+    watched.begin("search", 3)
+    assert screen.getvalue() == "search: 3 runs, $3.20 of $20\n"
+
+
+def test_elsewhere_than_on_a_terminal_it_says_how_far_it_is_when_it_has_said_nothing_for_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watched, screen = watch()
+    watched.cost = lambda: "$3.20 of $20"
+    watched.begin("search", 4)
+    for name in NAMES:
+        watched.started(name, a_recipe())
+    watched.saw_end("0000", "finished", 0.5)
+    for _ in range(3):
+        now[0] += 100
+        watched.saw(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
+    now[0] += 299
+    watched.saw(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
+    assert screen.getvalue().splitlines() == [
+        "search: 4 runs, $3.20 of $20",
+        "search: 2 running · 1 finished of 4, 8 min 20 s left, $3.20 of $20",
+    ]
+
+
+def test_the_live_line_ends_with_what_has_been_spent() -> None:
+    watched, _ = watch()
+    watched.begin("search", 4)
+    watched.cost = lambda: "$3.20 so far"
+    assert drawn(watched).splitlines()[0].rstrip() == "colours  search  0 running  $3.20 so far"
+
+
 def test_on_a_terminal_it_is_drawn_live_and_leaves_only_its_lines() -> None:
     watched, screen = watch(terminal=True)
     with watched:

@@ -31,6 +31,7 @@ from sweeps.engine.tracking.words import (
     trial_names,
     without_password,
 )
+from sweeps.reporting.spent import total
 from xfer.objectives import ACCURACY
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class Mirror:
                         raise  # the server's trouble; any other is this one trial's and stops no other
                     troubles.append(error)
         self._sync_tests(client, sweep)
+        self._sync_cost(client, sweep)
         if troubles:
             raise troubles[0]
         if self._winner is not None:
@@ -230,6 +232,12 @@ class Mirror:
                 if test is not None and not run.deleted:
                     at = modified(self.store.trial_folder(name) / "test.json")
                     send(client, run, tested_of(test, at))
+
+    def _sync_cost(self, client: MlflowClient, sweep: MirroredSweep) -> None:
+        """What all starts have spent, where prices are known."""
+        cost = total(self.store.spending())
+        if cost is not None and sweep.parent.metrics.get("cost_usd") != cost:
+            send(client, sweep.parent, metrics({"cost_usd": cost}, int(time.time() * 1000), len(sweep.trials)))
 
     def _end(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
         """Nobody drives the sweep any more: count, and say whether it is done."""

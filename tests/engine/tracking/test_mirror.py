@@ -150,6 +150,19 @@ def test_a_finished_sweep_counts_its_trials(store: Store) -> None:
     }
 
 
+def test_what_the_machines_cost_is_the_sweeps_and_follows_what_is_spent(store: Store) -> None:
+    assert Mirror(store, uri_of(store)).sync()
+    assert "cost_usd" not in shown(store)[""].values  # no price is known
+    machines = {"node_type": "l4", "usd_per_hour": 0.5, "seconds": 7200.0}
+    store.put_spending(None, [machines])
+    assert Mirror(store, uri_of(store)).sync()
+    assert shown(store)[""].values["cost_usd"] == [(3, 1.0)]
+    store.put_spending(None, [{**machines, "seconds": 3600.0}])
+    assert Mirror(store, uri_of(store)).sync()
+    assert Mirror(store, uri_of(store)).sync()
+    assert shown(store)[""].values["cost_usd"] == [(3, 1.0), (3, 1.5)]
+
+
 def test_a_sweep_without_a_finished_trial_failed(store: Store) -> None:
     other = Store(store.folder.parent / "other")
     other.put_plan({**PLAN, "name": "other", "trials": 1})
