@@ -62,6 +62,14 @@ class Cluster:
         """What `make cluster` does: `ray up`, once all is in place; then a tunnel to the dashboard. What it said."""
         said = self._at_the_desk(f"python -m sweeps.cluster up {self.file}", 240)
         self._open_a_tunnel(f"ray dashboard {self.file}", 8265)
+        # `ray up` does not wait for it.
+        look = "import urllib.request as r; r.urlopen('http://127.0.0.1:8265/api/gcs_healthz'); print('healthy')"
+        wait_until(
+            lambda: "healthy" in self.lab.run(self.lab.user, f'python -I -c "{look}" 2>&1 | tail -1'),
+            "the dashboard was there",
+            120,
+            self.explain,
+        )
         return said
 
     def down(self) -> str:
