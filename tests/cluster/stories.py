@@ -78,7 +78,7 @@ class Scene:
             return there if len(there) >= count else {}
 
         what = f"{count} trials waited before epoch {epoch}"
-        hosts: dict[str, str] = wait_until(found, what, 180, lambda: job.out + self.cluster.explain())
+        hosts: dict[str, str] = wait_until(found, what, lambda: job.out + self.cluster.explain())
         return hosts
 
     def results(self) -> Left:
@@ -111,7 +111,7 @@ def scene(kind: str, folder: Path, photos: Path, pretrained: Path, **settings: A
         place = BUCKET if kind == "s3" else str(shared)
         if kind == "s3":
             server = lab.start(None, f"{_bin('moto_server')} -H {PRIVATE}.{ROUTER} -p 9000")
-            wait_until(lambda: "Running on" in server.out, "the object store ran", 60, lambda: server.out)
+            wait_until(lambda: "Running on" in server.out, "the object store ran", lambda: server.out)
             lab.run(None, _python(BRING, str(photos), str(pretrained)))
         else:
             shutil.copytree(photos, shared / "insects")

@@ -73,16 +73,16 @@ def story(
         lab.ask("interrupt", machine=taken)
         third = cluster.wait_for_worker(known)
         what = "the trial that was lost went on elsewhere"
-        wait_until(lambda: here.begun().count((first, 2, f"host-{_number(third)}")), what, 60, cluster.explain)
+        wait_until(lambda: here.begun().count((first, 2, f"host-{_number(third)}")), what, cluster.explain)
         lab.ask("cut", machine=cut)
         fourth = cluster.wait_for_worker(known | {lab.machines()[third]["address"]})
         here.release()
-        said = job.end(180)
+        said = job.end()
         alive, dead = cluster.nodes(), cluster.nodes("DEAD")
         mlflow = in_mlflow(cluster, "folder") if said.status == 0 else {}
         results = here.results()
 
-        wait_until(lambda: not cluster.workers, "idle workers had left", 60, cluster.explain)
+        wait_until(lambda: not cluster.workers, "idle workers had left", cluster.explain)
         cluster.down()
         return Story(
             job=said,

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")
 def ask_for_machines(lab: Laboratory, count: int) -> list[dict[str, str]]:
     before = len(lab.machines())
     lab.ask("create", cluster="c", node_config={}, tags={"ray-user-node-type": "worker"}, count=count)
-    wait_until(lambda: len(lab.machines()) == before + count, "the machines ran", 30, lab.log)
+    wait_until(lambda: len(lab.machines()) == before + count, "the machines ran", lab.log)
     return list(lab.machines().values())[before:]
 
 
@@ -63,7 +63,7 @@ def test_a_machine_sees_the_system_and_what_it_is_given_and_not_the_checkout(lab
 def test_ssh_is_let_in_from_the_user_alone_and_nothing_else_from_anybody(lab: Laboratory) -> None:
     (one,) = ask_for_machines(lab, 1)
     lab.start(one, "python -m http.server 8000")
-    wait_until(lambda: reaches(lab, one, one["address"], 8000), "it served", 20)
+    wait_until(lambda: reaches(lab, one, one["address"], 8000), "it served")
     stranger = lab.ask("desk", name="stranger", number=2)
     assert [reaches(lab, lab.user, one["public"], port) for port in (22, 8000)] == [True, False]
     assert [reaches(lab, stranger, one["public"], port) for port in (22, 8000)] == [False, False]
@@ -78,7 +78,7 @@ def test_a_cut_off_machine_runs_on_unreached_and_one_taken_away_is_gone(lab: Lab
     assert lab.run(one, "hostname").startswith("host-")
     lab.ask("interrupt", machine=names[two["address"]])
     assert two["address"] not in [each["address"] for each in lab.machines().values()]
-    wait_until(lambda: not _has(lab, two["pid"]), "its power was off", 10)
+    wait_until(lambda: not _has(lab, two["pid"]), "its power was off")
 
 
 def test_two_laboratories_have_the_same_addresses_and_know_nothing_of_each_other(
@@ -98,7 +98,7 @@ def test_nothing_is_left_of_a_laboratory_that_is_closed(tmp_path: Path) -> None:
         namespaces = namespaces_of(other)
         assert len(namespaces) == 4  # the cloud's, the desk's, two machines'
         assert living_in(namespaces)
-    wait_until(lambda: not living_in(namespaces), "all its processes had ended", 10)
+    wait_until(lambda: not living_in(namespaces), "all its processes had ended")
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
@@ -121,7 +121,7 @@ time.sleep(600)
     tests.send_signal(signal.SIGKILL)
     tests.wait()
     tests.stdout.close()
-    wait_until(lambda: not living_in(namespaces), "all its processes had ended", 10)
+    wait_until(lambda: not living_in(namespaces), "all its processes had ended")
 
 
 def _has(lab: Laboratory, pid: object) -> bool:

@@ -48,15 +48,15 @@ def story(
         (head,) = lab.machines(kind="head")
         address = cluster.head["address"]
         lab.ask("interrupt", machine=head)
-        lost = first.end(120)
+        lost = first.end()
 
         cluster.up()
         here.release()
-        second = here.submit().end(240)
+        second = here.submit().end()
         results, mlflow = here.results(), in_mlflow(cluster, "folder") if second.status == 0 else {}
         heads = [address, cluster.head["address"]]
         cluster.down()
-        wait_until(lambda: not lab.machines(), "no machine was left", 30, lab.log)
+        wait_until(lambda: not lab.machines(), "no machine was left", lab.log)
         return Story(lost, finished, running, second, heads, here.begun(), results, mlflow)
 
 

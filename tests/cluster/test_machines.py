@@ -49,7 +49,7 @@ def shares(cluster: Scene) -> dict[str, list[dict[str, Any]]]:
     shutil.copy(HERE / "shares.py", shared)
     notes = shared / "seen"
     notes.mkdir()
-    cluster.cluster.exec(f"python {shared / 'shares.py'} {notes}", 180)
+    cluster.cluster.exec(f"python {shared / 'shares.py'} {notes}")
     seen: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(notes.glob("*.json")):
         seen.setdefault(path.stem.partition("-")[0], []).append(json.loads(path.read_text()))

@@ -60,14 +60,13 @@ class Cluster:
 
     def up(self) -> str:
         """What `make cluster` does: `ray up`, once all is in place; then a tunnel to the dashboard. What it said."""
-        said = self._at_the_desk(f"python -m sweeps.cluster up {self.file}", 240)
+        said = self._at_the_desk(f"python -m sweeps.cluster up {self.file}")
         self._open_a_tunnel(f"ray dashboard {self.file}", 8265)
         # `ray up` does not wait for it.
         look = "import urllib.request as r; r.urlopen('http://127.0.0.1:8265/api/gcs_healthz'); print('healthy')"
         wait_until(
             lambda: "healthy" in self.lab.run(self.lab.user, f'python -I -c "{look}" 2>&1 | tail -1'),
             "the dashboard was there",
-            120,
             self.explain,
         )
         return said
@@ -75,11 +74,11 @@ class Cluster:
     def down(self) -> str:
         """`ray down`; what it said."""
         self._close()
-        return self._at_the_desk(f"ray down -y {self.file}", 120)
+        return self._at_the_desk(f"ray down -y {self.file}")
 
-    def exec(self, command: str, seconds: float = 120) -> str:
+    def exec(self, command: str) -> str:
         """`ray exec`: run a command on the head; what it said."""
-        return self._at_the_desk(f"ray exec {self.file} {shlex.quote(command)}", seconds)
+        return self._at_the_desk(f"ray exec {self.file} {shlex.quote(command)}")
 
     def submit(self, command: str) -> Background:
         """`ray job submit` with this checkout as its working directory; it ends when the job does."""
@@ -101,7 +100,7 @@ class Cluster:
         found = self.ask(f"{DASHBOARD}/api/v0/nodes")["data"]["result"]["result"]
         return {each["node_ip"] for each in found if each["state"] == state}
 
-    def wait_for_worker(self, besides: set[str], seconds: float = 90) -> str:
+    def wait_for_worker(self, besides: set[str]) -> str:
         """Wait until a worker is a node of Ray's, other than those whose addresses are given; its name at the cloud."""
 
         def joined() -> list[str]:
@@ -109,7 +108,7 @@ class Cluster:
             alive = self.nodes() if set(found.values()) - besides else set()
             return [name for name, address in found.items() if address in alive - besides]
 
-        names: list[str] = wait_until(joined, f"a worker besides {besides} had joined", seconds, self.explain)
+        names: list[str] = wait_until(joined, f"a worker besides {besides} had joined", self.explain)
         return names[0]
 
     def explain(self) -> str:
@@ -125,8 +124,8 @@ class Cluster:
         self._tunnels.clear()
         self.lab.run(self.lab.user, "for each in $(ps -o pid= -C ssh); do kill $each; done", fails=True)
 
-    def _at_the_desk(self, command: str, seconds: float) -> str:
-        return self.lab.run(self.lab.user, f"cd {ROOT} && {command}", seconds)
+    def _at_the_desk(self, command: str) -> str:
+        return self.lab.run(self.lab.user, f"cd {ROOT} && {command}")
 
     def _open(self, port: int) -> bool:
         look = f"(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo open"
@@ -134,7 +133,7 @@ class Cluster:
 
     def _open_a_tunnel(self, command: str, port: int) -> None:
         self._tunnels.append(self.lab.start(self.lab.user, f"cd {ROOT} && {command}"))
-        wait_until(lambda: self._open(port), f"port {port} was open at the desk", 60, lambda: self._tunnels[-1].out)
+        wait_until(lambda: self._open(port), f"port {port} was open at the desk", lambda: self._tunnels[-1].out)
 
     def _asked(self, host: dict[str, Any], address: str, body: Any) -> Any:
         text = "" if body is None else json.dumps(body)

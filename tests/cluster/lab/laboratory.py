@@ -48,6 +48,9 @@ ROOT = HERE.parents[2]
 IMAGE = HERE / "image"
 """On Python's path on every host, as if it had been installed there."""
 
+PATIENCE = 400
+"""Seconds after which something counts as hung, on a machine that does other things too."""
+
 NEEDS = {
     "ip": "iproute2",
     "nft": "nftables",
@@ -94,9 +97,9 @@ class Background:
         """Whether it has not ended yet."""
         return self.process.poll() is None
 
-    def end(self, seconds: float) -> Said:
+    def end(self) -> Said:
         """Wait for it to end by itself."""
-        return Said(self.process.wait(seconds), self.out)
+        return Said(self.process.wait(PATIENCE), self.out)
 
     def kill(self) -> None:
         """End it."""
@@ -152,7 +155,7 @@ class Laboratory:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(told).encode() + b"\n")
         self._process.stdin.flush()
-        wait_until(lambda: (folder / "desk").exists(), "the cloud was there", 20, self.log)
+        wait_until(lambda: (folder / "desk").exists(), "the cloud was there", explain=self.log)
         self._desk = socket.socket(socket.AF_UNIX)
         self._desk.connect(str(folder / "desk"))
         self._lines = self._desk.makefile("rw")
@@ -201,9 +204,9 @@ class Laboratory:
             )
         return Background(process, out)
 
-    def run(self, host: dict[str, Any] | None, command: str, seconds: float = 60, fails: bool = False) -> str:
+    def run(self, host: dict[str, Any] | None, command: str, fails: bool = False) -> str:
         """Run a shell command there to its end; what it said. It must end well, unless it `fails`."""
-        said = self.start(host, command).end(seconds)
+        said = self.start(host, command).end()
         assert fails or said.status == 0, f"{command}: status {said.status}\n{said.out[-5000:]}"
         return said.out
 
@@ -213,7 +216,7 @@ class Laboratory:
         self._process.wait()
         self._lines.close()
         self._desk.close()
-        wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "the cloud had ended", 20)
+        wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "the cloud had ended")
 
     def __enter__(self) -> Laboratory:
         return self
@@ -222,11 +225,11 @@ class Laboratory:
         self.close()
 
 
-def wait_until(seen: Callable[[], Any], what: str, seconds: float, explain: Callable[[], str] = str) -> Any:
+def wait_until(seen: Callable[[], Any], what: str, explain: Callable[[], str] = str) -> Any:
     """Whatever `seen` finds first, asked often."""
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         if found := seen():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"not seen in {seconds:g} s: {what}\n{explain()[-5000:]}")
+    raise AssertionError(f"not seen in {PATIENCE} s: {what}\n{explain()[-5000:]}")
