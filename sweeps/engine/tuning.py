@@ -93,9 +93,18 @@ def connect() -> None:
 def capacity(resource: str) -> float:
     """How much there is of a resource (CPU, GPU), or can be once the cluster has started all the machines it may."""
     now: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    # Ray's own libraries ask the same way; there is no public one.
-    most: Mapping[str, float] = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return max(now.get(resource, 0.0), most.get(resource, 0.0))
+    return max(now.get(resource, 0.0), cluster.grows_to(resource, *_startable()))
+
+
+def _startable() -> tuple[list[cluster.NodeType], int | None]:
+    return cluster.node_types() if cluster.is_named() else ([], None)
+
+
+def _one_machine_has(share: Share) -> bool:
+    """Whether a machine that is up, or could be, has all that a trial asks for: it cannot be spread over several."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    each = [node["Resources"] for node in nodes if node["Alive"]] + [kind.resources for kind in _startable()[0]]
+    return any(has.get("CPU", 0.0) >= share.cpus and has.get("GPU", 0.0) >= share.gpus for has in each)
 
 
 def said() -> str:
@@ -112,13 +121,18 @@ def places(share: Share) -> int:
     """How many trials the cluster can run at a time, once it has grown as far as it may.
 
     Raises:
-        ValueError: not even one, for want of CPUs or GPUs.
+        ValueError: not even one, for want of CPUs or GPUs, in all or on one machine.
     """
     cpus, gpus = capacity("CPU"), capacity("GPU")
     if share.gpus > gpus:
         raise ValueError(f"--gpus-per-trial {share.gpus:g}, but Ray sees {gpus:g} GPUs here")
     if share.cpus > cpus:
         raise ValueError(f"--cpus-per-trial {share.cpus}, but Ray sees {cpus:g} CPUs here")
+    if not _one_machine_has(share):
+        raise ValueError(
+            f"a trial asks for {share.cpus} CPUs and {share.gpus:g} GPUs of one machine, and there is none with as many: "
+            f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
+        )
     fitting = int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus))
     return min(max(1, fitting), MOST_PLACES)
 

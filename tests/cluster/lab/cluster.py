@@ -15,6 +15,8 @@ DASHBOARD = "http://127.0.0.1:8265"
 QUICKLY = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
+    # Each host sees the memory of the machine below, others' programs in it included, and would end its own for want.
+    "RAY_memory_monitor_refresh_ms": "0",
     # In the place of `pip install -e`, which a machine of the laboratory is spared.
     "PYTHONPATH": project(),
 }
