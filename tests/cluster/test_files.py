@@ -8,12 +8,15 @@ import logging
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from sweeps.engine.tuning import ENVIRONMENT
 from tests.cluster.on_aws import ROOT
@@ -229,9 +232,11 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
                 subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(home), "PATH": os.environ["PATH"]})
         assert (home / ".bashrc").read_text() == ". ~/.xfer/environment.sh\n"
         asked = f". {home}/.xfer/environment.sh; env -0"
-        told = subprocess.run(["bash", "-c", asked], check=True, env={"HOME": str(home)}, stdout=subprocess.PIPE).stdout
+        shell = {"HOME": str(home), "OMP_NUM_THREADS": "1"}
+        told = subprocess.run(["bash", "-c", asked], check=True, env=shell, stdout=subprocess.PIPE).stdout
         environment = dict(line.split("=", 1) for line in told.decode().split("\0") if line)
         assert environment.items() >= ENVIRONMENT.items()
+        assert "OMP_NUM_THREADS" not in environment
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["XFER_STORAGE"].endswith("/runs")
         on_head = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "RAY_ADDRESS": "auto"}
@@ -261,6 +266,22 @@ def test_machines_get_the_project_its_exact_versions_and_the_token_and_nothing_e
     [install] = [each for each in config["setup_commands"] if "pip install" in each]
     assert "-c ~/.xfer/project/constraints.txt -e" in install
     assert {"__pycache__", ".git", ".venv", "runs"} <= set(config["rsync_exclude"])
+
+
+@pytest.mark.parametrize("extra", ["aws", "gcp"])
+def test_what_machines_install_has_the_dashboard_that_takes_jobs_and_is_pinned(extra: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(each.startswith("ray[default]") for each in extras[extra])
+    pinned = {_normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    needed = [Requirement(each) for each in [*extras[extra], *(metadata.requires("ray") or [])]]
+    wanted = {
+        _normal(each.name) for each in needed if each.marker is None or each.marker.evaluate({"extra": "default"})
+    }
+    assert wanted <= pinned
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_aws_file_is_filled_in_in_three_places() -> None:

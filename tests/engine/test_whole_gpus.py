@@ -118,6 +118,7 @@ def test_a_trial_that_is_stopped_at_a_report_leaves_its_checkpoint_and_no_proces
 SCRIPT = '''
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -132,11 +133,36 @@ ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_t
          configure_logging=False)
 
 
+def follower():
+    """The process id of the one that follows this."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(os.getpid()) and "xfer.follower" in (process / "cmdline").read_text():
+                return int(process.name)
+        except OSError:
+            continue  # it has ended meanwhile
+    raise AssertionError("nobody follows")
+
+
 def trial(config):
-    """Notes what it sees before it trains."""
-    seen = {"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}
-    (folder / f"{config['trial']}.json").write_text(json.dumps(seen))
-    trainable.train_trial(config)
+    """Notes what it sees before it trains; what follows the second one is killed after its first epoch."""
+    note = folder / f"{config['trial']}.json"
+    first = not note.exists()
+    if first:
+        note.write_text(json.dumps({"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}))
+    report = trainable.report
+
+    def killing(record):
+        if first and config["trial"] == "0001":
+            os.kill(follower(), signal.SIGKILL)
+        report(record)
+
+    trainable.report = killing
+    try:
+        trainable.train_trial(config)
+    finally:
+        trainable.report = report
 
 
 class Driver:
@@ -160,7 +186,7 @@ tuning.run_trials(Driver(), 2, trial)
 
 
 @pytest.mark.slow
-def test_ray_gives_a_trial_two_gpus_of_which_it_makes_one_run(begin, tmp_path):
+def test_ray_gives_a_trial_two_gpus_for_one_run_and_starts_it_again_where_half_of_it_is_lost(begin, tmp_path):
     store, begun = begin
     configs = [begun("0000", epochs=3), begun("0001", epochs=2)]
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -185,4 +211,5 @@ def test_ray_gives_a_trial_two_gpus_of_which_it_makes_one_run(begin, tmp_path):
     assert len(store.epochs("0000")) == 1
     record = store.record("0001")
     assert (record.status, record.arithmetic) == ("finished", "float32, 2 devices")
+    assert record.resumed_at == (1,)
     assert marked(mark) == []
