@@ -62,6 +62,7 @@ class Cluster:
 
     def up(self) -> str:
         """What `make cluster` does: `ray up`, once all is in place; then a tunnel to the dashboard. What it said."""
+        self._close()  # tunnels to another head
         said = self._at_the_desk(f"python -m sweeps.cluster up {self.file}")
         self._open_a_tunnel(f"ray dashboard {self.file}", 8265)
         # `ray up` does not wait for it.

@@ -15,27 +15,47 @@ from pathlib import Path
 NOTES = os.environ.get("LAB_NOTES")
 
 
-class Observer:
-    """Finds xfer.run as Python itself does, and puts itself in the place of its `_train_epoch`."""
+def name_runs(module):
+    """A run of `sweeps.engine.trainable` knows the trial that it is."""
+    make = module._run
+
+    def named(config):
+        run = make(config)
+        run.trial_seen = config["trial"]
+        return run
+
+    module._run = named
+
+
+def watch_training(module):
+    """An epoch of `xfer.run` is noted, and may have to wait, before it is trained."""
+    train = module.Run._train_epoch
+
+    def watched(run):
+        begin(run.trial_seen, len(run.epochs) + 1)
+        return train(run)
+
+    module.Run._train_epoch = watched
+
+
+WATCHED = {"sweeps.engine.trainable": name_runs, "xfer.run": watch_training}
+
+
+class Witness:
+    """Finds modules as Python itself does, and changes those that are watched once they are loaded."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "xfer.run":
+        change = WATCHED.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
 
-        def load_and_observe(module):
+        def load_and_change(module):
             load(module)
-            train = module.Run._train_epoch
+            change(module)
 
-            def observed(run):
-                begin(run.folder.parent.name, len(run.epochs) + 1)
-                return train(run)
-
-            module.Run._train_epoch = observed
-
-        spec.loader.exec_module = load_and_observe
+        spec.loader.exec_module = load_and_change
         return spec
 
 
@@ -59,4 +79,4 @@ def held(trial: str, epoch: int) -> bool:
 
 
 if NOTES:
-    sys.meta_path.insert(0, Observer())
+    sys.meta_path.insert(0, Witness())
