@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.lab.laboratory import Laboratory, missing
 from tests.cluster.stories import SWEEP
-from tests.sweeping import only_sweep, run
+from tests.sweeping import once, only_sweep, run
 
 PHOTOS_PER_CLASS = 20
 
@@ -55,8 +55,10 @@ def pretrained(shared_data: Path) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same sweep, run on this machine alone and left in peace."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    places = ["--storage", folder / "runs", "--reports", folder / "reports"]
-    ended = run("folder", [*SWEEP, "--data", photos, "--weights", pretrained, *places], folder / "logs")
-    assert ended.status == 0, ended.out + ended.err
-    return only_sweep(folder / "runs").folder
+
+    def make(folder: Path) -> None:
+        places = ["--storage", folder / "runs", "--reports", folder / "reports"]
+        ended = run("folder", [*SWEEP, "--data", photos, "--weights", pretrained, *places], folder / "logs")
+        assert ended.status == 0, ended.out + ended.err
+
+    return only_sweep(once(tmp_path_factory, "undisturbed-cluster", make) / "runs").folder

@@ -34,9 +34,9 @@ class Story:
     replacements: tuple[str, str]
     """The names of those that joined for them."""
     alive: set[str]
-    """The addresses that Ray's nodes had once the sweep was done."""
+    """The addresses of Ray's nodes when both replacements were there, before the sweep went on."""
     dead: set[str]
-    """Those of the nodes that Ray gave up."""
+    """Those of the nodes that Ray had given up in the end."""
     machines: dict[str, Any]
     """All machines that there ever were, as the cloud knew them at the end."""
     events: list[dict[str, Any]]
@@ -76,9 +76,10 @@ def story(
         wait_until(lambda: here.begun().count((first, 2, f"host-{_number(third)}")), what, cluster.explain)
         lab.ask("cut", machine=cut)
         fourth = cluster.wait_for_worker(known | {lab.machines()[third]["address"]})
+        alive = cluster.nodes()
         here.release()
         said = job.end()
-        alive, dead = cluster.nodes(), cluster.nodes("DEAD")
+        dead = cluster.nodes("DEAD")
         mlflow = in_mlflow(cluster, "folder") if said.status == 0 else {}
         results = here.results()
 
