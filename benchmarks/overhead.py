@@ -4,8 +4,9 @@
     python -m benchmarks.overhead --trials 2000 --concurrent 64 --write
 
 Trials that train nothing go through the real launch path: the proposer, Ray Tune, the store, the MLflow mirror on
-SQLite. Only what happens in a trial's process is another (`sweep.Means.trainable`): one plausible epoch is written
-down and reported, and then a record. The sampler is random, the network small, and two trials run at a time.
+SQLite. Only what happens in a trial's process is another (`sweep.Means.trainable`): a plausible epoch (more with
+`--epochs`) is written down and reported, and then a record. The sampler is random, the network small, and two trials
+run at a time.
 
 Each sweep runs in a process of its own. What a trial costs is the time from the first trial's end until everything is
 written and mirrored, less that of a sweep of 20 trials, over the number of trials that it has more: what is paid once
@@ -123,21 +124,21 @@ def no_op(config: dict[str, Any]) -> None:
     store.add_record(record)
 
 
-def flags(folder: Path, trials: int, finalists: int) -> list[str]:
+def flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> list[str]:
     """The sweep as a person would ask for it."""
     from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
 
     data = digits(folder / "digits", TRANSFERRED_TO, TRAINING_IMAGES)
     return [
         *("--data", str(data), "--backbone", BACKBONE, "--weights", str(pretrained(folder, BACKBONE, SIZE))),
-        *("--image-size", str(SIZE), "--trials", str(trials), "--epochs", "1", "--sampler", "random"),
+        *("--image-size", str(SIZE), "--trials", str(trials), "--epochs", str(epochs), "--sampler", "random"),
         *("--strategies", "clip,linear_probe,naive,scratch", "--no-advise", "--scheduler", "none"),
-        *("--finalists", str(finalists), "--seeds", "1", "--name", f"no-op-{trials}"),
+        *("--finalists", str(finalists), "--seeds", "1", "--name", f"no-op-{trials}-{epochs}"),
         *("--storage", str(folder / "runs"), "--reports", str(folder / "reports")),
     ]
 
 
-def launched(folder: Path, trials: int, finalists: int, concurrent: int) -> Cost:
+def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs: int) -> Cost:
     """A sweep of trials that train nothing, so many at a time, with its driver in this process."""
     import ray
     import tyro
@@ -166,7 +167,7 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int) -> Cost
 
     asked = tyro.cli(
         options.Options,
-        args=flags(folder, trials, finalists),
+        args=flags(folder, trials, finalists, epochs),
         default=options.Options(**options.defaults_of(page.plan)),
     )
     prepared = prepare(options.plan_from(page.plan, asked), asked.storage)
@@ -307,24 +308,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, action="append", default=[], help="sweeps of so many trials")
     parser.add_argument("--concurrent", type=int, default=AT_A_TIME, help="so many trials at a time (default: 2)")
+    parser.add_argument("--epochs", type=int, default=1, help="with --concurrent: of each trial, a report each")
     parser.add_argument("--resume", type=int, help="give a finished sweep of so many trials again")
     parser.add_argument("--write", action="store_true", help="put the numbers into benchmarks/RESULTS.md")
     parser.add_argument("--alone", nargs=3, metavar=("FOLDER", "TRIALS", "FINALISTS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.alone:
         folder, trials, finalists = asked.alone
-        print(json.dumps(asdict(launched(Path(folder), int(trials), int(finalists), asked.concurrent))))
+        print(json.dumps(asdict(launched(Path(folder), int(trials), int(finalists), asked.concurrent, asked.epochs))))
         return
     command = "python -m benchmarks.overhead " + " ".join(f"--trials {number}" for number in asked.trials)
     sections = []
     with tempfile.TemporaryDirectory(prefix="xfer-overhead-") as scratch:
         flags(Path(scratch), 1, 0)  # data and weights, before anything is timed
         if asked.concurrent > AT_A_TIME:
-            again = ("--concurrent", asked.concurrent)
+            again = ("--concurrent", asked.concurrent, "--epochs", asked.epochs)
             costs = [Cost(**apart("--alone", scratch, trials, 0, *again)) for trials in asked.trials]
-            title = f"Trials that train nothing, {asked.concurrent} at a time"
+            title = f"Trials that train nothing, {asked.concurrent} at a time, {asked.epochs} reports each"
             found = table(CROWDED, [_crowded(asked.concurrent, cost) for cost in costs])
-            sections.append(section(title, f"{command} --concurrent {asked.concurrent}", found))
+            sections.append(section(title, f"{command} --concurrent {asked.concurrent} --epochs {asked.epochs}", found))
         elif asked.trials:
             base, *costs = (Cost(**apart("--alone", scratch, trials, 0)) for trials in (BASE, *asked.trials))
             title = "Row 4: trials that train nothing, through the launch path, random sampler"

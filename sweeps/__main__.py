@@ -14,7 +14,7 @@ from rich.text import Text
 from sweeps.engine import lease
 from sweeps.engine.options import Place, default_storage
 from sweeps.engine.store import Store, sweeps_in
-from xfer.places import is_far, place
+from xfer.places import exists, is_far, place
 
 app = tyro.extras.SubcommandApp()
 
@@ -137,7 +137,7 @@ def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
 
 def _found(run: str, storage: Path) -> Store:
     for folder in (storage / run, place(run)):
-        if (folder / "plan.json").exists():
+        if exists(folder / "plan.json"):
             return Store(folder if is_far(folder) else folder.resolve())
     known = [store.name for store in sweeps_in(storage)]
     from xfer.choices import unknown

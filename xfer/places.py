@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 from filelock import FileLock
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,8 +36,21 @@ AT_ONCE = 32
 FILES_AT_ONCE = 256
 """Photos that are brought in one go, before somebody is told how far it is."""
 
+SETTINGS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"max_pool_connections": AT_ONCE}}}
+"""What is told to a kind of store: botocore would otherwise keep ten connections, whoever asks at the same time."""
+
+PULLED_AGAIN = 5
+
+TRIES_WAIT = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
+"""Seconds between two tries to reach a store that does not answer, or refuses: a hiccup of two minutes, or credentials
+that are just being renewed, must not end what has been trained for hours."""
+
 NEEDS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """The extra of this project that brings what an address of some kind needs."""
+
+
+class AwayError(OSError):
+    """An object store did not do what was asked of it, however often; the message says where, and what it said."""
 
 
 def place(address: str | Path) -> Path:
@@ -55,7 +74,7 @@ def place(address: str | Path) -> Path:
         return Path(address.partition("://")[2])
     try:
         # What others write meanwhile has to be seen: no listing is remembered.
-        path = UPath(address, use_listings_cache=False)
+        path = UPath(address, use_listings_cache=False, **SETTINGS.get(scheme, {}))
         path.fs  # noqa: B018  imports what the kind of address needs
     except ImportError as error:
         extra = f"pip install 'xfer[{NEEDS[scheme]}]'" if scheme in NEEDS else f"see fsspec's own list ({error})"
@@ -82,7 +101,9 @@ def absolute(path: Path) -> str:
 
 def read(path: Path) -> bytes:
     """What stands at a far path: one request. A `FileNotFoundError` where nothing does."""
-    found: bytes = _fs(path).cat_file(_key(path))
+    # By itself s3fs asks for the size first, to see whether it should read in parts.
+    whole = {"max_concurrency": 1} if cast(Any, path).protocol == "s3" else {}
+    found: bytes = _ask(path, "cat_file", _key(path), **whole)
     return found
 
 
@@ -94,13 +115,39 @@ def write(path: Path, content: bytes, anew: bool = False) -> None:
         content: what.
         anew: whether it is a `FileExistsError` if something stands there, of whoever else was quicker too.
     """
-    _fs(path).pipe_file(_key(path), content, mode="create" if anew else "overwrite")
+    _ask(path, "pipe_file", _key(path), content, mode="create" if anew else "overwrite")
+
+
+def exists(path: Path) -> bool:
+    """Whether a file or a folder is there."""
+    return bool(_ask(path, "exists", _key(path))) if is_far(path) else path.exists()
+
+
+def names(folder: Path) -> list[str]:
+    """The names of what stands in a folder, sorted; none where there is no folder."""
+    if not is_far(folder):
+        return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+    try:
+        found = _ask(folder, "ls", _key(folder), detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    inside = (str(each).rstrip("/").rpartition("/")[2] for each in found if str(each).strip("/") != _key(folder))
+    return sorted(set(inside))
+
+
+def unlink(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if not is_far(path):
+        path.unlink(missing_ok=True)
+    else:
+        with suppress(FileNotFoundError):
+            _ask(path, "rm_file", _key(path))
 
 
 def rename(path: Path, to: Path) -> None:
     """Give a file another name, in the place of whatever has that name."""
     if is_far(path):
-        _fs(path).mv(_key(path), _key(to))
+        _ask(path, "mv", _key(path), _key(to))
     else:
         path.replace(to)
 
@@ -111,7 +158,7 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         with suppress(FileNotFoundError):
-            _fs(folder).rm(_key(folder), recursive=True)
+            _ask(folder, "rm", _key(folder), recursive=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -122,8 +169,8 @@ def check_writable(folder: Path) -> None:
     """
     probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
     try:
-        write(probe, b"")
-        probe.unlink()
+        _fs(probe).pipe_file(_key(probe), b"")
+        _fs(probe).rm_file(_key(probe))
     except Exception as error:  # of the store's own library, and each has its own
         raise ValueError(
             f"{folder} cannot be written to: {type(error).__name__}: {error}. Does the bucket exist, and does this "
@@ -131,10 +178,28 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def modified_ms(path: Path) -> int:
-    """When a file was written, in ms since 1970."""
-    seen = path.stat()
-    return int(getattr(seen, "st_mtime_ns", seen.st_mtime * 1e9)) // 10**6
+def modified_ms(path: Path) -> int | None:
+    """When a file that never changes was written, in ms since 1970; None where there is none.
+
+    In an object store all files beside and below it are asked for at once, and remembered.
+    """
+    if not is_far(path):
+        return path.stat().st_mtime_ns // 10**6 if path.exists() else None
+    if str(path) not in _written_at:
+        for name, said in _found(path.parent):
+            at = next((said[key] for key in ("LastModified", "mtime", "updated", "created") if said.get(key)), None)
+            _written_at[f"{path.parent}/{name}"] = int(_seconds(at) * 1000)
+    return _written_at.get(str(path))
+
+
+_written_at: dict[str, int] = {}
+
+
+def _seconds(at: Any) -> float:
+    """A moment as stores say it: a datetime, a text, or seconds."""
+    if isinstance(at, str):
+        at = datetime.fromisoformat(at)
+    return at.timestamp() if isinstance(at, datetime) else float(at or 0)
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], far: bool) -> list[Result]:
@@ -184,11 +249,11 @@ def brought(folder: Path, whole: str, check: Callable[[Path], None] = lambda fol
 
 def fetch(folder: Path, here: Path, whole: str, check: Callable[[Path], None] = lambda folder: None) -> None:
     """What `brought` does the first time, for whoever sees to it that nobody else does the same meanwhile."""
-    if not (folder / whole).exists():
+    if not exists(folder / whole):
         raise FileNotFoundError(f"{folder} has no {whole}")
     temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        _get(folder, temporary, [name for name, _ in _listed(folder)])
+        _get(folder, temporary, list(_listed(folder)))
         check(temporary)
         shutil.rmtree(here, ignore_errors=True)
         temporary.rename(here)
@@ -204,17 +269,17 @@ def keep(here: Path, folder: Path, whole: str) -> None:
         folder: where to; nothing is done where that is on this machine, for then it is the same.
         whole: the file in it that is written last: with it the folder is whole.
     """
-    if not is_far(folder) or (folder / whole).exists():
+    if not is_far(folder) or exists(folder / whole):
         return
-    names = [str(path.relative_to(here)) for path in sorted(here.rglob("*")) if path.is_file()]
-    each(lambda name: _put(here / name, folder / name), (name for name in names if name != whole), far=True)
+    files = [str(path.relative_to(here)) for path in sorted(here.rglob("*")) if path.is_file()]
+    each(lambda name: _put(here / name, folder / name), (name for name in files if name != whole), far=True)
     _put(here / whole, folder / whole)
 
 
 def kept_file(file: Path, folder: Path, name: str) -> Path:
     """A file of this machine in a folder that others see; what has this name there is taken for the same."""
     there = folder / name
-    if not there.exists():
+    if not exists(there):
         if is_far(folder):
             _put(file, there)
         else:
@@ -238,7 +303,7 @@ def brought_file(file: Path, anew: bool = False) -> Path:
     with FileLock(here.with_name(f".{here.name}.lock")):
         if anew or not here.exists():
             temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
-            _fs(file).get_file(_key(file), str(temporary))
+            _ask(file, "get_file", _key(file), str(temporary))
             temporary.replace(here)
     return here
 
@@ -246,28 +311,54 @@ def brought_file(file: Path, anew: bool = False) -> Path:
 def pull(folder: Path) -> Path:
     """A copy to work on of a folder that changes; the folder itself where it is not far.
 
-    This process has one at a time, so that nothing piles up: pulling another one removes it.
+    This process has one at a time, so that nothing piles up: pulling another one removes it, and what processes that
+    are no more have left.
     """
     if not is_far(folder):
         return folder
-    here = cache() / "pulled" / str(os.getpid())
-    shutil.rmtree(here, ignore_errors=True)
+    host, root = socket.gethostname(), cache() / "pulled"
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(f"{host}~*"):  # others' too, of a disk that several machines share, are told by the name
+        pid = int(old.name.split("~")[1])
+        if pid == os.getpid() or not _runs(pid):
+            shutil.rmtree(old, ignore_errors=True)
+    here = root / f"{host}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
     atexit.register(shutil.rmtree, here, ignore_errors=True)
-    here.mkdir(parents=True)
-    _get(folder, here, [name for name, _ in _listed(folder)])
+    here.mkdir()
+    for _ in range(PULLED_AGAIN):
+        try:
+            _get(folder, here, list(_listed(folder)))
+            break
+        except FileNotFoundError:  # whoever had it before is still at it, and removed one after we had listed it
+            continue
     return here
 
 
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def push(here: Path, folder: Path) -> None:
-    """Bring a far folder to what a copy of it is by now: first what is new, then without what is gone."""
+    """Bring a far folder to what a copy of it is by now: first what is new, then without what is older and gone.
+
+    Names are taken to sort by age. What is newer than all of ours is another machine's, which was given our work when
+    we could not be reached.
+    """
     if not is_far(folder):
         return
     now = {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")}
-    there = {name for name, _ in _listed(folder)}
+    there = set(names(folder))
     for name in sorted(now - there):
         _put(here / name, folder / name)
     for name in sorted(there - now):
-        (folder / name).unlink(missing_ok=True)
+        if now and name < max(now):
+            unlink(folder / name)
 
 
 def copy(file: Path, to: Path) -> None:
@@ -303,9 +394,9 @@ def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, 
     if not is_far(address):
         return address
     here = near(address)
-    if _fs(address).isfile(_key(address)):
+    if _ask(address, "isfile", _key(address)):
         return mirrored(address.parent, progress) / address.name
-    there = dict(_listed(address))
+    there = _listed(address)
     if not there:
         raise ValueError(f"there is nothing at {address}")
     here.mkdir(parents=True, exist_ok=True)
@@ -313,6 +404,7 @@ def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, 
         index = here.with_name(f".{here.name}.json")
         had: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
         for name in had.keys() - there.keys():
+            _check_name(name, index)
             (here / name).unlink(missing_ok=True)
         missing = [name for name, mark in there.items() if had.get(name) != mark or not (here / name).exists()]
         for start in range(0, len(missing), FILES_AT_ONCE):
@@ -332,28 +424,70 @@ def _key(path: Path) -> str:
     return str(cast(Any, path).path)
 
 
-def _listed(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every file below a far folder, by its name from there, with what changes when its content does."""
+def _ask(path: Path, method: str, *arguments: Any, **settings: Any) -> Any:
+    """A request to the store that a path is in, again and again while it does not answer.
+
+    Raises:
+        FileNotFoundError, FileExistsError, NotADirectoryError: so it says.
+        AwayError: it could not be reached, or refused, to the end.
+    """
+    for wait in (*TRIES_WAIT, None):
+        try:
+            return getattr(_fs(path), method)(*arguments, **settings)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            raise
+        except Exception as error:  # of the store's own library, and each has its own
+            if wait is None:
+                raise AwayError(f"{path} could not be reached: {type(error).__name__}: {error}") from error
+            log.warning("%s: %s: %s; tried again in %g s", path, type(error).__name__, error, wait)
+        time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _found(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every file below a far folder, by its name from there, with what the store says of it."""
     root = _key(folder).rstrip("/") + "/"
     try:
-        found = _fs(folder).find(root, detail=True)
+        found = _ask(folder, "find", root, detail=True)
     except FileNotFoundError:
         return
     for key, said in sorted(found.items()):
-        name = key.removeprefix(root.lstrip("/") if not key.startswith("/") else root)
-        mark = said.get("ETag") or said.get("etag") or said.get("LastModified") or said.get("created") or ""
-        yield name, f"{said.get('size')} {mark}"
+        name = str(key).removeprefix(root)
+        if name and not name.endswith("/"):  # a name with a slash at its end marks a folder
+            _check_name(name, folder)
+            yield name, said
+
+
+def _check_name(name: str, where: Path) -> None:
+    """See that a name leads to below the folder it is in.
+
+    A store takes any name, and whoever may write to it could ask for files elsewhere on this machine.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise ValueError(f"{where} names {name!r}, which would lie outside of it: such a file is not brought")
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Every file below a far folder, by its name from there, with what changes when its content does."""
+    marks = ("ETag", "etag", "LastModified", "created")
+    return {
+        name: f"{said.get('size')} {next((said[mark] for mark in marks if said.get(mark)), '')}"
+        for name, said in _found(folder)
+    }
 
 
 def _get(folder: Path, to: Path, names: list[str]) -> None:
     for name in names:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
-    each(lambda name: _fs(folder).get_file(_key(folder / name), str(to / name)), names, far=True)
+    each(lambda name: _ask(folder, "get_file", _key(folder / name), str(to / name)), names, far=True)
 
 
 def _put(file: Path, to: Path) -> None:
     if is_far(to):
-        _fs(to).put_file(str(file), _key(to))
+        _ask(to, "put_file", str(file), _key(to))
     else:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, to)

@@ -218,7 +218,7 @@ def _name(asked: Options, prepared: Prepared) -> str:
     if not asked.fresh:
         return name
     taken = (f"{name}-{number}" for number in range(2, 10_000))
-    return next(each for each in (name, *taken) if not (asked.storage / each).exists())
+    return next(each for each in (name, *taken) if not places.exists(asked.storage / each))
 
 
 def _share(asked: Options) -> Any:

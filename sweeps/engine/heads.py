@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sweeps.engine import cluster
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Share, Site, config_for, failed, feature_store, open_site, store_of, weights_of
 from xfer import checkpoints, places
@@ -139,7 +140,8 @@ class Heads:
     def settle(self) -> None:
         """Train what has been collected and hand in all records, once they are there, unless that could be never."""
         self._start()
-        self._hand_in(wait=not (self.beside_trials and self._share.gpus))
+        holds = self._share.gpus or cluster.is_named()  # what trials hold, they give back only while we attend to them
+        self._hand_in(wait=not (self.beside_trials and holds))
 
     def _train_here(self) -> None:
         trials, self._collected = self._collected, []
@@ -191,6 +193,8 @@ def train_heads(configs: list[dict[str, Any]]) -> None:
         configs, members = [left[place] for place in group], [recipes[place] for place in group]
         try:
             _train_group(store, configs, members, pack, device, embedded)
+        except places.AwayError:
+            raise  # another process may fare better
         except Exception as error:
             log.exception("heads %s failed", ", ".join(config["trial"] for config in configs))
             for config in configs:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+from contextlib import suppress
+
 from sweeps.engine import cluster
 from sweeps.engine.advice import advice_for
 from sweeps.engine.cost import HERE, Machine, Meter
@@ -51,7 +54,7 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
         # The sweep stays the one that was begun then.
         asked["provenance"]["created"] = stored["provenance"]["created"]
         asked.update({name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored})
-    elif (store.folder / "trials").exists():
+    elif places.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
         asked["advice"] = advice_for(
@@ -79,7 +82,7 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
         ChangedPlanError: see `claim`.
         ValueError: the cluster has not what a trial asks for.
     """
-    with Lease(store.folder):
+    with Lease(store.folder, waiting=watch.say, lost=_thread.interrupt_main):
         claim(prepared, store)
         period = FAR_PERIOD if places.is_far(store.folder) else NEAR_PERIOD
         with Mirror(store, means.tracking_uri, period) as mirror:
@@ -94,7 +97,8 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
                     sweep.open_test()
                     winner = sweep.export()
                 finally:
-                    sweep.copy_study()
+                    with suppress(OSError):  # it is a copy, and must not hide why the sweep has ended
+                        sweep.copy_study()
             if winner is not None:
                 mirror.log_model(winner.trial, places.mirrored(store.folder / "model"), sweep.reached(winner))
             return mirror.close()

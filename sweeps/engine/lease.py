@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,11 +18,14 @@ from typing import Any
 from sweeps.engine import objects
 from xfer import places
 
+log = logging.getLogger(__name__)
+
 SECONDS = 60.0
 """A lease that has not been renewed for so long is nobody's."""
 SETTLES = 2.0
 """In an object store, where nobody can lock, whoever took a lease looks so much later whether it is still theirs."""
 RENEWED_EVERY = 10.0
+LOOKED_EVERY = 1.0
 
 
 class HeldError(RuntimeError):
@@ -32,19 +37,37 @@ class Lease:
 
     A lease left by a killed driver is taken over: at once where that was on this host, else once it has expired.
 
+    Args:
+        folder: the sweep's.
+        seconds: how long it lasts without being renewed.
+        renewed_every: seconds between two renewals.
+        waiting: told that another host's lease is waited for, until it has run out or shows a sign of life: a head that
+            was lost gives none. Unless given, nobody waits.
+        lost: called, once, should another driver have taken it, because it could not be renewed in time.
+
     Raises:
         HeldError: another driver holds it; the message says who, and until when.
     """
 
-    def __init__(self, folder: Path, seconds: float = SECONDS, renewed_every: float = RENEWED_EVERY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float = SECONDS,
+        renewed_every: float = RENEWED_EVERY,
+        waiting: Callable[[str], None] | None = None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = folder / "lease.json"
         self._seconds = seconds
         self._renewed_every = renewed_every
+        self._waiting = waiting
+        self._lost = lost
         self._holder = uuid.uuid4().hex
         self._done = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
+        self._wait_for_a_lost_host()
         if places.is_far(self._path):
             self._take_far()
         else:
@@ -59,6 +82,8 @@ class Lease:
     def _take_far(self) -> None:
         self._check_free()
         if not objects.put(self._path, self._said()):  # of several who find none, the store takes the first
+            if self._mine():  # the answer to the first try had been lost
+                return
             self._check_free()
             objects.replace(self._path, self._said())  # one that has expired: of several the last has it
             time.sleep(SETTLES)
@@ -77,14 +102,28 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._done.set()
         self._renewing.join()
-        if self._mine():
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._mine():
+                places.unlink(self._path)
+
+    def _wait_for_a_lost_host(self) -> None:
+        held = _read(self._path)
+        if self._waiting is None or held is None or not _alive(held) or held["host"] == socket.gethostname():
+            return
+        self._waiting(f"waiting for a sign of life of the driver on {held['host']}, for a minute at most")
+        while (now := _read(self._path)) == held and now["expires"] > time.time():
+            time.sleep(LOOKED_EVERY)
 
     def _renew(self) -> None:
         while not self._done.wait(self._renewed_every):
-            if self._mine():
-                with contextlib.suppress(Exception):  # a full disk, a store that is away: the lease has 60 s
+            try:
+                if self._mine():
                     objects.replace(self._path, self._said())
+                elif (held := _read(self._path)) is not None and _alive(held):
+                    self._lost()
+                    return
+            except Exception as error:  # a full disk, a store that is away: the lease has 60 s
+                log.warning("the lease could not be renewed: %s", error)
 
     def _mine(self) -> bool:
         held = _read(self._path)

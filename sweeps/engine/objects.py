@@ -7,6 +7,7 @@ and `put` never changes it afterwards. An object store offers the same by one re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 64 * 2**20
 """No object of ours comes near this; a larger file was not written by us and is not read into memory."""
 
+
+class DamagedError(ValueError):
+    """What stands there is not what was written."""
+
+
 SEAL = "sha256"
 """The key under which an object says what the rest of it hashes to: a flipped bit is still JSON."""
 
@@ -32,11 +38,11 @@ def put(path: Path, value: Mapping[str, Any]) -> bool:
     Numbers come back bit for bit. NaN and infinities are refused with a `ValueError`: they are no JSON, and no caller
     has a use for them.
     """
-    if path.exists():
-        return False
     try:
         if places.is_far(path):
             places.write(path, _sealed(value), anew=True)
+        elif path.exists():
+            return False
         else:
             _write(path, value, os.link)  # unlike a rename, it fails where a name is taken
     except FileExistsError:
@@ -57,13 +63,17 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        DamagedError: it is damaged.
     """
     if not places.is_far(path) and path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES} bytes")
-    value = json.loads(places.read(path) if places.is_far(path) else path.read_bytes())
+        raise DamagedError(f"larger than {MAX_BYTES} bytes")
+    content = places.read(path) if places.is_far(path) else path.read_bytes()
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
     if not isinstance(value, dict) or value.pop(SEAL, None) != digest.of_values(value):
-        raise ValueError("its content is not what was written")
+        raise DamagedError("its content is not what was written")
     return value
 
 
@@ -77,11 +87,17 @@ def get(path: Path) -> dict[str, Any] | None:
         return read(path)
     except FileNotFoundError:
         return None
-    except (ValueError, UnicodeDecodeError) as error:
+    except DamagedError as error:
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
-        places.rename(path, aside)
+        with contextlib.suppress(FileNotFoundError):  # another reader was quicker
+            places.rename(path, aside)
         log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
         return None
+
+
+def listed(folder: Path) -> list[Path]:
+    """Where the objects of a folder stand, by name; none where there is no folder."""
+    return [folder / name for name in places.names(folder) if name.endswith(".json") and not name.startswith(".")]
 
 
 def get_all(paths: Iterable[Path]) -> list[dict[str, Any] | None]:

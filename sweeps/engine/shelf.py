@@ -29,10 +29,10 @@ class FarShelf:
     def turn(self, folder: Path) -> Iterator[None]:
         """See `feature_store.Shelf`. A machine that is lost gives up its turn within a minute."""
         there = self._folder / folder.name
-        while not (there / WHOLE).exists():
+        while not places.exists(there / WHOLE):
             try:
                 with Lease(self._folder / ".turns" / folder.name):
-                    if not (there / WHOLE).exists():  # it may have come between the look and the lease
+                    if not places.exists(there / WHOLE):  # it may have come between the look and the lease
                         yield
                         places.keep(folder, there, WHOLE)
                         return

@@ -145,9 +145,10 @@ class Stage:
 
     def ended(self, trial: str, error: str | None) -> None:
         """See `tuning.Driver`."""
-        config, newest = self._configs.pop(trial), self._newest.get(trial)
+        # First what can fail: this may be told again.
+        newest, record = self._newest.get(trial), self._store.record(trial)
+        config = self._configs.pop(trial)
         self._running.pop(trial, None)
-        record = self._store.record(trial)
         if record is None and error is None and trial in self._waiting:
             self._watch.saw_end(trial, None, None)
             return

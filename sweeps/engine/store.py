@@ -117,10 +117,14 @@ class Store:
         """The folder of a trial's checkpoints (see xfer/checkpoints.py)."""
         return self.trial_folder(trial) / "checkpoints"
 
+    def names(self) -> list[str]:
+        """The names of all trials that were ever begun, in their order."""
+        return places.names(self.folder / "trials")
+
     def trials(self) -> list[Trial]:
         """Every trial that was ever begun, in the order of their names."""
-        folders = sorted((self.folder / "trials").glob("*/config.json"))
-        found = zip((path.parent.name for path in folders), objects.get_all(folders), strict=True)
+        names = self.names()
+        found = zip(names, objects.get_all(self.trial_folder(name) / "config.json" for name in names), strict=True)
         return [Trial(name=name, **config) for name, config in found if config is not None]
 
     def add_trial(self, trial: Trial) -> None:
@@ -130,7 +134,7 @@ class Store:
 
     def epochs(self, trial: str) -> tuple[Epoch, ...]:
         """The epochs of a trial, first to last."""
-        paths = sorted((self.trial_folder(trial) / "epochs").glob("*.json"))
+        paths = objects.listed(self.trial_folder(trial) / "epochs")
         return tuple(epoch_from(epoch) for epoch in objects.get_all(paths) if epoch is not None)
 
     def add_epoch(self, trial: str, epoch: Epoch) -> None:
@@ -166,8 +170,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """The records of all trials that have ended, in the order of their names."""
-        names = sorted(path.parent.name for path in (self.folder / "trials").glob("*/record.json"))
-        found = places.each(self.record, names, places.is_far(self.folder))
+        found = places.each(self.record, self.names(), places.is_far(self.folder))
         return [record for record in found if record is not None]
 
     def drop_checkpoints(self, trial: str) -> None:
@@ -178,7 +181,7 @@ class Store:
 
     def decisions(self, kind: Decision) -> list[dict[str, Any]]:
         """What was decided before the search, the finals or the opening of the test part, the newest last."""
-        return [one for one in objects.get_all(sorted((self.folder / kind).glob("*.json"))) if one is not None]
+        return [one for one in objects.get_all(objects.listed(self.folder / kind)) if one is not None]
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
         """Write a decision down before anything is done on its ground."""
@@ -188,7 +191,7 @@ class Store:
 
     def spending(self) -> list[dict[str, Any]]:
         """What the machines of each start have cost, as far as it was written down (see cost.py), the first first."""
-        return [one for one in map(objects.get, sorted((self.folder / "spending").glob("*.json"))) if one is not None]
+        return [one for one in objects.get_all(objects.listed(self.folder / "spending")) if one is not None]
 
     def put_spending(self, start: int | None, machines: Sequence[Mapping[str, Any]]) -> int:
         """Write down what the machines of a start have come to so far, over what was written before.
@@ -203,11 +206,11 @@ class Store:
         return start
 
     def _next(self, kind: str) -> int:
-        taken = [int(path.name[:4]) for path in (self.folder / kind).glob("[0-9]*")]  # damaged ones too
+        taken = [int(name[:4]) for name in places.names(self.folder / kind) if name[:1].isdigit()]  # damaged ones too
         return max(taken, default=0) + 1
 
 
 def sweeps_in(storage: Path) -> Iterator[Store]:
     """Every sweep in a storage folder, oldest first."""
-    plans = storage.glob("*/plan.json")
-    return (Store(path.parent) for path in sorted(plans, key=places.modified_ms))
+    plans = ((places.modified_ms(storage / name / "plan.json"), name) for name in places.names(storage))
+    return (Store(storage / name) for _, name in sorted((at, name) for at, name in plans if at is not None))

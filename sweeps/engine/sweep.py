@@ -30,6 +30,9 @@ from xfer import places
 from xfer.companions import can_train_together
 from xfer.records import Record
 
+MOST_TASKS = 8
+"""Heads are divided between so many processes at most: each has to load the network."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
@@ -194,7 +197,7 @@ class Sweep:
         else:
             return None
         folder, note = self._store.folder / "model", self._store.folder / "model" / "trial.txt"
-        if not note.exists() or note.read_text() != winner.trial:
+        if not places.exists(note) or note.read_text() != winner.trial:
             if self._trains_here and not self._connected:
                 export_model(self._config(winner), places.absolute(folder))  # for one network no processes are started
             else:
@@ -238,7 +241,7 @@ class Sweep:
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
         learns = phase == "search" and self._plan.sampler in LEARN
         at_once = BETWEEN_LESSONS if learns else AT_ONCE
-        tasks = 1 if self._means.share.gpus else self._concurrent
+        tasks = 1 if self._means.share.gpus else min(self._concurrent, MOST_TASKS)
         if self._means.trainable is train_trial:
             beside = (stage.begun_beside, stage.ended_beside)
             self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks, self._trains_here)

@@ -78,6 +78,7 @@ def train_trial(config: dict[str, Any]) -> None:
 
     Raises:
         LostError: a process that trained together with this one was lost.
+        AwayError: the storage could not be reached.
     """
     give_back_memory()  # also where the trial before was stopped in the middle
     store, name = store_of(config["site"]), config["trial"]
@@ -94,8 +95,8 @@ def train_trial(config: dict[str, Any]) -> None:
             store.add_epoch(name, epoch)
             record = run.record(name, config["phase"])
             report(record)
-    except LostError:
-        raise
+    except (LostError, places.AwayError):
+        raise  # another process may fare better
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"

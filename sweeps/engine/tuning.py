@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,13 +14,14 @@ from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.engine import cluster
 from sweeps.engine.cost import LABEL, Machine, labelled
 from sweeps.engine.trainable import Share, Trainable, train_trial
+from xfer.places import AwayError
 
 MAX_LOST = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
@@ -27,6 +29,10 @@ MAX_LOST = 3
 HEAD = "node:__internal_head__"
 """Ray's own resource that only the head has."""
 
+
+RETRIED: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [AwayError]}
+"""For tasks beside the Tuner: Ray counts a lost machine and a process that died alike, and a storage that could not be
+reached from one machine may be from another."""
 
 MOST_PLACES = 1024
 """More trials than this are not asked for at a time, however large a cluster may grow; `--concurrent` can say more."""
@@ -130,7 +136,7 @@ def places(share: Share) -> int:
         raise ValueError(f"--cpus-per-trial {share.cpus}, but Ray sees {cpus:g} CPUs here")
     if not _one_machine_has(share):
         raise ValueError(
-            f"a trial asks for {share.cpus} CPUs and {share.gpus:g} GPUs of one machine, and there is none with as many: "
+            f"a trial asks for {share.cpus} CPUs and {share.gpus:g} GPUs of one machine, and none has as many: "
             f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
         )
     fitting = int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus))
@@ -197,13 +203,13 @@ def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_tri
 
 def on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], share: Share) -> None:
     """Call a function once for each tuple of arguments, each with a trial's share, and wait for all."""
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRIED)(function)
     ray.get([remote.remote(*arguments) for arguments in calls])
 
 
 def ask(function: Callable[[], Found], share: Share) -> Found:
     """What a function says on a machine with a trial's share: this one may have no GPU to be asked about."""
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRIED)(function)
     found: Found = ray.get(remote.remote())
     return found
 
@@ -211,9 +217,10 @@ def ask(function: Callable[[], Found], share: Share) -> Found:
 def beside(function: Callable[..., None], argument: Any, share: Share) -> Any:
     """Start to call a function in a process of its own; what comes back is for `ended` and `error_of`.
 
-    It asks for no CPU, for trials may hold them all while the driver waits for it.
+    On this machine it asks for no CPU, for trials may hold them all while the driver waits for it. On a cluster it
+    does, or it would run on the head, and no machine be started for it.
     """
-    remote = ray.remote(num_cpus=0, num_gpus=share.gpus, max_retries=MAX_LOST)(function)
+    remote = ray.remote(num_cpus=share.cpus if cluster.is_named() else 0, num_gpus=share.gpus, **RETRIED)(function)
     return remote.remote(argument)
 
 
@@ -267,9 +274,10 @@ class _Feed(Searcher):
         return _written(config)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        name = self._names.pop(trial_id, None)
+        name = self._names.get(trial_id)
         if name is not None:
             self._driver.ended(name, f"its process was lost {MAX_LOST + 1} times" if error else None)
+            del self._names[trial_id]  # not sooner: Tune runs a trial again whose end could not be taken note of
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given; the driver stays here."""
@@ -287,11 +295,23 @@ class _Spared(tune.Callback):
     """A trial whose machine was lost, announced or not, has not failed: how often that happens says nothing of it."""
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error()
-        # Announced losses Tune leaves out by itself. Of others there is no more than the message; in another wording
-        # they would count as a lost process, of which `MAX_LOST` are forgiven.
-        if isinstance(error, RayActorError) and not error.preempted and NODE_LOST in str(error):
+        # The error is where it was just written: to where `get_pickled_error` looks Tune copies it later or, as we have
+        # it, never.
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
+        if is_machine_lost(error):
             trial.run_metadata.num_failures -= 1
+
+
+def is_machine_lost(error: Exception | None) -> bool:
+    """Whether an error says that a trial's machine was lost, and Tune has counted it.
+
+    Announced losses Tune leaves out by itself. A machine that is cut off is at first only "unavailable", as no process
+    that dies on a machine that lives is. In another wording it would count as a lost process, of which `MAX_LOST` are
+    forgiven.
+    """
+    if not isinstance(error, RayActorError) or error.preempted:
+        return False
+    return isinstance(error, ActorUnavailableError) or NODE_LOST in str(error)
 
 
 class _Judge(FIFOScheduler):

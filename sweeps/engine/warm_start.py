@@ -224,7 +224,7 @@ def _saw_test_images(earlier: Earlier, prepared: Prepared, storage: Path) -> str
         return ""
     packs = storage / "packs" if places.is_far(storage) else prepared.pack.folder.parent
     folder = packs / earlier.data[0][:16]
-    if not (folder / "pack.json").exists():
+    if not places.exists(folder / "pack.json"):
         return "its images are gone, so nobody can tell whether it saw those of this test part"
     try:
         pack = load_pack(places.brought(folder, "pack.json"))

@@ -323,7 +323,7 @@ METADATA = {"name": str, "namespace": str, "annotations": ANY}
 SELECTOR = {"matchLabels": ANY}
 KINDS: dict[str, Any] = {
     "ServiceAccount": {"automountServiceAccountToken": bool},
-    "ConfigMap": {"data": dict.fromkeys([*ENVIRONMENT, "XFER_STORAGE", "XFER_CACHE"], str)},
+    "ConfigMap": {"data": dict.fromkeys([*ENVIRONMENT, "XFER_STORAGE", "XFER_CACHE", "XFER_GROWS_TO"], str)},
     "NetworkPolicy": {
         "spec": {
             "podSelector": SELECTOR,

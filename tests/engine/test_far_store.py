@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -138,3 +139,68 @@ def test_a_machine_waits_for_another_that_is_at_it(far: Path, tmp_path: Path, mo
     with FarShelf(far / "features").turn(tmp_path / name):
         assert (tmp_path / name / "features.npy").read_bytes() == b"rows"
     assert waited == [shelf.LOOKED_EVERY]
+
+
+def test_a_driver_waits_for_the_lease_of_a_lost_head_and_not_for_one_that_is_alive(
+    far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = far / "sweep" / "lease.json", []
+    held = {"holder": "other", "host": "elsewhere", "pid": 1}
+    objects.replace(path, {**held, "expires": time.time() + 60})
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: objects.replace(path, {**held, "expires": 0.0}))
+    with Lease(far / "sweep", waiting=said.append):
+        pass
+    assert said == ["waiting for a sign of life of the driver on elsewhere, for a minute at most"]
+    objects.replace(path, {**held, "expires": time.time() + 60})
+    renewed = {**held, "expires": time.time() + 70}
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: objects.replace(path, renewed))
+    with pytest.raises(HeldError, match="process 1 on elsewhere"), Lease(far / "sweep", waiting=said.append):
+        pass
+
+
+def test_a_driver_is_told_that_another_has_its_lease_and_a_hiccup_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, path = threading.Event(), tmp_path / "sweep" / "lease.json"
+    with Lease(tmp_path / "sweep", renewed_every=0.01, lost=told.set) as mine:
+        read, hiccups = objects.read, iter([PermissionError("expired")] * 3)
+        monkeypatch.setattr(objects, "read", lambda path: read(path) if next(hiccups, None) is None else denied())
+        time.sleep(0.1)
+        assert mine._renewing.is_alive()
+        assert not told.is_set()
+        other = {"holder": "other", "host": "elsewhere", "pid": 1, "expires": time.time() + 60}
+        objects.replace(path, other)
+        assert told.wait(10)
+    assert objects.read(path) == other
+
+
+def denied() -> None:
+    raise PermissionError("expired")
+
+
+def test_a_store_that_is_away_is_no_damaged_object(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = far / "plan.json"
+    objects.replace(path, {"a": 1})
+    monkeypatch.setattr(places, "read", lambda path: (_ for _ in ()).throw(ValueError("400, invalid")))
+    with pytest.raises(ValueError, match="400, invalid"):
+        objects.get(path)
+    assert places.names(far) == ["plan.json"]
+
+
+def test_when_objects_were_written_is_asked_for_once_for_a_whole_trial(
+    far: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(Store(far / "sweep"), record)
+    folder, asked = store.trial_folder("0001"), []
+    ask = places._ask
+    monkeypatch.setattr(places, "_ask", lambda *given, **more: (asked.append(given[1]), ask(*given, **more))[1])
+    at = [places.modified_ms(path) for path in (folder / "record.json", *objects_of(folder))]
+    assert all(abs(each - time.time() * 1000) < 600_000 for each in at if each)
+    assert len(at) > 2
+    assert None not in at
+    assert asked == ["find"]
+    assert places.modified_ms(folder / "test.json") is None
+
+
+def objects_of(folder: Path) -> list[Path]:
+    return [folder / "config.json", folder / "epochs" / "0001.json"]

@@ -185,3 +185,84 @@ def test_a_bucket_that_is_not_there_is_said_before_anything_is_done(bucket: str)
     assert list(place(bucket).iterdir()) == []
     with pytest.raises(ValueError, match=r"cannot be written to: .*Does the bucket exist, and does this machine have"):
         places.check_writable(place(f"{bucket}-not/runs"))
+
+
+def test_a_store_that_does_not_answer_is_asked_again_and_then_named(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, waited = place(f"{bucket}/a.json"), []
+    places.write(path, b"1")
+    asked = iter([OSError(121, "remote I/O"), PermissionError("expired"), None])
+    cat_file = places._fs(path).cat_file
+
+    def hiccup(*arguments: Any, **settings: Any) -> bytes:
+        if (error := next(asked)) is not None:
+            raise error
+        return bytes(cat_file(*arguments, **settings))
+
+    monkeypatch.setattr(places.time, "sleep", waited.append)
+    monkeypatch.setattr(places._fs(path), "cat_file", hiccup)
+    assert places.read(path) == b"1"
+    assert waited == list(places.TRIES_WAIT[:2])
+    asked = iter([ConnectionError("away")] * 100)
+    with pytest.raises(places.AwayError, match=r"a\.json could not be reached: ConnectionError: away"):
+        places.read(path)
+    assert waited[2:] == list(places.TRIES_WAIT)
+
+
+@pytest.mark.parametrize("name", ["z/../../../../victim", "..", "a/.."])
+def test_a_name_that_leads_elsewhere_is_refused(bucket: str, name: str, tmp_path: Path) -> None:
+    import boto3
+
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=f"photos/{name}", Body=b"!")
+    with pytest.raises(ValueError, match="would lie outside of it: such a file is not brought"):
+        places.mirrored(place(f"{bucket}/photos"))
+    with pytest.raises(ValueError, match="would lie outside"):
+        places.pull(place(f"{bucket}/photos"))
+    assert not list(tmp_path.rglob("victim"))
+
+
+def test_the_mark_of_a_folder_is_no_file(bucket: str) -> None:
+    import boto3
+
+    name = bucket.removeprefix("s3://")
+    for key in ("photos/", "photos/ants/", "photos/ants/1.jpg"):
+        boto3.client("s3").put_object(Bucket=name, Key=key, Body=b"")
+    here = places.mirrored(place(f"{bucket}/photos"))
+    assert [str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()] == ["ants/1.jpg"]
+
+
+def test_names_are_listed_whatever_is_in_them(folder: Path) -> None:
+    assert places.names(folder / "a[1] %é") == []
+    for name in ("b", "a"):
+        with places.written(folder / "a[1] %é" / name) as here:
+            here.mkdir(parents=True, exist_ok=True)
+            (here / "x").write_bytes(b"1")
+    assert places.names(folder / "a[1] %é") == ["a", "b"]
+    assert places.names(folder / "a[1] %é" / "a") == ["x"]
+    assert places.exists(folder / "a[1] %é" / "a" / "x")
+    places.unlink(folder / "a[1] %é" / "a" / "x")
+    places.unlink(folder / "a[1] %é" / "a" / "x")
+    assert not places.exists(folder / "a[1] %é" / "a" / "x")
+
+
+def test_what_another_machine_has_trained_further_is_not_removed(bucket: str) -> None:
+    """One that could not be reached may still be at a trial that was given to another."""
+    there = place(f"{bucket}/checkpoints")
+    here = places.pull(there)
+    (here / "epoch-0002").write_bytes(b"2")
+    for name in ("epoch-0001", "epoch-0003"):
+        places.write(there / name, b"!")
+    places.push(here, there)
+    assert places.names(there) == ["epoch-0002", "epoch-0003"]
+
+
+def test_what_processes_that_are_gone_have_pulled_is_removed(bucket: str) -> None:
+    there = place(f"{bucket}/checkpoints")
+    first = places.pull(there)
+    lost = first.with_name(first.name.split("~")[0] + "~4194305~ab")  # more than a pid can be
+    other = first.with_name("another-host~4194305~ab")
+    lost.mkdir()
+    other.mkdir()
+    second = places.pull(there)
+    assert sorted(path for path in first.parent.iterdir()) == sorted([other, second])

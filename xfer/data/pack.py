@@ -81,7 +81,7 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         name = digest.of_values([FORMAT, image_size, list(source.classes), content])
         there = root / name[:16]
         folder = places.near(there)
-        if places.is_far(there) and (there / WHOLE).exists():
+        if places.is_far(there) and places.exists(there / WHOLE):
             folder = places.brought(there, WHOLE, _check_pixels)
         elif not (folder / WHOLE).exists():
             _decode(folder, name, source, ordered, image_size, threads, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,14 +47,12 @@ def flat(plain: Mapping[str, Any]) -> dict[str, str]:
 
 def trial_names(trials: Path) -> list[str]:
     """The trials that there are, without reading any of them."""
-    if places.is_far(trials):
-        return sorted(path.name for path in trials.iterdir())
-    return sorted(entry.name for entry in os.scandir(trials) if entry.is_dir()) if trials.exists() else []
+    return places.names(trials)
 
 
 def new_epochs(folder: Path, steps: set[int]) -> tuple[Epoch, ...]:
     """The epochs of a trial but for those at `steps`, without reading these again."""
-    paths = sorted(path for path in (folder / "epochs").glob("*.json") if int(path.stem) not in steps)
+    paths = [path for path in objects.listed(folder / "epochs") if int(path.stem) not in steps]
     return tuple(epoch_from(epoch) for epoch in objects.get_all(paths) if epoch is not None)
 
 
@@ -64,7 +61,7 @@ def modified(*paths: Path) -> int:
 
     Objects never change, so a value that is sent twice has the same time twice, and MLflow keeps one.
     """
-    return next((places.modified_ms(path) for path in paths if path.exists()), 0)
+    return next((at for path in paths if (at := places.modified_ms(path)) is not None), 0)
 
 
 def metrics(values: Mapping[str, float | None], at: int, step: int = 0, model_id: str | None = None) -> list[Metric]:
