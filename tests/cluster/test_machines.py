@@ -141,6 +141,18 @@ def test_inside_the_private_network_agents_want_the_token_too(cluster: Scene, sh
     assert {path for (_, path), status in zip(known, answers, strict=True) if status != 401} <= OPEN_ON_WORKERS
 
 
+def test_inside_the_private_network_what_unpacks_jobs_wants_the_token_and_metrics_do_not(
+    cluster: Scene, shares: dict[str, Any]
+) -> None:
+    (worker,) = cluster.cluster.workers.values()
+    head = cluster.cluster.head
+    (port,) = {each for _, each, program in listening(cluster, worker) if program == "ray::RuntimeEnv"}
+    asked = [("POST", f"http://{worker['address']}:{port}/get_or_create_runtime_env")]
+    assert statuses(cluster, head, asked) == [401]
+    asked = [("GET", f"http://{head['address']}:{each}/metrics") for each in (44217, 44227)]
+    assert statuses(cluster, worker, asked) == [200, 200]
+
+
 def test_ray_itself_lets_nobody_in_without_the_token(cluster: Scene) -> None:
     head = cluster.cluster.head
     status = f"ray status --address {head['address']}:6379"
@@ -165,6 +177,20 @@ def all_hosts(here: Scene) -> dict[str, dict[str, Any]]:
 
 EVERYWHERE = {"*", "0.0.0.0", "::"}
 
+PROGRAMS = {
+    "sshd": "on the private address, which the cloud's router leads to",
+    "gcs_server": "the cluster's state, on every interface; wants the token",
+    "raylet": "a node's tasks and objects, on every interface",
+    "ray::IDLE": "a process for trials that has none at the moment, on every interface",
+    "ray::DashboardA": "a node's agent, 52365 on loopback and the private address; wants the token. Its metrics do not",
+    "ray::RuntimeEnv": "what a job was sent with, on the private address; wants the token",
+    "python": "see PYTHON_PORTS",
+}
+"""What listens beyond loopback, as `ss` shows the first 15 letters of its name."""
+
+PYTHON_PORTS = {10001: "Ray Client", 44217: "the autoscaler's metrics", 44227: "the dashboard's metrics"}
+"""On the head. Metrics are numbers for Prometheus, on every interface, and want no token."""
+
 
 def is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
@@ -185,7 +211,8 @@ def test_nothing_listens_beyond_loopback_and_the_private_network(cluster: Scene,
         assert addresses == {host["address"]}, name
         beyond = {each for each in listening(cluster, host) if not is_loopback(each[0])}
         assert {address for address, _, _ in beyond} <= {*EVERYWHERE, host["address"]}, (name, beyond)
-        print(name, *sorted(beyond, key=lambda each: each[1]), sep="\n  ")
+        assert {program for _, _, program in beyond} <= PROGRAMS.keys(), (name, beyond)
+        assert {port for _, port, program in beyond if program == "python"} <= set(PYTHON_PORTS), (name, beyond)
 
 
 KNOCK = """
