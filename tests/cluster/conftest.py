@@ -1,0 +1,64 @@
+"""What the scenarios share: photos and weights, the sweep that they play, and what it comes to when left in peace."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.lab.laboratory import Laboratory, missing
+from tests.cluster.stories import SWEEP
+from tests.sweeping import once, only_sweep, run
+
+PHOTOS_PER_CLASS = 20
+
+
+@pytest.fixture(scope="session")
+def can_have_a_laboratory() -> None:
+    """Skips where there can be none, and says why."""
+    if why := missing():
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="module")
+def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new folder for what a module's laboratory is made of."""
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(can_have_a_laboratory: None, lab_folder: Path) -> Iterator[Laboratory]:
+    """A cloud without machines, and a desk."""
+    with Laboratory(lab_folder) as laboratory:
+        yield laboratory
+
+
+@pytest.fixture(scope="session")
+def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few real photos of ants and bees."""
+    folder = tmp_path_factory.mktemp("photos") / "insects"
+    for kind in ("ants", "bees"):
+        (folder / kind).mkdir(parents=True)
+        for photo in sorted((shared_data / "hymenoptera" / "train" / kind).glob("*.jpg"))[:PHOTOS_PER_CLASS]:
+            shutil.copy(photo, folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(shared_data: Path) -> Path:
+    """Real weights of the sweep's network."""
+    return shared_data / "weights" / "mobilenetv2_100.safetensors"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same sweep, run on this machine alone and left in peace."""
+
+    def make(folder: Path) -> None:
+        places = ["--storage", folder / "runs", "--reports", folder / "reports"]
+        ended = run("folder", [*SWEEP, "--data", photos, "--weights", pretrained, *places], folder / "logs")
+        assert ended.status == 0, ended.out + ended.err
+
+    return only_sweep(once(tmp_path_factory, "undisturbed-cluster", make) / "runs").folder

@@ -1,0 +1,270 @@
+"""The cloud of the laboratory: a network, hosts on it, and a desk where machines are asked for and given back.
+
+It runs as the first process of its own namespaces, so that all there is ends with it: bridges, hosts, whatever runs on
+them. And it ends when its standard input does, so that nothing outlives the tests, even if they are killed.
+
+    python cloud.py FOLDER        told everything else as a JSON line on standard input
+
+What is where:
+
+    office  192.0.2.0/24      desks: the user's (.1), and a stranger's (.2)
+    public  203.0.113.N       the public address of machine N; the router hands it on, as far as the security group says
+    private 10.77.0.0/24      machine N, and nobody else; .254 is the router, with the cloud's own services
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PRIVATE, OFFICE, PUBLIC = "10.77.0", "192.0.2", "203.0.113"
+ROUTER = 254
+USER, STRANGER = 1, 2
+PORT = 8900
+MACHINES = 60
+HERE = Path(__file__).parent
+
+FIREWALL = f"""
+table ip cloud {{
+  chain public_addresses {{
+    type nat hook prerouting priority dstnat;
+{chr(10).join(f"    ip daddr {PUBLIC}.{each} dnat to {PRIVATE}.{each}" for each in range(1, MACHINES + 1))}
+  }}
+  chain security_group {{
+    type filter hook forward priority filter; policy drop;
+    ct state established,related accept
+    iifname private accept
+    iifname office ct status dnat ip saddr {OFFICE}.{USER} tcp dport 22 accept
+  }}
+}}
+"""
+"""What a security group lets through that admits SSH from the user's address. Machines reach each other anyway."""
+
+
+@dataclass
+class Machine:
+    """A host, from the moment it is asked for."""
+
+    number: int
+    name: str
+    address: str
+    public: str = ""
+    cluster: str = ""
+    kind: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    node_config: dict[str, Any] = field(default_factory=dict)
+    state: str = "pending"
+    pid: int = 0
+    """Its first process, as the cloud counts."""
+
+    @property
+    def card(self) -> str:
+        """Where its network cable is plugged in."""
+        return f"{self.name}-{self.number}"
+
+
+class Cloud:
+    """What can be asked for: each method is a request, its arguments and its answer plain data."""
+
+    def __init__(self, folder: Path, keep: dict[str, list[str]], bashrc: str) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._bashrc = bashrc
+        self._machines: dict[str, Machine] = {}
+        self._desks: dict[str, Machine] = {}
+        self._events: list[dict[str, Any]] = []
+        self._began = time.monotonic()
+        self._lock = threading.RLock()
+
+    # What a provider asks for.
+
+    def create(self, cluster: str, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
+        """Boot so many machines; they are `pending` at first."""
+        made = {}
+        with self._lock:
+            for _ in range(count):
+                number = len(self._machines) + 1
+                address, public = f"{PRIVATE}.{number}", f"{PUBLIC}.{number}"
+                kind = tags.get("ray-user-node-type", "")
+                machine = Machine(number, "host", address, public, cluster, kind, dict(tags), node_config)
+                name = f"i-{number:04d}"
+                self._machines[name] = made[name] = machine
+                self._note("created", name)
+                threading.Thread(target=self._start, args=(name,), daemon=True).start()
+            return {name: asdict(machine) for name, machine in made.items()}
+
+    def describe(self, cluster: str = "") -> dict[str, Any]:
+        """Every machine that there ever was, of one cluster or of all."""
+        with self._lock:
+            machines = self._machines.items()
+            return {name: asdict(each) for name, each in machines if cluster in ("", each.cluster)}
+
+    def tag(self, machine: str, tags: dict[str, str]) -> None:
+        """Add tags to a machine."""
+        with self._lock:
+            self._machines[machine].tags.update(tags)
+
+    def terminate(self, machine: str) -> None:
+        """Give a machine back."""
+        self._end(machine, "terminated")
+
+    # What happens to machines, and what a test wants to know.
+
+    def interrupt(self, machine: str) -> None:
+        """Take a machine away from whoever has it, as a cloud does with spot machines, without a warning."""
+        self._end(machine, "interrupted")
+
+    def cut(self, machine: str) -> None:
+        """Pull out a machine's network cable: it runs on, and the cloud knows of nothing."""
+        with self._lock:
+            _run("ip", "link", "set", self._machines[machine].card, "down")
+            self._note("cut", machine)
+
+    def desk(self, name: str, number: int) -> dict[str, Any]:
+        """A computer in the office."""
+        machine = Machine(number, name, f"{OFFICE}.{number}", kind=name)
+        self._desks[name] = machine
+        self._boot(machine, "office", f"{OFFICE}.{ROUTER}")
+        return asdict(machine)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What has happened to which machine, in that order."""
+        with self._lock:
+            return list(self._events)
+
+    def _start(self, name: str) -> None:
+        machine = self._machines[name]
+        self._boot(machine, "private", f"{PRIVATE}.{ROUTER}")
+        with self._lock:
+            if machine.state == "pending":
+                machine.state = "running"
+                self._note("running", name)
+            else:  # given back meanwhile
+                _kill(machine.pid)
+
+    def _end(self, name: str, how: str) -> None:
+        with self._lock:
+            machine = self._machines[name]
+            if machine.state == "terminated":
+                return
+            machine.state = "terminated"
+            self._note(how, name)
+            if machine.pid:
+                _kill(machine.pid)
+
+    def _note(self, what: str, name: str) -> None:
+        machine = self._machines[name]
+        seconds = round(time.monotonic() - self._began, 1)
+        event = {"seconds": seconds, "what": what, "machine": name, "kind": machine.kind, "address": machine.address}
+        self._events.append(event)
+        print(json.dumps(event), flush=True)
+
+    def _boot(self, machine: Machine, bridge: str, gateway: str) -> None:
+        folder = self._folder / machine.card
+        folder.mkdir()
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{machine.address} {machine.card}\n")
+        (folder / "bashrc").write_text(self._bashrc)
+        for name, source in (("authorized_keys", "drawer/key.pem.pub"), ("host_key", "host_key")):
+            (folder / name).write_bytes((self._folder / source).read_bytes())
+        keep = self._keep["desk" if bridge == "office" else "machine"]
+        namespaces = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child")
+        init = ["bash", str(HERE / "host.sh"), machine.card, machine.address, gateway, str(folder), *keep]
+        with (folder / "log").open("wb") as log:
+            first = subprocess.Popen(
+                ["unshare", *namespaces, *init],
+                env={"PATH": os.environ["PATH"], "HOME": "/root", "LANG": "C.UTF-8"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert first.stdin is not None
+        assert first.stdout is not None
+        pid = int(first.stdout.readline())
+        _run("ip", "link", "add", machine.card, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        _run("ip", "link", "set", machine.card, "master", bridge, "up")
+        first.stdin.write("\n")
+        first.stdin.close()
+        threading.Thread(target=first.wait, daemon=True).start()
+        machine.pid = pid
+        _wait_for_ssh(machine.address)
+
+
+def _wait_for_ssh(address: str) -> None:
+    for _ in range(400):
+        try:
+            socket.create_connection((address, 22), timeout=1).close()
+        except OSError:
+            time.sleep(0.025)
+        else:
+            return
+    print(f"{address} does not answer", flush=True)
+
+
+def _kill(pid: int) -> None:
+    """End the first process of a host, and with it all others: the power is off."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _run(*command: str, told: str | None = None) -> None:
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+
+
+def _lay_cables() -> None:
+    _run("ip", "link", "set", "lo", "up")
+    for bridge, network in (("private", PRIVATE), ("office", OFFICE)):
+        _run("ip", "link", "add", bridge, "type", "bridge")
+        _run("ip", "address", "add", f"{network}.{ROUTER}/24", "dev", bridge)
+        _run("ip", "link", "set", bridge, "up")
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    _run("nft", "-f", "-", told=FIREWALL)
+
+
+class _Requests(socketserver.StreamRequestHandler):
+    """One request a line: {"do": METHOD, ...}; the answer is {"is": ...} or {"error": ...}."""
+
+    cloud: Cloud
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            asked = json.loads(line)
+            try:
+                answer = {"is": getattr(self.cloud, asked.pop("do"))(**asked)}
+            except Exception as error:  # whoever asked is told
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+class _OverTheNetwork(socketserver.ThreadingTCPServer):
+    daemon_threads = allow_reuse_address = True
+
+
+class _OnThisMachine(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+
+def main(folder: Path) -> None:
+    """Run the cloud until standard input ends."""
+    _Requests.cloud = Cloud(folder, **json.loads(sys.stdin.readline()))
+    _lay_cables()
+    for server in (_OverTheNetwork(("", PORT), _Requests), _OnThisMachine(str(folder / "desk"), _Requests)):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
