@@ -243,7 +243,7 @@ def apart(*arguments: object) -> Any:
     """What this module says when it is started with these arguments, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.overhead", *map(str, arguments)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(said.splitlines()[-1])
+    return json.loads(next(line for line in reversed(said.splitlines()) if line.startswith(("{", "["))))
 
 
 HEADER = (

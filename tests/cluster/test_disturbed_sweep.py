@@ -158,6 +158,15 @@ def test_mlflow_on_the_head_has_every_trial_once_and_to_its_last_epoch(story: St
         assert value == pytest.approx(record["epochs"][-1]["val_accuracy"])
 
 
+def test_what_the_machines_cost_is_known_by_the_labels_of_the_cluster_file(story: Story) -> None:
+    prices = {name: price["usd_per_hour"] for name, price in story.results.plan["prices"].items()}
+    assert prices == {"head": 0.192, "l4": 0.9776}
+    spent = {each["node_type"]: each["seconds"] for each in story.results.read("spending", "0001.json")["machines"]}
+    assert set(spent) == {"head", "l4"}
+    assert spent["l4"] > 0
+    assert "cost     $" in story.job.out
+
+
 def test_idle_workers_leave_and_ray_down_leaves_nothing(story: Story) -> None:
     assert {each["state"] for each in story.machines.values()} == {"terminated"}
     programs = story.left_running

@@ -69,6 +69,16 @@ def test_a_trial_that_asks_for_both_sees_both(shares: dict[str, Any]) -> None:
     assert [each["devices"] for each in shares["both"]] == ["0,1"]
 
 
+def test_a_page_runs_by_ray_submit_and_is_seen_by_ray_exec(cluster: Scene) -> None:
+    flags = ["--data", cluster.data, "--backbone", "mobilenetv2_100", "--weights", cluster.weights, "--no-advise"]
+    flags += ["--image-size", "32", "--strategies", "linear_probe", "--gpus-per-trial", "0", "--name", "submitted"]
+    flags += ["--trials", "2", "--epochs", "1", "--finalists", "0", "--reports", "/tmp/reports"]
+    said = cluster.cluster.submit_script("sweeps/folder.py", shlex.join(flags))
+    assert "Best is linear_probe" in said
+    listed = cluster.cluster.exec("python -m sweeps list")
+    assert re.search(r"submitted +2/2", listed), listed
+
+
 # --- what listens, and who gets an answer -----------------------------------------------------------------------------
 
 OPEN = {

@@ -83,6 +83,10 @@ class Cluster:
         """`ray exec`: run a command on the head; what it said."""
         return self._at_the_desk(f"ray exec {self.file} {shlex.quote(command)}")
 
+    def submit_script(self, script: str, arguments: str) -> str:
+        """`ray submit`: bring a script to the head and run it there; what it said."""
+        return self._at_the_desk(f"ray submit {self.file} {script} -- {arguments}")
+
     def submit(self, command: str) -> Background:
         """`ray job submit` with this checkout as its working directory; it ends when the job does."""
         desk = f"cd {ROOT} && RAY_AUTH_MODE=token ray job submit --address {DASHBOARD} --working-dir . -- {command}"
