@@ -56,3 +56,22 @@ def test_of_lost_processes_those_of_a_lost_machine_are_told_apart() -> None:
     assert not is_machine_lost(RayActorError(error_msg=gone, preempted=True)), "Tune has not counted it"
     assert not is_machine_lost(ValueError(gone))
     assert not is_machine_lost(None)
+
+
+def test_a_machine_that_is_lost_is_not_counted_against_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train._internal import storage
+    from ray.tune.experiment.trial import Trial
+
+    from sweeps.engine.tuning import _Spared
+
+    monkeypatch.setattr(storage, "_get_ray_train_session_dir", lambda: str(tmp_path / "artifacts"))
+    context = storage.StorageContext(str(tmp_path / "results"), "tune", trial_dir_name="0000")
+    trial = Trial("__fake", storage=context, stub=True)
+    trial.init_local_path()
+    for error, failures in (("its node has died", 0), ("its process was killed", 1), ("its node has died", 1)):
+        trial.handle_error(RayActorError(error_msg=f"The actor died because {error}."))
+        _Spared().on_trial_recover(1, [], trial)
+        assert trial.run_metadata.num_failures == failures
