@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sweeps.engine import lease
+from sweeps.engine import lease, subcommands
 from sweeps.engine.options import Place, default_storage
 from sweeps.engine.store import Store, sweeps_in
 from xfer.places import exists, is_far, place
@@ -145,14 +145,9 @@ def _found(run: str, storage: Path) -> Store:
     raise ValueError(unknown("sweep", run, known))
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command that was asked for, and exit."""
-    try:
-        status = app.cli(prog="python -m sweeps", description=__doc__)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
+    subcommands.run(app, "python -m sweeps", __doc__)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
 from sweeps.cluster.preflight import Check, checks, environment, read
+from sweeps.engine import subcommands
 
 app = tyro.extras.SubcommandApp()
 
@@ -101,14 +102,9 @@ def _ray(*arguments: str, provider: str) -> int:
         return 0
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command that was asked for, and exit."""
-    try:
-        status = app.cli(prog="python -m sweeps.cluster", description=__doc__)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
+    subcommands.run(app, "python -m sweeps.cluster", __doc__)
 
 
 if __name__ == "__main__":

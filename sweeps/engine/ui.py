@@ -17,7 +17,7 @@ from typing import IO, Any
 from urllib.request import Request, urlopen
 
 from sweeps.engine.store import sweeps_in
-from sweeps.engine.tracking import default_uri, without_password
+from sweeps.engine.tracking import uri_of, without_password
 from xfer.places import near
 
 HOST = "127.0.0.1"
@@ -32,10 +32,10 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
     Where `port` is taken the next free one is used. Where the sweeps went to a server of its own (`tracking_uri` is
     `http...`) that server has the UI, and its address is printed.
     """
-    if tracking_uri is not None and tracking_uri.startswith(("http://", "https://")):
-        print(f"These sweeps are tracked by a server, which shows them itself: {without_password(tracking_uri)}")
+    uri = uri_of(tracking_uri or "", storage)
+    if uri.startswith(("http://", "https://")):
+        print(f"These sweeps are tracked by a server, which shows them itself: {without_password(uri)}")
         return 0
-    uri = tracking_uri or default_uri(storage)
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():
         print(_nothing_there(storage, database), file=sys.stderr)

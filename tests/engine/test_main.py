@@ -201,3 +201,18 @@ def test_the_command_itself_needs_neither_torch_nor_ray(storage: Path) -> None:
         command = [sys.executable, "-c", run + say, *arguments, "--storage", str(storage)]
         shown = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
         assert json.loads(shown.stdout.splitlines()[-1]) == [0, []]
+
+
+def test_a_storage_that_cannot_be_reached_is_one_message(monkeypatch, capsys):
+    from sweeps import __main__ as program
+    from xfer import places
+
+    def away(storage):
+        raise places.AwayError("s3://bucket/runs could not be reached: PermissionError: denied")
+
+    monkeypatch.setattr(program, "sweeps_in", away)
+    monkeypatch.setattr("sys.argv", ["sweeps", "list"])
+    with pytest.raises(SystemExit) as left:
+        program.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: s3://bucket/runs could not be reached: PermissionError: denied\n"
