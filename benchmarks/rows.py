@@ -149,7 +149,8 @@ def _searched(asked: Namespace, name: str, image_size: int, part: Callable[[int]
     short = dataclasses.replace(tpe, trials=4, epochs=2)
     setting = _setting(asked, f"search-{name}", short, (1, 2), lambda outcome: outcome.seconds)
     seeds = range(1 if asked.smoke else asked.repeats)
-    found: dict[str, list[Outcome]] = {side: [] for side in SIDES}
+    compared = [side for side in SIDES if side not in WARM or not asked.cold_only]
+    found: dict[str, list[Outcome]] = {side: [] for side in compared}
     for seed in seeds:
         task = dataclasses.replace(tpe, data=part(seed), seed=seed)
         longer = dataclasses.replace(task, trials=asked.plain_trials or task.trials)
@@ -157,15 +158,17 @@ def _searched(asked: Namespace, name: str, image_size: int, part: Callable[[int]
         one_epoch = dataclasses.replace(task, scheduler="one_epoch_top_k")
         for side in _alternating(seed):
             if side == "ours":
-                cold, warm = _ours(asked, task)
+                cold, *warm = _ours(asked, task, warm=not asked.cold_only)
                 found["ours, cold cache"].append(cold)
-                found["ours, warm cache"].append(warm)
-                found["ours, one_epoch_top_k, warm"].append(_ours_again(asked, one_epoch))
+                if warm:
+                    found["ours, warm cache"] += warm
+                    found["ours, one_epoch_top_k, warm"].append(_ours_again(asked, one_epoch))
             else:
                 found["Tune + ASHA + OptunaSearch"].append(_plain(asked, longer, setting))
                 found["random search at full budget"].append(_plain(asked, random, setting))
         print(
-            f"  {name}, seed {seed}: " + ", ".join(f"{side} {found[side][-1].best:.3f}" for side in SIDES), flush=True
+            f"  {name}, seed {seed}: " + ", ".join(f"{side} {each[-1].best:.3f}" for side, each in found.items()),
+            flush=True,
         )
     targets = [max(each.best for each in outcomes) - WITHIN for outcomes in zip(*found.values(), strict=True)]
     rows = []
@@ -177,14 +180,14 @@ def _searched(asked: Namespace, name: str, image_size: int, part: Callable[[int]
                     speedup(outcome, our, target) for outcome, our, target in zip(outcomes, ours, targets, strict=True)
                 )
             )
-            for ours in (found["ours, cold cache"], found["ours, warm cache"])
+            for ours in (found[side] for side in SIDES[:2] if side in found)
         ]
         there = [time for time in times if time is not None]
         rows.append(
             (
                 side,
                 " / ".join("never" if time is None else f"{time:.0f}" for time in times),
-                *(("", "") if side.startswith("ours") else against),
+                *([""] * len(against) if side.startswith("ours") else against),
                 f"{median(each.seconds for each in outcomes):.0f}",
                 " / ".join(f"{each.best:.3f}" for each in outcomes),
                 f"{len(there)} of {len(times)}",
@@ -195,7 +198,7 @@ def _searched(asked: Namespace, name: str, image_size: int, part: Callable[[int]
         "side",
         "seconds, by seed",
         "ours cold, times as fast",
-        "ours warm",
+        *(() if asked.cold_only else ("ours warm",)),
         "seconds in all",
         "best accuracy",
         "got there",
@@ -220,6 +223,7 @@ SIDES = (
     *("ours, cold cache", "ours, warm cache", "ours, one_epoch_top_k, warm"),
     *("Tune + ASHA + OptunaSearch", "random search at full budget"),
 )
+WARM = SIDES[1:3]
 
 ROWS: dict[str, Callable[[Namespace], tuple[str, list[str]]]] = {f.__name__: f for f in (probes, finetune, search)}
 

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="probes: run the plain script on fewer, and scale it up; search: let it go on for more, to get there too",
     )
+    flags.add_argument("--cold-only", action="store_true", help="search: ours once only, on nothing that is cached")
     flags.add_argument("--strategy", default="clip", help="finetune: clip or naive")
     flags.add_argument("--ours", default="", metavar="FLAGS", help='further flags of our side, as in "--concurrent=1"')
     flags.add_argument("--setting", type=setting_from, metavar="W,T,C", help="plain: loader processes, threads, trials")
