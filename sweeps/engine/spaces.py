@@ -7,6 +7,7 @@ norm, the range of the learning rate belongs to the optimizer, and what a networ
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -209,7 +210,7 @@ class Space:
         return tuple(map(str, values_of(self.axes["strategy"])))
 
     def known_good(self, arms: Sequence[Mapping[str, Value]] = (), advised: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """The free choices to begin with, for `configured`.
+        """The free choices to begin with, for `configured`: one recipe of each strategy before a second of any.
 
         Args:
             arms: configurations to take instead of `KNOWN_GOOD`, each as it is.
@@ -222,8 +223,14 @@ class Space:
             return [self._arm(arm) for arm in arms]
         backbones = values_of(self.axes["backbone"])
         places = {strategy: place for place, strategy in enumerate(advised)}
-        good = sorted(KNOWN_GOOD, key=lambda wish: places.get(str(wish["strategy"]), len(places)))
-        good = [wish for wish in good if wish["strategy"] in self.strategies()]
+        before: Counter[str] = Counter()
+        ranked: list[tuple[int, int, Config]] = []
+        for wish in KNOWN_GOOD:
+            strategy = str(wish["strategy"])
+            if strategy in self.strategies():
+                ranked.append((before[strategy], places.get(strategy, len(places)), wish))
+                before[strategy] += 1
+        good = [wish for *_, wish in sorted(ranked, key=lambda each: each[:2])]
         wishes: list[Config] = [{"backbone": self._first_that_can(str(wish["strategy"])), **wish} for wish in good]
         wishes[:1] = [{**good[0], "backbone": backbone} for backbone in backbones]
         found: list[dict[str, Any]] = []
