@@ -36,6 +36,7 @@ from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.stopper import Stopper
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
@@ -196,6 +197,23 @@ def searcher(asked: argparse.Namespace, fixed: dict[str, Any]) -> OptunaSearch:
     return OptunaSearch(space=space, sampler=sampler, metric="val_accuracy", mode="max")
 
 
+class Reached(Stopper):
+    """Ends a search once enough trials have begun and one of all has come to a goal."""
+
+    def __init__(self, goal: float, enough: int) -> None:
+        self._goal, self._enough = goal, enough
+        self._best: dict[str, float] = {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Note a result; no trial is stopped by itself."""
+        self._best[trial_id] = max(self._best.get(trial_id, 0.0), result["val_accuracy"])
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether everything is to end."""
+        return len(self._best) >= self._enough and max(self._best.values()) >= self._goal
+
+
 def main() -> None:
     """Run the search; with `--json` also say, for machines, what came when."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,6 +224,8 @@ def main() -> None:
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--fix", default="{}", help='JSON of what is held fixed, as in {"optimizer": "sgd"}')
     parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--goal", type=float, help="go on after --trials until one has reached this accuracy")
+    parser.add_argument("--most", type=int, default=1000, help="trials in all, wherever the goal is")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--search", choices=("optuna", "random"), default="optuna")
     parser.add_argument("--scheduler", choices=("asha", "none"), default="asha")
@@ -238,10 +258,16 @@ def main() -> None:
         tune_config=tune.TuneConfig(
             search_alg=searcher(asked, json.loads(asked.fix)),
             scheduler=halving if asked.scheduler == "asha" else None,
-            num_samples=asked.trials,
+            num_samples=asked.trials if asked.goal is None else asked.most,
             max_concurrent_trials=asked.concurrent,
         ),
-        run_config=tune.RunConfig(name="plain", storage_path=str(asked.storage), callbacks=[tracking]),
+        run_config=tune.RunConfig(
+            name="plain",
+            storage_path=str(asked.storage),
+            callbacks=[tracking],
+            # When so many have begun, those that --trials asks for have ended.
+            stop=None if asked.goal is None else Reached(asked.goal, asked.trials + asked.concurrent),
+        ),
     )
     results = tuner.fit()
     print("best:", results.get_best_result("val_accuracy", "max", scope="all").config)

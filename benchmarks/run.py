@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--plain-trials",
         type=int,
-        help="probes: run the plain script on fewer, and scale it up; search: let it go on for more, to get there too",
+        help="probes: run the plain script on fewer, and scale it up; search: let it go on for at most so "
+        "many, until it has reached what ours found",
     )
     flags.add_argument("--cold-only", action="store_true", help="search: ours once only, on nothing that is cached")
     flags.add_argument("--strategy", default="clip", help="finetune: clip or naive")

@@ -83,7 +83,14 @@ def ours(task: Task, storage: Path, log: Path, more: Sequence[str] = ()) -> Outc
     return Outcome(_said(command), seconds, 0.0, tuple(_points(newest, began)), now())
 
 
-def plain(task: Task, setting: Setting, scratch: Path, again: bool = False, limit: float | None = None) -> Outcome:
+def plain(
+    task: Task,
+    setting: Setting,
+    scratch: Path,
+    again: bool = False,
+    limit: float | None = None,
+    more: Sequence[str] = (),
+) -> Outcome:
     """Run the plain script, unless this very run stands in the scratch folder.
 
     Args:
@@ -92,6 +99,7 @@ def plain(task: Task, setting: Setting, scratch: Path, again: bool = False, limi
         scratch: where finished runs are kept.
         again: whether to run it even so.
         limit: seconds after which it is given up.
+        more: further flags.
 
     Raises:
         RuntimeError: it, or one of its trials, failed.
@@ -106,7 +114,7 @@ def plain(task: Task, setting: Setting, scratch: Path, again: bool = False, limi
         "--concurrent": setting.concurrent,
         "--fix": json.dumps(dict(task.fixed)),
     }
-    command = ["-m", "benchmarks.plain", *_words(flags), *(["--channels-last"] if setting.channels_last else [])]
+    command = ["-m", "benchmarks.plain", *_words(flags), *(["--channels-last"] if setting.channels_last else []), *more]
     identity = [command, hashlib.sha256(PLAIN.read_bytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     kept, folder = scratch / "plain" / f"{name}.json", scratch / "plain" / name

@@ -10,7 +10,17 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from benchmarks import parted, plain, results, rows, run, sides
-from benchmarks.curves import Outcome, Point, images_per_second, outcome_from, ratios, scaled, seconds_to, speedup
+from benchmarks.curves import (
+    Outcome,
+    Point,
+    images_per_second,
+    outcome_from,
+    ratios,
+    scaled,
+    seconds_to,
+    sooner,
+    speedup,
+)
 from benchmarks.sides import Setting, Task
 from sweeps.engine.domains import Domain, Options, values_of
 from sweeps.engine.edits import space_for
@@ -165,8 +175,27 @@ def test_a_target_is_reached_when_the_first_trial_is_there_after_any_epoch() -> 
     assert seconds_to(FAST, 0.9) is None
 
 
+def test_a_side_that_went_on_is_judged_by_as_many_trials_as_the_other() -> None:
+    assert [SLOW.best_of(first) for first in (1, 2, 9)] == [0.7, 0.9, 0.9]
+    assert [FAST.best_of(first) for first in (1, 2)] == [0.895, 0.895]
+
+
+def test_the_plain_script_goes_on_until_enough_have_begun_and_one_is_there() -> None:
+    reached = plain.Reached(0.8, enough=3)
+    seen = []
+    for trial, accuracy in (("a", 0.9), ("a", 0.2), ("b", 0.1), ("c", 0.1)):
+        assert not reached(trial, {"val_accuracy": accuracy})
+        seen.append(reached.stop_all())
+    assert seen == [False, False, False, True]
+
+
 def test_a_speedup_is_how_many_times_sooner_ours_was_there() -> None:
     assert speedup(SLOW, FAST, 0.89) == pytest.approx(80 / 6)
+
+
+def test_the_best_of_the_other_side_is_reached_sooner_or_never() -> None:
+    assert sooner(outcome(*curve("0", (20, 0.5), (40, 0.7))), FAST) == pytest.approx(40 / 6)
+    assert sooner(SLOW, FAST) == 0.0
 
 
 def test_a_side_that_never_got_there_counts_for_its_whole_time_and_ours_for_nothing() -> None:

@@ -191,6 +191,14 @@ def test_every_strategy_has_a_known_good_recipe_and_the_usual_five_come_first() 
     assert {params["strategy"] for params in space_for(["a"], 8).known_good()} == FIVE
 
 
+@pytest.mark.parametrize("advised", [(), ("scratch", "naive"), ("clip",)], ids=",".join)
+def test_every_strategy_is_tried_before_any_is_tried_again(advised: tuple[str, ...]) -> None:
+    tried = [params["strategy"] for params in space_for(["a"], 8).known_good(advised=advised)]
+    assert tuple(tried[: len(advised)]) == advised
+    assert set(tried[: len(FIVE)]) == FIVE
+    assert tried[len(FIVE) :] == ["clip"]
+
+
 @pytest.mark.parametrize("strategies", [(), *((name,) for name in OTHERS), tuple(STRATEGIES)], ids=",".join)
 def test_known_good_recipes_are_what_they_say_and_train(strategies: Sequence[str]) -> None:
     space = space_for(["a"], 8, strategies)
