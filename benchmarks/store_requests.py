@@ -67,7 +67,7 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     from sweeps.engine.stage import history_of
     from sweeps.engine.store import Store, Trial
     from sweeps.engine.trainable import failed
-    from xfer import places
+    from xfer import local, places
     from xfer.records import Epoch
 
     logging.getLogger("werkzeug").setLevel(logging.INFO)
@@ -85,11 +85,11 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     def trained(name: str) -> None:
         store.add_trial(Trial(name, "search", {}, RECIPE | {"epochs": epochs}))
         folder = store.checkpoints(name)
-        here, epochs_of = places.pull(folder), list[Epoch]()
+        here, epochs_of = local.pull(folder), list[Epoch]()
         for number in range(1, epochs + 1):
             (here / f"epoch-{number:04d}").write_bytes(b"weights")
             (here / f"epoch-{number - 2:04d}").unlink(missing_ok=True)
-            places.push(here, folder)
+            local.push(here, folder)
             epochs_of.append(Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
             store.add_epoch(name, epochs_of[-1])
         config = {"trial": name, "phase": "search", "recipe": RECIPE | {"epochs": epochs}}

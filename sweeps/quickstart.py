@@ -15,7 +15,7 @@ from sweeps.engine.cli import main
 from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
 from sweeps.engine.options import Options, names
 from sweeps.engine.plan import Plan
-from xfer.places import near
+from xfer.local import near
 
 plan = Plan(
     experiment="quickstart",

@@ -63,10 +63,10 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder(
     kept = {str(path.relative_to(there.folder)) for path in there.folder.rglob("*") if path.is_file()}
     assert {"report/report.html", "report/ranking.csv", "study.sqlite3", "logs/driver.log"} <= kept
     assert "lease.json" not in kept
-    from xfer import places
+    from xfer import local, places
 
     checkpoints = places.place(f"{bucket}/runs/colours/trials/0000/checkpoints")
-    mine = places.pull(checkpoints)
+    mine = local.pull(checkpoints)
     assert list(mine.parent.iterdir()) == [mine], "what ended processes had pulled is still there"
     assert places.names(checkpoints) == sorted(path.name for path in mine.iterdir())
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
-from urllib.request import urlopen
 
-from sweeps.engine.tracking import without_password
-from sweeps.engine.ui import HOST, SECONDS_TO_START, hardened
+from sweeps.engine.tracking import server, without_password
+from sweeps.engine.tracking.server import HOST, answers
 
 PORT = 5000
 
@@ -39,35 +34,12 @@ def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> 
         raise ValueError("for Postgres MLflow needs psycopg2: add `pip install psycopg2-binary` to head_setup_commands")
     folder.mkdir(parents=True, exist_ok=True)
     uri = backend or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment |= hardened(uri, port) | {"MLFLOW_ARTIFACTS_DESTINATION": artifacts}
-    # One worker where the database is one file.
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--workers", "2" if backend else "1", "--serve-artifacts", "--uvicorn-opts", "--log-level warning"]
+    flags, artifacts_at = ["--serve-artifacts"], {"MLFLOW_ARTIFACTS_DESTINATION": artifacts}
     log = folder / "mlflow.log"
-    with log.open("ab") as said:
-        # A session of its own: it outlives the SSH connection that started it.
-        server = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-    until = time.monotonic() + SECONDS_TO_START
-    while server.poll() is None and time.monotonic() < until:
-        if answers(port):
-            print(f"MLflow is at http://{HOST}:{port}, its log is {log}", flush=True)
-            return server
-        time.sleep(0.5)
+    with log.open("ab") as said:  # its process group outlives the SSH connection that started it
+        process = server.start(uri, port, folder, said, flags, workers=2 if backend else 1, settings=artifacts_at)
+    if server.comes_up(process, port):
+        print(f"MLflow is at http://{HOST}:{port}, its log is {log}", flush=True)
+        return process
     last_words = without_password(log.read_text(errors="replace")[-2000:])
     raise ValueError(f"MLflow did not answer at http://{HOST}:{port}. Its last words, from {log}:\n{last_words}")
-
-
-def answers(port: int = PORT) -> bool:
-    """Does a server answer there?"""
-    with suppress(OSError), urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
-        return bool(answer.status == 200)
-    return False

@@ -23,7 +23,7 @@ from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
 from sweeps.engine.store import Store
 from sweeps.reporting.words import visible
-from xfer import places
+from xfer import local, places
 from xfer.data.addresses import FORMS
 
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
@@ -121,7 +121,7 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     with chatter_to(store.near / "logs" / "driver.log") as console, _interruptible():
         status = _sweep(prepared, store, means, console)
         _say_end(store, asked, console, program, status)
-    places.copy(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
+    local.copy(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from sweeps.engine import cluster
 from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Share, Site, config_for, failed, feature_store, open_site, store_of, weights_of
-from xfer import checkpoints, places
+from xfer import checkpoints, local, places
 from xfer.allocator import give_back_memory
 from xfer.companions import beginnings, can_train_together, groups_of, network_key
 from xfer.data.pack import Pack
@@ -237,7 +237,7 @@ def _ended(
 
 def _keep(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
     if head is not None:
-        with places.written(store.checkpoints(record.trial)) as folder:
+        with local.written(store.checkpoints(record.trial)) as folder:
             checkpoints.save(folder, len(record.epochs), _state(record, head))
     store.add_record(record)
 

@@ -17,7 +17,7 @@ from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.warm_start import warm_start_for
 from sweeps.reporting.words import cost_so_far
-from xfer import places
+from xfer import local, places
 from xfer.data.pack import Progress
 
 NEAR_PERIOD, FAR_PERIOD = 3.0, 15.0
@@ -100,5 +100,5 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
                     with suppress(OSError):  # it is a copy, and must not hide why the sweep has ended
                         sweep.copy_study()
             if winner is not None:
-                mirror.log_model(winner.trial, places.mirrored(store.folder / "model"), sweep.reached(winner))
+                mirror.log_model(winner.trial, local.mirrored(store.folder / "model"), sweep.reached(winner))
             return mirror.close()

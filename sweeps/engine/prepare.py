@@ -20,7 +20,7 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.samplers import LISTS, SAMPLERS, count
 from sweeps.engine.schedulers import SCHEDULERS, kept
 from sweeps.engine.spaces import AXES, Config, Space, recipe_data
-from xfer import backbones, digest, networks, places
+from xfer import backbones, digest, local, networks, places
 from xfer.choices import choose, unknown
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.sources import brought_data, chosen, layout_of, read_source
@@ -226,7 +226,7 @@ def _weights_file(given: str) -> Path:
     """The file of weights that a person names, which may be in an object store."""
     if "://" in given:
         with suppress(FileNotFoundError):
-            return places.brought_file(places.place(given), anew=True)
+            return local.brought_file(places.place(given), anew=True)
     elif (file := Path(given).expanduser().resolve()).is_file():
         return file
     raise ValueError(f"there is no weights file {given}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from sweeps.engine.store import Store
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
-from xfer import places
+from xfer import local, places
 
 
 def results_of(store: Store) -> Results:
@@ -35,5 +35,5 @@ def report(store: Store, reports: Path) -> Path:
     page = render(results_of(store), reports / store.name)
     if places.is_far(store.folder):
         for file in filter(Path.is_file, page.parent.rglob("*")):
-            places.copy(file, store.folder / "report" / str(file.relative_to(page.parent)))
+            local.copy(file, store.folder / "report" / str(file.relative_to(page.parent)))
     return page

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sweeps.engine.lease import HeldError, Lease
-from xfer import places
+from xfer import local, places
 from xfer.feature_store import WHOLE
 
 LOOKED_EVERY = 2.0
@@ -34,9 +34,9 @@ class FarShelf:
                 with Lease(self._folder / ".turns" / folder.name):
                     if not places.exists(there / WHOLE):  # it may have come between the look and the lease
                         yield
-                        places.keep(folder, there, WHOLE)
+                        local.keep(folder, there, WHOLE)
                         return
             except HeldError:
                 time.sleep(LOOKED_EVERY)
-        places.fetch(there, folder, WHOLE)
+        local.fetch(there, folder, WHOLE)
         yield

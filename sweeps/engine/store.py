@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine import objects
-from xfer import places
+from xfer import local, places
 from xfer.records import (
     Epoch,
     Evaluation,
@@ -70,7 +70,7 @@ class Store:
     @property
     def near(self) -> Path:
         """The folder on this machine for what only this machine has use for: logs, and copies for other tools."""
-        return places.near(self.folder)
+        return local.near(self.folder)
 
     # --- the plan -------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from sweeps.engine.store import Store, Trial
 from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
 from sweeps.engine.warm_start import params_of
 from sweeps.reporting.words import cost_so_far
-from xfer import places
+from xfer import local, places
 from xfer.companions import can_train_together
 from xfer.records import Record
 
@@ -218,7 +218,7 @@ class Sweep:
         if self._proposer is not None:
             copy = self._store.near / "study.sqlite3"
             self._proposer.copy_to(copy, self._store.name)
-            places.copy(copy, self._store.folder / copy.name)
+            local.copy(copy, self._store.folder / copy.name)
 
     def _run(
         self,
@@ -438,7 +438,7 @@ class Sweep:
         storage = self._store.folder.parent
         if not cluster.is_named() and not places.is_far(storage):
             return str(file)
-        return places.absolute(places.kept_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}"))
+        return places.absolute(local.kept_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}"))
 
     def _config(self, record: Record) -> dict[str, object]:
         trial = Trial(record.trial, record.phase, {}, record.recipe)

@@ -16,7 +16,7 @@ import torch
 from sweeps.engine.packing import cap_of
 from sweeps.engine.shelf import FarShelf
 from sweeps.engine.store import Store, Trial
-from xfer import places
+from xfer import local, places
 from xfer.allocator import give_back_memory, keep_freed_memory
 from xfer.data.pack import Pack, brought_pack
 from xfer.export import save_classifier
@@ -122,7 +122,7 @@ def open_test(config: dict[str, Any]) -> None:
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write a finished run's network to a folder, for others to use."""
     run = _finished(config)
-    with places.written(places.place(folder)) as here:
+    with local.written(places.place(folder)) as here:
         save_classifier(here, run.model, run.recipe, run.pack.classes)
 
 
@@ -171,7 +171,7 @@ def store_of(site: Mapping[str, Any]) -> Store:
 
 def weights_of(site: Site) -> Path | None:
     """The file of weights on this machine; None where the recipe begins with random ones."""
-    return places.brought_file(places.place(site.weights)) if site.weights else None
+    return local.brought_file(places.place(site.weights)) if site.weights else None
 
 
 def feature_store(site: Site) -> FeatureStore:
@@ -179,7 +179,7 @@ def feature_store(site: Site) -> FeatureStore:
     if site.features is None:
         return FeatureStore()
     folder = places.place(site.features)
-    return FeatureStore(places.near(folder), FarShelf(folder) if places.is_far(folder) else None)
+    return FeatureStore(local.near(folder), FarShelf(folder) if places.is_far(folder) else None)
 
 
 def confine(gpus: float) -> torch.device:
@@ -203,7 +203,7 @@ def confine(gpus: float) -> torch.device:
 def _run(config: dict[str, Any]) -> Run:
     site = Site(**config["site"])
     pack, device = open_site(site)
-    folder = places.pull(store_of(config["site"]).checkpoints(config["trial"]))
+    folder = local.pull(store_of(config["site"]).checkpoints(config["trial"]))
     recipe = recipe_from(config["recipe"])
     # Where Ray gives out GPUs that torch cannot use, or that are only said to be there, as many processes use CPUs.
     devices = max(1, int(site.gpus))
@@ -224,7 +224,7 @@ def _run(config: dict[str, Any]) -> Run:
 def _send_checkpoint(run: Run, store: Store, trial: str) -> None:
     # Before the epoch is written down: what is known to others can be gone on from by others.
     assert run.folder is not None, "a trial keeps checkpoints"
-    places.push(run.folder, store.checkpoints(trial))
+    local.push(run.folder, store.checkpoints(trial))
 
 
 def _finished(config: dict[str, Any]) -> Run:

@@ -9,21 +9,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
 from urllib.request import Request, urlopen
 
 from sweeps.engine.store import sweeps_in
 from sweeps.engine.tracking import uri_of, without_password
-from xfer.places import near
+from sweeps.engine.tracking.server import HOST, comes_up, start
+from xfer.local import near
 
-HOST = "127.0.0.1"
 PORTS_TO_TRY = 100
-SECONDS_TO_START = 120.0
-"""A cold start on a slow disk imports for a minute."""
 
 
 def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> int:
@@ -49,9 +45,11 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
         print(f"Port {port} is taken by another program, so this is port {free}.")
     print("The MLflow UI is starting ...", flush=True)
     with tempfile.TemporaryFile() as said, _ended_by_signals():
-        server = _start(uri, near(storage), free, said)
+        here = near(storage)
+        artifacts = {"MLFLOW_DEFAULT_ARTIFACT_ROOT": (here.resolve() / "mlartifacts").as_uri()}
+        server = start(uri, free, here, said, ["--no-serve-artifacts"], settings=artifacts)
         try:
-            if _is_up(server, free):
+            if comes_up(server, free):
                 print(f"The MLflow UI, until Ctrl-C: {_front_page(free)}")
                 print("Once in it, choose Model training at the top left; your browser remembers that.", flush=True)
                 server.wait()
@@ -87,50 +85,6 @@ def _free_port(first: int) -> int:
             probe.bind((HOST, port))
             return port
     raise ValueError(f"no port from {first} on is free: choose another with --port, between 1024 and 65535")
-
-
-def hardened(uri: str, port: int) -> dict[str, str]:
-    """What every MLflow server that we start is told by its environment: the least that it can do, for this machine."""
-    return {
-        # By the environment, because anybody on the machine can read a password in the list of processes.
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_ENABLE_AI_GATEWAY": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        # MLflow's own list also takes `10.*`, which a domain called 10.evil.com matches: DNS rebinding.
-        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
-        "MLFLOW_SERVER_X_FRAME_OPTIONS": "DENY",
-    }
-
-
-def _start(uri: str, storage: Path, port: int, said: IO[Any]) -> subprocess.Popen[bytes]:
-    """MLflow's server in a process group of its own, so that nothing of it outlives us."""
-    # What the shell says about other MLflow servers is none of this one's business, and could open it to the network.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment |= hardened(uri, port)
-    environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (storage.resolve() / "mlartifacts").as_uri()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--no-serve-artifacts", "--uvicorn-opts", "--log-level warning"]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=storage,
-        stdin=subprocess.DEVNULL,
-        stdout=said,
-        stderr=said,
-        start_new_session=True,
-    )
-
-
-def _is_up(server: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the server answers; False if it ended instead."""
-    until = time.monotonic() + SECONDS_TO_START
-    while server.poll() is None and time.monotonic() < until:
-        with suppress(OSError), urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-        time.sleep(0.2)
-    return False
 
 
 def _front_page(port: int) -> str:

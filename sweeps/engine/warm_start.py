@@ -24,7 +24,7 @@ from sweeps.engine.alike import LIMIT, Seen, distance
 from sweeps.engine.prepare import Prepared
 from sweeps.engine.spaces import Space, Wishes
 from sweeps.engine.store import Store, sweeps_in
-from xfer import places
+from xfer import local, places
 from xfer.choices import parameters
 from xfer.data.pack import Progress, load_pack
 from xfer.data.split import split_pack
@@ -227,7 +227,7 @@ def _saw_test_images(earlier: Earlier, prepared: Prepared, storage: Path) -> str
     if not places.exists(folder / "pack.json"):
         return "its images are gone, so nobody can tell whether it saw those of this test part"
     try:
-        pack = load_pack(places.brought(folder, "pack.json"))
+        pack = load_pack(local.brought(folder, "pack.json"))
         split = split_pack(pack, earlier.seed)
     except (ValueError, KeyError, OSError) as error:
         return f"its images cannot be read ({error})"

@@ -6,14 +6,15 @@ import http.client
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sweeps.cluster import tracking_server
-from sweeps.cluster.tracking_server import answers, start
+from sweeps.cluster.tracking_server import start
+from sweeps.engine.tracking.server import answers
 
 
 def free_port() -> int:
@@ -80,7 +81,7 @@ def test_it_answers_only_for_its_own_machine_keeps_files_in_the_bucket_and_is_st
 
 
 def test_a_server_that_ends_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_server.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ValueError, match=r"MLflow did not answer at http://127\.0\.0\.1:\d+\. Its last words"):
         start("s3://bucket/mlartifacts", tmp_path, port=free_port())
 

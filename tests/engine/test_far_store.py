@@ -15,7 +15,7 @@ from sweeps.engine import lease, objects
 from sweeps.engine.lease import HeldError, Lease
 from sweeps.engine.shelf import FarShelf
 from sweeps.engine.store import Store, Trial, sweeps_in
-from xfer import places
+from xfer import local, places
 from xfer.feature_store import FeatureStore, Rows
 from xfer.places import place
 from xfer.records import Record
@@ -51,7 +51,7 @@ def test_a_store_in_a_bucket_says_what_one_in_a_folder_says(far: Path, tmp_path:
     assert there.records() == here.records()
     assert there.decisions("finals") == here.decisions("finals")
     assert [each.name for each in sweeps_in(far)] == ["sweep"]
-    assert there.near == places.cache() / "s3" / str(there.folder).removeprefix("s3://")
+    assert there.near == local.cache() / "s3" / str(there.folder).removeprefix("s3://")
 
 
 def test_an_object_in_a_bucket_never_changes_and_a_damaged_one_is_set_aside(far: Path) -> None:

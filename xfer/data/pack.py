@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from xfer import digest, places
+from xfer import digest, local, places
 from xfer.data.examples import Example, Source
 from xfer.data.images import UnreadableImageError
 from xfer.records import Part
@@ -80,18 +80,18 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         content = [[example.part, example.label, hash] for example, hash in ordered]
         name = digest.of_values([FORMAT, image_size, list(source.classes), content])
         there = root / name[:16]
-        folder = places.near(there)
+        folder = local.near(there)
         if places.is_far(there) and places.exists(there / WHOLE):
-            folder = places.brought(there, WHOLE, _check_pixels)
+            folder = local.brought(there, WHOLE, _check_pixels)
         elif not (folder / WHOLE).exists():
             _decode(folder, name, source, ordered, image_size, threads, progress)
-    places.keep(folder, there, WHOLE)
+    local.keep(folder, there, WHOLE)
     return load_pack(folder)
 
 
 def brought_pack(folder: Path) -> Pack:
     """A pack from a folder that may be in an object store: brought to this machine and checked, by whoever is first."""
-    return load_pack(places.brought(folder, WHOLE, _check_pixels))
+    return load_pack(local.brought(folder, WHOLE, _check_pixels))
 
 
 def _check_pixels(folder: Path) -> None:

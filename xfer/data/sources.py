@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsspec.registry import known_implementations
 
-from xfer import places
+from xfer import local, places
 from xfer.choices import unknown, unlike
 from xfer.data import tables
 from xfer.data.addresses import FORMS, Address
@@ -50,7 +50,7 @@ def brought_data(data: Address, progress: Callable[[int, int], None] = lambda do
         return data
     if scheme not in known_implementations or scheme in NO_FOLDERS:
         raise ValueError(f"{unlike('kind of address', scheme, [*SCHEMES, 's3', 'gs', 'file'])}\n{FORMS}")
-    return places.mirrored(places.place(str(data)), progress)
+    return local.mirrored(places.place(str(data)), progress)
 
 
 def read_source(data: Address, source: str = "") -> Source:
