@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run one comparison, print it and, where asked, write it down."""
     asked = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what it has started ends with it
     title, lines = ROWS[asked.row](asked)
     command = f"    python -m benchmarks.run {shlex.join(sys.argv[1:])}"
     name = f"{asked.row} {asked.only}" if asked.only else asked.row

@@ -145,7 +145,7 @@ def test_every_trial_has_one_config_its_epochs_and_one_record(sweep: Sweep) -> N
 def test_the_known_good_recipes_come_first_and_the_very_first_is_clipped_at_1(sweep: Sweep) -> None:
     recipes = [sweep.left.records()[f"{number:04d}"]["recipe"] for number in range(6)]
     assert [recipe["strategy"]["name"] for recipe in recipes] == [
-        *("clip", "freeze_then_unfreeze", "linear_probe", "naive", "clip", "scratch")
+        *("clip", "freeze_then_unfreeze", "linear_probe", "naive", "scratch", "clip")
     ]
     assert recipes[0]["clip_norm"] == 1.0
 
