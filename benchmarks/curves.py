@@ -43,9 +43,7 @@ class Outcome:
 
     def best_of(self, first: int) -> float:
         """The highest accuracy of the first so many trials, by when their first epochs were over."""
-        begun: dict[str, float] = {}
-        for point in sorted(self.points, key=lambda point: point.at):
-            begun.setdefault(point.trial, point.at)
+        begun = dict.fromkeys(point.trial for point in sorted(self.points, key=lambda point: point.at))
         among = list(begun)[:first]
         return max((point.accuracy for point in self.points if point.trial in among), default=0.0)
 
@@ -113,15 +111,6 @@ def speedup(theirs: Outcome, ours: Outcome, target: float) -> float:
         return 0.0
     their_seconds = seconds_to(theirs, target)
     return (theirs.seconds if their_seconds is None else their_seconds) / our_seconds
-
-
-def sooner(theirs: Outcome, ours: Outcome) -> float:
-    """How many times sooner ours had reached the best that theirs ever came to; 0 where it never did.
-
-    Unlike a `speedup` it needs no bound: theirs got there by definition.
-    """
-    their_seconds, our_seconds = seconds_to(theirs, theirs.best), seconds_to(ours, theirs.best)
-    return 0.0 if their_seconds is None or our_seconds is None else their_seconds / our_seconds
 
 
 def images_per_second(outcome: Outcome) -> float:
