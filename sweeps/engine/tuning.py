@@ -86,9 +86,9 @@ ENVIRONMENT: dict[str, str] = {
 
 
 HERE: dict[str, str] = {
-    # Ray keeps as many processes as there are cores, and those are the trials'. One more is kept for heads: each batch
-    # of them would otherwise import torch again, 7 to 13 seconds of a core that trials could use (2026-11-27).
-    "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 2),
+    # Left alone Ray keeps as many idle processes as CPUs are free: none while trials have them all, and each batch of
+    # heads would import torch again, 7 to 13 seconds of a core that trials could use (2026-11-27).
+    "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 1),
 }
 """What they inherit besides where they are started on this machine alone."""
 
