@@ -198,10 +198,10 @@ def searcher(asked: argparse.Namespace, fixed: dict[str, Any]) -> OptunaSearch:
 
 
 class Reached(Stopper):
-    """Ends a search once enough trials have begun and one of all has come to a goal."""
+    """Ends a search once enough trials have begun and one of all has come to a goal, or patience is at its end."""
 
-    def __init__(self, goal: float, enough: int) -> None:
-        self._goal, self._enough = goal, enough
+    def __init__(self, goal: float, enough: int, until: float = math.inf) -> None:
+        self._goal, self._enough, self._until = goal, enough, until
         self._best: dict[str, float] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -211,7 +211,13 @@ class Reached(Stopper):
 
     def stop_all(self) -> bool:
         """Whether everything is to end."""
-        return len(self._best) >= self._enough and max(self._best.values()) >= self._goal
+        there = max(self._best.values(), default=0.0) >= self._goal
+        return len(self._best) >= self._enough and (there or time.time() >= self._until)
+
+
+def reached(asked: argparse.Namespace) -> Reached:
+    """The end of a search that goes on: when so many have begun, those that `--trials` asks for have ended."""
+    return Reached(asked.goal, asked.trials + asked.concurrent, BEGAN + asked.patience)
 
 
 def main() -> None:
@@ -225,7 +231,7 @@ def main() -> None:
     parser.add_argument("--fix", default="{}", help='JSON of what is held fixed, as in {"optimizer": "sgd"}')
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--goal", type=float, help="go on after --trials until one has reached this accuracy")
-    parser.add_argument("--most", type=int, default=1000, help="trials in all, wherever the goal is")
+    parser.add_argument("--patience", type=float, default=math.inf, help="with --goal: for so many seconds in all")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--search", choices=("optuna", "random"), default="optuna")
     parser.add_argument("--scheduler", choices=("asha", "none"), default="asha")
@@ -258,15 +264,14 @@ def main() -> None:
         tune_config=tune.TuneConfig(
             search_alg=searcher(asked, json.loads(asked.fix)),
             scheduler=halving if asked.scheduler == "asha" else None,
-            num_samples=asked.trials if asked.goal is None else asked.most,
+            num_samples=asked.trials if asked.goal is None else -1,
             max_concurrent_trials=asked.concurrent,
         ),
         run_config=tune.RunConfig(
             name="plain",
             storage_path=str(asked.storage),
             callbacks=[tracking],
-            # When so many have begun, those that --trials asks for have ended.
-            stop=None if asked.goal is None else Reached(asked.goal, asked.trials + asked.concurrent),
+            stop=None if asked.goal is None else reached(asked),
         ),
     )
     results = tuner.fit()
@@ -285,7 +290,7 @@ def _told(result: Any) -> dict[str, Any]:
     """A trial for machines; times are seconds since 1970."""
     columns = ["epoch", "val_accuracy", "finished_at", "images", "seconds"]
     frame = result.metrics_dataframe
-    epochs = [] if frame is None else frame[columns].to_dict("records")
+    epochs = [] if frame is None or frame.empty else frame[columns].to_dict("records")
     return {"config": result.config, "epochs": epochs, "error": str(result.error) if result.error else None}
 
 

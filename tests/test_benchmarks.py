@@ -193,6 +193,14 @@ def test_the_plain_script_goes_on_until_enough_have_begun_and_one_is_there() -> 
     assert seen == [False, False, False, True]
 
 
+def test_the_plain_script_goes_on_no_longer_than_its_patience() -> None:
+    late, early = plain.Reached(0.8, enough=1, until=0.0), plain.Reached(0.8, enough=1)
+    assert not late.stop_all()  # nothing has begun
+    for reached in (late, early):
+        reached("a", {"val_accuracy": 0.5})
+    assert (late.stop_all(), early.stop_all()) == (True, False)
+
+
 def test_a_speedup_is_how_many_times_sooner_ours_was_there() -> None:
     assert speedup(SLOW, FAST, 0.89) == pytest.approx(80 / 6)
 
