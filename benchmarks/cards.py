@@ -17,31 +17,24 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
-import json
 import os
 import platform
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from sweeps.engine.edits import space_for
+from benchmarks.arms import Result, arms, prepared, run
 from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
-from sweeps.engine.plan import Plan
-from sweeps.engine.prepare import Prepared, prepare
+from sweeps.engine.prepare import Prepared
 from sweeps.engine.spaces import KNOWN_GOOD, Config
-from xfer import networks
-from xfer.allocator import keep_freed_memory
 from xfer.choices import parameters
-from xfer.recipe import TABLES, Recipe
-from xfer.records import Record, as_dict, record_from
+from xfer.recipe import TABLES
 
 SEEDS = (1, 2, 3)
+EVERYTHING = {kind: ",".join(table) for kind, table in TABLES.items()}
+"""Any entry may be asked for; where none is, the first counts, so that nothing is augmented."""
 TARGET = Path(__file__).with_name("CARDS.md")
 WIDTH = 112
 NAMED: Mapping[str, tuple[str, ...]] = {
@@ -72,42 +65,6 @@ SMALL: Mapping[str, Mapping[str, Config]] = {
 """Which strategies are tried on which small network, the ones that others do not refuse for comparison."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """An entry in a recipe."""
-
-    kind: str
-    entry: str
-    where: str
-    """The images and the network."""
-    recipe: Recipe | None
-    """None where the network cannot do it."""
-    job: tuple[str, str] = ("", "")
-    """Pack and weights file."""
-    refusal: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an arm came to on its seeds."""
-
-    arm: Arm
-    records: tuple[Record, ...]
-
-    @property
-    def accuracy(self) -> str:
-        """Mean and standard deviation of the validation accuracy over the seeds, and how many of them diverged."""
-        found = [record.val_accuracy or 0.0 for record in self.records if record.status == "finished"]
-        lost = len(self.records) - len(found)
-        said = f"{fmean(found):.1%} ± {stdev(found):.1%}" if len(found) > 1 else "no number"
-        return said + (f" ({lost} of {len(self.records)} diverged)" if lost else "")
-
-    @property
-    def images(self) -> int:
-        """On how many images it rests, over all seeds."""
-        return sum(len(record.val.correct) for record in self.records if record.val)
-
-
 def main() -> None:
     """Run what has not been run, then write the table and, where asked, the docstrings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,28 +78,21 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also put a line into each entry's docstring")
     asked = parser.parse_args()
 
-    def prepared(data: str, backbone: str, weights: str, image_size: int) -> Prepared:
-        plan = Plan("cards", "What does each entry do?", data=data, backbones=(backbone,), weights={backbone: weights})
-        settings = {"image_size": image_size, "epochs": asked.epochs, "strategies": ("naive",), "advise": False}
-        return prepare(_changed(plan, settings), asked.storage)
+    def known(data: str, backbone: str, weights: str, image_size: int) -> Prepared:
+        return prepared(data, backbone, weights, image_size, asked.epochs, asked.storage)
 
-    large = prepared(asked.data, asked.backbone, asked.weights, asked.image_size)
-    arms = list(_arms(large, _wishes()))
+    entries = list(arms(known(asked.data, asked.backbone, asked.weights, asked.image_size), _wishes(), EVERYTHING))
     folder = str(digits(asked.storage / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
     for name, strategies in SMALL.items():
-        small = prepared(folder, name, str(pretrained(asked.storage, name, 32)), 32)
-        arms += _arms(small, (("strategy", {**_known_good(each), **own}) for each, own in strategies.items()))
-    arms.sort(key=lambda arm: arm.entry not in NAMED[arm.kind])
-    _run_all(arms, asked.storage / "records", asked.workers)
-    results = [Result(arm, tuple(_records(arm, asked.storage / "records"))) for arm in arms]
-    results.sort(key=lambda result: (result.arm.where != arms[0].where, list(TABLES).index(result.arm.kind)))
+        small = known(folder, name, str(pretrained(asked.storage, name, 32)), 32)
+        wishes = (("strategy", {**_known_good(each), **own}) for each, own in strategies.items())
+        entries += arms(small, wishes, EVERYTHING)
+    entries.sort(key=lambda arm: arm.entry not in NAMED[arm.kind])
+    results = run(entries, SEEDS, asked.storage / "records", asked.workers)
+    results.sort(key=lambda result: (result.arm.where != entries[0].where, list(TABLES).index(result.arm.kind)))
     TARGET.write_text(_page(results, asked))
     if asked.write:
         _write(results)
-
-
-def _changed(plan: Plan, settings: Mapping[str, Any]) -> Plan:
-    return Plan(**{**{name: getattr(plan, name) for name in plan.__dataclass_fields__}, **settings})
 
 
 def _wishes() -> Iterator[tuple[str, Config]]:
@@ -157,57 +107,6 @@ def _wishes() -> Iterator[tuple[str, Config]]:
 
 def _known_good(strategy: str) -> Config:
     return next(wish for wish in KNOWN_GOOD if wish["strategy"] == strategy)
-
-
-def _arms(prepared: Prepared, wishes: Iterable[tuple[str, Config]]) -> Iterator[Arm]:
-    backbone, plan = prepared.backbones[0], prepared.plan
-    everything = {kind: ",".join(table) for kind, table in TABLES.items()}  # `none` first: nothing is augmented
-    space = space_for([backbone.name], plan.epochs, edits=everything)
-    where = f"{prepared.source}, {backbone.name}"
-    for kind, wish in wishes:
-        recipe = prepared.recipe(space.configured({"backbone": backbone.name, **wish}))
-        try:
-            networks.check(recipe)
-            yield Arm(kind, str(wish[kind]), where, recipe, (str(prepared.pack.folder), str(backbone.file)))
-        except ValueError as error:
-            yield Arm(kind, str(wish[kind]), where, None, refusal=str(error))
-
-
-def _run_all(arms: list[Arm], folder: Path, workers: int) -> None:
-    """Run every arm on every seed, in processes of one thread each, but for what has been run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    repeats = [(arm.recipe.repeated(seed, seed), arm.job) for arm in arms if arm.recipe for seed in SEEDS]
-    jobs = {recipe.id: (recipe, job) for recipe, job in repeats if not (folder / f"{recipe.id}.json").exists()}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=keep_freed_memory) as pool:
-        running = [pool.submit(_run_one, recipe, *job, folder) for recipe, job in jobs.values()]
-        for done, future in enumerate(as_completed(running), start=1):
-            print(f"{done} of {len(running)}: {future.result()}", flush=True)
-
-
-def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
-    import torch
-
-    from xfer.data.pack import load_pack
-    from xfer.run import DivergedError, Run
-
-    torch.set_num_threads(1)
-    file = Path(weights) if recipe.weights else None
-    run, error = Run(recipe, load_pack(Path(pack)), file, torch.device("cpu")), None
-    try:
-        for _ in run:
-            pass
-    except DivergedError as diverged:
-        error = str(diverged)
-    record = run.record(phase="final", error=error)
-    (folder / f"{recipe.id}.json").write_text(json.dumps(as_dict(record)))
-    return f"{recipe.strategy} {record.val_accuracy if error is None else error}"
-
-
-def _records(arm: Arm, folder: Path) -> Iterator[Record]:
-    for seed in SEEDS if arm.recipe else ():
-        assert arm.recipe is not None
-        yield record_from(json.loads((folder / f"{arm.recipe.repeated(seed, seed).id}.json").read_text()))
 
 
 def _page(results: list[Result], asked: argparse.Namespace) -> str:

@@ -1,0 +1,43 @@
+"""The study of first recipes: it asks what a search could ask, and tries what a search begins with now."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import recipes
+from sweeps.engine.domains import values_of
+from sweeps.engine.edits import space_for
+from sweeps.engine.spaces import AXES, LEARNING_RATES, Config
+
+SPACE = space_for(["mobilenetv2_100"], epochs=5)
+
+
+def chosen(wish: Config) -> tuple[object, object]:
+    config = SPACE.configured({"backbone": "mobilenetv2_100", **wish})
+    return config["optimizer"], config["learning_rate"]
+
+
+def test_every_usual_strategy_is_tried() -> None:
+    assert set(recipes.CANDIDATES) == set(values_of(AXES["strategy"]))
+
+
+@pytest.mark.parametrize("strategy", recipes.CANDIDATES)
+def test_what_a_search_begins_with_is_among_the_candidates(strategy: str) -> None:
+    begins = next(wish for wish in SPACE.known_good() if wish["strategy"] == strategy)
+    tried = [wish for wish in recipes.wishes() if wish["strategy"] == strategy]
+    assert chosen(begins) in [chosen(wish) for wish in tried]
+
+
+def test_a_wish_is_granted_as_it_is() -> None:
+    for wish in recipes.wishes():
+        optimizer = str(wish["optimizer"])
+        rate = float(str(wish[f"{optimizer}.learning_rate"]))
+        assert chosen(wish) == (optimizer, rate)
+        assert LEARNING_RATES[optimizer].low <= rate <= LEARNING_RATES[optimizer].high
+
+
+def test_the_recipe_that_is_chosen_without_a_data_set_does_not_depend_on_it() -> None:
+    accuracies = {"a": {"x": 0.5, "y": 0.9, "z": 0.6}, "b": {"x": 0.6, "y": 0.1, "z": 0.7}}
+    assert recipes.chosen(accuracies) == "a"
+    assert recipes.chosen(accuracies, without="y") == "b"
+    assert recipes.chosen({**accuracies, "a": {**accuracies["a"], "y": 0.0}}, without="y") == "b"
