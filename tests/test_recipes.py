@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks import recipes
@@ -41,3 +43,11 @@ def test_the_recipe_that_is_chosen_without_a_data_set_does_not_depend_on_it() ->
     assert recipes.chosen(accuracies) == "a"
     assert recipes.chosen(accuracies, without="y") == "b"
     assert recipes.chosen({**accuracies, "a": {**accuracies["a"], "y": 0.0}}, without="y") == "b"
+
+
+@pytest.mark.parametrize("strategy", recipes.CANDIDATES)
+def test_what_a_search_begins_with_is_what_the_study_found(strategy: str) -> None:
+    section = recipes.TARGET.read_text().partition(f"## {strategy}\n")[2].partition("\n## ")[0]
+    regret = {name: float(found) for name, found in re.findall(r"^\| `(.+?)` .*\| ([\d.]+) \|$", section, re.MULTILINE)}
+    optimizer, rate = chosen(next(wish for wish in SPACE.known_good() if wish["strategy"] == strategy))
+    assert regret[f"{optimizer} {rate:g}"] <= min(regret.values()) + 0.5  # half a point is no difference
