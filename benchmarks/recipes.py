@@ -18,7 +18,6 @@ import argparse
 import os
 import platform
 import shlex
-import sys
 import textwrap
 import time
 from collections.abc import Mapping
@@ -67,7 +66,7 @@ def main() -> None:
         )
     ]
     results = run(every, range(1, asked.seeds + 1), asked.storage / "records", asked.workers)
-    page = _page(results, f"python -m benchmarks.recipes {shlex.join(sys.argv[1:])}", asked)
+    page = _page(results, asked)
     print(page)
     TARGET.write_text(page)
 
@@ -109,7 +108,12 @@ def _known_good(strategy: str) -> Config:
     return {name: value for name, value in wish.items() if not name.endswith("learning_rate")}
 
 
-def _page(results: list[Result], command: str, asked: argparse.Namespace) -> str:
+def _page(results: list[Result], asked: argparse.Namespace) -> str:
+    """The committed tables, with the command, the date and the machine that made them."""
+    command = (
+        f"python -m benchmarks.recipes --backbone {asked.backbone} --weights {asked.weights} --image-size "
+        f"{asked.image_size} --epochs {asked.epochs} --seeds {asked.seeds} {shlex.join(asked.data)}"
+    )
     found: dict[str, dict[str, dict[str, float]]] = {}
     images: dict[str, int] = {}
     for result in results:
