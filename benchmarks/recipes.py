@@ -5,8 +5,8 @@
 
 Optimizers and learning rates of each strategy are tried on several data sets, all else being as a search begins with
 it. What a recipe falls short of the best of its strategy there, in points of validation accuracy, is its regret; the
-one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/spaces.py should name. Whether such a choice holds
-on data that it was not made on is seen by leaving out each data set in turn. The test parts stay closed; QuickDraw and
+one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/spaces.py should name, if such a choice holds on
+data that it was not made on: each data set is left out in turn. The test parts stay closed; QuickDraw and
 Stanford Cars, on which row 3 of RESULTS.md is measured, are not looked at.
 
 The table goes to benchmarks/RECIPES.md. Runs are kept: the same command goes on where it was stopped.

@@ -148,7 +148,7 @@ KNOWN_GOOD: tuple[Config, ...] = (
 """What is tried first, best bet first. Axes that are not named take their first value, rates those of `GOOD_RATES`.
 
 Optimizers and rates of `clip`, `freeze_then_unfreeze` and `linear_probe` were chosen by their mean regret on validation
-parts of four data sets, with one network: benchmarks/RECIPES.md. Of `naive` and `scratch` they are the earlier ones, for
+parts of four data sets, with one network: benchmarks/RECIPES.md. `naive` and `scratch` keep their earlier ones, for
 there what was chosen without a data set did no better on it. The rest of each recipe was not compared."""
 
 Possible = Mapping[str, Mapping[str, Mapping[str, Domain]]]
