@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 from urllib.request import urlopen
@@ -65,7 +66,9 @@ def comes_up(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def answers(port: int) -> bool:
     """Does a server answer there?"""
-    with suppress(OSError), urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
+    # Until a server listens on a port that the system hands out to clients, asking can be given that very port: the
+    # question is then its own answer, and no HTTP.
+    with suppress(OSError, HTTPException), urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
         return bool(answer.status == 200)
     return False
 
