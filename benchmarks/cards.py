@@ -25,10 +25,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Result, arms, prepared, run
+from benchmarks.arms import Result, arms, known_good, prepared, run
 from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
 from sweeps.engine.prepare import Prepared
-from sweeps.engine.spaces import KNOWN_GOOD, Config
+from sweeps.engine.spaces import Config
 from xfer.choices import parameters
 from xfer.recipe import TABLES
 
@@ -89,7 +89,7 @@ def main() -> None:
     folder = str(digits(asked.storage / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
     for name, strategies in SMALL.items():
         small = known(folder, name, str(pretrained(asked.storage, name, 32)), 32)
-        wishes = (("strategy", {**_known_good(each), **own}) for each, own in strategies.items())
+        wishes = (("strategy", {**known_good(each), **own}) for each, own in strategies.items())
         entries += arms(small, wishes, EVERYTHING)
     entries.sort(key=lambda arm: arm.entry not in NAMED[arm.kind])
     results = run(entries, SEEDS, asked.storage / "records", asked.workers)
@@ -102,15 +102,11 @@ def main() -> None:
 def _wishes() -> Iterator[tuple[str, Config]]:
     """Every entry of every table: a strategy with its known good recipe, all else in `BASE`."""
     for name in TABLES["strategy"]:
-        yield "strategy", _known_good(name)
+        yield "strategy", known_good(name)
     for kind, table in TABLES.items():
         if kind != "strategy":
             for name, entry in table.items():
                 yield kind, {**BASES.get((kind, name), BASE), kind: name, **parameters(entry)}
-
-
-def _known_good(strategy: str) -> Config:
-    return next(wish for wish in KNOWN_GOOD if wish["strategy"] == strategy)
 
 
 def _page(results: list[Result], asked: argparse.Namespace) -> str:

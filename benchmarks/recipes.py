@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.arms import Result, arms, prepared, run
+from benchmarks.arms import Result, arms, known_good, prepared, run
 from benchmarks.results import table
-from sweeps.engine.spaces import KNOWN_GOOD, Config
+from sweeps.engine.spaces import Config
 
 TARGET = Path(__file__).with_name("RECIPES.md")
 WIDTH = 112
@@ -74,7 +74,7 @@ def main() -> None:
 def wishes() -> list[Config]:
     """Each strategy's known good recipe with every optimizer and rate in turn."""
     return [
-        {**_known_good(strategy), "optimizer": optimizer, f"{optimizer}.learning_rate": rate}
+        {**_without_rate(known_good(strategy)), "optimizer": optimizer, f"{optimizer}.learning_rate": rate}
         for strategy, optimizers in CANDIDATES.items()
         for optimizer, rates in optimizers.items()
         for rate in rates
@@ -103,8 +103,7 @@ def chosen(accuracies: Mapping[str, Mapping[str, float]], without: str | None = 
     return min(missed, key=lambda name: fmean(value for where, value in missed[name].items() if where != without))
 
 
-def _known_good(strategy: str) -> Config:
-    wish = next(wish for wish in KNOWN_GOOD if wish["strategy"] == strategy)
+def _without_rate(wish: Config) -> Config:
     return {name: value for name, value in wish.items() if not name.endswith("learning_rate")}
 
 
