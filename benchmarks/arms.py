@@ -14,14 +14,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 
-from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
-from sweeps.engine.prepare import Prepared, prepare
-from sweeps.engine.spaces import KNOWN_GOOD, Config
-from xfer import networks
-from xfer.allocator import keep_freed_memory
+from sweeps.engine.planning.prepare import Prepared, prepare
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import KNOWN_GOOD, Config
+from xfer.devices.host_memory import keep_freed_memory
 from xfer.recipe import Recipe
 from xfer.records import Record, as_dict, record_from
+from xfer.training import networks
 
 
 def known_good(strategy: str) -> Config:
@@ -85,7 +85,7 @@ def arms(
     Args:
         prepared: images and a network.
         wishes: what they do not name takes the first value there is, or the good one.
-        edits: of the usual space, as `sweeps.engine.edits.space_for` takes them.
+        edits: of the usual space, as `sweeps.engine.search_space.overrides.space_for` takes them.
     """
     backbone = prepared.backbones[0]
     space = space_for([backbone.name], prepared.plan.epochs, edits=edits or {})

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Result, arms, known_good, prepared, run
-from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
-from sweeps.engine.prepare import Prepared
-from sweeps.engine.spaces import Config
+from sweeps.engine.planning.prepare import Prepared
+from sweeps.engine.quickstart_data import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+from sweeps.engine.search_space.space import Config
 from xfer.choices import parameters
 from xfer.recipe import TABLES
 
@@ -123,9 +123,9 @@ def _page(results: list[Result], asked: argparse.Namespace) -> str:
             f"its own; the test parts stayed closed. {asked.epochs} epochs. A strategy is run with its known good "
             f"recipe, every other entry in `clip` with SGD (batch norm `always` in `linear_probe`, for where "
             f"everything is trained it changes nothing), without augmentation but where that is the entry. Rates and "
-            f"recipes are those that sweeps/engine/spaces.py had on the day below; nothing was tuned for these runs, "
-            f"so an entry that wants another rate or more epochs looks worse here than it is. Differences below about "
-            f"five points are noise.",
+            f"recipes are those that sweeps/engine/search_space/space.py had on the day below; nothing was tuned for "
+            f"these runs, so an entry that wants another rate or more epochs looks worse here than it is. Differences "
+            f"below about five points are noise.",
             WIDTH,
         ),
         "",

@@ -75,8 +75,8 @@ class Cost:
 
 def no_op(config: dict[str, Any]) -> None:
     """In a trial's process: everything but the training."""
-    from sweeps.engine.store import Store
-    from sweeps.engine.trainable import report
+    from sweeps.engine.storage.store import Store
+    from sweeps.engine.trials.trainable import report
     from xfer.recipe import recipe_from
     from xfer.records import Epoch, Evaluation, Record
 
@@ -126,7 +126,7 @@ def no_op(config: dict[str, Any]) -> None:
 
 def flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> list[str]:
     """The sweep as a person would ask for it."""
-    from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+    from sweeps.engine.quickstart_data import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
 
     data = digits(folder / "digits", TRANSFERRED_TO, TRAINING_IMAGES)
     return [
@@ -145,11 +145,12 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs:
     from rich.console import Console
 
     from sweeps import folder as page
-    from sweeps.engine import launch, options, sweep, tracking, tuning
-    from sweeps.engine.prepare import prepare
-    from sweeps.engine.progress import Watch
-    from sweeps.engine.quiet import chatter_to
-    from sweeps.engine.store import Store
+    from sweeps.engine import launch, options, sweep, tracking
+    from sweeps.engine.console.log_redirect import chatter_to
+    from sweeps.engine.console.progress import Watch
+    from sweeps.engine.planning.prepare import prepare
+    from sweeps.engine.storage.store import Store
+    from sweeps.engine.trials import ray_tune
 
     ends: list[float] = []
     memory: list[int] = []
@@ -175,7 +176,7 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs:
     store.folder.mkdir(parents=True)
     before = available()
     if concurrent > AT_A_TIME:
-        os.environ.update(tuning.ENVIRONMENT)
+        os.environ.update(ray_tune.ENVIRONMENT)
         ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, configure_logging=False)
     means = sweep.Means(concurrent=concurrent, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
     began = time.perf_counter()
@@ -203,7 +204,7 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs:
 
 def asks(space: Any, store: Any) -> tuple[float, float]:
     """What TPE takes for a proposal after all of a sweep's trials: the median and the longest, of processor time."""
-    from sweeps.engine.samplers import Proposer
+    from sweeps.engine.samplers.ask_tell import Proposer
 
     proposer = Proposer(space, "tpe", seed=0)
     trials = {trial.name: trial for trial in store.trials()}

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xfer.data.drawings import SIDE, Bitmap
-from xfer.data.examples import Example, Source
 from xfer.data.images import File
+from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
-from xfer.data.sources import read_source
+from xfer.data.quickdraw import SIDE, Bitmap
+from xfer.data.source import Example, Source
 from xfer.data.split import split_pack
 
 Parted = Iterable[tuple[str, Example]]

@@ -5,7 +5,8 @@
 
 Optimizers and learning rates of each strategy are tried on several data sets, all else being as a search begins with
 it. What a recipe falls short of the best of its strategy there, in points of validation accuracy, is its regret; the
-one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/spaces.py should name, if such a choice holds on
+one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/search_space/space.py should name, if such a
+choice holds on
 data that it was not made on: each data set is left out in turn. The test parts stay closed; QuickDraw and
 Stanford Cars, on which row 3 of RESULTS.md is measured, are not looked at.
 
@@ -26,7 +27,7 @@ from statistics import fmean
 
 from benchmarks.arms import Result, arms, known_good, prepared, run
 from benchmarks.results import table
-from sweeps.engine.spaces import Config
+from sweeps.engine.search_space.space import Config
 
 TARGET = Path(__file__).with_name("RECIPES.md")
 WIDTH = 112

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps.engine.provenance import provenance
+from sweeps.engine.console.provenance import provenance
 
 TARGET = Path(__file__).with_name("RESULTS.md")
 WIDTH = 120

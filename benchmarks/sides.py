@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.curves import Outcome, Point, outcome_from
-from sweeps.engine.provenance import now
-from sweeps.engine.store import Store, sweeps_in
+from sweeps.engine.console.provenance import now
+from sweeps.engine.storage.store import Store, sweeps_in
 from xfer.choices import Value
 
 ROOT = Path(__file__).parents[1]

@@ -63,12 +63,12 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from sweeps.engine.reports import results_of
-    from sweeps.engine.stage import history_of
-    from sweeps.engine.store import Store, Trial
-    from sweeps.engine.trainable import failed
-    from xfer import local, places
+    from sweeps.engine.console.reports import results_of
+    from sweeps.engine.storage.store import Store, Trial
+    from sweeps.engine.trials.stage import history_of
+    from sweeps.engine.trials.trainable import failed
     from xfer.records import Epoch
+    from xfer.storage import local_cache, object_store
 
     logging.getLogger("werkzeug").setLevel(logging.INFO)
     logging.getLogger("werkzeug").propagate = False
@@ -78,18 +78,18 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody"}
     boto3.client("s3").create_bucket(Bucket="counted")
-    store = Store(places.place("s3://counted/runs/sweep"))
+    store = Store(object_store.place("s3://counted/runs/sweep"))
     store.put_plan(PLAN | {"trials": trials, "epochs": epochs})
     found = []
 
     def trained(name: str) -> None:
         store.add_trial(Trial(name, "search", {}, RECIPE | {"epochs": epochs}))
         folder = store.checkpoints(name)
-        here, epochs_of = local.pull(folder), list[Epoch]()
+        here, epochs_of = local_cache.pull(folder), list[Epoch]()
         for number in range(1, epochs + 1):
             (here / f"epoch-{number:04d}").write_bytes(b"weights")
             (here / f"epoch-{number - 2:04d}").unlink(missing_ok=True)
-            local.push(here, folder)
+            local_cache.push(here, folder)
             epochs_of.append(Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
             store.add_epoch(name, epochs_of[-1])
         config = {"trial": name, "phase": "search", "recipe": RECIPE | {"epochs": epochs}}

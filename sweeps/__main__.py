@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sweeps.engine import lease, subcommands
+from sweeps.engine.console import subcommands
 from sweeps.engine.options import Place, default_storage
-from sweeps.engine.store import Store, sweeps_in
-from xfer.places import exists, is_far, place
+from sweeps.engine.storage import lease
+from sweeps.engine.storage.store import Store, sweeps_in
+from xfer.storage.object_store import exists, is_far, place
 
 app = tyro.extras.SubcommandApp()
 
@@ -31,7 +32,7 @@ def ui(storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> in
         tracking_uri: MLflow's address, where --tracking-uri was given to the sweep.
         port: where to listen; the next free one where it is taken.
     """
-    from sweeps.engine.ui import serve
+    from sweeps.engine.console.ui import serve
 
     return serve(storage, tracking_uri or None, port)
 
@@ -73,9 +74,9 @@ def status(run: Run, storage: Place = STORAGE) -> int:
         run: its name, or its folder.
         storage: where it was written to, where only its name is given.
     """
-    from sweeps.engine.reports import results_of
-    from sweeps.reporting.answer import headline
-    from sweeps.reporting.spent import in_words
+    from sweeps.engine.console.reports import results_of
+    from sweeps.reporting.cost import in_words
+    from sweeps.reporting.summary import headline
 
     store = _found(run, storage)
     results = results_of(store)
@@ -107,7 +108,7 @@ def report(run: Run, storage: Place = STORAGE, reports: Path = Path("reports")) 
         storage: where it was written to, where only its name is given.
         reports: folder for the report.
     """
-    from sweeps.engine.reports import report as render
+    from sweeps.engine.console.reports import report as render
 
     print(render(_found(run, storage), reports))
     return 0

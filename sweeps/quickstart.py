@@ -12,10 +12,10 @@ Cost: about a minute on 2 CPU cores.
 import dataclasses
 
 from sweeps.engine.cli import main
-from sweeps.engine.embedded import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
 from sweeps.engine.options import Options, names
 from sweeps.engine.plan import Plan
-from xfer.local import near
+from sweeps.engine.quickstart_data import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+from xfer.storage.local_cache import near
 
 plan = Plan(
     experiment="quickstart",

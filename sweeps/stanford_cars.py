@@ -46,11 +46,11 @@ def find(asked: CarsOptions) -> Options:
         return asked
     folder = Path(asked.data) if asked.data else HERE
     if asked.download and not (folder / "cars_train").exists():
-        from xfer.data.hub import download_stanford_cars
+        from xfer.data.stanford_cars_download import download_stanford_cars
 
         download_stanford_cars(folder, say=print)
     if not asked.data and not folder.exists():
-        from xfer.data.sources import STANFORD_CARS_LAYOUT
+        from xfer.data.layouts import STANFORD_CARS_LAYOUT
 
         raise ValueError(
             f"there is no {folder}. Say where the photos are with --data DIR, or fetch a copy from the hub with "

@@ -52,8 +52,8 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pack(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """`image_folder` at 32 pixels; divided it gives 24 training, 6 validation and 6 test images."""
+    from xfer.data.layouts import folder
     from xfer.data.pack import build_pack
-    from xfer.data.sources import folder
 
     return build_pack(folder(image_folder), SIZE, tmp_path_factory.mktemp("packs"))
 
@@ -101,7 +101,7 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
     Choices may be given by name alone. The weights follow from strategy and backbone; where the strategy is a preset
     that clips, so does the clip norm. Where it takes no steps, whatever has no say then is as it has to be.
     """
-    from xfer import digest
+    from xfer import hashing
     from xfer.choices import choose
     from xfer.methods.strategies import STRATEGIES
     from xfer.recipe import TABLES, recipe_from, without_steps
@@ -131,7 +131,7 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
             plain.setdefault("clip_norm", strategy.clip_norm)
             plain["backbone"] = strategy.backbone or plain["backbone"]
             if "weights" not in plain:
-                plain["weights"] = digest.of_file(weights_of(plain["backbone"])) if strategy.pretrained else ""
+                plain["weights"] = hashing.of_file(weights_of(plain["backbone"])) if strategy.pretrained else ""
         return recipe_from({"weights": "", **plain})
 
     return recipe

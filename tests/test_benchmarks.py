@@ -10,21 +10,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from benchmarks import parted, plain, results, rows, run, sides
-from benchmarks.curves import (
-    Outcome,
-    Point,
-    images_per_second,
-    outcome_from,
-    ratios,
-    scaled,
-    seconds_to,
-    speedup,
-)
+from benchmarks.curves import Outcome, Point, images_per_second, outcome_from, ratios, scaled, seconds_to, speedup
 from benchmarks.sides import Setting, Task
-from sweeps.engine.domains import Domain, Options, values_of
-from sweeps.engine.edits import space_for
 from sweeps.engine.plan import Plan
-from sweeps.engine.spaces import AXES, LEARNING_RATES, PARAMETERS, Space
+from sweeps.engine.search_space.distributions import Domain, Options, values_of
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import AXES, LEARNING_RATES, PARAMETERS, Space
 from xfer.choices import parameters
 from xfer.recipe import TABLES
 
@@ -135,7 +126,7 @@ def test_optimizers_move_weights_as_ours_do(name, one_thread) -> None:
     import torch
 
     from xfer.methods.optimizers import OPTIMIZERS, groups_of
-    from xfer.params import params_of
+    from xfer.models.params import params_of
 
     moved = []
     for build in (
@@ -349,7 +340,7 @@ def test_a_command_that_fails_says_what_it_said_last(tmp_path, monkeypatch) -> N
 def test_the_epochs_of_a_sweep_are_dated_by_their_objects(record, tmp_path) -> None:
     import os
 
-    from sweeps.engine.store import Store, Trial
+    from sweeps.engine.storage.store import Store, Trial
 
     store = Store(tmp_path / "sweep")
     store.add_trial(Trial("0000", "search", {}, record.recipe))
@@ -363,13 +354,13 @@ def test_the_epochs_of_a_sweep_are_dated_by_their_objects(record, tmp_path) -> N
 
 
 def test_both_sides_see_the_split_of_xfer(image_folder, pack, tmp_path) -> None:
-    from xfer import digest
+    from xfer import hashing
     from xfer.data.split import split_pack
 
     made = parted.as_split(image_folder, tmp_path)
     split = split_pack(pack)
     for part in ("train", "val", "test"):
-        files = sorted(digest.of_file(path) for path in (made / part).rglob("*.*"))
+        files = sorted(hashing.of_file(path) for path in (made / part).rglob("*.*"))
         assert files == sorted(pack.digests[place] for place in split.of(part))
 
 

@@ -25,7 +25,7 @@ def flags(weights_of: Callable[[str], Path]) -> tuple[object, ...]:
 @pytest.fixture
 def photos(bucket: str, image_folder: Path) -> str:
     """The address of the pictures in the bucket."""
-    from xfer.places import place, write
+    from xfer.storage.object_store import place, write
 
     for path in image_folder.rglob("*.*"):
         write(place(bucket) / "colours" / str(path.relative_to(image_folder)), path.read_bytes())
@@ -34,7 +34,7 @@ def photos(bucket: str, image_folder: Path) -> str:
 
 def fetched(bucket: str, folder: Path) -> Left:
     """What a sweep has left in the bucket."""
-    from xfer.places import place
+    from xfer.storage.object_store import place
 
     root = place(f"{bucket}/runs")
     for path in root.rglob("*"):
@@ -63,19 +63,19 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder(
     kept = {str(path.relative_to(there.folder)) for path in there.folder.rglob("*") if path.is_file()}
     assert {"report/report.html", "report/ranking.csv", "study.sqlite3", "logs/driver.log"} <= kept
     assert "lease.json" not in kept
-    from xfer import local, places
+    from xfer.storage import local_cache, object_store
 
-    checkpoints = places.place(f"{bucket}/runs/colours/trials/0000/checkpoints")
-    mine = local.pull(checkpoints)
+    checkpoints = object_store.place(f"{bucket}/runs/colours/trials/0000/checkpoints")
+    mine = local_cache.pull(checkpoints)
     assert list(mine.parent.iterdir()) == [mine], "what ended processes had pulled is still there"
-    assert places.names(checkpoints) == sorted(path.name for path in mine.iterdir())
+    assert object_store.names(checkpoints) == sorted(path.name for path in mine.iterdir())
 
 
 def test_another_machine_goes_on_where_one_was_lost(
     bucket: str, photos: str, flags: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head is lost with its disk: the bucket is all that is left."""
-    from xfer.places import place
+    from xfer.storage.object_store import place
 
     seen, given = observer(tmp_path / "seen"), (*flags, "--data", photos, "--storage", f"{bucket}/runs")
     first = Command("folder", given, tmp_path, seen, tmp_path, seconds_per_epoch=1.0)

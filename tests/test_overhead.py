@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.overhead import Cost, no_op, rows, written
-from sweeps.engine import trainable
-from sweeps.engine.store import Store, Trial
-from sweeps.engine.trainable import Site, config_for
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import trainable
+from sweeps.engine.trials.trainable import Site, config_for
 from tests.engine.conftest import EPOCHS, a_recipe
 from xfer.recipe import recipe_from
 from xfer.records import Record

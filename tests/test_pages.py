@@ -71,11 +71,11 @@ def test_a_plan_comes_through_the_command_line_unchanged(page: ModuleType) -> No
 
 
 def test_a_plans_names_are_known_and_its_space_can_be_searched(page: ModuleType) -> None:
-    from sweeps.engine.edits import space_for
-    from sweeps.engine.samplers import SAMPLERS
+    from sweeps.engine.samplers.ask_tell import SAMPLERS
     from sweeps.engine.schedulers import SCHEDULERS
-    from xfer.backbones import check_name
-    from xfer.data.sources import SOURCES
+    from sweeps.engine.search_space.overrides import space_for
+    from xfer.data.layouts import SOURCES
+    from xfer.models.backbones import check_name
 
     plan = page.plan
     assert plan.source in ("", *SOURCES)
@@ -131,7 +131,7 @@ def _options(page: ModuleType, shared_data: Path, data: str) -> Plan:
 
 def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
-    from sweeps.engine.prepare import prepare
+    from sweeps.engine.planning.prepare import prepare
 
     prepared = prepare(_options(stanford_cars, shared_data, "stanford_cars_mini"), tmp_path)
     assert len(prepared.pack.classes) == 8
@@ -143,7 +143,7 @@ def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Pa
 
 def test_the_report_will_say_that_the_official_test_labels_of_the_cars_are_absent(shared_data: Path) -> None:
     from sweeps import stanford_cars
-    from xfer.data.sources import SOURCES
+    from xfer.data.layouts import SOURCES
 
     plan = _options(stanford_cars, shared_data, "stanford_cars")
     source = SOURCES[plan.source](Path(plan.data))
@@ -156,7 +156,7 @@ def test_the_report_will_say_that_the_official_test_labels_of_the_cars_are_absen
 @pytest.mark.slow
 def test_all_cars_are_read_and_a_part_of_them_is_held_out(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
-    from sweeps.engine.prepare import prepare
+    from sweeps.engine.planning.prepare import prepare
 
     prepared = prepare(_options(stanford_cars, shared_data, "stanford_cars"), tmp_path)
     parts = [len(part) for part in (prepared.split.train, prepared.split.val, prepared.split.test)]
@@ -169,7 +169,7 @@ def test_all_cars_are_read_and_a_part_of_them_is_held_out(shared_data: Path, tmp
 
 def test_ants_and_bees_are_divided_with_their_val_part_as_test_part(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import folder
-    from sweeps.engine.prepare import prepare
+    from sweeps.engine.planning.prepare import prepare
 
     prepared = prepare(_options(folder, shared_data, "hymenoptera"), tmp_path)
     assert prepared.pack.classes == ("ants", "bees")

@@ -13,7 +13,7 @@ from sweeps.quickdraw import plan
 
 
 def test_the_page_reads_drawings_at_a_size_that_they_are_worth() -> None:
-    from xfer.data.sources import SOURCES, quickdraw
+    from xfer.data.layouts import SOURCES, quickdraw
 
     assert SOURCES[plan.source] is quickdraw
     assert plan.image_size == 64
@@ -21,7 +21,7 @@ def test_the_page_reads_drawings_at_a_size_that_they_are_worth() -> None:
 
 
 def test_a_few_real_drawings_are_prepared(shared_data: Path, tmp_path: Path) -> None:
-    from sweeps.engine.prepare import prepare
+    from sweeps.engine.planning.prepare import prepare
 
     for name in ("cat", "clock", "rainbow"):
         rows = np.load(shared_data / "quickdraw" / f"{name}.npy", mmap_mode="r")
@@ -40,8 +40,8 @@ def test_a_few_real_drawings_are_prepared(shared_data: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_all_drawings_become_a_pack_without_a_loss(shared_data: Path, tmp_path: Path) -> None:
+    from xfer.data.layouts import read_source
     from xfer.data.pack import build_pack
-    from xfer.data.sources import read_source
 
     pack = build_pack(read_source(str(shared_data / "quickdraw"), plan.source), 28, tmp_path)
     assert pack.images.shape == (40_000, 28, 28, 3)

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from benchmarks import recipes
-from sweeps.engine.domains import values_of
-from sweeps.engine.edits import space_for
-from sweeps.engine.spaces import AXES, LEARNING_RATES, Config
+from sweeps.engine.search_space.distributions import values_of
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import AXES, LEARNING_RATES, Config
 
 SPACE = space_for(["mobilenetv2_100"], epochs=5)
 

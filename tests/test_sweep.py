@@ -241,7 +241,7 @@ def test_checkpoints_are_kept_of_the_best_few_only(sweep: Sweep) -> None:
 
 
 def test_the_exported_model_answers_as_the_winner_did_on_the_test_part(sweep: Sweep, pixels: Pack) -> None:
-    from xfer.export import load_classifier
+    from xfer.training.export import load_classifier
 
     winner = (sweep.left.folder / "model" / "trial.txt").read_text()
     assert winner.partition("-")[0] == sweep.left.read("openings", "0001.json")["finalists"][0]

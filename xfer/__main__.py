@@ -13,8 +13,8 @@ import os
 import sys
 from types import ModuleType
 
-from xfer.allocator import keep_freed_memory
 from xfer.commands import advise, catalog, predict, train
+from xfer.devices.host_memory import keep_freed_memory
 from xfer.run import DivergedError
 
 COMMANDS: dict[str, ModuleType] = {"advise": advise, "train": train, "predict": predict, "catalog": catalog}

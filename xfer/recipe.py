@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xfer import digest
+from xfer import hashing
 from xfer.choices import Choice, Value, choose
 from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.augmentations import AUGMENTATIONS
 from xfer.methods.batch_norm import BATCH_NORMS
-from xfer.methods.colours import COLOURS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.heads import HEADS
+from xfer.methods.input_channels import COLOURS
 from xfer.methods.losses import LOSSES
 from xfer.methods.mixing import MIXINGS
 from xfer.methods.optimizers import OPTIMIZERS
@@ -186,12 +186,12 @@ class Recipe:
     @property
     def key(self) -> str:
         """The content hash without seed and draw: what repetitions of one recipe share."""
-        return digest.of_values({name: value for name, value in self.as_dict().items() if name not in CHANCE})
+        return hashing.of_values({name: value for name, value in self.as_dict().items() if name not in CHANCE})
 
     @property
     def id(self) -> str:
         """The content hash of everything."""
-        return digest.of_values(self.as_dict())
+        return hashing.of_values(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the inverse of `recipe_from`."""

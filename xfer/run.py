@@ -13,26 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfer import checkpoints, digest
+from xfer import hashing
 from xfer.data.loader import Batch, batches, fed, shuffled
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, limited, split_pack
-from xfer.feature_store import FeatureStore
-from xfer.frozen import Frozen, is_worth_keeping
-from xfer.halves import Halves, below_classifier
-from xfer.learner import Learner, Precision
+from xfer.distributed.process_group import ALONE, Member, Team, check_devices
+from xfer.features.augmented_views import version_of
+from xfer.features.feature_cache import FeatureStore
+from xfer.features.frozen_features import Frozen, is_worth_keeping
+from xfer.features.model_split import Halves, below_classifier
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import Usage, count_parameters, flops_of
 from xfer.measure.robustness import noisy_accuracies, noisy_copy
 from xfer.methods.adapters import plain_copy
-from xfer.methods.colours import COLOURS
 from xfer.methods.freezing import Moment
+from xfer.methods.input_channels import COLOURS
 from xfer.methods.schedules import SCHEDULES, Schedule
-from xfer.randomness import seed_for
 from xfer.recipe import Recipe
 from xfer.records import Epoch, Evaluation, Part, Phase, Record, Status, as_dict, epoch_from
-from xfer.team import ALONE, Member, Team, check_devices
-from xfer.versions import version_of
+from xfer.seeding import seed_for
+from xfer.training import checkpoints
+from xfer.training.learner import Learner, Precision
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ class Run:
         precision: what training computes in; the device's own unless given. Accuracies are measured in float32.
         compiled: whether training goes through torch.compile (see `Learner`).
         devices: on how many devices of this machine, `device` the first of them, every batch is divided. The others
-            have processes of their own (`xfer.team`), which live while this is iterated and come to the same weights.
+            have processes of their own (`xfer.distributed.process_group`), which live while this is iterated and come
+            to the same weights.
 
     Raises:
         ValueError: the pack or the weights are not the ones that the recipe names, or do not fit it, or there are not
@@ -135,7 +137,7 @@ class Run:
     ) -> None:
         if pack.hash != recipe.data:
             raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
-        if recipe.weights and (weights is None or digest.of_file(weights) != recipe.weights):
+        if recipe.weights and (weights is None or hashing.of_file(weights) != recipe.weights):
             raise ValueError(f"the recipe was made for weights {recipe.weights[:12]}, which {weights} does not hold")
         self.recipe = recipe
         self.pack = pack

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from sweeps.cluster.preflight import Check, checks, environment, read
-from sweeps.engine import subcommands
+from sweeps.engine.console import subcommands
 
 app = tyro.extras.SubcommandApp()
 

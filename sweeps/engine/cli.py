@@ -17,19 +17,20 @@ from rich.progress import Progress
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from sweeps.engine import cluster, cost, options
-from sweeps.engine.lease import HeldError
+from sweeps.engine import options
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
-from sweeps.engine.store import Store
-from sweeps.reporting.words import visible
-from xfer import local, places
-from xfer.data.addresses import FORMS
+from sweeps.engine.resources import cluster, cost
+from sweeps.engine.storage.lease import HeldError
+from sweeps.engine.storage.store import Store
+from sweeps.reporting.formatting import visible
+from xfer.data.uris import FORMS
+from xfer.storage import local_cache, object_store
 
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
     from collections.abc import Iterator
 
-    from sweeps.engine.prepare import Prepared
+    from sweeps.engine.planning.prepare import Prepared
     from sweeps.engine.sweep import Means
     from sweeps.reporting.results import Results
 
@@ -97,10 +98,10 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     _writable(asked.reports)
 
     from sweeps.engine import launch, tracking
-    from sweeps.engine.prepare import prepare
-    from sweeps.engine.quiet import chatter_to
+    from sweeps.engine.console.log_redirect import chatter_to
+    from sweeps.engine.planning.prepare import prepare
     from sweeps.engine.sweep import Means
-    from xfer.allocator import keep_freed_memory
+    from xfer.devices.host_memory import keep_freed_memory
 
     keep_freed_memory()  # data are measured, and heads trained, in this process
     with _watched("reading images") as progress:
@@ -121,15 +122,15 @@ def experiment(page: Plan, asked: Options, program: str) -> int:
     with chatter_to(store.near / "logs" / "driver.log") as console, _interruptible():
         status = _sweep(prepared, store, means, console)
         _say_end(store, asked, console, program, status)
-    local.copy(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
+    local_cache.copy(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
 
 def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> int:
     from sweeps.engine import launch
-    from sweeps.engine.advice import said
-    from sweeps.engine.progress import Watch
-    from sweeps.engine.warm_start import said as taken
+    from sweeps.engine.console.progress import Watch
+    from sweeps.engine.presearch.advice import said
+    from sweeps.engine.presearch.warm_start import said as taken
 
     split = prepared.split
     console.print(
@@ -157,9 +158,9 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
 
 
 def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:
-    from sweeps.engine.reports import report, results_of
-    from sweeps.reporting.answer import headline
-    from sweeps.reporting.spent import in_words
+    from sweeps.engine.console.reports import report, results_of
+    from sweeps.reporting.cost import in_words
+    from sweeps.reporting.summary import headline
 
     results = results_of(store)
     page = report(store, asked.reports)
@@ -184,7 +185,7 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
     if spent := in_words(results.spending):
         console.print(Text(f"cost     {spent}"), soft_wrap=True)
     console.print(Text(f"report   {page}"), soft_wrap=True)
-    if places.is_far(store.folder):
+    if object_store.is_far(store.folder):
         console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
     console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
     console.print(Text(f"{_next(results, asked, program)}"))
@@ -218,11 +219,11 @@ def _name(asked: Options, prepared: Prepared) -> str:
     if not asked.fresh:
         return name
     taken = (f"{name}-{number}" for number in range(2, 10_000))
-    return next(each for each in (name, *taken) if not places.exists(asked.storage / each))
+    return next(each for each in (name, *taken) if not object_store.exists(asked.storage / each))
 
 
 def _share(asked: Options) -> Any:
-    from sweeps.engine.trainable import Share
+    from sweeps.engine.trials.trainable import Share
     from xfer.run import default_device
 
     for flag, value, low, high in (
@@ -249,10 +250,10 @@ def _has_gpus() -> bool:
     from xfer.run import default_device
 
     if cluster.is_named():
-        from sweeps.engine import tuning
+        from sweeps.engine.trials import ray_tune
 
-        tuning.connect()
-        return tuning.capacity("GPU") > 0
+        ray_tune.connect()
+        return ray_tune.capacity("GPU") > 0
     return default_device().type == "cuda"
 
 
@@ -265,8 +266,8 @@ def _cores(asked: Options) -> int:
 
 
 def _writable(folder: Path) -> None:
-    if places.is_far(folder):
-        places.check_writable(folder)
+    if object_store.is_far(folder):
+        object_store.check_writable(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import _thread
 from contextlib import suppress
 
-from sweeps.engine import cluster
-from sweeps.engine.advice import advice_for
-from sweeps.engine.cost import HERE, Machine, Meter
-from sweeps.engine.lease import Lease
-from sweeps.engine.prepare import Prepared, differences
-from sweeps.engine.progress import Watch
-from sweeps.engine.provenance import provenance
-from sweeps.engine.store import Store
+from sweeps.engine.console.progress import Watch
+from sweeps.engine.console.provenance import provenance
+from sweeps.engine.planning.prepare import Prepared, differences
+from sweeps.engine.presearch.advice import advice_for
+from sweeps.engine.presearch.warm_start import warm_start_for
+from sweeps.engine.resources import cluster
+from sweeps.engine.resources.cost import HERE, Machine, Meter
+from sweeps.engine.storage.lease import Lease
+from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Means, Sweep
 from sweeps.engine.tracking import Mirror
-from sweeps.engine.warm_start import warm_start_for
-from sweeps.reporting.words import cost_so_far
-from xfer import local, places
+from sweeps.reporting.formatting import cost_so_far
 from xfer.data.pack import Progress
+from xfer.storage import local_cache, object_store
 
 NEAR_PERIOD, FAR_PERIOD = 3.0, 15.0
 """Seconds between two syncs of MLflow. In an object store a look at a running trial is three requests, to be paid."""
@@ -54,7 +54,7 @@ def claim(prepared: Prepared, store: Store, progress: Progress = lambda done, to
         # The sweep stays the one that was begun then.
         asked["provenance"]["created"] = stored["provenance"]["created"]
         asked.update({name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored})
-    elif places.exists(store.folder / "trials"):
+    elif object_store.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
         asked["advice"] = advice_for(
@@ -84,7 +84,7 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
     """
     with Lease(store.folder, waiting=watch.say, lost=_thread.interrupt_main):
         claim(prepared, store)
-        period = FAR_PERIOD if places.is_far(store.folder) else NEAR_PERIOD
+        period = FAR_PERIOD if object_store.is_far(store.folder) else NEAR_PERIOD
         with Mirror(store, means.tracking_uri, period) as mirror:
             # Within the mirror, so that MLflow is told what was spent up to the end.
             with Meter(store, means.prices, machines_here, watch.say) as meter:
@@ -100,5 +100,5 @@ def run(prepared: Prepared, store: Store, means: Means, watch: Watch) -> bool:
                     with suppress(OSError):  # it is a copy, and must not hide why the sweep has ended
                         sweep.copy_study()
             if winner is not None:
-                mirror.log_model(winner.trial, local.mirrored(store.folder / "model"), sweep.reached(winner))
+                mirror.log_model(winner.trial, local_cache.mirrored(store.folder / "model"), sweep.reached(winner))
             return mirror.close()

@@ -14,11 +14,11 @@ import tyro
 
 from sweeps.engine.plan import Plan
 from xfer.objectives import objectives_from
-from xfer.places import place
+from xfer.storage.object_store import place
 
 if TYPE_CHECKING:
     Place = Path
-else:  # a place in an object store is no Path to those who ask (`xfer.places`), and tyro asks
+else:  # a place in an object store is no Path to those who ask (`xfer.storage.object_store`), and tyro asks
     Place = Annotated[
         Any,
         tyro.constructors.PrimitiveConstructorSpec(

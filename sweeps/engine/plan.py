@@ -35,7 +35,7 @@ class Plan:
     question: str
     """What the experiment answers, in one sentence."""
     source: str = ""
-    """How the data are laid out: a name in `xfer.data.sources.SOURCES`, or what the data look like unless given."""
+    """How the data are laid out: a name in `xfer.data.layouts.SOURCES`, or what the data look like unless given."""
     data: str = ""
     """Where the images are: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR."""
     classes: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Plan:
     """Explicit configurations in the place of a search: one trial each, axes that are not named as in
     `spaces.KNOWN_GOOD`."""
     advise: bool = True
-    """Whether the known good recipes start with what the measured data call for (`xfer.advisor`)."""
+    """Whether the known good recipes start with what the measured data call for (`xfer.advice.advisor`)."""
     warm_start: bool = False
     """Whether it begins with the best recipes of earlier sweeps on data that look alike (`warm_start`)."""
     objective: tuple[str, ...] = ("accuracy",)

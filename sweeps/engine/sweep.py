@@ -12,23 +12,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sweeps.engine import cluster, finals, packing, probing, screening
-from sweeps.engine.advice import order_of
-from sweeps.engine.cost import UNKNOWN, Meter, Prices, unpriced
-from sweeps.engine.heads import AT_ONCE, BETWEEN_LESSONS, Heads
-from sweeps.engine.prepare import Prepared
-from sweeps.engine.progress import Watch
-from sweeps.engine.provenance import now
-from sweeps.engine.samplers import LEARN, Proposer
+from sweeps.engine import selection
+from sweeps.engine.console.progress import Watch
+from sweeps.engine.console.provenance import now
+from sweeps.engine.planning import screening
+from sweeps.engine.planning.prepare import Prepared
+from sweeps.engine.presearch.advice import order_of
+from sweeps.engine.presearch.warm_start import params_of
+from sweeps.engine.resources import cluster, gpu_sharing, memory_probe
+from sweeps.engine.resources.cost import UNKNOWN, Meter, Prices, unpriced
+from sweeps.engine.samplers.ask_tell import LEARN, Proposer
 from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
-from sweeps.engine.stage import Judge, Stage, clock
-from sweeps.engine.store import Store, Trial
-from sweeps.engine.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
-from sweeps.engine.warm_start import params_of
-from sweeps.reporting.words import cost_so_far
-from xfer import local, places
-from xfer.companions import can_train_together
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials.probe_tasks import AT_ONCE, BETWEEN_LESSONS, Heads
+from sweeps.engine.trials.stage import Judge, Stage, clock
+from sweeps.engine.trials.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
+from sweeps.reporting.formatting import cost_so_far
+from xfer.batched_probes.compatibility import can_train_together
 from xfer.records import Record
+from xfer.storage import local_cache, object_store
 
 MOST_TASKS = 8
 """Heads are divided between so many processes at most: each has to load the network."""
@@ -81,14 +83,14 @@ class Sweep:
         self._concurrent = 1
         self._connected = False
         self._heads: Heads | None = None
-        self._shares: packing.Shares | None = None
+        self._shares: gpu_sharing.Shares | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
         self._records: dict[str, Record] = {}
         self._full, self._full_seconds = 0, 0.0  # of the search, asked for after every epoch of every trial
         for record in store.records():
             if record.trial in self._trials:
                 self._note(record)
-        self._kept = finals.choose(self._records.values(), self._kept_most, self._objectives)
+        self._kept = selection.choose(self._records.values(), self._kept_most, self._objectives)
         self._proposer: Proposer | None = None
         decisions = store.decisions("screening")
         if decisions or not screening.described(prepared):
@@ -174,8 +176,8 @@ class Sweep:
         """Fix the finalists' ranking, then open the test part for them; not before all of their runs have ended."""
         if any(trial.name not in self._records for trial in self._final_trials()):
             return
-        runs = finals.runs(self._records.values(), self._finalists())
-        ranked = finals.rank(runs, self._objectives[0])
+        runs = selection.runs(self._records.values(), self._finalists())
+        ranked = selection.rank(runs, self._objectives[0])
         openings = self._store.decisions("openings")
         if ranked and (not openings or openings[-1]["finalists"] != ranked):
             self._store.decide("openings", {"at": now(), "finalists": ranked})
@@ -191,34 +193,36 @@ class Sweep:
         openings = self._store.decisions("openings")
         if openings:
             first = openings[-1]["finalists"][0]
-            winner = finals.runs(self._records.values(), [first])[first][0]
-        elif best := finals.choose(self._records.values(), 1, self._objectives):
+            winner = selection.runs(self._records.values(), [first])[first][0]
+        elif best := selection.choose(self._records.values(), 1, self._objectives):
             winner = self._records[best[0]]
         else:
             return None
         folder, note = self._store.folder / "model", self._store.folder / "model" / "trial.txt"
-        if not places.exists(note) or note.read_text() != winner.trial:
+        if not object_store.exists(note) or note.read_text() != winner.trial:
             if self._trains_here and not self._connected:
-                export_model(self._config(winner), places.absolute(folder))  # for one network no processes are started
+                export_model(
+                    self._config(winner), object_store.absolute(folder)
+                )  # for one network no processes are started
             else:
-                self._on_cluster(export_model, [(self._config(winner), places.absolute(folder))])
+                self._on_cluster(export_model, [(self._config(winner), object_store.absolute(folder))])
             note.write_text(winner.trial)
         if openings:
             for name in self._ended("final"):
-                if finals.of(name) != finals.of(winner.trial):
+                if selection.of(name) != selection.of(winner.trial):
                     self._store.drop_checkpoints(name)
         return winner
 
     def reached(self, winner: Record) -> dict[str, float]:
         """What the winner's recipe came to, by metric."""
-        return finals.metrics(winner, self._records.values(), self._objectives)
+        return selection.metrics(winner, self._records.values(), self._objectives)
 
     def copy_study(self) -> None:
         """Write the study where optuna-dashboard finds it."""
         if self._proposer is not None:
             copy = self._store.near / "study.sqlite3"
             self._proposer.copy_to(copy, self._store.name)
-            local.copy(copy, self._store.folder / copy.name)
+            local_cache.copy(copy, self._store.folder / copy.name)
 
     def _run(
         self,
@@ -354,7 +358,7 @@ class Sweep:
         # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals. With one
         # objective they are among those that were the best before and the newest.
         among = [self._records[name] for name in {*self._kept, record.trial}]
-        best = finals.choose(
+        best = selection.choose(
             self._records.values() if self._objectives[1:] else among, self._kept_most, self._objectives
         )
         for name in {record.trial, *self._kept} - set(best):
@@ -369,11 +373,11 @@ class Sweep:
         return {name: record for name, record in self._records.items() if record.phase == phase}
 
     def _finalists(self) -> list[str]:
-        return finals.choose(self._records.values(), self._plan.finalists, self._objectives)
+        return selection.choose(self._records.values(), self._plan.finalists, self._objectives)
 
     def _final_trials(self) -> list[Trial]:
         chosen = [self._records[name] for name in self._finalists()]
-        return finals.trials(chosen, self._plan, self._prepared.redraws)
+        return selection.trials(chosen, self._plan, self._prepared.redraws)
 
     def _expected_finals(self) -> float:
         """How many seconds the finals will take, from what full trials took so far."""
@@ -386,35 +390,39 @@ class Sweep:
         return not self._means.share.gpus and not cluster.is_named()
 
     def _connect(self) -> ModuleType:
-        from sweeps.engine import tuning  # not sooner: Ray takes a second to import, and heads alone do without it
+        from sweeps.engine.trials import (
+            ray_tune,  # not sooner: Ray takes a second to import, and heads alone do without it
+        )
 
-        tuning.connect()
+        ray_tune.connect()
         if cluster.is_named() and not self._connected:
-            self._watch.say(tuning.said())
+            self._watch.say(ray_tune.said())
         self._connected = True
         if cluster.is_named():  # else it is this machine, which is counted already
-            self._meter.look_at(tuning.machines)
+            self._meter.look_at(ray_tune.machines)
             if self._means.cost_budget is not None and (node_types := self._meter.unpriced):
                 raise ValueError(unpriced(self._means.cost_budget, node_types))
         share = self._means.share
         if self._means.packs and self._proposer is not None:  # before, nobody knows which networks are trained
             self._shares = self._shares or self._probed()
             share = replace(share, gpus=self._shares.smallest())
-        fitting = tuning.places(share)
+        fitting = ray_tune.places(share)
         self._concurrent = min(fitting, self._means.concurrent or fitting)
-        return tuning
+        return ray_tune
 
     def _on_cluster(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
         self._connect().on_cluster(function, calls, self._means.share)
 
-    def _probed(self) -> packing.Shares:
+    def _probed(self) -> gpu_sharing.Shares:
         self._watch.say("GPU: seeing how many trials fit side by side, once for each kind of trial")
-        from sweeps.engine import tuning
+        from sweeps.engine.trials import ray_tune
 
-        probe = partial(tuning.on_cluster, share=self._means.share)
+        probe = partial(ray_tune.on_cluster, share=self._means.share)
         folder = self._store.folder.parent / "probes"
-        kind = tuning.ask(probing.kind_here, self._means.share) if cluster.is_named() else probing.kind_here()
-        return probing.probed(probing.candidates(self._prepared), folder, kind, probe)
+        kind = (
+            ray_tune.ask(memory_probe.kind_here, self._means.share) if cluster.is_named() else memory_probe.kind_here()
+        )
+        return memory_probe.probed(memory_probe.candidates(self._prepared), folder, kind, probe)
 
     def _gpus_of(self, trial: Trial) -> float:
         return self._means.share.gpus if self._shares is None else self._shares.of(trial.recipe)
@@ -423,22 +431,22 @@ class Sweep:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
         storage, pack = self._store.folder.parent, self._prepared.pack.folder
         return Site(
-            sweep=places.absolute(self._store.folder),
-            pack=places.absolute(storage / "packs" / pack.name if places.is_far(storage) else pack),
+            sweep=object_store.absolute(self._store.folder),
+            pack=object_store.absolute(storage / "packs" / pack.name if object_store.is_far(storage) else pack),
             weights=None if weights is None else self._weights(weights, str(trial.recipe["weights"])),
             threads=self._means.share.cpus,
             gpus=self._gpus_of(trial),
             compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
             noisy="noisy_accuracy" in self._plan.objective and trial.phase != "screen",
-            features=places.absolute(storage / "features"),
+            features=object_store.absolute(storage / "features"),
         )
 
     def _weights(self, file: Path, sha256: str) -> str:
         """Where every machine that trains finds a file of weights: of a cluster's, only this one has seen it."""
         storage = self._store.folder.parent
-        if not cluster.is_named() and not places.is_far(storage):
+        if not cluster.is_named() and not object_store.is_far(storage):
             return str(file)
-        return places.absolute(local.kept_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}"))
+        return object_store.absolute(local_cache.kept_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}"))
 
     def _config(self, record: Record) -> dict[str, object]:
         trial = Trial(record.trial, record.phase, {}, record.recipe)

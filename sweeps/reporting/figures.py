@@ -10,7 +10,8 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from sweeps.reporting.canvas import (
+from sweeps.reporting.formatting import measured, percent, shortened, visible
+from sweeps.reporting.plot_style import (
     INK,
     MUTED,
     PAPER,
@@ -27,7 +28,6 @@ from sweeps.reporting.canvas import (
 )
 from sweeps.reporting.ranking import by_strategy, ranked
 from sweeps.reporting.results import Results, Trial
-from sweeps.reporting.words import measured, percent, shortened, visible
 from xfer.objectives import ACCURACY, OBJECTIVES, Objective
 
 Draw = Callable[[Sequence[Trial], Looks], Figure | None]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.reporting.formatting import USUAL, describe, rare_settings, visible
 from sweeps.reporting.results import Results, Trial
 from sweeps.reporting.statistics import Estimate
-from sweeps.reporting.words import USUAL, describe, rare_settings, visible
 from xfer.records import Record
 
 COLUMNS = (

@@ -9,12 +9,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.reporting import answer, beside, screened, tables
-from sweeps.reporting.canvas import in_page
+from sweeps.reporting import screening, secondary_metrics, summary, tables
 from sweeps.reporting.figures import drawings
+from sweeps.reporting.formatting import counted, duration, markdown, visible
+from sweeps.reporting.plot_style import in_page
 from sweeps.reporting.ranking import csv, ranking
 from sweeps.reporting.results import Results
-from sweeps.reporting.words import counted, duration, markdown, visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TOP = 10  # rows of the ranking in report.md; report.html and ranking.csv have all of them
@@ -39,13 +39,13 @@ def _context(results: Results) -> dict[str, Any]:
     """All that the two templates fill in; they say the same."""
     return {
         "plan": results.plan,
-        "headline": answer.headline(results),
-        "comparison": answer.comparison(results),
-        "front": answer.front(results),
-        "cost": answer.cost(results),
-        "caveats": answer.caveats(results),
-        "winning_recipe": answer.winning_recipe(results),
-        "how_to_read": answer.how_to_read(results),
+        "headline": summary.headline(results),
+        "comparison": summary.comparison(results),
+        "front": summary.front(results),
+        "cost": summary.cost(results),
+        "caveats": summary.caveats(results),
+        "winning_recipe": summary.winning_recipe(results),
+        "how_to_read": summary.how_to_read(results),
         "ranking": tables.ranking_table(results),
         "top": _TOP,
         "finalists": sum(trial.is_finalist for trial in results.trials),
@@ -53,13 +53,13 @@ def _context(results: Results) -> dict[str, Any]:
         "strategies": tables.strategies_table(results),
         "failures": tables.failures_table(results),
         "objectives": [objective.label for objective in results.objectives],
-        "beside_accuracy": beside.beside_accuracy(results),
-        "most_confused": beside.most_confused(results),
-        "beside_in_words": beside.BESIDE_IN_WORDS,
-        "screening": screened.screening(results),
-        "screening_in_words": screened.IN_WORDS,
-        "transfer": beside.what_transfer_brought(results),
-        "transfer_in_words": beside.TRANSFER_IN_WORDS,
+        "beside_accuracy": secondary_metrics.beside_accuracy(results),
+        "most_confused": secondary_metrics.most_confused(results),
+        "beside_in_words": secondary_metrics.BESIDE_IN_WORDS,
+        "screening": screening.screening(results),
+        "screening_in_words": screening.IN_WORDS,
+        "transfer": secondary_metrics.what_transfer_brought(results),
+        "transfer_in_words": secondary_metrics.TRANSFER_IN_WORDS,
         "drawings": drawings(results),
         "runs": counted(len(results.records), "run"),
         "time_spent": duration(results.seconds),

@@ -28,9 +28,10 @@ class Results:
     unfinished: Sequence[str] = ()
     """Trials that were begun and have no record yet."""
     screening: Mapping[str, Any] | None = None
-    """What was decided about the backbones before the search, where anything was (`sweeps.engine.screening`)."""
+    """What was decided about the backbones before the search, where anything was
+    (`sweeps.engine.planning.screening`)."""
     spending: Sequence[Mapping[str, Any]] = ()
-    """What the machines of each start came to, where prices are known (`sweeps.engine.cost`)."""
+    """What the machines of each start came to, where prices are known (`sweeps.engine.resources.cost`)."""
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:

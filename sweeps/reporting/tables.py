@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sweeps.reporting.formatting import describe, duration, measured, number, percent, rare_settings, shortened, visible
 from sweeps.reporting.ranking import by_strategy, ranked
 from sweeps.reporting.results import Results, Trial
 from sweeps.reporting.statistics import Estimate
-from sweeps.reporting.words import describe, duration, measured, number, percent, rare_settings, shortened, visible
 from xfer.objectives import ACCURACY, OBJECTIVES
 
 

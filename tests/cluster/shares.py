@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from sweeps.engine import tuning
+from sweeps.engine.trials import ray_tune
 
 TOGETHER_SECONDS = 60
 
@@ -60,10 +60,10 @@ def trainable(folder):
 
 
 def main(folder):
-    tuning.connect()
+    ray_tune.connect()
     for name, count, gpus in (("half", 4, 0.5), ("none", 2, 0.0), ("both", 1, 2.0)):
         driver = Driver(name, count, gpus)
-        tuning.run_trials(driver, count, trainable(folder))
+        ray_tune.run_trials(driver, count, trainable(folder))
         assert not driver.errors, driver.errors
 
 

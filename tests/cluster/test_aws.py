@@ -22,7 +22,7 @@ from sweeps.cluster.access import TAG, Account, head_policy, worker_policy
 from sweeps.cluster.aws import NodeProvider
 from sweeps.cluster.network import closed_group
 from sweeps.cluster.settings import Settings, settings_of
-from sweeps.engine.tuning import ENVIRONMENT
+from sweeps.engine.trials.ray_tune import ENVIRONMENT
 from tests.cluster.on_aws import ACCOUNT, BUCKET, OFFICE, REGION, ROOT, account, filled_in, prepared_by_ray
 
 HEAD, WORKER = f"xfer-{REGION}-head", f"xfer-{REGION}-worker"

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from sweeps.engine.tuning import ENVIRONMENT
+from sweeps.engine.trials.ray_tune import ENVIRONMENT
 from tests.cluster.on_aws import ROOT
 
 CLOUDS = {"aws": ROOT / "ray_cluster.yaml", "gcp": ROOT / "clusters" / "gcp.yaml"}

@@ -18,7 +18,7 @@ from xfer.records import Epoch, Evaluation, Part, Record, Status
 
 if TYPE_CHECKING:
     from sweeps.engine.plan import Plan
-    from sweeps.engine.prepare import Prepared
+    from sweeps.engine.planning.prepare import Prepared
 
 EPOCHS = 4
 
@@ -179,6 +179,6 @@ def make_plan(image_folder: Path, weights: Path) -> Callable[..., Plan]:
 @pytest.fixture(scope="session")
 def prepared(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
     """What such a plan comes to."""
-    from sweeps.engine.prepare import prepare
+    from sweeps.engine.planning.prepare import prepare
 
     return prepare(make_plan(), storage)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.engine.spaces import Config, Space, recipe_data
+from sweeps.engine.search_space.space import Config, Space, recipe_data
 from xfer.choices import Value, parameters
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import TABLES, Recipe, recipe_from

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from sweeps.engine.samplers import Proposer
+from sweeps.engine.samplers.ask_tell import Proposer
 from xfer.records import Record
 
 ASKED = {"gp": 16}

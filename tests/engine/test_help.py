@@ -83,6 +83,7 @@ def there_are(kind: str) -> dict[str, tuple[bool, list[str]]]:
     """The entries of a table: each with whether it is in the default space, and its parameters."""
     from sweeps.engine.domains import values_of
     from sweeps.engine.spaces import AXES
+
     from xfer.choices import parameters
     from xfer.recipe import TABLES
 
@@ -125,6 +126,7 @@ def test_the_help_names_exactly_the_schedulers_there_are(help_text: str) -> None
 
 def test_the_help_names_exactly_the_axes_there_are(help_text: str) -> None:
     from sweeps.engine.spaces import AXES
+
     from xfer.recipe import TABLES
 
     numbers = said(help_text, "Axes of numbers:", ".")

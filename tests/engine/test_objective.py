@@ -17,19 +17,19 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from rich.console import Console
 
-from sweeps.engine import finals
-from sweeps.engine.edits import space_for
+from sweeps.engine import selection
+from sweeps.engine.console.progress import Watch
 from sweeps.engine.plan import Plan
-from sweeps.engine.prepare import differences
-from sweeps.engine.progress import Watch
-from sweeps.engine.samplers import SAMPLERS, Proposer
+from sweeps.engine.planning.prepare import differences
+from sweeps.engine.samplers.ask_tell import SAMPLERS, Proposer
 from sweeps.engine.schedulers import SCHEDULERS, History
-from sweeps.engine.spaces import Space
-from sweeps.engine.stage import Stage, history_of
-from sweeps.engine.store import Store, Trial
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import Space
+from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.sweep import Means
 from sweeps.engine.sweep import Sweep as Launched
-from sweeps.engine.trainable import Site
+from sweeps.engine.trials.stage import Stage, history_of
+from sweeps.engine.trials.trainable import Site
 from tests.engine import proposing
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch, an_evaluation
 from xfer.objectives import OBJECTIVES, objectives_from
@@ -179,8 +179,8 @@ def test_finalists_have_the_lowest_loss_whatever_their_accuracy() -> None:
         a_run(f"000{place}", (accuracy,), val_loss=loss)
         for place, (accuracy, loss) in enumerate([(0.9, 0.5), (0.7, 0.2), (0.8, 0.3)])
     ]
-    assert finals.choose(records, 2, LOSS) == ["0001", "0002"]
-    assert finals.choose(records, 2) == ["0000", "0002"]
+    assert selection.choose(records, 2, LOSS) == ["0001", "0002"]
+    assert selection.choose(records, 2) == ["0000", "0002"]
 
 
 def test_with_two_objectives_finalists_are_taken_from_the_front_first_the_most_accurate_first() -> None:
@@ -192,15 +192,15 @@ def test_with_two_objectives_finalists_are_taken_from_the_front_first_the_most_a
         a_run("0004", (0.60,), seconds=4.0),  # beaten by 0002
         a_run("0005", (0.99,), "pruned", seconds=1.0),
     ]
-    assert finals.choose(records, 9, TWO) == ["0000", "0003", "0002", "0001", "0004"]
-    assert finals.choose(records, 1, TWO) == ["0000"]
-    assert finals.choose([], 3, TWO) == []
+    assert selection.choose(records, 9, TWO) == ["0000", "0003", "0002", "0001", "0004"]
+    assert selection.choose(records, 1, TWO) == ["0000"]
+    assert selection.choose([], 3, TWO) == []
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_equal_trials_on_the_front_stand_in_their_order(order: int) -> None:
     records = [a_run(name, (0.8,), seconds=3.0) for name in ("0002", "0010", "0003")]
-    assert finals.choose(records[::order], 2, TWO) == ["0002", "0003"]
+    assert selection.choose(records[::order], 2, TWO) == ["0002", "0003"]
 
 
 def test_finalists_are_ranked_by_the_mean_of_the_objective() -> None:
@@ -209,14 +209,14 @@ def test_finalists_are_ranked_by_the_mean_of_the_objective() -> None:
         "0002": [a_run("0002-s1", (0.5,), val_loss=0.2), a_run("0002-s2", (0.5,), val_loss=0.3)],
         "0003": [],
     }
-    assert finals.rank(found, OBJECTIVES["loss"]) == ["0002", "0001"]
-    assert finals.rank(found) == ["0001", "0002"]
+    assert selection.rank(found, OBJECTIVES["loss"]) == ["0002", "0001"]
+    assert selection.rank(found) == ["0001", "0002"]
 
 
 def test_the_winners_figures_name_the_objective_and_accuracy_and_all_that_the_test_part_said() -> None:
     test = replace(an_evaluation("test", 5), balanced_accuracy=0.4, noisy=(Noisy("blur", 1, 4, 1),))
     winner = replace(a_run("0001-s1", (0.6,), val_loss=0.3), test=test)
-    assert finals.metrics(winner, [winner], objectives_from("loss,seconds")) == pytest.approx(
+    assert selection.metrics(winner, [winner], objectives_from("loss,seconds")) == pytest.approx(
         {
             "val_accuracy": 0.6,
             "val_loss": 0.3,
@@ -352,4 +352,4 @@ def test_where_accuracy_is_searched_for_it_is_said_once() -> None:
 
 
 def test_a_record_that_was_not_measured_counts_as_the_worst() -> None:
-    assert finals.score_of(a_record("0000"), BALANCED) == -math.inf
+    assert selection.score_of(a_record("0000"), BALANCED) == -math.inf

@@ -240,7 +240,7 @@ def test_what_is_said_of_one_axis_twice_is_refused(flags: dict[str, Any], messag
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_images_at_all_are_refused(number: int) -> None:
-    from sweeps.engine.edits import space_for
+    from sweeps.engine.search_space.overrides import space_for
 
     plan = plan_from(PAGE, asked(images_per_class=number))
     with pytest.raises(ValueError, match=f"images_per_class={number}: it must lie between 1 and"):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.reporting.canvas import INK, in_page, strategy_looks
 from sweeps.reporting.figures import drawings, pareto_front, spread
+from sweeps.reporting.plot_style import INK, in_page, strategy_looks
 from sweeps.reporting.results import Results
 from tests.reporting.conftest import a_record, results_of, some_finals
 from xfer.records import Record, Status

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sweeps.reporting.answer import caveats, comparison, front, headline, how_to_read
 from sweeps.reporting.figures import drawings
 from sweeps.reporting.ranking import by_strategy, ranked, ranking
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
+from sweeps.reporting.summary import caveats, comparison, front, headline, how_to_read
 from sweeps.reporting.tables import ranking_table, strategies_table, summary
 from tests.reporting.conftest import a_record, an_evaluation, results_of
 from xfer.objectives import OBJECTIVES
@@ -248,7 +248,7 @@ def test_both_pages_say_what_they_rank_by_and_what_is_on_the_front(by_two: Resul
 
 def test_a_pages_words_for_what_a_recipe_does_not_say_are_the_recipes_own() -> None:
     recipe = pytest.importorskip("xfer.recipe")
-    from sweeps.reporting.words import USUAL
+    from sweeps.reporting.formatting import USUAL
 
     fields = recipe.Recipe.__dataclass_fields__
     assert {name: {"name": usual} for name, usual in recipe.USUAL.items()} == {

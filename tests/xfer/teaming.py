@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from xfer.team import Member, PartedError
+from xfer.distributed.process_group import Member, PartedError
 
 
 class Sum:

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from xfer import digest
+from xfer import hashing
 from xfer.choices import choose, parameters
+from xfer.data.layouts import folder
 from xfer.data.pack import build_pack
-from xfer.data.sources import folder
 from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL, WHOLE, WITHOUT_STEPS, Recipe, recipe_from
 
 ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
@@ -88,7 +88,7 @@ def test_repetitions_share_the_key_and_have_ids_of_their_own(make_recipe):
 
 def test_hashes_are_64_hexadecimal_digits_and_the_same_in_every_process(make_recipe):
     plain = {**make_recipe().as_dict(), "data": "d" * 64, "weights": "e" * 64}
-    assert recipe_from(plain).id == digest.of_values(plain) != recipe_from(plain).key
+    assert recipe_from(plain).id == hashing.of_values(plain) != recipe_from(plain).key
     assert re.fullmatch("[0-9a-f]{64}", recipe_from(plain).id)
 
 
@@ -105,11 +105,11 @@ def test_equal_recipes_have_equal_hashes(make_recipe, field, value):
 def test_the_names_of_weights_do_not_count_and_their_content_does(weights, tmp_path):
     renamed = tmp_path / "other name.bin"
     renamed.write_bytes(weights.read_bytes())
-    assert digest.of_file(renamed) == digest.of_file(weights)
+    assert hashing.of_file(renamed) == hashing.of_file(weights)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     renamed.write_bytes(content)
-    assert digest.of_file(renamed) != digest.of_file(weights)
+    assert hashing.of_file(renamed) != hashing.of_file(weights)
 
 
 def test_the_names_of_images_do_not_count_and_their_pixels_do(image_folder, pack, tmp_path):
@@ -306,7 +306,7 @@ def test_weights_and_strategy_must_agree(make_recipe, weights):
     with pytest.raises(ValueError, match="naive starts from pretrained weights, but the recipe names none"):
         make_recipe(weights="")
     with pytest.raises(ValueError, match="scratch starts from random weights, but the recipe names some"):
-        make_recipe(strategy="scratch", weights=digest.of_file(weights))
+        make_recipe(strategy="scratch", weights=hashing.of_file(weights))
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)

@@ -9,16 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xfer.records import (
-    Epoch,
-    Evaluation,
-    Noisy,
-    Record,
-    as_dict,
-    epoch_from,
-    evaluation_from,
-    record_from,
-)
+from xfer.records import Epoch, Evaluation, Noisy, Record, as_dict, epoch_from, evaluation_from, record_from
 
 number = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)

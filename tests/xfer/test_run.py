@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from tests.xfer.conftest import MEASURED
-from xfer import checkpoints
+from xfer.data.layouts import folder as folder_source
 from xfer.data.pack import build_pack
-from xfer.data.sources import folder as folder_source
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES
 from xfer.methods.strategies import STRATEGIES
 from xfer.records import as_dict
 from xfer.run import DivergedError, Run
+from xfer.training import checkpoints
 
 CPU = torch.device("cpu")
 BACKBONE = "test_efficientnet"

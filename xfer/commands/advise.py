@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from xfer.advisor import advise
+from xfer.advice.advisor import advise
 from xfer.commands import shared
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xfer.choices import Value, parameters, unlike
-from xfer.data.sources import SOURCES
+from xfer.data.layouts import SOURCES
 from xfer.measure.robustness import NOISES
 from xfer.objectives import OBJECTIVES, Objective
 from xfer.recipe import TABLES
@@ -96,4 +96,4 @@ def _spaces() -> Any:
     """The ranges, which belong to the search and so to `sweeps`: shown where that is installed, never needed."""
     if importlib.util.find_spec("sweeps") is None:
         return None
-    return importlib.import_module("sweeps.engine.spaces")
+    return importlib.import_module("sweeps.engine.search_space.space")

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from xfer.data.images import SUFFIXES, UnreadableImageError, read_image
-from xfer.export import Classifier, load_classifier
+from xfer.training.export import Classifier, load_classifier
 
 
 def add(parser: argparse.ArgumentParser) -> None:

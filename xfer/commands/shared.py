@@ -7,11 +7,12 @@ import ast
 import sys
 from pathlib import Path
 
-from xfer import backbones, digest
+from xfer import hashing
 from xfer.choices import Value
-from xfer.data.examples import Source
+from xfer.data.layouts import chosen, read_source
 from xfer.data.pack import Pack, Progress, build_pack
-from xfer.data.sources import chosen, read_source
+from xfer.data.source import Source
+from xfer.models import backbones
 
 BACKBONE = "efficientnet_b0"
 
@@ -67,7 +68,7 @@ def weights(asked: argparse.Namespace) -> Path:
 
 def hash_of(file: Path | None) -> str:
     """A weights file's content hash; empty for none."""
-    return digest.of_file(file) if file else ""
+    return hashing.of_file(file) if file else ""
 
 
 def named(text: str, flag: str) -> dict[str, Value]:

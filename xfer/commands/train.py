@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xfer import networks
 from xfer.choices import Choice, Value, choose, parameters, unknown
 from xfer.commands import shared
-from xfer.export import save_classifier
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import TABLES, USUAL, WHOLE, Recipe, recipe_from, without_steps
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import DivergedError, Run
+from xfer.training import networks
+from xfer.training.export import save_classifier
 
 USED = {
     **USUAL,

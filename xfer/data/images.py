@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from xfer import digest
+from xfer import hashing
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is decoded, judged by content. Formats that run an interpreter (EPS) or describe scenes are not among them."""
@@ -65,7 +65,7 @@ class File:
 
     def digest(self) -> str:
         """The hash of the file's bytes."""
-        return digest.of_file(self.path)
+        return hashing.of_file(self.path)
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """See `read_image`."""

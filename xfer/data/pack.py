@@ -15,10 +15,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from xfer import digest, local, places
-from xfer.data.examples import Example, Source
+from xfer import hashing
 from xfer.data.images import UnreadableImageError
+from xfer.data.source import Example, Source
 from xfer.records import Part
+from xfer.storage import local_cache, object_store
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,20 +79,20 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         # In the order of their content, so that renaming a file changes neither the hash nor any draw.
         ordered = sorted(zip(source.examples, hashes, strict=True), key=_by_content)
         content = [[example.part, example.label, hash] for example, hash in ordered]
-        name = digest.of_values([FORMAT, image_size, list(source.classes), content])
+        name = hashing.of_values([FORMAT, image_size, list(source.classes), content])
         there = root / name[:16]
-        folder = local.near(there)
-        if places.is_far(there) and places.exists(there / WHOLE):
-            folder = local.brought(there, WHOLE, _check_pixels)
+        folder = local_cache.near(there)
+        if object_store.is_far(there) and object_store.exists(there / WHOLE):
+            folder = local_cache.brought(there, WHOLE, _check_pixels)
         elif not (folder / WHOLE).exists():
             _decode(folder, name, source, ordered, image_size, threads, progress)
-    local.keep(folder, there, WHOLE)
+    local_cache.keep(folder, there, WHOLE)
     return load_pack(folder)
 
 
 def brought_pack(folder: Path) -> Pack:
     """A pack from a folder that may be in an object store: brought to this machine and checked, by whoever is first."""
-    return load_pack(local.brought(folder, WHOLE, _check_pixels))
+    return load_pack(local_cache.brought(folder, WHOLE, _check_pixels))
 
 
 def _check_pixels(folder: Path) -> None:
@@ -111,7 +112,7 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
     meta = json.loads((folder / WHOLE).read_bytes())
     if verify:
         said = {name: value for name, value in meta.items() if name != "sha256"}
-        if digest.of_values(said) != meta["sha256"] or digest.of_file(folder / "images.npy") != meta["images_sha256"]:
+        if hashing.of_values(said) != meta["sha256"] or hashing.of_file(folder / "images.npy") != meta["images_sha256"]:
             raise ValueError(f"the pack {folder} is damaged: remove that folder, and it is built again")
     return Pack(
         folder=folder,
@@ -175,9 +176,9 @@ def _decode(
             "parts": [ordered[index][0].part for index in kept],
             "digests": [ordered[index][1] for index in kept],
             "skipped": [problem for problem in problems if problem],
-            "images_sha256": digest.of_file(temporary / "images.npy"),
+            "images_sha256": hashing.of_file(temporary / "images.npy"),
         }
-        (temporary / WHOLE).write_text(json.dumps({**meta, "sha256": digest.of_values(meta)}))
+        (temporary / WHOLE).write_text(json.dumps({**meta, "sha256": hashing.of_values(meta)}))
         try:
             temporary.rename(folder)
         except OSError:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer.data.pack import Pack
-from xfer.randomness import seed_for
 from xfer.records import Part
+from xfer.seeding import seed_for
 
 VAL_OF_TRAINING = 0.2
 """The share of the training part that is drawn for validation where train and test are given."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xfer.micro_batches import Fit
+from xfer.devices.microbatching import Fit
 from xfer.records import Evaluation, Part
 
 Prepare = Callable[[Tensor], Tensor]

@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional
 
 from xfer.data.loader import Batch
 from xfer.measure.accuracy import Prepare
-from xfer.randomness import seed_for
 from xfer.records import Noisy
+from xfer.seeding import seed_for
 
 Noise = Callable[[Tensor, int, Generator], Tensor]
 """uint8 images [N, 3, H, W] on the CPU and a severity from 1 to 5 to images of the same shape and type."""

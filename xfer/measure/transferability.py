@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xfer.randomness import seed_for
+from xfer.seeding import seed_for
 
 PENALTIES = 10.0 ** np.arange(-3, 3.01, 0.5)
 """Ridge penalties that are tried, in units of the features' mean variance."""

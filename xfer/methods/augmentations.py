@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from xfer.methods.boxes import draw_boxes, draw_squares, inside
-from xfer.randomness import drawing_from
+from xfer.seeding import drawing_from
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
 

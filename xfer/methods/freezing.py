@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from xfer.params import Kind, Param
+from xfer.models.params import Kind, Param
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms import v2
 
-from xfer.randomness import drawing_from
+from xfer.seeding import drawing_from
 
 Mixing = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 

@@ -15,7 +15,7 @@ from timm.optim import Lamb, Lion
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 
-from xfer.params import Param
+from xfer.models.params import Param
 
 Groups = list[dict[str, Any]]
 

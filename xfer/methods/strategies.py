@@ -1,6 +1,7 @@
 """Strategies: what of the pretrained network moves, and when. One short function each.
 
-A strategy's signature is the list of its hyperparameters; the values worth trying stand in sweeps/engine/spaces.py.
+A strategy's signature is the list of its hyperparameters; the values worth trying stand in
+sweeps/engine/search_space/space.py.
 Gradient clipping, batch norm, head and activation are axes of their own and compose with every strategy; a preset may
 bring a value for one. Blocks are timm's, counted without the head; stages are described in cuts.py.
 """
@@ -13,8 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xfer.methods.adapters import add_low_rank
-from xfer.methods.anchors import L2SP, Anchor
-from xfer.methods.cuts import EarlyCut, drop_stages
 from xfer.methods.freezing import (
     AllButLower,
     FromTheTop,
@@ -27,6 +26,8 @@ from xfer.methods.freezing import (
     Together,
     Upper,
 )
+from xfer.methods.regularizers import L2SP, Anchor
+from xfer.methods.truncation import EarlyCut, drop_stages
 
 Reshape = Callable[[Any, int], Any]
 """(a timm network with its weights, side of the images in pixels) to the network that is trained."""
@@ -39,7 +40,7 @@ def as_it_is(model: Any, image_size: int) -> Any:
 
 @dataclass(frozen=True)
 class HeadFit:
-    """A linear head fitted to convergence on frozen features, as `xfer.closed_forms` does it.
+    """A linear head fitted to convergence on frozen features, as `xfer.linear_heads` does it.
 
     Raises:
         ValueError: a penalty that is not above 0, without which the head that fits best may not be the only one.

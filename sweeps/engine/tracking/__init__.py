@@ -9,7 +9,7 @@ server that comes back gets everything that it missed, once.
 """
 
 from sweeps.engine.tracking.client import connect, default_uri, uri_of
+from sweeps.engine.tracking.mapping import without_password
 from sweeps.engine.tracking.mirror import Mirror
-from sweeps.engine.tracking.words import without_password
 
 __all__ = ["Mirror", "connect", "default_uri", "uri_of", "without_password"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.tracking.client import STATUS, MirroredRun, MirroredSweep
-from sweeps.engine.tracking.words import flat, metrics_of, modified, tags_of, title, totals_of
+from sweeps.engine.tracking.mapping import flat, metrics_of, modified, tags_of, title, totals_of
 from xfer.records import Record
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sweeps.engine.tracking.words import tags_of_plan
-from xfer import local
+from sweeps.engine.tracking.mapping import tags_of_plan
+from xfer.storage import local_cache
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,7 +55,7 @@ def default_uri(storage: Path) -> str:
 
     No database lives in an object store: of such a storage this machine has its own. It is a mirror, and made anew.
     """
-    return f"sqlite:///{local.near(storage).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{local_cache.near(storage).resolve() / 'mlflow.db'}"
 
 
 @dataclass(slots=True)
@@ -131,7 +131,9 @@ def ask(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storag
     experiment = client.get_experiment_by_name(plan["experiment"])
     if experiment is None:
         # A server has a place of its own for artifacts; a database by itself would put them where we were started.
-        place = None if tracking_uri.startswith("http") else (local.near(storage).resolve() / "mlartifacts").as_uri()
+        place = (
+            None if tracking_uri.startswith("http") else (local_cache.near(storage).resolve() / "mlartifacts").as_uri()
+        )
         kind = {"mlflow.experimentKind": "custom_model_development"}  # and not of prompts and agents
         experiment = client.get_experiment(client.create_experiment(plan["experiment"], place, kind))
     created = datetime.fromisoformat(plan["provenance"]["created"])

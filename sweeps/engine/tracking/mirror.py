@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sweeps.engine import objects
-from sweeps.engine.store import Store
+from sweeps.engine.storage import json_objects
+from sweeps.engine.storage.store import Store
 from sweeps.engine.tracking import bulk
 from sweeps.engine.tracking.client import MirroredRun, MirroredSweep, ask, connect, send, settle
-from sweeps.engine.tracking.model import Winner, log_model
-from sweeps.engine.tracking.words import (
+from sweeps.engine.tracking.mapping import (
     best_of,
     flat,
     metrics,
@@ -31,7 +30,8 @@ from sweeps.engine.tracking.words import (
     trial_names,
     without_password,
 )
-from sweeps.reporting.spent import total
+from sweeps.engine.tracking.model import Winner, log_model
+from sweeps.reporting.cost import total
 from xfer.objectives import ACCURACY
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Mirror:
             return self.complete
 
     def log_model(self, trial: str, folder: Path, metrics: Mapping[str, float]) -> bool:
-        """Log an exported model (see xfer/export.py) and what it reached as the sweep's winner.
+        """Log an exported model (see xfer/training/export.py) and what it reached as the sweep's winner.
 
         Says whether it, and everything else, has arrived; otherwise later syncs try again, so leave the folder there.
         """
@@ -174,7 +174,7 @@ class Mirror:
         if troubles:
             raise troubles[0]
         if self._winner is not None:
-            config = objects.get(self.store.trial_folder(self._winner.trial) / "config.json")
+            config = json_objects.get(self.store.trial_folder(self._winner.trial) / "config.json")
             log_model(client, sweep, plan, {} if config is None else config["recipe"], self._winner)
             self._winner = None
         if not self._live:
@@ -185,7 +185,7 @@ class Mirror:
         found = []
         for name in names if len(names) >= bulk.LEAST else ():
             folder = self.store.trial_folder(name)
-            config, record = objects.get(folder / "config.json"), self.store.record(name)
+            config, record = json_objects.get(folder / "config.json"), self.store.record(name)
             if config is not None and record is not None and bulk.Ended(folder, config, record).plain:
                 found.append(bulk.Ended(folder, config, record))
             if len(found) == bulk.MOST or (name == names[-1] and len(found) >= bulk.LEAST):
@@ -194,7 +194,7 @@ class Mirror:
 
     def _sync_trial(self, client: MlflowClient, sweep: MirroredSweep, name: str) -> None:
         folder = self.store.trial_folder(name)
-        config = objects.get(folder / "config.json")
+        config = json_objects.get(folder / "config.json")
         if config is None:  # just being begun, or set aside because it was damaged
             return
         if name not in sweep.trials:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweeps.engine.tracking.client import MirroredSweep, send
-from sweeps.engine.tracking.words import flat, metrics, verbatim
+from sweeps.engine.tracking.mapping import flat, metrics, verbatim
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,7 +109,7 @@ class Predictor:
     """What MLflow calls a Python model: images in, a probability per class out."""
 
     def __init__(self, folder: Path) -> None:
-        from xfer.export import load_classifier  # brings torch along, which a sweep's driver does without
+        from xfer.training.export import load_classifier  # brings torch along, which a sweep's driver does without
 
         self._classifier = load_classifier(folder)
 

@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 from sweeps.engine import tracking
-from sweeps.engine.store import Store
+from sweeps.engine.storage.store import Store
 from sweeps.engine.tracking import default_uri
-from tests.engine.tracking.mirroring import (
-    PLAN,
-    end,
-)
+from tests.engine.tracking.mirroring import PLAN, end
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sweeps.engine import tracking
-from sweeps.engine.store import Store, Trial
+from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.tracking import default_uri
 from xfer.records import Epoch, Evaluation, Phase, Record, Status
 

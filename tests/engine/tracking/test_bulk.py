@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine.store import Store, Trial
+from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.tracking import Mirror, bulk, default_uri
-from tests.engine.tracking.mirroring import (
-    RECIPE,
-    end,
-    tables,
-)
+from tests.engine.tracking.mirroring import RECIPE, end, tables
 
 
 @pytest.fixture

@@ -12,20 +12,11 @@ from typing import Any
 
 import pytest
 
-from sweeps.engine import objects, tracking
-from sweeps.engine.store import Store, Trial
+from sweeps.engine import tracking
+from sweeps.engine.storage import json_objects
+from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.tracking import Mirror, default_uri
-from tests.engine.tracking.mirroring import (
-    PLAN,
-    RECIPE,
-    begin,
-    end,
-    epoch,
-    opened,
-    shown,
-    uri_of,
-    wait_until,
-)
+from tests.engine.tracking.mirroring import PLAN, RECIPE, begin, end, epoch, opened, shown, uri_of, wait_until
 
 # --- what is shown ------------------------------------------------------------------------------------------------
 
@@ -238,13 +229,13 @@ def test_a_closed_trial_is_not_read_again(store: Store, monkeypatch: pytest.Monk
     Mirror(store, uri_of(store)).sync()
     mirror = Mirror(store, uri_of(store))
     read: list[str] = []
-    get = objects.get
+    get = json_objects.get
 
     def note(path: Path) -> Any:
         read.append(path.name)
         return get(path)
 
-    monkeypatch.setattr(objects, "get", note)
+    monkeypatch.setattr(json_objects, "get", note)
     assert mirror.sync()
     assert read == []
 
@@ -327,7 +318,7 @@ from pathlib import Path
 def refuse(*_):
     raise AssertionError("a connection was attempted")
 socket.socket.connect = socket.getaddrinfo = refuse
-from sweeps.engine.store import Store
+from sweeps.engine.storage.store import Store
 from sweeps.engine.tracking import Mirror, default_uri
 assert Mirror(Store(Path({str(store.folder)!r})), default_uri(Path({str(tmp_path)!r}))).sync()
 import mlflow.telemetry

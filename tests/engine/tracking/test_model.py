@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 
 from sweeps.engine import tracking
-from sweeps.engine.store import Store
+from sweeps.engine.storage.store import Store
 from sweeps.engine.tracking import Mirror
-from tests.engine.tracking.mirroring import (
-    PLAN,
-    shown,
-    uri_of,
-)
+from tests.engine.tracking.mirroring import PLAN, shown, uri_of
 
 MODEL = {
     "backbone": "mobilenetv2_100",
@@ -34,7 +30,7 @@ MODEL = {
 
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An exported model, and a stand-in for xfer/export.py that tells by brightness and needs no torch."""
+    """An exported model, and a stand-in for xfer/training/export.py that tells by brightness and needs no torch."""
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(MODEL))
@@ -49,9 +45,9 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         return SimpleNamespace(classes=("ants", "bees"), image_size=8, probabilities=probabilities)
 
-    stand_in = ModuleType("xfer.export")
+    stand_in = ModuleType("xfer.training.export")
     stand_in.load_classifier = load_classifier  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "xfer.export", stand_in)
+    monkeypatch.setitem(sys.modules, "xfer.training.export", stand_in)
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sweeps.engine import tracking
-from sweeps.engine.store import Store, Trial
+from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.tracking import Mirror, client, default_uri
 from tests.engine.tracking.mirroring import (
     PLAN,

@@ -16,7 +16,7 @@ NOTES = os.environ.get("LAB_NOTES")
 
 
 def name_runs(module):
-    """A run of `sweeps.engine.trainable` knows the trial that it is."""
+    """A run of `sweeps.engine.trials.trainable` knows the trial that it is."""
     make = module._run
 
     def named(config):
@@ -38,7 +38,7 @@ def watch_training(module):
     module.Run._train_epoch = watched
 
 
-WATCHED = {"sweeps.engine.trainable": name_runs, "xfer.run": watch_training}
+WATCHED = {"sweeps.engine.trials.trainable": name_runs, "xfer.run": watch_training}
 
 
 class Witness:

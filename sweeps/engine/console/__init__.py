@@ -1,0 +1,1 @@
+"""What a user sees: progress, MLflow UI, reports, logs."""

@@ -1,0 +1,60 @@
+"""Provenance: which command, code, versions and machine made a result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "ray", "optuna", "mlflow", "pandas", "scipy")
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, versions, machine and time, as plain data."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "command": _command(),
+        "commit": _commit(Path(__file__).resolve().parents[3]),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "machine": {"cpus": os.cpu_count(), "gpus": gpus, "platform": platform.platform()},
+        "created": now(),
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _command() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
+    return f"{program} {shlex.join(sys.argv[1:])}".strip()
+
+
+def _commit(checkout: Path) -> str | None:
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "--short=12", "HEAD") + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

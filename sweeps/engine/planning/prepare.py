@@ -1,0 +1,295 @@
+"""Prepare: everything that can be found wrong before the first trial is found here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.planning import screening
+from sweeps.engine.samplers.ask_tell import LISTS, SAMPLERS, count
+from sweeps.engine.schedulers import SCHEDULERS, kept
+from sweeps.engine.search_space.distributions import values_of
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import AXES, Config, Space, recipe_data
+from xfer import hashing
+from xfer.choices import choose, unknown
+from xfer.data.layouts import brought_data, chosen, layout_of, read_source
+from xfer.data.pack import Pack, Progress, build_pack, load_pack
+from xfer.data.split import Split, copies, limited, split_pack
+from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.models import backbones
+from xfer.recipe import TABLES, Recipe, recipe_from, without_steps
+from xfer.storage import local_cache, object_store
+from xfer.training import networks
+
+REDRAWN_BELOW = 2_000
+"""Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
+
+NOT_COMPARED = (
+    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices"),
+    *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
+)
+"""What may differ between two starts of one sweep: it does not change what any trial is."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network with the weights it starts from."""
+
+    name: str
+    args: Mapping[str, Any]
+    file: Path | None
+    """None where only strategies from random weights compete."""
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A plan whose data are read, whose weights are found and whose space is checked."""
+
+    plan: Plan
+    space: Space
+    pack: Pack
+    split: Split
+    image_size: int
+    backbones: tuple[Backbone, ...]
+    notes: tuple[str, ...]
+    """What a reader of the report should know about the data."""
+    source: str
+    """The data set's name."""
+
+    @property
+    def redraws(self) -> bool:
+        """Whether each seed of a finalist draws the validation part anew."""
+        return self.split.redrawable and len(self.split.train) < REDRAWN_BELOW
+
+    def recipe(self, config: Config) -> Recipe:
+        """The recipe of a configuration, on the plan's seed."""
+        strategy: Strategy = STRATEGIES[str(config["strategy"])]()
+        backbone = None if strategy.backbone else self.backbone(str(config["backbone"]))
+        return recipe_from(
+            {
+                **recipe_data(config),
+                "data": self.pack.hash,
+                "classes": len(self.pack.classes),
+                "image_size": self.image_size,
+                "weights": backbone.sha256 if backbone and strategy.pretrained else "",
+                "backbone_args": dict(backbone.args) if backbone else {},
+                "split_seed": self.plan.seed,
+                "seed": self.plan.seed,
+            }
+        )
+
+    def backbone(self, name: str) -> Backbone:
+        """One of the backbones, by name."""
+        return next(each for each in self.backbones if each.name == name)
+
+    def described(self) -> dict[str, Any]:
+        """What plan.json says: everything that decides what is run, by content and not by name or place."""
+        plan, screens = self.plan, screening.described(self)
+        return {
+            "experiment": plan.experiment,
+            "question": plan.question,
+            "data": {
+                "source": plan.source or layout_of(plan.data),
+                "folder": self.source,
+                "pack": self.pack.hash,
+                "classes": list(self.pack.classes),
+                "train": len(self.split.train),
+                "val": len(self.split.val),
+                "test": len(self.split.test),
+                "split": self.split.how,
+                "redraws": self.redraws,
+                "notes": list(self.notes),
+            },
+            "backbones": [
+                {
+                    "name": each.name,
+                    "args": dict(each.args),
+                    "weights": each.sha256,
+                    "file": each.file.name if each.file else None,
+                }
+                for each in self.backbones
+            ],
+            "image_size": self.image_size,
+            "space": self.space.described(),
+            "arms": [dict(arm) for arm in plan.arms],
+            "trials": plan.trials,
+            "epochs": plan.epochs,
+            # Absent unless asked for: plans from before there was a choice may be gone on with.
+            **({"warm_start": {"asked": True}} if plan.warm_start else {}),
+            **({"screening": screens} if screens else {}),
+            "objective": list(plan.objective),
+            "sampler": plan.sampler,
+            "scheduler": plan.scheduler,
+            "finalists": plan.finalists,
+            "seeds": plan.seeds,
+            "seed": plan.seed,
+        }
+
+    def default_name(self) -> str:
+        """Experiment, data folder and six digits of the plan's hash: two plans or two folders never share a name."""
+        identity = {name: value for name, value in _flat(self.described()).items() if name not in NOT_COMPARED}
+        folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in self.source)
+        return f"{self.plan.experiment}-{folder[:40] or 'data'}-{hashing.of_values(identity)[:6]}"
+
+
+def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: None) -> Prepared:
+    """Read the data into a pack, find and try the weights, check the space.
+
+    Raises:
+        ValueError: anything at all is wrong with what was asked for; the message is for the person who asked.
+    """
+    for kind, name, known in (
+        ("sampler", plan.sampler, SAMPLERS),
+        ("scheduler", plan.scheduler, SCHEDULERS),
+    ):
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    if plan.scheduler == "one_epoch_top_k" and kept(plan.trials) < min(plan.finalists, plan.trials):
+        raise ValueError(
+            f"--scheduler one_epoch_top_k lets the best {kept(plan.trials)} of {plan.trials} trials go on, and "
+            f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer"
+        )
+    for name in plan.backbones:
+        backbones.check_name(name)
+    image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
+    space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # slips first: reading data may take long
+    plan = dataclasses.replace(plan, data=str(brought_data(plan.data, progress)))
+    source = chosen(read_source(plan.data, plan.source), plan.classes)
+    can = partial(_check_network, plan, len(source.classes), image_size)
+    space = space_for(
+        plan.backbones,
+        plan.epochs,
+        plan.strategies,
+        plan.edits,
+        lambda backbone, strategy, values: can(backbone, strategy={"name": strategy, **values}),
+    )
+    for kind in ("embedding_loss", "head", "activation", "colour"):
+        for backbone, entry in product(plan.backbones, values_of(space.axes[kind])):
+            can(backbone, **{kind: {"name": entry}})
+    pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
+    found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
+    pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
+    split = limited(split_pack(pack, plan.seed), pack, images_per_class_of(space), plan.seed)
+    # One more than asked for, to see whether they are all.
+    combinations = 0 if plan.arms else count(space, plan.sampler, plan.trials + 1)
+    plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
+    notes = _notes(source.notes, pack, split) + _of_list(plan, combinations)
+    prepared = Prepared(plan, space, pack, split, image_size, found, notes, source.name)
+    for params in space.known_good(plan.arms):
+        prepared.recipe(space.configured(params))
+    screening.trials(prepared)
+    return prepared
+
+
+def images_per_class_of(space: Space) -> int | None:
+    """How many images of each class all recipes of a space train on; None where they differ, or take all."""
+    numbers = values_of(space.axes["images_per_class"])
+    return int(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], int) else None
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What changed since a sweep was started, a line each, empty where it may go on; more trials are no change."""
+    old, new = _flat(stored), _flat(asked)
+    changed = [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(NOT_COMPARED)
+    ]
+    if new["trials"] < old["trials"]:
+        changed.append(f"trials: {old['trials']} -> {new['trials']} (more may be added, none taken away)")
+    return changed
+
+
+def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
+    file = None
+    if pretrained:
+        given = plan.weights.get(name)
+        file = _weights_file(given) if given else backbones.fetch_weights(name)
+    model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # the surest way to know that they fit
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
+    return Backbone(name, plan.backbone_args, file, hashing.of_file(file) if file else "")
+
+
+def _weights_file(given: str) -> Path:
+    """The file of weights that a person names, which may be in an object store."""
+    if "://" in given:
+        with suppress(FileNotFoundError):
+            return local_cache.brought_file(object_store.place(given), anew=True)
+    elif (file := Path(given).expanduser().resolve()).is_file():
+        return file
+    raise ValueError(f"there is no weights file {given}")
+
+
+def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a backbone cannot do what some choices ask of it, whatever else a recipe says."""
+    usual = {kind: {"name": values_of(AXES[kind])[0]} for kind in TABLES}
+    named: dict[str, Mapping[str, Any]] = {**usual, "strategy": {"name": "naive"}, **choices}
+    strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
+    networks.check(
+        recipe_from(
+            {
+                **named,
+                "data": "",
+                "classes": classes,
+                "image_size": image_size,
+                "backbone": strategy.backbone or backbone,
+                "backbone_args": {} if strategy.backbone else plan.backbone_args,
+                "weights": "the backbone's" if strategy.pretrained else "",
+                "learning_rate": 1.0,
+                "weight_decay": 0.0,
+                "batch_size": 2,
+                "epochs": plan.epochs,
+                "clip_norm": strategy.clip_norm,
+                **({} if strategy.steps else without_steps()),
+            }
+        )
+    )
+
+
+def _of_list(plan: Plan, combinations: int) -> tuple[str, ...]:
+    """What a person should know where all configurations are known beforehand."""
+    if plan.sampler not in LISTS or plan.arms:
+        return ()
+    if combinations > plan.trials:
+        return (f"--sampler {plan.sampler}: there are more combinations than the {plan.trials} that --trials allows.",)
+    return (
+        f"--sampler {plan.sampler}: {combinations} combinations, the known good ones among them, are all there are.",
+    )
+
+
+def _notes(notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
+    found = list(notes)
+    if pack.skipped:
+        shown = "; ".join(pack.skipped[:5])
+        more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
+        found.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
+    if twice := copies(pack, split):
+        found.append(f"{twice} images of the test part stand in the training or validation part too, byte for byte.")
+    return tuple(found)
+
+
+def _flat(plan: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plan.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{place}{name}."))
+        elif name == "backbones":
+            flat[name] = [{key: each[key] for key in ("name", "args", "weights")} for each in value]
+        else:
+            flat[f"{place}{name}"] = value
+    return flat

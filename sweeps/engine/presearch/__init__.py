@@ -1,0 +1,1 @@
+"""What a search starts with: advice and earlier sweeps."""

@@ -1,0 +1,1 @@
+"""CPUs, GPUs, machines and what they cost."""

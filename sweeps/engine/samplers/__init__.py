@@ -1,0 +1,1 @@
+"""Samplers that propose configurations."""

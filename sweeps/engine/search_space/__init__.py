@@ -1,0 +1,1 @@
+"""The search space: axes, ranges, constraints, known good recipes."""

@@ -1,0 +1,1 @@
+"""A sweep's folder: immutable JSON objects and the driver's lease."""

@@ -1,0 +1,1 @@
+"""Running trials: in Ray Tune, or as batched probes."""

@@ -1,0 +1,291 @@
+"""Heads: linear heads on frozen networks, trained side by side: in tasks of their own beside the Tuner, or without one.
+
+What of the network is frozen is computed once, and hundreds of heads on it take about as long as one trial of the
+Tuner takes to start. Each is a trial like any other, with its own recipe, record and checkpoint. None is stopped
+early: there is nothing to be saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweeps.engine.resources import cluster
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials.trainable import (
+    Share,
+    Site,
+    config_for,
+    failed,
+    feature_store,
+    open_site,
+    store_of,
+    weights_of,
+)
+from xfer.batched_probes.compatibility import beginnings, can_train_together, groups_of, network_key
+from xfer.batched_probes.group import Group
+from xfer.data.pack import Pack
+from xfer.data.split import Indices, limited, split_pack
+from xfer.devices.host_memory import give_back_memory
+from xfer.features.feature_cache import FeatureStore
+from xfer.features.frozen_features import Frozen
+from xfer.features.model_split import below_classifier
+from xfer.recipe import Recipe, recipe_from
+from xfer.records import Record, as_dict
+from xfer.storage import local_cache, object_store
+from xfer.training import checkpoints
+from xfer.training.networks import network_of, preparation_for
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 256
+"""Heads in a task where nobody learns from the ones before."""
+BETWEEN_LESSONS = 16
+"""Heads that a sampler which learns proposes before it is told what came of them."""
+
+MANY = 32
+"""Heads that are worth a second process."""
+
+
+def divided(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
+    """Trials dealt to at most so many tasks, those of one network and augmentation together.
+
+    What a task costs is mostly how many versions of the images its frozen network has to see: each is computed once.
+    """
+    streams: dict[str, list[Trial]] = {}
+    for trial in trials:
+        seen = json.dumps([trial.recipe[name] for name in ("backbone", "augmentation")], sort_keys=True)
+        streams.setdefault(seen, []).append(trial)
+    dealt: list[list[Trial]] = [[] for _ in range(tasks)]
+    versions = [0] * tasks
+    for stream in sorted(streams.values(), key=lambda stream: -(stream[0].recipe["views"] or 1)):
+        lightest = versions.index(min(versions))
+        dealt[lightest] += stream
+        versions[lightest] += stream[0].recipe["views"] or 1
+    return [each for each in dealt if each]
+
+
+class Heads:
+    """Collects the trials that can be trained side by side, and starts a task whenever there are enough.
+
+    Args:
+        store: the sweep's.
+        site: where a trial finds what it needs.
+        share: what a task gets of a machine.
+        begun: told of each trial that is begun.
+        ended: told of each record.
+        at_once: how many are collected before they are trained.
+        tasks: how many tasks they are divided between, where there are many.
+        here: whether heads are trained in this process as long as no Tuner runs: where nothing but heads is searched,
+            starting other processes would take longer than all of them.
+
+    Set `beside_trials` once a Tuner runs: its trials may hold the GPUs that heads want, and end only while the driver
+    attends to them, so it must not wait for heads then.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        site: Callable[[Trial], Site],
+        share: Share,
+        begun: Callable[[Trial], None],
+        ended: Callable[[Record], None],
+        at_once: int = AT_ONCE,
+        tasks: int = 1,
+        here: bool = False,
+    ) -> None:
+        self._store = store
+        self._site = site
+        self._share = replace(share, gpus=min(share.gpus, 1.0))  # however many a trial is trained on, heads need one
+        self._begun = begun
+        self._ended = ended
+        self._at_once = at_once
+        self._tasks = tasks
+        self._here = here
+        self.beside_trials = False
+        self._collected: list[Trial] = []
+        self._running: dict[Any, list[Trial]] = {}
+
+    def add(self, trial: Trial) -> bool:
+        """Take a trial; False where it has to run alone."""
+        if self._site(trial).noisy or not can_train_together(recipe_from(trial.recipe)):
+            return False
+        self._collected.append(trial)
+        if len(self._collected) >= self._at_once:
+            self._start()
+        return True
+
+    def start(self) -> None:
+        """Begin to train what has been collected, if that is to be done elsewhere."""
+        if self.beside_trials or not self._here:
+            self._start()
+
+    def _start(self) -> None:
+        if self._here and not self.beside_trials:
+            self._train_here()
+            return
+        from sweeps.engine.trials import ray_tune  # Ray takes a second to import
+
+        for trials in divided(self._collected, self._tasks if len(self._collected) >= MANY else 1):
+            configs = [config_for(trial, self._site(trial)) for trial in trials]
+            for trial in trials:
+                self._begun(trial)
+            self._running[ray_tune.beside(train_heads, configs, self._share)] = trials
+        self._collected = []
+
+    def collect(self) -> None:
+        """Hand in the records of all tasks that have ended; of all there are where a sampler should first be told."""
+        if sum(map(len, self._running.values())) >= self._at_once:
+            self.settle()
+        self._hand_in(wait=False)
+
+    def settle(self) -> None:
+        """Train what has been collected and hand in all records, once they are there, unless that could be never."""
+        self._start()
+        holds = self._share.gpus or cluster.is_named()  # what trials hold, they give back only while we attend to them
+        self._hand_in(wait=not (self.beside_trials and holds))
+
+    def _train_here(self) -> None:
+        trials, self._collected = self._collected, []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for trial in trials:
+            self._begun(trial)
+        if trials:
+            threads = torch.get_num_threads()
+            train_heads([config_for(trial, replace(self._site(trial), threads=cores)) for trial in trials])
+            torch.set_num_threads(threads)
+            give_back_memory()
+        for trial in trials:
+            if (record := self._store.record(trial.name)) is not None:
+                self._ended(record)
+
+    def _hand_in(self, wait: bool) -> None:
+        if not self._running:
+            return
+        from sweeps.engine.trials import ray_tune
+
+        for task in ray_tune.ended(list(self._running), wait):
+            trials = self._running.pop(task)
+            error = ray_tune.error_of(task)
+            for trial in trials:
+                record = self._store.record(trial.name)
+                if record is None and error is not None:
+                    record = failed(config_for(trial, self._site(trial)), error)
+                    self._store.add_record(record)
+                if record is not None:
+                    self._ended(record)
+
+
+def train_heads(configs: list[dict[str, Any]]) -> None:
+    """Train linear heads side by side and end each trial with a record; those that have one are left as they are.
+
+    Args:
+        configs: of `trainable.config_for`, all of one sweep.
+    """
+    store = store_of(configs[0]["site"])
+    left = [config for config in configs if store.record(config["trial"]) is None]
+    if not left:
+        return
+    pack, device = open_site(Site(**left[0]["site"]))
+    recipes = [recipe_from(config["recipe"]) for config in left]
+    embedded: dict[Any, _Embedded] = {}  # of one network at a time, which is why its groups follow each other
+    groups = groups_of(recipes)
+    networks = [network_key(recipes[group[0]]) for group in groups]
+    for _, group in sorted(zip(map(networks.index, networks), groups, strict=True)):
+        configs, members = [left[place] for place in group], [recipes[place] for place in group]
+        try:
+            _train_group(store, configs, members, pack, device, embedded)
+        except object_store.AwayError:
+            raise  # another process may fare better
+        except Exception as error:
+            log.exception("heads %s failed", ", ".join(config["trial"] for config in configs))
+            for config in configs:
+                store.add_record(failed(config, f"{type(error).__name__}: {error}"))
+
+
+def _train_group(
+    store: Store,
+    configs: list[dict[str, Any]],
+    recipes: list[Recipe],
+    pack: Pack,
+    device: torch.device,
+    embedded: dict[Any, _Embedded],
+) -> None:
+    site, first = Site(**configs[0]["site"]), recipes[0]
+    weights = weights_of(site)
+    key = (network_key(first), first.split_seed, first.draw, first.images_per_class)
+    if key not in embedded:
+        embedded.clear()
+        embedded[key] = _Embedded(first, pack, weights, device, feature_store(site))
+    embed = embedded[key]
+    group = Group(recipes, pack, embed, beginnings(recipes, weights), device)
+    far = object_store.is_far(store.folder)  # then each object is a request, and hundreds must not wait for one another
+    for epochs in group:
+        new = [(config["trial"], epoch) for config, epoch in zip(configs, epochs, strict=True) if epoch is not None]
+        object_store.each(lambda one: store.add_epoch(*one), new, far)
+    ended = [_ended(group, member, config, embed.head) for member, config in enumerate(configs)]
+    object_store.each(lambda one: _keep(store, *one), ended, far)
+
+
+def _ended(
+    group: Group, member: int, config: dict[str, Any], names: tuple[str, str]
+) -> tuple[Record, dict[str, Tensor] | None]:
+    """What one head has come to, and its tensors by their names in the network; None of one that failed."""
+    record = group.record(member, config["trial"], config["phase"])
+    if record.error is not None:
+        return replace(record, error=f"{type(group.errors[member]).__name__}: {record.error}"), None
+    return record, dict(zip(names, (group.head(member).weight, group.head(member).bias), strict=True))
+
+
+def _keep(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
+    if head is not None:
+        with local_cache.written(store.checkpoints(record.trial)) as folder:
+            checkpoints.save(folder, len(record.epochs), _state(record, head))
+    store.add_record(record)
+
+
+def _state(record: Record, head: dict[str, Tensor]) -> dict[str, Any]:
+    """What `Run.load_state_dict` takes: the run is over, so nothing is said of its optimizer."""
+    return {
+        "recipe": record.id,
+        "epochs": [as_dict(epoch) for epoch in record.epochs],
+        "resumed_at": [],
+        "start_accuracy": record.start_accuracy,
+        "model": head,
+    }
+
+
+class _Embedded:
+    """What the frozen network of some recipes makes of images (`together.Embeddings`)."""
+
+    def __init__(
+        self, recipe: Recipe, pack: Pack, weights: Path | None, device: torch.device, store: FeatureStore
+    ) -> None:
+        model = network_of(recipe, weights).to(device).to(memory_format=torch.channels_last).eval()
+        head = model.get_classifier()
+        place = next(name for name, module in model.named_modules() if module is head)
+        self.head = (f"{place}.weight", f"{place}.bias")
+        """The names of the head's tensors in the network's state."""
+        self._below = below_classifier(model)
+        self._pack = pack
+        whole = split_pack(pack, recipe.split_seed, recipe.draw)
+        self._split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
+        self._prepare = preparation_for(recipe, model, device)
+        self._store = store
+        self._frozen: dict[Any, Frozen] = {}
+
+    def __call__(self, recipe: Recipe, view: int | None, places: Indices) -> Tensor:
+        """Embeddings [len(places), D] of images as they are, or of a version under the recipe's augmentation."""
+        if recipe.augmentation not in self._frozen:
+            self._frozen[recipe.augmentation] = Frozen(
+                self._below, recipe, self._pack, self._split, self._prepare, self._store
+            )
+        return self._frozen[recipe.augmentation].rows(places, view)

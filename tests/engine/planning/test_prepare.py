@@ -1,0 +1,315 @@
+"""Prepare: whatever is wrong is found before the first trial, and said to a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.planning import prepare as module
+from sweeps.engine.planning.prepare import Prepared, prepare
+from tests.conftest import BACKBONE, SIZE
+from tests.engine.conftest import pictures
+from xfer.methods.strategies import STRATEGIES
+from xfer.training import networks
+
+
+class Harmful:
+    """What a pickle could do."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "tpee"}, r"unknown sampler 'tpee': did you mean tpe\? Known: tpe, random, gp, grid"),
+        ({"scheduler": "ash"}, r"unknown scheduler 'ash': did you mean asha\? Known: asha, median, none, one"),
+        (
+            {"scheduler": "one_epoch_top_k", "trials": 24, "finalists": 4},
+            r"lets the best 3 of 24 trials go on, and --finalists 4 wants more: take at least --trials 25",
+        ),
+        ({"source": "folders"}, r"unknown source 'folders': did you mean folder\?"),
+        ({"backbones": ("efficientnet_b00",), "weights": {}}, r"unknown backbone .* did you mean efficientnet_b0"),
+        ({"backbones": (BACKBONE, "resnet18.nope")}, r"unknown backbone 'resnet18.nope'.*Known: resnet18\."),
+        ({"strategies": ("niave",)}, r"unknown strategy 'niave': did you mean naive"),
+        ({"edits": {"optimizer": "adan"}}, r"unknown optimizer 'adan': did you mean adam"),
+        ({"weights": {BACKBONE: "/no/such/file"}}, r"there is no weights file /no/such/file"),
+        ({"data": "/no/such/folder"}, r"there is no folder /no/such/folder"),
+        (
+            {"data": "/no/such/folder", "edits": {"optimiser": "sgd"}},
+            r"unknown axis 'optimiser'",
+        ),
+        (
+            {"classes": ("red", "gren")},
+            r"unknown class of colours 'gren': did you mean green\? Known: blue, green, red",
+        ),
+        ({"classes": ("4",)}, r"colours has 3 classes: 4 of them cannot be told apart"),
+        (
+            {"strategies": ("lora",)},
+            r"strategy lora cannot be tried. test_efficientnet: lora\(rank=\d+\) enters linear",
+        ),
+        (
+            {"arms": ({"strategy": "naive", "batch_size": 48},)},
+            r"an arm wants batch_size=48, which this space does not",
+        ),
+        ({"backbone_args": {"no_such_argument": 1}}, r"test_efficientnet cannot be built as asked: .*no_such_argument"),
+        ({"backbone_args": {"no_such_argument": 1}, "strategies": ("scratch",)}, r"cannot be built as asked"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_exist_is_refused_with_what_does(
+    make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(make_plan(**changes), storage)
+
+
+def no_images(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "bees")
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "wasps").mkdir()
+
+
+def nothing_readable(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+
+
+def one_class_unreadable(folder: Path) -> None:
+    for path in (folder / "bees").iterdir():
+        path.write_bytes(path.read_bytes()[:30])
+
+
+def too_few(folder: Path) -> None:
+    for path in folder.rglob("[1-9].png"):
+        path.unlink()
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_images, r"images holds no images in class folders. Expected .*/<class>/\*.jpg"),
+        (one_class, r"images holds one class only \(ants\): there is nothing to tell apart"),
+        (empty_class, r"no training images for wasps. Add some, or leave the class out"),
+        (nothing_readable, r"none of the 16 images of images can be read; the first: ants/\d.png: UnidentifiedImage"),
+        (one_class_unreadable, r"no training image of class 'bees' can be read; the first .*: bees/\d.png"),
+        (too_few, r"2 images are too few to be divided"),
+        (a_file, r"images is a file; the folder that holds the images is wanted"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_are_refused(
+    make_plan: Callable[..., Plan],
+    two_classes: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    spoil(two_classes)
+    with pytest.raises(ValueError, match=message):
+        prepare(make_plan(data=str(two_classes)), tmp_path / "storage")
+    assert list((tmp_path / "storage").rglob("*.tmp")) == []
+
+
+def test_weights_of_another_network_are_refused(
+    make_plan: Callable[..., Plan], storage: Path, weights_of: Callable[[str], Path]
+) -> None:
+    other = weights_of("test_resnet")
+    with pytest.raises(ValueError, match=r"test_resnet.safetensors does not fit test_efficientnet: .*--backbone-args"):
+        prepare(make_plan(weights={BACKBONE: str(other)}), storage)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x04N."])
+def test_weights_that_are_none_are_refused(
+    make_plan: Callable[..., Plan], storage: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pt is neither a safetensors file nor a plain state dict"):
+        prepare(make_plan(weights={BACKBONE: str(tmp_path / "w.pt")}), storage)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "safetensors"])
+def test_weights_with_code_in_them_are_refused_and_it_does_not_run(
+    make_plan: Callable[..., Plan], storage: Path, tmp_path: Path, suffix: str, zipped: bool
+) -> None:
+    import torch
+
+    mark, file = tmp_path / "it ran", tmp_path / f"w.{suffix}"
+    if zipped:
+        torch.save({"conv_stem.weight": Harmful(mark)}, file)
+    else:
+        file.write_bytes(pickle.dumps({"conv_stem.weight": Harmful(mark)}))
+    with pytest.raises(ValueError, match="without running code from it"):
+        prepare(make_plan(weights={BACKBONE: str(file)}), storage)
+    assert not mark.exists()
+
+
+def test_a_size_that_a_network_cannot_take_is_refused(make_plan: Callable[..., Plan], storage: Path) -> None:
+    with pytest.raises(ValueError, match="test_vit cannot take images of 10 px"):
+        prepare(make_plan(backbones=("test_vit",), weights={}, strategies=("scratch",), image_size=10), storage)
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_counted_and_named(
+    make_plan: Callable[..., Plan], two_classes: Path, tmp_path: Path
+) -> None:
+    (two_classes / "ants" / "zero.jpg").write_bytes(b"")
+    (two_classes / "bees" / "torn.png").write_bytes((two_classes / "bees" / "1.png").read_bytes()[:40])
+    (note,) = prepare(make_plan(data=str(two_classes)), tmp_path).notes
+    assert note.startswith("2 unreadable images were skipped: ")
+    assert "ants/zero.jpg: " in note
+    assert "bees/torn.png: " in note
+
+
+def test_of_many_unreadable_images_the_first_five_are_named(
+    make_plan: Callable[..., Plan], two_classes: Path, tmp_path: Path
+) -> None:
+    for number in range(7):
+        (two_classes / "ants" / f"bad{number}.jpg").write_bytes(bytes([number]))
+    (note,) = prepare(make_plan(data=str(two_classes)), tmp_path).notes
+    assert note.startswith("7 unreadable images were skipped: ")
+    assert len(re.findall(r"(?<!/)ants/bad\d.jpg: ", note)) == 5
+    assert note.endswith("; and 2 more.")
+
+
+def test_copies_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    for seed, (part, name) in enumerate((p, n) for p in ("train", "val", "test") for n in ("ants", "bees")):
+        pictures(tmp_path / "images" / part / name, 6, seed)
+    for name in ("0.png", "1.png"):
+        shutil.copy(tmp_path / "images/train/ants" / name, tmp_path / "images/test/ants" / f"copy-{name}")
+    shutil.copy(tmp_path / "images/val/bees/0.png", tmp_path / "images/test/bees/copy.png")
+    (note,) = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage").notes
+    assert note.startswith("3 images of the test part stand in the training or validation part too")
+
+
+def test_clean_data_need_no_note(prepared: Prepared) -> None:
+    assert prepared.notes == ()
+
+
+def test_what_is_prepared_is_what_was_asked_for(prepared: Prepared, weights: Path) -> None:
+    assert prepared.image_size == SIZE
+    assert prepared.pack.classes == ("blue", "green", "red")
+    (backbone,) = prepared.backbones
+    assert backbone.file == weights.resolve()
+    assert len(backbone.sha256) == 64
+    assert prepared.plan.trials == 24
+
+
+def test_arms_decide_how_many_trials_there_are(make_plan: Callable[..., Plan], storage: Path) -> None:
+    assert prepare(make_plan(arms=({"strategy": "naive"}, {"strategy": "clip"})), storage).plan.trials == 2
+
+
+def test_scratch_alone_needs_no_weights(make_plan: Callable[..., Plan], storage: Path) -> None:
+    found = prepare(make_plan(weights={}, strategies=("scratch",)), storage)
+    assert (found.backbones[0].file, found.backbones[0].sha256) == (None, "")
+
+
+@pytest.fixture(scope="session")
+def all_strategies(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
+    """All but lora, which finds nothing to enter; with an argument that not every network takes."""
+    able = tuple(name for name in STRATEGIES if name != "lora")
+    return prepare(make_plan(strategies=able, backbone_args={"drop_path_rate": 0.1}), storage)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "lora"])
+def test_a_recipe_names_its_weights_unless_it_starts_from_random_ones(all_strategies: Prepared, strategy: str) -> None:
+    params = next(each for each in all_strategies.space.known_good() if each["strategy"] == strategy)
+    recipe = all_strategies.recipe(all_strategies.space.configured(params))
+    random = strategy in ("scratch", "small_cnn")
+    assert recipe.weights == ("" if random else all_strategies.backbones[0].sha256)
+    assert (recipe.data, recipe.classes, recipe.image_size) == (all_strategies.pack.hash, 3, SIZE)
+    epochs = 1 if strategy in ("ridge_probe", "logistic_probe") else 4
+    assert (recipe.epochs, recipe.seed, recipe.split_seed, recipe.draw) == (epochs, 0, 0, 0)
+    networks.check(recipe)
+
+
+def test_a_strategy_that_brings_a_network_takes_neither_weights_nor_arguments(all_strategies: Prepared) -> None:
+    space = all_strategies.space
+    configs = {str(config["strategy"]): config for config in map(space.configured, space.known_good())}
+    small, scratch = (all_strategies.recipe(configs[name]) for name in ("small_cnn", "scratch"))
+    assert (small.backbone, small.weights, small.backbone_args) == ("basic_cnn", "", ())
+    assert (scratch.backbone, scratch.backbone_args) == (BACKBONE, (("drop_path_rate", 0.1),))
+
+
+def test_some_classes_may_be_chosen(make_plan: Callable[..., Plan], storage: Path) -> None:
+    named = prepare(make_plan(classes=("red", "blue")), storage)
+    assert named.pack.classes == ("blue", "red")
+    assert named.described()["data"]["classes"] == ["blue", "red"]
+    assert named.notes == ("2 of 3 classes were chosen; the images of the others are left out.",)
+    counted = prepare(make_plan(classes=("2",)), storage)
+    assert counted.described()["data"]["classes"] == ["blue", "green"]
+    assert counted.default_name() != named.default_name()
+
+
+def test_a_recipe_takes_the_plans_seed_and_arguments(make_plan: Callable[..., Plan], storage: Path) -> None:
+    found = prepare(make_plan(seed=5, backbone_args={"drop_rate": 0.2}), storage)
+    recipe = found.recipe(found.space.configured(found.space.known_good()[0]))
+    assert (recipe.seed, recipe.split_seed, recipe.backbone_args) == (5, 5, (("drop_rate", 0.2),))
+
+
+@pytest.mark.parametrize(
+    ("images", "redrawable", "redraws"), [(1_999, True, True), (2_000, True, False), (100, False, False)]
+)
+def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
+    prepared: Prepared, images: int, redrawable: bool, redraws: bool
+) -> None:
+    split = dataclasses.replace(prepared.split, train=np.arange(images), redrawable=redrawable)
+    assert dataclasses.replace(prepared, split=split).redraws is redraws
+    assert module.REDRAWN_BELOW == 2_000
+
+
+def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    everything, few = prepare(make_plan(), storage), prepare(make_plan(edits={"images_per_class": "3"}), storage)
+    several = prepare(make_plan(edits={"images_per_class": "3,5"}), storage)
+    assert len(few.split.train) == few.described()["data"]["train"] == 3 * len(few.pack.classes)
+    assert (few.split.val.tolist(), few.split.test.tolist()) == (
+        everything.split.val.tolist(),
+        everything.split.test.tolist(),
+    )
+    assert len(several.split.train) == len(everything.split.train)
+
+
+def test_a_grid_has_as_many_trials_as_there_are_combinations_and_says_so(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    edits = {"optimizer": "sgd,adam", "learning_rate": "0.01", "weight_decay": "1e-4", "batch_size": "4"}
+    edits |= {"schedule": "cosine", "augmentation": "none", "mixing": "none", "loss": "cross_entropy"}
+    plan = make_plan(sampler="grid", strategies=("naive",), edits={**edits, "clip_norm": "none,1"}, trials=24)
+    found = prepare(plan, storage)
+    assert found.plan.trials == found.described()["trials"] == 4
+    assert found.notes[-1] == "--sampler grid: 4 combinations, the known good ones among them, are all there are."
+    found = prepare(dataclasses.replace(plan, trials=3), storage)
+    assert found.plan.trials == 3
+    assert found.notes[-1] == "--sampler grid: there are more combinations than the 3 that --trials allows."

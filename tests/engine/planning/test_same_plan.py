@@ -1,0 +1,172 @@
+"""The same plan, or another: what may change between two starts of a sweep, and what a sweep is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.planning.prepare import Prepared, differences, prepare
+from tests.conftest import BACKBONE
+from tests.engine.conftest import pictures
+
+# --- the same plan, or another? --------------------------------------------------------------------------------------
+
+
+def stored(prepared: Prepared, **changes: Any) -> dict[str, Any]:
+    """What plan.json says, as it comes back from disk."""
+    found: dict[str, Any] = json.loads(json.dumps({**prepared.described(), "name": "n", "provenance": {}, **changes}))
+    return found
+
+
+def names(changes: list[str]) -> list[str]:
+    return [change.partition(":")[0] for change in changes]
+
+
+def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
+    assert differences(stored(prepared), stored(prepared)) == []
+    assert differences(stored(prepared), {**prepared.described(), "name": "other", "provenance": {"commit": "x"}}) == []
+
+
+def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None:
+    assert differences(stored(prepared), stored(prepared, trials=25)) == []
+    assert differences(stored(prepared), stored(prepared, trials=23)) == [
+        "trials: 24 -> 23 (more may be added, none taken away)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"epochs": 5}, ["epochs"]),
+        ({"epochs": 2}, ["epochs", "space.freeze_then_unfreeze.freeze_epochs"]),
+        ({"image_size": 40}, ["data.pack", "image_size"]),
+        ({"objective": ("loss",)}, ["objective"]),
+        ({"sampler": "random"}, ["sampler"]),
+        ({"scheduler": "none"}, ["scheduler"]),
+        ({"finalists": 1}, ["finalists"]),
+        ({"seeds": 1}, ["seeds"]),
+        ({"seed": 1}, ["seed"]),
+        ({"strategies": ("naive", "clip")}, ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy"]),
+        (
+            {"edits": {"learning_rate": "1e-4..1e-3", "optimizer": "sgd"}},
+            ["space.adam.learning_rate", "space.optimizer"],
+        ),
+        ({"backbone_args": {"drop_rate": 0.1}}, ["backbones"]),
+        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials"]),
+        (
+            {"edits": {"colour": "grey", "images_per_class": "5"}},
+            ["space.colour", "space.images_per_class", "data.train", "data.split"],
+        ),
+        ({"classes": ("red", "blue")}, ["data.classes", "data.pack", "data.train", "data.val", "data.test"]),
+        ({"experiment": "cars"}, ["experiment"]),
+        ({"question": "Another?"}, []),
+    ],
+    ids=str,
+)
+def test_what_changed_is_listed_by_name(
+    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], changed: list[str]
+) -> None:
+    found = differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
+    assert set(changed) <= set(names(found))
+    assert all(name.startswith("space.") for name in set(names(found)) - set(changed))
+    assert bool(found) == bool(changed)
+    assert all(" -> " in line for line in found)
+
+
+def test_both_values_stand_in_the_line(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
+    assert differences(stored(prepared), stored(prepare(make_plan(epochs=5), storage))) == ["epochs: 4 -> 5"]
+
+
+def test_another_image_is_a_difference_and_so_are_other_weights(
+    prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
+) -> None:
+    import safetensors.torch
+
+    shutil.copytree(image_folder, tmp_path / image_folder.name)
+    pictures(tmp_path / image_folder.name / "red", 1, 99)
+    found = differences(stored(prepared), stored(prepare(make_plan(data=str(tmp_path / image_folder.name)), storage)))
+    assert {"data.pack", "data.train"} <= set(names(found))
+    tensors = safetensors.torch.load_file(weights)
+    first = next(iter(tensors))
+    tensors[first] = tensors[first] + 1
+    safetensors.torch.save_file(tensors, tmp_path / weights.name)
+    changed = prepare(make_plan(weights={BACKBONE: str(tmp_path / weights.name)}), storage)
+    assert names(differences(stored(prepared), stored(changed))) == ["backbones"]
+
+
+def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
+    prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "renamed")
+    shutil.copy(weights, tmp_path / "w.safetensors")
+    moved = make_plan(data=str(tmp_path / "renamed"), weights={BACKBONE: str(tmp_path / "w.safetensors")})
+    assert differences(stored(prepared), stored(prepare(moved, storage))) == []
+
+
+def test_all_classes_by_name_are_the_same_sweep_as_all_of_them(
+    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    named = prepare(make_plan(classes=("red", "green", "blue")), storage)
+    assert differences(stored(prepared), stored(named)) == []
+    assert named.default_name() == prepared.default_name()
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_named_by_experiment_folder_and_six_digits(prepared: Prepared) -> None:
+    experiment, folder, digits = prepared.default_name().split("-")
+    assert (experiment, folder) == ("folder", "colours")
+    assert len(digits) == 6
+    assert set(digits) <= set("0123456789abcdef")
+
+
+def test_two_folders_with_other_content_never_share_a_name(
+    make_plan: Callable[..., Plan], prepared: Prepared, two_classes: Path, storage: Path, tmp_path: Path
+) -> None:
+    two_classes.rename(tmp_path / "colours")
+    other = prepare(make_plan(data=str(tmp_path / "colours")), storage).default_name()
+    assert other.startswith("folder-colours-")
+    assert other != prepared.default_name()
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"trials": 90}, True),
+        ({"question": "Another?"}, True),
+        ({"epochs": 5}, False),
+        ({"seed": 1}, False),
+        ({"objective": ("loss",)}, False),
+    ],
+    ids=str,
+)
+def test_the_name_follows_what_is_run(
+    prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], same: bool
+) -> None:
+    assert (prepare(make_plan(**changes), storage).default_name() == prepared.default_name()) is same
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("my cars!", "my_cars_"),
+        ("=cmd|x", "_cmd_x"),
+        ("x" * 90, "x" * 40),
+        ("../..", "_____"),
+        ("owner/name", "owner_name"),
+        ("", "data"),
+        ("蜜蜂", "蜜蜂"),
+    ],
+)
+def test_a_data_sets_name_becomes_a_plain_one(prepared: Prepared, source: str, shown: str) -> None:
+    name = dataclasses.replace(prepared, source=source).default_name()
+    assert name.removeprefix("folder-")[:-7] == shown
+    assert Path(name).name == name

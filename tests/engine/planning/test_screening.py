@@ -1,0 +1,335 @@
+"""Screening: which backbones go on to the search, and with which head `lp_ft` starts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sweeps.engine.console.progress import Watch
+from sweeps.engine.plan import Plan
+from sweeps.engine.planning import screening
+from sweeps.engine.planning.prepare import Prepared, differences, prepare
+from sweeps.engine.samplers.ask_tell import Proposer
+from sweeps.engine.search_space.distributions import Options
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.sweep import Means, Sweep
+from tests.engine.conftest import a_record
+from xfer.objectives import OBJECTIVES
+from xfer.recipe import Recipe
+from xfer.records import Record
+
+NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
+STRATEGIES = ("lp_ft", "linear_probe", "clip")
+PENALTIES = {"logistic_probe": (0.01, 0.1, 1.0, 10.0, 100.0), "ridge_probe": (1.0, 10.0, 100.0, 1e3, 1e4)}
+
+Preparing = Callable[..., Prepared]
+
+
+@pytest.fixture(scope="module")
+def preparing(
+    one_thread: None, make_plan: Callable[..., Plan], weights_of: Callable[[str], Path], storage: Path
+) -> Preparing:
+    """A plan over three backbones, of which two go on."""
+
+    def made(*backbones: str, **changes: Any) -> Prepared:
+        names = backbones or NETWORKS
+        about = {"weights": {name: str(weights_of(name)) for name in names}, "keep_backbones": 2, "trials": 9}
+        return prepare(make_plan(**{"backbones": names, "strategies": STRATEGIES, **about, **changes}), storage)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def three(preparing: Preparing) -> Prepared:
+    return preparing()
+
+
+def heads(prepared: Prepared, accuracies: Mapping[tuple[str, str, float], float], usual: float = 0.3) -> list[Record]:
+    """A record of every head, with these validation accuracies by backbone, strategy and penalty."""
+    records = []
+    for trial in screening.trials(prepared):
+        strategy = trial.recipe["strategy"]
+        accuracy = accuracies.get((str(trial.recipe["backbone"]), strategy["name"], strategy["penalty"]), usual)
+        records.append(replace(a_record(trial.name, (accuracy,), recipe=dict(trial.recipe)), phase="screen"))
+    return records
+
+
+# Who screens
+
+
+@pytest.mark.parametrize(
+    ("backbones", "changes", "drops", "chooses"),
+    [
+        (NETWORKS, {}, True, True),
+        (NETWORKS, {"strategies": ("clip", "linear_probe")}, True, False),
+        (NETWORKS, {"keep_backbones": 3}, False, True),
+        (NETWORKS, {"keep_backbones": 3, "strategies": ("clip",)}, False, False),
+        (NETWORKS[:1], {}, False, True),
+        (NETWORKS[:1], {"edits": {"penalty": "0.1..10"}}, False, False),
+        (NETWORKS, {"edits": {"penalty": "1"}}, True, False),
+        (NETWORKS, {"strategies": ("scratch",)}, False, False),  # nothing pretrained, so there is nothing to be asked
+        (NETWORKS, {"sampler": "grid", "edits": {"optimizer": "sgd"}}, False, False),
+        (NETWORKS, {"arms": ({"strategy": "lp_ft"}, {"strategy": "clip"})}, False, False),
+    ],
+)
+def test_it_screens_where_there_are_backbones_to_drop_or_a_head_to_choose(
+    preparing: Preparing, backbones: Sequence[str], changes: Mapping[str, Any], drops: bool, chooses: bool
+) -> None:
+    prepared = preparing(*backbones, **changes)
+    assert (screening.drops(prepared), screening.chooses_head(prepared)) == (drops, chooses)
+    assert bool(screening.trials(prepared)) == bool(screening.described(prepared)) == (drops or chooses)
+    assert ("screening" in prepared.described()) == (drops or chooses)
+
+
+def test_a_sweep_that_screened_cannot_go_on_with_another_number_to_keep(preparing: Preparing) -> None:
+    strategies = ("clip", "linear_probe")
+    kept = {keep: preparing(*NETWORKS, "test_convnext", keep_backbones=keep, strategies=strategies) for keep in (2, 3)}
+    assert differences(kept[2].described(), kept[3].described()) == ["screening.keep: 2 -> 3"]
+
+
+def test_a_number_that_drops_nobody_is_no_part_of_a_plan(preparing: Preparing) -> None:
+    assert preparing(keep_backbones=3).described() == preparing(keep_backbones=5).described()
+
+
+@pytest.mark.parametrize("keep", [-1, 0, 1])
+def test_fewer_than_two_are_never_kept(make_plan: Callable[..., Plan], keep: int) -> None:
+    with pytest.raises(ValueError, match=f"keep_backbones is {keep}; it must lie between 2 and 100"):
+        make_plan(keep_backbones=keep)
+
+
+# What is tried
+
+
+def test_every_head_is_tried_on_every_backbone_each_as_a_recipe_of_its_own(three: Prepared) -> None:
+    trials = screening.trials(three)
+    met = [
+        (trial.recipe["backbone"], trial.recipe["strategy"]["name"], trial.recipe["strategy"]["penalty"])
+        for trial in trials
+    ]
+    assert met == [(name, how, penalty) for name in NETWORKS for how in PENALTIES for penalty in PENALTIES[how]]
+    assert [trial.name for trial in trials] == [f"screen-{number:02d}" for number in range(30)]
+    assert {trial.phase for trial in trials} == {"screen"}
+    assert {trial.recipe["epochs"] for trial in trials} == {1}
+
+
+def test_heads_see_the_images_that_the_search_will_see(preparing: Preparing) -> None:
+    prepared = preparing(edits={"colour": "grey", "images_per_class": "4", "penalty": "7", "activation": "mish"})
+    for trial in screening.trials(prepared):
+        recipe = trial.recipe
+        assert (recipe["colour"]["name"], recipe["images_per_class"], recipe["activation"]["name"]) == (
+            *("grey", 4),
+            "mish",
+        )
+    assert {trial.recipe["strategy"]["penalty"] for trial in screening.trials(prepared)} == {
+        penalty for each in PENALTIES.values() for penalty in each
+    }
+
+
+# What is decided
+
+
+def test_the_backbones_with_the_best_heads_go_on_the_best_first(three: Prepared) -> None:
+    best = {("test_vit", "ridge_probe", 10.0): 0.9, ("test_efficientnet", "logistic_probe", 0.1): 0.8}
+    decision = screening.decided(three, heads(three, best))
+    assert (decision["kept"], decision["dropped"]) == (["test_vit", "test_efficientnet"], ["test_resnet"])
+    assert decision["by"] == "accuracy"
+    assert screening.said(decision) == (
+        "frozen features speak for test_vit, test_efficientnet; test_resnet is left out"
+    )
+
+
+def test_of_equal_ones_those_go_on_that_were_named_first(three: Prepared) -> None:
+    decision = screening.decided(three, heads(three, {}))
+    assert (decision["kept"], decision["dropped"]) == (["test_resnet", "test_efficientnet"], ["test_vit"])
+
+
+def test_the_penalty_is_that_of_the_best_logistic_head_whatever_ridge_says(three: Prepared) -> None:
+    best = {
+        ("test_resnet", "ridge_probe", 1.0): 0.95,
+        ("test_resnet", "logistic_probe", 10.0): 0.5,
+        ("test_vit", "logistic_probe", 100.0): 0.7,
+    }
+    penalties = screening.decided(three, heads(three, best))["penalties"]
+    assert (penalties["test_resnet"], penalties["test_vit"]) == (10.0, 100.0)
+
+
+def test_of_equally_good_heads_the_one_with_the_lowest_loss_is_taken(three: Prepared) -> None:
+    records = heads(three, {})
+    for place, record in enumerate(records):
+        loss = 0.1 if record.recipe["strategy"]["penalty"] == 100.0 else 0.5
+        records[place] = replace(record, epochs=(replace(record.epochs[0], val_loss=loss),))
+    assert set(screening.decided(three, records)["penalties"].values()) == {100.0}
+
+
+def test_a_backbone_whose_heads_all_failed_comes_last_and_has_no_penalty(three: Prepared) -> None:
+    records = [
+        replace(record, status="failed", epochs=(), val=None) if record.recipe["backbone"] == "test_resnet" else record
+        for record in heads(three, {})
+    ]
+    decision = screening.decided(three, records)
+    assert (decision["kept"], decision["dropped"]) == (["test_efficientnet", "test_vit"], ["test_resnet"])
+    assert "test_resnet" not in decision["penalties"]
+    assert screening.narrowed(three, decision).space.strategies() == STRATEGIES
+
+
+@pytest.mark.parametrize(
+    ("objective", "measure"),
+    [
+        (("accuracy",), "accuracy"),
+        (("balanced_accuracy", "seconds"), "balanced_accuracy"),
+        (("noisy_accuracy",), "accuracy"),  # a head is not judged under noise, which goes through the whole network
+        (("loss",), "accuracy"),
+        (("seconds", "accuracy"), "accuracy"),
+    ],
+)
+def test_backbones_are_compared_by_a_share_of_images(objective: Sequence[str], measure: str) -> None:
+    assert screening.measure([OBJECTIVES[name] for name in objective]).name == measure
+
+
+@pytest.fixture(scope="module")
+def with_lora(preparing: Preparing) -> Prepared:
+    """`lora` enters linear layers, which only one of the networks has."""
+    return preparing(strategies=("clip", "lora"))
+
+
+def test_a_strategy_that_none_of_the_best_can_do_keeps_the_best_backbone_that_can(with_lora: Prepared) -> None:
+    best = {(name, "ridge_probe", 1.0): 0.9 for name in ("test_resnet", "test_efficientnet")}
+    decision = screening.decided(with_lora, heads(with_lora, best))
+    assert (decision["kept"], decision["dropped"]) == ([*NETWORKS], [])
+    space = screening.narrowed(with_lora, decision).space
+    good = [space.configured(params) for params in space.known_good()]
+    assert ("lora", "test_vit") in {(config["strategy"], config["backbone"]) for config in good}
+
+
+def test_where_only_a_head_has_to_be_chosen_nothing_but_logistic_ones_are_tried(preparing: Preparing) -> None:
+    trials = screening.trials(preparing(keep_backbones=3))
+    assert len(trials) == 15
+    assert {trial.recipe["strategy"]["name"] for trial in trials} == {"logistic_probe"}
+
+
+def test_a_backbone_that_can_have_no_head_is_refused_and_one_that_can_have_some_is_tried_with_them(
+    preparing: Preparing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = preparing(strategies=("clip",))
+
+    def no_ridge(recipe: Recipe) -> None:
+        if recipe.backbone == "test_vit" and recipe.strategy.name in refused:
+            raise ValueError("it ends in NormLinear")
+
+    monkeypatch.setattr("xfer.training.networks.check", no_ridge)
+    refused = {"ridge_probe"}
+    assert len(screening.trials(prepared)) == 25
+    refused = {"ridge_probe", "logistic_probe"}
+    with pytest.raises(ValueError, match=r"backbone test_vit cannot be compared .*NormLinear.* --keep-backbones"):
+        screening.trials(prepared)
+
+
+# What follows
+
+
+@pytest.fixture(scope="module")
+def narrow(three: Prepared) -> Prepared:
+    best = {("test_vit", "logistic_probe", 10.0): 0.9, ("test_efficientnet", "logistic_probe", 0.1): 0.8}
+    return screening.narrowed(three, screening.decided(three, heads(three, best)))
+
+
+def test_nothing_else_is_proposed_any_more(narrow: Prepared) -> None:
+    proposer, met = Proposer(narrow.space, "random", seed=0), set()
+    for number in range(80):
+        params, config = proposer.propose(f"{number:04d}", number)
+        recipe = narrow.recipe(config)
+        assert "penalty" not in {name.rpartition(".")[2] for name in params}
+        if recipe.strategy.name == "lp_ft":
+            met.add((recipe.backbone, dict(recipe.strategy.values)["penalty"]))
+        assert recipe.backbone in ("test_vit", "test_efficientnet")
+    assert met == {("test_vit", 10.0), ("test_efficientnet", 0.1)}
+
+
+def test_known_good_recipes_are_tried_on_the_best_backbone(narrow: Prepared) -> None:
+    good = [narrow.space.configured(params) for params in narrow.space.known_good()]
+    assert [config["backbone"] for config in good] == ["test_vit", "test_efficientnet", *["test_vit"] * 3]
+
+
+def test_a_penalty_that_was_asked_for_stays_as_it_is(preparing: Preparing) -> None:
+    prepared = preparing(edits={"penalty": "0.5,5"})
+    space = screening.narrowed(prepared, screening.decided(prepared, heads(prepared, {}))).space
+    assert space.parameter("lp_ft", "penalty") == Options((0.5, 5))
+    assert space.possible["test_resnet"]["lp_ft"]["penalty"] == Options((0.5, 5))
+
+
+def test_of_a_warm_start_what_was_left_out_is_left_out_too(three: Prepared, narrow: Prepared) -> None:
+    begins = [
+        {**params, "backbone": name, "lp_ft.penalty": 1.0}
+        for params in three.space.known_good()[-2:]
+        for name in NETWORKS
+    ]
+    left = screening.still_possible(narrow.space, begins)
+    assert [params["backbone"] for params in left] == ["test_efficientnet", "test_vit"] * 2
+    proposer = Proposer(narrow.space, "tpe", seed=0, warm=left)
+    for number in range(6):
+        proposer.propose(f"{number:04d}", number)
+        proposer.tell(a_record(f"{number:04d}"))
+    again = Proposer(narrow.space, "tpe", seed=0, warm=left)
+    again.remember({"0000": (left[0], a_record("0000"))})
+
+
+# In a sweep, whose heads are fitted in this very process
+
+
+@pytest.fixture
+def store(tmp_path: Path, three: Prepared) -> Store:
+    found = Store(tmp_path / "colours")
+    found.put_plan(three.described())
+    return found
+
+
+@pytest.fixture
+def begun(three: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Sweep]:
+    """A start of the sweep."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return lambda: Sweep(three, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+
+
+def test_time_that_is_up_leaves_it_undecided_and_the_next_start_goes_on(
+    store: Store, begun: Callable[[], Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = begun()
+    monkeypatch.setattr(sweep, "_short_of", lambda reserve: len(store.records()) >= 10)
+    sweep.screen()
+    sweep.search()
+    first = {record.trial: record for record in store.records()}
+    assert sorted(first) == [f"screen-{number:02d}" for number in range(10)]
+    assert {record.recipe["backbone"] for record in first.values()} == {NETWORKS[0]}
+    assert store.decisions("screening") == []
+    assert {trial.phase for trial in store.trials()} == {"screen"}
+    begun().screen()
+    assert len(store.records()) == 30
+    assert {name: store.record(name) for name in first} == first
+    assert len(store.decisions("screening")) == 1
+
+
+def test_a_decision_that_was_lost_is_made_again_and_what_was_searched_is_still_known(
+    store: Store, begun: Callable[[], Sweep]
+) -> None:
+    sweep = begun()
+    sweep.screen()
+    [decision] = store.decisions("screening")
+    assert sweep._proposer is not None
+    for number in range(6):
+        name = f"{number:04d}"
+        params, config = sweep._proposer.propose(name, number)
+        store.add_trial(Trial(name, "search", params, sweep._prepared.recipe(config).as_dict()))
+        store.add_record(a_record(name))
+    assert "lp_ft" in {trial.recipe["strategy"]["name"] for trial in store.trials() if trial.phase == "search"}
+    (store.folder / "screening" / "0001.json").write_text("{")
+    again = begun()
+    again.screen()
+    assert [{**each, "at": ""} for each in store.decisions("screening")] == [{**decision, "at": ""}]
+    assert again._proposer is not None
+    assert len(again._proposer._study.trials) == 6

@@ -1,0 +1,77 @@
+"""What a cluster may grow to, and which losses are a machine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweeps.engine.resources import cluster
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_without_a_cluster_file_nothing_can_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XFER_GROWS_TO", raising=False)
+    assert cluster.node_types() == ([], None)
+
+
+def test_the_shipped_cluster_grows_to_eight_gpus_whichever_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "ray_cluster.yaml").read_text())
+    assert cluster.grows_to("GPU", *cluster.node_types()) == 8
+    assert cluster.grows_to("CPU", *cluster.node_types()) == 64
+
+
+def test_where_there_is_no_file_a_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XFER_GROWS_TO", "4 x CPU=8,GPU=1; 2 x CPU=16")
+    assert cluster.grows_to("GPU", *cluster.node_types()) == 4
+    assert cluster.grows_to("CPU", *cluster.node_types()) == 64
+    monkeypatch.setenv("XFER_GROWS_TO", "plenty")
+    with pytest.raises(ValueError, match=r"XFER_GROWS_TO=plenty: write it as 8 x CPU=8,GPU=1; 2 x CPU=16"):
+        cluster.node_types()
+
+
+def test_kubernetes_says_what_it_may_grow_to() -> None:
+    text = (ROOT / "clusters" / "kubernetes.yaml").read_text()
+    parts = {each["kind"]: each for each in yaml.safe_load_all(text) if each}
+    ray, said = parts["RayCluster"], parts["ConfigMap"]["data"]["XFER_GROWS_TO"]
+    groups = ray["spec"]["workerGroupSpecs"]
+    assert [each.most for each in cluster.workers_from(said)] == [group["maxReplicas"] for group in groups]
+
+
+def test_of_lost_processes_those_of_a_lost_machine_are_told_apart() -> None:
+    from ray.exceptions import ActorUnavailableError, RayActorError
+
+    from sweeps.engine.trials.ray_tune import is_machine_lost
+
+    gone = "The actor died because its node has died. Node Id: ab"
+    assert is_machine_lost(RayActorError(error_msg=gone))
+    assert is_machine_lost(ActorUnavailableError("connection reset", None))
+    assert not is_machine_lost(RayActorError(error_msg="The actor died unexpectedly: its process was killed"))
+    assert not is_machine_lost(RayActorError(error_msg=gone, preempted=True)), "Tune has not counted it"
+    assert not is_machine_lost(ValueError(gone))
+    assert not is_machine_lost(None)
+
+
+def test_a_machine_that_is_lost_is_not_counted_against_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train._internal import storage
+    from ray.tune.experiment.trial import Trial
+
+    from sweeps.engine.trials.ray_tune import _Spared
+
+    monkeypatch.setattr(storage, "_get_ray_train_session_dir", lambda: str(tmp_path / "artifacts"))
+    context = storage.StorageContext(str(tmp_path / "results"), "tune", trial_dir_name="0000")
+    trial = Trial("__fake", storage=context, stub=True)
+    trial.init_local_path()
+    for error, failures in (("its node has died", 0), ("its process was killed", 1), ("its node has died", 1)):
+        trial.handle_error(RayActorError(error_msg=f"The actor died because {error}."))
+        _Spared().on_trial_recover(1, [], trial)
+        assert trial.run_metadata.num_failures == failures

@@ -1,0 +1,215 @@
+"""Trials that were given several GPUs are trained on all of them together, and leave no process behind.
+
+The GPUs are only said to be there, so the processes of a trial compute on CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import trainable
+from sweeps.engine.trials.trainable import Site, config_for, train_trial
+from tests.sweeping import PATIENCE, ROOT
+from xfer.distributed.process_group import LostError
+from xfer.training import checkpoints
+
+MARK = "XFER_TEST_TEAM"
+
+
+@pytest.fixture
+def begin(tmp_path, pack, weights_of, make_recipe):
+    """A store, and the configuration of a trial that is begun in it."""
+    store = Store(tmp_path / "sweep")
+
+    def begun(name="0000", gpus=2.0, **changes):
+        recipe = make_recipe(backbone="test_vit", **changes)
+        file = str(weights_of("test_vit"))
+        site = Site(str(store.folder), str(pack.folder), file, 2, gpus, features=str(tmp_path / "features"))
+        trial = Trial(name, "search", {}, recipe.as_dict())
+        store.add_trial(trial)
+        return config_for(trial, site)
+
+    return store, begun
+
+
+def marked(mark):
+    """The commands of all processes that inherited a mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue
+    return [command for command in found if "xfer.distributed.worker" in command]
+
+
+def test_a_trial_whose_other_process_was_lost_is_left_to_ray_without_a_record(begin, monkeypatch):
+    store, begun = begin
+
+    def lost(config):
+        raise LostError("the process on device 2 of 2 was lost")
+
+    monkeypatch.setattr(trainable, "_run", lost)
+    with pytest.raises(LostError):
+        train_trial(begun())
+    assert store.record("0000") is None
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(0.0, 1), (0.25, 1), (1.0, 1), (2.0, 2), (4.0, 4)])
+def test_whole_gpus_are_devices_of_one_run_and_share_its_cores(begin, monkeypatch, gpus, devices):
+    import torch
+
+    _, begun = begin
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    run = trainable._run(begun(gpus=gpus))
+    assert run._devices == devices
+    assert threads[-1] == max(1, 2 // devices)
+
+
+@pytest.mark.slow
+def test_a_trial_on_two_gpus_comes_to_the_record_of_one_on_none(begin, monkeypatch):
+    monkeypatch.setattr(trainable, "report", lambda record: None)
+    store, begun = begin
+    train_trial(begun("0000", 0.0))
+    train_trial(begun("0001", 2.0))
+    alone, found = store.record("0000"), store.record("0001")
+    assert (alone.arithmetic, found.arithmetic) == ("float32", "float32, 2 devices")
+    assert (found.status, found.id, found.key) == ("finished", alone.id, alone.key)
+    assert store.epochs("0001") == found.epochs
+    assert found.val.correct == alone.val.correct
+    for one, other in zip(found.epochs, alone.epochs, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+        assert one.val_loss == pytest.approx(other.val_loss, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_stopped_at_a_report_leaves_its_checkpoint_and_no_process(begin, monkeypatch):
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    followers = []
+
+    def stop(record):
+        followers.append(marked(mark))
+        raise SystemExit  # as Tune does it
+
+    monkeypatch.setattr(trainable, "report", stop)
+    store, begun = begin
+    with pytest.raises(SystemExit):
+        train_trial(begun(epochs=4))
+    assert [len(each) for each in followers] == [1]
+    assert marked(mark) == []
+    assert len(checkpoints.load(store.checkpoints("0000"))["epochs"]) == 1
+    monkeypatch.setattr(trainable, "report", lambda record: None)
+    train_trial(begun(epochs=4))
+    assert store.record("0000").resumed_at == (1,)
+    assert store.record("0000").status == "finished"
+
+
+SCRIPT = '''
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import ray
+
+from sweeps.engine import trainable, tuning
+
+folder, configs = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, value in tuning.ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
+         configure_logging=False)
+
+
+def follower():
+    """The process id of the one that follows this."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(os.getpid()) and "xfer.distributed.worker" in (process / "cmdline").read_text():
+                return int(process.name)
+        except OSError:
+            continue  # it has ended meanwhile
+    raise AssertionError("nobody follows")
+
+
+def trial(config):
+    """Notes what it sees before it trains; what follows the second one is killed after its first epoch."""
+    note = folder / f"{config['trial']}.json"
+    first = not note.exists()
+    if first:
+        note.write_text(json.dumps({"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}))
+    report = trainable.report
+
+    def killing(record):
+        if first and config["trial"] == "0001":
+            os.kill(follower(), signal.SIGKILL)
+        report(record)
+
+    trainable.report = killing
+    try:
+        trainable.train_trial(config)
+    finally:
+        trainable.report = report
+
+
+class Driver:
+    stopped = "0000"
+
+    def next_trial(self):
+        return configs.pop(0) if configs else None
+
+    def waits(self):
+        return False
+
+    def goes_on(self, trial, record):
+        return trial != self.stopped
+
+    def ended(self, trial, error):
+        assert error is None, error
+
+
+tuning.run_trials(Driver(), 2, trial)
+'''
+
+
+@pytest.mark.slow
+def test_ray_gives_a_trial_two_gpus_for_one_run_and_starts_it_again_where_half_of_it_is_lost(begin, tmp_path):
+    store, begun = begin
+    configs = [begun("0000", epochs=3), begun("0001", epochs=2)]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    mark = uuid.uuid4().hex
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_", "PYTORCH_"))
+    }
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), json.dumps(configs)],
+        cwd=ROOT,
+        env={**inherited, "PYTHONPATH": str(ROOT), MARK: mark},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    notes = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0000", "0001")]
+    assert [sorted(note["gpus"].split(",")) for note in notes] == [["0", "1"]] * 2
+    assert notes[0]["pid"] == notes[1]["pid"], "the process is kept, and so both follow each other"
+    assert store.record("0000") is None
+    assert len(store.epochs("0000")) == 1
+    record = store.record("0001")
+    assert (record.status, record.arithmetic) == ("finished", "float32, 2 devices")
+    assert record.resumed_at == (1,)
+    assert marked(mark) == []

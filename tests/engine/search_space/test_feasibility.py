@@ -1,0 +1,198 @@
+"""Possible: what a network cannot do is never proposed for it, and refused with the reason where it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.planning.prepare import Prepared, prepare
+from sweeps.engine.samplers.ask_tell import Proposer
+from sweeps.engine.search_space.distributions import Options, Range
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import Space
+from tests.engine.conftest import a_record
+from tests.engine.drawing import WIDE, thrown
+from xfer.choices import Value
+from xfer.methods.strategies import STRATEGIES
+from xfer.training import networks
+
+BLOCKS = {"tall": 9, "short": 3}
+
+
+def fits(backbone: str, strategy: str, values: Mapping[str, Value]) -> None:
+    """What two networks can do that differ in height; only the tall one can be entered by lora."""
+    blocks = values.get("blocks")
+    if isinstance(blocks, int) and strategy != "gradual_unfreeze" and blocks >= BLOCKS[backbone]:
+        raise ValueError(f"{strategy} of {blocks} blocks, but there are {BLOCKS[backbone]}")
+    if strategy == "lora" and (backbone == "short" or values["rank"] == 16):
+        raise ValueError("there is nothing to enter")
+    if strategy == "early_cut" and values["stage"] not in (1, 2, 4):
+        raise ValueError(f"there is no stage {values['stage']}")
+
+
+# --- what is left ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_of_a_parameter_is_told_by_network() -> None:
+    space = space_for(["short", "tall"], 6, ["freeze_first", "early_cut", "lora", "naive"], fits=fits)
+    assert space.possible == {
+        "short": {
+            "freeze_first": {"blocks": Range(1, 2)},
+            "early_cut": {"stage": Options((1, 2, 4))},
+            "naive": {},
+        },
+        "tall": {
+            "freeze_first": {"blocks": Range(1, 8)},
+            "early_cut": {"stage": Options((1, 2, 4))},
+            "lora": {"rank": Options((8, 4))},
+            "naive": {},
+        },
+    }
+
+
+def test_what_is_left_is_all_that_is_drawn() -> None:
+    space = space_for(["short", "tall"], 6, list(STRATEGIES), fits=fits)
+    for config, asked in thrown(space, 1_500):
+        backbone, strategy = str(config["backbone"]), str(config["strategy"])
+        if backbone != "basic_cnn":
+            fits(backbone, strategy, config)
+        # to the sampler, a parameter with other values is another parameter
+        assert ("short.freeze_first.blocks" in asked) == ((backbone, strategy) == ("short", "freeze_first"))
+        assert ("freeze_first.blocks" in asked) == ((backbone, strategy) == ("tall", "freeze_first"))
+
+
+def tried(space: Space, advised: Sequence[str] = ()) -> list[tuple[Value, Value]]:
+    configs = [space.configured(params) for params in space.known_good(advised=advised)]
+    return [(config["strategy"], config["backbone"]) for config in configs]
+
+
+def test_a_known_good_recipe_is_tried_on_the_first_network_that_can() -> None:
+    space = space_for(["short", "tall"], 6, ["naive", "lora", "freeze_first"], fits=fits)
+    assert tried(space) == [("naive", "short"), ("naive", "tall"), ("freeze_first", "short"), ("lora", "tall")]
+    assert [space.configured(params).get("blocks") for params in space.known_good()] == [None, None, 2, None]
+
+
+def test_the_first_of_known_good_recipes_is_tried_on_those_networks_that_can() -> None:
+    space = space_for(["short", "tall"], 6, ["lora", "naive"], fits=fits)
+    assert tried(space, ["lora"]) == [("lora", "tall"), ("naive", "short")]
+
+
+@pytest.mark.parametrize(
+    ("backbones", "strategies", "edits", "message"),
+    [
+        (["short"], ["lora"], {}, r"strategy lora cannot be tried. short: there is nothing to enter"),
+        (["short"], ["naive", "lora"], {}, r"strategy lora cannot be tried. short: there is nothing to enter"),
+        (["tall"], ["lora"], {"rank": "16"}, r"strategy lora cannot be tried. tall: there is nothing to enter"),
+        (["tall"], ["lora"], {"rank": "4,16"}, r"rank=16 cannot be tried with lora. tall: there is nothing to enter"),
+        (["short", "tall"], ["lora"], {}, r"backbone short can do none of lora: there is nothing to enter"),
+        (["short"], ["freeze_first"], {"blocks": "1..8"}, r"blocks=3 .* freeze_first. short: .* but there are 3"),
+        (["short", "tall"], ["train_last"], {"blocks": "2,12"}, r"blocks=12 cannot be tried with train_last. short: "),
+        (["tall"], ["early_cut"], {"stage": "7"}, r"strategy early_cut cannot be tried. tall: there is no stage 7"),
+    ],
+    ids=str,
+)
+def test_what_no_network_can_is_refused_with_the_reason(
+    backbones: Sequence[str], strategies: Sequence[str], edits: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        space_for(backbones, 6, strategies, edits, fits)
+
+
+def test_what_was_asked_for_and_one_network_can_is_taken() -> None:
+    space = space_for(["short", "tall"], 6, ["train_last"], {"blocks": "2,8"}, fits)
+    assert space.possible["short"]["train_last"] == {"blocks": Options((2,))}
+    assert space.possible["tall"]["train_last"] == {"blocks": Options((2, 8))}
+
+
+# --- with real networks ----------------------------------------------------------------------------------------------
+
+NETWORKS = ("test_resnet", "test_vit")
+
+
+@pytest.fixture(scope="module")
+def plan_for(make_plan: Callable[..., Plan], weights_of: Callable[[str], Path]) -> Callable[..., Plan]:
+    def plan(*backbones: str, **changes: Any) -> Plan:
+        weights = {backbone: str(weights_of(backbone)) for backbone in backbones}
+        return make_plan(backbones=backbones, weights=weights, epochs=8, **changes)
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def wide(one_thread: None, plan_for: Callable[..., Plan], storage: Path) -> Prepared:
+    """Everything there is, on two networks."""
+    return prepare(plan_for(*NETWORKS, edits=WIDE), storage)
+
+
+def test_lora_enters_transformers_only_and_nothing_else_is_missing(wide: Prepared) -> None:
+    assert set(wide.space.possible["test_vit"]) == set(STRATEGIES)
+    assert set(wide.space.possible["test_resnet"]) == set(STRATEGIES) - {"lora"}
+
+
+def test_numbers_stay_within_what_a_network_has(wide: Prepared) -> None:
+    resnet, vit = (wide.space.possible[name] for name in NETWORKS)
+    assert resnet["early_cut"] == vit["early_cut"] == {"stage": Range(1, 4)}
+    assert resnet["drop_early"] == {"stage": Range(2, 2)}  # its second and third stage are of one width
+    assert vit["drop_early"] == {"stage": Range(1, 4)}
+    assert resnet["freeze_first"] == resnet["train_last"] == {"blocks": Range(1, 4)}
+    assert vit["freeze_first"] == vit["train_last"] == {"blocks": Range(1, 6)}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])  # the others would need too long to come by everything
+def test_everything_proposed_of_all_there_is_becomes_a_network(wide: Prepared, sampler: str) -> None:
+    """Optuna refuses a parameter that changes its values from one trial to the next."""
+    proposer, met = Proposer(wide.space, sampler, seed=1), set()
+    for number in range(150):
+        params, config = proposer.propose(f"{number:04d}", number)
+        recipe = wide.recipe(config)
+        assert wide.space.configured(params) == config
+        met.add((recipe.strategy.name, recipe.backbone))
+        if number % 5 == 0:
+            networks.check(recipe)
+        status = ("finished", "finished", "pruned", "failed")[number % 4]
+        curve = (0.1,) if status == "failed" else (0.1, (number % 11) / 11)
+        proposer.tell(a_record(f"{number:04d}", curve, status, error="lost" if status == "failed" else None))  # type: ignore[arg-type]
+    assert {strategy for strategy, _ in met} == set(STRATEGIES)
+    assert {backbone for strategy, backbone in met if strategy == "lora"} == {"test_vit"}
+    assert {backbone for strategy, backbone in met if strategy == "small_cnn"} == {"basic_cnn"}
+
+
+def test_every_kind_of_choice_goes_with_every_strategy_that_changes_a_convolutional_network(
+    one_thread: None, plan_for: Callable[..., Plan], tmp_path: Path
+) -> None:
+    strategies = ("naive", "small_cnn", "early_cut", "drop_early")
+    edits = {kind: WIDE[kind] for kind in ("head", "activation", "colour")}
+    found = prepare(plan_for("test_efficientnet", strategies=strategies, edits=edits), tmp_path)
+    for config, _ in thrown(found.space, 40):
+        networks.check(found.recipe(config))
+
+
+@pytest.mark.parametrize(
+    ("backbones", "changes", "message"),
+    [
+        (
+            ["test_resnet"],
+            {"strategies": ("lora",)},
+            r"strategy lora cannot be tried. test_resnet: .* take a transform",
+        ),
+        (
+            ["test_resnet", "test_vit"],
+            {"strategies": ("early_cut",), "edits": {"stage": "9"}},
+            r"strategy early_cut cannot be tried. test_resnet: early_cut\(stage=9\): .*; test_vit: .*stage can be 1 to",
+        ),
+        (["test_resnet"], {"strategies": ("drop_early",), "edits": {"stage": "4"}}, r"early_cut is its sensible count"),
+        (["test_vit"], {"strategies": ("freeze_first",), "edits": {"blocks": "2..7"}}, r"blocks=7 .* give at most 6"),
+        (["test_vit", "test_resnet"], {"strategies": ("lora",)}, r"backbone test_resnet can do none of lora"),
+    ],
+    ids=str,
+)
+def test_what_real_networks_cannot_do_is_refused_with_network_and_reason(
+    plan_for: Callable[..., Plan], tmp_path: Path, backbones: Sequence[str], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(plan_for(*backbones, **changes), tmp_path)
+    assert list(tmp_path.rglob("*")) == []

@@ -1,0 +1,161 @@
+"""Edits: what a user says of the space reaches everything there is, and what makes no sense is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from sweeps.engine.search_space.distributions import Options, Range
+from sweeps.engine.search_space.overrides import OWN_NAMES, space_for
+from sweeps.engine.search_space.space import AXES, LEARNING_RATES
+from tests.engine.drawing import ENTRIES, OWN, WIDE, strategy_of, thrown
+from xfer.methods.optimizers import OPTIMIZERS
+from xfer.methods.strategies import STRATEGIES
+from xfer.recipe import TABLES
+
+IN_ONE_GO = ("ridge_probe", "logistic_probe")
+PRETRAINED = tuple(name for name in STRATEGIES if strategy_of({"strategy": name}).pretrained and name not in IN_ONE_GO)
+NEEDS: dict[tuple[str, str], dict[str, str]] = {("batch_norm", "frozen"): {"strategy": ",".join(PRETRAINED)}}
+"""What else has to be said where an entry contradicts the default space."""
+
+
+# --- everything can be reached ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_every_entry_can_be_asked_for_alone(kind: str, name: str) -> None:
+    space = space_for(["a"], 6, edits={**NEEDS.get((kind, name), {}), kind: name})
+    assert {config[kind] for config, _ in thrown(space, 20)} == {name}
+
+
+@pytest.mark.parametrize(("kind", "name", "own"), OWN)
+def test_every_parameter_of_an_entry_can_be_fixed(kind: str, name: str, own: str) -> None:
+    usual = space_for(["a"], 6, edits={kind: name}).parameter(name, own)
+    value = str(usual.values[-1] if isinstance(usual, Options) else usual.high)
+    space = space_for(["a"], 6, edits={kind: name, own: value})
+    assert {str(config[own]) for config, _ in thrown(space, 5)} == {value}
+
+
+def test_all_there_is_can_be_searched_at_once() -> None:
+    draws = [config for config, _ in thrown(space_for(["a", "b"], 8, edits=WIDE), 1_000)]
+    for kind, table in TABLES.items():
+        assert {config[kind] for config in draws} == set(table)
+    assert {config["clip_value"] for config in draws} == {None, 0.5}
+    assert {config["images_per_class"] for config in draws} == {None, 4}
+
+
+def test_edits_reach_parameters_and_learning_rates_too() -> None:
+    space = space_for(["a"], 9, edits={"freeze_epochs": "2..5", "learning_rate": "1e-4..1e-3"})
+    assert space.parameter("freeze_then_unfreeze", "freeze_epochs") == Range(2, 5)
+    assert set(space.learning_rates.values()) == {Range(1e-4, 1e-3, log=True)}
+    assert set(space.learning_rates) == set(OPTIMIZERS)
+
+
+def test_what_is_said_of_a_parameter_holds_for_every_entry_that_has_it() -> None:
+    space = space_for(["a"], 6, edits={"mixing": "cutmix,mixup", "alpha": "0.3..0.4"})
+    assert space.parameter("cutmix", "alpha") == space.parameter("mixup", "alpha") == Range(0.3, 0.4)
+    unsaid = space_for(["a"], 6, edits={"mixing": "cutmix,mixup"})
+    assert unsaid.parameter("cutmix", "alpha") != unsaid.parameter("mixup", "alpha")
+
+
+def test_what_is_not_said_stays_as_it_is() -> None:
+    space, usual = space_for(["a"], 6, edits={"optimizer": "sgd,lamb"}), space_for(["a"], 6)
+    assert {axis for axis in AXES if space.axes[axis] != usual.axes[axis]} == {"optimizer"}
+    assert (space.parameters, space.learning_rates) == (usual.parameters, LEARNING_RATES)
+
+
+@pytest.mark.parametrize(
+    ("edits", "name"),
+    [
+        ({"weight_decay": "0..1"}, "weight_decay"),
+        ({"clip_norm": "1..5"}, "clip_norm"),
+        ({"clip_value": "1..5"}, "clip_value"),
+        ({"mixing": "cutmix", "alpha": "1..4"}, "alpha"),
+        ({"learning_rate": "1..10"}, "learning_rate"),
+    ],
+)
+def test_a_range_of_a_real_quantity_holds_what_lies_between_whole_numbers(edits: dict[str, str], name: str) -> None:
+    draws = thrown(space_for(["a"], 6, ["naive"], edits), 30)
+    assert not all(float(config[name]).is_integer() for config, _ in draws)  # type: ignore[arg-type]
+
+
+def test_strategies_may_be_named_either_way() -> None:
+    assert space_for(["a"], 6, ["naive", "clip"]).strategies() == ("naive", "clip")
+    assert space_for(["a"], 6, edits={"strategy": "naive,clip"}).strategies() == ("naive", "clip")
+
+
+# --- what makes no sense ---------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[Sequence[str], int, dict[str, str], str]] = [
+    # unknown names, the nearest offered
+    ((), 6, {"optimiser": "sgd"}, r"unknown axis 'optimiser': did you mean optimizer\? Known: strategy, clip_norm"),
+    ((), 6, {"freeze_epoch": "2"}, r"unknown axis 'freeze_epoch': did you mean freeze_epochs"),
+    ((), 6, {"lerning_rate": "2"}, r"unknown axis 'lerning_rate': did you mean learning_rate"),
+    ((), 6, {"color": "grey"}, r"unknown axis 'color': did you mean colour"),
+    ((), 6, {"image_per_class": "9"}, r"unknown axis 'image_per_class': did you mean images_per_class"),
+    ((), 6, {"backbone": "resnet18"}, r"unknown axis 'backbone'"),
+    (("clp",), 6, {}, r"unknown strategy 'clp': did you mean clip\?"),
+    (("l2sp",), 6, {}, r"unknown strategy 'l2sp': did you mean l2_sp"),
+    # an entry knows best which of its values make no sense
+    ((), 6, {"freeze_epochs": "0"}, r"freeze_epochs is 0; at least 1 is needed"),
+    ((), 6, {"mixing": "cutmix", "alpha": "-1"}, r"alpha"),
+    ((), 6, {"smoothing": "5"}, r"smoothing"),
+    ((), 6, {"magnitude": "100"}, r"magnitude"),
+    ((), 6, {"num_ops": "1000000000"}, r"num_ops"),
+    (("surgical",), 6, {"block": "5"}, r"block=5: it must lie between 1 and 4"),
+    # nothing would be left to train once everything is free
+    ((), 6, {"freeze_epochs": "1..6"}, r"with 6 epochs, freeze_epochs can be at most 5"),
+    ((), 6, {"freeze_epochs": "1,9"}, r"with 6 epochs, freeze_epochs can be at most 5"),
+    (
+        ("gradual_unfreeze",),
+        6,
+        {"until": "0.5..0.9"},
+        r"gradual_unfreeze needs .* 6 epochs, until .* most 0.833$",
+    ),
+    (("gradual_unfreeze",), 8, {"until": "0.5,0.9"}, r"with 8 epochs, until can be at most 0.875"),
+    *(
+        ((name,), 1, {}, rf"{name} needs an epoch after it unfreezes: with 1 epochs, that is too few")
+        for name in ("freeze_then_unfreeze", "freeze_until_converged", "gradual_unfreeze")
+    ),
+    # what nobody would be asked for
+    (
+        ("naive",),
+        6,
+        {"freeze_epochs": "2"},
+        r"freeze_epochs belongs to freeze_then_unfreeze, which this sweep does not try: name it with --strategies",
+    ),
+    ((), 6, {"blocks": "2"}, r"blocks belongs to freeze_first, train_last and gradual_unfreeze, which this sweep"),
+    ((), 6, {"augmentation": "flip", "magnitude": "3"}, r"magnitude belongs to randaugment, .* --vary augmentation"),
+    ((), 6, {"mixing": "none", "alpha": "0.5"}, r"alpha belongs to cutmix and mixup, which this sweep does not try"),
+    ((), 6, {"loss": "cross_entropy", "smoothing": "0.2"}, r"smoothing belongs to label_smoothing, which this"),
+    ((), 6, {"weight": "0.2"}, r"weight belongs to contrastive, triplet and arcface, .* --vary embedding_loss"),
+]
+
+
+@pytest.mark.parametrize(
+    ("strategies", "epochs", "edits", "message"), REFUSED, ids=[f"{','.join(case[0])}{case[1:3]}" for case in REFUSED]
+)
+def test_what_makes_no_sense_is_refused_with_its_reason(
+    strategies: Sequence[str], epochs: int, edits: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        space_for(["a"], epochs, strategies, edits)
+
+
+def test_an_unknown_axis_is_answered_with_all_there_are() -> None:
+    with pytest.raises(ValueError, match="Known: ") as refused:
+        space_for(["a"], 6, edits={"nothing": "1"})
+    assert set(str(refused.value).partition("Known: ")[2].split(", ")) == {*AXES, *OWN_NAMES, "learning_rate"}
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4, 5, 7, 8, 30])
+@pytest.mark.parametrize(
+    ("strategy", "name", "late"),
+    [("gradual_unfreeze", "until", "0.99"), ("freeze_then_unfreeze", "freeze_epochs", "30")],
+)
+def test_what_a_refusal_calls_the_latest_unfreezing_is_taken(strategy: str, name: str, late: str, epochs: int) -> None:
+    with pytest.raises(ValueError, match=f"with {epochs} epochs, {name} can be at most") as refused:
+        space_for(["a"], epochs, [strategy], {name: late})
+    latest = str(refused.value).rpartition(" ")[2]
+    assert space_for(["a"], epochs, [strategy], {name: latest}).strategies() == (strategy,)

@@ -1,0 +1,349 @@
+"""The space: in step with the tables, conditional, and everything in it trains."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from sweeps.engine.samplers.ask_tell import Proposer
+from sweeps.engine.search_space.distributions import Options, values_of
+from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import AXES, GOOD_RATES, KNOWN_GOOD, LEARNING_RATES, PARAMETERS, Config, thaw_by
+from tests.engine.drawing import OWN, WIDE, recipe_of, strategy_of, thrown
+from xfer.choices import parameters
+from xfer.methods.freezing import HeadFirst
+from xfer.methods.optimizers import OPTIMIZERS
+from xfer.methods.strategies import STRATEGIES
+from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL
+
+DEFAULT: dict[str, set[Any]] = {
+    "strategy": {"scratch", "linear_probe", "freeze_then_unfreeze", "naive", "clip"},
+    "optimizer": {"sgd", "adam", "radam", "ranger"},
+    "schedule": {"onecycle", "cosine"},
+    "augmentation": {"none", "flip", "randaugment"},
+    "mixing": {"none", "cutmix"},
+    "loss": {"cross_entropy", "label_smoothing"},
+    **{kind: {name} for kind, name in USUAL.items()},
+    "clip_norm": {None, 0.5, 1.0, 5.0},
+    "clip_value": {None},
+    "batch_size": {16, 32, 64},
+    "body_rate": {1.0},
+    "images_per_class": {None},
+}
+"""The design card's, all that is no range."""
+FIVE = DEFAULT["strategy"]
+OTHERS = sorted(set(STRATEGIES) - FIVE)
+
+# --- in step with the tables -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", DEFAULT)
+def test_the_default_space_stays_the_design_cards(axis: str) -> None:
+    domain = AXES[axis]
+    assert isinstance(domain, Options)
+    assert set(domain.values) == DEFAULT[axis]
+    assert len(domain.values) == len(DEFAULT[axis])
+
+
+def test_every_table_and_every_searched_number_of_a_recipe_is_an_axis() -> None:
+    searched = {"learning_rate", *LIMITS} - {"epochs", "image_size", "classes"}
+    assert {*AXES, "learning_rate"} == {*TABLES, *searched}
+    for axis, domain in AXES.items():
+        assert None not in values_of(domain) or axis in MAY_BE_NONE
+
+
+def test_every_parameter_has_a_range_and_every_range_an_entry() -> None:
+    places = {place for _, name, own in OWN for place in (own, f"{name}.{own}")}
+    assert set(PARAMETERS) <= places
+    for _, name, own in OWN:
+        assert (own in PARAMETERS) != (f"{name}.{own}" in PARAMETERS)
+
+
+def test_parameter_names_are_unique_across_tables_and_unlike_any_axis() -> None:
+    counts = Counter(own for kind, own in {(kind, own) for kind, _, own in OWN})
+    assert [name for name, count in counts.items() if count > 1] == []
+    assert set(counts) & {*AXES, "learning_rate", "backbone", "weights", "seed", "epochs"} == set()
+
+
+@pytest.mark.parametrize("rates", [LEARNING_RATES, GOOD_RATES], ids=["ranges", "good rates"])
+def test_every_optimizer_has_a_learning_rate_and_every_learning_rate_an_optimizer(rates: Mapping[str, Any]) -> None:
+    assert sorted(rates) == sorted(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("optimizer", GOOD_RATES)
+def test_good_rates_lie_within_their_ranges(optimizer: str) -> None:
+    rates = LEARNING_RATES[optimizer]
+    assert rates.low < GOOD_RATES[optimizer] < rates.high
+    assert 10 * GOOD_RATES[optimizer] <= rates.high  # where a head alone begins
+
+
+@pytest.mark.parametrize(("kind", "name", "own"), OWN)
+def test_an_entrys_default_lies_within_its_range(kind: str, name: str, own: str) -> None:
+    domain, default = space_for(["a"], 100).parameter(name, own), parameters(TABLES[kind][name])[own]
+    assert default in domain.values if isinstance(domain, Options) else domain.low <= default <= domain.high  # type: ignore[operator]
+
+
+# --- conditional -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edits", [{}, WIDE], ids=["default", "wide"])
+def test_a_parameter_exists_only_where_its_entry_is_chosen(edits: Mapping[str, str]) -> None:
+    for config, asked in thrown(space_for(["a", "b"], 6, edits=edits)):
+        own = {each for kind, table in TABLES.items() for each in parameters(table[str(config[kind])])}
+        assert set(config) == {*AXES, "backbone", "learning_rate", "epochs", *own}
+        assert {name.rpartition(".")[2] for name in asked} <= set(config)
+
+
+def test_freeze_epochs_is_asked_for_only_with_freeze_then_unfreeze() -> None:
+    draws = thrown(space_for(["a"], 6))
+    freezing = [("freeze_epochs" in asked, config["strategy"] == "freeze_then_unfreeze") for config, asked in draws]
+    assert set(freezing) == {(True, True), (False, False)}
+
+
+def test_a_parameter_that_several_entries_share_is_another_one_for_each() -> None:
+    shared = {("alpha", "cutmix"), ("alpha", "mixup"), ("blocks", "freeze_first"), ("weight", "triplet")}
+    edits = {**WIDE, "alpha": "0.1..1.0"}
+    seen = set()
+    for config, asked in thrown(space_for(["a"], 6, edits=edits)):
+        assert set(asked) & {"alpha", "blocks", "weight"} == set()
+        for own, entry in shared:
+            if entry in (config["mixing"], config["strategy"], config["embedding_loss"]):
+                assert asked[f"{entry}.{own}"] == config[own]
+                seen.add((own, entry))
+    assert seen == shared
+
+
+def test_the_learning_rate_is_asked_for_as_the_optimizers_own_and_within_its_range() -> None:
+    seen = set()
+    for config, asked in thrown(space_for(["a"], 6)):
+        optimizer = str(config["optimizer"])
+        assert [name for name in asked if name.endswith("learning_rate")] == [f"{optimizer}.learning_rate"]
+        assert config["learning_rate"] == asked[f"{optimizer}.learning_rate"]
+        rates = LEARNING_RATES[optimizer]
+        assert rates.low <= config["learning_rate"] <= rates.high  # type: ignore[operator]
+        seen.add(optimizer)
+    assert seen == set(AXES["optimizer"].values)  # type: ignore[union-attr]
+
+
+def test_clip_norm_composes_with_every_strategy_and_the_preset_brings_its_own() -> None:
+    norms: dict[Any, set[Any]] = {}
+    for config, asked in thrown(space_for(["a"], 6), 800):
+        norms.setdefault(config["strategy"], set()).add(config["clip_norm"])
+        assert ("clip_norm" in asked) == (config["strategy"] != "clip")
+    assert norms.pop("clip") == {1.0}
+    assert norms == {name: {None, 0.5, 1.0, 5.0} for name in FIVE - {"clip"}}
+
+
+def test_the_preset_takes_another_norm_where_its_own_is_not_among_them() -> None:
+    space = space_for(["a"], 6, ["clip"], {"clip_norm": "0.5,5"})
+    assert {config["clip_norm"] for config, _ in thrown(space, 30)} == {0.5, 5}
+
+
+def test_a_fixed_axis_is_nobodys_choice() -> None:
+    space = space_for(["a"], 6, ["naive"], {"optimizer": "sgd", "learning_rate": "0.01", "clip_norm": "none"})
+    config, asked = thrown(space, 1)[0]
+    assert (config["optimizer"], config["learning_rate"], config["clip_norm"]) == ("sgd", 0.01, None)
+    assert set(asked) & {"backbone", "strategy", "optimizer", "clip_norm", "sgd.learning_rate"} == set()
+
+
+@pytest.mark.parametrize(("epochs", "most"), [(2, 1), (3, 2), (4, 3), (20, 3)])
+def test_at_least_one_epoch_is_left_after_unfreezing(epochs: int, most: int) -> None:
+    draws = thrown(space_for(["a"], epochs, ["freeze_then_unfreeze"]), 60)
+    assert {config["freeze_epochs"] for config, _ in draws} == set(range(1, most + 1))
+
+
+def test_gradual_unfreezing_leaves_an_epoch_too() -> None:
+    for epochs in (2, 3, 7):
+        for config, _ in thrown(space_for(["a"], epochs, ["gradual_unfreeze"]), 60):
+            assert recipe_of(config, epochs).settled_after < epochs
+    assert thaw_by(7) == {"freeze_epochs": 6, "until": 0.857}
+
+
+def test_in_a_single_epoch_nothing_is_frozen_first() -> None:
+    space = space_for(["a"], 1)
+    assert sorted(space.strategies()) == sorted(FIVE - {"freeze_then_unfreeze"})
+    assert all(params["strategy"] != "freeze_then_unfreeze" for params in space.known_good())
+
+
+# --- known good ------------------------------------------------------------------------------------------------------
+
+
+def test_the_very_first_recipe_trains_everything_from_the_start_with_the_norm_clipped_at_one() -> None:
+    space = space_for(["a"], 8)
+    config = space.configured(space.known_good()[0])
+    recipe = recipe_of(config, 8)
+    strategy = recipe.strategy.build(STRATEGIES)
+    assert recipe.clip_norm == 1.0
+    assert strategy.pretrained
+    assert recipe.settled_after == 0
+    assert strategy.pace == STRATEGIES["naive"]().pace
+
+
+def test_every_strategy_has_a_known_good_recipe_and_the_usual_five_come_first() -> None:
+    named = [str(wish["strategy"]) for wish in KNOWN_GOOD]
+    assert set(named) == set(STRATEGIES)
+    assert set(named[: len(FIVE)]) == FIVE
+    assert {params["strategy"] for params in space_for(["a"], 8).known_good()} == FIVE
+
+
+@pytest.mark.parametrize("advised", [(), ("scratch", "naive"), ("clip",)], ids=",".join)
+def test_every_strategy_is_tried_before_any_is_tried_again(advised: tuple[str, ...]) -> None:
+    tried = [params["strategy"] for params in space_for(["a"], 8).known_good(advised=advised)]
+    assert tuple(tried[: len(advised)]) == advised
+    assert set(tried[: len(FIVE)]) == FIVE
+    assert tried[len(FIVE) :] == ["clip"]
+
+
+@pytest.mark.parametrize("strategies", [(), *((name,) for name in OTHERS), tuple(STRATEGIES)], ids=",".join)
+def test_known_good_recipes_are_what_they_say_and_train(strategies: Sequence[str]) -> None:
+    space = space_for(["a"], 8, strategies)
+    wishes = [wish for wish in KNOWN_GOOD if wish["strategy"] in space.strategies()]
+    configs = [space.configured(params) for params in space.known_good()]
+    for wish, config in zip(wishes, configs, strict=True):
+        optimizer = str(config["optimizer"])
+        head_alone = strategy_of(wish).pace == HeadFirst(freeze_epochs=None)
+        rate = wish.get(f"{optimizer}.learning_rate", GOOD_RATES[optimizer] * (10 if head_alone else 1))
+        assert config["learning_rate"] == pytest.approx(rate if strategy_of(wish).steps else 1.0)
+        named = {name: value for name, value in wish.items() if not name.endswith(".learning_rate")}
+        assert {name: config[name] for name in named} == named
+        recipe_of(config, 8)
+
+
+def test_advised_strategies_come_first_in_their_order_and_the_first_of_them_on_every_backbone() -> None:
+    space = space_for(["a", "b"], 8)
+    usual = [(params["strategy"], params["backbone"]) for params in space.known_good()]
+    advised = [(params["strategy"], params["backbone"]) for params in space.known_good(advised=["scratch", "naive"])]
+    assert advised[:4] == [("scratch", "a"), ("scratch", "b"), ("naive", "a"), ("clip", "a")]
+    rest = [(strategy, backbone) for strategy, backbone in usual if strategy not in ("scratch", "naive")]
+    assert advised[3:] == [pair for pair in rest if pair != ("clip", "b")]
+
+
+def test_advice_of_what_does_not_compete_changes_nothing() -> None:
+    space = space_for(["a"], 8)
+    assert space.known_good(advised=["lora", "surgical"]) == space.known_good()
+
+
+def test_every_backbone_gets_the_first_recipe_before_the_others_follow() -> None:
+    space = space_for(["a", "b", "c"], 8)
+    first = [(params["strategy"], params["backbone"]) for params in space.known_good()]
+    assert first[:3] == [("clip", "a"), ("clip", "b"), ("clip", "c")]
+    assert {backbone for _, backbone in first[3:]} == {"a"}
+
+
+def test_known_good_recipes_that_a_smaller_space_makes_equal_are_tried_once() -> None:
+    edits = {"optimizer": "sgd", "loss": "cross_entropy", "augmentation": "none"}
+    found = space_for(["a"], 8, ["clip"], edits).known_good()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("edits", [{"optimizer": "sgd", "learning_rate": "1e-5..1e-4"}, {"freeze_epochs": "4..6"}])
+def test_known_good_recipes_are_moved_into_a_space_that_does_not_hold_them(edits: dict[str, str]) -> None:
+    space = space_for(["a"], 8, edits=edits)
+    for params in space.known_good():
+        config = space.configured(params)
+        assert config["learning_rate"] <= 1e-4 or "learning_rate" not in edits  # type: ignore[operator]
+        assert config.get("freeze_epochs", 4) in (4, 5, 6) or "freeze_epochs" not in edits
+
+
+def test_an_arm_is_taken_as_it_is() -> None:
+    space = space_for(["a"], 8)
+    arm: Config = {"strategy": "naive", "clip_norm": 5.0, "optimizer": "sgd", "learning_rate": 0.05}
+    (params,) = space.known_good([arm])
+    config = space.configured(params)
+    assert {name: config[name] for name in arm} == arm
+    assert config["batch_size"] == AXES["batch_size"].nearest(None)
+
+
+def test_an_arm_may_leave_the_optimizer_to_the_space_and_name_the_rate() -> None:
+    space = space_for(["a"], 8)
+    (params,) = space.known_good([{"strategy": "naive", "learning_rate": 2e-3}])
+    assert space.configured(params)["learning_rate"] == 2e-3
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"strategy": "naive", "batch_size": 48},
+        {"strategy": "linear_prob"},
+        {"strategy": "naive", "freeze_epochs": 2},
+        {"strategy": "clip", "clip_norm": 5.0},
+        {"strategy": "naive", "optimizer": "sgd", "learning_rate": 50.0},
+        {"optimiser": "sgd"},
+    ],
+    ids=str,
+)
+def test_an_arm_outside_the_space_is_refused(arm: Config) -> None:
+    with pytest.raises(ValueError, match=r"an arm wants \w+=.*, which this space does not have"):
+        space_for(["a"], 8).known_good([arm])
+
+
+# --- whatever is drawn trains ----------------------------------------------------------------------------------------
+
+ODD: list[tuple[Sequence[str], int, dict[str, str]]] = [
+    ((), 8, {}),
+    ((), 1, {}),
+    ((), 2, {}),
+    ((), 8, {"clip_norm": "none,0.5,5"}),
+    ((), 8, {"clip_norm": "0.5,5"}),
+    ((), 8, {"clip_norm": "0.5..5"}),
+    (("naive", "scratch"), 8, {"clip_norm": "none"}),
+    (("clip",), 8, {"clip_norm": "none,1.0"}),
+    ((), 8, {"body_rate": "0.01..1", "images_per_class": "none,5"}),
+    (tuple(STRATEGIES), 8, {"blocks": "1..9", "stage": "2"}),
+    (tuple(STRATEGIES), 2, {}),
+    ((), 8, {"learning_rate": "1e-3"}),
+    ((), 8, {"learning_rate": "1e-4,1e-3"}),
+    ((), 8, {"learning_rate": "1e-9..1e2"}),
+    ((), 8, {"freeze_epochs": "1,2,7"}),
+    ((), 8, {"freeze_epochs": "7"}),
+    ((), 8, {"batch_size": "2..64"}),
+    ((), 8, {"weight_decay": "0"}),
+    ((), 8, {"weight_decay": "0..10"}),
+    ((), 8, {"mixing": "cutmix", "alpha": "0.2..1.0"}),
+    ((), 8, {"loss": "label_smoothing", "smoothing": "0.05,0.1"}),
+    ((), 8, {"augmentation": "randaugment", "num_ops": "1..3", "magnitude": "5..15"}),
+    (("linear_probe",), 8, {"optimizer": "ranger"}),
+]
+
+
+@pytest.mark.parametrize(("strategies", "epochs", "edits"), ODD, ids=[f"{case[1:]}{case[0]}" for case in ODD])
+def test_everything_that_a_random_sampler_proposes_becomes_a_recipe(
+    strategies: Sequence[str], epochs: int, edits: dict[str, str]
+) -> None:
+    proposer = Proposer(space_for(["a", "b"], epochs, strategies, edits), "random", seed=1)
+    ids = set()
+    for number in range(40):
+        _, config = proposer.propose(f"{number:04d}", number)
+        ids.add(recipe_of(config, epochs).id)
+    assert len(ids) > 5
+
+
+def test_a_few_hundred_random_proposals_of_the_default_space_become_recipes() -> None:
+    proposer = Proposer(space_for(["a", "b"], 8), "random", seed=2)
+    recipes = [recipe_of(proposer.propose(f"{number:04d}", number)[1], 8) for number in range(300)]
+    for kind in TABLES:
+        assert {getattr(recipe, kind).name for recipe in recipes} == DEFAULT[kind]
+
+
+@pytest.mark.parametrize("edits", [{}, {"clip_norm": "none,2"}, {"learning_rate": "1e-4..1e-2"}], ids=str)
+def test_a_space_is_described_as_json_text_by_axis_entry_and_optimizer(edits: dict[str, str]) -> None:
+    described = space_for(["a", "b"], 8, edits=edits).described()
+    assert json.loads(json.dumps(described, allow_nan=False)) == described
+    own = {f"{name}.{parameter}" for kind, name, parameter in OWN if name in DEFAULT[kind]}
+    rates = {f"{name}.learning_rate" for name in DEFAULT["optimizer"]}
+    assert set(described) == {"backbone", *AXES, *own, *rates}
+    assert described["backbone"] == "a, b"
+
+
+def test_the_description_says_what_was_edited() -> None:
+    edits = {"learning_rate": "1e-4..1e-2", "freeze_epochs": "2", "clip_norm": "none,0.5,1.0"}
+    described = space_for(["a"], 8, ["clip", "freeze_then_unfreeze"], edits).described()
+    assert described["adam.learning_rate"] == "0.0001..0.01 log"
+    assert described["freeze_then_unfreeze.freeze_epochs"] == "2"
+    assert described["clip_norm"] == "none, 0.5, 1.0"
+    assert described["strategy"] == "clip, freeze_then_unfreeze"
+    assert "randaugment.magnitude" in described

@@ -1,0 +1,147 @@
+"""Finals: who is run again, on what, and who wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from sweeps.engine import selection
+from sweeps.engine.plan import Plan
+from tests.engine.conftest import a_recipe, a_record, an_evaluation
+from xfer.recipe import recipe_from
+from xfer.records import Record, Status
+
+PLAN = Plan("folder", "Which?", seeds=3, seed=10)
+
+
+def test_the_best_finished_trials_are_chosen_best_first() -> None:
+    records = [a_record(f"{number:04d}", (0.1, value)) for number, value in enumerate((0.5, 0.9, 0.7, 0.8))]
+    assert selection.choose(records, 3) == ["0001", "0003", "0002"]
+    assert selection.choose(records, 9) == ["0001", "0003", "0002", "0000"]
+    assert selection.choose(records, 0) == []
+    assert selection.choose([], 3) == []
+
+
+def test_the_last_epoch_counts_and_not_the_best() -> None:
+    assert selection.choose([a_record("0000", (0.9, 0.5)), a_record("0001", (0.1, 0.6))], 1) == ["0001"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_ties_go_to_the_earlier_trial(order: int) -> None:
+    records = [a_record(name, (0.8,)) for name in ("0002", "0010", "0003")]
+    assert selection.choose(records[::order], 2) == ["0002", "0003"]
+
+
+def test_a_recipe_that_was_proposed_twice_is_run_again_once() -> None:
+    records = [
+        a_record("0000", (0.9,), key="same"),
+        a_record("0001", (0.9,), key="same"),
+        a_record("0002", (0.95,), key="same"),
+        a_record("0003", (0.5,), key="other"),
+    ]
+    assert selection.choose(records, 2) == ["0002", "0003"]
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed"])
+def test_only_finished_trials_of_the_search_are_chosen(status: Status) -> None:
+    records = [a_record("0000", (0.9, 0.95), status), a_record("0001", (0.5,)), a_record("0002-s1", (0.99,))]
+    assert selection.choose(records, 3) == ["0001"]
+
+
+# --- their runs ------------------------------------------------------------------------------------------------------
+
+
+def finalists() -> list[Record]:
+    return [a_record("0004", recipe=a_recipe("clip", seed=10)), a_record("0001", recipe=a_recipe("scratch", seed=10))]
+
+
+def test_each_recipe_runs_on_seeds_that_the_search_did_not_use_seed_by_seed() -> None:
+    trials = selection.trials(finalists(), PLAN, redraws=False)
+    assert [trial.name for trial in trials] == ["0004-s1", "0001-s1", "0004-s2", "0001-s2", "0004-s3", "0001-s3"]
+    assert [trial.recipe["seed"] for trial in trials] == [11, 11, 12, 12, 13, 13]
+    assert {trial.phase for trial in trials} == {"final"}
+    assert {str(trial.params) for trial in trials} == {"{}"}
+
+
+@pytest.mark.parametrize(("redraws", "draws"), [(True, [1, 1, 2, 2, 3, 3]), (False, [0] * 6)])
+def test_the_draws_are_the_same_for_every_finalist_and_new_only_where_data_are_few(
+    redraws: bool, draws: Sequence[int]
+) -> None:
+    assert [trial.recipe["draw"] for trial in selection.trials(finalists(), PLAN, redraws)] == draws
+
+
+@pytest.mark.parametrize("redraws", [True, False])
+def test_nothing_else_of_a_recipe_moves_the_test_part_least_of_all(redraws: bool) -> None:
+    for record in finalists():
+        for trial in selection.trials([record], PLAN, redraws):
+            recipe = recipe_from(trial.recipe)
+            assert recipe.key == recipe_from(record.recipe).key
+            assert recipe.id != recipe_from(record.recipe).id
+            assert recipe.split_seed == record.recipe["split_seed"]
+            assert {**trial.recipe, "seed": 10, "draw": 0} == recipe_from(record.recipe).as_dict()
+
+
+def test_no_two_final_runs_share_an_id() -> None:
+    trials = selection.trials(finalists(), PLAN, redraws=True)
+    assert len({recipe_from(trial.recipe).id for trial in trials}) == len(trials)
+
+
+# --- what they came to -----------------------------------------------------------------------------------------------
+
+
+def ended() -> list[Record]:
+    return [
+        a_record("0001", (0.99,)),
+        a_record("0001-s1", (0.6,), test=an_evaluation("test", 5)),
+        a_record("0001-s2", (0.8,), test=an_evaluation("test", 8)),
+        a_record("0002-s1", (0.7,)),
+        a_record("0002-s2", (0.8,)),
+        a_record("0002-s3", (0.95,), "failed", error="lost"),
+        a_record("0003-s1", (0.9,)),
+    ]
+
+
+def test_runs_are_the_finished_final_ones_by_finalist() -> None:
+    runs = selection.runs(ended(), ["0002", "0001", "0004"])
+    assert {name: [record.trial for record in found] for name, found in runs.items()} == {
+        "0002": ["0002-s1", "0002-s2"],
+        "0001": ["0001-s1", "0001-s2"],
+        "0004": [],
+    }
+
+
+def test_finalists_are_ranked_by_their_mean_and_those_without_a_run_left_out() -> None:
+    assert selection.rank(selection.runs(ended(), ["0001", "0002", "0003", "0004"])) == ["0003", "0002", "0001"]
+
+
+def test_a_tie_in_the_ranking_goes_to_the_earlier_trial() -> None:
+    assert selection.rank({"0007": [a_record("0007-s1", (0.5,))], "0002": [a_record("0002-s1", (0.5,))]}) == [
+        "0002",
+        "0007",
+    ]
+
+
+def test_the_ranking_never_looks_at_the_test_part() -> None:
+    good = a_record("0001-s1", (0.6,), test=an_evaluation("test", 10))
+    better = a_record("0002-s1", (0.7,), test=an_evaluation("test", 1))
+    assert selection.rank({"0001": [good], "0002": [better]}) == ["0002", "0001"]
+
+
+def test_the_winners_figures_are_means_over_its_final_runs() -> None:
+    winner = ended()[1]
+    assert selection.metrics(winner, ended()) == pytest.approx({"val_accuracy": 0.7, "test_accuracy": 0.65})
+
+
+def test_a_winner_without_finals_has_the_figures_of_its_search_run() -> None:
+    winner = a_record("0009", (0.5, 0.75))
+    assert selection.metrics(winner, [winner]) == {"val_accuracy": 0.75}
+
+
+def test_an_unopened_test_part_has_no_figure() -> None:
+    assert selection.metrics(ended()[3], ended()) == pytest.approx({"val_accuracy": 0.75})
+
+
+@pytest.mark.parametrize(("name", "of"), [("0007-s2", "0007"), ("0007", "0007"), ("12345-s10", "12345")])
+def test_a_final_run_names_the_trial_it_repeats(name: str, of: str) -> None:
+    assert selection.of(name) == of

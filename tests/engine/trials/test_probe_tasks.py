@@ -1,0 +1,204 @@
+"""Linear probes trained side by side: each ends with its own record, equal to its solo run, and none twice."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from sweeps.engine.console.progress import Watch
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.sweep import Means, Sweep
+from sweeps.engine.trials import ray_tune
+from sweeps.engine.trials.probe_tasks import Heads, divided, train_heads
+from sweeps.engine.trials.trainable import Share, Site, config_for
+from xfer.run import Run
+from xfer.training import checkpoints
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "storage" / "sweep")
+
+
+@pytest.fixture
+def configs(store, pack, weights, make_recipe):
+    """A trial for each of some recipes, begun in the store."""
+
+    def begin(*recipes):
+        site = Site(
+            str(store.folder), str(pack.folder), str(weights), 1, False, features=str(store.folder.parent / "f")
+        )
+        trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
+        for trial in trials:
+            store.add_trial(trial)
+        return [config_for(trial, site) for trial in trials]
+
+    return begin
+
+
+def some(make_recipe):
+    probe = {"strategy": "linear_probe", "epochs": 3}
+    return [
+        make_recipe(**probe, learning_rate=0.1),
+        make_recipe(**probe, learning_rate=0.01, optimizer="adam", augmentation="flip", views=2),
+        make_recipe(**probe, learning_rate=0.02, augmentation="randaugment", views=2, loss="label_smoothing", seed=3),
+        make_recipe(**probe, learning_rate=0.03, batch_size=4),
+    ]
+
+
+def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pack, weights):
+    recipes = some(make_recipe)
+    train_heads(configs(*recipes))
+    for number, recipe in enumerate(recipes):
+        run = Run(recipe, pack, weights, CPU)
+        list(run)
+        alone, found = run.record(f"{number:04d}"), store.record(f"{number:04d}")
+        assert replace(found, epochs=(), seconds=0.0, val=None) == replace(alone, epochs=(), seconds=0.0, val=None)
+        for one, other in zip(found.epochs, alone.epochs, strict=True):
+            for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "gradient_norm", "learning_rate"):
+                assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4), name
+        assert found.val.correct == alone.val.correct
+        assert store.epochs(f"{number:04d}") == found.epochs
+
+
+def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe, configs, store, pack, weights):
+    recipe = some(make_recipe)[1]
+    train_heads(configs(recipe))
+    run = Run(recipe, pack, weights, CPU, store.checkpoints("0000"))
+    assert len(run.epochs) == recipe.epochs
+    assert run.evaluate("val").loss == pytest.approx(store.record("0000").val.loss, abs=1e-5)
+    assert list(run) == []
+
+
+def test_what_has_a_record_is_not_trained_again(make_recipe, configs, store):
+    begun = configs(*some(make_recipe))
+    train_heads(begun[:2])
+    before = {name: store.record(name) for name in ("0000", "0001")}
+    train_heads(begun)
+    assert {name: store.record(name) for name in before} == before
+    assert [record.status for record in store.records()] == ["finished"] * 4
+
+
+def test_one_that_diverges_ends_as_failed_and_says_where(make_recipe, configs, store):
+    good, *_ = some(make_recipe)
+    train_heads(configs(replace(good, epochs=90), replace(good, learning_rate=90.0, weight_decay=9.9, epochs=90)))
+    assert store.record("0000").status == "finished"
+    bad = store.record("0001")
+    assert bad.status == "failed"
+    assert bad.error.startswith("DivergedError: the ")
+    assert checkpoints.load(store.checkpoints("0001")) is None
+
+
+def test_what_nobody_foresaw_fails_the_group_and_not_the_sweep(make_recipe, configs, store, tmp_path):
+    begun = configs(*some(make_recipe)[:1])
+    begun[0]["site"] = asdict(replace(Site(**begun[0]["site"]), weights=str(tmp_path / "gone.safetensors")))
+    train_heads(begun)
+    assert store.record("0000").status == "failed"
+    assert "gone.safetensors" in store.record("0000").error
+
+
+def test_trials_are_dealt_so_that_each_version_is_computed_once(make_recipe):
+    trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(some(make_recipe))]
+    first, second = divided(trials, 2)
+    assert sorted(trial.name for trial in first + second) == ["0000", "0001", "0002", "0003"]
+    assert {"0001"} <= {trial.name for trial in first}
+    assert {"0002"} <= {trial.name for trial in second}
+    assert [[trial.name for trial in task] for task in divided(trials, 1)] == [["0001", "0002", "0000", "0003"]]
+    assert divided([], 2) == []
+
+
+class Tasks:
+    """Stands for the cluster: tasks are noted, and end when somebody waits for them."""
+
+    def __init__(self, monkeypatch):
+        self.started, self.waits, self.begun, self.shares = [], [], [], []
+        monkeypatch.setattr(ray_tune, "beside", self._start)
+        monkeypatch.setattr(ray_tune, "ended", self._ended)
+        monkeypatch.setattr(ray_tune, "error_of", lambda task: None)
+
+    def begins(self, trial):
+        self.begun.append(trial.name)
+
+    def _start(self, function, configs, share):
+        self.shares.append(share)
+        self.started.append([config["trial"] for config in configs])
+        function(configs)
+        return len(self.started)
+
+    def _ended(self, tasks, wait):
+        self.waits.append(wait)
+        return tasks if wait else []
+
+
+@pytest.fixture
+def heads_of(store, configs, make_recipe, monkeypatch):
+    """Heads that were given four trials, two of which a sampler may propose before it is told; what it was told."""
+
+    def heads(share, beside_trials=False, trials=4):
+        tasks, told = Tasks(monkeypatch), []
+        begun = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
+        site = Site(**begun[0]["site"])
+        found = Heads(store, lambda trial: site, share, tasks.begins, lambda one: told.append(one.trial), at_once=2)
+        found.beside_trials = beside_trials
+        for config in begun:
+            assert found.add(Trial(config["trial"], "search", {}, config["recipe"]))
+            found.collect()
+        return found, tasks, told
+
+    return heads
+
+
+def test_a_sampler_is_told_of_the_heads_before_it_proposes_more_than_so_many(heads_of):
+    _, tasks, told = heads_of(Share())
+    assert tasks.started == [["0000", "0001"], ["0002", "0003"]]
+    assert tasks.begun == ["0000", "0001", "0002", "0003"]
+    assert told == ["0000", "0001", "0002", "0003"]
+
+
+def test_what_was_collected_last_is_trained_too(heads_of):
+    heads, tasks, told = heads_of(Share(), trials=3)
+    assert told == ["0000", "0001"]
+    heads.settle()
+    assert tasks.started[-1] == ["0002"]
+    assert told[-1] == "0002"
+
+
+def test_nobody_waits_for_heads_whose_gpus_trials_may_hold(heads_of):
+    heads, tasks, told = heads_of(Share(gpus=1.0), beside_trials=True)
+    heads.settle()
+    assert not any(tasks.waits)
+    assert told == []
+    heads.beside_trials = False
+    heads.settle()
+    assert sorted(told) == ["0000", "0001", "0002", "0003"]
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(0.0, 0.0), (0.25, 0.25), (2.0, 1.0)])
+def test_heads_ask_for_one_gpu_even_where_trials_are_trained_on_more(heads_of, gpus, asked):
+    _, tasks, _ = heads_of(Share(cpus=2, gpus=gpus), trials=2)
+    assert tasks.shares == [Share(cpus=2, gpus=asked)]
+
+
+def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_recipe):
+    (config,) = configs(make_recipe())
+    site = Site(**config["site"])
+    heads = Heads(store, lambda trial: site, Share(), lambda trial: None, lambda record: None)
+    assert not heads.add(Trial("0000", "search", {}, config["recipe"]))
+
+
+def test_known_good_heads_are_begun_before_what_is_fine_tuned(prepared, tmp_path):
+    store = Store(tmp_path / "colours")
+    store.put_plan(prepared.described())
+    sweep = Sweep(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+    assert sweep._heads_first(sweep._proposer) == list(range(prepared.plan.trials))  # where nobody trains heads apart
+    sweep._heads = Heads(store, sweep._site, Share(), lambda trial: None, lambda record: None)
+    numbers = sweep._heads_first(sweep._proposer)
+    known = [prepared.space.configured(params)["strategy"] for params in prepared.space.known_good()]
+    assert numbers[0] == known.index("linear_probe") > 0
+    assert numbers[1:] == [number for number in range(prepared.plan.trials) if number != numbers[0]]

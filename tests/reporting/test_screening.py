@@ -1,0 +1,69 @@
+"""What heads on frozen features said of each backbone, as a reader sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sweeps.reporting.formatting import MISSING
+from sweeps.reporting.render import render
+from sweeps.reporting.screening import IN_WORDS, screening
+from tests.reporting.conftest import a_record, an_evaluation, results_of
+from xfer.records import Record
+
+DECISION = {"by": "accuracy", "kept": ["vit", "resnet"], "dropped": ["old"], "penalties": {"vit": 0.1, "resnet": 10.0}}
+
+
+def a_head(number: int, backbone: str, how: str, penalty: float, accuracy: float, **changes: Any) -> Record:
+    strategy = {"name": how, "penalty": penalty}
+    record = a_record(f"screen-{number:02d}", [accuracy], backbone=backbone)
+    val = an_evaluation("val", round(100 * accuracy))
+    return replace(
+        record, **{"phase": "screen", "recipe": {**record.recipe, "strategy": strategy}, "val": val, **changes}
+    )
+
+
+def heads() -> list[Record]:
+    return [
+        a_head(0, "old", "ridge_probe", 1.0, 0.5, status="failed", epochs=(), val=None, error="no memory"),
+        a_head(1, "resnet", "logistic_probe", 10.0, 0.7),
+        a_head(2, "vit", "logistic_probe", 0.1, 0.8),
+        a_head(3, "vit", "ridge_probe", 100.0, 0.9),
+    ]
+
+
+def test_every_backbone_is_a_row_with_its_best_head_the_best_first() -> None:
+    results = replace(results_of([*heads(), a_record("0000")]), screening=DECISION)
+    table = screening(results)
+    assert table.header == ("backbone", "goes on", "best head", "validation", "lp_ft penalty", "heads")
+    assert table.rows == (
+        ("vit", "yes", "ridge_probe(penalty=100)", "90.0% (82.6 to 94.5)", "0.1", "2"),
+        ("resnet", "yes", "logistic_probe(penalty=10)", "70.0% (60.4 to 78.1)", "10", "1"),
+        ("old", "no", "all failed", MISSING, MISSING, "1"),
+    )
+
+
+def test_what_decided_stands_beside_the_accuracy_where_it_is_something_else() -> None:
+    found = [
+        replace(head, epochs=tuple(replace(e, val_balanced_accuracy=0.25) for e in head.epochs)) for head in heads()
+    ]
+    table = screening(replace(results_of(found), screening={**DECISION, "by": "balanced_accuracy"}))
+    assert table.header[2:5] == ("best head", "balanced accuracy", "validation")
+    assert [row[3] for row in table.rows] == ["25.0%", "25.0%", MISSING]
+
+
+def test_heads_are_no_trials_and_a_report_shows_them_apart(tmp_path: Path) -> None:
+    results = replace(results_of([*heads(), a_record("0000")]), screening=DECISION)
+    assert [trial.name for trial in results.trials] == ["0000"]
+    page = render(results, tmp_path)
+    for text in (page.read_text(), page.with_name("report.md").read_text()):
+        assert "Backbones, frozen" in text
+        assert "ridge" in text
+        assert "no memory" in text  # what failed, whatever it was for
+    assert IN_WORDS in page.read_text()
+
+
+def test_without_a_screening_nothing_is_said_of_one(tmp_path: Path) -> None:
+    page = render(results_of([a_record("0000")]), tmp_path)
+    assert "Backbones, frozen" not in page.read_text()

@@ -1,0 +1,318 @@
+"""python -m xfer train: one recipe from the command line, which goes on where it was left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.xfer.commanding import Flags, command
+from xfer.commands import shared, train
+from xfer.commands.train import choice_from
+from xfer.data.split import split_pack
+from xfer.models import backbones
+from xfer.recipe import TABLES, recipe_from
+from xfer.records import evaluation_from, record_from
+
+TIMINGS = ("seconds", "images_per_second", "cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent")
+SHORT = ("--batch-size", 8, "--epochs", 2)
+
+
+@pytest.fixture
+def xfer(capsys):
+    return command(capsys)
+
+
+@pytest.fixture
+def flags(image_folder, weights, tmp_path):
+    return Flags(image_folder, weights, tmp_path / "runs")
+
+
+def written(path):
+    return json.loads(path.read_text())
+
+
+def lasting(path):
+    """A record without what a clock or a machine had a say in."""
+    plain = written(path)
+    epochs = [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in plain.pop("epochs")]
+    return {name: value for name, value in plain.items() if name not in ("seconds", "resumed_at")}, epochs
+
+
+def interrupted(monkeypatch):
+    """Ctrl-C as soon as the first epoch is told."""
+
+    def stop(epoch, epochs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_line", stop)
+
+
+# What is trained, and what is left
+
+
+def test_a_run_leaves_recipe_checkpoints_record_and_model(xfer, flags, tmp_path):
+    ended = xfer("train", *flags(*SHORT, "--out", tmp_path / "out"))
+    assert (ended.status, ended.err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("checkpoints", "model", "recipe.json", "record.json")
+    ]
+    assert sorted(path.name for path in (tmp_path / "out" / "model").iterdir()) == ["model.json", "model.safetensors"]
+    assert [path.name for path in flags.storage.iterdir()] == ["packs"]
+    record = record_from(written(tmp_path / "out" / "record.json"))
+    assert (record.status, len(record.epochs), record.resumed_at, record.test) == ("finished", 2, (), None)
+    assert recipe_from(written(tmp_path / "out" / "recipe.json")).id == record.id
+    lines = ended.out.splitlines()
+    assert lines[0] == ("clip on test_efficientnet: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
+    assert [line[:14] for line in lines[1:3]] == ["epoch   1 of 2", "epoch   2 of 2"]
+    right = sum(record.val.correct)
+    assert lines[3].startswith(f"validation accuracy {right / 6:.1%} ({right} of 6), balanced ")
+    assert lines[4].endswith(f"python -m xfer predict --model {tmp_path / 'out' / 'model'} IMAGE ...")
+
+
+def test_without_out_a_run_lies_in_the_storage_under_a_name_of_its_own(xfer, flags):
+    assert xfer("train", *flags("--epochs", 1)).status == 0
+    (folder,) = (path for path in flags.storage.iterdir() if path.name != "packs")
+    assert folder.name == f"clip-{written(folder / 'record.json')['id'][:8]}"
+
+
+def test_nothing_said_means_what_every_search_begins_with(xfer, flags, tmp_path):
+    assert xfer("train", *flags("--epochs", 1, "--out", tmp_path / "out")).status == 0
+    recipe = recipe_from(written(tmp_path / "out" / "recipe.json"))
+    assert {kind: getattr(recipe, kind).name for kind in TABLES} == train.USED
+    assert (recipe.learning_rate, recipe.clip_norm, recipe.batch_size) == (0.01, 1.0, 16)
+
+
+EVERY_KIND = {
+    "strategy": "train_last:blocks=2",
+    "optimizer": "adam",
+    "schedule": "step:drop_every=0.5,drop_to=0.2",
+    "augmentation": "cutout:cutout_size=0.4",
+    "mixing": "mixup:alpha=1",
+    "loss": "label_smoothing:smoothing=0.2",
+    "head": "mlp:hidden=8",
+    "activation": "mish",
+    "batch_norm": "frozen",
+    "colour": "grey",
+}
+TERM = {"embedding_loss": "contrastive:weight=0.5", "mixing": "none"}
+
+
+@pytest.mark.parametrize("asked", [EVERY_KIND, TERM], ids=["all but the term", "the term"])
+def test_every_kind_of_choice_is_trained_as_it_was_given(xfer, flags, tmp_path, asked):
+    choices = [part for kind, text in asked.items() for part in (f"--{kind.replace('_', '-')}", text)]
+    numbers = ("--learning-rate", 0.001, "--body-rate", 0.5, "--images-per-class", 4, "--seed", 3, "--split-seed", 2)
+    ended = xfer("train", *flags("--epochs", 1, *numbers, *choices, "--out", tmp_path / "out"))
+    assert (ended.status, ended.err) == (0, "")
+    recipe = recipe_from(written(tmp_path / "out" / "record.json")["recipe"])
+    for kind, text in asked.items():
+        assert getattr(recipe, kind) == choice_from(kind, text)
+    assert (recipe.learning_rate, recipe.body_rate, recipe.images_per_class) == (0.001, 0.5, 4)
+    assert (recipe.seed, recipe.split_seed, recipe.draw) == (3, 2, 0)
+    assert "12 training" in ended.out
+
+
+def test_together_these_are_all_kinds_of_choice():
+    assert {*EVERY_KIND, *TERM} == set(TABLES)
+
+
+def test_a_head_in_closed_form_is_one_epoch_and_what_has_no_say_is_refused(xfer, flags, tmp_path):
+    ended = xfer("train", *flags("--strategy", "ridge_probe:penalty=10", "--out", tmp_path / "out"))
+    assert (ended.status, ended.err) == (0, "")
+    record = record_from(written(tmp_path / "out" / "record.json"))
+    assert (record.status, len(record.epochs), record.recipe["strategy"]["penalty"]) == ("finished", 1, 10.0)
+    ended = xfer("train", *flags("--strategy", "ridge_probe", "--epochs", 3, "--out", tmp_path / "other"))
+    assert (ended.status, "takes no steps: leave epochs at 1, not 3" in ended.err) == (2, True)
+
+
+def test_a_choice_has_all_its_parameters_and_whole_numbers_may_stand_for_others():
+    assert str(choice_from("schedule", "step:drop_to=0.5")) == "step(drop_every=0.6666666666666666, drop_to=0.5)"
+    assert choice_from("mixing", "mixup:alpha=1") == choice_from("mixing", "mixup:alpha=1.0")
+    assert str(choice_from("mixing", " mixup : alpha = 2.5 ")) == "mixup(alpha=2.5)"
+
+
+def test_a_network_from_random_weights_needs_no_file(xfer, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "fetch_weights", lambda name: pytest.fail("the hub was asked"))
+    about = ("--data", image_folder, "--storage", tmp_path, "--epochs", 1)
+    small = xfer("train", *about, "--strategy", "small_cnn")
+    assert (small.status, small.err) == (0, "")
+    assert small.out.startswith("small_cnn on basic_cnn: 3 classes, ")
+    assert "images of 64 px" in small.out.splitlines()[0]  # what the network that is trained is meant for
+    scratch = xfer("train", *about, "--strategy", "scratch", "--backbone", "basic_cnn", "--image-size", 32)
+    assert (scratch.status, scratch.err) == (0, "")
+
+
+def test_without_a_file_the_hubs_weights_are_taken(xfer, image_folder, weights, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(backbones, "fetch_weights", lambda name: asked.append(name) or weights)
+    about = ("--backbone", "test_efficientnet", "--image-size", 32, "--epochs", 1, "--strategy", "linear_probe")
+    assert xfer("train", "--data", image_folder, "--storage", tmp_path, *about).status == 0
+    assert asked == ["test_efficientnet"]
+
+
+def test_what_a_strategy_has_no_use_for_is_said(xfer, flags):
+    ended = xfer("train", *flags("--epochs", 1, "--strategy", "small_cnn"))
+    assert ended.status == 0
+    assert ended.err.splitlines() == [
+        "note: strategy small_cnn starts from random weights: --weights is not used",
+        "note: strategy small_cnn brings basic_cnn: --backbone and --backbone-args are not used",
+    ]
+
+
+def test_images_that_cannot_be_read_are_said(xfer, flags, image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    (tmp_path / "images" / "red" / "torn.jpg").write_bytes(b"no image")
+    ended = xfer("train", *replace(flags, images=tmp_path / "images")("--epochs", 1))
+    assert ended.status == 0
+    assert ended.err.startswith("note: images that cannot be read are skipped: 1; the first: red/torn.jpg: ")
+
+
+# Going on
+
+
+def test_an_interrupted_run_goes_on_and_comes_to_the_same(xfer, flags, tmp_path, monkeypatch):
+    once = xfer("train", *flags(*SHORT, "--out", tmp_path / "once"))
+    with monkeypatch.context() as patched:
+        interrupted(patched)
+        stopped = xfer("train", *flags(*SHORT, "--out", tmp_path / "twice"))
+    assert stopped.status == 130
+    assert stopped.err == "after 1 of 2 epochs: the same command goes on from there\ninterrupted\n"
+    assert not (tmp_path / "twice" / "record.json").exists()
+    again = xfer("train", *flags(*SHORT, "--out", tmp_path / "twice"))
+    assert again.out.splitlines()[1] == "going on after epoch 1"
+    assert [line[:9] for line in again.out.splitlines() if line.startswith("epoch")] == ["epoch   2"]
+    assert again.out.splitlines()[3] == once.out.splitlines()[3]
+    assert lasting(tmp_path / "twice" / "record.json") == lasting(tmp_path / "once" / "record.json")
+    assert written(tmp_path / "twice" / "record.json")["resumed_at"] == [1]
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("once", "twice")]
+    assert models[0] == models[1]
+
+
+def test_a_finished_run_given_again_trains_nothing_and_writes_the_same(xfer, flags, tmp_path):
+    asked = ("train", *flags("--epochs", 1, "--out", tmp_path / "out"))
+    first = xfer(*asked)
+    record = (tmp_path / "out" / "record.json").read_bytes()
+    (tmp_path / "out" / "record.json").unlink()
+    again = xfer(*asked)
+    assert again.out.splitlines()[1] == "nothing is left to train"
+    assert again.out.splitlines()[2:] == first.out.splitlines()[2:]
+    assert (tmp_path / "out" / "record.json").read_bytes() == record
+
+
+def test_a_folder_holds_one_recipe(xfer, flags, tmp_path):
+    assert xfer("train", *flags("--epochs", 1, "--out", tmp_path)).status == 0
+    record = (tmp_path / "record.json").read_bytes()
+    ended = xfer("train", *flags("--epochs", 1, "--seed", 1, "--draw", 2, "--out", tmp_path))
+    assert ended.status == 2
+    assert ended.err == (f"error: {tmp_path} holds a run of another recipe (draw, seed differ): take another --out\n")
+    assert (tmp_path / "record.json").read_bytes() == record
+
+
+# The test part
+
+
+def test_the_test_part_is_opened_where_that_is_asked_for(xfer, flags, tmp_path):
+    asked = ("train", *flags("--epochs", 1, "--out", tmp_path))
+    closed = xfer(*asked)
+    assert "test accuracy" not in closed.out
+    assert not (tmp_path / "test.json").exists()
+    opened = xfer(*asked, "--test")
+    found = evaluation_from(written(tmp_path / "test.json"))
+    assert (found.part, len(found.images)) == ("test", 6)
+    assert f"\ntest accuracy {found.accuracy:.1%} ({sum(found.correct)} of 6), balanced " in opened.out
+
+
+def test_without_being_asked_for_it_decides_nothing(xfer, flags, tmp_path, monkeypatch):
+    asked = ("train", *flags("--epochs", 1))
+    xfer(*asked, "--out", tmp_path / "as it is")
+    build = shared.build_pack
+
+    def without_test(*arguments):
+        pack = build(*arguments)
+        images = np.array(pack.images)
+        images[split_pack(pack).test] = 0
+        return replace(pack, images=images)
+
+    monkeypatch.setattr(shared, "build_pack", without_test)
+    xfer(*asked, "--out", tmp_path / "without")
+    assert lasting(tmp_path / "without" / "record.json") == lasting(tmp_path / "as it is" / "record.json")
+    assert xfer(*asked, "--out", tmp_path / "without", "--test").status == 0
+    assert written(tmp_path / "without" / "test.json")["correct"] in ("110000", "001100", "000011")  # all look alike
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--strategy", "niave"), r"unknown strategy 'niave': did you mean naive?"),
+        (
+            ("--strategy", "train_last:block=2"),
+            "unknown parameter of strategy train_last 'block': did you mean blocks",
+        ),
+        (("--strategy", "train_last:name=2"), "unknown parameter of strategy train_last 'name'. Known: blocks"),
+        (("--strategy", "train_last:blocks"), "--strategy blocks: NAME=VALUE[,NAME=VALUE] is wanted"),
+        (("--strategy", "train_last:blocks=1,blocks=2"), "one of the names is given twice"),
+        (
+            ("--strategy", "train_last:blocks=two"),
+            "train_last:blocks=two: blocks=two cannot be; a value like 3 is wanted",
+        ),
+        (("--strategy", "train_last:blocks=1.5"), "blocks=1.5 cannot be; a value like 3 is wanted (whole)"),
+        (("--strategy", "train_last:blocks=0"), "blocks is 0; at least 1 is needed"),
+        (("--mixing", "mixup:alpha=none"), "alpha=None cannot be; a value like 0.2 is wanted"),
+        (("--augmentation", "flipp"), "unknown augmentation 'flipp': did you mean flip?"),
+        (("--optimizer", "adam"), "--optimizer adam: say --learning-rate too"),
+        (("--learning-rate", "1e9"), "learning_rate is 1000000000.0; it must lie between 1e-09 and 100"),
+        (
+            ("--clip-value", "0.5"),
+            "strategy clip clips the gradient's norm already, at 1; take --strategy naive",
+        ),
+        (
+            ("--strategy", "lora"),
+            "lora(rank=8) enters linear layers, and this network has none of more than",
+        ),
+        (("--strategy", "early_cut:stage=5"), "early_cut(stage=5): this network has 5 stages, so stage can be 1 to 4"),
+        (("--strategy", "freeze_then_unfreeze", "--epochs", "2"), "would never unfreeze in 2 epochs"),
+        (("--backbone", "efficientnet_b00"), "unknown backbone 'efficientnet_b00': did you mean efficientnet_b0"),
+        (("--weights", "/no/such/file"), "there is no weights file /no/such/file"),
+        (("--data", "/no/such/folder"), "there is no folder /no/such/folder"),
+        (("--classes", "red,blu"), "unknown class of colours 'blu': did you mean blue?"),
+        (("--backbone-args", "pad_type"), "--backbone-args pad_type: NAME=VALUE[,NAME=VALUE] is wanted"),
+        (("--backbone-args", "no_such=1"), "test_efficientnet cannot be built as asked"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_slip_is_explained_before_any_image_is_read(xfer, flags, asked, said):
+    ended = xfer("train", *flags(*asked))
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.startswith("error: ")
+    assert said in ended.err
+    assert not flags.storage.exists()
+
+
+def test_a_network_of_ours_has_no_pretrained_weights(xfer, image_folder, tmp_path):
+    ended = xfer("train", "--data", image_folder, "--storage", tmp_path / "runs", "--backbone", "basic_cnn")
+    assert ended.status == 2
+    assert "basic_cnn is not a pretrained network: take strategy scratch, or another backbone" in ended.err
+
+
+def test_weights_of_another_network_are_refused(xfer, flags, weights_of):
+    ended = xfer("train", *flags("--weights", weights_of("test_resnet")))
+    assert ended.status == 2
+    assert "does not fit test_efficientnet" in ended.err
+
+
+def test_a_run_that_diverges_says_so_and_is_recorded(xfer, flags, tmp_path):
+    asked = ("--strategy", "naive", "--learning-rate", 100, "--epochs", 3, "--out", tmp_path)
+    ended = xfer("train", *flags(*asked))
+    assert ended.status == 1
+    assert ended.err.startswith("error: the ")
+    assert "Try a lower --learning-rate" in ended.err
+    record = record_from(written(tmp_path / "record.json"))
+    assert record.status == "failed"
+    assert record.error in ended.err
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,152 @@
+"""Tables: a CSV file that says which image shows what."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from xfer.data.layouts import read_source, table
+from xfer.data.pack import build_pack
+
+NAMES = ("1.png", "2.png", "3.png", "more/4.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with four photos, for a table beside them."""
+    for number, name in enumerate(NAMES):
+        path = tmp_path / "birds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number * 50, 0, 0)).save(path)
+    return tmp_path / "birds"
+
+
+def write(root, *rows, name="labels.csv", encoding="utf-8"):
+    (root / name).write_bytes("\n".join(rows).encode(encoding))
+    return root / name
+
+
+def found(source, root):
+    return [(str(each.image.path.relative_to(root)), source.classes[each.label], each.part) for each in source.examples]
+
+
+PLAIN = ("path,label", "1.png,robin", "2.png,crow", "more/4.png,robin")
+
+
+def test_a_row_is_an_image_with_its_label(root):
+    source = table(write(root, *PLAIN))
+    assert (source.name, source.classes, source.notes) == ("labels", ("crow", "robin"), ())
+    assert found(source, root) == [("1.png", "robin", None), ("2.png", "crow", None), ("more/4.png", "robin", None)]
+
+
+def test_a_table_beside_photos_is_the_same_pack_as_a_folder_of_them(root, tmp_path):
+    for name, label in (("1.png", "robin"), ("2.png", "crow"), ("more/4.png", "robin")):
+        target = tmp_path / "folder" / label / name.replace("/", "_")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((root / name).read_bytes())
+    packs = [build_pack(read_source(each), 8, tmp_path / "p") for each in (write(root, *PLAIN), tmp_path / "folder")]
+    assert packs[0].hash == packs[1].hash
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("header", [("path", "label"), ("Image", "CLASS"), ("file", "target"), ("filename", "label ")])
+def test_delimiter_and_columns_are_found(root, delimiter, header):
+    rows = [("id", *header), ("7", "1.png", "a,b" if delimiter != "," else '"a,b"'), ("8", "2.png", "c")]
+    source = table(write(root, *(delimiter.join(row) for row in rows)))
+    assert found(source, root) == [("1.png", "a,b", None), ("2.png", "c", None)]
+
+
+def test_a_table_as_spreadsheets_write_it(root):
+    rows = ("\ufeffpath;label\r", '"1.png";"Ästling; jung"\r', "2.png; crow \r", "\r")
+    assert table(write(root, *rows)).classes == ("crow", "Ästling; jung")
+
+
+def test_parts_are_as_given(root):
+    rows = ("path,label,split", "1.png,a,train", "2.png,b,Train", "3.png,a,validation", "more/4.png,b,test")
+    assert [part for _, _, part in found(table(write(root, *rows)), root)] == ["train", "train", "val", "test"]
+
+
+def test_train_as_the_only_part_leaves_the_parts_to_us(root):
+    source = table(write(root, "path,label,part", "1.png,a,train", "2.png,b,train"))
+    assert {each.part for each in source.examples} == {None}
+
+
+def test_rows_that_will_not_do_are_skipped_and_counted(root):
+    rows = (
+        "gone.png,crow",
+        ",crow",
+        "3.png,",
+        "3.png",
+        "3.png,crow,more",
+        "more,crow",
+        "a\0b.png,crow",
+        "x" * 9999 + ",c",
+    )
+    source = table(write(root, *PLAIN, *rows))
+    assert len(source.examples) == 3
+    assert source.notes[0].startswith(
+        f"labels.csv: 8 of 11 rows were skipped: line 5: there is no {root / 'gone.png'}, "
+    )
+    assert "line 6 has no path, line 7 has no label, line 8 has other fields than the header" in source.notes[0]
+    assert source.notes[0].endswith("and 3 more.")
+
+
+def test_a_damaged_image_is_skipped_by_the_pack(root, tmp_path):
+    (root / "3.png").write_bytes(b"no picture")
+    pack = build_pack(table(write(root, *PLAIN, "3.png,crow")), 8, tmp_path / "packs")
+    assert [each.split(":")[0] for each in pack.skipped] == ["crow/3.png"]
+
+
+def test_an_absolute_path_into_the_tables_folder_will_do(root):
+    assert len(table(write(root, *PLAIN, f"{root / '3.png'},crow")).examples) == 4
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "link.png", "more/../../secret.png"])
+def test_a_path_that_leads_out_of_the_tables_folder_is_refused(root, path):
+    Image.new("RGB", (9, 9)).save(root.parent / "secret.png")
+    (root / "link.png").symlink_to(root.parent / "secret.png")
+    with pytest.raises(ValueError, match=rf"labels\.csv line 5: {path} leads out of {root}"):
+        table(write(root, *PLAIN, f"{path},crow"))
+
+
+WRONG = {
+    "nothing": ([], r"begins with '', not with path/image/file/filename or label/class/target"),
+    "no label": (["path,species", "1.png,a"], r"begins with 'path,species', not with"),
+    "no header": (["1.png,a", "2.png,b"], r"begins with '1\.png,a'"),
+    "two labels": (["path,label,class", "1.png,a,b"], "has 2 columns for the label. Rename"),
+    "header only": (["path,label"], "names no image that is there: it has no rows"),
+    "no photos": (["path,label", "x.jpg,a", "y.jpg,b"], r"no image that is there: line 2: there is no .*x\.jpg"),
+    "one class": (["path,label", "1.png,a", "2.png,a"], r"one class only \(a\)"),
+    "unknown part": (["path,label,part", "1.png,a,trian"], r"line 2: unknown part 'trian'. Known: train, val"),
+    "some parts": (["path,label,part", "1.png,a,train", "2.png,b,"], "line 3 names no part, but others do"),
+    "no train": (["path,label,part", "1.png,a,test", "2.png,b,test"], "no training images for a, b"),
+    "contradiction": ([*PLAIN, "./1.png,crow"], r"1\.png is robin in line 2 and crow in line 5"),
+    "a long field": ([*PLAIN, "x" * 200_000 + ",a"], r"cannot be read as a table: field larger than"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_table_that_is_wrong_as_a_whole_is_refused(root, kind):
+    rows, message = WRONG[kind]
+    with pytest.raises(ValueError, match=message):
+        table(write(root, *rows))
+
+
+def test_a_table_in_another_encoding_is_refused(root):
+    with pytest.raises(ValueError, match=r"cannot be read as a table: 'utf-8'(?s:.*)in UTF-8"):
+        table(write(root, "path,label", "1.png,Ästling", "2.png,crow", encoding="latin-1"))
+
+
+def test_a_missing_table_and_a_folder_are_named(root):
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere\.csv"):
+        table(root / "nowhere.csv")
+    with pytest.raises(ValueError, match=r"birds is a folder"):
+        table(root)
+
+
+def test_a_table_beyond_the_limit_is_refused_unread(root):
+    path = write(root, *PLAIN)
+    with path.open("r+b") as file:
+        file.truncate(256 * 2**20 + 1)  # a hole: takes no room on disk
+    with pytest.raises(ValueError, match="larger than 256 MiB"):
+        table(path)

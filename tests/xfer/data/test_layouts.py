@@ -1,0 +1,221 @@
+"""Where images come from: folders as people have them, and what is said about the others."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from PIL import Image
+
+from xfer.data.images import SUFFIXES
+from xfer.data.layouts import PARTS, folder
+
+
+def images(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path, "PNG")
+
+
+def found(source, root):
+    return {(str(each.image.path.relative_to(root)), source.classes[each.label], each.part) for each in source.examples}
+
+
+def test_one_folder_leaves_the_parts_to_us(tmp_path):
+    images(tmp_path / "b" / "2.jpg", tmp_path / "a" / "1.png", tmp_path / "a" / "deep" / "er" / "3.JPEG")
+    source = folder(tmp_path)
+    assert source.name == tmp_path.name
+    assert source.classes == ("a", "b")
+    assert found(source, tmp_path) == {
+        ("a/1.png", "a", None),
+        ("a/deep/er/3.JPEG", "a", None),
+        ("b/2.jpg", "b", None),
+    }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("train", "val"), ("train", "test"), ("train", "val", "test"), ("train", "valid"), ("train", "validation")],
+)
+def test_part_folders_give_the_parts(tmp_path, given):
+    for name in given:
+        images(tmp_path / name / "a" / "1.jpg", tmp_path / name / "b" / "1.jpg")
+    source = folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert found(source, tmp_path) == {(f"{name}/{c}/1.jpg", c, PARTS[name]) for name in given for c in "ab"}
+
+
+def test_a_train_folder_alone_is_divided_like_a_single_folder(tmp_path):
+    images(tmp_path / "train" / "a" / "1.jpg", tmp_path / "train" / "b" / "1.jpg")
+    assert found(folder(tmp_path), tmp_path) == {("train/a/1.jpg", "a", None), ("train/b/1.jpg", "b", None)}
+
+
+def test_a_class_may_be_missing_in_the_test_part(tmp_path):
+    images(*(tmp_path / "train" / c / "1.jpg" for c in "abc"), tmp_path / "test" / "b" / "1.jpg")
+    source = folder(tmp_path)
+    assert source.classes == ("a", "b", "c")
+    assert ("test/b/1.jpg", "b", "test") in found(source, tmp_path)
+
+
+def test_a_tilde_a_dot_or_a_link_to_the_data_is_as_good_as_its_path(tmp_path, monkeypatch):
+    images(tmp_path / "data" / "a" / "1.jpg", tmp_path / "data" / "b" / "1.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    for root in (tmp_path / "link", tmp_path / "data" / ".." / "data", type(tmp_path)(".")):
+        assert [each.image.path for each in folder(root).examples] == [
+            tmp_path / "data" / "a" / "1.jpg",
+            tmp_path / "data" / "b" / "1.jpg",
+        ]
+
+
+# What is passed over
+
+
+def test_hidden_files_and_what_is_no_image_by_name_are_passed_over(tmp_path):
+    images(*(tmp_path / name / "1.jpg" for name in ("a", "b", ".git", ".ipynb_checkpoints")))
+    images(tmp_path / "a" / ".hidden.jpg", tmp_path / "a" / "._1.jpg")
+    for name in ("notes.txt", "Thumbs.db", "1.npy", "jpg", "picture.eps", "archive.jpg.zip"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    (tmp_path / "README.jpg").write_bytes(b"x")
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    assert found(folder(tmp_path), tmp_path) == {("a/1.jpg", "a", None), ("b/1.jpg", "b", None)}
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_suffix_is_known_in_small_and_capital_letters(tmp_path, suffix):
+    images(tmp_path / "a" / f"1{suffix}", tmp_path / "a" / f"2{suffix.upper()}", tmp_path / "b" / f"1{suffix}")
+    assert len(folder(tmp_path).examples) == 3
+
+
+def test_links_that_lead_outside_are_not_followed_and_those_inside_are(tmp_path):
+    root, outside = tmp_path / "data", tmp_path / "outside"
+    images(root / "a" / "1.jpg", root / "b" / "1.jpg", outside / "secret.jpg", outside / "c" / "2.jpg")
+    (root / "a" / "out.jpg").symlink_to(outside / "secret.jpg")
+    (root / "a" / "relative.jpg").symlink_to("../../outside/secret.jpg")
+    (root / "a" / "folder").symlink_to(outside / "c")
+    (root / "a" / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    (root / "a" / "loop.jpg").symlink_to("loop.jpg")
+    (root / "a" / "self").symlink_to(root)
+    (root / "a" / "in.jpg").symlink_to("../b/1.jpg")
+    assert found(folder(root), root) == {
+        ("a/1.jpg", "a", None),
+        ("a/in.jpg", "a", None),
+        ("b/1.jpg", "b", None),
+    }
+
+
+def test_a_class_folder_that_leads_outside_has_no_images(tmp_path):
+    root = tmp_path / "data"
+    images(root / "a" / "1.jpg", root / "b" / "1.jpg", tmp_path / "outside" / "1.jpg")
+    (root / "c").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="no training images for c"):
+        folder(root)
+
+
+# Names
+
+STRANGE = [
+    "Ä ö 日本",
+    "🐈",
+    "a b",
+    'quote\'s "and" more',
+    "<b onclick=x>",
+    "=1+1",
+    "new\nline",
+    "\x1b[31mred",
+    "\u202egpj",
+    "..a",
+    "%s{}",
+    "n" * 255,
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_class_may_have_any_name_that_a_file_system_allows(tmp_path, name):
+    if name.startswith("."):
+        name = "x" + name
+    images(tmp_path / name / "1.jpg", tmp_path / "zzz" / "1.jpg")
+    assert name in folder(tmp_path).classes
+
+
+def test_a_file_may_have_any_name_that_a_file_system_allows(tmp_path):
+    names = [f"{name[:100]}.jpg" for name in STRANGE if not name.startswith(".")] + ["n" * 251 + ".png"]
+    images(*(tmp_path / "a" / name for name in names), tmp_path / "b" / "1.jpg")
+    assert {each.image.path.name for each in folder(tmp_path).examples} == {*names, "1.jpg"}
+
+
+def test_a_name_that_is_no_text_is_a_file_like_any_other(tmp_path):
+    images(tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg")
+    odd = os.fsencode(tmp_path / "a") + b"/\xff\xfe.png"
+    with open(odd, "wb") as file:  # noqa: PTH123
+        file.write((tmp_path / "a" / "1.jpg").read_bytes())
+    assert len(folder(tmp_path).examples) == 3
+
+
+# What is refused
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"there is no folder {tmp_path / 'nowhere'}"):
+        folder(tmp_path / "nowhere")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    images(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg is a file; the folder"):
+        folder(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("content", ["nothing", "files", "empty classes", "hidden"])
+def test_a_folder_without_images_says_what_belongs_there(tmp_path, content):
+    if content == "files":
+        images(tmp_path / "1.jpg", tmp_path / "2.jpg")
+    if content == "empty classes":
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+    if content == "hidden":
+        images(tmp_path / ".a" / "1.jpg", tmp_path / ".b" / "1.jpg")
+    with pytest.raises(ValueError, match=r"holds no images in class folders\. Expected .*<class>/\*\.jpg.* \.png"):
+        folder(tmp_path)
+
+
+def test_one_class_leaves_nothing_to_tell_apart(tmp_path):
+    images(tmp_path / "cats" / "1.jpg", tmp_path / "cats" / "2.jpg")
+    with pytest.raises(ValueError, match=r"one class only \(cats\): there is nothing to tell apart"):
+        folder(tmp_path)
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    images(tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no training images for empty"):
+        folder(tmp_path)
+
+
+def test_a_class_that_only_the_test_part_has_is_named(tmp_path):
+    images(*(tmp_path / "train" / c / "1.jpg" for c in "ab"), tmp_path / "test" / "zebra" / "1.jpg")
+    with pytest.raises(ValueError, match="no training images for zebra"):
+        folder(tmp_path)
+
+
+def test_of_many_classes_without_images_five_are_named_and_the_rest_counted(tmp_path):
+    images(tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg")
+    for number in range(8):
+        (tmp_path / f"empty{number}").mkdir()
+    with pytest.raises(ValueError, match="empty0, empty1, empty2, empty3, empty4 and 3 more"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("given", [("val",), ("test",), ("val", "test")])
+def test_parts_without_a_train_folder_are_refused(tmp_path, given):
+    for name in given:
+        images(tmp_path / name / "a" / "1.jpg", tmp_path / name / "b" / "1.jpg")
+    with pytest.raises(ValueError, match=rf"{', '.join(given)} but no train folder\. Expected .*/train/<class>"):
+        folder(tmp_path)
+
+
+def test_real_photos_load_with_the_parts_that_they_come_in(shared_data):
+    source = folder(shared_data / "hymenoptera")
+    assert source.classes == ("ants", "bees")
+    counts = [sum(each.part == part for each in source.examples) for part in ("train", "val")]
+    assert counts == [244, 153]

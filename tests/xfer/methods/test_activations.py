@@ -1,0 +1,230 @@
+"""Every activation of the table on every kind of network: what stands between the layers changes, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import timm
+import torch
+from timm.layers import activations as timms
+from timm.layers import activations_me
+from torch import nn
+
+from xfer.methods.activations import ACTIVATIONS, SWAPPED, swap
+from xfer.training.networks import check, network_of
+
+NETWORKS = {
+    "test_resnet": {"ReLU": 12},
+    "test_efficientnet": {"SiLU": 11},
+    "test_vit": {"GELU": 6},
+    "basic_cnn": {"ReLU": 4},
+}
+"""Which activations they have, and how many."""
+
+NEW = {"mish": nn.Mish, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
+
+each_network = pytest.mark.parametrize("network", NETWORKS)
+each_new = pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "keep"])
+
+
+@pytest.fixture
+def build(make_recipe, weights_of):
+    def network(name, **choices):
+        recipe = make_recipe(**({"strategy": "small_cnn"} if name == "basic_cnn" else {"backbone": name}), **choices)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return network_of(recipe, weights_of(name) if recipe.weights else None).eval()
+
+    return network
+
+
+def images(count=2, size=32):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def kinds(model):
+    return {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def test_the_table_is_covered_here():
+    assert {"keep", *NEW} == ACTIVATIONS.keys()
+
+
+@each_network
+@each_new
+def test_all_activations_are_replaced_and_no_other_module(build, network, name):
+    before, after = kinds(build(network)), kinds(build(network, activation=name))
+    assert before.keys() == after.keys()
+    old = {place for place, kind in before.items() if kind in SWAPPED}
+    assert {kind: sum(before[place] == kind for place in old) for kind in NETWORKS[network]} == NETWORKS[network]
+    assert len(old) == sum(NETWORKS[network].values())
+    assert {after[place] for place in old} == {NEW[name].__name__}
+    assert all(after[place] == kind for place, kind in before.items() if place not in old)
+
+
+@each_network
+@each_new
+def test_weights_and_statistics_are_those_of_the_network_as_it_was(build, network, name):
+    before, after = build(network).state_dict(), build(network, activation=name).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
+@each_network
+@each_new
+def test_the_network_computes_with_the_new_activation(build, network, name):
+    usual, swapped = build(network), build(network, activation=name)
+    seen = []
+    for module in swapped.modules():
+        if isinstance(module, NEW[name]):
+            # A hook sees what goes in before an activation that works in place has changed it.
+            module.register_forward_pre_hook(lambda module, inputs: seen.append([inputs[0].clone()]))
+            module.register_forward_hook(lambda module, inputs, output: seen[-1].append(output.clone()))
+    with torch.no_grad():
+        changed = not torch.equal(swapped(images()), usual(images()))
+    assert changed is (network != "test_efficientnet" or name != "silu")
+    assert len(seen) == sum(NETWORKS[network].values())
+    written_out = {
+        "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(-x.abs())) + x.clamp(min=0)),
+        "silu": lambda x: x / (1 + torch.exp(-x)),
+        "leaky_relu": lambda x: torch.where(x < 0, x / 100, x),
+    }[name]
+    for before, after in seen:
+        torch.testing.assert_close(after, written_out(before), rtol=1e-4, atol=1e-5)
+
+
+@each_network
+@each_new
+def test_a_gradient_reaches_everything_and_a_step_brings_the_loss_down(build, network, name):
+    model, inputs, labels = build(network, activation=name), images(6), torch.arange(6) % 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+
+
+@each_network
+def test_keep_keeps_every_module_as_it_is(build, network):
+    model = build(network)
+    before = dict(model.named_modules())
+    assert swap(model, ACTIVATIONS["keep"]()) is model
+    assert all(module is before[name] for name, module in model.named_modules())
+
+
+def test_a_recipes_head_keeps_the_activation_of_its_own(build):
+    model = build("test_resnet", activation="mish", head="mlp")
+    assert isinstance(model.fc[1], nn.ReLU)
+    assert sum(isinstance(module, nn.Mish) for module in model.modules()) == 12
+
+
+@pytest.fixture(scope="module", params=["mobilenetv3_small_050", "convnext_atto", "densenet121", "regnety_002"])
+def other_network(request):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return timm.create_model(request.param, num_classes=3).eval()
+
+
+@each_new
+def test_outputs_of_other_families_stay_finite(other_network, name):
+    model = swap(copy.deepcopy(other_network), ACTIVATIONS[name]())
+    assert not [kind for kind in kinds(model).values() if kind in SWAPPED - {NEW[name].__name__}]
+    with torch.no_grad():
+        assert model(images(size=64)).isfinite().all()
+    assert kinds(model) != kinds(other_network)
+
+
+# Modules
+
+
+class Gated(nn.Module):
+    """Activations of all kinds beside gates; one of them stands in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = self.again = nn.ReLU()
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.GELU(), nn.Sequential(nn.PReLU()))
+        self.gates = nn.Sequential(
+            nn.Sigmoid(), nn.Hardsigmoid(), nn.Softmax(dim=1), nn.Tanh(), nn.Dropout(), nn.Identity()
+        )
+
+    def forward(self, x):
+        return self.gates(self.again(self.inner(self.shared(x))))
+
+
+@each_new
+def test_one_that_stands_in_two_places_is_replaced_in_both(name):
+    model = swap(Gated(), ACTIVATIONS[name]())
+    assert isinstance(model.shared, NEW[name])
+    assert isinstance(model.again, NEW[name])
+    model(torch.randn(2, 4)).sum().backward()
+    assert model.inner[0].weight.grad.abs().sum() > 0
+
+
+@each_new
+def test_gates_and_softmax_are_no_activations_and_stay(name):
+    model = Gated()
+    gates = list(model.gates)
+    assert list(swap(model, ACTIVATIONS[name]()).gates) == gates
+
+
+@each_new
+def test_what_worked_in_place_does_so_again(name):
+    inner = swap(Gated(), ACTIVATIONS[name]()).inner
+    assert [inner[1].inplace, inner[2].inplace, inner[3][0].inplace] == [True, False, False]
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Softmax(dim=1))])
+def test_a_network_without_activations_is_refused(model):
+    with pytest.raises(ValueError, match=f"{type(model).__name__} has no activations .* leave activation at keep"):
+        swap(model, ACTIVATIONS["mish"]())
+    assert swap(model, ACTIVATIONS["keep"]()) is model
+
+
+def test_a_recipe_that_asks_for_one_is_checked(make_recipe):
+    for name in ACTIVATIONS:
+        check(make_recipe(activation=name))
+
+
+# What counts as an activation
+
+GATES = {"Sigmoid", "HardSigmoid", "HardSigmoidMe", "Tanh"}
+
+
+def test_timms_activations_are_known_and_its_gates_are_not():
+    found = {
+        name
+        for module in (timms, activations_me)
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and issubclass(kind, nn.Module)
+    }
+    assert {"GELUTanh", "QuickGELU", "HardMish", "Mish"} <= found
+    assert found - GATES <= SWAPPED
+    assert not GATES & SWAPPED
+
+
+def test_torchs_activations_are_known_and_its_gates_are_not():
+    torchs = {name for name in SWAPPED if hasattr(nn, name)}
+    own = {name for name in SWAPPED if hasattr(timms, name) or hasattr(activations_me, name)}
+    assert torchs | own == SWAPPED
+    assert torchs >= {
+        "ReLU",
+        "ReLU6",
+        "LeakyReLU",
+        "ELU",
+        "CELU",
+        "SELU",
+        "GELU",
+        "SiLU",
+        "Mish",
+        "Hardswish",
+        "Softplus",
+    }
+    assert not {"Sigmoid", "Hardsigmoid", "Softmax", "Tanh", "GLU", "LogSigmoid"} & SWAPPED

@@ -1,0 +1,173 @@
+"""Every head of the table on every kind of network: a new top, and nothing else is changed."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from xfer.methods.heads import HEADS
+from xfer.models.params import params_of
+from xfer.training.networks import check, network_of
+
+NETWORKS = {
+    "test_resnet": {"backbone": "test_resnet"},
+    "test_efficientnet": {"backbone": "test_efficientnet"},
+    "test_vit": {"backbone": "test_vit"},
+    "basic_cnn": {"strategy": "small_cnn"},
+    "early_cut": {"backbone": "test_resnet", "strategy": "early_cut"},
+}
+
+each_head = pytest.mark.parametrize("head", HEADS)
+each_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+@pytest.fixture
+def build(make_recipe, weights_of):
+    """A network with a head; its random weights are the same in every call."""
+
+    def network(name, head):
+        recipe = make_recipe(**NETWORKS[name], head=head)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return network_of(recipe, weights_of(recipe.backbone) if recipe.weights else None).eval()
+
+    return network
+
+
+def images(count=2):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def embeddings_of(model, inputs):
+    return model.forward_head(model.forward_features(inputs), pre_logits=True)
+
+
+@each_head
+@each_network
+def test_logits_are_what_the_head_says_of_the_embeddings(build, head, network):
+    model = build(network, head)
+    with torch.no_grad():
+        embeddings = embeddings_of(model, images())
+        logits = model(images())
+        assert logits.shape == (2, 3)
+        torch.testing.assert_close(model.get_classifier()(embeddings), logits)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-7)
+
+
+@each_head
+@each_network
+def test_a_heads_parameters_and_no_others_have_depth_0(build, head, network):
+    model = build(network, head)
+    depths = {name: param.depth for name, param in params_of(model).items()}
+    own = {id(parameter) for parameter in model.get_classifier().parameters()}
+    assert {name for name, parameter in model.named_parameters() if id(parameter) in own} == {
+        name for name, depth in depths.items() if depth == 0
+    }
+    assert len({param.blocks for param in params_of(model).values()}) == 1
+    usual = params_of(build(network, "linear"))
+    body = {name: param for name, param in params_of(model).items() if param.depth}
+    assert body == {name: param for name, param in usual.items() if param.depth}
+
+
+@each_head
+@each_network
+def test_everything_below_the_head_is_as_it_would_be_without_it(build, head, network):
+    model, usual = build(network, head), build(network, "linear")
+    own = {id(tensor) for tensor in usual.get_classifier().parameters()}
+    body = {name: tensor for name, tensor in usual.state_dict(keep_vars=True).items() if id(tensor) not in own}
+    found = model.state_dict()
+    assert len(body) > 5
+    assert all(torch.equal(found[name], tensor) for name, tensor in body.items())
+    with torch.no_grad():
+        assert torch.equal(embeddings_of(model, images()), embeddings_of(usual, images()))
+
+
+@each_head
+def test_under_a_linear_probe_the_head_moves_and_nothing_else(make_recipe, make_run, head):
+    run = make_run(make_recipe(strategy="linear_probe", head=head, epochs=1, learning_rate=0.1))
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    list(run)
+    moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {f"classifier.{name}" for name, _ in run.model.classifier.named_parameters()}
+
+
+# Each of them
+
+
+def test_a_hidden_layer_is_as_wide_as_asked(build):
+    first, relu, second = build("test_resnet", {"name": "mlp", "hidden": 7}).fc
+    assert (first.in_features, first.out_features, second.in_features, second.out_features) == (96, 7, 7, 3)
+    assert isinstance(relu, nn.ReLU)
+
+
+@pytest.mark.parametrize("scale", [0.5, 16.0, 100.0])
+def test_cosine_logits_are_bounded_by_the_scale_and_reach_it(scale):
+    head = HEADS["cosine"](cosine_scale=scale)(5, 4)
+    embeddings = torch.cat([1e3 * torch.randn(50, 5), head.weight.detach(), -head.weight.detach()])
+    logits = head(embeddings)
+    assert logits.abs().max() <= scale * (1 + 1e-6)
+    torch.testing.assert_close(logits[50:54].diagonal(), torch.full((4,), scale))
+    torch.testing.assert_close(logits[54:].diagonal(), torch.full((4,), -scale))
+
+
+def test_cosine_logits_equal_the_cosines_written_out():
+    head = HEADS["cosine"](cosine_scale=3.0)(5, 4)
+    embeddings = torch.randn(6, 5)
+    expected = [
+        [3.0 * (row @ centre / (row.norm() * centre.norm())).item() for centre in head.weight] for row in embeddings
+    ]
+    torch.testing.assert_close(head(embeddings), torch.tensor(expected))
+    torch.testing.assert_close(head(7.0 * embeddings), head(embeddings))
+    assert torch.equal(head(torch.zeros(1, 5)), torch.zeros(1, 4))
+
+
+@each_head
+def test_a_new_head_prefers_no_class_and_follows_from_torchs_seed(head):
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(HEADS[head]()(64, 10))
+    first, same, other = ([parameter.detach() for parameter in each.parameters()] for each in found)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    with torch.no_grad():
+        shares = found[0](torch.randn(500, 64)).softmax(dim=1).mean(dim=0)
+    assert shares.max() < 0.35
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("hidden", [0, -3, 2.5])
+def test_a_hidden_layer_without_whole_units_is_refused(make_recipe, hidden):
+    with pytest.raises(ValueError, match=f"hidden is {hidden}; .* at least 1, or linear is meant"):
+        check(make_recipe(head={"name": "mlp", "hidden": hidden}))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_is_no_size_is_refused(make_recipe, scale):
+    with pytest.raises(ValueError, match=f"cosine_scale is {scale}; it must be above 0"):
+        check(make_recipe(head={"name": "cosine", "cosine_scale": scale}))
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "linear"])
+@pytest.mark.parametrize(("backbone", "ends_in"), [("resnetv2_18", "Conv2d"), ("dla34", "Conv2d")])
+def test_a_network_that_does_not_end_in_one_linear_layer_keeps_its_own_head(make_recipe, backbone, ends_in, head):
+    message = (
+        f"head {head}(.*) takes the place of one linear layer, and {backbone} ends in {ends_in}: leave head at linear"
+    )
+    with pytest.raises(ValueError, match=message):
+        check(make_recipe(backbone=backbone, head=head, weights="w"))
+    check(make_recipe(backbone=backbone, weights="w"))
+
+
+@pytest.mark.parametrize(("strategy", "term"), [("lp_ft", "none"), ("naive", "arcface")])
+def test_what_asks_the_head_apart_from_the_body_is_refused_where_the_two_do_not_fit(make_recipe, strategy, term):
+    asker = "strategy lp_ft" if term == "none" else re.escape("embedding_loss arcface(")
+    with pytest.raises(ValueError, match=f"{asker}.* asks the head about embeddings .* resnetv2_18 ends in Conv2d"):
+        check(make_recipe(backbone="resnetv2_18", strategy=strategy, embedding_loss=term, weights="w"))
+    check(make_recipe(backbone="test_resnet", strategy=strategy, embedding_loss=term, weights="w"))

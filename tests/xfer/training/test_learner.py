@@ -1,0 +1,250 @@
+"""The network with its losses and its optimizer: rates, what an Epoch says of the steps, and terms on embeddings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from xfer.features.model_split import Embedder
+from xfer.methods.batch_norm import BATCH_NORMS
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES
+from xfer.methods.freezing import Moment
+from xfer.recipe import recipe_from
+from xfer.training import checkpoints
+
+NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
+TERMS = sorted(set(EMBEDDING_LOSSES) - {"none"})
+CONSTANT = {"schedule": "constant", "optimizer": "sgd"}
+
+
+def snapshot(run):
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# Rates
+
+
+@pytest.mark.parametrize("strategy", ["naive", "layer_decay", "l2_sp"])
+def test_the_body_rate_slows_what_is_below_the_head_and_nothing_else(make_recipe, make_run, strategy):
+    def rates(body_rate):
+        run = make_run(make_recipe(**CONSTANT, strategy=strategy, learning_rate=0.04, body_rate=body_rate))
+        next(iter(run))
+        groups = run.state_dict()["optimizer"]["param_groups"]
+        return {(group["depth"], group["kind"]): group["lr"] for group in groups}
+
+    full, slow = rates(1.0), rates(0.1)
+    assert {rate for (depth, _), rate in full.items() if depth == 0} == {0.04}
+    assert slow == pytest.approx({place: rate * (0.1 if place[0] else 1) for place, rate in full.items()})
+
+
+def test_a_slower_body_moves_in_the_first_step_by_as_much_less(make_recipe, make_run):
+    def step(body_rate):
+        recipe = make_recipe(**CONSTANT, body_rate=body_rate, batch_size=24, weight_decay=0, learning_rate=0.5)
+        run = make_run(recipe)
+        start = dict(snapshot(run))
+        next(iter(run))
+        return {name: tensor.detach() - start[name] for name, tensor in run.model.named_parameters()}
+
+    full, slow = step(1.0), step(0.25)
+    for name, moved in full.items():
+        expected = moved if name.startswith("classifier.") else 0.25 * moved
+        torch.testing.assert_close(slow[name], expected, atol=2e-6, rtol=1e-3)
+
+
+# What is said of the steps
+
+
+def test_gradient_norms_are_those_of_the_first_epoch_and_their_mean_is_its_gradient_norm(make_recipe, make_run):
+    run = make_run(make_recipe(epochs=3))
+    first, *later = list(run)
+    assert len(first.gradient_norms) == 3  # 24 images in batches of 8
+    assert first.gradient_norm == math.fsum(first.gradient_norms) / 3
+    assert len(set(first.gradient_norms)) == 3
+    assert [epoch.gradient_norms for epoch in later] == [(), ()]
+
+
+def test_no_more_gradient_norms_are_kept_than_the_first_steps(make_recipe, make_run, monkeypatch):
+    every = next(iter(make_run(make_recipe(batch_size=2)))).gradient_norms
+    monkeypatch.setattr("xfer.run.FIRST_STEPS", 5)
+    few = next(iter(make_run(make_recipe(batch_size=2)))).gradient_norms
+    assert (len(every), few) == (12, every[:5])
+
+
+@pytest.mark.parametrize("strategy", ["scratch", "linear_probe", "naive"])
+def test_the_start_accuracy_is_that_before_the_first_step(make_recipe, make_run, strategy):
+    recipe = make_recipe(strategy=strategy, epochs=2, optimizer="adam", learning_rate=0.01)
+    start = make_run(recipe).evaluate("val").accuracy
+    run = make_run(recipe)
+    assert run.record().start_accuracy is None
+    for _ in run:
+        assert run.record().start_accuracy == start
+
+
+def test_a_resumed_run_knows_its_start_accuracy(make_recipe, make_run, tmp_path):
+    recipe = make_recipe(strategy="lp_ft")
+    run = make_run(recipe, tmp_path)
+    next(iter(run))
+    assert run.record().start_accuracy is not None
+    assert make_run(recipe, tmp_path).record().start_accuracy == run.record().start_accuracy
+
+
+def test_the_distance_is_nothing_at_the_start_and_grows_from_there(make_recipe, make_run):
+    run = make_run(make_recipe(epochs=3, learning_rate=0.003))
+    assert run._learner.distance() == 0.0
+    distances = [epoch.distance for epoch in run]
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+def test_a_resumed_run_measures_from_the_same_start(make_recipe, make_run, tmp_path):
+    recipe = make_recipe(epochs=3)
+    uninterrupted = [epoch.distance for epoch in make_run(recipe)]
+    next(iter(make_run(recipe, tmp_path)))
+    assert [epoch.distance for epoch in make_run(recipe, tmp_path)] == uninterrupted[1:]
+
+
+# What is trained on
+
+
+def test_images_per_class_limits_what_is_trained_on_and_nothing_else(make_recipe, make_run):
+    whole, few = make_run(make_recipe()), make_run(make_recipe(images_per_class=3))
+    labels = whole.pack.labels
+    assert [(labels[few.split.train] == label).sum() for label in range(3)] == [3, 3, 3]
+    assert set(few.split.train) < set(whole.split.train)
+    for part in ("val", "test"):
+        assert few.split.of(part).tolist() == whole.split.of(part).tolist()
+    assert len(next(iter(few)).gradient_norms) == 1  # nine images in batches of eight, and the lone one is left out
+
+
+# Batch norm
+
+
+def running(run):
+    return {name: tensor.clone() for name, tensor in run.model.named_buffers() if "running" in name}
+
+
+@pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("batch_norm", BATCH_NORMS)
+@pytest.mark.parametrize("strategy", ["linear_probe", "naive"])
+def test_statistics_follow_the_images_as_batch_norm_says(make_recipe, make_run, network, batch_norm, strategy):
+    follow = {"with_weights": strategy == "naive", "frozen": False, "always": True}
+    run = make_run(make_recipe(strategy=strategy, backbone=network, batch_norm=batch_norm, epochs=1))
+    before = running(run)
+    list(run)
+    after = running(run)
+    assert before
+    assert {torch.equal(before[name], after[name]) for name in before} == {not follow[batch_norm]}
+
+
+def test_dropout_in_a_frozen_part_is_silent_and_above_it_is_not(make_recipe, make_run):
+    run = make_run(make_recipe(strategy={"name": "freeze_first", "blocks": 3}, backbone_args={"drop_path_rate": 0.5}))
+    next(iter(run))
+    run._learner.set_pace(Moment(1, 2))
+    modes = {name: module.training for name, module in run.model.named_modules() if isinstance(module, nn.Sequential)}
+    assert [modes[f"blocks.{stage}"] for stage in range(5)] == [False, False, True, True, True]
+
+
+# Terms on embeddings
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_trains_on_every_network(make_recipe, make_run, term, network):
+    plain = make_run(make_recipe(backbone=network, epochs=1))
+    run = make_run(make_recipe(backbone=network, epochs=1, embedding_loss=term))
+    assert_same(snapshot(run), snapshot(plain))
+    (epoch,), (without,) = list(run), list(plain)
+    assert math.isfinite(epoch.train_loss)
+    assert epoch.train_loss > without.train_loss or term == "triplet"  # which may find nothing to learn from
+    if term != "triplet":
+        body = next(name for name, parameter in run.model.named_parameters() if parameter.ndim == 4)
+        assert not torch.equal(run.model.state_dict()[body], plain.model.state_dict()[body])
+    assert run.record().parameters == plain.record().parameters
+    assert run.record().trainable_parameters == plain.record().trainable_parameters
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_term_that_hardly_counts_changes_nothing(make_recipe, make_run, term):
+    changes = {"backbone_args": {"drop_rate": 0.3}, "augmentation": "flip", "epochs": 2}
+    plain = make_run(make_recipe(**changes))
+    hardly = make_run(make_recipe(**changes, embedding_loss={"name": term, "weight": 1e-30}))
+    assert [epoch.train_loss for epoch in plain] == [epoch.train_loss for epoch in hardly]
+    assert_same(snapshot(plain), snapshot(hardly))
+
+
+@pytest.mark.parametrize(("strategy", "body_rate"), [("naive", 0.5), ("linear_probe", 1.0)])
+def test_the_centres_of_arcface_move_at_the_heads_rate_and_are_decayed(make_recipe, make_run, strategy, body_rate):
+    about = {"strategy": strategy, "body_rate": body_rate, "embedding_loss": "arcface"}
+    recipe = make_recipe(**CONSTANT, **about, learning_rate=0.02, weight_decay=0.3)
+    run = make_run(recipe)
+    (centres,) = run._learner._asked.parameters()
+    assert centres.shape == (256, 3)
+    before = centres.detach().clone()
+    next(iter(run))
+    assert not torch.equal(centres, before)
+    group = next(each for each in run._learner._optimizer.param_groups if each["params"][0] is centres)
+    assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)
+
+
+@pytest.mark.parametrize("strategy", ["freeze_then_unfreeze", "lp_ft"])
+@pytest.mark.parametrize("optimizer", ["sgd", "ranger", "lamb"])
+def test_the_centres_of_arcface_are_in_the_checkpoint_and_a_resumed_run_goes_on_with_them(
+    make_recipe, make_run, tmp_path, strategy, optimizer
+):
+    recipe = make_recipe(strategy=strategy, optimizer=optimizer, embedding_loss="arcface", epochs=4)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    run = make_run(recipe, tmp_path)
+    start = run._learner._asked.W.detach().clone()
+    next(iter(run))
+    saved = checkpoints.load(tmp_path)["embedding_loss"]["W"]
+    assert torch.equal(saved, run._learner._asked.W)
+    assert not torch.equal(saved, start)
+    for epochs in (2, 3, 4):
+        resumed = make_run(recipe, tmp_path)
+        assert next(iter(resumed)).epoch == epochs
+    assert_same(snapshot(resumed), snapshot(uninterrupted))
+    assert torch.equal(resumed._learner._asked.W, uninterrupted._learner._asked.W)
+
+
+@pytest.mark.parametrize("term", ["contrastive", "triplet"])
+def test_a_run_with_a_term_without_parameters_can_be_resumed(make_recipe, make_run, tmp_path, term):
+    recipe = make_recipe(embedding_loss=term)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
+    next(iter(make_run(recipe, tmp_path)))
+    resumed = make_run(recipe, tmp_path)
+    list(resumed)
+    assert_same(snapshot(resumed), snapshot(uninterrupted))
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
+def test_a_term_on_embeddings_and_batch_mixing_are_refused_together(make_recipe, term, mixing):
+    with pytest.raises(ValueError, match=f"embedding_loss {term}.* needs one class an image, and mixing {mixing}"):
+        make_recipe(embedding_loss=term, mixing=mixing)
+    assert recipe_from({**make_recipe(embedding_loss=term).as_dict(), "mixing": {"name": "none"}})
+
+
+def test_the_term_is_asked_with_the_embeddings_that_the_head_is_asked_with(make_recipe, make_run, monkeypatch):
+    run = make_run(make_recipe(embedding_loss="contrastive", strategy="linear_probe", batch_size=24, epochs=1))
+    asked = []
+    monkeypatch.setattr(
+        run._learner._asked, "forward", lambda embeddings, labels: asked.append((embeddings, labels)) or 0
+    )
+    list(run)
+    (embeddings, labels), *more = asked
+    assert more == []
+    assert sorted(labels.tolist()) == [0] * 8 + [1] * 8 + [2] * 8
+    (batch,) = run._batches(run.split.train)
+    with torch.no_grad():
+        expected = Embedder(run.model.eval())(run._learner.prepare(batch[0]))
+    found, wanted = (each[each.sum(dim=1).argsort()] for each in (embeddings.detach(), expected))
+    torch.testing.assert_close(found, wanted)

@@ -1,0 +1,227 @@
+"""What a recipe trains, put together and checked: what can be asked of which network, and why not of others."""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from xfer.measure.cost import count_parameters
+from xfer.methods.strategies import STRATEGIES
+from xfer.models.params import params_of
+from xfer.recipe import TABLES
+from xfer.training import networks
+from xfer.training.networks import _check_shape, check, network_of
+
+NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
+SHAPING = [(kind, name) for kind in ("strategy", "head", "activation", "batch_norm", "colour") for name in TABLES[kind]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known_yet():
+    _check_shape.cache_clear()
+
+
+# Network and check agree
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("kind", "name"), SHAPING)
+def test_the_check_says_what_the_network_itself_would(make_recipe, weights_of, network, kind, name):
+    recipe = make_recipe(**{"backbone": network, "epochs": 9, kind: name})
+    file = weights_of(network) if recipe.weights else None
+
+    def ask_the_network():
+        assert network_of(recipe, file)(torch.rand(2, 1 if name == "grey_stem" else 3, 32, 32)).shape == (2, 3)
+
+    said = [refusal(ask_the_network), refusal(lambda: check(recipe))]
+    assert said[0] == said[1]
+    assert (said[0] is None) == possible(network, name)
+
+
+def refusal(ask):
+    """Why it was refused, less what torch says of it; None where it was not."""
+    try:
+        ask()
+    except ValueError as error:
+        return str(error).partition(" (")[0]
+    return None
+
+
+def possible(network, name):
+    """Strategies that some kinds of network cannot do; nothing else is impossible here."""
+    return name not in {"test_vit": ()}.get(network, ("lora", "drop_early"))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_network_has_random_weights_without_a_file_and_the_same_shape(make_recipe, weights_of, strategy):
+    recipe = make_recipe(backbone="test_vit", strategy=strategy, epochs=9)
+    weights = weights_of("test_vit") if recipe.weights else None
+    filled, empty = network_of(recipe, weights).state_dict(), network_of(recipe, None).state_dict()
+    assert {name: tensor.shape for name, tensor in filled.items()} == {
+        name: tensor.shape for name, tensor in empty.items()
+    }
+    assert torch.equal(filled[stem := next(iter(filled))], empty[stem]) is False
+
+
+def test_choices_of_shape_compose(make_recipe, weights_of):
+    recipe = make_recipe(
+        backbone="test_vit", strategy="lora", head="cosine", activation="mish", colour="grey_stem", batch_norm="frozen"
+    )
+    check(recipe)
+    model = network_of(recipe, weights_of("test_vit"))
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+    kinds = {param.kind for param in params_of(model).values()}
+    assert "adapter" in kinds
+    assert type(model.get_classifier()).__name__ == "Cosine"
+
+
+# The check leaves no trace
+
+
+def test_the_check_draws_no_random_number_and_leaves_torch_as_it_was(make_recipe):
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    for changes in ({"strategy": "scratch"}, {"head": "mlp"}, {"strategy": "small_cnn"}, {"colour": "grey_stem"}):
+        check(make_recipe(**changes))
+    for network in NETWORKS:
+        check(make_recipe(backbone=network))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+    assert torch.zeros(1).device == torch.device("cpu")
+    assert torch.is_grad_enabled()
+
+
+def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
+    built = []
+    monkeypatch.setattr(networks, "network_of", lambda *arguments: built.append(network_of(*arguments)) or built[0])
+    check(make_recipe(backbone="vgg11", weights="w", head="mlp"))
+    (model,) = built
+    assert count_parameters(model) > 10**8
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def test_each_shape_is_checked_once(make_recipe):
+    for changes in ({}, {"learning_rate": 0.5}, {"weight_decay": 0.1}, {"seed": 7}, {"draw": 3}):
+        check(make_recipe(**changes))
+    assert _check_shape.cache_info().misses == 1
+    check(make_recipe(head="mlp"))
+    assert _check_shape.cache_info().misses == 2
+
+
+# What is impossible
+
+IMPOSSIBLE = {
+    "a stage that does not exist": (
+        {"strategy": {"name": "early_cut", "stage": 9}},
+        r"early_cut(stage=9): this network has 5 stages, so stage can be 1 to 4; its last one is where linear_probe",
+    ),
+    "the last stage": (
+        {"backbone": "test_vit", "strategy": {"name": "early_cut", "stage": 6}},
+        "early_cut(stage=6): this network has 6 stages, so stage can be 1 to 5",
+    ),
+    "a negative stage": (
+        {"strategy": {"name": "early_cut", "stage": 0}},
+        "early_cut(stage=0): this network has 5 stages",
+    ),
+    "adapters for linear layers in a convolutional network": (
+        {"backbone": "test_resnet", "strategy": "lora"},
+        "lora(rank=8) enters linear layers, and this network has none",
+    ),
+    "adapters as wide as the layers": (
+        {"backbone": "test_vit", "strategy": {"name": "lora", "rank": 64}},
+        "lora(rank=64) enters linear layers, and this network has none of more than 64 channels",
+    ),
+    "late stages that expect what the early ones made": (
+        {"backbone": "test_efficientnet", "strategy": {"name": "drop_early", "stage": 3}},
+        "drop_early(stage=3): the stages above expect what the removed ones made",
+    ),
+    "a network without its stem": (
+        {"backbone": "test_resnet", "strategy": "drop_early"},
+        "drop_early(stage=1): that stage is part of this network's stem, without which no image gets in",
+    ),
+    "nothing above the last stage": (
+        {"backbone": "test_vit", "strategy": {"name": "drop_early", "stage": 6}},
+        "drop_early(stage=6): this network has 6 stages, and the last one must stay",
+    ),
+    "more frozen blocks than there are": (
+        {"backbone": "test_vit", "strategy": {"name": "freeze_first", "blocks": 50}},
+        "it freezes the first 50 blocks, but this network has 7 below its head: give at most 6, or take linear_probe",
+    ),
+    "more trained blocks than there are": (
+        {"backbone": "test_vit", "strategy": {"name": "train_last", "blocks": 7}},
+        "it trains the last 7 blocks, but this network has 7 below its head: give at most 6, or take naive",
+    ),
+    "a quarter of too few blocks": (
+        {"backbone": "test_vit", "backbone_args": {"depth": 1}, "strategy": "surgical"},
+        "surgical needs a network of at least 4",
+    ),
+    "images that cannot be divided into patches": (
+        {"backbone": "test_vit", "image_size": 40},
+        "test_vit cannot take images of 40 px: Input height (40) should be divisible by patch size (16).",
+    ),
+    "images smaller than a patch": (
+        {"backbone": "vit_tiny_patch16_224", "image_size": 8},
+        "cannot take images of 8 px",
+    ),
+    "images of another size than the network was asked for": (
+        {"backbone": "vit_tiny_patch16_224", "backbone_args": {"img_size": 64}},
+        "vit_tiny_patch16_224 cannot take images of 32 px: Input height (32) doesn't match model (64).",
+    ),
+    "images that shrink to nothing": (
+        {"backbone": "densenet121", "image_size": 16},
+        "densenet121 cannot take images of 16 px",
+    ),
+    "arguments that the network does not take": (
+        {"backbone_args": {"no_such_argument": 1}},
+        "test_efficientnet cannot be built as asked",
+    ),
+    "arguments that our own network does not take": (
+        {"strategy": "small_cnn", "backbone_args": {"pad_type": "same"}},
+        "basic_cnn cannot be built as asked",
+    ),
+    "two heads side by side": (
+        {"backbone": "deit_tiny_distilled_patch16_224"},
+        "deit_tiny_distilled_patch16_224 cannot be trained here, because timm does not say which one layer is its head",
+    ),
+    "blocks that nobody describes": (
+        {"backbone": "poolformer_s12"},
+        "poolformer_s12 cannot be trained here, because timm does not say which one layer is its head, or which "
+        "parameters make a block: take another backbone",
+    ),
+    "stages that nobody describes": (
+        {"backbone": "basic_cnn", "strategy": "early_cut"},
+        "timm does not say where the stages of BasicCNN end, so it cannot be cut",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_be_built_is_refused_with_the_reason(make_recipe, case):
+    changes, message = IMPOSSIBLE[case]
+    recipe = make_recipe(weights="" if changes.get("strategy") == "small_cnn" else "w", **changes)
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check(recipe)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_every_stage_but_the_last_can_be_cut_after(make_recipe, stage):
+    check(make_recipe(strategy={"name": "early_cut", "stage": stage}))
+
+
+@pytest.mark.parametrize("backbone", ["resnetv2_18", "crossvit_9_240", "repvit_m1"])
+def test_a_cut_network_gets_a_head_of_its_own_whatever_the_whole_one_ends_in(make_recipe, backbone):
+    check(make_recipe(backbone=backbone, strategy={"name": "early_cut", "stage": 1}, weights="w", image_size=240))
+
+
+def test_a_missing_library_is_found_before_anything_is_trained(make_recipe, monkeypatch):
+    for name in ("pytorch_metric_learning", "pytorch_metric_learning.distances"):
+        monkeypatch.setitem(sys.modules, name, None)
+    _check_shape.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install 'xfer\[metric\]'"):
+        check(make_recipe(embedding_loss="arcface"))

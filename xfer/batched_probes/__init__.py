@@ -1,0 +1,1 @@
+"""Many linear probes trained at once with batched matrix products."""

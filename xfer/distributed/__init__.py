@@ -1,0 +1,1 @@
+"""One recipe trained on several devices of one machine."""

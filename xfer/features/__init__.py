@@ -1,0 +1,1 @@
+"""Frozen features: extraction, caching and reuse."""

@@ -1,0 +1,1 @@
+"""Backbones, their parameters and a small CNN baseline."""

@@ -1,0 +1,1 @@
+"""Training one recipe: network, learner, checkpoints, export."""

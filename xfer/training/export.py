@@ -1,0 +1,82 @@
+"""A trained network as a folder that others can use: model.safetensors and model.json, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from xfer.data.images import SHOWN
+from xfer.models import backbones
+from xfer.recipe import Recipe, recipe_from
+from xfer.training import networks
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained network with all that is needed to ask it: class names, image size, input statistics."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    recipe: Recipe
+    """What it was trained with: it says how the network is put together, and how it sees colours."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels; `xfer.data.images.read_image` brings photos to it as it was done for training."""
+        return self.recipe.image_size
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the network makes of images: uint8 [N, H, W, 3] to probabilities [N, C], each row summing to 1.
+
+        Raises:
+            ValueError: another shape, size or type.
+        """
+        wanted = (self.image_size, self.image_size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
+            raise ValueError(
+                f"images must be uint8 [N, {', '.join(map(str, wanted))}], not {images.dtype} {images.shape}"
+            )
+        prepare = networks.preparation_for(self.recipe, self.model, torch.device("cpu"))
+        with torch.inference_mode():
+            logits = self.model(prepare(torch.from_numpy(images.copy()).permute(0, 3, 1, 2)))
+            result: NDArray[np.float32] = logits.float().softmax(dim=1).numpy()
+        return result
+
+
+def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
+    """Write a network to `folder`, with a card in plain JSON that says how it was made and how to ask it.
+
+    Where backbone, head and activation are as timm has them, `model.safetensors` is a file that timm loads.
+    """
+    statistics = backbones.input_statistics(model)
+    card = {
+        "backbone": recipe.backbone,
+        "backbone_args": dict(recipe.backbone_args),
+        "classes": list(classes),
+        "image_size": recipe.image_size,
+        "resize": f"squash to a square, then the middle {SHOWN:.1%} of each side",
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
+        "recipe": recipe.as_dict(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False))
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """A network from a folder that `save_classifier` wrote."""
+    card = json.loads((folder / "model.json").read_text())
+    recipe = recipe_from(card["recipe"])
+    with torch.random.fork_rng(devices=[]):  # its random weights are replaced at once
+        model = networks.network_of(recipe, None)
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    return Classifier(model.eval(), tuple(card["classes"]), recipe)
