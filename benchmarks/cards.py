@@ -25,19 +25,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Result, arms, known_good, prepared, run
+from benchmarks.variants import VariantResult, build_variants, known_good, prepare_data, run_variants
 from sweeps.engine.planning.prepare import Prepared
-from sweeps.engine.quickstart_data import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
 from sweeps.engine.search_space.space import Config
-from xfer.choices import parameters
-from xfer.recipe import TABLES
+from xfer.choices import default_parameters
+from xfer.recipe import CHOICE_TABLES
 
 SEEDS = (1, 2, 3)
-EVERYTHING = {kind: ",".join(table) for kind, table in TABLES.items()}
+ALL_ENTRIES = {kind: ",".join(table) for kind, table in CHOICE_TABLES.items()}
 """Any entry may be asked for; where none is, the first counts, so that nothing is augmented."""
-TARGET = Path(__file__).with_name("CARDS.md")
+OUTPUT_FILE = Path(__file__).with_name("CARDS.md")
 WIDTH = 112
-NAMED: Mapping[str, tuple[str, ...]] = {
+BENCHMARKED_ENTRIES: Mapping[str, tuple[str, ...]] = {
     "strategy": (
         *("scratch", "small_cnn", "linear_probe", "freeze_then_unfreeze", "freeze_until_converged", "naive", "clip"),
         *("freeze_first", "train_last", "early_cut", "drop_early"),
@@ -55,14 +55,14 @@ NAMED: Mapping[str, tuple[str, ...]] = {
 }
 """What the sources of this project name. Each of these has a number on its card, and is run first."""
 
-BASE: Config = {"strategy": "clip", "clip_norm": 1.0, "optimizer": "sgd"}
+BASE_RECIPE: Config = {"strategy": "clip", "clip_norm": 1.0, "optimizer": "sgd"}
 """What every entry but a strategy takes its turn in: the same whatever searches begin with."""
-BASES: Mapping[tuple[str, str], Config] = {
+BASE_RECIPE_BY_ENTRY: Mapping[tuple[str, str], Config] = {
     ("batch_norm", "always"): {"strategy": "linear_probe", "optimizer": "adam", "batch_size": 32}
 }
 """What an entry takes its turn in that would change nothing there."""
 
-SMALL: Mapping[str, Mapping[str, Config]] = {
+SMALL_NETWORK_RECIPES: Mapping[str, Mapping[str, Config]] = {
     "test_resnet": {"linear_probe": {}, "drop_early": {"stage": 2}},
     "test_vit": {"linear_probe": {}, "drop_early": {"stage": 1}, "clip": {}, "lora": {}},
 }
@@ -83,33 +83,38 @@ def main() -> None:
     asked = parser.parse_args()
 
     def known(data: str, backbone: str, weights: str, image_size: int) -> Prepared:
-        return prepared(data, backbone, weights, image_size, asked.epochs, asked.storage)
+        return prepare_data(data, backbone, weights, image_size, asked.epochs, asked.storage)
 
-    entries = list(arms(known(asked.data, asked.backbone, asked.weights, asked.image_size), _wishes(), EVERYTHING))
-    folder = str(digits(asked.storage / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
-    for name, strategies in SMALL.items():
-        small = known(folder, name, str(pretrained(asked.storage, name, 32)), 32)
+    entries = list(
+        build_variants(known(asked.data, asked.backbone, asked.weights, asked.image_size), _wishes(), ALL_ENTRIES)
+    )
+    folder = str(write_digits(asked.storage / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
+    for name, strategies in SMALL_NETWORK_RECIPES.items():
+        small = known(folder, name, str(pretrained_weights(asked.storage, name, 32)), 32)
         wishes = (("strategy", {**known_good(each), **own}) for each, own in strategies.items())
-        entries += arms(small, wishes, EVERYTHING)
-    entries.sort(key=lambda arm: arm.entry not in NAMED[arm.kind])
-    results = run(entries, SEEDS, asked.storage / "records", asked.workers)
-    results.sort(key=lambda result: (result.arm.where != entries[0].where, list(TABLES).index(result.arm.kind)))
-    TARGET.write_text(_page(results, asked))
+        entries += build_variants(small, wishes, ALL_ENTRIES)
+    entries.sort(key=lambda arm: arm.entry not in BENCHMARKED_ENTRIES[arm.kind])
+    results = run_variants(entries, SEEDS, asked.storage / "records", asked.workers)
+    results.sort(key=lambda result: (result.arm.where != entries[0].where, list(CHOICE_TABLES).index(result.arm.kind)))
+    OUTPUT_FILE.write_text(_page(results, asked))
     if asked.write:
         _write(results)
 
 
 def _wishes() -> Iterator[tuple[str, Config]]:
-    """Every entry of every table: a strategy with its known good recipe, all else in `BASE`."""
-    for name in TABLES["strategy"]:
+    """Every entry of every table: a strategy with its known good recipe, all else in `BASE_RECIPE`."""
+    for name in CHOICE_TABLES["strategy"]:
         yield "strategy", known_good(name)
-    for kind, table in TABLES.items():
+    for kind, table in CHOICE_TABLES.items():
         if kind != "strategy":
             for name, entry in table.items():
-                yield kind, {**BASES.get((kind, name), BASE), kind: name, **parameters(entry)}
+                yield (
+                    kind,
+                    {**BASE_RECIPE_BY_ENTRY.get((kind, name), BASE_RECIPE), kind: name, **default_parameters(entry)},
+                )
 
 
-def _page(results: list[Result], asked: argparse.Namespace) -> str:
+def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
     """The committed table, with the command, the date and the machine that made it."""
     command = (
         f"python -m benchmarks.cards --data {asked.data} --backbone {asked.backbone} --weights {asked.weights} "
@@ -140,7 +145,7 @@ def _page(results: list[Result], asked: argparse.Namespace) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _row(result: Result) -> str:
+def _row(result: VariantResult) -> str:
     arm = result.arm
     if arm.recipe is None:
         return f"| {arm.kind} | `{arm.entry}` | refused: {arm.refusal} | | |"
@@ -151,7 +156,7 @@ def _row(result: Result) -> str:
     )
 
 
-def _write(results: list[Result]) -> None:
+def _write(results: list[VariantResult]) -> None:
     """Put what was measured into the docstrings, in the place of what stood there."""
     said: dict[tuple[str, str], list[str]] = {}
     for result in results:
@@ -161,7 +166,7 @@ def _write(results: list[Result]) -> None:
         values.append(f"{result.accuracy} on {result.arm.where}")
     for (kind, entry), values in said.items():
         text = f"Measured: {'; '.join(values)} ({len(SEEDS)} seeds; benchmarks/CARDS.md)."
-        _write_line(TABLES[kind][entry], text)
+        _write_line(CHOICE_TABLES[kind][entry], text)
 
 
 def _write_line(entry: Any, text: str) -> None:
@@ -171,13 +176,13 @@ def _write_line(entry: Any, text: str) -> None:
     assert isinstance(found, ast.FunctionDef)
     node = found.body[0]
     assert node.end_lineno is not None
-    path.write_text(_replaced(source, node.lineno - 1, node.end_lineno, measured(entry.__doc__, text)))
+    path.write_text(_replaced(source, node.lineno - 1, node.end_lineno, with_measured_paragraph(entry.__doc__, text)))
 
 
-def measured(docstring: str, text: str) -> str:
+def with_measured_paragraph(docstring: str, text: str) -> str:
     r"""A docstring with a paragraph that says what was measured, after its prose and before its sections.
 
-    >>> print(measured("Does it.\n\n    Measured: old.\n\n    Raises:\n        E: why.\n    ", "Measured: new."))
+    >>> print(with_measured_paragraph("Does it.\n\n    Measured: old.\n\n    Raises:\n        E: why.\n    ", "Measured: new."))
     Does it.
     <BLANKLINE>
     Measured: new.

@@ -4,7 +4,7 @@
     python -m benchmarks.overhead --trials 2000 --concurrent 64 --write
 
 Trials that train nothing go through the real launch path: the proposer, Ray Tune, the store, the MLflow mirror on
-SQLite. Only what happens in a trial's process is another (`sweep.Means.trainable`): a plausible epoch (more with
+SQLite. Only what happens in a trial's process is another (`sweep.RunOptions.trainable`): a plausible epoch (more with
 `--epochs`) is written down and reported, and then a record. The sampler is random, the network small, and two trials
 run at a time.
 
@@ -36,12 +36,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).with_name("RESULTS.md")
-AT_A_TIME = 2
-BASE = 20
+OUTPUT_FILE = Path(__file__).with_name("RESULTS.md")
+CONCURRENT_TRIALS = 2
+BASELINE_TRIALS = 20
 """Trials of the sweep that others are held against."""
 BACKBONE, SIZE = "test_efficientnet", 32
-ASKS = 30
+NUM_TIMED_ASKS = 30
 """How many proposals of TPE are timed."""
 
 
@@ -73,14 +73,14 @@ class Cost:
     """By how many bytes the memory that the machine has left had shrunk at the last trial's end."""
 
 
-def no_op(config: dict[str, Any]) -> None:
+def no_op_trainable(config: dict[str, Any]) -> None:
     """In a trial's process: everything but the training."""
     from sweeps.engine.storage.store import Store
-    from sweeps.engine.trials.trainable import report
-    from xfer.recipe import recipe_from
+    from sweeps.engine.trials.trainable import report_to_tune
+    from xfer.recipe import recipe_from_dict
     from xfer.records import Epoch, Evaluation, Record
 
-    store, recipe = Store(Path(config["site"]["sweep"])), recipe_from(config["recipe"])
+    store, recipe = Store(Path(config["site"]["sweep"])), recipe_from_dict(config["recipe"])
     chance = random.Random(f"{recipe.id}")
     epochs: tuple[Epoch, ...] = ()
     for number in range(1, recipe.epochs + 1):
@@ -120,17 +120,17 @@ def no_op(config: dict[str, Any]) -> None:
             flops=10**6,
         )
         store.add_epoch(config["trial"], epoch)
-        report(record)
+        report_to_tune(record)
     store.add_record(record)
 
 
-def flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> list[str]:
+def sweep_flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> list[str]:
     """The sweep as a person would ask for it."""
-    from sweeps.engine.quickstart_data import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+    from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
 
-    data = digits(folder / "digits", TRANSFERRED_TO, TRAINING_IMAGES)
+    data = write_digits(folder / "digits", TARGET_CLASSES, TRAINING_IMAGES)
     return [
-        *("--data", str(data), "--backbone", BACKBONE, "--weights", str(pretrained(folder, BACKBONE, SIZE))),
+        *("--data", str(data), "--backbone", BACKBONE, "--weights", str(pretrained_weights(folder, BACKBONE, SIZE))),
         *("--image-size", str(SIZE), "--trials", str(trials), "--epochs", str(epochs), "--sampler", "random"),
         *("--strategies", "clip,linear_probe,naive,scratch", "--no-advise", "--scheduler", "none"),
         *("--finalists", str(finalists), "--seeds", "1", "--name", f"no-op-{trials}-{epochs}"),
@@ -138,7 +138,7 @@ def flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> list[st
     ]
 
 
-def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs: int) -> Cost:
+def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, epochs: int) -> Cost:
     """A sweep of trials that train nothing, so many at a time, with its driver in this process."""
     import ray
     import tyro
@@ -146,8 +146,8 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs:
 
     from sweeps import folder as page
     from sweeps.engine import launch, options, sweep, tracking
-    from sweeps.engine.console.log_redirect import chatter_to
-    from sweeps.engine.console.progress import Watch
+    from sweeps.engine.console.log_redirect import redirect_output
+    from sweeps.engine.console.progress import ProgressView
     from sweeps.engine.planning.prepare import prepare
     from sweeps.engine.storage.store import Store
     from sweeps.engine.trials import ray_tune
@@ -157,35 +157,40 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs:
     used: list[float] = []
     left: list[int] = []
 
-    class Timed(Watch):
-        def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
-            super().saw_end(trial, status, value)
+    class Timed(ProgressView):
+        def on_trial_end(self, trial: str, status: str | None, value: float | None) -> None:
+            super().on_trial_end(trial, status, value)
             if self.phase == "search":
                 ends.append(time.perf_counter())
-                memory.append(resident())
+                memory.append(resident_memory())
                 used.append(time.process_time())
-                left.append(available())
+                left.append(available_memory())
 
     asked = tyro.cli(
         options.Options,
-        args=flags(folder, trials, finalists, epochs),
-        default=options.Options(**options.defaults_of(page.plan)),
+        args=sweep_flags(folder, trials, finalists, epochs),
+        default=options.Options(**options.default_flags(page.plan)),
     )
-    prepared = prepare(options.plan_from(page.plan, asked), asked.storage)
+    prepared = prepare(options.build_plan(page.plan, asked), asked.storage)
     store = Store(asked.storage / asked.name)
     store.folder.mkdir(parents=True)
-    before = available()
-    if concurrent > AT_A_TIME:
-        os.environ.update(ray_tune.ENVIRONMENT)
+    before = available_memory()
+    if concurrent > CONCURRENT_TRIALS:
+        os.environ.update(ray_tune.RAY_ENVIRONMENT)
         ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    means = sweep.Means(concurrent=concurrent, tracking_uri=tracking.default_uri(asked.storage), trainable=no_op)
+    means = sweep.RunOptions(
+        concurrent=concurrent, tracking_uri=tracking.default_tracking_uri(asked.storage), trainable=no_op_trainable
+    )
     began = time.perf_counter()
-    with chatter_to(store.folder / "logs" / "driver.log") as console, Timed(Console(quiet=True), store.name) as watch:
-        if not launch.run(prepared, store, means, watch):
+    with (
+        redirect_output(store.folder / "logs" / "driver.log") as console,
+        Timed(Console(quiet=True), store.name) as watch,
+    ):
+        if not launch.run_sweep(prepared, store, means, watch):
             console.print("MLflow has not received everything")
     ended, processor = time.perf_counter(), time.process_time() - used[0]
     assert len(ends) == trials == sum(record.phase == "search" for record in store.records())
-    ask, ask_most = asks(prepared.space, store)
+    ask, ask_most = time_asks(prepared.space, store)
     hundred, half = min(100, trials), trials // 2
     return Cost(
         trials=trials,
@@ -202,45 +207,45 @@ def launched(folder: Path, trials: int, finalists: int, concurrent: int, epochs:
     )
 
 
-def asks(space: Any, store: Any) -> tuple[float, float]:
+def time_asks(space: Any, store: Any) -> tuple[float, float]:
     """What TPE takes for a proposal after all of a sweep's trials: the median and the longest, of processor time."""
-    from sweeps.engine.samplers.ask_tell import Proposer
+    from sweeps.engine.samplers.ask_tell import AskTellSampler
 
-    proposer = Proposer(space, "tpe", seed=0)
+    proposer = AskTellSampler(space, "tpe", seed=0)
     trials = {trial.name: trial for trial in store.trials()}
-    proposer.remember({one.trial: (trials[one.trial].params, one) for one in store.records() if one.phase == "search"})
+    proposer.replay({one.trial: (trials[one.trial].params, one) for one in store.records() if one.phase == "search"})
     taken = []
-    for number in range(len(trials), len(trials) + ASKS):
+    for number in range(len(trials), len(trials) + NUM_TIMED_ASKS):
         began = time.process_time()
-        proposer.propose(f"{number:04d}", number)
+        proposer.ask(f"{number:04d}", number)
         taken.append(time.process_time() - began)
     return sorted(taken)[len(taken) // 2], max(taken)
 
 
-def resumed(folder: Path, trials: int) -> tuple[float, float]:
+def time_resume(folder: Path, trials: int) -> tuple[float, float]:
     """Seconds from giving a finished sweep again to its report, as the command line does it; and of processor time."""
-    command = [sys.executable, "-m", "sweeps.folder", *flags(folder, trials, finalists=3)]
+    command = [sys.executable, "-m", "sweeps.folder", *sweep_flags(folder, trials, finalists=3)]
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def resident() -> int:
+def resident_memory() -> int:
     """The memory of this process, in bytes."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])
 
 
-def available() -> int:
+def available_memory() -> int:
     """The memory that this machine has left, in bytes."""
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     assert found is not None
     return 1024 * int(found[1])
 
 
-def apart(*arguments: object) -> Any:
+def run_in_subprocess(*arguments: object) -> Any:
     """What this module says when it is started with these arguments, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.overhead", *map(str, arguments)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -253,7 +258,7 @@ HEADER = (
 )
 
 
-def rows(base: Cost, costs: Sequence[Cost]) -> str:
+def cost_rows(base: Cost, costs: Sequence[Cost]) -> str:
     """Row 4 as a table."""
     return table(HEADER, [_cells(base, cost) for cost in (base, *costs)])
 
@@ -271,7 +276,14 @@ def _cells(base: Cost, cost: Cost) -> tuple[str, ...]:
     )
 
 
-CROWDED = ("at a time", "trials", "start", "a trial, of the second half", "of the driver's processor", "memory taken")
+CONCURRENCY_HEADER = (
+    "at a time",
+    "trials",
+    "start",
+    "a trial, of the second half",
+    "of the driver's processor",
+    "memory taken",
+)
 
 
 def _crowded(concurrent: int, cost: Cost) -> tuple[str, ...]:
@@ -295,7 +307,7 @@ def section(title: str, command: str, found: str) -> str:
     return f"## {title}\n\n{date.today()}, {machine}, load {load:.1f} at the end. `{command}`\n\n{found}"
 
 
-def written(text: str, sections: Sequence[str]) -> str:
+def replace_sections(text: str, sections: Sequence[str]) -> str:
     """RESULTS.md with sections in the place of those of the same title, or behind all others."""
     for new in sections:
         title = new.partition("\n")[0]
@@ -308,7 +320,9 @@ def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, action="append", default=[], help="sweeps of so many trials")
-    parser.add_argument("--concurrent", type=int, default=AT_A_TIME, help="so many trials at a time (default: 2)")
+    parser.add_argument(
+        "--concurrent", type=int, default=CONCURRENT_TRIALS, help="so many trials at a time (default: 2)"
+    )
     parser.add_argument("--epochs", type=int, default=1, help="with --concurrent: of each trial, a report each")
     parser.add_argument("--resume", type=int, help="give a finished sweep of so many trials again")
     parser.add_argument("--write", action="store_true", help="put the numbers into benchmarks/RESULTS.md")
@@ -316,33 +330,39 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.alone:
         folder, trials, finalists = asked.alone
-        print(json.dumps(asdict(launched(Path(folder), int(trials), int(finalists), asked.concurrent, asked.epochs))))
+        print(
+            json.dumps(
+                asdict(run_no_op_sweep(Path(folder), int(trials), int(finalists), asked.concurrent, asked.epochs))
+            )
+        )
         return
     command = "python -m benchmarks.overhead " + " ".join(f"--trials {number}" for number in asked.trials)
     sections = []
     with tempfile.TemporaryDirectory(prefix="xfer-overhead-") as scratch:
-        flags(Path(scratch), 1, 0)  # data and weights, before anything is timed
-        if asked.concurrent > AT_A_TIME:
+        sweep_flags(Path(scratch), 1, 0)  # data and weights, before anything is timed
+        if asked.concurrent > CONCURRENT_TRIALS:
             again = ("--concurrent", asked.concurrent, "--epochs", asked.epochs)
-            costs = [Cost(**apart("--alone", scratch, trials, 0, *again)) for trials in asked.trials]
+            costs = [Cost(**run_in_subprocess("--alone", scratch, trials, 0, *again)) for trials in asked.trials]
             title = f"Trials that train nothing, {asked.concurrent} at a time, {asked.epochs} reports each"
-            found = table(CROWDED, [_crowded(asked.concurrent, cost) for cost in costs])
+            found = table(CONCURRENCY_HEADER, [_crowded(asked.concurrent, cost) for cost in costs])
             sections.append(section(title, f"{command} --concurrent {asked.concurrent} --epochs {asked.epochs}", found))
         elif asked.trials:
-            base, *costs = (Cost(**apart("--alone", scratch, trials, 0)) for trials in (BASE, *asked.trials))
+            base, *costs = (
+                Cost(**run_in_subprocess("--alone", scratch, trials, 0)) for trials in (BASELINE_TRIALS, *asked.trials)
+            )
             title = "Row 4: trials that train nothing, through the launch path, random sampler"
-            sections.append(section(title, command, rows(base, costs)))
+            sections.append(section(title, command, cost_rows(base, costs)))
         if asked.resume:
-            apart("--alone", scratch, asked.resume, 3)
-            seconds = [resumed(Path(scratch), asked.resume) for _ in range(3)]
+            run_in_subprocess("--alone", scratch, asked.resume, 3)
+            seconds = [time_resume(Path(scratch), asked.resume) for _ in range(3)]
             cells = [str(asked.resume), *(f"{wall:.1f} s ({busy:.1f} s)" for wall, busy in seconds)]
             found = table(("trials", "first (processor)", "second", "third"), [cells])
             title = "Row 5: a finished sweep given again, from the command to the report"
             sections.append(section(title, f"python -m benchmarks.overhead --resume {asked.resume}", found))
     print(*sections, sep="\n")
     if asked.write:
-        before = TARGET.read_text() if TARGET.exists() else "# Results\n"
-        TARGET.write_text(written(before, sections))
+        before = OUTPUT_FILE.read_text() if OUTPUT_FILE.exists() else "# Results\n"
+        OUTPUT_FILE.write_text(replace_sections(before, sections))
 
 
 if __name__ == "__main__":

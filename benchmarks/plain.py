@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 
-BEGAN = time.time()
+START_TIME = time.time()
 
 import argparse
 import json
@@ -91,7 +91,7 @@ def transforms(size: int, augmentation: str, mean: tuple[float, ...], std: tuple
     return v2.Compose([squashed, *augmented[augmentation], *tensor])
 
 
-def optimizer_for(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
     """The optimizer of a configuration; norms and biases are not decayed."""
     groups, rate = timm.optim.param_groups_weight_decay(model, config["weight_decay"]), config["learning_rate"]
     name = config["optimizer"]
@@ -107,7 +107,7 @@ def optimizer_for(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optim
     return ranger
 
 
-def schedule_for(optimizer: torch.optim.Optimizer, config: dict[str, Any], steps: int) -> LRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, config: dict[str, Any], steps: int) -> LRScheduler:
     """The schedule of a configuration, over so many steps."""
     if config["schedule"] == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
@@ -123,7 +123,7 @@ def freeze(model: Any, frozen: bool) -> None:
     model.train(not frozen)
 
 
-def accuracy_of(model: nn.Module, loader: DataLoader[Any], layout: torch.memory_format) -> float:
+def evaluate_accuracy(model: nn.Module, loader: DataLoader[Any], layout: torch.memory_format) -> float:
     """The share of images put into the right class."""
     model.eval()
     hits = images = 0
@@ -158,8 +158,8 @@ def train(config: dict[str, Any], asked: dict[str, Any]) -> None:
     model.reset_classifier(classes)
     model = model.to(memory_format=layout)
     steps = epochs * len(train_loader)
-    optimizer = optimizer_for(model, config)
-    schedule = schedule_for(optimizer, config, steps)
+    optimizer = make_optimizer(model, config)
+    schedule = make_schedule(optimizer, config, steps)
     loss_function = nn.CrossEntropyLoss(label_smoothing=0.1 if config["loss"] == "label_smoothing" else 0.0)
     cutmix = v2.CutMix(alpha=1.0, num_classes=classes) if config["mixing"] == "cutmix" else None
     frozen_epochs = epochs if strategy == "linear_probe" else config.get("freeze_epochs", 0)
@@ -182,7 +182,7 @@ def train(config: dict[str, Any], asked: dict[str, Any]) -> None:
             {
                 "epoch": epoch + 1,
                 "train_loss": float(torch.stack(losses).mean()),
-                "val_accuracy": accuracy_of(model, val_loader, layout),
+                "val_accuracy": evaluate_accuracy(model, val_loader, layout),
                 "images": len(train_set) - alone,
                 "seconds": seconds,
                 "finished_at": time.time(),
@@ -190,7 +190,7 @@ def train(config: dict[str, Any], asked: dict[str, Any]) -> None:
         )
 
 
-def searcher(asked: argparse.Namespace, fixed: dict[str, Any]) -> OptunaSearch:
+def make_searcher(asked: argparse.Namespace, fixed: dict[str, Any]) -> OptunaSearch:
     """Who proposes configurations."""
     tpe = TPESampler(multivariate=True, group=True, seed=asked.seed)
     sampler = tpe if asked.search == "optuna" else RandomSampler(seed=asked.seed)
@@ -198,7 +198,7 @@ def searcher(asked: argparse.Namespace, fixed: dict[str, Any]) -> OptunaSearch:
     return OptunaSearch(space=space, sampler=sampler, metric="val_accuracy", mode="max")
 
 
-class Reached(Stopper):
+class GoalStopper(Stopper):
     """Ends a search once enough trials have begun and one of all has come to a goal, or patience is at its end."""
 
     def __init__(self, goal: float, enough: int, until: float = math.inf) -> None:
@@ -216,9 +216,9 @@ class Reached(Stopper):
         return len(self._best) >= self._enough and (there or time.time() >= self._until)
 
 
-def reached(asked: argparse.Namespace) -> Reached:
+def make_stopper(asked: argparse.Namespace) -> GoalStopper:
     """The end of a search that goes on: when so many have begun, those that `--trials` asks for have ended."""
-    return Reached(asked.goal, asked.trials + asked.concurrent, BEGAN + asked.patience)
+    return GoalStopper(asked.goal, asked.trials + asked.concurrent, START_TIME + asked.patience)
 
 
 def main() -> None:
@@ -263,7 +263,7 @@ def main() -> None:
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train, asked=told), {"cpu": cpus}),
         tune_config=tune.TuneConfig(
-            search_alg=searcher(asked, json.loads(asked.fix)),
+            search_alg=make_searcher(asked, json.loads(asked.fix)),
             scheduler=halving if asked.scheduler == "asha" else None,
             num_samples=asked.trials if asked.goal is None else -1,
             max_concurrent_trials=asked.concurrent,
@@ -272,14 +272,14 @@ def main() -> None:
             name="plain",
             storage_path=str(asked.storage),
             callbacks=[tracking],
-            stop=None if asked.goal is None else reached(asked),
+            stop=None if asked.goal is None else make_stopper(asked),
         ),
     )
     results = tuner.fit()
     print("best:", results.get_best_result("val_accuracy", "max", scope="all").config)
     if asked.json:
         written = {
-            "began": BEGAN,
+            "began": START_TIME,
             "ready": ready,
             "ended": time.time(),
             "trials": [_told(each) for each in iter(results)],

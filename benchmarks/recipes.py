@@ -25,11 +25,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.arms import Result, arms, known_good, prepared, run
-from benchmarks.results import table
+from benchmarks.results_page import markdown_table
+from benchmarks.variants import VariantResult, build_variants, known_good, prepare_data, run_variants
 from sweeps.engine.search_space.space import Config
 
-TARGET = Path(__file__).with_name("RECIPES.md")
+OUTPUT_FILE = Path(__file__).with_name("RECIPES.md")
 WIDTH = 112
 CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "clip": {
@@ -61,18 +61,18 @@ def main() -> None:
     every = [
         arm
         for data in asked.data
-        for arm in arms(
-            prepared(data, asked.backbone, asked.weights, asked.image_size, asked.epochs, asked.storage),
-            (("strategy", wish) for wish in wishes()),
+        for arm in build_variants(
+            prepare_data(data, asked.backbone, asked.weights, asked.image_size, asked.epochs, asked.storage),
+            (("strategy", wish) for wish in candidate_recipes()),
         )
     ]
-    results = run(every, range(1, asked.seeds + 1), asked.storage / "records", asked.workers)
+    results = run_variants(every, range(1, asked.seeds + 1), asked.storage / "records", asked.workers)
     page = _page(results, asked)
     print(page)
-    TARGET.write_text(page)
+    OUTPUT_FILE.write_text(page)
 
 
-def wishes() -> list[Config]:
+def candidate_recipes() -> list[Config]:
     """Each strategy's known good recipe with every optimizer and rate in turn."""
     return [
         {**_without_rate(known_good(strategy)), "optimizer": optimizer, f"{optimizer}.learning_rate": rate}
@@ -82,25 +82,25 @@ def wishes() -> list[Config]:
     ]
 
 
-def regrets(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def recipe_regrets(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """What each recipe falls short of the best one, by recipe and data set.
 
-    >>> regrets({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}})
+    >>> recipe_regrets({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}})
     {'a': {'x': 0.25, 'y': 0.0}, 'b': {'x': 0.0, 'y': 0.5}}
     """
     best = {where: max(found[where] for found in accuracies.values()) for where in next(iter(accuracies.values()))}
     return {name: {where: best[where] - found[where] for where in best} for name, found in accuracies.items()}
 
 
-def chosen(accuracies: Mapping[str, Mapping[str, float]], without: str | None = None) -> str:
+def lowest_regret_recipe(accuracies: Mapping[str, Mapping[str, float]], without: str | None = None) -> str:
     """The recipe of the smallest mean regret, over all data sets or all but one.
 
-    >>> chosen({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}})
+    >>> lowest_regret_recipe({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}})
     'a'
-    >>> chosen({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}}, without="y")
+    >>> lowest_regret_recipe({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}}, without="y")
     'b'
     """
-    missed = regrets(accuracies)
+    missed = recipe_regrets(accuracies)
     return min(missed, key=lambda name: fmean(value for where, value in missed[name].items() if where != without))
 
 
@@ -108,7 +108,7 @@ def _without_rate(wish: Config) -> Config:
     return {name: value for name, value in wish.items() if not name.endswith("learning_rate")}
 
 
-def _page(results: list[Result], asked: argparse.Namespace) -> str:
+def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
     """The committed tables, with the command, the date and the machine that made them."""
     command = (
         f"python -m benchmarks.recipes --backbone {asked.backbone} --weights {asked.weights} --image-size "
@@ -141,13 +141,13 @@ def _page(results: list[Result], asked: argparse.Namespace) -> str:
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPU cores, one thread a run.",
     ]
     for strategy, accuracies in found.items():
-        missed = {name: fmean(each.values()) for name, each in regrets(accuracies).items()}
+        missed = {name: fmean(each.values()) for name, each in recipe_regrets(accuracies).items()}
         rows = [
             (f"`{name}`", *(f"{accuracies[name][where]:.1%}" for where in images), f"{100 * missed[name]:.1f}")
             for name in sorted(missed, key=missed.__getitem__)
         ]
-        left_out = {where: chosen(accuracies, without=where) for where in images}
-        lines += ["", f"## {strategy}", "", *table(("recipe", *images, "regret"), rows), ""]
+        left_out = {where: lowest_regret_recipe(accuracies, without=where) for where in images}
+        lines += ["", f"## {strategy}", "", *markdown_table(("recipe", *images, "regret"), rows), ""]
         lines += textwrap.wrap(
             "Chosen without looking at it: "
             + "; ".join(f"{where} `{name}` {accuracies[name][where]:.1%}" for where, name in left_out.items())

@@ -21,19 +21,19 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import results
-from benchmarks.rows import ROWS
-from benchmarks.settings import setting_from
+from benchmarks import results_page
+from benchmarks.comparisons import COMPARISONS
+from benchmarks.script_tuning import parse_setting
 
 DATA = Path("../shared/data")
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     flags = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("row", choices=ROWS)
+    flags.add_argument("row", choices=COMPARISONS)
     flags.add_argument("--weights", type=Path, default=DATA / "weights" / "mobilenetv2_100.safetensors")
     flags.add_argument("--backbone", default="mobilenetv2_100")
     flags.add_argument("--image-size", type=int, help="of photos, 128 unless given, and of drawings, 64")
@@ -56,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--cold-only", action="store_true", help="search: ours once only, on nothing that is cached")
     flags.add_argument("--strategy", default="clip", help="finetune: clip or naive")
     flags.add_argument("--ours", default="", metavar="FLAGS", help='further flags of our side, as in "--concurrent=1"')
-    flags.add_argument("--setting", type=setting_from, metavar="W,T,C", help="plain: loader processes, threads, trials")
+    flags.add_argument(
+        "--setting", type=parse_setting, metavar="W,T,C", help="plain: loader processes, threads, trials"
+    )
     flags.add_argument("--channels-last", action="store_true", help="plain: images in that order, as ours has them")
     flags.add_argument("--tune", action="store_true", help="try out which setting is the plain script's best")
     flags.add_argument("--scratch", type=Path, default=Path("runs/benchmarks"))
@@ -68,17 +70,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run one comparison, print it and, where asked, write it down."""
-    asked = parser().parse_args()
+    asked = build_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what it has started ends with it
-    title, lines = ROWS[asked.row](asked)
+    title, lines = COMPARISONS[asked.row](asked)
     command = f"    python -m benchmarks.run {shlex.join(sys.argv[1:])}"
     name = f"{asked.row} {asked.only}" if asked.only else asked.row
-    text = results.section(name, title, [*lines, "", command, "", results.machine()])
+    text = results_page.section(name, title, [*lines, "", command, "", results_page.describe_machine()])
     text = text.replace(str(asked.scratch), "SCRATCH")  # a folder of this machine only
     print(f"\n{text}")
     if asked.write:
-        page = results.TARGET.read_text() if results.TARGET.exists() else ""
-        results.TARGET.write_text(results.replaced(page, name, text))
+        page = results_page.RESULTS_FILE.read_text() if results_page.RESULTS_FILE.exists() else ""
+        results_page.RESULTS_FILE.write_text(results_page.replace_section(page, name, text))
 
 
 if __name__ == "__main__":

@@ -19,17 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from benchmarks.overhead import TARGET, section, table, written
+from benchmarks.overhead import OUTPUT_FILE, replace_sections, section, table
 
-KINDS = ("read", "list", "write", "remove")
+REQUEST_KINDS = ("read", "list", "write", "remove")
 USD_PER_THOUSAND = {"read": 0.0004, "list": 0.005, "write": 0.005, "remove": 0.0}
 """S3 Standard in us-east-1 (https://aws.amazon.com/s3/pricing/, 2026-11-25)."""
 
 
-def kind_of(line: str) -> str:
+def request_kind(line: str) -> str:
     """Which kind of request a line of the server's log is about.
 
-    >>> [kind_of(f'"{said} HTTP/1.1" 200 -') for said in ("GET /b/key", "GET /b?list-type=2&prefix=a", "PUT /b/key")]
+    >>> [request_kind(f'"{said} HTTP/1.1" 200 -') for said in ("GET /b/key", "GET /b?list-type=2&prefix=a", "PUT /b/key")]
     ['read', 'list', 'write']
     """
     said = re.search(r'"(\w+) (\S+)', re.sub(r"\x1b\[[\d;]*m", "", line))  # what was refused is in colour
@@ -41,14 +41,14 @@ def kind_of(line: str) -> str:
 
 
 @contextmanager
-def counted() -> Iterator[Counter[str]]:
+def count_requests() -> Iterator[Counter[str]]:
     """The requests that are made while this lasts, by kind."""
     found: Counter[str] = Counter()
 
     class Count(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "HTTP/" in (line := record.getMessage()):
-                found[kind_of(line)] += 1
+                found[request_kind(line)] += 1
 
     log, handler = logging.getLogger("werkzeug"), Count()
     log.addHandler(handler)
@@ -58,15 +58,15 @@ def counted() -> Iterator[Counter[str]]:
         log.removeHandler(handler)
 
 
-def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
+def measure_requests(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     """What makes how many requests."""
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from sweeps.engine.console.reports import results_of
+    from sweeps.engine.console.reports import load_results
     from sweeps.engine.storage.store import Store, Trial
-    from sweeps.engine.trials.stage import history_of
-    from sweeps.engine.trials.trainable import failed
+    from sweeps.engine.trials.stage import trial_history
+    from sweeps.engine.trials.trainable import failed_record
     from xfer.records import Epoch
     from xfer.storage import local_cache, object_store
 
@@ -78,7 +78,7 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
     os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody"}
     boto3.client("s3").create_bucket(Bucket="counted")
-    store = Store(object_store.place("s3://counted/runs/sweep"))
+    store = Store(object_store.as_path("s3://counted/runs/sweep"))
     store.put_plan(PLAN | {"trials": trials, "epochs": epochs})
     found = []
 
@@ -93,18 +93,18 @@ def measured(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
             epochs_of.append(Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
             store.add_epoch(name, epochs_of[-1])
         config = {"trial": name, "phase": "search", "recipe": RECIPE | {"epochs": epochs}}
-        store.add_record(replace(failed(config, "it trains nothing"), epochs=tuple(epochs_of)))
+        store.add_record(replace(failed_record(config, "it trains nothing"), epochs=tuple(epochs_of)))
 
-    with counted() as one:
+    with count_requests() as one:
         trained("0000")
     found.append((f"a trial of {epochs} epochs", one))
     for number in range(1, trials):
         trained(f"{number:04d}")
-    with counted() as again:
-        store.trials(), store.records(), history_of(store)
+    with count_requests() as again:
+        store.trials(), store.records(), trial_history(store)
     found.append((f"a driver that goes on with {trials} trials", again))
-    with counted() as report:
-        results_of(store)
+    with count_requests() as report:
+        load_results(store)
     found.append((f"a report on {trials} trials", report))
     server.stop()
     return found
@@ -137,13 +137,13 @@ RECIPE: dict[str, object] = {
 }
 
 
-def rows(found: list[tuple[str, Counter[str]]]) -> str:
+def request_table(found: list[tuple[str, Counter[str]]]) -> str:
     """What makes how many requests, and what they cost, as Markdown."""
     cells = []
     for what, counts in found:
-        cost = sum(counts[kind] * USD_PER_THOUSAND[kind] / 1000 for kind in KINDS)
-        cells.append([what, *(str(counts[kind]) for kind in KINDS), f"${cost:.5f}"])
-    return table(("what", *KINDS, "cost"), cells)
+        cost = sum(counts[kind] * USD_PER_THOUSAND[kind] / 1000 for kind in REQUEST_KINDS)
+        cells.append([what, *(str(counts[kind]) for kind in REQUEST_KINDS), f"${cost:.5f}"])
+    return table(("what", *REQUEST_KINDS, "cost"), cells)
 
 
 def main() -> None:
@@ -155,12 +155,12 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="xfer-requests-") as scratch:
         os.environ["XFER_CACHE"] = scratch
-        found = rows(measured(asked.epochs, asked.trials))
+        found = request_table(measure_requests(asked.epochs, asked.trials))
     command = f"python -m benchmarks.store_requests --epochs {asked.epochs} --trials {asked.trials}"
     said = section("Requests to an object store", command, found)
     print(said)
     if asked.write:
-        TARGET.write_text(written(TARGET.read_text(), [said]))
+        OUTPUT_FILE.write_text(replace_sections(OUTPUT_FILE.read_text(), [said]))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from rich.text import Text
 from sweeps.engine.console import subcommands
 from sweeps.engine.options import Place, default_storage
 from sweeps.engine.storage import lease
-from sweeps.engine.storage.store import Store, sweeps_in
-from xfer.storage.object_store import exists, is_far, place
+from sweeps.engine.storage.store import Store, list_sweeps
+from xfer.storage.object_store import as_path, exists, is_remote
 
 app = tyro.extras.SubcommandApp()
 
@@ -32,9 +32,9 @@ def ui(storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> in
         tracking_uri: MLflow's address, where --tracking-uri was given to the sweep.
         port: where to listen; the next free one where it is taken.
     """
-    from sweeps.engine.console.ui import serve
+    from sweeps.engine.console.ui import serve_ui
 
-    return serve(storage, tracking_uri or None, port)
+    return serve_ui(storage, tracking_uri or None, port)
 
 
 @app.command(name="list")
@@ -46,7 +46,7 @@ def list_(storage: Place = STORAGE) -> int:
     """
     name = Column("sweep", no_wrap=True, overflow="ignore")
     table = Table(name, "trials", "finals", "best on validation", "begun", box=None, pad_edge=False)
-    for store in sweeps_in(storage):
+    for store in list_sweeps(storage):
         try:
             plan = store.plan() or {}
         except ValueError as error:
@@ -74,12 +74,12 @@ def status(run: Run, storage: Place = STORAGE) -> int:
         run: its name, or its folder.
         storage: where it was written to, where only its name is given.
     """
-    from sweeps.engine.console.reports import results_of
-    from sweeps.reporting.cost import in_words
+    from sweeps.engine.console.reports import load_results
+    from sweeps.reporting.cost import describe_cost
     from sweeps.reporting.summary import headline
 
     store = _found(run, storage)
-    results = results_of(store)
+    results = load_results(store)
     plan = results.plan
     print(f"{store.name}: {plan['question']}")
     heads = sum(trial.phase == "screen" for trial in store.trials())
@@ -91,9 +91,9 @@ def status(run: Run, storage: Place = STORAGE) -> int:
         print(f"  {phase:<7} {len(records)} of {wanted} runs" + (f": {counts}" if counts else ""))
     for name in results.unfinished:
         print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
-    driver = lease.holder(store.folder)
+    driver = lease.lease_holder(store.folder)
     print(f"  driver  {'process {pid} on {host}'.format(**driver) if driver else 'none'}")
-    if cost := in_words(results.spending):
+    if cost := describe_cost(results.spending):
         print(f"  cost    {cost}")
     print(headline(results))
     return 0
@@ -108,7 +108,7 @@ def report(run: Run, storage: Place = STORAGE, reports: Path = Path("reports")) 
         storage: where it was written to, where only its name is given.
         reports: folder for the report.
     """
-    from sweeps.engine.console.reports import report as render
+    from sweeps.engine.console.reports import render_report as render
 
     print(render(_found(run, storage), reports))
     return 0
@@ -123,12 +123,12 @@ def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
         storage: where it was written to, where only its name is given.
         tracking_uri: MLflow's address; the database in the storage folder unless given.
     """
-    from sweeps.engine.tracking import Mirror, uri_of
+    from sweeps.engine.tracking import Mirror, resolve_tracking_uri
 
     store = _found(run, storage)
-    if driver := lease.holder(store.folder):
+    if driver := lease.lease_holder(store.folder):
         raise ValueError("{name} is being run by process {pid} on {host}, which does this".format(name=run, **driver))
-    uri = uri_of(tracking_uri, store.folder.parent)
+    uri = resolve_tracking_uri(tracking_uri, store.folder.parent)
     if not Mirror(store, uri).sync():
         print(f"MLflow could not be reached, or did not take everything: {uri}", file=sys.stderr)
         return 1
@@ -137,18 +137,18 @@ def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
 
 
 def _found(run: str, storage: Path) -> Store:
-    for folder in (storage / run, place(run)):
+    for folder in (storage / run, as_path(run)):
         if exists(folder / "plan.json"):
-            return Store(folder if is_far(folder) else folder.resolve())
-    known = [store.name for store in sweeps_in(storage)]
-    from xfer.choices import unknown
+            return Store(folder if is_remote(folder) else folder.resolve())
+    known = [store.name for store in list_sweeps(storage)]
+    from xfer.choices import unknown_name_message
 
-    raise ValueError(unknown("sweep", run, known))
+    raise ValueError(unknown_name_message("sweep", run, known))
 
 
 def main() -> NoReturn:
     """Run the command that was asked for, and exit."""
-    subcommands.run(app, "python -m sweeps", __doc__)
+    subcommands.run_command(app, "python -m sweeps", __doc__)
 
 
 if __name__ == "__main__":

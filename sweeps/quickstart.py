@@ -12,10 +12,10 @@ Cost: about a minute on 2 CPU cores.
 import dataclasses
 
 from sweeps.engine.cli import main
-from sweeps.engine.options import Options, names
+from sweeps.engine.options import Options, parse_names
 from sweeps.engine.plan import Plan
-from sweeps.engine.quickstart_data import TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
-from xfer.storage.local_cache import near
+from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
+from xfer.storage.local_cache import local_path
 
 plan = Plan(
     experiment="quickstart",
@@ -28,15 +28,17 @@ plan = Plan(
 )
 
 
-def find(asked: Options) -> Options:
+def find_data(asked: Options) -> Options:
     """Put digits and pretrained weights into the storage folder, where no others are named."""
-    here = near(asked.storage) / "quickstart"
-    data = asked.data or str(digits(here / "digits-5-9", TRANSFERRED_TO, TRAINING_IMAGES))
+    here = local_path(asked.storage) / "quickstart"
+    data = asked.data or str(write_digits(here / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
     size = asked.image_size or plan.image_size or 32
-    files = {} if asked.weights else {name: pretrained(here, name, size) for name in names(asked.backbone)}
+    files = (
+        {} if asked.weights else {name: pretrained_weights(here, name, size) for name in parse_names(asked.backbone)}
+    )
     weights = asked.weights or ",".join(f"{name}={file}" for name, file in files.items())
     return dataclasses.replace(asked, data=data, weights=weights)
 
 
 if __name__ == "__main__":
-    main(plan, __doc__, find=find)
+    main(plan, __doc__, find=find_data)

@@ -16,7 +16,7 @@ from sweeps.engine.cli import main
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
 
-HERE = Path("data/stanford_cars")
+DEFAULT_DATA_FOLDER = Path("data/stanford_cars")
 
 plan = Plan(
     experiment="stanford_cars",
@@ -36,7 +36,7 @@ class CarsOptions(Options):
     """Fetch a copy of Stanford Cars from the hub into DIR (data/stanford_cars unless given), 2 GB."""
 
 
-def find(asked: CarsOptions) -> Options:
+def find_data(asked: CarsOptions) -> Options:
     """The folder with the photos.
 
     Raises:
@@ -44,7 +44,7 @@ def find(asked: CarsOptions) -> Options:
     """
     if "://" in asked.data:
         return asked
-    folder = Path(asked.data) if asked.data else HERE
+    folder = Path(asked.data) if asked.data else DEFAULT_DATA_FOLDER
     if asked.download and not (folder / "cars_train").exists():
         from xfer.data.stanford_cars_download import download_stanford_cars
 
@@ -60,4 +60,4 @@ def find(asked: CarsOptions) -> Options:
 
 
 if __name__ == "__main__":
-    main(plan, __doc__, flags=CarsOptions, find=find)
+    main(plan, __doc__, flags=CarsOptions, find=find_data)

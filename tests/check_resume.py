@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def faults(sweep: Path) -> list[str]:
+def find_faults(sweep: Path) -> list[str]:
     """What is wrong with a sweep's folder after it was interrupted and went on to its end."""
     found = []
     trials = sorted(path for path in (sweep / "trials").iterdir() if path.is_dir())
@@ -37,7 +37,7 @@ def faults(sweep: Path) -> list[str]:
 def main(storage: Path) -> int:
     """Say what is wrong, or what was seen; the exit status."""
     sweeps = sorted(path.parent for path in storage.glob("*/plan.json"))
-    wrong = [f"{sweep.name}: {fault}" for sweep in sweeps for fault in faults(sweep)]
+    wrong = [f"{sweep.name}: {fault}" for sweep in sweeps for fault in find_faults(sweep)]
     if not sweeps:
         wrong = [f"{storage}: no sweep has begun here"]
     for sweep in sweeps if not wrong else ():

@@ -104,7 +104,7 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
     from xfer import hashing
     from xfer.choices import choose
     from xfer.methods.strategies import STRATEGIES
-    from xfer.recipe import TABLES, recipe_from, without_steps
+    from xfer.recipe import CHOICE_TABLES, closed_form_values, recipe_from_dict
 
     def recipe(**changes: Any) -> Recipe:
         plain: dict[str, Any] = {
@@ -124,15 +124,15 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
             "epochs": 2,
             **changes,
         }
-        plain |= {kind: {"name": plain[kind]} for kind in TABLES if isinstance(plain.get(kind), str)}
+        plain |= {kind: {"name": plain[kind]} for kind in CHOICE_TABLES if isinstance(plain.get(kind), str)}
         if plain["strategy"]["name"] in STRATEGIES:
             strategy = choose("strategy", STRATEGIES, **plain["strategy"]).build(STRATEGIES)
-            plain |= {} if strategy.steps else without_steps()
+            plain |= {} if strategy.steps else closed_form_values()
             plain.setdefault("clip_norm", strategy.clip_norm)
             plain["backbone"] = strategy.backbone or plain["backbone"]
             if "weights" not in plain:
-                plain["weights"] = hashing.of_file(weights_of(plain["backbone"])) if strategy.pretrained else ""
-        return recipe_from({"weights": "", **plain})
+                plain["weights"] = hashing.sha256_file(weights_of(plain["backbone"])) if strategy.pretrained else ""
+        return recipe_from_dict({"weights": "", **plain})
 
     return recipe
 

@@ -10,15 +10,15 @@ from types import ModuleType
 import pytest
 
 from benchmarks import cards
-from xfer.recipe import TABLES
+from xfer.recipe import CHOICE_TABLES
 
-NAMED = [(kind, entry) for kind, entries in cards.NAMED.items() for entry in entries]
-PAGE = cards.TARGET.read_text()
+NAMED = [(kind, entry) for kind, entries in cards.BENCHMARKED_ENTRIES.items() for entry in entries]
+PAGE = cards.OUTPUT_FILE.read_text()
 
 
 def measured(kind: str, entry: str) -> str:
     """What an entry's card says was measured, on one line."""
-    paragraphs = (TABLES[kind][entry].__doc__ or "").split("\n\n")
+    paragraphs = (CHOICE_TABLES[kind][entry].__doc__ or "").split("\n\n")
     found = [" ".join(each.split()) for each in paragraphs if each.strip().startswith("Measured:")]
     assert len(found) <= 1
     return found[0] if found else ""
@@ -30,7 +30,7 @@ def test_the_table_holds_what_its_own_command_makes() -> None:
 
 
 def test_whatever_a_source_names_is_in_the_tables() -> None:
-    assert [(kind, entry) for kind, entry in NAMED if entry not in TABLES[kind]] == []
+    assert [(kind, entry) for kind, entry in NAMED if entry not in CHOICE_TABLES[kind]] == []
 
 
 @pytest.mark.parametrize(("kind", "entry"), NAMED)
@@ -40,9 +40,9 @@ def test_whatever_a_source_names_has_a_number_over_three_seeds_on_its_card(kind:
     assert "3 seeds" in said
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", CHOICE_TABLES)
 def test_every_number_on_a_card_stands_in_the_table(kind: str) -> None:
-    for entry in TABLES[kind]:
+    for entry in CHOICE_TABLES[kind]:
         rows = [row for row in PAGE.splitlines() if row.startswith(f"| {kind} | `{entry}")]
         for number in re.findall(r"\d+\.\d% ± \d+\.\d%", measured(kind, entry)):
             assert any(number in row for row in rows), f"{kind} {entry}: {number}"

@@ -15,7 +15,7 @@ from PIL import Image
 from sweeps import folder as folder_page
 from sweeps import stanford_cars as cars_page
 from sweeps.engine.cli import main
-from tests.sweeping import Left, lines, only_sweep, run
+from tests.sweep_commands import SweepFolder, nonempty_lines, only_sweep, run
 
 Refused = Callable[..., str]
 
@@ -185,7 +185,7 @@ def test_a_value_that_cannot_be_meant_is_refused(refused: Refused, fitting: list
     name, _, value = flag.partition("=")
     said = refused(*fitting, f"--{name}={value}")
     assert WRONG_FLAGS[flag] in said
-    assert len(list(lines(said))) == 1
+    assert len(list(nonempty_lines(said))) == 1
     assert "\x1b" not in said
 
 
@@ -267,7 +267,7 @@ def test_damaged_plans_are_not_gone_on_with(
 
 
 def test_a_folder_without_the_cars_is_refused_with_their_layout(refused: Refused, tmp_path: Path) -> None:
-    said = refused("--data", tmp_path, page=cars_page, flags=cars_page.CarsOptions, find=cars_page.find)
+    said = refused("--data", tmp_path, page=cars_page, flags=cars_page.CarsOptions, find=cars_page.find_data)
     assert f"{tmp_path} lacks devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_train" in said
     assert "DIR/cars_train/00001.jpg" in said
 
@@ -308,18 +308,18 @@ def test_the_quickstart_refuses_an_unknown_backbone_before_it_pretrains_one(
     places = ["--storage", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
     monkeypatch.setattr("sys.argv", ["quickstart", "--backbone", "test_resnet1x", *places])
     with pytest.raises(SystemExit) as ended:
-        main(quickstart.plan, None, find=quickstart.find)
+        main(quickstart.plan, None, find=quickstart.find_data)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown backbone 'test_resnet1x': did you mean test_resnet")
 
 
 def test_the_quickstart_pretrains_every_backbone_that_competes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps import quickstart
-    from sweeps.engine.options import Options, weights_by_backbone
+    from sweeps.engine.options import Options, parse_weights
 
-    monkeypatch.setattr(quickstart, "pretrained", lambda here, name, size: here / f"{name}-{size}")
-    found = quickstart.find(Options(storage=tmp_path, backbone="test_resnet,test_vit", image_size=48))
-    files = weights_by_backbone(found.weights, ("test_resnet", "test_vit"))
+    monkeypatch.setattr(quickstart, "pretrained_weights", lambda here, name, size: here / f"{name}-{size}")
+    found = quickstart.find_data(Options(storage=tmp_path, backbone="test_resnet,test_vit", image_size=48))
+    files = parse_weights(found.weights, ("test_resnet", "test_vit"))
     assert [Path(file).name for file in files.values()] == ["test_resnet-48", "test_vit-48"]
 
 
@@ -353,7 +353,7 @@ def test_a_sweep_in_which_every_trial_fails_ends_with_status_1_and_the_reasons(
     ended = run("folder", [*flags, "--trials", 2, "--epochs", 2, *places], tmp_path)
     assert ended.status == 1, ended.out + ended.err
     assert ended.err == ""
-    said = list(lines(ended.out))
+    said = list(nonempty_lines(ended.out))
     at = said.index("no trial finished:")
     assert said[at + 1].startswith("  DivergedError: the ")
     left = only_sweep(tmp_path / "runs")
@@ -375,7 +375,7 @@ def test_smoke_takes_the_whole_path_in_small_and_fresh_takes_it_beside_what_is_t
     assert ended.status == 0, ended.out + ended.err
     assert sorted(path.name for path in old.iterdir()) == ["plan.json", "trials"]
     assert (old / "plan.json").read_text() == "{}"
-    left = Left(tmp_path / "runs" / "mine-2")
+    left = SweepFolder(tmp_path / "runs" / "mine-2")
     assert left.plan["image_size"] == 64
     assert left.trials("search") == ["0000", "0001"]
     assert len(left.trials("final")) == 1
@@ -395,7 +395,7 @@ def test_a_time_budget_ends_the_search_in_order_and_without_it_the_same_command_
     ended = run("folder", [*flags, "--time-budget", "1s"], tmp_path)  # less than Ray takes to start
     assert ended.status == 1, ended.out + ended.err
     assert ended.err == ""
-    said = list(lines(ended.out))
+    said = list(nonempty_lines(ended.out))
     assert "time" in said[said.index("no trial finished:") + 1]
     assert ended.out.splitlines()[-1] == "next     the same command goes on where this one ended"
     assert only_sweep(tmp_path / "runs").records() == {}
@@ -414,7 +414,7 @@ def test_a_cost_budget_ends_the_search_in_order_and_with_a_larger_one_the_same_c
     ended = run("folder", [*flags, "--cost-budget", 0.01], tmp_path)  # less than Ray takes to start
     assert ended.status == 1, ended.out + ended.err
     assert ended.err == ""
-    said = list(lines(ended.out))
+    said = list(nonempty_lines(ended.out))
     assert "money" in said[said.index("no trial finished:") + 1]
     assert any(line.startswith("cost budget: $") and "of $0.01 spent. The search ends here" in line for line in said)
     assert said[-1] == "next     the same command with a larger --cost-budget goes on where this one ended"
@@ -428,7 +428,7 @@ def test_a_cost_budget_ends_the_search_in_order_and_with_a_larger_one_the_same_c
     assert left.read("spending", "0001.json")["machines"] == [first]
     [second] = left.read("spending", "0002.json")["machines"]
     spent = (first["seconds"] + second["seconds"]) / 3600 * 10_000
-    [cost] = [line for line in lines(ended.out) if line.startswith("cost     ")]
+    [cost] = [line for line in nonempty_lines(ended.out) if line.startswith("cost     ")]
     assert cost.startswith(f"cost     ${spent:,.2f} for ")
     assert cost.endswith(" of this machine at $10,000 an hour")
     assert f"It cost ${spent:,.2f} for " in (tmp_path / "reports" / left.folder.name / "report.html").read_text()

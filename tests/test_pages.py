@@ -15,9 +15,9 @@ from types import ModuleType
 import pytest
 
 import sweeps
-from sweeps.engine.options import Options, defaults_of, plan_from
+from sweeps.engine.options import Options, build_plan, default_flags
 from sweeps.engine.plan import Plan
-from tests.sweeping import ROOT
+from tests.sweep_commands import ROOT
 
 FLAGS = {
     *("--data", "--backbone", "--weights", "--backbone-args", "--image-size", "--trials", "--epochs", "--strategies"),
@@ -67,7 +67,7 @@ def test_a_plan_bears_its_pages_name_and_asks_a_question(page: ModuleType) -> No
 
 
 def test_a_plan_comes_through_the_command_line_unchanged(page: ModuleType) -> None:
-    assert plan_from(page.plan, Options(**defaults_of(page.plan))) == page.plan
+    assert build_plan(page.plan, Options(**default_flags(page.plan))) == page.plan
 
 
 def test_a_plans_names_are_known_and_its_space_can_be_searched(page: ModuleType) -> None:
@@ -119,14 +119,14 @@ def test_help_shows_the_docstring_and_every_shared_flag(
 def _options(page: ModuleType, shared_data: Path, data: str) -> Plan:
     flags = getattr(page, "CarsOptions", Options)
     asked = dataclasses.replace(
-        flags(**defaults_of(page.plan)),
+        flags(**default_flags(page.plan)),
         data=str(shared_data / data),
         backbone="mobilenetv2_100",
         weights=str(shared_data / "weights" / "mobilenetv2_100.safetensors"),
         image_size=64,
     )
     find = getattr(page, "find", lambda options: options)
-    return plan_from(page.plan, find(asked))
+    return build_plan(page.plan, find(asked))
 
 
 def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def test_the_readme_shows_commands():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_the_flags_of_every_command_are_known_and_make_a_plan(command):
-    asked = tyro.cli(Options, default=Options(**options.defaults_of(page.plan)), args=command[3:])
-    assert options.plan_from(page.plan, asked).data == "DIR"
+    asked = tyro.cli(Options, default=Options(**options.default_flags(page.plan)), args=command[3:])
+    assert options.build_plan(page.plan, asked).data == "DIR"
 
 
 ALONE = [

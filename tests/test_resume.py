@@ -15,8 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.check_resume import faults
-from tests.sweeping import Begun, Command, Ended, Left, begun, observer, once, only_sweep, run, without_times
+from tests.check_resume import find_faults
+from tests.sweep_commands import (
+    Command,
+    CompletedCommand,
+    StartedEpoch,
+    SweepFolder,
+    build_once,
+    install_observer,
+    only_sweep,
+    run,
+    started_epochs,
+    without_timings,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +59,7 @@ class Story:
         return self.folder / "runs"
 
     @property
-    def left(self) -> Left:
+    def left(self) -> SweepFolder:
         """The sweep."""
         return only_sweep(self.storage)
 
@@ -62,13 +73,13 @@ class Story:
         places = ["--storage", self.storage, "--reports", self.folder / "reports"]
         return Command("folder", [*flags, *places], self.folder / "logs", self.observer, seconds_per_epoch=pace)
 
-    def half_way(self, command: Command, phase: str = "", least: int = 1) -> str:
+    def unfinished_trials(self, command: Command, phase: str = "", min_epochs: int = 1) -> str:
         """Wait for a trial that has so many epochs and no record; its name."""
 
         def seen() -> list[str]:
             if not list(self.storage.glob("*/plan.json")):
                 return []
-            return [name for name in self.left.half_way(least) if phase in name]
+            return [name for name in self.left.unfinished_trials(min_epochs) if phase in name]
 
         found: list[str] = command.wait_until(seen, "a trial was half-way")
         return found[0]
@@ -88,7 +99,7 @@ class Killed(Story):
     """The trial whose newest checkpoint was cut off after the second kill."""
     kept: tuple[int, int]
     """After how many epochs its two checkpoints had been saved; the second is the damaged one."""
-    ended: Ended
+    ended: CompletedCommand
 
 
 @pytest.fixture(scope="module")
@@ -96,30 +107,30 @@ def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> S
     """The same sweep, left in peace."""
 
     def make(folder: Path) -> None:
-        observer(folder / "observer")
+        install_observer(folder / "observer")
         ended = Story(folder).start(flags, pace=0.0).end()
         assert ended.status == 0, ended.out + ended.err
 
-    return Story(once(tmp_path_factory, "undisturbed", make))
+    return Story(build_once(tmp_path_factory, "undisturbed", make))
 
 
 @pytest.fixture(scope="module")
 def killed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """Killed in the search, given again, killed in the finals, a checkpoint cut off, given again."""
     story = Story(tmp_path_factory.mktemp("killed"))
-    observer(story.observer)
+    install_observer(story.observer)
     running, written, seen = [], [], []
     for phase, least in (("", 1), ("-s", 2)):
         command = story.start(flags)
-        story.half_way(command, phase, least)
+        story.unfinished_trials(command, phase, least)
         command.signal(signal.SIGKILL)
         command.process.wait()
         command.clear()
         left = story.left
         running.append(frozenset(left.trials()) - left.records().keys())
         written.append(left.times())
-        seen.append(len(begun(story.observer)))
-    damaged = next(name for name in story.left.half_way(2) if len(story.left.checkpoints(name)) == 2)
+        seen.append(len(started_epochs(story.observer)))
+    damaged = next(name for name in story.left.unfinished_trials(2) if len(story.left.checkpoints(name)) == 2)
     before, newest = story.left.checkpoints(damaged)
     os.truncate(newest, newest.stat().st_size // 2)
     kept = (int(before.name.split("-")[1]), int(newest.name.split("-")[1]))
@@ -133,60 +144,60 @@ class Interrupted(Story):
 
     driver: int
     """The process that the second driver met."""
-    second: Ended
+    second: CompletedCommand
     still_ran: bool
     """Whether the first driver ran on meanwhile."""
-    first: Ended
+    first: CompletedCommand
     left_after_first: dict[str, int]
-    terminated: Ended
+    terminated: CompletedCommand
     seconds_to_end: float
     """From the second signal to the end."""
-    lost: Begun
+    lost: StartedEpoch
     """What the process that was killed was training."""
     seen: int
     """How many epochs had been begun before the last start."""
-    last: Ended
+    last: CompletedCommand
 
 
 @pytest.fixture(scope="module")
 def interrupted(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     story = Story(tmp_path_factory.mktemp("interrupted"))
-    observer(story.observer)
+    install_observer(story.observer)
 
     command = story.start(flags, pace=6.0)
-    story.half_way(command)
+    story.unfinished_trials(command)
     places = ["--storage", story.storage, "--reports", story.folder / "reports"]
     second = run("folder", [*flags, *places], story.folder / "logs")
-    still_ran = command.runs()
-    story.half_way(command)
+    still_ran = command.is_running()
+    story.unfinished_trials(command)
     command.signal(signal.SIGINT)
     first, driver = command.end(), command.process.pid
     left_after_first = {path.name: path.stat().st_size for path in story.left.folder.iterdir()}
 
-    seen = len(begun(story.observer))
+    seen = len(started_epochs(story.observer))
     command = story.start(flags)
-    command.wait_until(lambda: len(begun(story.observer)) > seen + 2, "epochs were trained again")
+    command.wait_until(lambda: len(started_epochs(story.observer)) > seen + 2, "epochs were trained again")
     os.kill(command.process.pid, signal.SIGTERM)
     time.sleep(0.5)
     at = time.monotonic()
-    if command.runs():
+    if command.is_running():
         os.kill(command.process.pid, signal.SIGTERM)
     command.process.wait(60)
     seconds_to_end = time.monotonic() - at
     terminated = command.end()
 
-    seen = len(begun(story.observer))
+    seen = len(started_epochs(story.observer))
     command = story.start(flags)
 
-    def training() -> list[Begun]:
+    def training() -> list[StartedEpoch]:
         """What is being trained now, with at least one epoch saved in this start."""
-        notes = begun(story.observer)[seen:]
+        notes = started_epochs(story.observer)[seen:]
         newest = {note.pid: note for note in notes}
         ended = story.left.records()
         counts = Counter(note.trial for note in notes)
         return [note for note in newest.values() if counts[note.trial] > 1 and note.trial not in ended]
 
-    lost: Begun = command.wait_until(training, "a trial trained its second epoch")[0]
+    lost: StartedEpoch = command.wait_until(training, "a trial trained its second epoch")[0]
     assert command.process.pid in _ancestors(lost.pid)
     os.kill(lost.pid, signal.SIGKILL)
     last = command.end()
@@ -213,7 +224,7 @@ def test_a_sweep_that_is_killed_and_given_again_comes_to_its_end(killed: Killed)
 
 
 def test_every_trial_is_there_once_with_consecutive_epochs_and_one_record(killed: Killed) -> None:
-    assert faults(killed.left.folder) == []
+    assert find_faults(killed.left.folder) == []
 
 
 def test_it_was_killed_with_trials_half_way(killed: Killed) -> None:
@@ -248,21 +259,21 @@ def test_nothing_that_was_written_before_a_kill_is_written_again(killed: Killed)
 def test_a_kill_costs_each_running_trial_one_epoch_at_most(killed: Killed, undisturbed: Story) -> None:
     searched = undisturbed.left.records("search").values()
     beside = sum(record["recipe"]["strategy"]["name"] == "linear_probe" for record in searched)  # heads, not by a Run
-    assert len(begun(undisturbed.observer)) == (TRIALS - beside + SEEDS) * EPOCHS
-    notes = begun(killed.observer)
+    assert len(started_epochs(undisturbed.observer)) == (TRIALS - beside + SEEDS) * EPOCHS
+    notes = started_epochs(killed.observer)
     again = Counter((note.trial, note.epoch) for note in notes)
     lost = Counter(trial for trial, epoch in again.elements()) - Counter(dict.fromkeys(_names(notes), EPOCHS))
     assert lost.keys() <= killed.running[0] | killed.running[1]
     lost[killed.damaged] -= 1  # its damaged checkpoint's
     assert all(count <= 1 for count in lost.values())
-    assert len(notes) <= len(begun(undisturbed.observer)) + sum(map(len, killed.running)) + 1
+    assert len(notes) <= len(started_epochs(undisturbed.observer)) + sum(map(len, killed.running)) + 1
 
 
 def test_every_record_is_that_of_an_undisturbed_sweep(killed: Killed, undisturbed: Story) -> None:
     mine, theirs = killed.left.records(), undisturbed.left.records()
     assert mine.keys() == theirs.keys()
     for name, record in mine.items():
-        assert without_times(record) == without_times(theirs[name]), name
+        assert without_timings(record) == without_timings(theirs[name]), name
     for name in undisturbed.left.trials("final"):
         assert killed.left.read("trials", name, "test.json") == undisturbed.left.read("trials", name, "test.json")
 
@@ -333,7 +344,11 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_last_epoch_and_all_fin
     records = interrupted.left.records()
     assert {record["status"] for record in records.values()} == {"finished"}
     assert interrupted.lost.epoch - 1 in records[interrupted.lost.trial]["resumed_at"]
-    notes = [note for note in begun(interrupted.observer)[interrupted.seen :] if note.trial == interrupted.lost.trial]
+    notes = [
+        note
+        for note in started_epochs(interrupted.observer)[interrupted.seen :]
+        if note.trial == interrupted.lost.trial
+    ]
     assert len({note.pid for note in notes}) == 2
     again = [note.epoch for note in notes]
     assert sorted(set(again)) == list(range(again[0], EPOCHS + 1))
@@ -341,7 +356,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_last_epoch_and_all_fin
 
 
 def test_only_the_trial_whose_process_is_killed_goes_back(interrupted: Interrupted) -> None:
-    notes = begun(interrupted.observer)[interrupted.seen :]
+    notes = started_epochs(interrupted.observer)[interrupted.seen :]
     counts = Counter((note.trial, note.epoch) for note in notes)
     assert {trial for (trial, _), count in counts.items() if count > 1} <= {interrupted.lost.trial}
 
@@ -349,12 +364,12 @@ def test_only_the_trial_whose_process_is_killed_goes_back(interrupted: Interrupt
 def test_an_interrupted_sweep_comes_to_the_same_as_an_undisturbed_one(
     interrupted: Interrupted, undisturbed: Story
 ) -> None:
-    assert faults(interrupted.left.folder) == []
+    assert find_faults(interrupted.left.folder) == []
     mine, theirs = interrupted.left.records(), undisturbed.left.records()
-    assert {name: without_times(each) for name, each in mine.items()} == {
-        name: without_times(each) for name, each in theirs.items()
+    assert {name: without_timings(each) for name, each in mine.items()} == {
+        name: without_timings(each) for name, each in theirs.items()
     }
 
 
-def _names(notes: list[Begun]) -> list[str]:
+def _names(notes: list[StartedEpoch]) -> list[str]:
     return sorted({note.trial for note in notes})

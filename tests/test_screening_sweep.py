@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeping import Ended, Left, once, only_sweep, run
+from tests.sweep_commands import CompletedCommand, SweepFolder, build_once, only_sweep, run
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def flags(image_folder: Path, weights_of: Callable[[str], Path]) -> tuple[object
 
 
 @pytest.fixture(scope="module")
-def sweep(flags: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+def sweep(flags: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompletedCommand]:
     """Where it was run, and how the command ended."""
 
     def make(folder: Path) -> None:
@@ -38,16 +38,16 @@ def sweep(flags: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -
         assert ended.status == 0, ended.err
         (folder / "out").write_text(ended.out)
 
-    folder = once(tmp_path_factory, "screening", make)
-    return folder, Ended(0, (folder / "out").read_text(), "", 0.0)
+    folder = build_once(tmp_path_factory, "screening", make)
+    return folder, CompletedCommand(0, (folder / "out").read_text(), "", 0.0)
 
 
 @pytest.fixture(scope="module")
-def left(sweep: tuple[Path, Ended]) -> Left:
+def left(sweep: tuple[Path, CompletedCommand]) -> SweepFolder:
     return only_sweep(sweep[0] / "runs")
 
 
-def test_every_head_has_a_record_and_no_weights_are_kept_of_it(left: Left) -> None:
+def test_every_head_has_a_record_and_no_weights_are_kept_of_it(left: SweepFolder) -> None:
     records = left.records("screen")
     assert sorted(records) == [f"screen-{number:02d}" for number in range(30)]
     assert {record["status"] for record in records.values()} == {"finished"}
@@ -55,7 +55,9 @@ def test_every_head_has_a_record_and_no_weights_are_kept_of_it(left: Left) -> No
     assert all(left.checkpoints(name) == [] for name in records)
 
 
-def test_the_best_two_backbones_go_on_as_the_heads_records_say(left: Left, sweep: tuple[Path, Ended]) -> None:
+def test_the_best_two_backbones_go_on_as_the_heads_records_say(
+    left: SweepFolder, sweep: tuple[Path, CompletedCommand]
+) -> None:
     decision = left.read("screening", "0001.json")
     best = dict.fromkeys(NETWORKS, 0.0)
     for record in left.records("screen").values():
@@ -68,7 +70,7 @@ def test_the_best_two_backbones_go_on_as_the_heads_records_say(left: Left, sweep
     assert f"frozen features speak for {', '.join(decision['kept'])}; {ranked[2]} is left out" in sweep[1].out
 
 
-def test_lp_ft_starts_with_the_head_that_a_record_of_the_screening_tells_of(left: Left) -> None:
+def test_lp_ft_starts_with_the_head_that_a_record_of_the_screening_tells_of(left: SweepFolder) -> None:
     decision, checked = left.read("screening", "0001.json"), 0
     by_recipe = {
         (record["recipe"]["backbone"], record["recipe"]["strategy"]["penalty"]): record["epochs"][-1]["val_accuracy"]
@@ -84,7 +86,7 @@ def test_lp_ft_starts_with_the_head_that_a_record_of_the_screening_tells_of(left
     assert checked
 
 
-def test_the_report_shows_what_each_backbone_came_to(sweep: tuple[Path, Ended], left: Left) -> None:
+def test_the_report_shows_what_each_backbone_came_to(sweep: tuple[Path, CompletedCommand], left: SweepFolder) -> None:
     decision = left.read("screening", "0001.json")
     page = (sweep[0] / "reports" / left.folder.name / "report.md").read_text()
     section = page[page.index("## Backbones, frozen") : page.index("## Strategies")]
@@ -96,7 +98,7 @@ def test_the_report_shows_what_each_backbone_came_to(sweep: tuple[Path, Ended], 
 
 
 def test_the_same_command_again_has_nothing_to_do(
-    sweep: tuple[Path, Ended], left: Left, flags: tuple[object, ...]
+    sweep: tuple[Path, CompletedCommand], left: SweepFolder, flags: tuple[object, ...]
 ) -> None:
     before, places = left.times(), ("--storage", sweep[0] / "runs", "--reports", sweep[0] / "reports")
     ended = run("folder", (*flags, *places), sweep[0])
@@ -106,7 +108,7 @@ def test_the_same_command_again_has_nothing_to_do(
 
 
 def test_begun_anew_without_the_decision_it_is_made_again_from_the_records(
-    sweep: tuple[Path, Ended], left: Left, flags: tuple[object, ...]
+    sweep: tuple[Path, CompletedCommand], left: SweepFolder, flags: tuple[object, ...]
 ) -> None:
     path = left.folder / "screening" / "0001.json"
     before, times, text = left.read("screening", "0001.json"), left.times(), path.read_text()

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.sweeping import Ended, Left, lines, once, only_sweep, run, without_times
+from tests.sweep_commands import (
+    CompletedCommand,
+    SweepFolder,
+    build_once,
+    nonempty_lines,
+    only_sweep,
+    run,
+    without_timings,
+)
 
 if TYPE_CHECKING:
     from xfer.data.pack import Pack
@@ -35,11 +43,11 @@ class Sweep:
 
     storage: Path
     reports: Path
-    ended: Ended
+    ended: CompletedCommand
     flags: tuple[str, ...]
 
     @property
-    def left(self) -> Left:
+    def left(self) -> SweepFolder:
         """Its folder."""
         return only_sweep(self.storage)
 
@@ -69,9 +77,9 @@ def sweep(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> S
         (folder / "out").write_text(ended.out)
         (folder / "err").write_text(ended.err)
 
-    folder = once(tmp_path_factory, "sweep", make)
+    folder = build_once(tmp_path_factory, "sweep", make)
     out, err = (folder / "out").read_text(), (folder / "err").read_text()
-    ended = Ended(int((folder / "status").read_text()), out, err, 0.0)
+    ended = CompletedCommand(int((folder / "status").read_text()), out, err, 0.0)
     return Sweep(folder / "runs", folder / "reports", ended, flags)
 
 
@@ -93,7 +101,7 @@ def storage(sweep: Sweep, tmp_path: Path) -> Path:
 @pytest.fixture
 def again(
     sweep: Sweep, storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
+) -> Callable[..., CompletedCommand]:
     """The same command again on the copy, with further flags, in this process, where Ray must not be started."""
     import ray
 
@@ -103,13 +111,13 @@ def again(
     def no_ray(*_: Any, **__: Any) -> None:
         pytest.fail("Ray was started")
 
-    def give(*more: object, reports: Path | None = None) -> Ended:
+    def give(*more: object, reports: Path | None = None) -> CompletedCommand:
         places = ("--storage", storage, "--reports", reports or storage.parent / "reports")
         monkeypatch.setattr(sys, "argv", list(map(str, ("folder", *sweep.flags, *places, *more))))
         monkeypatch.setattr(ray, "init", no_ray)
         with pytest.raises(SystemExit) as left:
             main(page.plan, page.__doc__)
-        return Ended(int(str(left.value.code)), *capfd.readouterr(), seconds=0.0)
+        return CompletedCommand(int(str(left.value.code)), *capfd.readouterr(), seconds=0.0)
 
     return give
 
@@ -260,16 +268,16 @@ def test_a_trial_is_what_a_plain_run_of_its_recipe_comes_to(
 ) -> None:
     import torch
 
-    from xfer.recipe import recipe_from
+    from xfer.recipe import recipe_from_dict
     from xfer.records import as_dict
     from xfer.run import Run
 
     records = sweep.left.records("final" if trial == "final" else "search")
     stored = next(iter(records.values())) if trial == "final" else records[trial]
-    run = Run(recipe_from(stored["recipe"]), pixels, weights, torch.device("cpu"))
+    run = Run(recipe_from_dict(stored["recipe"]), pixels, weights, torch.device("cpu"))
     for _ in zip(stored["epochs"], run, strict=False):  # one that was pruned is followed as far as it got
         pass
-    assert without_times(as_dict(run.record(stored["trial"], stored["phase"]))) == _as_json(without_times(stored))
+    assert without_timings(as_dict(run.record(stored["trial"], stored["phase"]))) == _as_json(without_timings(stored))
 
 
 # --- what it shows ----------------------------------------------------------------------------------------------------
@@ -286,7 +294,7 @@ def test_without_a_terminal_a_few_plain_lines_are_printed(sweep: Sweep) -> None:
 
 
 def test_the_first_lines_say_what_is_trained_on_and_how_much_is_to_do(sweep: Sweep) -> None:
-    first, *rest = lines(sweep.ended.out)
+    first, *rest = nonempty_lines(sweep.ended.out)
     assert first == (f"{sweep.left.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
     assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {FINALISTS * SEEDS} runs"]
 
@@ -305,7 +313,12 @@ def test_what_ray_says_stands_in_a_log_file(sweep: Sweep) -> None:
 
 def test_the_report_has_its_three_files_and_needs_no_other(sweep: Sweep) -> None:
     page = (sweep.report / "report.html").read_text()
-    assert {path.name for path in sweep.report.iterdir()} == {"report.md", "report.html", "ranking.csv", "figures"}
+    assert {path.name for path in sweep.report.iterdir()} == {
+        "report.md",
+        "report.html",
+        "ranking.csv",
+        "figures",
+    }
     assert not re.findall(r"""<link|src\s*=\s*["']?(?!data:)|https?://(?!www\.w3\.org|creativecommons|purl)""", page)
     assert page.count("<svg") >= 3
     text = (sweep.report / "report.md").read_text()
@@ -400,7 +413,7 @@ def test_the_copy_of_the_study_holds_every_trial_of_the_search_as_it_ended(sweep
 
 
 def test_the_same_command_again_trains_nothing_and_starts_no_ray(
-    sweep: Sweep, storage: Path, again: Callable[..., Ended]
+    sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand]
 ) -> None:
     before, model = only_sweep(storage).times(), (storage / sweep.left.folder.name / "model" / "model.safetensors")
     exported = model.stat().st_mtime_ns
@@ -415,13 +428,17 @@ def test_the_same_command_again_trains_nothing_and_starts_no_ray(
     assert [line for line in ended.out.splitlines() if line.startswith("Best is")] == answer
 
 
-def test_the_same_command_again_makes_no_second_run_in_mlflow(storage: Path, again: Callable[..., Ended]) -> None:
+def test_the_same_command_again_makes_no_second_run_in_mlflow(
+    storage: Path, again: Callable[..., CompletedCommand]
+) -> None:
     before = {run.info.run_id: run.data.metrics for run in _mlflow(storage)[1]}
     again()
     assert {run.info.run_id: run.data.metrics for run in _mlflow(storage)[1]} == before
 
 
-def test_the_last_lines_can_be_copied_however_long_the_paths_are(tmp_path: Path, again: Callable[..., Ended]) -> None:
+def test_the_last_lines_can_be_copied_however_long_the_paths_are(
+    tmp_path: Path, again: Callable[..., CompletedCommand]
+) -> None:
     reports = tmp_path / "-".join(["a", "folder", "with", "a", "very", "long", "name"] * 5)
     ended = again(reports=reports)
     (page,) = reports.glob("*/report.html")
@@ -429,7 +446,7 @@ def test_the_last_lines_can_be_copied_however_long_the_paths_are(tmp_path: Path,
 
 
 def test_another_number_of_epochs_under_the_same_name_is_refused_with_a_diff(
-    sweep: Sweep, storage: Path, again: Callable[..., Ended]
+    sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand]
 ) -> None:
     before = only_sweep(storage).times()
     ended = again("--epochs", EPOCHS + 1, "--name", sweep.left.folder.name)
@@ -442,7 +459,7 @@ def test_another_number_of_epochs_under_the_same_name_is_refused_with_a_diff(
     assert only_sweep(storage).plan == sweep.left.plan
 
 
-def test_fewer_trials_are_refused(storage: Path, again: Callable[..., Ended]) -> None:
+def test_fewer_trials_are_refused(storage: Path, again: Callable[..., CompletedCommand]) -> None:
     ended = again("--trials", TRIALS - 1)
     assert ended.status == 2
     assert f"trials: {TRIALS} -> {TRIALS - 1} (more may be added, none taken away)" in ended.err
@@ -450,17 +467,17 @@ def test_fewer_trials_are_refused(storage: Path, again: Callable[..., Ended]) ->
 
 
 def test_fresh_starts_beside_the_old_sweep(
-    sweep: Sweep, storage: Path, again: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sweeps.engine import launch
 
-    monkeypatch.setattr(launch, "run", lambda *_: True)  # what it does is tested elsewhere; here, where
+    monkeypatch.setattr(launch, "run_sweep", lambda *_: True)  # what it does is tested elsewhere; here, where
     name = sweep.left.folder.name
-    old = Left(storage / name)
+    old = SweepFolder(storage / name)
     before = (old.plan, old.times())
     ended = again("--fresh")
     assert ended.status == 1  # for nothing ran
-    assert Left(storage / f"{name}-2").plan["name"] == f"{name}-2"
+    assert SweepFolder(storage / f"{name}-2").plan["name"] == f"{name}-2"
     assert (old.plan, old.times()) == before
 
 

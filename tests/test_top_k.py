@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.check_resume import faults
-from tests.sweeping import Command, Ended, Left, observer, once, only_sweep, without_times
+from tests.check_resume import find_faults
+from tests.sweep_commands import (
+    Command,
+    CompletedCommand,
+    SweepFolder,
+    build_once,
+    install_observer,
+    only_sweep,
+    without_timings,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -26,26 +34,26 @@ def start(folder: Path, image_folder: Path, weights: Path, pace: float) -> Comma
 
 
 @pytest.fixture(scope="module")
-def undisturbed(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Left:
+def undisturbed(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     def make(folder: Path) -> None:
-        observer(folder / "observer")
+        install_observer(folder / "observer")
         ended = start(folder, image_folder, weights, 0.0).end()
         assert ended.status == 0, ended.out + ended.err
 
-    return only_sweep(once(tmp_path_factory, "undisturbed_top_k", make) / "runs")
+    return only_sweep(build_once(tmp_path_factory, "undisturbed_top_k", make) / "runs")
 
 
 @pytest.fixture(scope="module")
 def killed(
     image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Left, list[str], Ended]:
+) -> tuple[SweepFolder, list[str], CompletedCommand]:
     """The sweep, which trials waited when it was killed, and how it ended when it was given again."""
     folder = tmp_path_factory.mktemp("killed_top_k")
-    observer(folder / "observer")
+    install_observer(folder / "observer")
     command = start(folder, image_folder, weights, 1.0)
 
     def seen() -> list[str]:
-        waiting = only_sweep(folder / "runs").half_way() if list((folder / "runs").glob("*/plan.json")) else []
+        waiting = only_sweep(folder / "runs").unfinished_trials() if list((folder / "runs").glob("*/plan.json")) else []
         return waiting if len(waiting) >= 3 else []
 
     waited: list[str] = command.wait_until(seen, "three trials had had their epoch")
@@ -56,7 +64,7 @@ def killed(
     return only_sweep(folder / "runs"), waited, ended
 
 
-def test_the_best_after_one_epoch_go_on_to_the_end_and_the_others_end_there(undisturbed: Left) -> None:
+def test_the_best_after_one_epoch_go_on_to_the_end_and_the_others_end_there(undisturbed: SweepFolder) -> None:
     records = undisturbed.records("search")
     first = {name: record["epochs"][0]["val_accuracy"] for name, record in records.items()}
     best = sorted(first, key=lambda name: (-first[name], name))[:KEPT]
@@ -68,23 +76,23 @@ def test_the_best_after_one_epoch_go_on_to_the_end_and_the_others_end_there(undi
     assert len(records) == TRIALS
 
 
-def test_a_kill_while_trials_wait_loses_nothing(killed: tuple[Left, list[str], Ended]) -> None:
+def test_a_kill_while_trials_wait_loses_nothing(killed: tuple[SweepFolder, list[str], CompletedCommand]) -> None:
     left, waited, ended = killed
     assert len(waited) >= 3
     assert ended.status == 0, ended.out + ended.err
-    assert faults(left.folder) == []
+    assert find_faults(left.folder) == []
 
 
 def test_and_every_record_is_that_of_the_undisturbed_sweep(
-    killed: tuple[Left, list[str], Ended], undisturbed: Left
+    killed: tuple[SweepFolder, list[str], CompletedCommand], undisturbed: SweepFolder
 ) -> None:
     mine, theirs = killed[0].records(), undisturbed.records()
-    assert {name: without_times(record) for name, record in mine.items()} == {
-        name: without_times(record) for name, record in theirs.items()
+    assert {name: without_timings(record) for name, record in mine.items()} == {
+        name: without_timings(record) for name, record in theirs.items()
     }
 
 
-def test_the_finalist_is_one_that_went_on(undisturbed: Left) -> None:
+def test_the_finalist_is_one_that_went_on(undisturbed: SweepFolder) -> None:
     (finalist,) = undisturbed.read("finals", "0001.json")["finalists"]
     assert undisturbed.records("search")[finalist]["status"] == "finished"
     assert undisturbed.trials("final") == [f"{finalist}-s1"]

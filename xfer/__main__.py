@@ -14,7 +14,7 @@ import sys
 from types import ModuleType
 
 from xfer.commands import advise, catalog, predict, train
-from xfer.devices.host_memory import keep_freed_memory
+from xfer.devices.host_memory import retain_freed_memory
 from xfer.run import DivergedError
 
 COMMANDS: dict[str, ModuleType] = {"advise": advise, "train": train, "predict": predict, "catalog": catalog}
@@ -28,14 +28,14 @@ def parser() -> argparse.ArgumentParser:
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         said = (module.__doc__ or "").partition(": ")[2].strip()
-        module.add(commands.add_parser(name, help=said, description=said))
+        module.add_arguments(commands.add_parser(name, help=said, description=said))
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; the exit status: 0 done, 1 diverged, 2 wrong input, 130 interrupted."""
     asked = parser().parse_args(arguments)
-    keep_freed_memory()
+    retain_freed_memory()
     try:
         COMMANDS[asked.command].run(asked)
         sys.stdout.flush()

@@ -48,34 +48,34 @@ def choose(kind: str, table: Mapping[str, Callable[..., Any]], name: str, **valu
         ValueError: no such entry, or it has no such parameter. The nearest known names are offered.
     """
     if name not in table:
-        raise ValueError(unknown(kind, name, table))
-    known = parameters(table[name])
+        raise ValueError(unknown_name_message(kind, name, table))
+    known = default_parameters(table[name])
     for parameter in values:
         if parameter not in known:
-            raise ValueError(unknown(f"parameter of {kind} {name}", parameter, known))
+            raise ValueError(unknown_name_message(f"parameter of {kind} {name}", parameter, known))
     return Choice(name, tuple((known | values).items()))
 
 
-def parameters(entry: Callable[..., Any]) -> dict[str, Value]:
+def default_parameters(entry: Callable[..., Any]) -> dict[str, Value]:
     """The hyperparameters of a table's entry with their defaults: those of its arguments that have one."""
     signature = inspect.signature(entry).parameters.values()
     return {each.name: each.default for each in signature if each.default is not inspect.Parameter.empty}
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
     """What to tell somebody who named something that does not exist.
 
-    >>> unknown("optimizer", "adan", ["sgd", "adam"])
+    >>> unknown_name_message("optimizer", "adan", ["sgd", "adam"])
     "unknown optimizer 'adan': did you mean adam? Known: sgd, adam"
     """
     names = list(known)
-    return f"{unlike(kind, name, names)} Known: {', '.join(names) or 'none'}"
+    return f"{closest_names_message(kind, name, names)} Known: {', '.join(names) or 'none'}"
 
 
-def unlike(kind: str, name: str, known: Iterable[str]) -> str:
+def closest_names_message(kind: str, name: str, known: Iterable[str]) -> str:
     """The same where what is known is too much to list.
 
-    >>> unlike("optimizer", "adan", ["sgd", "adam"])
+    >>> closest_names_message("optimizer", "adan", ["sgd", "adam"])
     "unknown optimizer 'adan': did you mean adam?"
     """
     near = difflib.get_close_matches(name, list(known), n=3)

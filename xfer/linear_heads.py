@@ -17,13 +17,13 @@ from torch.nn import functional
 
 log = logging.getLogger(__name__)
 
-STEPS = 500
+MAX_STEPS = 500
 """Iterations of L-BFGS at most; tens to hundreds are usual: 5,000 images of 100 classes took 3 s."""
 TOLERANCE = 1e-7
 """Where no number of the gradient of the mean loss is larger, in the scaled directions, a logistic head is the one."""
 
 
-def closed_form(
+def fit_closed_form(
     how: Literal["logistic", "ridge"], features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
     """The head for each penalty, by `logistic_path` or by `ridge_path`, on the features' device.
@@ -101,8 +101,8 @@ def _descended(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) ->
     bias = rows.new_zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=STEPS,
-        max_eval=2 * STEPS,
+        max_iter=MAX_STEPS,
+        max_eval=2 * MAX_STEPS,
         tolerance_grad=TOLERANCE,
         tolerance_change=0.0,
         history_size=20,
@@ -120,7 +120,7 @@ def _descended(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) ->
     closure()
     assert weight.grad is not None
     if (left := float(weight.grad.abs().max())) > 100 * TOLERANCE:
-        log.warning("a logistic head is not quite the one after %d iterations: its gradient is %g", STEPS, left)
+        log.warning("a logistic head is not quite the one after %d iterations: its gradient is %g", MAX_STEPS, left)
     return weight.detach(), bias.detach()
 
 

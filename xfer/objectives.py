@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xfer.choices import unknown
+from xfer.choices import unknown_name_message
 from xfer.records import Epoch, Evaluation
 
 Unit = Literal["share", "nats", "seconds"]
@@ -28,7 +28,7 @@ class Objective:
     """`share` is in [0, 1], `nats` in [0, inf), `seconds` in (0, inf)."""
     higher_is_better: bool
     measure: Measure
-    judge: Callable[[Evaluation], float | None] | None = None
+    from_evaluation: Callable[[Evaluation], float | None] | None = None
     """The same, of an evaluation."""
 
     def value(self, epochs: Sequence[Epoch]) -> float | None:
@@ -39,9 +39,9 @@ class Objective:
     def score(self, epochs: Sequence[Epoch]) -> float | None:
         """The same, so that higher is always better."""
         found = self.value(epochs)
-        return None if found is None else self.scored(found)
+        return None if found is None else self.to_score(found)
 
-    def scored(self, value: float) -> float:
+    def to_score(self, value: float) -> float:
         """A value as a score, and a score as a value: what is better low is negated."""
         return value if self.higher_is_better else -value
 
@@ -50,7 +50,7 @@ class Objective:
 
         Of an objective that is no quality of a network, such as seconds, no part says anything.
         """
-        return None if self.judge is None else self.judge(evaluation)
+        return None if self.from_evaluation is None else self.from_evaluation(evaluation)
 
     def scores(self, epochs: Sequence[Epoch]) -> list[float | None]:
         """The score after each epoch, the first after epoch 1."""
@@ -121,10 +121,10 @@ OBJECTIVES: dict[str, Objective] = {
 ACCURACY = OBJECTIVES["accuracy"]
 
 
-def objectives_from(text: str) -> tuple[Objective, ...]:
+def parse_objectives(text: str) -> tuple[Objective, ...]:
     """The objectives that a person names, the one that decides first.
 
-    >>> [each.label for each in objectives_from("balanced_accuracy, seconds")]
+    >>> [each.label for each in parse_objectives("balanced_accuracy, seconds")]
     ['balanced accuracy', 'seconds']
 
     Raises:
@@ -135,7 +135,7 @@ def objectives_from(text: str) -> tuple[Objective, ...]:
         raise ValueError(f"an objective is wanted: {', '.join(OBJECTIVES)}, or two as in accuracy,seconds")
     for name in names:
         if name not in OBJECTIVES:
-            raise ValueError(unknown("objective", name, OBJECTIVES))
+            raise ValueError(unknown_name_message("objective", name, OBJECTIVES))
         if names.count(name) > 1:
             raise ValueError(f"objective {text}: {name} is named twice")
     if len(names) > 2:
@@ -152,12 +152,12 @@ def objectives_from(text: str) -> tuple[Objective, ...]:
     return tuple(OBJECTIVES[name] for name in names)
 
 
-def on_front(scores: Sequence[Sequence[float]]) -> list[bool]:
+def pareto_mask(scores: Sequence[Sequence[float]]) -> list[bool]:
     """For each point of scores, is it on the Pareto front: is none as good in everything and better in something?
 
     Equal points beat each other in nothing: they are on the front together or not at all.
 
-    >>> on_front([(0.9, -10.0), (0.8, -5.0), (0.7, -8.0)])
+    >>> pareto_mask([(0.9, -10.0), (0.8, -5.0), (0.7, -8.0)])
     [True, True, False]
     """
 

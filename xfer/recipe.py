@@ -12,18 +12,18 @@ from xfer import hashing
 from xfer.choices import Choice, Value, choose
 from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.augmentations import AUGMENTATIONS
-from xfer.methods.batch_norm import BATCH_NORMS
+from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.heads import HEADS
-from xfer.methods.input_channels import COLOURS
+from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.methods.losses import LOSSES
 from xfer.methods.mixing import MIXINGS
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES
 from xfer.methods.strategies import STRATEGIES, Strategy
 
-TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
+CHOICE_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "strategy": STRATEGIES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -33,12 +33,12 @@ TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "embedding_loss": EMBEDDING_LOSSES,
     "head": HEADS,
     "activation": ACTIVATIONS,
-    "batch_norm": BATCH_NORMS,
-    "colour": COLOURS,
+    "batch_norm": BATCH_NORM_MODES,
+    "colour": INPUT_CHANNELS,
 }
 """Every kind of choice that a recipe makes from a table, in the order in which people speak of them."""
 
-USUAL: dict[str, str] = {
+DEFAULT_CHOICES: dict[str, str] = {
     "embedding_loss": "none",
     "head": "linear",
     "activation": "keep",
@@ -62,13 +62,13 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """What is within reason, both ends included: a value beyond is a slip of the keyboard."""
 
-WHOLE = ("batch_size", "epochs", "image_size", "classes", "images_per_class", "views")
+INTEGER_FIELDS = ("batch_size", "epochs", "image_size", "classes", "images_per_class", "views")
 """The limited values that are whole numbers."""
 
-MAY_BE_NONE = ("clip_norm", "clip_value", "images_per_class", "views")
+OPTIONAL_FIELDS = ("clip_norm", "clip_value", "images_per_class", "views")
 """The limited values that may be absent."""
 
-WITHOUT_STEPS: dict[str, Any] = {
+CLOSED_FORM_VALUES: dict[str, Any] = {
     "optimizer": Choice("sgd"),
     "schedule": Choice("constant"),
     "augmentation": Choice("none"),
@@ -89,7 +89,7 @@ WITHOUT_STEPS: dict[str, Any] = {
 """What a recipe says whose strategy fits the head in one go: nothing of it has a say there, so it is the same for all,
 and equal runs have equal recipes."""
 
-CHANCE = ("seed", "draw")
+SEED_FIELDS = ("seed", "draw")
 """The fields that a repetition changes: part of a recipe's `id`, not of its `key`."""
 
 
@@ -148,8 +148,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
-            value, kind = getattr(self, name), int if name in WHOLE else float
-            if value is None and name in MAY_BE_NONE:
+            value, kind = getattr(self, name), int if name in INTEGER_FIELDS else float
+            if value is None and name in OPTIONAL_FIELDS:
                 continue
             if value is None or not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
@@ -173,33 +173,33 @@ class Recipe:
             )
 
     @property
-    def settled_after(self) -> int:
+    def last_unfreeze_epoch(self) -> int:
         """After how many epochs all that will ever move does: no run is judged before the epoch that follows."""
-        after: int = self._strategy.pace.settles_after(self.epochs)
+        after: int = self._strategy.pace.unfreezing_ends_after(self.epochs)
         return after
 
     @property
-    def takes_steps(self) -> bool:
+    def uses_gradient_steps(self) -> bool:
         """Whether anything is trained; where not, the head is fitted in one go and the run is over."""
         return self._strategy.steps
 
     @property
     def key(self) -> str:
         """The content hash without seed and draw: what repetitions of one recipe share."""
-        return hashing.of_values({name: value for name, value in self.as_dict().items() if name not in CHANCE})
+        return hashing.sha256_json({name: value for name, value in self.as_dict().items() if name not in SEED_FIELDS})
 
     @property
     def id(self) -> str:
         """The content hash of everything."""
-        return hashing.of_values(self.as_dict())
+        return hashing.sha256_json(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the inverse of `recipe_from`."""
+        """Plain data for JSON, the inverse of `recipe_from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        choices = {kind: plain[kind].as_dict() for kind in TABLES}
+        choices = {kind: plain[kind].as_dict() for kind in CHOICE_TABLES}
         return {**plain, **choices, "backbone_args": dict(self.backbone_args)}
 
-    def repeated(self, seed: int, draw: int) -> Recipe:
+    def with_seeds(self, seed: int, draw: int) -> Recipe:
         """The same recipe on another seed and another draw of the validation part."""
         return dataclasses.replace(self, seed=seed, draw=draw)
 
@@ -219,9 +219,11 @@ class Recipe:
             raise ValueError(f"strategy {self.strategy} brings {strategy.backbone}; the recipe says {self.backbone}")
         if strategy.clip_norm is not None and self.clip_norm is None:
             raise ValueError(f"strategy {self.strategy} clips the gradient's norm, but clip_norm is none")
-        if self.settled_after >= self.epochs:
+        if self.last_unfreeze_epoch >= self.epochs:
             more = range(self.epochs + 1, int(LIMITS["epochs"][1]) + 1)
-            enough = next((epochs for epochs in more if strategy.pace.settles_after(epochs) < epochs), more.stop)
+            enough = next(
+                (epochs for epochs in more if strategy.pace.unfreezing_ends_after(epochs) < epochs), more.stop
+            )
             raise ValueError(
                 f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: it needs at least {enough}, "
                 f"or else linear_probe is meant"
@@ -231,7 +233,7 @@ class Recipe:
                 f"body_rate is {self.body_rate:g}, but strategy {self.strategy} trains nothing below the head: leave "
                 f"it at 1"
             )
-        for name, value in WITHOUT_STEPS.items():
+        for name, value in CLOSED_FORM_VALUES.items():
             if not strategy.steps and getattr(self, name) != value:
                 raise ValueError(
                     f"strategy {self.strategy} fits a linear head in one go and takes no steps: leave {name} at "
@@ -244,20 +246,20 @@ class Recipe:
             )
 
 
-def without_steps() -> dict[str, Any]:
-    """`WITHOUT_STEPS` as plain data, for `recipe_from`."""
-    return {name: value.as_dict() if isinstance(value, Choice) else value for name, value in WITHOUT_STEPS.items()}
+def closed_form_values() -> dict[str, Any]:
+    """`CLOSED_FORM_VALUES` as plain data, for `recipe_from_dict`."""
+    return {name: value.as_dict() if isinstance(value, Choice) else value for name, value in CLOSED_FORM_VALUES.items()}
 
 
-def recipe_from(plain: Mapping[str, Any]) -> Recipe:
+def recipe_from_dict(plain: Mapping[str, Any]) -> Recipe:
     """A Recipe from plain data: choices as dicts with `name` and parameters, which are completed and checked.
 
-    Choices in `USUAL` may be left out.
+    Choices in `DEFAULT_CHOICES` may be left out.
 
     Raises:
         ValueError: an unknown name, with the nearest known ones, or what `Recipe` refuses.
     """
-    usual = {kind: {"name": name} for kind, name in USUAL.items()}
-    choices = {kind: choose(kind, table, **{**usual, **plain}[kind]) for kind, table in TABLES.items()}
+    usual = {kind: {"name": name} for kind, name in DEFAULT_CHOICES.items()}
+    choices = {kind: choose(kind, table, **{**usual, **plain}[kind]) for kind, table in CHOICE_TABLES.items()}
     args = tuple(sorted(plain.get("backbone_args", {}).items()))
     return Recipe(**{**plain, **choices, "backbone_args": args})

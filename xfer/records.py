@@ -16,7 +16,7 @@ Part = Literal["train", "val", "test"]
 Phase = Literal["screen", "search", "final"]
 Status = Literal["finished", "pruned", "failed"]
 
-LISTS = ("gradient_norms", "confusion", "noisy")
+LIST_FIELDS = ("gradient_norms", "confusion", "noisy")
 """Fields that most epochs or evaluations do without: they take no space in JSON where they are empty."""
 
 
@@ -57,7 +57,7 @@ class Epoch:
     val_balanced_accuracy: float | None = None
     val_calibration_error: float | None = None
     val_noisy_accuracy: float | None = None
-    """Accuracy on one noisy copy of the validation part (`xfer.measure.robustness.noisy_copy`); None unless asked for,
+    """Accuracy on one noisy copy of the validation part (`xfer.measure.robustness.noisy_batches`); None unless asked for,
     as by the objective noisy_accuracy."""
     distance: float | None = None
     """How far everything below the head has moved from the weights that the run started from: the L2 norm of the
@@ -79,7 +79,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Noisy:
+class CorruptionScore:
     """How a network did on images under one kind of noise at one severity."""
 
     kind: str
@@ -117,7 +117,7 @@ class Evaluation:
     the right one, the mean over images of the difference in each of 15 bins of equal width (Guo et al. 2017)."""
     confusion: tuple[tuple[int, int, int], ...] = ()
     """(true class, predicted class, how many images) for each pair that occurs, in ascending order."""
-    noisy: tuple[Noisy, ...] = ()
+    noisy: tuple[CorruptionScore, ...] = ()
     """The same images under noise, each kind and severity; empty unless asked for."""
 
     @property
@@ -180,13 +180,13 @@ class Record:
 
 
 def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
-    """Plain data for JSON, the inverse of `record_from`, `epoch_from` and `evaluation_from`.
+    """Plain data for JSON, the inverse of `record_from_dict`, `epoch_from_dict` and `evaluation_from_dict`.
 
-    Per-image correctness becomes a string of 0 and 1: a tenth of the space of a JSON list. What is in `LISTS` becomes
+    Per-image correctness becomes a string of 0 and 1: a tenth of the space of a JSON list. What is in `LIST_FIELDS` becomes
     lists, and is left out where it is empty.
     """
     plain = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    plain = {name: given for name, given in plain.items() if given or name not in LISTS}
+    plain = {name: given for name, given in plain.items() if given or name not in LIST_FIELDS}
     if isinstance(value, Epoch) and value.gradient_norms:
         plain["gradient_norms"] = list(value.gradient_norms)
     if isinstance(value, Evaluation):
@@ -203,24 +203,24 @@ def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
     return plain
 
 
-def epoch_from(plain: Mapping[str, Any]) -> Epoch:
+def epoch_from_dict(plain: Mapping[str, Any]) -> Epoch:
     """An Epoch from what `as_dict` made of it."""
     return Epoch(**{**plain, "gradient_norms": tuple(plain.get("gradient_norms", ()))})
 
 
-def evaluation_from(plain: Mapping[str, Any]) -> Evaluation:
+def evaluation_from_dict(plain: Mapping[str, Any]) -> Evaluation:
     """An Evaluation from what `as_dict` made of it."""
     read = {
         "images": tuple(plain["images"]),
         "correct": tuple(mark == "1" for mark in plain["correct"]),
         "confusion": tuple((true, predicted, images) for true, predicted, images in plain.get("confusion", ())),
-        "noisy": tuple(Noisy(**noisy) for noisy in plain.get("noisy", ())),
+        "noisy": tuple(CorruptionScore(**noisy) for noisy in plain.get("noisy", ())),
     }
     return Evaluation(**{**plain, **read})
 
 
-def record_from(plain: Mapping[str, Any]) -> Record:
+def record_from_dict(plain: Mapping[str, Any]) -> Record:
     """A Record from what `as_dict` made of it."""
-    parts = {part: evaluation_from(plain[part]) if plain[part] else None for part in ("val", "test")}
-    epochs = tuple(epoch_from(epoch) for epoch in plain["epochs"])
+    parts = {part: evaluation_from_dict(plain[part]) if plain[part] else None for part in ("val", "test")}
+    epochs = tuple(epoch_from_dict(epoch) for epoch in plain["epochs"])
     return Record(**{**plain, **parts, "epochs": epochs, "resumed_at": tuple(plain["resumed_at"])})

@@ -14,34 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from xfer import hashing
-from xfer.data.loader import Batch, batches, fed, shuffled
+from xfer.data.loader import Batch, iter_batches, shuffle_indices, to_device
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, limited, split_pack
-from xfer.distributed.process_group import ALONE, Member, Team, check_devices
-from xfer.features.augmented_views import version_of
-from xfer.features.feature_cache import FeatureStore
-from xfer.features.frozen_features import Frozen, is_worth_keeping
-from xfer.features.model_split import Halves, below_classifier
+from xfer.data.split import Indices, split_pack, subsample
+from xfer.distributed.process_group import SINGLE_PROCESS, Rank, WorkerGroup, check_devices
+from xfer.features.augmented_views import augmented_view
+from xfer.features.feature_cache import FeatureCache
+from xfer.features.frozen_features import FrozenFeatures, is_worth_caching
+from xfer.features.model_split import SplitModel, split_at_classifier
 from xfer.measure.accuracy import evaluate
-from xfer.measure.cost import Usage, count_parameters, flops_of
-from xfer.measure.robustness import noisy_accuracies, noisy_copy
-from xfer.methods.adapters import plain_copy
-from xfer.methods.freezing import Moment
-from xfer.methods.input_channels import COLOURS
+from xfer.measure.cost import ResourceUsage, count_flops, count_parameters
+from xfer.measure.robustness import noisy_accuracies, noisy_batches
+from xfer.methods.adapters import merge_adapters
+from xfer.methods.freezing import TrainingProgress
+from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.methods.schedules import SCHEDULES, Schedule
 from xfer.recipe import Recipe
-from xfer.records import Epoch, Evaluation, Part, Phase, Record, Status, as_dict, epoch_from
-from xfer.seeding import seed_for
+from xfer.records import Epoch, Evaluation, Part, Phase, Record, Status, as_dict, epoch_from_dict
+from xfer.seeding import derive_seed
 from xfer.training import checkpoints
 from xfer.training.learner import Learner, Precision
 
 log = logging.getLogger(__name__)
 
-FIRST_STEPS = 50
+LOGGED_GRADIENT_NORMS = 50
 """Of so many steps the gradient norm is kept one by one: whether the random head's first gradients are large is what
 freezing and clipping are about."""
 
-EVALUATION_BATCH = 64
+MIN_EVALUATION_BATCH = 64
 """So many images at a time are at least judged: nothing of them has to be kept for a way back."""
 
 
@@ -49,14 +49,14 @@ class DivergedError(ArithmeticError):
     """The loss is no longer a finite number: this run has come to nothing."""
 
 
-def check_training(losses: Sequence[float], epoch: int) -> None:
+def check_train_losses(losses: Sequence[float], epoch: int) -> None:
     """Raise a DivergedError unless the loss of every step of an epoch, counted from 1, is finite."""
     for step, value in enumerate(losses):
         if not math.isfinite(value):
             raise DivergedError(f"the training loss became {value} in epoch {epoch}, step {step + 1} of {len(losses)}")
 
 
-def check_validation(loss: float, epoch: int) -> None:
+def check_val_loss(loss: float, epoch: int) -> None:
     """Raise a DivergedError unless the validation loss after an epoch, counted from 1, is finite."""
     if not math.isfinite(loss):
         raise DivergedError(f"the validation loss became {loss} after epoch {epoch}")
@@ -80,7 +80,7 @@ def default_precision(device: torch.device) -> Precision:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepStats:
     """What the steps of an epoch came to."""
 
     losses: list[float]
@@ -130,27 +130,27 @@ class Run:
         device: torch.device | None = None,
         folder: Path | None = None,
         noisy: bool = False,
-        features: FeatureStore | None = None,
+        features: FeatureCache | None = None,
         precision: Precision | None = None,
         compiled: bool = False,
         devices: int = 1,
     ) -> None:
         if pack.hash != recipe.data:
             raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
-        if recipe.weights and (weights is None or hashing.of_file(weights) != recipe.weights):
+        if recipe.weights and (weights is None or hashing.sha256_file(weights) != recipe.weights):
             raise ValueError(f"the recipe was made for weights {recipe.weights[:12]}, which {weights} does not hold")
         self.recipe = recipe
         self.pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
-        self.split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
-        self._store = features or FeatureStore()
-        self._frozen: Frozen | None = None
+        self.split = subsample(whole, pack, recipe.images_per_class, recipe.split_seed)
+        self._store = features or FeatureCache()
+        self._frozen: FrozenFeatures | None = None
         self.device = device or default_device()
         self.folder = folder
         self.epochs: tuple[Epoch, ...] = ()
         self.resumed_at: tuple[int, ...] = ()
 
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        torch.manual_seed(derive_seed(recipe.seed, "weights"))
         self._compiled = compiled
         file = weights if recipe.weights else None
         precision = precision or default_precision(self.device)
@@ -159,7 +159,7 @@ class Run:
         self._noisy = noisy
         self._devices = devices
         check_devices(self.device, devices)
-        self._team: Team | None = None
+        self._team: WorkerGroup | None = None
         self._known: int | None = None
         self._job = {  # what a follower needs beside its device
             "recipe": recipe.as_dict(),
@@ -193,7 +193,7 @@ class Run:
                 if not self.epochs:
                     self._begin()
                 self._call_team()
-                epoch = self._train_epoch() if self.recipe.takes_steps else self._fit_epoch()
+                epoch = self._train_epoch() if self.recipe.uses_gradient_steps else self._fit_epoch()
                 self.epochs = (*self.epochs, epoch)
                 if self.folder is not None:
                     checkpoints.save(self.folder, len(self.epochs), self.state_dict())
@@ -201,18 +201,18 @@ class Run:
         finally:  # whoever iterates may have left, or failed
             self._leave_team()
 
-    def follow(self, member: Member, tasks: Iterable[dict[str, Any]]) -> None:
+    def train_as_worker(self, this_rank: Rank, tasks: Iterable[dict[str, Any]]) -> None:
         """Train every epoch that the leader of a team begins, as another of its devices.
 
         Args:
-            member: the place of this one.
+            this_rank: the place of this one.
             tasks: what the leader said to each, as it comes (see `_call_team`).
         """
-        self._learner.member = member
+        self._learner.this_rank = this_rank
         for task in tasks:
             if task["state"] is not None:
                 self._learner.load_state_dict(task["state"])
-            self.epochs = tuple(epoch_from(epoch) for epoch in task["epochs"])
+            self.epochs = tuple(epoch_from_dict(epoch) for epoch in task["epochs"])
             self._take_steps(len(self.epochs))
 
     def evaluate(self, part: Part, noisy: bool = False) -> Evaluation:
@@ -226,7 +226,7 @@ class Run:
         found = self._val if part == "val" else None
         if found is None and self._frozen is not None and part != "test":
             frozen, device = self._frozen, self.device
-            upper, rows = frozen.halves.upper, self._rows(frozen, places)
+            upper, rows = frozen.split_model.upper, self._rows(frozen, places)
             self.model.eval()
             found = evaluate(upper, rows, lambda features: features.to(device), part, places)
         elif found is None:
@@ -249,7 +249,7 @@ class Run:
             status=status,
             epochs=self.epochs,
             parameters=count_parameters(self.model),
-            trainable_parameters=self._learner.count_moving(),
+            trainable_parameters=self._learner.count_trainable(),
             seconds=sum(epoch.seconds for epoch in self.epochs),
             val=self.evaluate("val") if status == "finished" else None,
             error=error,
@@ -269,8 +269,8 @@ class Run:
     @cached_property
     def _flops(self) -> int:
         # Counted by sending an image through, so only where a record asks: not in every process that opens the run.
-        channels = self.recipe.colour.build(COLOURS).channels
-        return flops_of(plain_copy(self.model), self.recipe.image_size, channels)
+        channels = self.recipe.colour.build(INPUT_CHANNELS).channels
+        return count_flops(merge_adapters(self.model), self.recipe.image_size, channels)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on, as nested plain data and tensors."""
@@ -291,7 +291,7 @@ class Run:
         if state["recipe"] != self.recipe.id:
             raise ValueError(f"this state belongs to recipe {state['recipe'][:12]}, not to {self.recipe.id[:12]}")
         self._learner.load_state_dict(state)
-        self.epochs = tuple(epoch_from(epoch) for epoch in state["epochs"])
+        self.epochs = tuple(epoch_from_dict(epoch) for epoch in state["epochs"])
         self.resumed_at = tuple(state["resumed_at"])
         self._start_accuracy = state["start_accuracy"]
         self._val = None
@@ -307,68 +307,68 @@ class Run:
             log.info("recipe %s goes on after epoch %d", self.recipe.id[:12], len(self.epochs))
 
     def _batches(self, places: Indices) -> Iterator[Batch]:
-        found = batches(self.pack, places, batch_size=max(EVALUATION_BATCH, self.recipe.batch_size))
-        return fed(found, self.device, there=False)  # noise is made in main memory
+        found = iter_batches(self.pack, places, batch_size=max(MIN_EVALUATION_BATCH, self.recipe.batch_size))
+        return to_device(found, self.device, copy_to_gpu=False)  # noise is made in main memory
 
-    def _rows(self, frozen: Frozen, places: Indices) -> Iterator[Batch]:
-        size = max(EVALUATION_BATCH, self.recipe.batch_size)
+    def _rows(self, frozen: FrozenFeatures, places: Indices) -> Iterator[Batch]:
+        size = max(MIN_EVALUATION_BATCH, self.recipe.batch_size)
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
             yield frozen.rows(chosen), torch.from_numpy(self.pack.labels[chosen])
 
     def _begin(self) -> None:
-        if self._learner.fits_head:
+        if self._learner.needs_head_fit:
             self._fit_head()
         self._set_pace(0)
         self._start_accuracy = self.evaluate("val").accuracy
 
     def _fit_head(self) -> None:
         train = self.split.train
-        embeddings = self._kept(below_classifier(self.model)).rows(train)
+        embeddings = self._kept(split_at_classifier(self.model)).rows(train)
         self._learner.fit_head(embeddings, torch.from_numpy(self.pack.labels[train]))
 
     def _set_pace(self, number: int) -> None:
         """Freeze and unfreeze for an epoch; where something is frozen, begin with what that makes of images."""
         losses = tuple(epoch.val_loss for epoch in self.epochs[:number])
-        if not self._learner.set_pace(Moment(number, self.recipe.epochs, losses)):
+        if not self._learner.set_pace(TrainingProgress(number, self.recipe.epochs, losses)):
             return
         self._frozen = None
         # Mixed or freshly drawn images are others in every step: of those nothing can be kept.
         fixed = self.recipe.views is not None or self.recipe.augmentation.name == "none"
-        if not fixed or self.recipe.mixing.name != "none" or not self._learner.lowest_is_frozen:
+        if not fixed or self.recipe.mixing.name != "none" or not self._learner.lowest_block_is_frozen:
             return
-        cut = self._learner.cut()
-        if cut is not None and is_worth_keeping(cut, self.model, self.recipe, len(self.split.untested)):
-            self._learner.halves = cut
+        cut = self._learner.frozen_split()
+        if cut is not None and is_worth_caching(cut, self.model, self.recipe, len(self.split.train_and_val)):
+            self._learner.split_model = cut
             self._frozen = self._kept(cut)
 
-    def _kept(self, cut: Halves) -> Frozen:
-        return Frozen(cut, self.recipe, self.pack, self.split, self._learner.prepare, self._store)
+    def _kept(self, frozen_split: SplitModel) -> FrozenFeatures:
+        return FrozenFeatures(frozen_split, self.recipe, self.pack, self.split, self._learner.prepare, self._store)
 
     def _training_batches(self, order: Indices, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of an epoch's steps."""
         recipe, learner = self.recipe, self._learner
-        chance = torch.Generator().manual_seed(seed_for(recipe.seed, "augmentation", number))
-        version = number % recipe.views if recipe.views is not None and learner.lowest_is_frozen else None
+        chance = torch.Generator().manual_seed(derive_seed(recipe.seed, "augmentation", number))
+        version = number % recipe.views if recipe.views is not None and learner.lowest_block_is_frozen else None
         if self._frozen is not None:
             for start in range(0, len(order), recipe.batch_size):
                 chosen = order[start : start + recipe.batch_size]
                 labels = torch.from_numpy(self.pack.labels[chosen])
-                yield self._frozen.rows(chosen, version), learner.targets_of(labels)
+                yield self._frozen.rows(chosen, version), learner.soft_targets(labels)
             return
-        there = version is None and learner.augments_anywhere
-        found = fed(batches(self.pack, order, recipe.batch_size), self.device, there)
+        there = version is None and learner.can_augment_on_device
+        found = to_device(iter_batches(self.pack, order, recipe.batch_size), self.device, there)
         for step, (images, labels) in enumerate(found):
             if version is None:
-                yield learner.augmented(images, labels, chance)
+                yield learner.augment_batch(images, labels, chance)
             else:
                 chosen = order[step * recipe.batch_size :][: recipe.batch_size]
-                drawn = version_of(images, chosen, recipe.augmentation, version)
-                yield learner.prepare(drawn), learner.targets_of(labels)
+                drawn = augmented_view(images, chosen, recipe.augmentation, version)
+                yield learner.prepare(drawn), learner.soft_targets(labels)
 
     def _fit_epoch(self) -> Epoch:
         """The one epoch of a head in closed form."""
-        usage = Usage(self.device)
+        usage = ResourceUsage(self.device)
         self._fit_head()
         training_seconds = usage.seconds
         train = self.evaluate("train")
@@ -381,7 +381,7 @@ class Run:
         Not those of a head on embeddings: they take less time than to agree on them. The leader takes them alone, and
         tells the others of it once there is more to move.
         """
-        return self._devices > 1 and self.recipe.takes_steps and not self._learner.is_head_alone
+        return self._devices > 1 and self.recipe.uses_gradient_steps and not self._learner.trains_only_head
 
     def _call_team(self) -> None:
         """Let the other devices begin with the next epoch, if they are to take part in it."""
@@ -390,48 +390,48 @@ class Run:
         number = len(self.epochs)
         self._set_pace(number)
         if not self._is_divided:
-            self._learner.member = ALONE
+            self._learner.this_rank = SINGLE_PROCESS
             return
         if self._team is None:
-            self._team = Team({**self._job, "threads": torch.get_num_threads()}, self.device, self._devices)
-        self._learner.member = self._team.member
+            self._team = WorkerGroup({**self._job, "threads": torch.get_num_threads()}, self.device, self._devices)
+        self._learner.this_rank = self._team.this_rank
         state = None if self._known == number else self._learner.state_dict()
-        self._team.begin({"epochs": [as_dict(epoch) for epoch in self.epochs], "state": state})
+        self._team.send_task({"epochs": [as_dict(epoch) for epoch in self.epochs], "state": state})
         self._known = number + 1
 
     def _leave_team(self) -> None:
         team, self._team, self._known = self._team, None, None
-        self._learner.member = ALONE
+        self._learner.this_rank = SINGLE_PROCESS
         if team is not None:
             team.close()
 
     def _train_epoch(self) -> Epoch:
-        usage = Usage(self.device)
+        usage = ResourceUsage(self.device)
         number = len(self.epochs)
         try:
             taken = self._take_steps(number)
         except RuntimeError as error:
             if self._team is not None:
-                self._team.blame(error)
+                self._team.raise_worker_error(error)
             raise
-        if self._learner.member.size > 1 and self._team is not None:
-            self._team.done()
+        if self._learner.this_rank.size > 1 and self._team is not None:
+            self._team.finish_task()
         training_seconds = usage.seconds
-        check_training(taken.losses, number + 1)
+        check_train_losses(taken.losses, number + 1)
         steps = len(taken.losses)
         return replace(
             self._epoch(usage, training_seconds, math.fsum(taken.losses) / steps, sum(taken.hits) / taken.images),
             learning_rate=taken.rate,
             gradient_norm=math.fsum(taken.norms) / steps,
-            gradient_norms=tuple(taken.norms[:FIRST_STEPS]) if number == 0 else (),
+            gradient_norms=tuple(taken.norms[:LOGGED_GRADIENT_NORMS]) if number == 0 else (),
         )
 
-    def _take_steps(self, number: int) -> Steps:
+    def _take_steps(self, number: int) -> StepStats:
         """Train an epoch, or this device's part in it."""
-        recipe, rank = self.recipe, self._learner.member.rank
+        recipe, rank = self.recipe, self._learner.this_rank.rank
         # Each device of a team drops other activations.
-        torch.manual_seed(seed_for(recipe.seed, "dropout", number, *([rank] if rank else [])))
-        order = shuffled(self.split.train, recipe.batch_size, seed_for(recipe.seed, "order", number))
+        torch.manual_seed(derive_seed(recipe.seed, "dropout", number, *([rank] if rank else [])))
+        order = shuffle_indices(self.split.train, recipe.batch_size, derive_seed(recipe.seed, "order", number))
         steps = math.ceil(len(order) / recipe.batch_size)
         self._set_pace(number)
         seen: list[tuple[Tensor, ...]] = []
@@ -441,14 +441,14 @@ class Run:
             seen.append(self._learner.step(inputs, targets, rate))
         # Only now are the numbers fetched: until here nothing made a GPU wait.
         losses, hits, norms = (torch.stack(each).tolist() for each in zip(*seen, strict=True))
-        return Steps(losses, hits, norms, rate, len(order))
+        return StepStats(losses, hits, norms, rate, len(order))
 
-    def _epoch(self, usage: Usage, training_seconds: float, train_loss: float, train_accuracy: float) -> Epoch:
+    def _epoch(self, usage: ResourceUsage, training_seconds: float, train_loss: float, train_accuracy: float) -> Epoch:
         """The network as it stands, judged, as the epoch that has just been trained; without what steps say."""
         number = len(self.epochs)
         self._val = None
         self._val = val = self.evaluate("val")
-        check_validation(val.loss, number + 1)
+        check_val_loss(val.loss, number + 1)
         return Epoch(
             epoch=number + 1,
             train_loss=train_loss,
@@ -465,10 +465,10 @@ class Run:
             micro_batch=self._learner.micro_batch,
             seconds=usage.seconds,
             images_per_second=len(self.split.train) / training_seconds,
-            **usage.so_far(),
+            **usage.system_metrics(),
         )
 
     def _noisy_accuracy(self) -> float:
         places = self.split.val
-        copy = noisy_copy(self._batches(places), places)
+        copy = noisy_batches(self._batches(places), places)
         return evaluate(self.model, copy, self._learner.prepare, "val", places).accuracy

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 
-def seed_for(*place: int | str) -> int:
+def derive_seed(*place: int | str) -> int:
     """A seed in [0, 2**63) for a place such as `(seed, "epoch", 3)`: the same everywhere, unlike any other's.
 
-    >>> seed_for(0, "epoch", 3) == seed_for(0, "epoch", 3) != seed_for(0, "epoch", 4)
+    >>> derive_seed(0, "epoch", 3) == derive_seed(0, "epoch", 3) != derive_seed(0, "epoch", 4)
     True
     """
     return int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8]) >> 1
 
 
 @contextmanager
-def drawing_from(generator: torch.Generator) -> Iterator[None]:
+def use_generator(generator: torch.Generator) -> Iterator[None]:
     """Let code that only knows torch's global CPU generator (torchvision's transforms) draw from this one instead."""
     outside = torch.get_rng_state()
     torch.set_rng_state(generator.get_state())
@@ -31,13 +31,13 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
         torch.set_rng_state(outside)
 
 
-def state_of(device: torch.device) -> Tensor:
+def get_rng_state(device: torch.device) -> Tensor:
     """Where a device's own generator (dropout's, for one) stands. A GPU's is kept in main memory: nothing waits."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def go_back_to(state: Tensor, device: torch.device) -> None:
-    """Let a device draw again what it has drawn since `state_of`."""
+def set_rng_state(state: Tensor, device: torch.device) -> None:
+    """Let a device draw again what it has drawn since `get_rng_state`."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from sweeps.cluster.preflight import Check, checks, environment, read
+from sweeps.cluster.preflight import CheckResult, load_cluster_file, ray_cli_environment, run_checks
 from sweeps.engine.console import subcommands
 
 app = tyro.extras.SubcommandApp()
@@ -26,7 +26,7 @@ def check(file: File = Path("ray_cluster.yaml")) -> int:
     Args:
         file: the cluster file.
     """
-    return 0 if _shown(checks(file)) else 1
+    return 0 if _shown(run_checks(file)) else 1
 
 
 @app.command
@@ -38,11 +38,11 @@ def up(file: File = Path("ray_cluster.yaml")) -> int:
     Args:
         file: the cluster file.
     """
-    if not _shown(checks(file)):
+    if not _shown(run_checks(file)):
         print("Nothing was started. What is missing is said above; then the same command again.", file=sys.stderr)
         return 1
     # Not from Ray's copy of an earlier answer: what others opened meanwhile is closed again.
-    return _ray("up", "--yes", "--no-config-cache", str(file), provider=read(file)["provider"]["type"])
+    return _ray("up", "--yes", "--no-config-cache", str(file), provider=load_cluster_file(file)["provider"]["type"])
 
 
 @app.command
@@ -54,7 +54,7 @@ def ui(file: File = Path("ray_cluster.yaml")) -> int:
     """
     from sweeps.cluster.tracking_server import PORT
 
-    provider = read(file)["provider"]["type"]
+    provider = load_cluster_file(file)["provider"]["type"]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -76,13 +76,13 @@ def mlflow(artifacts: str, folder: Path = Path("~/.xfer/mlflow"), backend: str =
         backend: the database's address, such as postgresql://host/mlflow; SQLite in the folder unless given.
         stay: wait until the server ends, as a container does.
     """
-    from sweeps.cluster.tracking_server import start
+    from sweeps.cluster.tracking_server import start_tracking_server
 
-    server = start(artifacts, folder.expanduser(), backend)
+    server = start_tracking_server(artifacts, folder.expanduser(), backend)
     return server.wait() if stay and server else 0
 
 
-def _shown(looked: Iterable[Check]) -> bool:
+def _shown(looked: Iterable[CheckResult]) -> bool:
     """Print what was looked at, as it comes; is nothing missing?"""
     complete = True
     for one in looked:
@@ -97,14 +97,14 @@ def _ray(*arguments: str, provider: str) -> int:
     version = {"RAY_UP_enable_autoscaler_v2": "0" if provider == "local" else "1"}
     try:
         command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
-        return subprocess.run(command, env=environment() | version, check=False).returncode
+        return subprocess.run(command, env=ray_cli_environment() | version, check=False).returncode
     except KeyboardInterrupt:
         return 0
 
 
 def main() -> NoReturn:
     """Run the command that was asked for, and exit."""
-    subcommands.run(app, "python -m sweeps.cluster", __doc__)
+    subcommands.run_command(app, "python -m sweeps.cluster", __doc__)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.cluster.settings import Settings
+from sweeps.cluster.settings import ClusterSettings
 
-TAG = "ray-cluster-name"
+CLUSTER_TAG = "ray-cluster-name"
 """The tag that Ray knows the machines of a cluster by."""
 
-SETTLE_SECONDS = 15
+IAM_PROPAGATION_SECONDS = 15
 """IAM tells the rest of AWS about a new role within seconds, and has no way to ask whether it has."""
 
-TRUST = {
+EC2_TRUST_POLICY = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": ["sts:AssumeRole"]}],
 }
@@ -28,24 +28,24 @@ SPOT_ROLE = "AWSServiceRoleForEC2Spot"
 
 
 @dataclass(frozen=True)
-class Account:
+class AwsAccount:
     """Where resources are named: arn:<partition>:...:<number>:..."""
 
     partition: str
     """`aws`, or `aws-cn` and the like."""
-    number: str
+    account_id: str
 
 
-def role_names(settings: Settings) -> dict[str, str]:
+def role_names(settings: ClusterSettings) -> dict[str, str]:
     """The names of the two roles; IAM knows no regions, so they carry it.
 
-    >>> role_names(Settings("xfer", "us-east-1", "", "", (), ""))
+    >>> role_names(ClusterSettings("xfer", "us-east-1", "", "", (), ""))
     {'head': 'xfer-us-east-1-head', 'worker': 'xfer-us-east-1-worker'}
     """
     return {kind: f"{settings.cluster}-{settings.region}-{kind}" for kind in ("head", "worker")}
 
 
-def worker_policy(settings: Settings, account: Account) -> dict[str, Any]:
+def worker_policy(settings: ClusterSettings, account: AwsAccount) -> dict[str, Any]:
     """Objects of the bucket, and the names of those in it; of data buckets only reading."""
 
     def s3(names: tuple[str, ...], suffix: str = "") -> list[str]:
@@ -62,7 +62,9 @@ def worker_policy(settings: Settings, account: Account) -> dict[str, Any]:
     return {"Version": "2012-10-17", "Statement": statements}
 
 
-def head_policy(settings: Settings, account: Account, group: str, instance_types: list[str]) -> dict[str, Any]:
+def head_policy(
+    settings: ClusterSettings, account: AwsAccount, group: str, instance_types: list[str]
+) -> dict[str, Any]:
     """What the workers may, and the life of the cluster's machines.
 
     Args:
@@ -72,15 +74,15 @@ def head_policy(settings: Settings, account: Account, group: str, instance_types
         instance_types: of all node types; the head can start no others.
     """
 
-    def ec2(kind: str, name: str = "*", owner: str = account.number) -> str:
+    def ec2(kind: str, name: str = "*", owner: str = account.account_id) -> str:
         return f"arn:{account.partition}:ec2:{settings.region}:{owner}:{kind}/{name}"
 
     machines, disks = ec2("instance"), ec2("volume")
-    worker = f"arn:{account.partition}:iam::{account.number}:role/{role_names(settings)['worker']}"
+    worker = f"arn:{account.partition}:iam::{account.account_id}:role/{role_names(settings)['worker']}"
     # In the address of an image stands no account, or its owner's where it is one's own.
     around = [ec2("image", owner=""), ec2("image"), ec2("security-group", group), ec2("subnet"), ec2("key-pair")]
     around += [ec2("network-interface"), ec2("spot-instances-request")]
-    named = {f"aws:RequestTag/{TAG}": settings.cluster}
+    named = {f"aws:RequestTag/{CLUSTER_TAG}": settings.cluster}
     kinds = {"ec2:InstanceType": sorted(set(instance_types))}
     statements = [
         _allow("Look", ["ec2:DescribeInstances"], ["*"]),  # it cannot be restricted to some
@@ -92,26 +94,26 @@ def head_policy(settings: Settings, account: Account, group: str, instance_types
             "OwnMachines",
             ["ec2:CreateTags", "ec2:TerminateInstances"],
             [machines],
-            StringEquals={f"aws:ResourceTag/{TAG}": settings.cluster},
+            StringEquals={f"aws:ResourceTag/{CLUSTER_TAG}": settings.cluster},
         ),
         _allow("WorkerRole", ["iam:PassRole"], [worker], StringEquals={"iam:PassedToService": "ec2.amazonaws.com"}),
     ]
     return {"Version": "2012-10-17", "Statement": worker_policy(settings, account)["Statement"] + statements}
 
 
-def put_profile(iam: Any, name: str, cluster: str, policy: dict[str, Any]) -> tuple[str, bool]:
+def ensure_instance_profile(iam: Any, name: str, cluster: str, policy: dict[str, Any]) -> tuple[str, bool]:
     """Make the role and its instance profile, both called `name`, or bring those that exist to the policy.
 
     Returns:
         The profile's address (ARN), and whether something was made that AWS needs seconds to learn of.
     """
-    tags = [{"Key": TAG, "Value": cluster}]
+    tags = [{"Key": CLUSTER_TAG, "Value": cluster}]
     made = False
     try:
-        iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST), Tags=tags)
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(EC2_TRUST_POLICY), Tags=tags)
         made = True
     except iam.exceptions.EntityAlreadyExistsException:
-        iam.update_assume_role_policy(RoleName=name, PolicyDocument=json.dumps(TRUST))
+        iam.update_assume_role_policy(RoleName=name, PolicyDocument=json.dumps(EC2_TRUST_POLICY))
     iam.put_role_policy(RoleName=name, PolicyName="xfer", PolicyDocument=json.dumps(policy))
     try:
         iam.create_instance_profile(InstanceProfileName=name, Tags=tags)
@@ -125,8 +127,8 @@ def put_profile(iam: Any, name: str, cluster: str, policy: dict[str, Any]) -> tu
     return str(profile["Arn"]), made
 
 
-def put_profiles(
-    iam: Any, settings: Settings, account: Account, group: str, instance_types: list[str]
+def ensure_instance_profiles(
+    iam: Any, settings: ClusterSettings, account: AwsAccount, group: str, instance_types: list[str]
 ) -> dict[str, str]:
     """Both instance profiles, by kind of machine, and the account's role for spot machines."""
     policies = {
@@ -134,10 +136,12 @@ def put_profiles(
         "head": head_policy(settings, account, group, instance_types),
     }
     names = role_names(settings)
-    put = {kind: put_profile(iam, names[kind], settings.cluster, policy) for kind, policy in policies.items()}
+    put = {
+        kind: ensure_instance_profile(iam, names[kind], settings.cluster, policy) for kind, policy in policies.items()
+    }
     made = _put_spot_role(iam) or any(made for _, made in put.values())
     if made:
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(IAM_PROPAGATION_SECONDS)
     return {kind: arn for kind, (arn, _) in put.items()}
 
 

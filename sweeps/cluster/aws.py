@@ -18,9 +18,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
 from sweeps.cluster import access, network
-from sweeps.cluster.settings import Settings, filled, placeholders, settings_of
+from sweeps.cluster.settings import ClusterSettings, find_placeholders, parse_settings, substitute_bucket
 
-OURS = ("SecurityGroupIds", "IamInstanceProfile", "NetworkInterfaces", "LaunchTemplate")
+MANAGED_NODE_KEYS = ("SecurityGroupIds", "IamInstanceProfile", "NetworkInterfaces", "LaunchTemplate")
 """What a node_config must not hold: the first two are made here, the others could bring their own."""
 
 
@@ -38,8 +38,8 @@ class NodeProvider(AWSNodeProvider):
                 refused something.
         """
         try:
-            settings = settings_of(cluster_config)
-            config = prepared(cluster_config, settings)
+            settings = parse_settings(cluster_config)
+            config = prepare_aws_config(cluster_config, settings)
         except (ValueError, BotoCoreError, ClientError) as error:
             # What Ray's commands print of this is the message alone.
             raise click.ClickException(str(error)) from None
@@ -50,34 +50,34 @@ class NodeProvider(AWSNodeProvider):
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Ask AWS what the instance types have besides what the file says; not before it is filled in."""
-        if next(placeholders(cluster_config["provider"]), None):
+        if next(find_placeholders(cluster_config["provider"]), None):
             return cluster_config  # Ray calls bootstrap_config next, which says what is missing
         filled_out: dict[str, Any] = AWSNodeProvider.fillout_available_node_types_resources(cluster_config)
         return filled_out
 
 
-def prepared(cluster_config: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def prepare_aws_config(cluster_config: dict[str, Any], settings: ClusterSettings) -> dict[str, Any]:
     """A configuration with the group, the roles and the image of its machines, made where they are missing.
 
     Raises:
         ValueError: the image is unknown, there is no network, or a node_config holds what is made here.
     """
-    config = filled(copy.deepcopy(cluster_config), settings.bucket)
+    config = substitute_bucket(copy.deepcopy(cluster_config), settings.bucket)
     node_configs = {name: node["node_config"] for name, node in config["available_node_types"].items()}
     for name, node_config in node_configs.items():
-        if taken := [key for key in OURS if key in node_config]:
+        if taken := [key for key in MANAGED_NODE_KEYS if key in node_config]:
             raise ValueError(f"available_node_types.{name}.node_config.{taken[0]}: this provider makes its own")
     session = boto3.Session(region_name=settings.region)
     ec2, iam = session.client("ec2"), session.client("iam")
-    image = image_id(ec2, settings.image) if any("ImageId" not in each for each in node_configs.values()) else ""
+    image = find_image_id(ec2, settings.image) if any("ImageId" not in each for each in node_configs.values()) else ""
     subnets = [subnet for node_config in node_configs.values() for subnet in node_config.get("SubnetIds", [])]
-    account = access.Account(
+    account = access.AwsAccount(
         session.get_partition_for_region(settings.region), session.client("sts").get_caller_identity()["Account"]
     )
-    vpc = network.vpc_of(ec2, subnets)
-    group = network.closed_group(ec2, vpc, f"{settings.cluster}-ray", settings.cluster, settings.ssh_from)
+    vpc = network.find_vpc(ec2, subnets)
+    group = network.ensure_security_group(ec2, vpc, f"{settings.cluster}-ray", settings.cluster, settings.ssh_from)
     types = [node_config["InstanceType"] for node_config in node_configs.values()]
-    profiles = access.put_profiles(iam, settings, account, group, types)
+    profiles = access.ensure_instance_profiles(iam, settings, account, group, types)
     for name, node_config in node_configs.items():
         kind = "head" if name == config["head_node_type"] else "worker"
         node_config["IamInstanceProfile"] = {"Arn": profiles[kind]}
@@ -87,7 +87,7 @@ def prepared(cluster_config: dict[str, Any], settings: Settings) -> dict[str, An
     return config
 
 
-def image_id(ec2: Any, name: str) -> str:
+def find_image_id(ec2: Any, name: str) -> str:
     """The id that an image of Amazon's has in this region.
 
     An image is pinned by its name: an id is one region's, and the public parameter that names the newest image names
@@ -110,7 +110,7 @@ def image_id(ec2: Any, name: str) -> str:
 
 def _tagged(specifications: list[dict[str, Any]], cluster: str) -> list[dict[str, Any]]:
     """Disks get the cluster's name too: the head may only make those that carry it. Ray names machines itself."""
-    own = {"Key": access.TAG, "Value": cluster}
+    own = {"Key": access.CLUSTER_TAG, "Value": cluster}
     volumes = [tag for each in specifications if each["ResourceType"] == "volume" for tag in each["Tags"]]
     others = [each for each in specifications if each["ResourceType"] != "volume"]
     return [*others, {"ResourceType": "volume", "Tags": [own, *volumes]}]

@@ -7,7 +7,7 @@ from typing import Any
 Rule = tuple[str, int, int, str, str]
 """Protocol, first and last port, kind of source, source."""
 
-SOURCES = {
+SOURCE_KEYS = {
     "IpRanges": "CidrIp",
     "Ipv6Ranges": "CidrIpv6",
     "UserIdGroupPairs": "GroupId",
@@ -16,7 +16,7 @@ SOURCES = {
 """Where EC2 lists the sources of a rule, and what it calls one."""
 
 
-def vpc_of(ec2: Any, subnets: list[str]) -> str:
+def find_vpc(ec2: Any, subnets: list[str]) -> str:
     """The network that the subnets are in; without subnets the region's default one.
 
     Raises:
@@ -33,7 +33,7 @@ def vpc_of(ec2: Any, subnets: list[str]) -> str:
     return str(default[0]["VpcId"])
 
 
-def closed_group(ec2: Any, vpc: str, name: str, cluster: str, ssh_from: str) -> str:
+def ensure_security_group(ec2: Any, vpc: str, name: str, cluster: str, ssh_from: str) -> str:
     """Make the security group, or bring one of that name to the same rules; its id.
 
     Whatever else was let in before is let in no more: rules are removed before others are added.
@@ -71,10 +71,12 @@ def closed_group(ec2: Any, vpc: str, name: str, cluster: str, ssh_from: str) -> 
 def _rules(permission: dict[str, Any]) -> set[Rule]:
     """EC2 bundles what has the same ports; here each source is a rule of its own."""
     ports = permission["IpProtocol"], permission.get("FromPort", -1), permission.get("ToPort", -1)
-    return {(*ports, kind, source[called]) for kind, called in SOURCES.items() for source in permission.get(kind, [])}
+    return {
+        (*ports, kind, source[called]) for kind, called in SOURCE_KEYS.items() for source in permission.get(kind, [])
+    }
 
 
 def _permission(rule: Rule) -> dict[str, Any]:
     protocol, first, last, kind, source = rule
     ports = {} if protocol == "-1" else {"FromPort": first, "ToPort": last}
-    return {"IpProtocol": protocol, **ports, kind: [{SOURCES[kind]: source}]}
+    return {"IpProtocol": protocol, **ports, kind: [{SOURCE_KEYS[kind]: source}]}

@@ -19,14 +19,14 @@ from urllib.request import urlopen
 
 import yaml
 
-from sweeps.cluster.settings import Settings, placeholders, settings_of
+from sweeps.cluster.settings import ClusterSettings, find_placeholders, parse_settings
 
 AWS_PROVIDER = "sweeps.cluster.aws.NodeProvider"
-WHAT_IS_MY_ADDRESS = "https://checkip.amazonaws.com"
+PUBLIC_IP_URL = "https://checkip.amazonaws.com"
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """Something that was looked at."""
 
     name: str
@@ -35,44 +35,44 @@ class Check:
     """What was found; where something is missing, what to do."""
 
 
-def checks(file: Path) -> Iterator[Check]:
+def run_checks(file: Path) -> Iterator[CheckResult]:
     """Look at all that a cluster file needs, one thing after the other; those of AWS only once the file is filled in.
 
     Raises:
         ValueError: this is no cluster file of Ray's launcher.
     """
-    config = read(file)
+    config = load_cluster_file(file)
     yield from _schema(config)
     yield from _programs()
     yield from _mounts(config)
     yield from _key(config)
-    missing = list(placeholders(config))
+    missing = list(find_placeholders(config))
     for path in missing:
-        yield Check(path, "missing", f"fill it in in {file}")
+        yield CheckResult(path, "missing", f"fill it in in {file}")
     if config["provider"]["type"] == "gcp" and not importlib.util.find_spec("googleapiclient"):
-        yield Check("gcp", "missing", "pip install -c constraints.txt -e '.[gcp]'")
+        yield CheckResult("gcp", "missing", "pip install -c constraints.txt -e '.[gcp]'")
     if config["provider"].get("module") != AWS_PROVIDER:
         if not missing:
-            yield Check("filled in", "ok", f"nothing is left to fill in in {file}")
+            yield CheckResult("filled in", "ok", f"nothing is left to fill in in {file}")
         return
     try:
-        settings = settings_of(config)
+        settings = parse_settings(config)
     except ValueError as error:
         if not missing:
-            yield Check("settings", "missing", str(error))
-        yield Check("AWS", "note", "is asked once the file is filled in")
+            yield CheckResult("settings", "missing", str(error))
+        yield CheckResult("AWS", "note", "is asked once the file is filled in")
         return
-    yield Check("filled in", "ok", f"{settings.region}, SSH from {settings.ssh_from}, bucket {settings.bucket}")
+    yield CheckResult("filled in", "ok", f"{settings.region}, SSH from {settings.ssh_from}, bucket {settings.bucket}")
     yield _address(settings)
     if not importlib.util.find_spec("boto3"):
-        yield Check("boto3", "missing", "pip install -c constraints.txt -e '.[aws]'")
+        yield CheckResult("boto3", "missing", "pip install -c constraints.txt -e '.[aws]'")
         return
-    from sweeps.cluster.account import aws_checks, clients_of
+    from sweeps.cluster.account import make_client_factory, run_aws_checks
 
-    yield from aws_checks(config, settings, clients_of(settings))
+    yield from run_aws_checks(config, settings, make_client_factory(settings))
 
 
-def read(file: Path) -> dict[str, Any]:
+def load_cluster_file(file: Path) -> dict[str, Any]:
     """A cluster file as it is written.
 
     Raises:
@@ -94,7 +94,7 @@ def read(file: Path) -> dict[str, Any]:
 # --- on this machine -----------------------------------------------------------------------------------------------
 
 
-def _schema(config: dict[str, Any]) -> Iterator[Check]:
+def _schema(config: dict[str, Any]) -> Iterator[CheckResult]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     # Of every external provider it says that it drops two fields which it put there itself.
@@ -103,63 +103,65 @@ def _schema(config: dict[str, Any]) -> Iterator[Check]:
         validate_config(prepare_config(config))
     except Exception as error:  # jsonschema's, or whatever came of a section that is missing
         where = ".".join(str(each) for each in getattr(error, "absolute_path", ()))
-        yield Check("file", "missing", f"Ray does not take it: {where} {getattr(error, 'message', error)}")
+        yield CheckResult("file", "missing", f"Ray does not take it: {where} {getattr(error, 'message', error)}")
     else:
-        yield Check("file", "ok", "Ray's schema takes it")
+        yield CheckResult("file", "ok", "Ray's schema takes it")
 
 
-def _programs() -> Iterator[Check]:
+def _programs() -> Iterator[CheckResult]:
     absent = [name for name in ("ssh", "rsync") if shutil.which(name) is None]
     if absent:
-        yield Check("programs", "missing", f"install {' and '.join(absent)}: Ray sets machines up with them")
+        yield CheckResult("programs", "missing", f"install {' and '.join(absent)}: Ray sets machines up with them")
     else:
-        yield Check("programs", "ok", "ssh and rsync")
+        yield CheckResult("programs", "ok", "ssh and rsync")
 
 
-def _mounts(config: dict[str, Any]) -> Iterator[Check]:
+def _mounts(config: dict[str, Any]) -> Iterator[CheckResult]:
     """The files that machines get, the token first of all."""
     mounts = {remote: Path(local).expanduser() for remote, local in config.get("file_mounts", {}).items()}
     token = mounts.pop("~/.ray/auth_token", None)
     absent = [str(local) for local in mounts.values() if not local.exists()]
     if absent:
-        yield Check("files", "missing", f"{', '.join(absent)}: give the command in the project's folder")
+        yield CheckResult("files", "missing", f"{', '.join(absent)}: give the command in the project's folder")
     else:
-        yield Check("files", "ok", f"{len(mounts)} to bring to every machine")
+        yield CheckResult("files", "ok", f"{len(mounts)} to bring to every machine")
     if token is None:
-        yield Check("token", "missing", "file_mounts must bring ~/.ray/auth_token, or anybody inside may run anything")
+        yield CheckResult(
+            "token", "missing", "file_mounts must bring ~/.ray/auth_token, or anybody inside may run anything"
+        )
     elif not token.is_file() or not token.read_text().strip():
-        yield Check("token", "missing", f"ray get-auth-token --generate > /dev/null && chmod 600 {token}")
+        yield CheckResult("token", "missing", f"ray get-auth-token --generate > /dev/null && chmod 600 {token}")
     elif stat.S_IMODE(token.stat().st_mode) & 0o077:
-        yield Check("token", "missing", f"others on this machine can read it: chmod 600 {token}")
+        yield CheckResult("token", "missing", f"others on this machine can read it: chmod 600 {token}")
     else:
-        yield Check("token", "ok", str(token))
+        yield CheckResult("token", "ok", str(token))
 
 
-def _key(config: dict[str, Any]) -> Iterator[Check]:
+def _key(config: dict[str, Any]) -> Iterator[CheckResult]:
     written = config.get("auth", {}).get("ssh_private_key")
     if written is None:
-        yield Check("key", "ok", "Ray makes a key pair, or uses the one that it made before")
+        yield CheckResult("key", "ok", "Ray makes a key pair, or uses the one that it made before")
         return
     key = Path(written).expanduser()
     if not key.is_file():
-        yield Check("key", "missing", f"auth.ssh_private_key names {written}, which does not exist")
+        yield CheckResult("key", "missing", f"auth.ssh_private_key names {written}, which does not exist")
     elif stat.S_IMODE(key.stat().st_mode) & 0o077:
-        yield Check("key", "missing", f"ssh refuses a key that others can read: chmod 600 {written}")
+        yield CheckResult("key", "missing", f"ssh refuses a key that others can read: chmod 600 {written}")
     else:
-        yield Check("key", "ok", written)
+        yield CheckResult("key", "ok", written)
 
 
-def _address(settings: Settings) -> Check:
+def _address(settings: ClusterSettings) -> CheckResult:
     try:
-        with urlopen(WHAT_IS_MY_ADDRESS, timeout=5) as answer:
+        with urlopen(PUBLIC_IP_URL, timeout=5) as answer:
             own = ip_address(answer.read().decode().strip())
     except (OSError, ValueError) as error:
-        return Check("address", "note", f"your public address could not be found out ({error})")
+        return CheckResult("address", "note", f"your public address could not be found out ({error})")
     if own in ip_network(settings.ssh_from):
-        return Check("address", "ok", f"{own} is in {settings.ssh_from}")
-    return Check("address", "note", f"you seem to come from {own}, which is not in {settings.ssh_from}")
+        return CheckResult("address", "ok", f"{own} is in {settings.ssh_from}")
+    return CheckResult("address", "note", f"you seem to come from {own}, which is not in {settings.ssh_from}")
 
 
-def environment() -> dict[str, str]:
+def ray_cli_environment() -> dict[str, str]:
     """The environment for Ray's own commands on this machine."""
     return os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}

@@ -10,10 +10,10 @@ from typing import Any
 
 PLACEHOLDER = "FILL-IN"
 
-WIDEST = {4: 16, 6: 32}
+MIN_PREFIX_LENGTH = {4: 16, 6: 32}
 """The shortest prefix that `ssh_from` may have: more than an organisation's network is a slip, or the whole world."""
 
-COMMANDS = (
+COMMAND_KEYS = (
     "initialization_commands",
     "setup_commands",
     "head_setup_commands",
@@ -22,13 +22,13 @@ COMMANDS = (
     "worker_start_ray_commands",
 )
 
-KNOWN = {"type", "module", "region", "ssh_from", "bucket", "data_buckets", "image"}
-KNOWN |= {"cache_stopped_nodes", "availability_zone", "use_internal_ips", "key_pair"}
+PROVIDER_KEYS = {"type", "module", "region", "ssh_from", "bucket", "data_buckets", "image"}
+PROVIDER_KEYS |= {"cache_stopped_nodes", "availability_zone", "use_internal_ips", "key_pair"}
 """The keys of `provider`: ours, then those of Ray's AWS provider. Not `aws_credentials`: no secret belongs here."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClusterSettings:
     """The `provider` section of ray_cluster.yaml."""
 
     cluster: str
@@ -44,23 +44,23 @@ class Settings:
     """Name of the image, the same in every region; empty where all node types name an ImageId."""
 
 
-def placeholders(config: Any, path: str = "") -> Iterator[str]:
+def find_placeholders(config: Any, path: str = "") -> Iterator[str]:
     """Where something is still to be filled in, as dotted paths.
 
-    >>> list(placeholders({"provider": {"region": "FILL-IN"}, "setup_commands": ["echo FILL-IN"]}))
+    >>> list(find_placeholders({"provider": {"region": "FILL-IN"}, "setup_commands": ["echo FILL-IN"]}))
     ['provider.region', 'setup_commands.0']
     """
     if isinstance(config, dict):
         for key, value in config.items():
-            yield from placeholders(value, f"{path}.{key}" if path else str(key))
+            yield from find_placeholders(value, f"{path}.{key}" if path else str(key))
     elif isinstance(config, list):
         for index, value in enumerate(config):
-            yield from placeholders(value, f"{path}.{index}")
+            yield from find_placeholders(value, f"{path}.{index}")
     elif isinstance(config, str) and PLACEHOLDER in config:
         yield path
 
 
-def settings_of(config: dict[str, Any]) -> Settings:
+def parse_settings(config: dict[str, Any]) -> ClusterSettings:
     """The settings of a cluster file for `sweeps.cluster.aws.NodeProvider`.
 
     Raises:
@@ -88,7 +88,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
         raise ValueError(f"provider.region is {provider['region']!r}: {_EXPLAINED['region']}")
     if not re.fullmatch(r"[A-Za-z0-9-]{1,30}", config["cluster_name"]):
         raise ValueError(f"cluster_name is {config['cluster_name']!r}: at most 30 letters, digits and -")
-    return Settings(
+    return ClusterSettings(
         cluster=config["cluster_name"],
         region=provider["region"],
         ssh_from=_network(provider["ssh_from"]),
@@ -98,9 +98,9 @@ def settings_of(config: dict[str, Any]) -> Settings:
     )
 
 
-def filled(config: dict[str, Any], bucket: str) -> dict[str, Any]:
+def substitute_bucket(config: dict[str, Any], bucket: str) -> dict[str, Any]:
     """The same configuration, with {bucket} in its commands replaced."""
-    commands = {key: [each.replace("{bucket}", bucket) for each in config.get(key, [])] for key in COMMANDS}
+    commands = {key: [each.replace("{bucket}", bucket) for each in config.get(key, [])] for key in COMMAND_KEYS}
     return config | commands
 
 
@@ -109,10 +109,10 @@ def _network(written: str) -> str:
         network = ipaddress.ip_network(written)
     except ValueError as error:
         raise ValueError(f"provider.ssh_from is {written!r} ({error}): {_EXPLAINED['ssh_from']}") from None
-    if network.prefixlen < WIDEST[network.version]:
+    if network.prefixlen < MIN_PREFIX_LENGTH[network.version]:
         raise ValueError(
             f"provider.ssh_from is {written}, {network.num_addresses} addresses. Name yours, or a network of at most "
-            f"/{WIDEST[network.version]}: {_EXPLAINED['ssh_from']}"
+            f"/{MIN_PREFIX_LENGTH[network.version]}: {_EXPLAINED['ssh_from']}"
         )
     return str(network)
 

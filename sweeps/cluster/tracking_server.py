@@ -6,13 +6,15 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
-from sweeps.engine.tracking import server, without_password
-from sweeps.engine.tracking.server import HOST, answers
+from sweeps.engine.tracking import redact_password, server
+from sweeps.engine.tracking.server import LOCALHOST, is_listening
 
 PORT = 5000
 
 
-def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> subprocess.Popen[bytes] | None:
+def start_tracking_server(
+    artifacts: str, folder: Path, backend: str = "", port: int = PORT
+) -> subprocess.Popen[bytes] | None:
     """Start the server in the background and say where it is; None where one answers already.
 
     The database is rebuilt from the sweeps' storage with `python -m sweeps sync` where it is lost with the head, so
@@ -27,8 +29,8 @@ def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> 
     Raises:
         ValueError: it ended, or did not answer in two minutes; or the database's driver is missing.
     """
-    if answers(port):
-        print(f"MLflow answers already at http://{HOST}:{port}")
+    if is_listening(port):
+        print(f"MLflow answers already at http://{LOCALHOST}:{port}")
         return None
     if backend.startswith("postgresql") and not importlib.util.find_spec("psycopg2"):
         raise ValueError("for Postgres MLflow needs psycopg2: add `pip install psycopg2-binary` to head_setup_commands")
@@ -37,9 +39,11 @@ def start(artifacts: str, folder: Path, backend: str = "", port: int = PORT) -> 
     flags, artifacts_at = ["--serve-artifacts"], {"MLFLOW_ARTIFACTS_DESTINATION": artifacts}
     log = folder / "mlflow.log"
     with log.open("ab") as said:  # its process group outlives the SSH connection that started it
-        process = server.start(uri, port, folder, said, flags, workers=2 if backend else 1, settings=artifacts_at)
-    if server.comes_up(process, port):
-        print(f"MLflow is at http://{HOST}:{port}, its log is {log}", flush=True)
+        process = server.start_server(
+            uri, port, folder, said, flags, workers=2 if backend else 1, settings=artifacts_at
+        )
+    if server.wait_until_ready(process, port):
+        print(f"MLflow is at http://{LOCALHOST}:{port}, its log is {log}", flush=True)
         return process
-    last_words = without_password(log.read_text(errors="replace")[-2000:])
-    raise ValueError(f"MLflow did not answer at http://{HOST}:{port}. Its last words, from {log}:\n{last_words}")
+    last_words = redact_password(log.read_text(errors="replace")[-2000:])
+    raise ValueError(f"MLflow did not answer at http://{LOCALHOST}:{port}. Its last words, from {log}:\n{last_words}")

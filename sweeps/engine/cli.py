@@ -21,27 +21,29 @@ from sweeps.engine import options
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
 from sweeps.engine.resources import cluster, cost
-from sweeps.engine.storage.lease import HeldError
+from sweeps.engine.storage.lease import LeaseHeldError
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.formatting import visible
-from xfer.data.uris import FORMS
+from sweeps.reporting.formatting import escape_control_characters
+from xfer.data.uris import URI_FORMATS
 from xfer.storage import local_cache, object_store
 
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
     from collections.abc import Iterator
 
     from sweeps.engine.planning.prepare import Prepared
-    from sweeps.engine.sweep import Means
+    from sweeps.engine.sweep import RunOptions
     from sweeps.reporting.results import Results
 
-DONE, NOTHING_FINISHED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_NO_RESULT, EXIT_INVALID_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 """Exit statuses. Wrong input is refused before any training, with one message that says what to do."""
 
-Find = Callable[[Any], Options]
+DataFinder = Callable[[Any], Options]
 """What a page does to find its data: flags in, flags with `data` out; a ValueError says what is missing."""
 
 
-def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Find = lambda asked: asked) -> NoReturn:
+def main(
+    plan: Plan, about: str | None, flags: type[Options] = Options, find: DataFinder = lambda asked: asked
+) -> NoReturn:
     """Run an experiment from the command line and exit.
 
     Args:
@@ -51,19 +53,19 @@ def main(plan: Plan, about: str | None, flags: type[Options] = Options, find: Fi
         find: what it does to find its data.
     """
     program = f"python -m sweeps.{plan.experiment}"
-    asked = tyro.cli(flags, default=flags(**options.defaults_of(plan)), description=about, prog=program)
+    asked = tyro.cli(flags, default=flags(**options.default_flags(plan)), description=about, prog=program)
     try:
-        status = experiment(plan, find(asked), program)
+        status = run_experiment(plan, find(asked), program)
     except KeyboardInterrupt:  # outside of the trials, whose own are seen to in `_sweep`
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        status = INTERRUPTED
-    except (ValueError, HeldError) as error:
-        print(*map(visible, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
-        status = WRONG_INPUT
+        status = EXIT_INTERRUPTED
+    except (ValueError, LeaseHeldError) as error:
+        print(*map(escape_control_characters, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
+        status = EXIT_INVALID_INPUT
     except OSError as error:
         where = error.filename or "while reading or writing"
-        print(visible(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
-        status = WRONG_INPUT
+        print(escape_control_characters(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
+        status = EXIT_INVALID_INPUT
     _leave(status)
 
 
@@ -81,56 +83,56 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def experiment(page: Plan, asked: Options, program: str) -> int:
+def run_experiment(page: Plan, asked: Options, program: str) -> int:
     """Run a plan as the flags changed it; the exit status.
 
     Raises:
         ValueError: wrong input; the message is for the person who gave it.
         HeldError: another driver is at work on this sweep.
     """
-    plan = options.plan_from(page, asked)
-    budget = options.seconds(asked.time_budget)
-    prices = cost.prices_from(asked.prices)
-    cost.check(prices, asked.cost_budget, joins=cluster.is_named())
+    plan = options.build_plan(page, asked)
+    budget = options.parse_duration(asked.time_budget)
+    prices = cost.parse_prices(asked.prices)
+    cost.check_cost_budget(prices, asked.cost_budget, joins=cluster.has_cluster_address())
     if not plan.data:
-        raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it. {FORMS}")
+        raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it. {URI_FORMATS}")
     _writable(asked.storage)
     _writable(asked.reports)
 
     from sweeps.engine import launch, tracking
-    from sweeps.engine.console.log_redirect import chatter_to
+    from sweeps.engine.console.log_redirect import redirect_output
     from sweeps.engine.planning.prepare import prepare
-    from sweeps.engine.sweep import Means
-    from xfer.devices.host_memory import keep_freed_memory
+    from sweeps.engine.sweep import RunOptions
+    from xfer.devices.host_memory import retain_freed_memory
 
-    keep_freed_memory()  # data are measured, and heads trained, in this process
+    retain_freed_memory()  # data are measured, and heads trained, in this process
     with _watched("reading images") as progress:
         prepared = prepare(plan, asked.storage, progress)
     share = _share(asked)
-    means = Means(
+    means = RunOptions(
         share=share,
         packs=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
         prices=prices,
         cost_budget=asked.cost_budget,
-        tracking_uri=tracking.uri_of(asked.tracking_uri, asked.storage),
+        tracking_uri=tracking.resolve_tracking_uri(asked.tracking_uri, asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
     with _watched("measuring the data") as progress:
-        launch.claim(prepared, store, progress)
-    with chatter_to(store.near / "logs" / "driver.log") as console, _interruptible():
+        launch.claim_plan(prepared, store, progress)
+    with redirect_output(store.near / "logs" / "driver.log") as console, _interruptible():
         status = _sweep(prepared, store, means, console)
         _say_end(store, asked, console, program, status)
-    local_cache.copy(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
+    local_cache.upload_if_exists(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
 
-def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> int:
+def _sweep(prepared: Prepared, store: Store, run_options: RunOptions, console: Console) -> int:
     from sweeps.engine import launch
-    from sweeps.engine.console.progress import Watch
-    from sweeps.engine.presearch.advice import said
-    from sweeps.engine.presearch.warm_start import said as taken
+    from sweeps.engine.console.progress import ProgressView
+    from sweeps.engine.presearch.advice import summary_line
+    from sweeps.engine.presearch.warm_start import summary_line as taken
 
     split = prepared.split
     console.print(
@@ -140,31 +142,31 @@ def _sweep(prepared: Prepared, store: Store, means: Means, console: Console) -> 
         )
     )
     for note in prepared.notes:
-        console.print(Text(visible(f"note: {note}")))
+        console.print(Text(escape_control_characters(f"note: {note}")))
     begun = store.plan() or {}
-    if advised := said(begun.get("advice", {})):
-        console.print(Text(visible(f"advice: {advised}")))
+    if advised := summary_line(begun.get("advice", {})):
+        console.print(Text(escape_control_characters(f"advice: {advised}")))
     if warm := taken(begun):
-        console.print(Text(visible(f"warm start: {warm}")))
+        console.print(Text(escape_control_characters(f"warm start: {warm}")))
     try:
-        with Watch(console, store.name, prepared.plan.objectives[0]) as watch:
-            mirrored = launch.run(prepared, store, means, watch)
+        with ProgressView(console, store.name, prepared.plan.objectives[0]) as watch:
+            mirrored = launch.run_sweep(prepared, store, run_options, watch)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     if not mirrored:
         console.print(Text(f"MLflow has not received everything yet (see {store.near}/logs/driver.log)"))
     searched = [record for record in store.records() if record.phase != "screen"]
-    return DONE if any(record.status == "finished" for record in searched) else NOTHING_FINISHED
+    return EXIT_OK if any(record.status == "finished" for record in searched) else EXIT_NO_RESULT
 
 
 def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:
-    from sweeps.engine.console.reports import report, results_of
-    from sweeps.reporting.cost import in_words
+    from sweeps.engine.console.reports import load_results, render_report
+    from sweeps.reporting.cost import describe_cost
     from sweeps.reporting.summary import headline
 
-    results = results_of(store)
-    page = report(store, asked.reports)
-    if status == INTERRUPTED:
+    results = load_results(store)
+    page = render_report(store, asked.reports)
+    if status == EXIT_INTERRUPTED:
         console.print(
             Text(
                 f"interrupted: {len(results.records)} runs are done, {len(results.unfinished)} will go on "
@@ -172,20 +174,20 @@ def _say_end(store: Store, asked: Options, console: Console, program: str, statu
             )
         )
         return
-    if status == NOTHING_FINISHED:
+    if status == EXIT_NO_RESULT:
         console.print(Text("no trial finished:"))
         reasons = sorted({record.error or record.status for record in results.records})
         for reason in reasons or ["the time or the money was up before the first could"]:
-            console.print(Text(visible(f"  {reason}")))
+            console.print(Text(escape_control_characters(f"  {reason}")))
     else:
         console.print(_ranking(results))
         console.print(Text(headline(results)))
     where = "" if asked.storage == options.default_storage() else f" --storage {asked.storage}"
     console.print()
-    if spent := in_words(results.spending):
+    if spent := describe_cost(results.spending):
         console.print(Text(f"cost     {spent}"), soft_wrap=True)
     console.print(Text(f"report   {page}"), soft_wrap=True)
-    if object_store.is_far(store.folder):
+    if object_store.is_remote(store.folder):
         console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
     console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
     console.print(Text(f"{_next(results, asked, program)}"))
@@ -201,9 +203,9 @@ def _next(results: Results, asked: Options, program: str) -> str:
 
 
 def _ranking(results: Results) -> Drawn:
-    from sweeps.reporting.tables import summary
+    from sweeps.reporting.tables import summary_table
 
-    found = summary(results)
+    found = summary_table(results)
     drawn = Drawn(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in found.header:
         drawn.add_column(Text(title), no_wrap=title != "strategy")
@@ -223,7 +225,7 @@ def _name(asked: Options, prepared: Prepared) -> str:
 
 
 def _share(asked: Options) -> Any:
-    from sweeps.engine.trials.trainable import Share
+    from sweeps.engine.trials.trainable import Resources
     from xfer.run import default_device
 
     for flag, value, low, high in (
@@ -239,34 +241,34 @@ def _share(asked: Options) -> Any:
                 f"--gpus-per-trial {asked.gpus_per_trial:g}: a trial gets a share of one GPU, as in 0.5, or whole "
                 f"ones, as in 2"
             )
-        if asked.gpus_per_trial > 0 and not cluster.is_named() and default_device().type != "cuda":
+        if asked.gpus_per_trial > 0 and not cluster.has_cluster_address() and default_device().type != "cuda":
             raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
-        return Share(_cores(asked), asked.gpus_per_trial)
-    return Share(_cores(asked), 1.0 if _has_gpus() else 0.0)
+        return Resources(_cores(asked), asked.gpus_per_trial)
+    return Resources(_cores(asked), 1.0 if _has_gpus() else 0.0)
 
 
 def _has_gpus() -> bool:
     """Whether trials can have a GPU: here, or on machines that the cluster has or can start."""
     from xfer.run import default_device
 
-    if cluster.is_named():
+    if cluster.has_cluster_address():
         from sweeps.engine.trials import ray_tune
 
-        ray_tune.connect()
-        return ray_tune.capacity("GPU") > 0
+        ray_tune.connect_ray()
+        return ray_tune.max_cluster_resource("GPU") > 0
     return default_device().type == "cuda"
 
 
 def _cores(asked: Options) -> int:
     if asked.cpus_per_trial is not None:
         return asked.cpus_per_trial
-    if asked.concurrent is None or cluster.is_named():  # of a cluster's machines nothing is known here
+    if asked.concurrent is None or cluster.has_cluster_address():  # of a cluster's machines nothing is known here
         return 1
     return max(1, (os.cpu_count() or 1) // asked.concurrent)
 
 
 def _writable(folder: Path) -> None:
-    if object_store.is_far(folder):
+    if object_store.is_remote(folder):
         object_store.check_writable(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,7 +291,7 @@ def _interruptible() -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> NoReturn:
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda number, frame: os._exit(INTERRUPTED))
+            signal.signal(each, lambda number, frame: os._exit(EXIT_INTERRUPTED))
         raise KeyboardInterrupt
 
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}

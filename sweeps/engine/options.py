@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sweeps.engine.plan import Plan
-from xfer.objectives import objectives_from
-from xfer.storage.object_store import place
+from xfer.objectives import parse_objectives
+from xfer.storage.object_store import as_path
 
 if TYPE_CHECKING:
     Place = Path
@@ -24,7 +24,7 @@ else:  # a place in an object store is no Path to those who ask (`xfer.storage.o
         tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="PLACE",
-            instance_from_str=lambda said: place(said[0]),
+            instance_from_str=lambda said: as_path(said[0]),
             is_instance=lambda value: hasattr(value, "joinpath"),
             str_from_instance=lambda value: [str(value)],
         ),
@@ -34,11 +34,11 @@ else:  # a place in an object store is no Path to those who ask (`xfer.storage.o
 
 def default_storage() -> Path:
     """Where sweeps are kept unless told otherwise: what a cluster's machines have been told, or `runs`."""
-    return place(os.environ.get("XFER_STORAGE") or "runs")
+    return as_path(os.environ.get("XFER_STORAGE") or "runs")
 
 
-Many = tyro.conf.UseAppendAction[tuple[str, ...]]
-SMOKE_SIZE = 64
+RepeatableFlag = tyro.conf.UseAppendAction[tuple[str, ...]]
+SMOKE_IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Options:
     - a part only: freeze_first (blocks), train_last (blocks),
       surgical (block), bitfit, lora (rank)
     """
-    vary: Many = ()
+    vary: RepeatableFlag = ()
     """AXIS=VALUES to search instead of the usual ones, once for
     each axis: learning_rate=1e-4..1e-2, optimizer=sgd,ranger,
     clip_norm=none,0.5, freeze_epochs=1..4, batch_size=16,32.
@@ -118,7 +118,7 @@ class Options:
     - batch_norm: with_weights*, frozen, always
     - colour: rgb*, grey, grey_stem
     What stands in brackets is an axis too: alpha=0.2..1.0."""
-    fix: Many = ()
+    fix: RepeatableFlag = ()
     """AXIS=VALUE to hold fixed, once for each axis: optimizer=adam."""
     advise: bool = True
     """Begin with what the data call for: their size, and how well
@@ -189,10 +189,10 @@ class Options:
     """Start anew beside an old sweep of the same name, never over it."""
 
 
-def weights_by_backbone(text: str, backbones: tuple[str, ...]) -> dict[str, str]:
+def parse_weights(text: str, backbones: tuple[str, ...]) -> dict[str, str]:
     """What `--weights` says, by backbone.
 
-    >>> weights_by_backbone("a.safetensors", ("resnet18",))
+    >>> parse_weights("a.safetensors", ("resnet18",))
     {'resnet18': 'a.safetensors'}
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -231,10 +231,10 @@ def edits(vary: tuple[str, ...], fix: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def seconds(text: str) -> float | None:
+def parse_duration(text: str) -> float | None:
     """A span of time as a person writes it; None for an empty text.
 
-    >>> [seconds(text) for text in ("90s", "30m", "1h30m", "45", "")]
+    >>> [parse_duration(text) for text in ("90s", "30m", "1h30m", "45", "")]
     [90.0, 1800.0, 5400.0, 45.0, None]
     """
     if not text:
@@ -248,12 +248,12 @@ def seconds(text: str) -> float | None:
     return float(3600 * hours + 60 * minutes + rest)
 
 
-def names(text: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def defaults_of(plan: Plan) -> dict[str, Any]:
+def default_flags(plan: Plan) -> dict[str, Any]:
     """The flags' defaults on the page of an experiment: what its plan says."""
     return {
         "data": plan.data,
@@ -275,13 +275,13 @@ def defaults_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_from(page: Plan, options: Options) -> Plan:
+def build_plan(page: Plan, options: Options) -> Plan:
     """The experiment's plan as the command line changed it.
 
     Raises:
         ValueError: a flag that cannot be read, or a value beyond reason.
     """
-    backbones = names(options.backbone)
+    backbones = parse_names(options.backbone)
     if not backbones:
         raise ValueError(f"--backbone {options.backbone!r}: at least one backbone is needed")
     asked = edits(options.vary, options.fix)
@@ -298,19 +298,19 @@ def plan_from(page: Plan, options: Options) -> Plan:
     plan = dataclasses.replace(
         page,
         data=options.data,
-        classes=names(options.classes),
+        classes=parse_names(options.classes),
         backbones=backbones,
         keep_backbones=options.keep_backbones,
-        weights=weights_by_backbone(options.weights, backbones) if options.weights else page.weights,
+        weights=parse_weights(options.weights, backbones) if options.weights else page.weights,
         backbone_args=backbone_args(options.backbone_args) if options.backbone_args else page.backbone_args,
         image_size=options.image_size,
         trials=options.trials,
         epochs=options.epochs,
-        strategies=names(options.strategies),
+        strategies=parse_names(options.strategies),
         edits={**page.edits, **asked},
         advise=options.advise,
         warm_start=options.warm_start,
-        objective=tuple(each.name for each in objectives_from(options.objective)),
+        objective=tuple(each.name for each in parse_objectives(options.objective)),
         sampler=options.sampler,
         scheduler=options.scheduler,
         finalists=options.finalists,
@@ -318,16 +318,16 @@ def plan_from(page: Plan, options: Options) -> Plan:
         seed=options.seed,
     )
     if options.smoke:
-        size = min(plan.image_size or SMOKE_SIZE, SMOKE_SIZE)
+        size = min(plan.image_size or SMOKE_IMAGE_SIZE, SMOKE_IMAGE_SIZE)
         return dataclasses.replace(plan, trials=2, epochs=2, image_size=size, finalists=1, seeds=1, arms=plan.arms[:2])
     return plan
 
 
 def _pairs(flag: str, text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
-    if not names(text):
+    if not parse_names(text):
         raise ValueError(f"{flag} {text}: NAME=VALUE[,NAME=VALUE] is wanted")
-    for part in names(text):
+    for part in parse_names(text):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:
             raise ValueError(f"{flag} {text}: NAME=VALUE[,NAME=VALUE] is wanted, {part!r} is none")

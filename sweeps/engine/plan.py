@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xfer.choices import Value
-from xfer.objectives import Objective, objectives_from
+from xfer.objectives import Objective, parse_objectives
 
 LIMITS: dict[str, tuple[int, int]] = {
     "trials": (1, 100_000),
@@ -87,9 +87,9 @@ class Plan:
                 raise ValueError(f"weights are given for {name}, which is not among the backbones: {self.backbones}")
         if self.warm_start and self.arms:
             raise ValueError("a plan of explicit arms has no search that could be started warm: leave out warm_start")
-        objectives_from(",".join(self.objective))
+        parse_objectives(",".join(self.objective))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """What `objective` names."""
-        return objectives_from(",".join(self.objective))
+        return parse_objectives(",".join(self.objective))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TRAINED_ON = range(5)
-TRANSFERRED_TO = range(5, 10)
+SOURCE_CLASSES = range(5)
+TARGET_CLASSES = range(5, 10)
 TRAINING_IMAGES = 30
 """Of each class; the others are the test part."""
-EPOCHS = 12
+PRETRAINING_EPOCHS = 12
 """How long the network is pretrained."""
 
 
-def digits(folder: Path, classes: range, training_images: int | None = None) -> Path:
+def write_digits(folder: Path, classes: range, training_images: int | None = None) -> Path:
     """Write digits as PNG files, unless they are there: `folder`/<digit>/, or divided into train and test.
 
     Args:
@@ -44,8 +44,8 @@ def digits(folder: Path, classes: range, training_images: int | None = None) -> 
     return folder
 
 
-def pretrained(folder: Path, backbone: str, image_size: int) -> Path:
-    """A file with weights of `backbone`, trained on `TRAINED_ON` unless it is there.
+def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
+    """A file with weights of `backbone`, trained on `SOURCE_CLASSES` unless it is there.
 
     Raises:
         ValueError: timm knows no such network, or it cannot take images of this size.
@@ -59,13 +59,13 @@ def pretrained(folder: Path, backbone: str, image_size: int) -> Path:
     from xfer.data.layouts import folder as source
     from xfer.data.pack import build_pack
     from xfer.models import backbones
-    from xfer.recipe import recipe_from
+    from xfer.recipe import recipe_from_dict
     from xfer.run import Run
 
     backbones.check_name(backbone)
     print(f"pretraining {backbone} on the digits 0 to 4, once", flush=True)
-    pack = build_pack(source(digits(folder / "digits-0-4", TRAINED_ON)), image_size, folder / "packs")
-    recipe = recipe_from(
+    pack = build_pack(source(write_digits(folder / "digits-0-4", SOURCE_CLASSES)), image_size, folder / "packs")
+    recipe = recipe_from_dict(
         {
             "data": pack.hash,
             "classes": len(pack.classes),
@@ -81,7 +81,7 @@ def pretrained(folder: Path, backbone: str, image_size: int) -> Path:
             "learning_rate": 3e-3,
             "weight_decay": 1e-4,
             "batch_size": 32,
-            "epochs": EPOCHS,
+            "epochs": PRETRAINING_EPOCHS,
         }
     )
     torch.set_num_threads(1)  # so small a network only loses by more

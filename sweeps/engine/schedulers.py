@@ -10,46 +10,46 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Progress:
+class LearningCurve:
     """How far a trial has come."""
 
     values: Sequence[float | None]
     """The score after each epoch, higher is better, the first after epoch 1; None where it was not measured."""
-    settled_after: int = 0
+    last_unfreeze_epoch: int = 0
     """Its strategy's: values up to this epoch say nothing about what it will come to, and are neither judged nor held
     against others."""
     ended: bool = False
     """Whether it has come to its end, whatever that was."""
 
     @property
-    def counts(self) -> bool:
+    def is_comparable(self) -> bool:
         """Whether it has come to the first epoch whose value counts, or never will."""
-        return self.ended or len(self.values) > self.settled_after
+        return self.ended or len(self.values) > self.last_unfreeze_epoch
 
     @property
     def first(self) -> float | None:
         """The first value that counts; None where there is none."""
-        return self.at(self.settled_after + 1)
+        return self.value_at(self.last_unfreeze_epoch + 1)
 
-    def at(self, epoch: int) -> float | None:
+    def value_at(self, epoch: int) -> float | None:
         """The value after an epoch; None where it is not known or does not count."""
-        return self.values[epoch - 1] if self.settled_after < epoch <= len(self.values) else None
+        return self.values[epoch - 1] if self.last_unfreeze_epoch < epoch <= len(self.values) else None
 
 
-History = Mapping[str, Progress]
+TrialHistory = Mapping[str, LearningCurve]
 """All trials of a sweep, by name: running, finished and stopped ones, and, without a value, those to come."""
 
-Scheduler = Callable[[History, str, int], bool | None]
+Scheduler = Callable[[TrialHistory, str, int], bool | None]
 """Does a trial go on after its newest epoch, in a sweep of so many epochs a trial? None: that is not settled yet, and
 it waits, without a process, until others have come as far."""
 
 
-def none(history: History, trial: str, epochs: int) -> bool:
+def none(history: TrialHistory, trial: str, epochs: int) -> bool:
     """Everybody runs to the end."""
     return True
 
 
-def asha(history: History, trial: str, epochs: int, first_rung: int | None = None, reduction: int = 3) -> bool:
+def asha(history: TrialHistory, trial: str, epochs: int, first_rung: int | None = None, reduction: int = 3) -> bool:
     """Asynchronous successive halving (Li et al. 2020), in its stopping variant, as in Ray's `AsyncHyperBandScheduler`.
 
     Rungs stand after epochs first_rung * reduction**k. A trial that reaches one goes on if it is in the best
@@ -58,14 +58,14 @@ def asha(history: History, trial: str, epochs: int, first_rung: int | None = Non
     """
     first_rung = first_rung or math.ceil(epochs / 4)
     epoch = len(history[trial].values)
-    value = history[trial].at(epoch)
+    value = history[trial].value_at(epoch)
     if value is None or epoch >= epochs or epoch not in _rungs(epochs, first_rung, reduction):
         return True
-    others = [seen for name, other in history.items() if name != trial and (seen := other.at(epoch)) is not None]
+    others = [seen for name, other in history.items() if name != trial and (seen := other.value_at(epoch)) is not None]
     return not others or value >= float(np.percentile(others, 100 * (1 - 1 / reduction)))
 
 
-def median(history: History, trial: str, epochs: int, least: int = 3) -> bool:
+def median(history: TrialHistory, trial: str, epochs: int, least: int = 3) -> bool:
     """The median stopping rule (Golovin et al. 2017), as in Ray's `MedianStoppingRule`.
 
     A trial stops when its best value so far is below the median of the running means of the others that have come as
@@ -73,18 +73,18 @@ def median(history: History, trial: str, epochs: int, least: int = 3) -> bool:
     """
     mine = history[trial]
     epoch = len(mine.values)
-    if mine.at(epoch) is None or epoch >= epochs:
+    if mine.value_at(epoch) is None or epoch >= epochs:
         return True
     means = [
-        float(np.mean([value for past in range(1, epoch + 1) if (value := other.at(past)) is not None]))
+        float(np.mean([value for past in range(1, epoch + 1) if (value := other.value_at(past)) is not None]))
         for name, other in history.items()
-        if name != trial and other.at(epoch) is not None
+        if name != trial and other.value_at(epoch) is not None
     ]
-    best = max(value for past in range(1, epoch + 1) if (value := mine.at(past)) is not None)
+    best = max(value for past in range(1, epoch + 1) if (value := mine.value_at(past)) is not None)
     return len(means) < least or best >= float(np.median(means))
 
 
-def one_epoch_top_k(history: History, trial: str, epochs: int) -> bool | None:
+def one_epoch_top_k(history: TrialHistory, trial: str, epochs: int) -> bool | None:
     """One epoch for all, and only the best go on to the end (the baseline of Egele et al. 2023, arXiv 2307.15422).
 
     The epoch is the first that counts: a network that is frozen at first gets those epochs too. Then a trial waits
@@ -96,14 +96,14 @@ def one_epoch_top_k(history: History, trial: str, epochs: int) -> bool | None:
     mine = history[trial]
     if mine.first is None or len(mine.values) >= epochs:
         return True
-    if not all(other.counts for other in history.values()):
+    if not all(other.is_comparable for other in history.values()):
         return None
     known = {name: other.first for name, other in history.items() if other.first is not None}
     best = sorted(known, key=lambda name: (-known[name], name))
-    return trial in best[: kept(len(history))]
+    return trial in best[: top_k_count(len(history))]
 
 
-def kept(trials: int) -> int:
+def top_k_count(trials: int) -> int:
     """How many of so many trials `one_epoch_top_k` lets go on: an eighth, and never fewer than three.
 
     Of 24 trials over 8 epochs that leaves 45 epochs of 192. Egele et al. leave the number open.
@@ -113,7 +113,7 @@ def kept(trials: int) -> int:
 
 SCHEDULERS: dict[str, Scheduler] = {f.__name__: f for f in (asha, median, none, one_epoch_top_k)}
 
-SPARE_KNOWN_GOOD = ("asha", "median", "none")
+KEEPS_KNOWN_GOOD = ("asha", "median", "none")
 """Under these the known good recipes always run to the end: strategies are compared by them."""
 
 

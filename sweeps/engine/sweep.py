@@ -13,41 +13,49 @@ from types import ModuleType
 from typing import Any
 
 from sweeps.engine import selection
-from sweeps.engine.console.progress import Watch
-from sweeps.engine.console.provenance import now
+from sweeps.engine.console.progress import ProgressView
+from sweeps.engine.console.provenance import utc_now
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepare import Prepared
-from sweeps.engine.presearch.advice import order_of
-from sweeps.engine.presearch.warm_start import params_of
+from sweeps.engine.presearch.advice import recommended_strategies
+from sweeps.engine.presearch.warm_start import warm_start_params
 from sweeps.engine.resources import cluster, gpu_sharing, memory_probe
-from sweeps.engine.resources.cost import UNKNOWN, Meter, Prices, unpriced
-from sweeps.engine.samplers.ask_tell import LEARN, Proposer
-from sweeps.engine.schedulers import SCHEDULERS, SPARE_KNOWN_GOOD, History
+from sweeps.engine.resources.cost import UNKNOWN_PRICES, CostTracker, Prices, missing_prices_message
+from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
+from sweeps.engine.schedulers import KEEPS_KNOWN_GOOD, SCHEDULERS, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials.probe_tasks import AT_ONCE, BETWEEN_LESSONS, Heads
-from sweeps.engine.trials.stage import Judge, Stage, clock
-from sweeps.engine.trials.trainable import Share, Site, Trainable, config_for, export_model, open_test, train_trial
-from sweeps.reporting.formatting import cost_so_far
-from xfer.batched_probes.compatibility import can_train_together
+from sweeps.engine.trials.probe_tasks import PROBE_BATCH_SIZE, PROBES_PER_SAMPLER_UPDATE, ProbeTasks
+from sweeps.engine.trials.stage import Stage, StoppingRule, time_limit
+from sweeps.engine.trials.trainable import (
+    Resources,
+    Trainable,
+    TrialContext,
+    evaluate_on_test,
+    export_model,
+    train_trial,
+    trial_config,
+)
+from sweeps.reporting.formatting import format_cost_so_far
+from xfer.batched_probes.compatibility import can_batch
 from xfer.records import Record
 from xfer.storage import local_cache, object_store
 
-MOST_TASKS = 8
+MAX_PROBE_TASKS = 8
 """Heads are divided between so many processes at most: each has to load the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class RunOptions:
     """What a sweep may use here and now: nothing of it changes what any trial is."""
 
-    share: Share = field(default_factory=Share)
+    share: Resources = field(default_factory=Resources)
     packs: bool = False
     """Whether trials share GPUs as far as probes say that they fit (see packing.py), rather than by `share`."""
     concurrent: int | None = None
     """Trials at a time; as many as fit unless given."""
     seconds: float | None = None
     """The time budget; None for as long as it takes."""
-    prices: Prices = UNKNOWN
+    prices: Prices = UNKNOWN_PRICES
     """What a person says that machines cost."""
     cost_budget: float | None = None
     """In US dollars, for all starts of the sweep together; None for whatever it takes."""
@@ -63,54 +71,59 @@ class Sweep:
     Args:
         prepared: the plan with its data and weights.
         store: where everything is written.
-        means: what may be used.
+        run_options: what may be used.
         watch: told what happens.
-        meter: knows what the machines cost; without one they cost nothing.
+        cost_tracker: knows what the machines cost; without one they cost nothing.
     """
 
     def __init__(
-        self, prepared: Prepared, store: Store, means: Means, watch: Watch, meter: Meter | None = None
+        self,
+        prepared: Prepared,
+        store: Store,
+        run_options: RunOptions,
+        watch: ProgressView,
+        cost_tracker: CostTracker | None = None,
     ) -> None:
         self._prepared = prepared
         self._plan = prepared.plan
         self._store = store
-        self._means = means
+        self._means = run_options
         self._watch = watch
         self._objectives = self._plan.objectives
-        self._meter = meter or Meter(store)
-        self._short_of_time = clock(means.seconds)
-        self._short_of_money = self._meter.short_of(means.cost_budget)
+        self._meter = cost_tracker or CostTracker(store)
+        self._short_of_time = time_limit(run_options.seconds)
+        self._short_of_money = self._meter.budget_check(run_options.cost_budget)
         self._concurrent = 1
         self._connected = False
-        self._heads: Heads | None = None
-        self._shares: gpu_sharing.Shares | None = None
+        self._heads: ProbeTasks | None = None
+        self._shares: gpu_sharing.GpuAllocation | None = None
         self._trials = {trial.name: trial for trial in store.trials()}
         self._records: dict[str, Record] = {}
         self._full, self._full_seconds = 0, 0.0  # of the search, asked for after every epoch of every trial
         for record in store.records():
             if record.trial in self._trials:
                 self._note(record)
-        self._kept = selection.choose(self._records.values(), self._kept_most, self._objectives)
-        self._proposer: Proposer | None = None
+        self._kept = selection.select_finalists(self._records.values(), self._kept_most, self._objectives)
+        self._proposer: AskTellSampler | None = None
         decisions = store.decisions("screening")
-        if decisions or not screening.described(prepared):
+        if decisions or not screening.describe(prepared):
             self._settle(decisions[-1] if decisions else None)
 
     def screen(self) -> None:
         """Fit heads on every backbone, and decide by them which of them the search is about (`screening`)."""
         if self._proposer is not None:
             return
-        heads = screening.trials(self._prepared)
+        heads = screening.screening_trials(self._prepared)
         left = self._screening_trials(heads)
         self._run("screening", len(heads), self._ended("screen"), left, lambda history, trial: True, self._note)
         records = self._ended("screen")
         if len(records) < len(heads):
             up = "money was spent" if self._short_of_money(0.0) else "time was up"
-            self._watch.say(f"screening: the {up} before every head was fitted, so nothing is decided yet")
+            self._watch.print_line(f"screening: the {up} before every head was fitted, so nothing is decided yet")
             return
-        decision = screening.decided(self._prepared, records.values())
-        self._store.decide("screening", {"at": now(), **decision})
-        self._watch.say(f"screening: {screening.said(decision)}")
+        decision = screening.screening_decision(self._prepared, records.values())
+        self._store.decide("screening", {"at": utc_now(), **decision})
+        self._watch.print_line(f"screening: {screening.summary_line(decision)}")
         for name in records:
             self._store.drop_checkpoints(name)
         self._settle(decision)
@@ -127,13 +140,13 @@ class Sweep:
         begun = [trial for trial in self._trials.values() if trial.phase == "search"]
         ended = self._ended("search")
         judge = SCHEDULERS[self._plan.scheduler]
-        spares = self._plan.scheduler in SPARE_KNOWN_GOOD
+        spares = self._plan.scheduler in KEEPS_KNOWN_GOOD
         limited = self._means.seconds is not None or self._means.cost_budget is not None
 
         def over() -> bool:
             return limited and self._short_of(self._expected_finals())
 
-        def goes_on(history: History, trial: str) -> bool | None:
+        def goes_on(history: TrialHistory, trial: str) -> bool | None:
             return (spares and proposer.is_known_good(int(trial))) or judge(history, trial, self._plan.epochs)
 
         self._run(
@@ -159,7 +172,7 @@ class Sweep:
             return
         decisions = self._store.decisions("finals")
         if not decisions or decisions[-1]["finalists"] != chosen:
-            self._store.decide("finals", {"at": now(), "finalists": chosen, "seeds": self._plan.seeds})
+            self._store.decide("finals", {"at": utc_now(), "finalists": chosen, "seeds": self._plan.seeds})
         ended = self._ended("final")
         self._run(
             "finals",
@@ -176,15 +189,15 @@ class Sweep:
         """Fix the finalists' ranking, then open the test part for them; not before all of their runs have ended."""
         if any(trial.name not in self._records for trial in self._final_trials()):
             return
-        runs = selection.runs(self._records.values(), self._finalists())
-        ranked = selection.rank(runs, self._objectives[0])
+        runs = selection.finalist_runs(self._records.values(), self._finalists())
+        ranked = selection.rank_finalists(runs, self._objectives[0])
         openings = self._store.decisions("openings")
         if ranked and (not openings or openings[-1]["finalists"] != ranked):
-            self._store.decide("openings", {"at": now(), "finalists": ranked})
+            self._store.decide("openings", {"at": utc_now(), "finalists": ranked})
         closed = [record for name in ranked for record in runs[name] if record.test is None]
         if closed:
-            self._watch.say("test part: opened for the finalists, now that their ranking is fixed")
-            self._on_cluster(open_test, [(self._config(record),) for record in closed])
+            self._watch.print_line("test part: opened for the finalists, now that their ranking is fixed")
+            self._on_cluster(evaluate_on_test, [(self._config(record),) for record in closed])
             for record in closed:
                 self._records[record.trial] = replace(record, test=self._store.test(record.trial))
 
@@ -193,8 +206,8 @@ class Sweep:
         openings = self._store.decisions("openings")
         if openings:
             first = openings[-1]["finalists"][0]
-            winner = selection.runs(self._records.values(), [first])[first][0]
-        elif best := selection.choose(self._records.values(), 1, self._objectives):
+            winner = selection.finalist_runs(self._records.values(), [first])[first][0]
+        elif best := selection.select_finalists(self._records.values(), 1, self._objectives):
             winner = self._records[best[0]]
         else:
             return None
@@ -202,27 +215,27 @@ class Sweep:
         if not object_store.exists(note) or note.read_text() != winner.trial:
             if self._trains_here and not self._connected:
                 export_model(
-                    self._config(winner), object_store.absolute(folder)
+                    self._config(winner), object_store.absolute_uri(folder)
                 )  # for one network no processes are started
             else:
-                self._on_cluster(export_model, [(self._config(winner), object_store.absolute(folder))])
+                self._on_cluster(export_model, [(self._config(winner), object_store.absolute_uri(folder))])
             note.write_text(winner.trial)
         if openings:
             for name in self._ended("final"):
-                if selection.of(name) != selection.of(winner.trial):
+                if selection.search_trial_name(name) != selection.search_trial_name(winner.trial):
                     self._store.drop_checkpoints(name)
         return winner
 
-    def reached(self, winner: Record) -> dict[str, float]:
+    def winner_metrics(self, winner: Record) -> dict[str, float]:
         """What the winner's recipe came to, by metric."""
-        return selection.metrics(winner, self._records.values(), self._objectives)
+        return selection.winner_metrics(winner, self._records.values(), self._objectives)
 
-    def copy_study(self) -> None:
+    def export_study(self) -> None:
         """Write the study where optuna-dashboard finds it."""
         if self._proposer is not None:
             copy = self._store.near / "study.sqlite3"
-            self._proposer.copy_to(copy, self._store.name)
-            local_cache.copy(copy, self._store.folder / copy.name)
+            self._proposer.export_sqlite(copy, self._store.name)
+            local_cache.upload_if_exists(copy, self._store.folder / copy.name)
 
     def _run(
         self,
@@ -230,7 +243,7 @@ class Sweep:
         total: int,
         ended: dict[str, Record],
         trials: Iterator[Trial],
-        judge: Judge,
+        judge: StoppingRule,
         learn: Callable[[Record], None],
         over: Callable[[], bool] | None = None,
         to_come: Sequence[str] = (),
@@ -243,20 +256,22 @@ class Sweep:
             self._connect()
         self._watch.begin(phase, total, Counter(record.status for record in ended.values()))
         stage = Stage(self._store, self._watch, trials, self._site, judge, learn, over, self._objectives[0], to_come)
-        learns = phase == "search" and self._plan.sampler in LEARN
-        at_once = BETWEEN_LESSONS if learns else AT_ONCE
-        tasks = 1 if self._means.share.gpus else min(self._concurrent, MOST_TASKS)
+        learns = phase == "search" and self._plan.sampler in LEARNING_SAMPLERS
+        at_once = PROBES_PER_SAMPLER_UPDATE if learns else PROBE_BATCH_SIZE
+        tasks = 1 if self._means.share.gpus else min(self._concurrent, MAX_PROBE_TASKS)
         if self._means.trainable is train_trial:
-            beside = (stage.begun_beside, stage.ended_beside)
-            self._heads = Heads(self._store, self._site, self._means.share, *beside, at_once, tasks, self._trains_here)
+            beside = (stage.on_probe_start, stage.on_probe_end)
+            self._heads = ProbeTasks(
+                self._store, self._site, self._means.share, *beside, at_once, tasks, self._trains_here
+            )
         if stage.has_next():
             tuning = self._connect()
             if self._heads is not None:
-                self._heads.beside_trials = True
+                self._heads.tune_running = True
                 self._heads.start()
             tuning.run_trials(stage, self._concurrent, self._means.trainable)
         if self._heads is not None:
-            self._heads.beside_trials = False
+            self._heads.tune_running = False
             self._heads.settle()
 
     def _short_of(self, reserve: float) -> bool:
@@ -269,21 +284,23 @@ class Sweep:
             return
         kept = self._meter.usd_per_hour * reserve / 3600
         finals = f", and the finals will cost about ${kept:,.2f}" if kept else ""
-        spent = cost_so_far(self._meter.spent(), self._means.cost_budget)
-        self._watch.say(f"cost budget: {spent} spent{finals}. {what} here; a larger --cost-budget goes on from here")
+        spent = format_cost_so_far(self._meter.spent(), self._means.cost_budget)
+        self._watch.print_line(
+            f"cost budget: {spent} spent{finals}. {what} here; a larger --cost-budget goes on from here"
+        )
 
     def _settle(self, decision: Mapping[str, Any] | None) -> None:
         """Begin the search that a screening leaves, or without one that of the plan, with all that it has learned."""
-        params = params_of(self._store.plan() or {})
+        params = warm_start_params(self._store.plan() or {})
         if decision is not None:
-            self._prepared = screening.narrowed(self._prepared, decision)
-            params = screening.still_possible(self._prepared.space, params)
-        plan, advised = self._plan, order_of((self._store.plan() or {}).get("advice", {}))
-        self._proposer = Proposer(
+            self._prepared = screening.narrow_space(self._prepared, decision)
+            params = screening.remaining_params(self._prepared.space, params)
+        plan, advised = self._plan, recommended_strategies((self._store.plan() or {}).get("advice", {}))
+        self._proposer = AskTellSampler(
             self._prepared.space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, params
         )
         searched = self._ended("search")
-        self._proposer.remember({name: (self._trials[name].params, record) for name, record in searched.items()})
+        self._proposer.replay({name: (self._trials[name].params, record) for name, record in searched.items()})
 
     def _screening_trials(self, heads: Sequence[Trial]) -> Iterator[Trial]:
         """One backbone after the other: another one's network is not needed meanwhile, and time may be up."""
@@ -295,9 +312,11 @@ class Sweep:
             if self._heads is not None:
                 self._heads.settle()
 
-    def _search_trials(self, proposer: Proposer, unfinished: list[Trial], over: Callable[[], bool]) -> Iterator[Trial]:
+    def _search_trials(
+        self, proposer: AskTellSampler, unfinished: list[Trial], over: Callable[[], bool]
+    ) -> Iterator[Trial]:
         for trial in unfinished:
-            proposer.adopt(trial.name, trial.params)
+            proposer.enqueue(trial.name, trial.params)
             yield from self._alone(trial)
         for number in self._heads_first(proposer):
             name = f"{number:04d}"
@@ -305,14 +324,14 @@ class Sweep:
                 continue
             if over():  # heads are begun without anybody asking for the next trial
                 break
-            params, config = proposer.propose(name, number)
+            params, config = proposer.ask(name, number)
             proposed = Trial(name, "search", params, self._prepared.recipe(config).as_dict())
             for trial in self._begin(iter([proposed])):
                 yield from self._alone(trial)
         if self._heads is not None:
             self._heads.settle()  # a judge who waits for all must know all
 
-    def _heads_first(self, proposer: Proposer) -> list[int]:
+    def _heads_first(self, proposer: AskTellSampler) -> list[int]:
         """The numbers of the search's trials, known-good heads before all others.
 
         Beside what is fine-tuned they cost next to nothing, and there is something to hold it against from the first
@@ -325,7 +344,7 @@ class Sweep:
             number
             for number in numbers[: proposer.known_good]
             if (params := proposer.listed(number)) is not None
-            and can_train_together(self._prepared.recipe(self._prepared.space.configured(params)))
+            and can_batch(self._prepared.recipe(self._prepared.space.configured(params)))
         ]
         return [*heads, *(number for number in numbers if number not in heads)]
 
@@ -352,13 +371,13 @@ class Sweep:
         if record.phase == "search" and record.status == "finished":
             self._full, self._full_seconds = self._full + 1, self._full_seconds + record.seconds
 
-    def _learn(self, proposer: Proposer, record: Record) -> None:
+    def _learn(self, proposer: AskTellSampler, record: Record) -> None:
         self._note(record)
         proposer.tell(record)
         # Weights are kept of the best few only: the finalists-to-be, or the winner where there are no finals. With one
         # objective they are among those that were the best before and the newest.
         among = [self._records[name] for name in {*self._kept, record.trial}]
-        best = selection.choose(
+        best = selection.select_finalists(
             self._records.values() if self._objectives[1:] else among, self._kept_most, self._objectives
         )
         for name in {record.trial, *self._kept} - set(best):
@@ -373,11 +392,11 @@ class Sweep:
         return {name: record for name, record in self._records.items() if record.phase == phase}
 
     def _finalists(self) -> list[str]:
-        return selection.choose(self._records.values(), self._plan.finalists, self._objectives)
+        return selection.select_finalists(self._records.values(), self._plan.finalists, self._objectives)
 
     def _final_trials(self) -> list[Trial]:
         chosen = [self._records[name] for name in self._finalists()]
-        return selection.trials(chosen, self._plan, self._prepared.redraws)
+        return selection.finalist_trials(chosen, self._plan, self._prepared.redraws)
 
     def _expected_finals(self) -> float:
         """How many seconds the finals will take, from what full trials took so far."""
@@ -387,67 +406,69 @@ class Sweep:
     @property
     def _trains_here(self) -> bool:
         """Whether this process may do what needs no Tuner: it has no GPU to share out and no cluster to leave it to."""
-        return not self._means.share.gpus and not cluster.is_named()
+        return not self._means.share.gpus and not cluster.has_cluster_address()
 
     def _connect(self) -> ModuleType:
-        from sweeps.engine.trials import (
-            ray_tune,  # not sooner: Ray takes a second to import, and heads alone do without it
-        )
+        from sweeps.engine.trials import ray_tune
 
-        ray_tune.connect()
-        if cluster.is_named() and not self._connected:
-            self._watch.say(ray_tune.said())
+        ray_tune.connect_ray()
+        if cluster.has_cluster_address() and not self._connected:
+            self._watch.print_line(ray_tune.summary_line())
         self._connected = True
-        if cluster.is_named():  # else it is this machine, which is counted already
-            self._meter.look_at(ray_tune.machines)
+        if cluster.has_cluster_address():  # else it is this machine, which is counted already
+            self._meter.set_machine_source(ray_tune.alive_machines)
             if self._means.cost_budget is not None and (node_types := self._meter.unpriced):
-                raise ValueError(unpriced(self._means.cost_budget, node_types))
+                raise ValueError(missing_prices_message(self._means.cost_budget, node_types))
         share = self._means.share
         if self._means.packs and self._proposer is not None:  # before, nobody knows which networks are trained
             self._shares = self._shares or self._probed()
-            share = replace(share, gpus=self._shares.smallest())
-        fitting = ray_tune.places(share)
+            share = replace(share, gpus=self._shares.smallest_fraction())
+        fitting = ray_tune.max_concurrent_trials(share)
         self._concurrent = min(fitting, self._means.concurrent or fitting)
         return ray_tune
 
     def _on_cluster(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
-        self._connect().on_cluster(function, calls, self._means.share)
+        self._connect().map_on_cluster(function, calls, self._means.share)
 
-    def _probed(self) -> gpu_sharing.Shares:
-        self._watch.say("GPU: seeing how many trials fit side by side, once for each kind of trial")
+    def _probed(self) -> gpu_sharing.GpuAllocation:
+        self._watch.print_line("GPU: seeing how many trials fit side by side, once for each kind of trial")
         from sweeps.engine.trials import ray_tune
 
-        probe = partial(ray_tune.on_cluster, share=self._means.share)
+        probe = partial(ray_tune.map_on_cluster, share=self._means.share)
         folder = self._store.folder.parent / "probes"
         kind = (
-            ray_tune.ask(memory_probe.kind_here, self._means.share) if cluster.is_named() else memory_probe.kind_here()
+            ray_tune.call_remote(memory_probe.local_gpu_kind, self._means.share)
+            if cluster.has_cluster_address()
+            else memory_probe.local_gpu_kind()
         )
-        return memory_probe.probed(memory_probe.candidates(self._prepared), folder, kind, probe)
+        return memory_probe.load_or_run_probes(memory_probe.candidate_recipes(self._prepared), folder, kind, probe)
 
     def _gpus_of(self, trial: Trial) -> float:
         return self._means.share.gpus if self._shares is None else self._shares.of(trial.recipe)
 
-    def _site(self, trial: Trial) -> Site:
+    def _site(self, trial: Trial) -> TrialContext:
         weights = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None
         storage, pack = self._store.folder.parent, self._prepared.pack.folder
-        return Site(
-            sweep=object_store.absolute(self._store.folder),
-            pack=object_store.absolute(storage / "packs" / pack.name if object_store.is_far(storage) else pack),
+        return TrialContext(
+            sweep=object_store.absolute_uri(self._store.folder),
+            pack=object_store.absolute_uri(storage / "packs" / pack.name if object_store.is_remote(storage) else pack),
             weights=None if weights is None else self._weights(weights, str(trial.recipe["weights"])),
             threads=self._means.share.cpus,
             gpus=self._gpus_of(trial),
             compiled=self._shares is not None and self._shares.compiled(trial.recipe, len(self._prepared.split.train)),
             noisy="noisy_accuracy" in self._plan.objective and trial.phase != "screen",
-            features=object_store.absolute(storage / "features"),
+            features=object_store.absolute_uri(storage / "features"),
         )
 
     def _weights(self, file: Path, sha256: str) -> str:
         """Where every machine that trains finds a file of weights: of a cluster's, only this one has seen it."""
         storage = self._store.folder.parent
-        if not cluster.is_named() and not object_store.is_far(storage):
+        if not cluster.has_cluster_address() and not object_store.is_remote(storage):
             return str(file)
-        return object_store.absolute(local_cache.kept_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}"))
+        return object_store.absolute_uri(
+            local_cache.publish_file(file, storage / "weights", f"{sha256[:16]}{file.suffix}")
+        )
 
     def _config(self, record: Record) -> dict[str, object]:
         trial = Trial(record.trial, record.phase, {}, record.recipe)
-        return config_for(trial, self._site(trial))
+        return trial_config(trial, self._site(trial))

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.reporting.formatting import dollars, duration, listed, visible
+from sweeps.reporting.formatting import escape_control_characters, format_dollars, format_duration, join_words
 
-COUNTED = (
+COST_COVERAGE_NOTE = (
     "What it cost counts every machine that was there while the sweep ran, idle ones too, at the price that was given "
     "for its node type; the times of several are added up. Machines that were starting or waiting to be given back, "
     "disks and traffic are not in it."
@@ -17,7 +17,7 @@ COUNTED = (
 
 
 @dataclass(frozen=True)
-class Spent:
+class NodeTypeCost:
     """What machines of one node type, at one price, came to."""
 
     node_type: str
@@ -32,35 +32,35 @@ class Spent:
         return self.seconds / 3600 * (self.usd_per_hour or 0.0)
 
 
-def spent(starts: Iterable[Mapping[str, Any]]) -> list[Spent]:
+def cost_by_node_type(starts: Iterable[Mapping[str, Any]]) -> list[NodeTypeCost]:
     """What all starts of a sweep came to, the dearest first.
 
     Args:
-        starts: as `sweeps.engine.resources.cost.Meter` writes them.
+        starts: as `sweeps.engine.resources.cost.CostTracker` writes them.
     """
     seconds: dict[tuple[str, float | None], float] = defaultdict(float)
     for start in starts:
         for machines in start["machines"]:
             seconds[machines["node_type"], machines["usd_per_hour"]] += machines["seconds"]
-    found = [Spent(*which, added_up) for which, added_up in seconds.items()]
+    found = [NodeTypeCost(*which, added_up) for which, added_up in seconds.items()]
     return sorted(found, key=lambda each: (-each.usd, each.node_type))
 
 
-def total(starts: Iterable[Mapping[str, Any]]) -> float | None:
+def total_usd(starts: Iterable[Mapping[str, Any]]) -> float | None:
     """What they cost together in US dollars; None where no price is known."""
-    known = [each.usd for each in spent(starts) if each.usd_per_hour is not None]
+    known = [each.usd for each in cost_by_node_type(starts) if each.usd_per_hour is not None]
     return sum(known) if known else None
 
 
-def in_words(starts: Iterable[Mapping[str, Any]]) -> str | None:
+def describe_cost(starts: Iterable[Mapping[str, Any]]) -> str | None:
     """What it cost and on which machines; None where no price is known."""
     priced, unknown, together = [], [], 0.0
-    for each in spent(starts):
-        said = f"{duration(each.seconds)} of {visible(each.node_type)}"
+    for each in cost_by_node_type(starts):
+        said = f"{format_duration(each.seconds)} of {escape_control_characters(each.node_type)}"
         if each.usd_per_hour is None:
             unknown.append(said)
         else:
-            priced.append(f"{said} at {dollars(each.usd_per_hour)}")
+            priced.append(f"{said} at {format_dollars(each.usd_per_hour)}")
             together += each.usd
-    missing = f"; not counted, for want of a price: {listed(unknown)}" if unknown else ""
-    return f"${together:,.2f} for {listed(priced)} an hour{missing}" if priced else None
+    missing = f"; not counted, for want of a price: {join_words(unknown)}" if unknown else ""
+    return f"${together:,.2f} for {join_words(priced)} an hour{missing}" if priced else None

@@ -10,32 +10,32 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from sweeps.reporting.formatting import measured, percent, shortened, visible
+from sweeps.reporting.formatting import escape_control_characters, format_objective, format_percent, truncate
 from sweeps.reporting.plot_style import (
     INK,
     MUTED,
     PAPER,
-    Look,
-    Looks,
-    as_svg,
-    beside,
-    canvas,
-    dot,
-    objective_axis,
-    percent_axis,
-    rows,
-    strategy_looks,
+    PlotStyle,
+    StrategyStyles,
+    annotate_row,
+    assign_strategy_styles,
+    format_objective_axis,
+    format_percent_axis,
+    new_figure,
+    plot_run,
+    render_svg,
+    set_row_labels,
 )
-from sweeps.reporting.ranking import by_strategy, ranked
-from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.ranking import ranked_trials, tally_by_strategy
+from sweeps.reporting.results import RankedTrial, Results
 from xfer.objectives import ACCURACY, OBJECTIVES, Objective
 
-Draw = Callable[[Sequence[Trial], Looks], Figure | None]
+FigureFunction = Callable[[Sequence[RankedTrial], StrategyStyles], Figure | None]
 SECONDS = OBJECTIVES["seconds"]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ReportFigure:
     """A figure ready for a report."""
 
     name: str
@@ -45,18 +45,18 @@ class Drawing:
     svg: str
 
 
-def drawings(results: Results) -> list[Drawing]:
+def report_figures(results: Results) -> list[ReportFigure]:
     """Every figure that there is something to show in; none before the first epoch of the first trial."""
-    trials = ranked(results)
+    trials = ranked_trials(results)
     if not _measured(trials):
         return []
-    looks = strategy_looks(trial.strategy for trial in trials)
+    looks = assign_strategy_styles(trial.strategy for trial in trials)
     words = {"label": results.objective.label, "second": results.objectives[-1].label}
     drawn = [
-        (name, title.format(**words), caption.format(**words), as_svg(partial(draw, trials, looks), salt=name))
+        (name, title.format(**words), caption.format(**words), render_svg(partial(draw, trials, looks), salt=name))
         for name, title, caption, draw in _FIGURES
     ]
-    return [Drawing(name, title, caption, svg) for name, title, caption, svg in drawn if svg]
+    return [ReportFigure(name, title, caption, svg) for name, title, caption, svg in drawn if svg]
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -72,10 +72,10 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
+def spread_labels(places: Sequence[float], gap: float) -> list[float]:
     """The ascending places, moved up as little as it takes for neighbours to stand `gap` apart, then centred again.
 
-    >>> spread([1.0, 1.0, 5.0], gap=2.0)
+    >>> spread_labels([1.0, 1.0, 5.0], gap=2.0)
     [0.0, 2.0, 5.0]
     """
     moved: list[float] = []
@@ -91,59 +91,59 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return [centre + gap * (i - (size - 1) / 2) for centre, size in zip(moved, group, strict=True) for i in range(size)]
 
 
-def _strategies(trials: Sequence[Trial], looks: Looks) -> Figure:
-    tallies, objective = by_strategy(trials), trials[0].objectives[0]
-    figure, axes = canvas(height=0.9 + 0.5 * len(tallies), left=0.24, right=0.8)
+def _strategies(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure:
+    tallies, objective = tally_by_strategy(trials), trials[0].objectives[0]
+    figure, axes = new_figure(height=0.9 + 0.5 * len(tallies), left=0.24, right=0.8)
     for row, tally in enumerate(tallies):
-        look = looks[tally.strategy]
+        look = styles[tally.strategy]
         axes.barh(row, tally.best or 0, height=0.62, color=look.colour, alpha=0.3)
         for i, trial in enumerate(_measured(tally.trials)):
-            dot(axes, _value(trial), row + 0.14 * (i % 3 - 1), look, hollow=trial.status != "finished")
-        best = "none finished" if tally.best is None else f"best {measured(objective, tally.best)}"
-        beside(axes, row, f"{best}, n = {len(tally.trials)}")
+            plot_run(axes, _value(trial), row + 0.14 * (i % 3 - 1), look, hollow=trial.status != "finished")
+        best = "none finished" if tally.best is None else f"best {format_objective(objective, tally.best)}"
+        annotate_row(axes, row, f"{best}, n = {len(tally.trials)}")
     classes = trials[0].search.recipe["classes"]
     guessing = 1 / classes if objective.unit == "share" else math.log(classes)
     axes.axvline(guessing, color=MUTED, linewidth=0.8, linestyle=":")
     axes.text(guessing, 1.0, "guessing", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=MUTED)
-    rows(axes, [_name(tally.strategy) for tally in tallies])
+    set_row_labels(axes, [_name(tally.strategy) for tally in tallies])
     most = max(guessing, *map(_value, _measured(trials)))
     axes.set_xlim(0, 1 if objective.unit == "share" else 1.05 * most)
-    objective_axis(axes.xaxis, objective, "" if objective == ACCURACY else _on_validation(objective))
+    format_objective_axis(axes.xaxis, objective, "" if objective == ACCURACY else _on_validation(objective))
     return figure
 
 
-def _finalists(trials: Sequence[Trial], looks: Looks) -> Figure | None:
+def _finalists(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure | None:
     finalists = [trial for trial in trials if trial.is_finalist]
     if not finalists:
         return None
-    figure, axes = canvas(height=1.2 + 0.62 * len(finalists), left=0.3, right=0.76)
+    figure, axes = new_figure(height=1.2 + 0.62 * len(finalists), left=0.3, right=0.76)
     for row, trial in enumerate(finalists):
-        look = Look(looks[trial.strategy].colour, "o")
+        look = PlotStyle(styles[trial.strategy].colour, "o")
         parts = {"validation": trial.validation, "test": trial.test}
         for (part, estimate), place in zip(parts.items(), (row - 0.15, row + 0.15), strict=True):
             if estimate:
                 axes.plot([estimate.low, estimate.high], [place, place], color=look.colour, linewidth=1.6)
-                dot(axes, estimate.mean, place, look, hollow=part == "validation", size=7)
-        beside(axes, row, "\n".join(f"{part} {percent(e.mean)}" for part, e in parts.items() if e))
-    rows(axes, [f"{visible(trial.name)}  {_name(trial.strategy)}" for trial in finalists])
+                plot_run(axes, estimate.mean, place, look, hollow=part == "validation", size=7)
+        annotate_row(axes, row, "\n".join(f"{part} {format_percent(e.mean)}" for part, e in parts.items() if e))
+    set_row_labels(axes, [f"{escape_control_characters(trial.name)}  {_name(trial.strategy)}" for trial in finalists])
     axes.plot([], [], "o", color=INK, markerfacecolor=PAPER, label="validation")
     if any(trial.test for trial in finalists):
         axes.plot([], [], "o", color=INK, label="test")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
-    percent_axis(axes.xaxis)
+    format_percent_axis(axes.xaxis)
     return figure
 
 
-def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
-    figure, axes = canvas(height=4.2, right=0.74)
+def _learning_curves(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure:
+    figure, axes = new_figure(height=4.2, right=0.74)
     objective = trials[0].objectives[0]
-    best: dict[str, Trial] = {}
+    best: dict[str, RankedTrial] = {}
     for trial in sorted(_measured(trials), key=_score):  # the best on top
         epochs, ended = trial.search.epochs, trial.status == "finished"
         axes.plot(
             [epoch.epoch for epoch in epochs],
-            [math.nan if score is None else objective.scored(score) for score in objective.scores(epochs)],
-            color=looks[trial.strategy].colour,
+            [math.nan if score is None else objective.to_score(score) for score in objective.scores(epochs)],
+            color=styles[trial.strategy].colour,
             linewidth=2.4 if trial.is_finalist else 1.1 if ended else 0.7,
             alpha=1.0 if trial.is_finalist else 0.6,
             marker="o" if ended else "x",
@@ -153,7 +153,7 @@ def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
         best[trial.strategy] = trial
     low, high = axes.get_ylim()
     labelled = sorted(best.values(), key=_value)
-    places = spread([_value(trial) for trial in labelled], gap=0.055 * (high - low))
+    places = spread_labels([_value(trial) for trial in labelled], gap=0.055 * (high - low))
     for trial, place in zip(labelled, places, strict=True):
         axes.annotate(
             _name(trial.strategy),
@@ -162,28 +162,28 @@ def _learning_curves(trials: Sequence[Trial], looks: Looks) -> Figure:
             textcoords=axes.get_yaxis_transform(),
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": looks[trial.strategy].colour, "relpos": (0, 0.5), "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": styles[trial.strategy].colour, "relpos": (0, 0.5), "shrinkB": 3},
         )
     axes.set_xlim(0.8, max(len(trial.search.epochs) for trial in trials) + 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     axes.set_xlabel("epochs trained")
-    objective_axis(axes.yaxis, objective, _on_validation(objective))
+    format_objective_axis(axes.yaxis, objective, _on_validation(objective))
     return figure
 
 
-def _cost(trials: Sequence[Trial], looks: Looks) -> Figure:
-    return _against(trials, looks, SECONDS)
+def _cost(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure:
+    return _against(trials, styles, SECONDS)
 
 
-def _trade(trials: Sequence[Trial], looks: Looks) -> Figure | None:
+def _trade(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure | None:
     """One objective against the other, where the cost is none of them."""
     second = trials[0].objectives[-1]
-    return None if second in (trials[0].objectives[0], SECONDS) else _against(trials, looks, second)
+    return None if second in (trials[0].objectives[0], SECONDS) else _against(trials, styles, second)
 
 
-def _against(trials: Sequence[Trial], looks: Looks, second: Objective) -> Figure:
+def _against(trials: Sequence[RankedTrial], styles: StrategyStyles, second: Objective) -> Figure:
     """Every search run in the objective that decides and in another one, with the Pareto front of the finished."""
-    figure, axes = canvas(height=4.0, right=0.72)
+    figure, axes = new_figure(height=4.0, right=0.72)
     first = trials[0].objectives[0]
     places = {
         trial.name: (max(x, 0.01) if second == SECONDS else x, _value(trial))
@@ -192,11 +192,11 @@ def _against(trials: Sequence[Trial], looks: Looks, second: Objective) -> Figure
     }
     shown = [trial for trial in trials if trial.name in places]
     ended = {trial.name: places[trial.name] for trial in shown if trial.status == "finished"}
-    steps = pareto_front((-second.scored(x), first.scored(y)) for x, y in ended.values())
-    front = [(second.scored(-cost), first.scored(score)) for cost, score in steps]
+    steps = pareto_front((-second.to_score(x), first.to_score(y)) for x, y in ended.values())
+    front = [(second.to_score(-cost), first.to_score(score)) for cost, score in steps]
     axes.step([x for x, _ in front], [y for _, y in front], where="post", color=MUTED, linewidth=1)
     for trial in shown:
-        dot(axes, *places[trial.name], looks[trial.strategy], hollow=trial.name not in ended, size=7)
+        plot_run(axes, *places[trial.name], styles[trial.strategy], hollow=trial.name not in ended, size=7)
     if second in trials[0].objectives:  # the front is what was searched for
         axes.plot(
             [place[0] for place in front],
@@ -213,7 +213,13 @@ def _against(trials: Sequence[Trial], looks: Looks, second: Objective) -> Figure
     for name, place in ended.items():
         if place in labelled:
             axes.annotate(
-                visible(name), place, (-6, 7), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
+                escape_control_characters(name),
+                place,
+                (-6, 7),
+                textcoords="offset points",
+                ha="right",
+                color=MUTED,
+                fontsize=8.5,
             )
 
     if second == SECONDS:
@@ -227,15 +233,15 @@ def _against(trials: Sequence[Trial], looks: Looks, second: Objective) -> Figure
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.set_xlabel("seconds for the run (log scale)")
     else:
-        objective_axis(axes.xaxis, second, _on_validation(second))
+        format_objective_axis(axes.xaxis, second, _on_validation(second))
     for strategy in sorted({trial.strategy for trial in shown}):
-        axes.plot([], [], looks[strategy].marker, color=looks[strategy].colour, label=_name(strategy))
+        axes.plot([], [], styles[strategy].marker, color=styles[strategy].colour, label=_name(strategy))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    objective_axis(axes.yaxis, first, _on_validation(first))
+    format_objective_axis(axes.yaxis, first, _on_validation(first))
     return figure
 
 
-_FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
+_FIGURES: tuple[tuple[str, str, str, FigureFunction], ...] = (
     (
         "strategies",
         "What each strategy reached",
@@ -274,21 +280,21 @@ _FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
 
 
 def _name(strategy: str) -> str:
-    return shortened(visible(strategy), 24)
+    return truncate(escape_control_characters(strategy), 24)
 
 
 def _on_validation(objective: Objective) -> str:
     return f"{objective.label} on the validation part{'' if objective.higher_is_better else ' (lower is better)'}"
 
 
-def _measured(trials: Sequence[Trial]) -> list[Trial]:
+def _measured(trials: Sequence[RankedTrial]) -> list[RankedTrial]:
     return [trial for trial in trials if trial.search_value is not None]
 
 
-def _value(trial: Trial) -> float:
+def _value(trial: RankedTrial) -> float:
     assert trial.search_value is not None, "only measured trials are drawn"
     return trial.search_value
 
 
-def _score(trial: Trial) -> float:
-    return trial.objectives[0].scored(_value(trial))
+def _score(trial: RankedTrial) -> float:
+    return trial.objectives[0].to_score(_value(trial))

@@ -1,6 +1,6 @@
 """Recipes and numbers in words, and untrusted names made harmless.
 
-Class, file and experiment names come from whoever made the data set, so every text passes through `visible` on its
+Class, file and experiment names come from whoever made the data set, so every text passes through `escape_control_characters` on its
 way to a page, a figure, a table cell or a terminal; escaping for HTML and Markdown comes on top of that.
 """
 
@@ -25,10 +25,10 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # of the format characters, these two belong to ordinary words in Persian and in Hindi
 
 
-def visible(text: object) -> str:
+def escape_control_characters(text: object) -> str:
     r"""The text with every character that acts instead of showing (ANSI escapes, newlines, overrides) spelled out.
 
-    >>> print(visible("ants\x1b[31m"))
+    >>> print(escape_control_characters("ants\x1b[31m"))
     ants\x1b[31m
     """
     return "".join(
@@ -39,19 +39,19 @@ def visible(text: object) -> str:
     )
 
 
-def shortened(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """The text, cut to `length` characters with an ellipsis where it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def markdown(text: object) -> str:
+def escape_markdown(text: object) -> str:
     r"""The text so that Markdown shows it as it is, anywhere in a line or in a table cell.
 
-    >>> print(markdown("freeze_then_unfreeze | *<b>*"))
+    >>> print(escape_markdown("freeze_then_unfreeze | *<b>*"))
     freeze_then_unfreeze &#124; \*&lt;b&gt;\*
     """
     entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
-    plain = re.sub(r"[\\`*\[\]~$!]", r"\\\g<0>", visible(text))
+    plain = re.sub(r"[\\`*\[\]~$!]", r"\\\g<0>", escape_control_characters(text))
     # An underscore within a word is no markup, and most of our names have one: leave them readable.
     plain = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", plain)
     plain = re.sub(r"[&<>|]", lambda found: entities[found.group()], plain)
@@ -60,18 +60,18 @@ def markdown(text: object) -> str:
     return re.sub(r"^( *\d+)([.)])(?= |$)", r"\1\\\2", plain)
 
 
-def describe(choice: Mapping[str, Any], leave_out: frozenset[str] = frozenset()) -> str:
+def format_choice(choice: Mapping[str, Any], leave_out: frozenset[str] = frozenset()) -> str:
     """A choice and its parameters, as one would call it.
 
-    >>> describe({"name": "sgd", "momentum": 0.9})
+    >>> format_choice({"name": "sgd", "momentum": 0.9})
     'sgd(momentum=0.9)'
     """
     parameters = {key: value for key, value in choice.items() if key != "name" and key not in leave_out}
-    inside = ", ".join(f"{key}={number(value)}" for key, value in parameters.items())
-    return visible(f"{choice['name']}({inside})" if inside else choice["name"])
+    inside = ", ".join(f"{key}={format_setting(value)}" for key, value in parameters.items())
+    return escape_control_characters(f"{choice['name']}({inside})" if inside else choice["name"])
 
 
-USUAL: dict[str, object] = {
+DEFAULT_CHOICES: dict[str, object] = {
     "embedding_loss": {"name": "none"},
     "head": {"name": "linear"},
     "activation": {"name": "keep"},
@@ -86,23 +86,23 @@ USUAL: dict[str, object] = {
 
 
 def rare_settings(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What stands in a recipe under the names in `USUAL`, in words.
+    """What stands in a recipe under the names in `DEFAULT_CHOICES`, in words.
 
     >>> rare_settings({"head": {"name": "mlp", "width": 256}})["head"], rare_settings({})["clip_value"]
     ('mlp(width=256)', 'none')
     """
-    values = {name: recipe.get(name, usual) for name, usual in USUAL.items()}
+    values = {name: recipe.get(name, usual) for name, usual in DEFAULT_CHOICES.items()}
     return {
-        name: describe(value) if isinstance(value, Mapping) else "none" if value is None else number(value)
+        name: format_choice(value) if isinstance(value, Mapping) else "none" if value is None else format_setting(value)
         for name, value in values.items()
     }
 
 
-def recipe_in_words(recipe: Mapping[str, Any]) -> str:
+def describe_recipe(recipe: Mapping[str, Any]) -> str:
     """Everything a person would want to know of a recipe, in one line."""
-    backbone = describe({"name": recipe["backbone"], **recipe["backbone_args"]})
-    mixing = describe(recipe["mixing"])
-    augmentation = describe(recipe["augmentation"])
+    backbone = format_choice({"name": recipe["backbone"], **recipe["backbone_args"]})
+    mixing = format_choice(recipe["mixing"])
+    augmentation = format_choice(recipe["augmentation"])
     clip_norm = recipe["clip_norm"]
     usual = rare_settings({})
     rare = [
@@ -110,14 +110,14 @@ def recipe_in_words(recipe: Mapping[str, Any]) -> str:
     ]
     return ", ".join(
         [
-            f"{describe(recipe['strategy'])} on {backbone} at {recipe['image_size']} px",
-            f"{describe(recipe['optimizer'])} with learning rate {number(recipe['learning_rate'])}"
-            f" and weight decay {number(recipe['weight_decay'])}",
-            f"{describe(recipe['schedule'])} schedule",
+            f"{format_choice(recipe['strategy'])} on {backbone} at {recipe['image_size']} px",
+            f"{format_choice(recipe['optimizer'])} with learning rate {format_setting(recipe['learning_rate'])}"
+            f" and weight decay {format_setting(recipe['weight_decay'])}",
+            f"{format_choice(recipe['schedule'])} schedule",
             "no augmentation" if augmentation == "none" else f"{augmentation} augmentation",
             "no mixing" if mixing == "none" else f"{mixing} mixing",
-            f"{describe(recipe['loss'])} loss",
-            "no clipping" if clip_norm is None else f"gradients clipped at norm {number(clip_norm)}",
+            f"{format_choice(recipe['loss'])} loss",
+            "no clipping" if clip_norm is None else f"gradients clipped at norm {format_setting(clip_norm)}",
             f"batches of {recipe['batch_size']}",
             f"{recipe['epochs']} epochs",
             *rare,
@@ -125,76 +125,80 @@ def recipe_in_words(recipe: Mapping[str, Any]) -> str:
     )
 
 
-def number(value: object) -> str:
+def format_setting(value: object) -> str:
     """A setting as a person writes it: three digits for a float, everything else as it is."""
     if isinstance(value, float):
         return f"{value:.3g}"
-    return visible(value)
+    return escape_control_characters(value)
 
 
-def percent(accuracy: float | None) -> str:
+def format_percent(accuracy: float | None) -> str:
     """An accuracy in [0, 1] as a percentage with one decimal."""
     return MISSING if accuracy is None or not math.isfinite(accuracy) else f"{100 * accuracy:.1f}%"
 
 
-def measured(objective: Objective, value: float | None) -> str:
+def format_objective(objective: Objective, value: float | None) -> str:
     """What was reached in an objective, as a person writes it.
 
     >>> from xfer.objectives import OBJECTIVES
-    >>> [measured(OBJECTIVES[name], 0.4567) for name in ("balanced_accuracy", "loss", "seconds")]
+    >>> [format_objective(OBJECTIVES[name], 0.4567) for name in ("balanced_accuracy", "loss", "seconds")]
     ['45.7%', '0.457', '0.5 s']
     """
-    write: dict[Unit, Callable[[float], str]] = {"share": percent, "nats": number, "seconds": duration}
+    write: dict[Unit, Callable[[float], str]] = {
+        "share": format_percent,
+        "nats": format_setting,
+        "seconds": format_duration,
+    }
     return MISSING if value is None else write[objective.unit](value)
 
 
-def points(difference: float) -> str:
+def format_percentage_points(difference: float) -> str:
     """A difference of two accuracies in percentage points, with its sign.
 
-    >>> points(0.1234), points(-0.02), points(0.0)
+    >>> format_percentage_points(0.1234), format_percentage_points(-0.02), format_percentage_points(0.0)
     ('+12.3', '-2.0', '0.0')
     """
     shown = f"{100 * difference:+.1f}"
     return shown[1:] if float(shown) == 0 else shown
 
 
-def percents(low: float, high: float) -> str:
+def format_interval(low: float, high: float) -> str:
     """An interval within [0, 1] in percent.
 
-    >>> percents(0.914, 1.0)
+    >>> format_interval(0.914, 1.0)
     '91.4% to 100.0%'
     """
-    return f"{percent(low)} to {percent(high)}"
+    return f"{format_percent(low)} to {format_percent(high)}"
 
 
-def evidence(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """An estimate with its interval and what it rests on, for a sentence."""
-    return f"{percent(estimate.mean)} ({percents(estimate.low, estimate.high)}; {basis(estimate)})"
+    return f"{format_percent(estimate.mean)} ({format_interval(estimate.low, estimate.high)}; {format_sample_size(estimate)})"
 
 
-def basis(estimate: Estimate) -> str:
+def format_sample_size(estimate: Estimate) -> str:
     """What an estimate rests on.
 
     >>> from sweeps.reporting.statistics import Estimate
-    >>> basis(Estimate(0.9, 0.8, 0.95, images=153, seeds=3))
+    >>> format_sample_size(Estimate(0.9, 0.8, 0.95, images=153, seeds=3))
     '153 images, 3 seeds'
     """
-    return f"{counted(estimate.images, 'image')}, {counted(estimate.seeds, 'seed')}"
+    return f"{pluralize(estimate.images, 'image')}, {pluralize(estimate.seeds, 'seed')}"
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """A count with its noun.
 
-    >>> counted(1, "trial"), counted(2, "trial")
+    >>> pluralize(1, "trial"), pluralize(2, "trial")
     ('1 trial', '2 trials')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time span to two or three digits.
 
-    >>> duration(4.2), duration(75), duration(8000)
+    >>> format_duration(4.2), format_duration(75), format_duration(8000)
     ('4.2 s', '1 min 15 s', '2 h 13 min')
     """
     if seconds < 59.5:
@@ -205,10 +209,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def dollars(amount: float) -> str:
+def format_dollars(amount: float) -> str:
     """An amount of money as one writes it: whole dollars without cents, a price an hour to its last digit.
 
-    >>> dollars(20.0), dollars(3.2), dollars(0.8048), dollars(1234.5)
+    >>> format_dollars(20.0), format_dollars(3.2), format_dollars(0.8048), format_dollars(1234.5)
     ('$20', '$3.20', '$0.8048', '$1,234.50')
     """
     whole, _, cents = f"{amount:,.4f}".partition(".")
@@ -216,21 +220,21 @@ def dollars(amount: float) -> str:
     return f"${whole}.{cents:0<2}" if cents else f"${whole}"
 
 
-def cost_so_far(spent: float | None, budget: float | None) -> str:
+def format_cost_so_far(spent: float | None, budget: float | None) -> str:
     """What has been spent, and of how much; nothing where no price is known.
 
-    >>> cost_so_far(3.2, 20.0), cost_so_far(3.204, None), cost_so_far(None, None)
+    >>> format_cost_so_far(3.2, 20.0), format_cost_so_far(3.204, None), format_cost_so_far(None, None)
     ('$3.20 of $20', '$3.20 so far', '')
     """
     if spent is None:
         return ""
-    return f"${spent:,.2f} of {dollars(budget)}" if budget is not None else f"${spent:,.2f} so far"
+    return f"${spent:,.2f} of {format_dollars(budget)}" if budget is not None else f"${spent:,.2f} so far"
 
 
-def listed(items: list[str]) -> str:
+def join_words(items: list[str]) -> str:
     """Items as one says them.
 
-    >>> listed(["a", "b", "c"])
+    >>> join_words(["a", "b", "c"])
     'a, b and c'
     """
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

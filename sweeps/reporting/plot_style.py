@@ -49,38 +49,38 @@ _WIDTH = 8.6  # inches of 72 points
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """How a strategy is drawn, in every figure: colour and shape say the same, for those who see only one of them."""
 
     colour: str
     marker: str
 
 
-Looks = Mapping[str, Look]
+StrategyStyles = Mapping[str, PlotStyle]
 
 
-def strategy_looks(strategies: Iterable[str]) -> dict[str, Look]:
+def assign_strategy_styles(strategies: Iterable[str]) -> dict[str, PlotStyle]:
     """A look for each strategy, whatever it is called; colours repeat after seven, with other markers."""
     return {
-        strategy: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        strategy: PlotStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
         for i, strategy in enumerate(sorted(set(strategies)))
     }
 
 
-def canvas(height: float, left: float = 0.09, right: float = 0.97) -> tuple[Figure, Axes]:
+def new_figure(height: float, left: float = 0.09, right: float = 0.97) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, between `left` and `right` of its width; `height` is in inches."""
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.add_axes((left, 0.48 / height, right - left, 1 - 0.78 / height))
     return figure, axes
 
 
-def dot(axes: Axes, x: float, y: float, look: Look, hollow: bool, size: float = 6) -> None:
+def plot_run(axes: Axes, x: float, y: float, style: PlotStyle, hollow: bool, size: float = 6) -> None:
     """One run: filled if it counts, hollow if it was cut short; `size` is in points."""
-    face, edge, width = (PAPER, look.colour, 1.2) if hollow else (look.colour, PAPER, 0.5)
+    face, edge, width = (PAPER, style.colour, 1.2) if hollow else (style.colour, PAPER, 0.5)
     axes.plot(
         [x],
         [y],
-        look.marker,
+        style.marker,
         markersize=size,
         markerfacecolor=face,
         markeredgecolor=edge,
@@ -89,19 +89,19 @@ def dot(axes: Axes, x: float, y: float, look: Look, hollow: bool, size: float = 
     )
 
 
-def rows(axes: Axes, names: Sequence[str]) -> None:
+def set_row_labels(axes: Axes, names: Sequence[str]) -> None:
     """The vertical axis as a list of names, the first on top."""
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def beside(axes: Axes, row: int, text: str) -> None:
+def annotate_row(axes: Axes, row: int, text: str) -> None:
     """A remark to the right of a row."""
     axes.text(1.03, row, text, transform=axes.get_yaxis_transform(), va="center")
 
 
-def percent_axis(axis: Axis, label: str = "") -> None:
+def format_percent_axis(axis: Axis, label: str = "") -> None:
     """Accuracies in [0, 1], read in percent."""
     axis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}%"))
     axis.grid(True, color=MUTED, alpha=0.25, linewidth=0.6)
@@ -109,14 +109,14 @@ def percent_axis(axis: Axis, label: str = "") -> None:
     axis.axes.set_axisbelow(True)
 
 
-def objective_axis(axis: Axis, objective: Objective, label: str) -> None:
+def format_objective_axis(axis: Axis, objective: Objective, label: str) -> None:
     """Values of an objective, as a person reads them."""
-    percent_axis(axis, label)
+    format_percent_axis(axis, label)
     if objective.unit != "share":
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
-def as_svg(draw: Callable[[], Figure | None], salt: str) -> str | None:
+def render_svg(draw: Callable[[], Figure | None], salt: str) -> str | None:
     """What `draw` draws, as an SVG file; None if it has nothing to draw.
 
     Element names are salted, so that several figures can stand in one page.
@@ -132,7 +132,7 @@ def as_svg(draw: Callable[[], Figure | None], salt: str) -> str | None:
     return re.sub(r' id="[a-z0-9A-Z.]+_\d+"', "", text.getvalue())
 
 
-def in_page(svg: str) -> str:
+def inline_svg(svg: str) -> str:
     """The SVG element alone, its inks replaced by the page's `--ink`, `--muted` and `--paper`, light or dark."""
     element = svg[svg.index("<svg") :]
     for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (PAPER, "--paper")):

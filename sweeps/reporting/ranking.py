@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.reporting.formatting import USUAL, describe, rare_settings, visible
-from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.formatting import DEFAULT_CHOICES, escape_control_characters, format_choice, rare_settings
+from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
 from xfer.records import Record
 
-COLUMNS = (
+RANKING_COLUMNS = (
     *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule"),
     *("augmentation", "mixing", "loss", "learning_rate", "weight_decay", "batch_size", "epochs", "status"),
     *("val_accuracy", "test_accuracy", "test_ci_low", "test_ci_high", "seeds", "seconds"),
@@ -27,7 +27,7 @@ COLUMNS = (
     *("objective", "on_front", "val_loss", "val_balanced_accuracy", "val_top5_accuracy", "val_calibration_error"),
     *("val_noisy_accuracy", "test_loss", "test_balanced_accuracy", "test_top5_accuracy", "test_calibration_error"),
     *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
-    *USUAL,
+    *DEFAULT_CHOICES,
 )
 _WHOLE = (
     "rank",
@@ -52,7 +52,7 @@ _NUMBERS = ("body_rate", "clip_value", "images_per_class", "views")
 _PLACE = {"finished": 1, "pruned": 2, "failed": 3}  # finalists stand before them, at 0
 
 
-def ranked(results: Results) -> list[Trial]:
+def ranked_trials(results: Results) -> list[RankedTrial]:
     """All trials, best first.
 
     Finalists stand first, in the order that was fixed before the test part was last opened: what the test part said
@@ -62,7 +62,7 @@ def ranked(results: Results) -> list[Trial]:
     """
     fixed_order = list(results.openings[-1]["finalists"]) if results.openings else []
 
-    def place(trial: Trial) -> tuple[float, ...]:
+    def place(trial: RankedTrial) -> tuple[float, ...]:
         score = -math.inf if trial.score is None else trial.score
         if trial.is_finalist:
             opened = fixed_order.index(trial.name) if trial.name in fixed_order else len(fixed_order)
@@ -73,22 +73,25 @@ def ranked(results: Results) -> list[Trial]:
     return sorted(results.trials, key=place)
 
 
-def ranking(results: Results) -> pd.DataFrame:
-    """One row for each trial, best first, with the columns `COLUMNS`.
+def ranking_frame(results: Results) -> pd.DataFrame:
+    """One row for each trial, best first, with the columns `RANKING_COLUMNS`.
 
     Accuracies and interval ends are in [0, 1]. A finalist's are means over its final runs, any other trial's
     validation accuracy is that of its search run; what was not measured is missing. `epochs` counts the epochs that
     were trained in the search, `seeds` the runs behind `val_accuracy`, `seconds` search and final runs together.
-    `objective` says what the sweep searched for, and `on_front`, where that were two things, who is beaten by none in
+    `objective` says what the sweep searched for, and `pareto_mask`, where that were two things, who is beaten by none in
     both. `gap` is training minus validation accuracy (`Epoch.gap`), `flops` are those of one image's way forward.
     """
-    rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked(results), start=1)]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    types = {column: "Int64" if column in _WHOLE else "object" if column in _TEXT else "Float64" for column in COLUMNS}
+    rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked_trials(results), start=1)]
+    frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
+    types = {
+        column: "Int64" if column in _WHOLE else "object" if column in _TEXT else "Float64"
+        for column in RANKING_COLUMNS
+    }
     return frame.astype(types)
 
 
-def csv(frame: pd.DataFrame) -> str:
+def ranking_csv(frame: pd.DataFrame) -> str:
     """The ranking as CSV that a spreadsheet takes for data, whatever its cells say."""
     return frame.map(_no_formula).to_csv(index=False, lineterminator="\n")
 
@@ -109,7 +112,7 @@ class StrategyTally:
     """How the trials of one strategy went."""
 
     strategy: str
-    trials: tuple[Trial, ...]
+    trials: tuple[RankedTrial, ...]
 
     @property
     def accuracies(self) -> list[float]:
@@ -124,10 +127,10 @@ class StrategyTally:
     @property
     def best(self) -> float | None:
         """The best of `values`; None if no trial finished."""
-        return max(self.values, key=self.trials[0].objectives[0].scored, default=None)
+        return max(self.values, key=self.trials[0].objectives[0].to_score, default=None)
 
     @property
-    def middle(self) -> float | None:
+    def median_value(self) -> float | None:
         """The median of `values`; None if no trial finished."""
         return median(self.values) if self.values else None
 
@@ -137,9 +140,9 @@ class StrategyTally:
         return Counter(trial.status for trial in self.trials)
 
 
-def by_strategy(trials: Iterable[Trial]) -> list[StrategyTally]:
+def tally_by_strategy(trials: Iterable[RankedTrial]) -> list[StrategyTally]:
     """A tally for each strategy, the one with the best finished trial first."""
-    members: dict[str, list[Trial]] = defaultdict(list)
+    members: dict[str, list[RankedTrial]] = defaultdict(list)
     for trial in trials:
         members[trial.strategy].append(trial)
     tallies = [StrategyTally(strategy, tuple(group)) for strategy, group in members.items()]
@@ -147,20 +150,20 @@ def by_strategy(trials: Iterable[Trial]) -> list[StrategyTally]:
 
 
 def _score(tally: StrategyTally) -> float:
-    return -math.inf if tally.best is None else tally.trials[0].objectives[0].scored(tally.best)
+    return -math.inf if tally.best is None else tally.trials[0].objectives[0].to_score(tally.best)
 
 
-def _row(rank: int, trial: Trial, results: Results) -> dict[str, Any]:
+def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
     recipe = trial.search.recipe
     choices = ("optimizer", "schedule", "augmentation", "mixing", "loss")
     return {
         "rank": rank,
-        "trial": visible(trial.name),
-        "strategy": describe(recipe["strategy"], leave_out=frozenset({"freeze_epochs"})),
+        "trial": escape_control_characters(trial.name),
+        "strategy": format_choice(recipe["strategy"], leave_out=frozenset({"freeze_epochs"})),
         "freeze_epochs": recipe["strategy"].get("freeze_epochs"),
         "clip_norm": recipe["clip_norm"],
-        "backbone": describe({"name": recipe["backbone"], **recipe["backbone_args"]}),
-        **{choice: describe(recipe[choice]) for choice in choices},
+        "backbone": format_choice({"name": recipe["backbone"], **recipe["backbone_args"]}),
+        **{choice: format_choice(recipe[choice]) for choice in choices},
         **{setting: recipe[setting] for setting in ("learning_rate", "weight_decay", "batch_size")},
         "epochs": len(trial.search.epochs),
         "status": trial.status,
@@ -173,13 +176,13 @@ def _row(rank: int, trial: Trial, results: Results) -> dict[str, Any]:
         "search_val_accuracy": trial.search_accuracy,
         "key": trial.search.key,
         "objective": ",".join(each.name for each in results.objectives),
-        "on_front": ("yes" if trial.name in results.front else "no") if results.objectives[1:] else None,
+        "on_front": ("yes" if trial.name in results.pareto_front else "no") if results.objectives[1:] else None,
         **{name: trial.mean(partial(_last, name)) for name in _PER_EPOCH},
         **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _PER_PART},
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),
-        **{setting: recipe.get(setting, USUAL[setting]) for setting in _NUMBERS},
+        **{setting: recipe.get(setting, DEFAULT_CHOICES[setting]) for setting in _NUMBERS},
     }
 
 

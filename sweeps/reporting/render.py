@@ -10,10 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables
-from sweeps.reporting.figures import drawings
-from sweeps.reporting.formatting import counted, duration, markdown, visible
-from sweeps.reporting.plot_style import in_page
-from sweeps.reporting.ranking import csv, ranking
+from sweeps.reporting.figures import report_figures
+from sweeps.reporting.formatting import escape_control_characters, escape_markdown, format_duration, pluralize
+from sweeps.reporting.plot_style import inline_svg
+from sweeps.reporting.ranking import ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -29,7 +29,7 @@ def render(results: Results, folder: Path) -> Path:
     context = _context(results)
     for drawing in context["drawings"]:
         _write(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
-    _write(folder / "ranking.csv", csv(ranking(results)))
+    _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
     _write(folder / "report.md", _markdown_pages().get_template("report.md.j2").render(context))
     _write(folder / "report.html", _html_pages().get_template("report.html.j2").render(context))
     return folder / "report.html"
@@ -40,9 +40,9 @@ def _context(results: Results) -> dict[str, Any]:
     return {
         "plan": results.plan,
         "headline": summary.headline(results),
-        "comparison": summary.comparison(results),
-        "front": summary.front(results),
-        "cost": summary.cost(results),
+        "comparison": summary.strategy_comparison(results),
+        "front": summary.pareto_sentence(results),
+        "cost": summary.cost_sentence(results),
         "caveats": summary.caveats(results),
         "winning_recipe": summary.winning_recipe(results),
         "how_to_read": summary.how_to_read(results),
@@ -53,32 +53,36 @@ def _context(results: Results) -> dict[str, Any]:
         "strategies": tables.strategies_table(results),
         "failures": tables.failures_table(results),
         "objectives": [objective.label for objective in results.objectives],
-        "beside_accuracy": secondary_metrics.beside_accuracy(results),
+        "beside_accuracy": secondary_metrics.secondary_metrics_table(results),
         "most_confused": secondary_metrics.most_confused(results),
-        "beside_in_words": secondary_metrics.BESIDE_IN_WORDS,
-        "screening": screening.screening(results),
-        "screening_in_words": screening.IN_WORDS,
-        "transfer": secondary_metrics.what_transfer_brought(results),
-        "transfer_in_words": secondary_metrics.TRANSFER_IN_WORDS,
-        "drawings": drawings(results),
-        "runs": counted(len(results.records), "run"),
-        "time_spent": duration(results.seconds),
+        "beside_in_words": secondary_metrics.SECONDARY_METRICS_CAPTION,
+        "screening": screening.screening_table(results),
+        "screening_in_words": screening.SCREENING_CAPTION,
+        "transfer": secondary_metrics.transfer_benefits_table(results),
+        "transfer_in_words": secondary_metrics.TRANSFER_BENEFITS_CAPTION,
+        "drawings": report_figures(results),
+        "runs": pluralize(len(results.records), "run"),
+        "time_spent": format_duration(results.seconds),
     }
 
 
 def _html_pages() -> Environment:
     """Templates in which everything that is filled in is made visible and escaped."""
-    pages = _pages(autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else visible(value))
+    pages = _pages(
+        autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else escape_control_characters(value)
+    )
     # matplotlib escaped the names in it already.
-    pages.filters["in_page"] = lambda svg: Markup(in_page(svg))
+    pages.filters["in_page"] = lambda svg: Markup(inline_svg(svg))
     return pages
 
 
 def _markdown_pages() -> Environment:
     """Templates in which everything that is filled in is made visible and escaped for Markdown."""
-    pages = _pages(autoescape=False, finalize=lambda value: value if isinstance(value, Markup) else markdown(value))
+    pages = _pages(
+        autoescape=False, finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(value)
+    )
     # For indented code blocks only: they show every character, and end at the line's end.
-    pages.filters["verbatim"] = lambda text: Markup(visible(text))
+    pages.filters["verbatim"] = lambda text: Markup(escape_control_characters(text))
     return pages
 
 

@@ -10,8 +10,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from sweeps.reporting.statistics import Estimate, pooled
-from xfer.objectives import ACCURACY, Objective, objectives_from, on_front
+from sweeps.reporting.statistics import Estimate, pooled_estimate
+from xfer.objectives import ACCURACY, Objective, pareto_mask, parse_objectives
 from xfer.records import Evaluation, Record
 
 
@@ -36,7 +36,7 @@ class Results:
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """What was searched for, the one that decides first; a plan from before there was a choice means accuracy."""
-        return objectives_from(",".join(self.plan.get("objective", [ACCURACY.name])))
+        return parse_objectives(",".join(self.plan.get("objective", [ACCURACY.name])))
 
     @property
     def objective(self) -> Objective:
@@ -44,7 +44,7 @@ class Results:
         return self.objectives[0]
 
     @cached_property
-    def front(self) -> frozenset[str]:
+    def pareto_front(self) -> frozenset[str]:
         """Of two objectives: the finished trials whose search run no other one beats in both. Else nobody."""
         if len(self.objectives) < 2:
             return frozenset()
@@ -53,17 +53,17 @@ class Results:
             trial.name: tuple(-math.inf if score is None else score for score in trial.search_scores)
             for trial in finished
         }
-        return frozenset(name for name, best in zip(scores, on_front(list(scores.values())), strict=True) if best)
+        return frozenset(name for name, best in zip(scores, pareto_mask(list(scores.values())), strict=True) if best)
 
     @cached_property
-    def trials(self) -> tuple[Trial, ...]:
+    def trials(self) -> tuple[RankedTrial, ...]:
         """One for each search run, in the order of their names."""
         finals: dict[str, list[Record]] = defaultdict(list)
         for record in self.records:
             if record.phase == "final":
                 finals[record.trial.rpartition("-s")[0]].append(record)
         searched = sorted((r for r in self.records if r.phase == "search"), key=lambda record: record.trial)
-        return tuple(Trial(record, tuple(finals[record.trial]), self.objectives) for record in searched)
+        return tuple(RankedTrial(record, tuple(finals[record.trial]), self.objectives) for record in searched)
 
     @property
     def seconds(self) -> float:
@@ -72,7 +72,7 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Trial:
+class RankedTrial:
     """A search run together with the final runs of the same recipe on other seeds."""
 
     search: Record
@@ -112,13 +112,13 @@ class Trial:
         evaluations = [record.val for record in self.finals if record.val]
         if not evaluations and self.search.val:
             evaluations = [self.search.val]
-        return pooled(evaluations) if evaluations else None
+        return pooled_estimate(evaluations) if evaluations else None
 
     @cached_property
     def test(self) -> Estimate | None:
         """On the test part: a finalist's final runs together, once the test part has been opened."""
         evaluations = [record.test for record in self.finals if record.test]
-        return pooled(evaluations) if evaluations else None
+        return pooled_estimate(evaluations) if evaluations else None
 
     @property
     def val_accuracy(self) -> float | None:
@@ -145,7 +145,7 @@ class Trial:
     def score(self) -> float | None:
         """What the trial is ranked by, higher is better."""
         value = self.value(self.objectives[0])
-        return None if value is None else self.objectives[0].scored(value)
+        return None if value is None else self.objectives[0].to_score(value)
 
     def test_value(self, objective: Objective) -> float | None:
         """What the trial came to on the test part, as the mean over its final runs."""

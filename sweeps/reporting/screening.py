@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from sweeps.reporting.formatting import MISSING, describe, number, percent, visible
+from sweeps.reporting.formatting import (
+    MISSING,
+    escape_control_characters,
+    format_choice,
+    format_percent,
+    format_setting,
+)
 from sweeps.reporting.results import Results
-from sweeps.reporting.statistics import pooled
-from sweeps.reporting.tables import Table, with_interval
+from sweeps.reporting.statistics import pooled_estimate
+from sweeps.reporting.tables import Table, format_accuracy_interval
 from xfer.objectives import ACCURACY, OBJECTIVES
 from xfer.records import Record
 
-IN_WORDS = (
+SCREENING_CAPTION = (
     "Heads in closed form on what each frozen backbone makes of the images, on the validation part, under several "
     "penalties: the best of them is shown, so its accuracy is a little too good, for every backbone alike. How a "
     "network serves frozen is only a sign of how it serves fine-tuned. The search was about the backbones that went "
@@ -17,7 +23,7 @@ IN_WORDS = (
 )
 
 
-def screening(results: Results) -> Table:
+def screening_table(results: Results) -> Table:
     """For each backbone its best head, the best first, and whether the search went on with it; empty without one."""
     if results.screening is None:
         return Table((), ())
@@ -32,12 +38,12 @@ def screening(results: Results) -> Table:
         value = objective.value(best.epochs) if best else None
         rows.append(
             (
-                visible(name),
+                escape_control_characters(name),
                 "yes" if name in decision["kept"] else "no",
-                describe(best.recipe["strategy"]) if best else "all failed",
-                *((percent(value),) * (objective != ACCURACY)),
+                format_choice(best.recipe["strategy"]) if best else "all failed",
+                *((format_percent(value),) * (objective != ACCURACY)),
                 _accuracy(best),
-                number(decision["penalties"].get(name, MISSING)),
+                format_setting(decision["penalties"].get(name, MISSING)),
                 str(len(heads)),
             )
         )
@@ -47,5 +53,5 @@ def screening(results: Results) -> Table:
 
 def _accuracy(record: Record | None) -> str:
     if record is None or record.val is None:
-        return percent(None)
-    return with_interval(record.val_accuracy, pooled([record.val]))
+        return format_percent(None)
+    return format_accuracy_interval(record.val_accuracy, pooled_estimate([record.val]))

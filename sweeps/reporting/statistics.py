@@ -31,7 +31,7 @@ class Estimate:
         return self.low <= other.high and other.low <= self.high
 
 
-def accuracy(seed: ArrayLike, image: ArrayLike, correct: ArrayLike) -> Estimate:
+def estimate_accuracy(seed: ArrayLike, image: ArrayLike, correct: ArrayLike) -> Estimate:
     """Mean and 95% interval of the accuracy seen in observations (seed, image, correct), each an array of length N.
 
     The interval is meant to cover the accuracy that the same recipe would reach with other seeds on other images from
@@ -57,10 +57,10 @@ def accuracy(seed: ArrayLike, image: ArrayLike, correct: ArrayLike) -> Estimate:
     return Estimate(mean, low, high, len(images), len(seeds))
 
 
-def pooled(evaluations: Sequence[Evaluation]) -> Estimate:
+def pooled_estimate(evaluations: Sequence[Evaluation]) -> Estimate:
     """The accuracy over evaluations of one recipe, each from a seed of its own; their images may differ or repeat."""
     sizes = [len(evaluation.images) for evaluation in evaluations]
-    return accuracy(
+    return estimate_accuracy(
         seed=np.repeat(np.arange(len(evaluations)), sizes),
         image=np.concatenate([evaluation.images for evaluation in evaluations]),
         correct=np.concatenate([evaluation.correct for evaluation in evaluations]),

@@ -4,109 +4,113 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sweeps.reporting.cost import COUNTED, in_words
+from sweeps.reporting.cost import COST_COVERAGE_NOTE, describe_cost
 from sweeps.reporting.formatting import (
-    counted,
-    describe,
-    evidence,
-    listed,
-    measured,
-    number,
-    percent,
-    recipe_in_words,
-    visible,
+    describe_recipe,
+    escape_control_characters,
+    format_choice,
+    format_estimate,
+    format_objective,
+    format_percent,
+    format_setting,
+    join_words,
+    pluralize,
 )
-from sweeps.reporting.ranking import by_strategy, ranked
-from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.ranking import ranked_trials, tally_by_strategy
+from sweeps.reporting.results import RankedTrial, Results
 from xfer.objectives import ACCURACY
 
 
 def headline(results: Results) -> str:
     """The answer in one sentence of plain text."""
-    trials = ranked(results)
+    trials = ranked_trials(results)
     if not trials:
         return "No trial has ended yet."
     best = trials[0]
     if not (best.is_finalist or best.status == "finished"):
         ends = Counter(trial.status for trial in trials)
-        counts = [f"{counted(ends[end], 'trial')} {end}" for end in ("pruned", "failed") if ends[end]]
-        return f"No trial finished, so there is nothing to rank: {listed(counts)}."
+        counts = [f"{pluralize(ends[end], 'trial')} {end}" for end in ("pruned", "failed") if ends[end]]
+        return f"No trial finished, so there is nothing to rank: {join_words(counts)}."
 
     recipe = best.search.recipe
     winner = (
-        f"{describe(recipe['strategy'])} on {visible(recipe['backbone'])} with {describe(recipe['optimizer'])}"
-        f" at learning rate {number(recipe['learning_rate'])} (trial {visible(best.name)})"
+        f"{format_choice(recipe['strategy'])} on {escape_control_characters(recipe['backbone'])} with {format_choice(recipe['optimizer'])}"
+        f" at learning rate {format_setting(recipe['learning_rate'])} (trial {escape_control_characters(best.name)})"
     )
     if results.objective != ACCURACY:
         return _by_another_objective(results, best, winner)
     if best.validation is None:
-        return f"Ahead is {winner}, with {percent(best.val_accuracy)} on the validation part."
+        return f"Ahead is {winner}, with {format_percent(best.val_accuracy)} on the validation part."
     if best.test is None:
-        return f"Ahead is {winner}, with {evidence(best.validation)} on the validation part."
+        return f"Ahead is {winner}, with {format_estimate(best.validation)} on the validation part."
     return (
-        f"Best is {winner}: {evidence(best.test)} on the test part, after {evidence(best.validation)}"
+        f"Best is {winner}: {format_estimate(best.test)} on the test part, after {format_estimate(best.validation)}"
         " on the validation part, which it was chosen on."
     )
 
 
-def _by_another_objective(results: Results, best: Trial, winner: str) -> str:
+def _by_another_objective(results: Results, best: RankedTrial, winner: str) -> str:
     objective = results.objective
-    reached = measured(objective, best.value(objective))
+    reached = format_objective(objective, best.value(objective))
     ahead = "Ahead" if best.test is None else "Best"
     said = f"{ahead} in {objective.label}, with {reached} on the validation part, is {winner}"
     if best.validation is None:
-        return f"{said}; its accuracy there is {percent(best.val_accuracy)}."
+        return f"{said}; its accuracy there is {format_percent(best.val_accuracy)}."
     if best.test is None:
-        return f"{said}; its accuracy there is {evidence(best.validation)}."
+        return f"{said}; its accuracy there is {format_estimate(best.validation)}."
     on_test = best.test_value(objective)
-    also = "" if on_test is None else f"On the test part that is {measured(objective, on_test)}, and "
+    also = "" if on_test is None else f"On the test part that is {format_objective(objective, on_test)}, and "
     return (
-        f"{said}. {also or 'On the test part '}its accuracy {evidence(best.test)}, after {evidence(best.validation)} on"
+        f"{said}. {also or 'On the test part '}its accuracy {format_estimate(best.test)}, after {format_estimate(best.validation)} on"
         " the validation part."
     )
 
 
-def front(results: Results) -> str | None:
+def pareto_sentence(results: Results) -> str | None:
     """One sentence on what no other trial beats in both objectives; None where there is only one."""
     if len(results.objectives) < 2:
         return None
-    finished = [trial for trial in ranked(results) if trial.status == "finished"]
-    on_it = [trial for trial in finished if trial.name in results.front]
+    finished = [trial for trial in ranked_trials(results) if trial.status == "finished"]
+    on_it = [trial for trial in finished if trial.name in results.pareto_front]
     first, second = results.objectives
     between = f"{first.label} and {second.label}"
     if not on_it:
         return f"No trial finished, so there is no Pareto front of {between}."
     points = [
-        f"{visible(trial.name)} ({measured(first, first.value(trial.search.epochs))}, "
-        f"{measured(second, second.value(trial.search.epochs))})"
+        f"{escape_control_characters(trial.name)} ({format_objective(first, first.value(trial.search.epochs))}, "
+        f"{format_objective(second, second.value(trial.search.epochs))})"
         for trial in on_it
     ]
     return (
         f"On the Pareto front of {between}, where no other search run is better in one without being worse in the "
-        f"other, {'is' if len(on_it) == 1 else 'are'} {len(on_it)} of {counted(len(finished), 'finished trial')}: "
-        f"{listed(points)}."
+        f"other, {'is' if len(on_it) == 1 else 'are'} {len(on_it)} of {pluralize(len(finished), 'finished trial')}: "
+        f"{join_words(points)}."
     )
 
 
-def comparison(results: Results) -> str | None:
+def strategy_comparison(results: Results) -> str | None:
     """One sentence on what every strategy reached, `scratch` among them; None if there is only one."""
-    tallies = by_strategy(results.trials)
+    tallies = tally_by_strategy(results.trials)
     if len(tallies) < 2:
         return None
     objective = results.objective
-    reached = [f"{visible(t.strategy)} {measured(objective, t.best)}" for t in tallies if t.best is not None]
-    silent = [visible(t.strategy) for t in tallies if t.best is None]
+    reached = [
+        f"{escape_control_characters(t.strategy)} {format_objective(objective, t.best)}"
+        for t in tallies
+        if t.best is not None
+    ]
+    silent = [escape_control_characters(t.strategy) for t in tallies if t.best is None]
     without = f"no trial of {' or '.join(silent)} finished"
     if not reached:
         return None
     by = "" if objective == ACCURACY else f" by {objective.label}"
-    sentence = f"Best single search run of each strategy{by} on the validation part: {listed(reached)}"
+    sentence = f"Best single search run of each strategy{by} on the validation part: {join_words(reached)}"
     return f"{sentence}; {without}." if silent else f"{sentence}."
 
 
 def caveats(results: Results) -> list[str]:
     """Why not to trust the headline further than it goes; each a sentence or two."""
-    trials = [trial for trial in ranked(results) if trial.is_finalist or trial.status == "finished"]
+    trials = [trial for trial in ranked_trials(results) if trial.is_finalist or trial.status == "finished"]
     said = []
     if trials:
         close = _too_close(trials) if results.objective == ACCURACY else _too_close_over_seeds(trials)
@@ -119,23 +123,23 @@ def caveats(results: Results) -> list[str]:
             "changed after the first look may have been fitted to it."
         )
     if results.unfinished:
-        names = ", ".join(visible(name) for name in results.unfinished[:10])
+        names = ", ".join(escape_control_characters(name) for name in results.unfinished[:10])
         more = ", ..." if len(results.unfinished) > 10 else ""
-        said.append(f"{counted(len(results.unfinished), 'trial')} begun and not ended yet: {names}{more}.")
+        said.append(f"{pluralize(len(results.unfinished), 'trial')} begun and not ended yet: {names}{more}.")
     return said
 
 
 def winning_recipe(results: Results) -> str | None:
     """The whole recipe of the best trial; None if no trial finished."""
-    best = next(iter(ranked(results)), None)
+    best = next(iter(ranked_trials(results)), None)
     if best is None or not (best.is_finalist or best.status == "finished"):
         return None
-    return recipe_in_words(best.search.recipe)
+    return describe_recipe(best.search.recipe)
 
 
-def cost(results: Results) -> str | None:
+def cost_sentence(results: Results) -> str | None:
     """One sentence on what it cost, and on which machines; None where no price is known."""
-    spent = in_words(results.spending)
+    spent = describe_cost(results.spending)
     return None if spent is None else f"It cost {spent}."
 
 
@@ -161,7 +165,7 @@ def how_to_read(results: Results) -> list[str]:
         f"Finalists come first in the ranking, in that order, then the other finished trials by the {by} of their one "
         "run on the validation part, then pruned and failed ones by how far they got.",
         *_on_two_objectives(results),
-        *([COUNTED] if cost(results) else []),
+        *([COST_COVERAGE_NOTE] if cost_sentence(results) else []),
     ]
 
 
@@ -169,12 +173,14 @@ def _warm_start(results: Results) -> list[str]:
     warm = results.plan.get("warm_start")
     if not warm:
         return []
-    sources = [f"{visible(each['sweep'])} (distance {each['distance']:.2f})" for each in warm.get("from", [])]
+    sources = [
+        f"{escape_control_characters(each['sweep'])} (distance {each['distance']:.2f})" for each in warm.get("from", [])
+    ]
     if not sources:
         return ["A warm start was asked for, but no earlier sweep in the storage had data that look alike."]
-    count = counted(len(warm["params"]), "recipe")
+    count = pluralize(len(warm["params"]), "recipe")
     return [
-        f"The search began with {count} taken from {listed(sources)}, earlier sweeps on data that look alike, by their "
+        f"The search began with {count} taken from {join_words(sources)}, earlier sweeps on data that look alike, by their "
         "validation scores: what they know of those data is part of the result."
     ]
 
@@ -195,14 +201,14 @@ def _opened(results: Results) -> str:
     if not results.openings:
         return "The test part has not been opened."
     times = [
-        f"at {visible(opening['at'])} for {listed([visible(name) for name in opening['finalists']])}"
+        f"at {escape_control_characters(opening['at'])} for {join_words([escape_control_characters(name) for name in opening['finalists']])}"
         for opening in results.openings
     ]
     once = "once" if len(times) == 1 else f"{len(times)} times"
     return f"The test part was opened {once}, after the finalists' order was fixed: {'; '.join(times)}."
 
 
-def _too_close(trials: list[Trial]) -> list[str]:
+def _too_close(trials: list[RankedTrial]) -> list[str]:
     first, *others = trials
     if not others or first.is_finalist != others[0].is_finalist:
         return []
@@ -211,14 +217,14 @@ def _too_close(trials: list[Trial]) -> list[str]:
     for part, (one, other) in pairs.items():
         if one and other:
             overlap = (
-                f"On the {part} part the intervals of the first two, {visible(first.name)} and {visible(second.name)}, "
+                f"On the {part} part the intervals of the first two, {escape_control_characters(first.name)} and {escape_control_characters(second.name)}, "
                 "overlap: which of them is better is not settled."
             )
             return [overlap] if one.overlaps(other) else []
     return []
 
 
-def _too_close_over_seeds(trials: list[Trial]) -> list[str]:
+def _too_close_over_seeds(trials: list[RankedTrial]) -> list[str]:
     """An interval is known for accuracies only; of anything else there is the spread over seeds."""
     first, *others = trials
     objective = first.objectives[0]
@@ -235,31 +241,33 @@ def _too_close_over_seeds(trials: list[Trial]) -> list[str]:
     if low > other_high or other_low > high:
         return [known]
     return [
-        f"{known} Over their seeds the first two, {visible(first.name)} ({measured(objective, low)} to "
-        f"{measured(objective, high)}) and {visible(others[0].name)} ({measured(objective, other_low)} to "
-        f"{measured(objective, other_high)}), overlap: which of them is better is not settled."
+        f"{known} Over their seeds the first two, {escape_control_characters(first.name)} ({format_objective(objective, low)} to "
+        f"{format_objective(objective, high)}) and {escape_control_characters(others[0].name)} ({format_objective(objective, other_low)} to "
+        f"{format_objective(objective, other_high)}), overlap: which of them is better is not settled."
     ]
 
 
-def _better_on_test(trials: list[Trial]) -> list[str]:
+def _better_on_test(trials: list[RankedTrial]) -> list[str]:
     first, *others = trials
     objective = first.objectives[0]
     own = first.test_value(objective)
     tested = [
-        (objective.scored(value), trial.name) for trial in others if (value := trial.test_value(objective)) is not None
+        (objective.to_score(value), trial.name)
+        for trial in others
+        if (value := trial.test_value(objective)) is not None
     ]
-    if not tested or own is None or max(tested)[0] <= objective.scored(own):
+    if not tested or own is None or max(tested)[0] <= objective.to_score(own):
         return []
     score, name = max(tested)
-    reached = measured(objective, objective.scored(score))
+    reached = format_objective(objective, objective.to_score(score))
     came_out = "higher" if objective.higher_is_better else "lower, which is better"
     return [
-        f"On the test part finalist {visible(name)} came out {came_out}, at {reached}. The order stays as it was "
+        f"On the test part finalist {escape_control_characters(name)} came out {came_out}, at {reached}. The order stays as it was "
         "fixed on the validation part: choosing by the test part would flatter whoever was chosen."
     ]
 
 
-def _thin_evidence(best: Trial) -> list[str]:
+def _thin_evidence(best: RankedTrial) -> list[str]:
     if best.seeds > 1:
         return []
     return ["The best recipe was run on one seed only, so how much another seed would change is unknown."]

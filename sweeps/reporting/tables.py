@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeps.reporting.formatting import describe, duration, measured, number, percent, rare_settings, shortened, visible
-from sweeps.reporting.ranking import by_strategy, ranked
-from sweeps.reporting.results import Results, Trial
+from sweeps.reporting.formatting import (
+    escape_control_characters,
+    format_choice,
+    format_duration,
+    format_objective,
+    format_percent,
+    format_setting,
+    rare_settings,
+    truncate,
+)
+from sweeps.reporting.ranking import ranked_trials, tally_by_strategy
+from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
 from xfer.objectives import ACCURACY, OBJECTIVES
 
@@ -19,16 +28,18 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    def only(self, *columns: str) -> Table:
+    def select_columns(self, *columns: str) -> Table:
         """The same table with some of its columns, in the order given."""
         places = [self.header.index(column) for column in columns]
         return Table(columns, tuple(tuple(row[place] for place in places) for row in self.rows))
 
 
-def summary(results: Results, top: int = 10) -> Table:
+def summary_table(results: Results, top: int = 10) -> Table:
     """The first rows of the ranking, narrow enough for a terminal."""
-    table = _ranking(results, ranked(results)[:top], ())
-    return table.only("rank", "trial", "strategy", "status", *_objective_columns(results), "validation", "test")
+    table = _ranking(results, ranked_trials(results)[:top], ())
+    return table.select_columns(
+        "rank", "trial", "strategy", "status", *_objective_columns(results), "validation", "test"
+    )
 
 
 def ranking_table(results: Results, top: int | None = None) -> Table:
@@ -37,7 +48,7 @@ def ranking_table(results: Results, top: int | None = None) -> Table:
     `validation` and `test` are accuracies, whatever was searched for.
     """
     same = _shared_settings(results)
-    trials = ranked(results)
+    trials = ranked_trials(results)
     differing = [setting for trial in trials[:1] for setting in _settings(trial) if setting not in {*same, "strategy"}]
     return _ranking(results, trials[:top], differing)
 
@@ -71,16 +82,16 @@ def strategies_table(results: Results) -> Table:
         ("strategy", "trials", "finished", "best", "median", *(("best accuracy",) * beside), "pruned", "failed"),
         tuple(
             (
-                visible(tally.strategy),
+                escape_control_characters(tally.strategy),
                 str(len(tally.trials)),
                 str(tally.counts["finished"]),
-                measured(objective, tally.best),
-                measured(objective, tally.middle),
-                *((percent(max(tally.accuracies, default=None)),) * beside),
+                format_objective(objective, tally.best),
+                format_objective(objective, tally.median_value),
+                *((format_percent(max(tally.accuracies, default=None)),) * beside),
                 str(tally.counts["pruned"]),
                 str(tally.counts["failed"]),
             )
-            for tally in by_strategy(results.trials)
+            for tally in tally_by_strategy(results.trials)
         ),
     )
 
@@ -92,10 +103,10 @@ def failures_table(results: Results) -> Table:
         ("trial", "strategy", "epochs", "reason"),
         tuple(
             (
-                visible(record.trial),
-                describe(record.recipe["strategy"]),
+                escape_control_characters(record.trial),
+                format_choice(record.recipe["strategy"]),
                 str(len(record.epochs)),
-                shortened(visible(record.error or "no reason was recorded"), 300),
+                truncate(escape_control_characters(record.error or "no reason was recorded"), 300),
             )
             for record in failed
         ),
@@ -108,25 +119,25 @@ def _objective_columns(results: Results) -> tuple[str, ...]:
     return (*labels, *(("front",) if results.objectives[1:] else ()))
 
 
-def _ranking(results: Results, trials: Sequence[Trial], settings: Sequence[str]) -> Table:
+def _ranking(results: Results, trials: Sequence[RankedTrial], settings: Sequence[str]) -> Table:
     """What was reached stands before the settings, so that no screen is too narrow to show it."""
     rows = []
     for rank, trial in enumerate(trials, start=1):
         chosen = _settings(trial)
-        reached = {each.label: measured(each, trial.value(each)) for each in results.objectives}
-        reached["front"] = "yes" if trial.name in results.front else ""
+        reached = {each.label: format_objective(each, trial.value(each)) for each in results.objectives}
+        reached["front"] = "yes" if trial.name in results.pareto_front else ""
         rows.append(
             (
                 str(rank),
-                visible(trial.name),
+                escape_control_characters(trial.name),
                 chosen["strategy"],
                 *(reached[column] for column in _objective_columns(results)),
-                with_interval(trial.val_accuracy, trial.validation),
-                with_interval(trial.test.mean if trial.test else None, trial.test),
+                format_accuracy_interval(trial.val_accuracy, trial.validation),
+                format_accuracy_interval(trial.test.mean if trial.test else None, trial.test),
                 str(trial.seeds),
                 trial.status,
                 str(len(trial.search.epochs)),
-                duration(trial.seconds),
+                format_duration(trial.seconds),
                 *(chosen[setting] for setting in settings),
             )
         )
@@ -134,15 +145,21 @@ def _ranking(results: Results, trials: Sequence[Trial], settings: Sequence[str])
     return Table((*first, "validation", "test", "seeds", "status", "epochs", "time", *settings), tuple(rows))
 
 
-def _settings(trial: Trial) -> dict[str, str]:
+def _settings(trial: RankedTrial) -> dict[str, str]:
     recipe = trial.search.recipe
     clip_norm = recipe["clip_norm"]
     return {
-        "strategy": describe(recipe["strategy"]),
-        "clip norm": "none" if clip_norm is None else number(clip_norm),
-        "backbone": describe({"name": recipe["backbone"], **recipe["backbone_args"]}),
-        **{choice: describe(recipe[choice]) for choice in ("optimizer", "schedule", "augmentation", "mixing", "loss")},
-        **{name.replace("_", " "): number(recipe[name]) for name in ("learning_rate", "weight_decay", "batch_size")},
+        "strategy": format_choice(recipe["strategy"]),
+        "clip norm": "none" if clip_norm is None else format_setting(clip_norm),
+        "backbone": format_choice({"name": recipe["backbone"], **recipe["backbone_args"]}),
+        **{
+            choice: format_choice(recipe[choice])
+            for choice in ("optimizer", "schedule", "augmentation", "mixing", "loss")
+        },
+        **{
+            name.replace("_", " "): format_setting(recipe[name])
+            for name in ("learning_rate", "weight_decay", "batch_size")
+        },
         **_with_spaces(rare_settings(recipe)),
     }
 
@@ -151,8 +168,8 @@ def _with_spaces(settings: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", " "): value for name, value in settings.items()}
 
 
-def with_interval(accuracy: float | None, estimate: Estimate | None) -> str:
+def format_accuracy_interval(accuracy: float | None, estimate: Estimate | None) -> str:
     """An accuracy as a percentage, and behind it its 95% interval where there is one."""
     if estimate is None:
-        return percent(accuracy)
-    return f"{percent(accuracy)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+        return format_percent(accuracy)
+    return f"{format_percent(accuracy)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"

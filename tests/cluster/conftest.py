@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.lab.laboratory import Laboratory, missing
-from tests.cluster.stories import SWEEP
-from tests.sweeping import once, only_sweep, run
+from tests.cluster.lab.laboratory import Laboratory, missing_requirements
+from tests.cluster.scenarios import SWEEP_FLAGS
+from tests.sweep_commands import build_once, only_sweep, run
 
 PHOTOS_PER_CLASS = 20
 
@@ -18,7 +18,7 @@ PHOTOS_PER_CLASS = 20
 @pytest.fixture(scope="session")
 def can_have_a_laboratory() -> None:
     """Skips where there can be none, and says why."""
-    if why := missing():
+    if why := missing_requirements():
         pytest.skip(why)
 
 
@@ -58,7 +58,7 @@ def undisturbed(photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPat
 
     def make(folder: Path) -> None:
         places = ["--storage", folder / "runs", "--reports", folder / "reports"]
-        ended = run("folder", [*SWEEP, "--data", photos, "--weights", pretrained, *places], folder / "logs")
+        ended = run("folder", [*SWEEP_FLAGS, "--data", photos, "--weights", pretrained, *places], folder / "logs")
         assert ended.status == 0, ended.out + ended.err
 
-    return only_sweep(once(tmp_path_factory, "undisturbed-cluster", make) / "runs").folder
+    return only_sweep(build_once(tmp_path_factory, "undisturbed-cluster", make) / "runs").folder

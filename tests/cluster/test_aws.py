@@ -18,12 +18,21 @@ import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
-from sweeps.cluster.access import TAG, Account, head_policy, worker_policy
+from sweeps.cluster.access import CLUSTER_TAG, AwsAccount, head_policy, worker_policy
 from sweeps.cluster.aws import NodeProvider
-from sweeps.cluster.network import closed_group
-from sweeps.cluster.settings import Settings, settings_of
-from sweeps.engine.trials.ray_tune import ENVIRONMENT
-from tests.cluster.on_aws import ACCOUNT, BUCKET, OFFICE, REGION, ROOT, account, filled_in, prepared_by_ray
+from sweeps.cluster.network import ensure_security_group
+from sweeps.cluster.settings import ClusterSettings, parse_settings
+from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
+from tests.cluster.mock_aws import (
+    ACCOUNT,
+    BUCKET,
+    OFFICE,
+    REGION,
+    ROOT,
+    filled_cluster_config,
+    mock_aws_account,
+    prepared_by_ray,
+)
 
 HEAD, WORKER = f"xfer-{REGION}-head", f"xfer-{REGION}-worker"
 
@@ -31,12 +40,12 @@ HEAD, WORKER = f"xfer-{REGION}-head", f"xfer-{REGION}-worker"
 @pytest.fixture
 def aws(tmp_path: Path) -> Iterator[Any]:
     """EC2 of an account in which nothing was made yet."""
-    with account(tmp_path / "home"):
+    with mock_aws_account(tmp_path / "home"):
         yield boto3.client("ec2", REGION)
 
 
 def bootstrap(**provider: Any) -> dict[str, Any]:
-    return NodeProvider.bootstrap_config(prepared_by_ray(filled_in(**provider)))
+    return NodeProvider.bootstrap_config(prepared_by_ray(filled_cluster_config(**provider)))
 
 
 def let_in(ec2: Any) -> set[tuple[str, Any, str]]:
@@ -107,18 +116,18 @@ def test_a_group_that_others_opened_is_closed_again(aws: Any) -> None:
 def test_another_address_takes_the_place_of_the_first(aws: Any) -> None:
     [vpc] = aws.describe_vpcs()["Vpcs"]
     for address in (OFFICE, "198.51.100.0/24", "2001:db8::/48"):
-        closed_group(aws, vpc["VpcId"], "xfer-ray", "xfer", address)
+        ensure_security_group(aws, vpc["VpcId"], "xfer-ray", "xfer", address)
         assert let_in(aws) == {("tcp", 22, address), ("-1", None, "the group")}
 
 
 # --- what machines may do ------------------------------------------------------------------------------------------
 
 
-SETTINGS = Settings("xfer", REGION, OFFICE, BUCKET, ("photos",), "")
+SETTINGS = ClusterSettings("xfer", REGION, OFFICE, BUCKET, ("photos",), "")
 GROUP = "sg-0123456789abcdef0"
 MAY = {
-    "head": head_policy(SETTINGS, Account("aws", ACCOUNT), GROUP, ["m6i.xlarge", "g6.2xlarge", "g6.2xlarge"]),
-    "worker": worker_policy(SETTINGS, Account("aws", ACCOUNT)),
+    "head": head_policy(SETTINGS, AwsAccount("aws", ACCOUNT), GROUP, ["m6i.xlarge", "g6.2xlarge", "g6.2xlarge"]),
+    "worker": worker_policy(SETTINGS, AwsAccount("aws", ACCOUNT)),
 }
 
 
@@ -150,10 +159,10 @@ def test_the_head_starts_only_its_own_kinds_of_machines_and_ends_only_its_own() 
 
     machines = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"
     assert [sid for sid, each in may.items() if "ec2:TerminateInstances" in each["Action"]] == ["OwnMachines"]
-    assert may["OwnMachines"]["Condition"] == {"StringEquals": {f"aws:ResourceTag/{TAG}": "xfer"}}
+    assert may["OwnMachines"]["Condition"] == {"StringEquals": {f"aws:ResourceTag/{CLUSTER_TAG}": "xfer"}}
     assert who("ec2:RunInstances", machines) == ["Start"]
     assert may["Start"]["Condition"]["StringEquals"] == {
-        f"aws:RequestTag/{TAG}": "xfer",
+        f"aws:RequestTag/{CLUSTER_TAG}": "xfer",
         "ec2:InstanceType": ["g6.2xlarge", "m6i.xlarge"],
     }
     assert may["StartDisks"]["Condition"]["Bool"] == {"ec2:Encrypted": "true"}
@@ -166,8 +175,8 @@ def test_the_head_starts_only_its_own_kinds_of_machines_and_ends_only_its_own() 
 def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_disks(aws: Any) -> None:
     config = bootstrap()
     [group] = aws.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["xfer-ray"]}])["SecurityGroups"]
-    account_of = Account("aws", ACCOUNT)
-    settings = settings_of(filled_in())
+    account_of = AwsAccount("aws", ACCOUNT)
+    settings = parse_settings(filled_cluster_config())
     assert policy(WORKER) == worker_policy(settings, account_of)["Statement"]
     kinds = ["m6i.xlarge", "g6.2xlarge", "g5.2xlarge"]
     assert policy(HEAD) == head_policy(settings, account_of, group["GroupId"], kinds)["Statement"]
@@ -180,7 +189,9 @@ def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_d
         role = HEAD if kind == "head" else WORKER
         assert machine["IamInstanceProfile"]["Arn"] == f"arn:aws:iam::{ACCOUNT}:instance-profile/{role}"
         assert [each["GroupId"] for each in machine["SecurityGroups"]] == [group["GroupId"]]
-        assert {TAG: "xfer", "project": "xfer"}.items() <= {tag["Key"]: tag["Value"] for tag in machine["Tags"]}.items()
+        assert {CLUSTER_TAG: "xfer", "project": "xfer"}.items() <= {
+            tag["Key"]: tag["Value"] for tag in machine["Tags"]
+        }.items()
         [disk] = aws.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": list(started)}])["Volumes"]
         assert disk["Encrypted"]
         assert machine["MetadataOptions"]["HttpTokens"] == "required"
@@ -208,7 +219,7 @@ def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_d
 )
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        settings_of(filled_in(**wrong))
+        parse_settings(filled_cluster_config(**wrong))
 
 
 def test_what_aws_refuses_is_said_in_a_line(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +240,7 @@ def test_nothing_is_made_for_a_file_that_is_not_filled_in_or_names_an_unknown_im
 
 
 def test_a_group_or_role_of_ones_own_is_not_silently_replaced(aws: Any) -> None:
-    config = filled_in()
+    config = filled_cluster_config()
     config["available_node_types"]["l4"]["node_config"]["SecurityGroupIds"] = ["sg-mine"]
     with pytest.raises(click.ClickException, match=r"l4\.node_config\.SecurityGroupIds"):
         NodeProvider.bootstrap_config(prepared_by_ray(config))
@@ -294,7 +305,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
 
     # On the user's machine.
     recorder = Recorder(head_home)
-    config = _bootstrap_config(filled_in(), no_config_cache=True)
+    config = _bootstrap_config(filled_cluster_config(), no_config_cache=True)
     get_or_create_head_node(config, "ray_cluster.yaml", False, False, True, None, _runner=recorder)
     told = "\n".join(recorder.said)
     assert "FILL-IN" not in told
@@ -312,7 +323,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert f"rsync {token} ~/.ray/auth_token" in told
     assert (head_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     assert "a token" not in told  # it is copied as a file, and stands in no command
-    for name, value in ENVIRONMENT.items():
+    for name, value in RAY_ENVIRONMENT.items():
         assert f"export {name}={value}\n" in told
     assert f"export XFER_STORAGE=s3://{BUCKET}/runs\n" in told
     start = recorder.said[recorder.index("ray start --head")]
@@ -360,7 +371,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
         worker.index("ray start --address=$RAY_HEAD_IP:6379"),
     ]
     assert steps == sorted(steps)
-    for name, value in ENVIRONMENT.items():
+    for name, value in RAY_ENVIRONMENT.items():
         assert f"export {name}={value}\n" in told
     start = worker.said[-1]
     assert "RAY_HEAD_IP=10.0.0.1" in start

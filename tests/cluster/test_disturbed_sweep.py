@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.check_resume import faults
-from tests.cluster.lab.laboratory import Said, wait_until
-from tests.cluster.stories import EPOCHS, FINALS, TRIALS, in_mlflow, scene
-from tests.sweeping import Left, without_times
+from tests.check_resume import find_faults
+from tests.cluster.lab.laboratory import CommandResult, wait_until
+from tests.cluster.scenarios import EPOCHS, FINALS, TRIALS, mlflow_runs, open_scenario
+from tests.sweep_commands import SweepFolder, without_timings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")
 class Story:
     """What could be seen while it was played."""
 
-    job: Said
+    job: CommandResult
     workers_at_first: int
     held: dict[str, str]
     """The trials that were half-way when the first worker was lost, and the hosts that they were on."""
@@ -42,7 +42,7 @@ class Story:
     events: list[dict[str, Any]]
     begun: list[tuple[str, int, str]]
     """Every epoch that was begun: trial, epoch, host."""
-    results: Left
+    results: SweepFolder
     mlflow: dict[str, Any]
     left_running: str
     """The processes of the laboratory once the cluster was down."""
@@ -57,13 +57,13 @@ def story(
     pretrained: Path,
 ) -> Story:
     folder = tmp_path_factory.mktemp("disturbed")
-    with scene(request.param, folder, photos, pretrained) as here:
+    with open_scenario(request.param, folder, photos, pretrained) as here:
         lab, cluster = here.lab, here.cluster
         cluster.up()
         workers_at_first = len(cluster.workers)
         here.hold("0000", 2)  # the work must not be done before the replacements are there
         job = here.submit()
-        held = here.waiting(2, 2, job)
+        held = here.wait_for_trials(2, 2, job)
         before = cluster.workers
         by_host = {f"host-{each['number']}": name for name, each in before.items()}
         (first, first_host), (_, second_host) = sorted(held.items())
@@ -80,7 +80,7 @@ def story(
         here.release()
         said = job.end()
         dead = cluster.nodes("DEAD")
-        mlflow = in_mlflow(cluster, "folder") if said.status == 0 else {}
+        mlflow = mlflow_runs(cluster, "folder") if said.status == 0 else {}
         results = here.results()
 
         wait_until(lambda: not cluster.workers, "idle workers had left", cluster.explain)
@@ -122,7 +122,7 @@ def test_a_replacement_joins_for_a_worker_that_is_taken_away_and_for_one_that_is
 
 
 def test_every_trial_is_there_once_with_consecutive_epochs_and_one_record(story: Story) -> None:
-    assert faults(story.results.folder) == []
+    assert find_faults(story.results.folder) == []
     records = story.results.records()
     assert len(records) == TRIALS + FINALS
     assert {record["status"] for record in records.values()} == {"finished"}
@@ -141,12 +141,14 @@ def test_no_epoch_is_trained_twice_but_those_that_were_lost(story: Story) -> Non
 
 
 def test_all_records_are_those_of_an_undisturbed_sweep_on_one_machine(story: Story, undisturbed: Path) -> None:
-    mine, theirs = story.results.records(), Left(undisturbed).records()
+    mine, theirs = story.results.records(), SweepFolder(undisturbed).records()
     assert mine.keys() == theirs.keys()
     for name, record in mine.items():
-        assert without_times(record) == without_times(theirs[name]), name
+        assert without_timings(record) == without_timings(theirs[name]), name
     for name in story.results.trials("final"):
-        assert story.results.read("trials", name, "test.json") == Left(undisturbed).read("trials", name, "test.json")
+        assert story.results.read("trials", name, "test.json") == SweepFolder(undisturbed).read(
+            "trials", name, "test.json"
+        )
 
 
 def test_mlflow_on_the_head_has_every_trial_once_and_to_its_last_epoch(story: Story) -> None:

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from sweeps.engine.trials.ray_tune import ENVIRONMENT
-from tests.cluster.on_aws import ROOT
+from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
+from tests.cluster.mock_aws import ROOT
 
 CLOUDS = {"aws": ROOT / "ray_cluster.yaml", "gcp": ROOT / "clusters" / "gcp.yaml"}
 LAUNCHED = CLOUDS | {"on premises": ROOT / "clusters" / "on_premises.yaml"}
@@ -235,7 +235,7 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
         shell = {"HOME": str(home), "OMP_NUM_THREADS": "1"}
         told = subprocess.run(["bash", "-c", asked], check=True, env=shell, stdout=subprocess.PIPE).stdout
         environment = dict(line.split("=", 1) for line in told.decode().split("\0") if line)
-        assert environment.items() >= ENVIRONMENT.items()
+        assert environment.items() >= RAY_ENVIRONMENT.items()
         assert "OMP_NUM_THREADS" not in environment
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["XFER_STORAGE"].endswith("/runs")
@@ -285,9 +285,9 @@ def _normal(name: str) -> str:
 
 
 def test_the_aws_file_is_filled_in_in_three_places() -> None:
-    from sweeps.cluster.settings import placeholders
+    from sweeps.cluster.settings import find_placeholders
 
-    assert list(placeholders(read("aws"))) == ["provider.region", "provider.ssh_from", "provider.bucket"]
+    assert list(find_placeholders(read("aws"))) == ["provider.region", "provider.ssh_from", "provider.bucket"]
 
 
 # --- Kubernetes ----------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ METADATA = {"name": str, "namespace": str, "annotations": ANY}
 SELECTOR = {"matchLabels": ANY}
 KINDS: dict[str, Any] = {
     "ServiceAccount": {"automountServiceAccountToken": bool},
-    "ConfigMap": {"data": dict.fromkeys([*ENVIRONMENT, "XFER_STORAGE", "XFER_CACHE", "XFER_GROWS_TO"], str)},
+    "ConfigMap": {"data": dict.fromkeys([*RAY_ENVIRONMENT, "XFER_STORAGE", "XFER_CACHE", "XFER_GROWS_TO"], str)},
     "NetworkPolicy": {
         "spec": {
             "podSelector": SELECTOR,
@@ -385,7 +385,7 @@ def test_pods_have_the_versions_the_environment_and_the_token_by_name() -> None:
     cluster = of_kind("RayCluster")["spec"]
     assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
     assert cluster["authOptions"] == {"mode": "token", "secretName": "xfer-token"}
-    assert of_kind("ConfigMap")["data"].items() >= ENVIRONMENT.items()
+    assert of_kind("ConfigMap")["data"].items() >= RAY_ENVIRONMENT.items()
     for name in ("ray-head", "ray-worker"):
         assert containers()[name]["envFrom"] == [{"configMapRef": {"name": "xfer-environment"}}]
     dockerfile = (ROOT / "clusters" / "Dockerfile").read_text()

@@ -24,7 +24,7 @@ def ask_for_machines(lab: Laboratory, count: int) -> list[dict[str, str]]:
 
 def reaches(lab: Laboratory, host: dict[str, str], address: str, port: int = 22) -> bool:
     look = f"timeout 1 bash -c 'exec 3<>/dev/tcp/{address}/{port}' && echo yes"
-    return "yes" in lab.run(host, look, fails=True)
+    return "yes" in lab.run(host, look, expect_failure=True)
 
 
 def living_in(namespaces: set[str]) -> list[int]:
@@ -41,7 +41,7 @@ def living_in(namespaces: set[str]) -> list[int]:
 
 def namespaces_of(lab: Laboratory) -> set[str]:
     """The network namespaces of a laboratory: the cloud's and its hosts'."""
-    seen = lab.run(None, "readlink /proc/[0-9]*/ns/net", fails=True)
+    seen = lab.run(None, "readlink /proc/[0-9]*/ns/net", expect_failure=True)
     return set(seen.split())
 
 
@@ -49,15 +49,15 @@ def test_machines_reach_each_other_and_no_other_network(lab: Laboratory) -> None
     one, two = ask_for_machines(lab, 2)
     assert reaches(lab, one, two["address"])
     assert reaches(lab, two, one["address"])
-    assert "unreachable" in lab.run(one, "exec 3<>/dev/tcp/198.51.100.1/80", fails=True)
+    assert "unreachable" in lab.run(one, "exec 3<>/dev/tcp/198.51.100.1/80", expect_failure=True)
 
 
 def test_a_machine_sees_the_system_and_what_it_is_given_and_not_the_checkout(lab: Laboratory) -> None:
     (one,) = ask_for_machines(lab, 1)
     assert lab.run(one, "python -c 'import ray, torch.version; print(ray.__version__)'").strip()
-    assert "No such file" in lab.run(one, f"ls {ROOT}/sweeps", fails=True)
-    assert "No such file" in lab.run(one, "ls /home", fails=True)
-    assert "Read-only" in lab.run(one, "touch /usr/mine /etc/mine", fails=True)
+    assert "No such file" in lab.run(one, f"ls {ROOT}/sweeps", expect_failure=True)
+    assert "No such file" in lab.run(one, "ls /home", expect_failure=True)
+    assert "Read-only" in lab.run(one, "touch /usr/mine /etc/mine", expect_failure=True)
 
 
 def test_ssh_is_let_in_from_the_user_alone_and_nothing_else_from_anybody(lab: Laboratory) -> None:
@@ -125,4 +125,4 @@ time.sleep(600)
 
 
 def _has(lab: Laboratory, pid: object) -> bool:
-    return "there" in lab.run(None, f"test -e /proc/{pid} && echo there", fails=True)
+    return "there" in lab.run(None, f"test -e /proc/{pid} && echo there", expect_failure=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.lab.laboratory import Said, wait_until
-from tests.cluster.stories import EPOCHS, FINALS, TRIALS, Scene, in_mlflow, scene
-from tests.sweeping import Left, without_times
+from tests.cluster.lab.laboratory import CommandResult, wait_until
+from tests.cluster.scenarios import EPOCHS, FINALS, TRIALS, Scenario, mlflow_runs, open_scenario
+from tests.sweep_commands import SweepFolder, without_timings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
@@ -20,17 +20,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")
 class Story:
     """What could be seen while it was played."""
 
-    first: Said
+    first: CommandResult
     """How the job ended, for whoever waited for it."""
     finished: dict[str, int]
     """The trials that had a record when the head was lost, and when each was written."""
     running: set[str]
     """Those that were half-way."""
-    second: Said
+    second: CommandResult
     heads: list[str]
     """The addresses of the heads that there were."""
     begun: list[tuple[str, int, str]]
-    results: Left
+    results: SweepFolder
     mlflow: dict[str, Any]
 
 
@@ -38,12 +38,12 @@ class Story:
 def story(
     can_have_a_laboratory: None, tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path
 ) -> Story:
-    with scene("folder", tmp_path_factory.mktemp("lost-head"), photos, pretrained) as here:
+    with open_scenario("folder", tmp_path_factory.mktemp("lost-head"), photos, pretrained) as here:
         lab, cluster = here.lab, here.cluster
         cluster.up()
         here.hold("0002", 2)
         first = here.submit()
-        running = set(here.waiting(2, 4, first)) - {"0000", "0001"}
+        running = set(here.wait_for_trials(2, 4, first)) - {"0000", "0001"}
         finished = written(here)
         (head,) = lab.machines(kind="head")
         address = cluster.head["address"]
@@ -54,21 +54,21 @@ def story(
         again = here.submit()
 
         def taken_up() -> bool:
-            assert again.runs(), again.out
+            assert again.is_running(), again.out
             return all(sum(begun[:2] == (trial, 2) for begun in here.begun()) == 2 for trial in running)
 
         # Until then what the lost head had started may still be there: it ends when its machine joins the new one.
         wait_until(taken_up, "the new job had taken up the trials", cluster.explain)
         here.release()
         second = again.end()
-        results, mlflow = here.results(), in_mlflow(cluster, "folder") if second.status == 0 else {}
+        results, mlflow = here.results(), mlflow_runs(cluster, "folder") if second.status == 0 else {}
         heads = [address, cluster.head["address"]]
         cluster.down()
         wait_until(lambda: not lab.machines(), "no machine was left", lab.log)
         return Story(lost, finished, running, second, heads, here.begun(), results, mlflow)
 
 
-def written(here: Scene) -> dict[str, int]:
+def written(here: Scenario) -> dict[str, int]:
     """The records that there are, and when each was written."""
     records = here.results().folder.glob("trials/*/record.json")
     return {path.parent.name: path.stat().st_mtime_ns for path in records}
@@ -98,10 +98,10 @@ def test_what_was_half_way_goes_on_from_its_last_checkpoint(story: Story) -> Non
 
 
 def test_all_records_are_those_of_an_undisturbed_sweep(story: Story, undisturbed: Path) -> None:
-    mine, theirs = story.results.records(), Left(undisturbed).records()
+    mine, theirs = story.results.records(), SweepFolder(undisturbed).records()
     assert len(mine) == TRIALS + FINALS
-    assert {name: without_times(each) for name, each in mine.items()} == {
-        name: without_times(each) for name, each in theirs.items()
+    assert {name: without_timings(each) for name, each in mine.items()} == {
+        name: without_timings(each) for name, each in theirs.items()
     }
 
 

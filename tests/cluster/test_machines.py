@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.lab.cloud import PRIVATE
-from tests.cluster.stories import Scene, scene
+from tests.cluster.scenarios import Scenario, open_scenario
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
 
@@ -29,11 +29,11 @@ DASHBOARD, MLFLOW = 8265, 5000
 @pytest.fixture(scope="module")
 def cluster(
     can_have_a_laboratory: None, tmp_path_factory: pytest.TempPathFactory, photos: Path, pretrained: Path
-) -> Iterator[Scene]:
+) -> Iterator[Scenario]:
     """Up, with its machines kept for as long as the tests look at them."""
     folder = tmp_path_factory.mktemp("machines")
     settings = {"resources": {"CPU": 4, "GPU": 2}, "workers": 1, "idle_minutes": 10}
-    with scene("folder", folder, photos, pretrained, **settings) as here:
+    with open_scenario("folder", folder, photos, pretrained, **settings) as here:
         here.cluster.up()
         yield here
 
@@ -42,7 +42,7 @@ def cluster(
 
 
 @pytest.fixture(scope="module")
-def shares(cluster: Scene) -> dict[str, list[dict[str, Any]]]:
+def shares(cluster: Scenario) -> dict[str, list[dict[str, Any]]]:
     """What trials saw, by what they asked for: `half` a GPU, `none`, `both`."""
     shared = cluster.folder / "shared"
     shutil.copy(HERE / "shares.py", shared)
@@ -69,7 +69,7 @@ def test_a_trial_that_asks_for_both_sees_both(shares: dict[str, Any]) -> None:
     assert [each["devices"] for each in shares["both"]] == ["0,1"]
 
 
-def test_a_page_runs_by_ray_submit_and_is_seen_by_ray_exec(cluster: Scene) -> None:
+def test_a_page_runs_by_ray_submit_and_is_seen_by_ray_exec(cluster: Scenario) -> None:
     flags = ["--data", cluster.data, "--backbone", "mobilenetv2_100", "--weights", cluster.weights, "--no-advise"]
     flags += ["--image-size", "32", "--strategies", "linear_probe", "--gpus-per-trial", "0", "--name", "submitted"]
     flags += ["--trials", "2", "--epochs", "1", "--finalists", "0", "--reports", "/tmp/reports"]
@@ -91,7 +91,7 @@ OPEN_ON_WORKERS = {"/api/healthz", "/api/local_raylet_healthz"}
 """What a node's agent answers to anybody."""
 
 
-def routes(here: Scene, host: dict[str, Any], server: str) -> list[tuple[str, str]]:
+def routes(here: Scenario, host: dict[str, Any], server: str) -> list[tuple[str, str]]:
     """Every method and path that a server on a host has a handler for, as it has written in its log."""
     log = here.lab.run(host, f"cat /tmp/ray/session_latest/logs/{server}.log")
     found = re.findall(r"<ResourceRoute \[(\w+)\] <(?:Plain|Dynamic)Resource +(/[^>]*)> ->", log)
@@ -112,7 +112,7 @@ print(json.dumps([ask(*each) for each in json.loads(sys.argv[1])]))
 """
 
 
-def statuses(here: Scene, host: dict[str, Any], asked: list[tuple[str, str]], token: str = "") -> list[int]:
+def statuses(here: Scenario, host: dict[str, Any], asked: list[tuple[str, str]], token: str = "") -> list[int]:
     """What is answered to requests from a host."""
     words = ["python", "-I", "-c", ASK_ALL, json.dumps(asked), *([token] if token else [])]
     found: list[int] = json.loads(here.lab.run(host, shlex.join(words)))
@@ -120,7 +120,7 @@ def statuses(here: Scene, host: dict[str, Any], asked: list[tuple[str, str]], to
 
 
 def test_without_the_token_the_dashboard_answers_401_on_every_route_that_reads_or_changes_something(
-    cluster: Scene,
+    cluster: Scenario,
 ) -> None:
     head = cluster.cluster.head
     known = routes(cluster, head, "dashboard")
@@ -135,14 +135,14 @@ def test_without_the_token_the_dashboard_answers_401_on_every_route_that_reads_o
     assert {each for each in set(asked) - refused if each[0] != "GET"} == set()
 
 
-def test_with_another_token_it_answers_403_and_with_the_token_200(cluster: Scene) -> None:
+def test_with_another_token_it_answers_403_and_with_the_token_200(cluster: Scenario) -> None:
     asked = [("GET", f"http://127.0.0.1:{DASHBOARD}/api/v0/nodes"), ("GET", f"http://127.0.0.1:{DASHBOARD}/api/jobs/")]
     head = cluster.cluster.head
     assert statuses(cluster, head, asked, "another" * 8) == [403, 403]
     assert statuses(cluster, head, asked, cluster.lab.run(head, "cat ~/.ray/auth_token").strip()) == [200, 200]
 
 
-def test_inside_the_private_network_agents_want_the_token_too(cluster: Scene, shares: dict[str, Any]) -> None:
+def test_inside_the_private_network_agents_want_the_token_too(cluster: Scenario, shares: dict[str, Any]) -> None:
     (worker,) = cluster.cluster.workers.values()
     known = routes(cluster, worker, "dashboard_agent")
     assert ("POST", "/api/job_agent/jobs/") in known
@@ -152,7 +152,7 @@ def test_inside_the_private_network_agents_want_the_token_too(cluster: Scene, sh
 
 
 def test_inside_the_private_network_what_unpacks_jobs_wants_the_token_and_metrics_do_not(
-    cluster: Scene, shares: dict[str, Any]
+    cluster: Scenario, shares: dict[str, Any]
 ) -> None:
     (worker,) = cluster.cluster.workers.values()
     head = cluster.cluster.head
@@ -163,14 +163,16 @@ def test_inside_the_private_network_what_unpacks_jobs_wants_the_token_and_metric
     assert statuses(cluster, worker, asked) == [200, 200]
 
 
-def test_ray_itself_lets_nobody_in_without_the_token(cluster: Scene) -> None:
+def test_ray_itself_lets_nobody_in_without_the_token(cluster: Scenario) -> None:
     head = cluster.cluster.head
     status = f"ray status --address {head['address']}:6379"
-    assert "Resources" not in cluster.lab.run(head, f"RAY_AUTH_TOKEN={'another' * 8} timeout 30 {status}", fails=True)
+    assert "Resources" not in cluster.lab.run(
+        head, f"RAY_AUTH_TOKEN={'another' * 8} timeout 30 {status}", expect_failure=True
+    )
     assert "Resources" in cluster.lab.run(head, status)
 
 
-def listening(here: Scene, host: dict[str, Any]) -> set[tuple[str, int, str]]:
+def listening(here: Scenario, host: dict[str, Any]) -> set[tuple[str, int, str]]:
     """Address, port and program of all that listens on a host."""
     found = set()
     for line in here.lab.run(host, "ss --no-header --listening --numeric --tcp --processes").splitlines():
@@ -181,7 +183,7 @@ def listening(here: Scene, host: dict[str, Any]) -> set[tuple[str, int, str]]:
     return found
 
 
-def all_hosts(here: Scene) -> dict[str, dict[str, Any]]:
+def all_hosts(here: Scenario) -> dict[str, dict[str, Any]]:
     return {"head": here.cluster.head, "worker": next(iter(here.cluster.workers.values()))}
 
 
@@ -206,14 +208,14 @@ def is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
-def test_dashboard_and_mlflow_listen_on_loopback_alone(cluster: Scene, shares: dict[str, Any]) -> None:
+def test_dashboard_and_mlflow_listen_on_loopback_alone(cluster: Scenario, shares: dict[str, Any]) -> None:
     for port in (DASHBOARD, MLFLOW):
         addresses = {address for address, each, _ in listening(cluster, cluster.cluster.head) if each == port}
         assert addresses, port
         assert all(map(is_loopback, addresses)), (port, addresses)
 
 
-def test_nothing_listens_beyond_loopback_and_the_private_network(cluster: Scene, shares: dict[str, Any]) -> None:
+def test_nothing_listens_beyond_loopback_and_the_private_network(cluster: Scenario, shares: dict[str, Any]) -> None:
     """Ray's own servers listen on every interface, and no setting of it says otherwise; so there must be no other."""
     for name, host in all_hosts(cluster).items():
         cards = json.loads(cluster.lab.run(host, "ip -json address"))
@@ -239,7 +241,7 @@ with concurrent.futures.ThreadPoolExecutor(64) as pool:
 """
 
 
-def doors(here: Scene, desk: dict[str, Any]) -> set[tuple[str, int]]:
+def doors(here: Scenario, desk: dict[str, Any]) -> set[tuple[str, int]]:
     """Which of all the ports that anything listens on, on any machine, answer at a desk outside."""
     knocked = []
     for host in all_hosts(here).values():
@@ -249,7 +251,9 @@ def doors(here: Scene, desk: dict[str, Any]) -> set[tuple[str, int]]:
     return {tuple(each) for each in json.loads(said)}
 
 
-def test_from_outside_nothing_answers_but_ssh_and_that_only_to_the_user(cluster: Scene, shares: dict[str, Any]) -> None:
+def test_from_outside_nothing_answers_but_ssh_and_that_only_to_the_user(
+    cluster: Scenario, shares: dict[str, Any]
+) -> None:
     stranger = cluster.lab.ask("desk", name="stranger", number=2)
     assert doors(cluster, cluster.lab.user) == {(host["public"], 22) for host in all_hosts(cluster).values()}
     assert doors(cluster, stranger) == set()

@@ -15,10 +15,10 @@ from botocore.exceptions import ClientError
 
 from sweeps.cluster import __main__ as commands
 from sweeps.cluster import preflight
-from sweeps.cluster.account import aws_checks
-from sweeps.cluster.preflight import Check, checks
-from sweeps.cluster.settings import settings_of
-from tests.cluster.on_aws import BUCKET, FILE, REGION, ROOT, account, filled_in
+from sweeps.cluster.account import run_aws_checks
+from sweeps.cluster.preflight import CheckResult, run_checks
+from sweeps.cluster.settings import parse_settings
+from tests.cluster.mock_aws import BUCKET, CLUSTER_FILE, REGION, ROOT, filled_cluster_config, mock_aws_account
 
 
 @pytest.fixture(autouse=True)
@@ -26,15 +26,15 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The project's folder, an empty home, and an address that needs no network."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(preflight, "_address", lambda _: Check("address", "ok", "is yours"))
-    monkeypatch.setattr("sweeps.cluster.account.clients_of", lambda _: AWS())
+    monkeypatch.setattr(preflight, "_address", lambda _: CheckResult("address", "ok", "is yours"))
+    monkeypatch.setattr("sweeps.cluster.account.make_client_factory", lambda _: AWS())
     monkeypatch.setattr(preflight.shutil, "which", lambda name: name)
 
 
 @pytest.fixture
 def aws(tmp_path: Path) -> Iterator[Any]:
     """S3 in an account with a private bucket in the right region."""
-    with account(tmp_path):
+    with mock_aws_account(tmp_path):
         s3 = boto3.client("s3", REGION)
         s3.create_bucket(Bucket=BUCKET)
         s3.put_public_access_block(Bucket=BUCKET, PublicAccessBlockConfiguration=dict.fromkeys(PRIVATE, True))
@@ -58,9 +58,9 @@ class AWS:
         return {"Quota": {"Value": self.quotas.get(QuotaCode.replace("-", "_"), 64.0)}}
 
 
-def asked(clients: Any = None, **provider: Any) -> dict[str, Check]:
-    config = filled_in(**provider)
-    return {check.name: check for check in aws_checks(config, settings_of(config), clients or AWS())}
+def asked(clients: Any = None, **provider: Any) -> dict[str, CheckResult]:
+    config = filled_cluster_config(**provider)
+    return {check.name: check for check in run_aws_checks(config, parse_settings(config), clients or AWS())}
 
 
 def write(tmp_path: Path, config: dict[str, Any]) -> Path:
@@ -85,7 +85,12 @@ def missing(looked: Any) -> dict[str, str]:
 
 
 def test_of_the_file_as_it_is_shipped_the_three_values_and_the_token_are_missing() -> None:
-    assert missing(checks(FILE)).keys() == {"token", "provider.region", "provider.ssh_from", "provider.bucket"}
+    assert missing(run_checks(CLUSTER_FILE)).keys() == {
+        "token",
+        "provider.region",
+        "provider.ssh_from",
+        "provider.bucket",
+    }
 
 
 def test_what_is_not_filled_in_starts_nothing(
@@ -93,62 +98,62 @@ def test_what_is_not_filled_in_starts_nothing(
 ) -> None:
     a_token(tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was started"))
-    assert commands.up(FILE) == 1
+    assert commands.up(CLUSTER_FILE) == 1
     said = capsys.readouterr()
-    assert f"missing  provider.bucket      fill it in in {FILE}" in said.out
+    assert f"missing  provider.bucket      fill it in in {CLUSTER_FILE}" in said.out
     assert "Nothing was started" in said.err
 
 
 def test_a_token_that_others_can_read_or_a_key_that_is_not_there_is_said(tmp_path: Path) -> None:
     token = a_token(tmp_path)
-    assert "token" not in missing(checks(FILE))
+    assert "token" not in missing(run_checks(CLUSTER_FILE))
     token.chmod(0o644)
-    config = filled_in(bucket="FILL-IN")
+    config = filled_cluster_config(bucket="FILL-IN")
     config["auth"]["ssh_private_key"] = "~/.ssh/mine.pem"
-    said = missing(checks(write(tmp_path, config)))
+    said = missing(run_checks(write(tmp_path, config)))
     assert said["token"] == f"others on this machine can read it: chmod 600 {token}"
     assert said["key"] == "auth.ssh_private_key names ~/.ssh/mine.pem, which does not exist"
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/mine.pem").touch(mode=0o600)
     token.unlink()
-    said = missing(checks(write(tmp_path, config)))
+    said = missing(run_checks(write(tmp_path, config)))
     assert said["token"] == f"ray get-auth-token --generate > /dev/null && chmod 600 {token}"
     assert "key" not in said
 
 
 def test_programs_that_ray_calls_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.shutil, "which", lambda name: None if name == "rsync" else name)
-    assert missing(checks(FILE))["programs"] == "install rsync: Ray sets machines up with them"
+    assert missing(run_checks(CLUSTER_FILE))["programs"] == "install rsync: Ray sets machines up with them"
 
 
 def test_a_file_that_ray_does_not_take_or_that_brings_nothing_along_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = filled_in(region="FILL-IN")
+    config = filled_cluster_config(region="FILL-IN")
     config["max_worker"] = 3
     del config["file_mounts"]["~/.ray/auth_token"]
     monkeypatch.chdir(tmp_path)
-    said = missing(checks(write(tmp_path, config)))
+    said = missing(run_checks(write(tmp_path, config)))
     assert "'max_worker' was unexpected" in said["file"]
     assert said["files"].endswith("give the command in the project's folder")
     assert "file_mounts must bring ~/.ray/auth_token" in said["token"]
 
 
 def test_files_of_other_clouds_are_looked_at_too_and_kubernetes_has_its_own_tool() -> None:
-    said = missing(checks(ROOT / "clusters" / "gcp.yaml"))
+    said = missing(run_checks(ROOT / "clusters" / "gcp.yaml"))
     assert {"provider.project_id", "setup_commands.0", "head_start_ray_commands.1"} <= said.keys()
-    assert {"provider.head_ip", "auth.ssh_user"} <= missing(checks(ROOT / "clusters" / "on_premises.yaml")).keys()
+    assert {"provider.head_ip", "auth.ssh_user"} <= missing(run_checks(ROOT / "clusters" / "on_premises.yaml")).keys()
     with pytest.raises(ValueError, match=r"kubectl apply -f clusters/kubernetes\.yaml"):
-        list(checks(Path("clusters/kubernetes.yaml")))
+        list(run_checks(Path("clusters/kubernetes.yaml")))
     with pytest.raises(ValueError, match="there is no file nowhere"):
-        list(checks(Path("nowhere.yaml")))
+        list(run_checks(Path("nowhere.yaml")))
     with pytest.raises(ValueError, match=r"Makefile cannot be read"):
-        list(checks(Path("Makefile")))
+        list(run_checks(Path("Makefile")))
 
 
 def test_another_address_than_ones_own_is_only_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    settings = settings_of(filled_in())
+    settings = parse_settings(filled_cluster_config())
     for own, status in ("203.0.113.7", "ok"), ("198.51.100.1", "note"), ("<html>", "note"):
         monkeypatch.setattr(preflight, "urlopen", lambda *_, own=own, **__: Answer(own))
         assert preflight._address(settings).status == status
@@ -179,7 +184,7 @@ def test_where_all_is_in_place_nothing_is_missing_and_ray_up_is_called(
     monkeypatch.setattr(
         commands.subprocess, "run", lambda command, **said: called.append((command, said)) or Ended(command, 0)
     )
-    file = write(tmp_path, filled_in())
+    file = write(tmp_path, filled_cluster_config())
     assert commands.up(file) == 0
     said = capsys.readouterr().out
     assert "missing" not in said
@@ -248,10 +253,10 @@ def test_the_cluster_s_mlflow_is_opened_through_ray_s_tunnel_if_the_port_is_free
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(tracking_server, "PORT", taken.getsockname()[1])
         with pytest.raises(ValueError, match="is taken on this machine"):
-            commands.ui(FILE)
+            commands.ui(CLUSTER_FILE)
     called: list[Any] = []
     monkeypatch.setattr(commands.subprocess, "run", lambda command, **_: called.append(command) or Ended(command, 0))
-    assert commands.ui(FILE) == 0
+    assert commands.ui(CLUSTER_FILE) == 0
     port = str(tracking_server.PORT)
     assert f"http://localhost:{port}/" in capsys.readouterr().out
-    assert called[0][3:] == ["dashboard", "--port", port, "--remote-port", port, str(FILE)]
+    assert called[0][3:] == ["dashboard", "--port", port, "--remote-port", port, str(CLUSTER_FILE)]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.cluster.tracking_server import start
-from sweeps.engine.tracking.server import answers
+from sweeps.cluster.tracking_server import start_tracking_server
+from sweeps.engine.tracking.server import is_listening
 
 
 def free_port() -> int:
@@ -56,7 +56,7 @@ def test_it_answers_only_for_its_own_machine_keeps_files_in_the_bucket_and_is_st
     import mlflow
 
     port = free_port()
-    server = start("s3://results/mlartifacts", tmp_path / "mlflow", port=port)
+    server = start_tracking_server("s3://results/mlartifacts", tmp_path / "mlflow", port=port)
     assert server is not None
     try:
         assert f"http://127.0.0.1:{port}" in capfd.readouterr().out
@@ -67,7 +67,7 @@ def test_it_answers_only_for_its_own_machine_keeps_files_in_the_bucket_and_is_st
             if other != "127.0.0.1":
                 with pytest.raises(OSError, match="refused"):
                     socket.create_connection((other, port), timeout=5)
-        assert start("ignored", tmp_path / "ignored", port=port) is None
+        assert start_tracking_server("ignored", tmp_path / "ignored", port=port) is None
         client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
         run = client.create_run("0").info.run_id
         (tmp_path / "report.md").write_text("found")
@@ -83,10 +83,10 @@ def test_it_answers_only_for_its_own_machine_keeps_files_in_the_bucket_and_is_st
 def test_a_server_that_ends_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ValueError, match=r"MLflow did not answer at http://127\.0\.0\.1:\d+\. Its last words"):
-        start("s3://bucket/mlartifacts", tmp_path, port=free_port())
+        start_tracking_server("s3://bucket/mlartifacts", tmp_path, port=free_port())
 
 
 def test_postgres_without_its_driver_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="psycopg2"):
-        start("s3://bucket/mlartifacts", tmp_path, "postgresql://host/mlflow", free_port())
-    assert not answers(free_port())
+        start_tracking_server("s3://bucket/mlartifacts", tmp_path, "postgresql://host/mlflow", free_port())
+    assert not is_listening(free_port())

@@ -41,7 +41,7 @@ def an_evaluation(part: Part, correct: int, images: int = 10) -> Evaluation:
 
 
 def a_recipe(strategy: str = "naive", **changes: Any) -> dict[str, Any]:
-    """A recipe as plain data, one that `recipe_from` takes."""
+    """A recipe as plain data, one that `recipe_from_dict` takes."""
     choice: dict[str, Any] = {"name": strategy}
     if strategy == "freeze_then_unfreeze":
         choice["freeze_epochs"] = 2
@@ -140,7 +140,7 @@ def a_plan(**changes: Any) -> dict[str, Any]:
     }
 
 
-def pictures(folder: Path, count: int, seed: int) -> None:
+def write_noise_images(folder: Path, count: int, seed: int) -> None:
     """Small pictures of noise."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(seed)
@@ -152,7 +152,7 @@ def pictures(folder: Path, count: int, seed: int) -> None:
 def two_classes(tmp_path: Path) -> Path:
     """A folder with ants and bees, 8 pictures of each."""
     for seed, name in enumerate(("ants", "bees")):
-        pictures(tmp_path / "images" / name, 8, seed)
+        write_noise_images(tmp_path / "images" / name, 8, seed)
     return tmp_path / "images"
 
 

@@ -84,11 +84,11 @@ def there_are(kind: str) -> dict[str, tuple[bool, list[str]]]:
     from sweeps.engine.domains import values_of
     from sweeps.engine.spaces import AXES
 
-    from xfer.choices import parameters
-    from xfer.recipe import TABLES
+    from xfer.choices import default_parameters
+    from xfer.recipe import CHOICE_TABLES
 
     usual = values_of(AXES[kind])
-    return {name: (name in usual, list(parameters(entry))) for name, entry in TABLES[kind].items()}
+    return {name: (name in usual, list(default_parameters(entry))) for name, entry in CHOICE_TABLES[kind].items()}
 
 
 def test_the_help_lists_exactly_the_strategies_there_are_with_their_parameters(help_text: str) -> None:
@@ -127,14 +127,14 @@ def test_the_help_names_exactly_the_schedulers_there_are(help_text: str) -> None
 def test_the_help_names_exactly_the_axes_there_are(help_text: str) -> None:
     from sweeps.engine.spaces import AXES
 
-    from xfer.recipe import TABLES
+    from xfer.recipe import CHOICE_TABLES
 
     numbers = said(help_text, "Axes of numbers:", ".")
     text = re.search(r"Axes of names, those with \* unless given: - (.*?) What stands in brackets", help_text)
     assert text
     kinds = dict(line.split(": ", 1) for line in text[1].split(" - "))
-    assert set(kinds) == set(TABLES)
-    assert numbers == {*AXES, "learning_rate"} - set(TABLES)
+    assert set(kinds) == set(CHOICE_TABLES)
+    assert numbers == {*AXES, "learning_rate"} - set(CHOICE_TABLES)
     assert kinds.pop("strategy") == "as in --strategies"
     for kind, names in kinds.items():
         assert listed(names) == there_are(kind), kind

@@ -18,26 +18,26 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from sweeps.engine import selection
-from sweeps.engine.console.progress import Watch
+from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import differences
-from sweeps.engine.samplers.ask_tell import SAMPLERS, Proposer
-from sweeps.engine.schedulers import SCHEDULERS, History
+from sweeps.engine.planning.prepare import plan_differences
+from sweeps.engine.samplers.ask_tell import SAMPLERS, AskTellSampler
+from sweeps.engine.schedulers import SCHEDULERS, TrialHistory
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import Space
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.sweep import Means
+from sweeps.engine.sweep import RunOptions
 from sweeps.engine.sweep import Sweep as Launched
-from sweeps.engine.trials.stage import Stage, history_of
-from sweeps.engine.trials.trainable import Site
-from tests.engine import proposing
+from sweeps.engine.trials.stage import Stage, trial_history
+from sweeps.engine.trials.trainable import TrialContext
+from tests.engine import sampler_runs
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch, an_evaluation
-from xfer.objectives import OBJECTIVES, objectives_from
-from xfer.recipe import recipe_from
-from xfer.records import Noisy, Record, as_dict
+from xfer.objectives import OBJECTIVES, parse_objectives
+from xfer.recipe import recipe_from_dict
+from xfer.records import CorruptionScore, Record, as_dict
 
-TWO = objectives_from("accuracy,seconds")
-LOSS = objectives_from("loss")
+TWO = parse_objectives("accuracy,seconds")
+LOSS = parse_objectives("loss")
 BALANCED = OBJECTIVES["balanced_accuracy"]
 
 
@@ -52,8 +52,8 @@ def a_run(
 
 def test_a_plan_searches_for_accuracy_unless_told() -> None:
     plan = Plan("folder", "Which?")
-    assert (plan.objective, plan.objectives) == (("accuracy",), objectives_from("accuracy"))
-    assert Plan("folder", "Which?", objective=("loss", "seconds")).objectives == objectives_from("loss,seconds")
+    assert (plan.objective, plan.objectives) == (("accuracy",), parse_objectives("accuracy"))
+    assert Plan("folder", "Which?", objective=("loss", "seconds")).objectives == parse_objectives("loss,seconds")
 
 
 @pytest.mark.parametrize("objective", [(), ("acuracy",), ("seconds",), ("loss", "accuracy", "seconds")])
@@ -64,7 +64,7 @@ def test_a_plan_refuses_objectives_that_make_no_sense(objective: tuple[str, ...]
 
 def test_another_objective_is_another_sweep() -> None:
     old = {"name": "n", "trials": 4}
-    assert differences({**old, "objective": ["accuracy", "seconds"]}, {**old, "objective": ["accuracy"]}) == [
+    assert plan_differences({**old, "objective": ["accuracy", "seconds"]}, {**old, "objective": ["accuracy"]}) == [
         "objective: ['accuracy', 'seconds'] -> ['accuracy']"
     ]
 
@@ -89,7 +89,7 @@ def outcome(number: int, params: Mapping[str, Any]) -> Record:
     return a_run(name, (0.1, value / 2, value), seconds=seconds)
 
 
-played = partial(proposing.played, outcome=outcome)
+played = partial(sampler_runs.run_trials, outcome=outcome)
 
 
 @pytest.mark.parametrize("objectives", [TWO, LOSS], ids=["accuracy,seconds", "loss"])
@@ -97,31 +97,31 @@ played = partial(proposing.played, outcome=outcome)
 def test_a_proposer_rebuilt_from_records_goes_on_as_the_uninterrupted_one(
     sampler: str, objectives: Any, space: Space
 ) -> None:
-    uninterrupted = Proposer(space, sampler, 5, objectives=objectives)
+    uninterrupted = AskTellSampler(space, sampler, 5, objectives=objectives)
     history = played(uninterrupted, range(24))
-    rebuilt = Proposer(space, sampler, 5, objectives=objectives)
-    rebuilt.remember(history)
+    rebuilt = AskTellSampler(space, sampler, 5, objectives=objectives)
+    rebuilt.replay(history)
     assert played(rebuilt, range(24, 30)) == played(uninterrupted, range(24, 30))
 
 
-def told(proposer: Proposer, records: Sequence[Record]) -> None:
+def told(proposer: AskTellSampler, records: Sequence[Record]) -> None:
     for number, record in enumerate(records):
-        proposer.propose(record.trial, number)
+        proposer.ask(record.trial, number)
         proposer.tell(record)
 
 
-def remembered(proposer: Proposer, records: Sequence[Record]) -> None:
+def remembered(proposer: AskTellSampler, records: Sequence[Record]) -> None:
     good = space_for(["a", "b"], 6, ["naive", "clip"]).known_good()
-    proposer.remember({record.trial: (good[number], record) for number, record in enumerate(records)})
+    proposer.replay({record.trial: (good[number], record) for number, record in enumerate(records)})
 
 
 @pytest.mark.parametrize("learn", [told, remembered])
 def test_with_two_objectives_a_pruned_trial_has_no_values_and_none_on_the_way(
-    learn: Callable[[Proposer, Sequence[Record]], None], space: Space, tmp_path: Path
+    learn: Callable[[AskTellSampler, Sequence[Record]], None], space: Space, tmp_path: Path
 ) -> None:
-    proposer = Proposer(space, "tpe", 0, objectives=TWO)
+    proposer = AskTellSampler(space, "tpe", 0, objectives=TWO)
     learn(proposer, [a_run("0000", (0.2, 0.7), seconds=6.0), a_run("0001", (0.9,), "pruned", seconds=1.0)])
-    study = proposing.study_of(proposer, tmp_path)
+    study = sampler_runs.study_of(proposer, tmp_path)
     assert study.directions == [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
     assert study.metric_names == ["accuracy", "seconds"]
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
@@ -132,42 +132,42 @@ def test_with_two_objectives_a_pruned_trial_has_no_values_and_none_on_the_way(
 
 @pytest.mark.parametrize("status", ["pruned", "failed"])
 def test_tpe_goes_on_where_no_trial_of_two_objectives_ever_finished(status: str, space: Space) -> None:
-    proposer = Proposer(space, "tpe", 0, objectives=TWO)
+    proposer = AskTellSampler(space, "tpe", 0, objectives=TWO)
     for number in range(20):
-        proposer.propose(f"{number:04d}", number)
+        proposer.ask(f"{number:04d}", number)
         proposer.tell(a_run(f"{number:04d}", (0.5,), status))
 
 
 def test_the_loss_is_minimized_with_every_value_on_the_way(space: Space, tmp_path: Path) -> None:
-    proposer = Proposer(space, "tpe", 0, objectives=LOSS)
+    proposer = AskTellSampler(space, "tpe", 0, objectives=LOSS)
     told(proposer, [a_run("0000", (0.2, 0.7), val_loss=0.25), a_run("0001", (0.9,), "pruned", val_loss=0.5)])
-    study = proposing.study_of(proposer, tmp_path)
+    study = sampler_runs.study_of(proposer, tmp_path)
     assert study.directions == [StudyDirection.MINIMIZE]
     assert (study.trials[0].value, study.best_value) == (0.25, 0.25)
     assert [trial.intermediate_values for trial in study.trials] == [{1: 0.25, 2: 0.25}, {1: 0.5}]
 
 
 def test_a_finished_trial_that_was_not_measured_teaches_nothing(space: Space, tmp_path: Path) -> None:
-    proposer = Proposer(space, "tpe", 0, objectives=objectives_from("noisy_accuracy"))
+    proposer = AskTellSampler(space, "tpe", 0, objectives=parse_objectives("noisy_accuracy"))
     told(proposer, [a_run("0000", (0.9,))])
-    assert proposing.study_of(proposer, tmp_path).trials[0].state == TrialState.FAIL
+    assert sampler_runs.study_of(proposer, tmp_path).trials[0].state == TrialState.FAIL
 
 
 @pytest.mark.parametrize(
     ("objectives", "measures"),
     [
         (LOSS, lambda good: {"val_loss": 0.1 if good else 0.9}),
-        (objectives_from("balanced_accuracy"), lambda good: {"val_balanced_accuracy": 0.9 if good else 0.1}),
+        (parse_objectives("balanced_accuracy"), lambda good: {"val_balanced_accuracy": 0.9 if good else 0.1}),
         (TWO, lambda good: {"seconds": 1.0 if good else 9.0}),
     ],
     ids=["loss", "balanced_accuracy", "accuracy,seconds"],
 )
 def test_tpe_searches_where_the_objective_was_good_whatever_the_accuracy(objectives: Any, measures: Any) -> None:
-    proposer = Proposer(space_for(["a"], 6, ["naive"]), "tpe", 0, objectives=objectives)
+    proposer = AskTellSampler(space_for(["a"], 6, ["naive"]), "tpe", 0, objectives=objectives)
     for number in range(40):
-        _, config = proposer.propose(f"{number:04d}", number)
+        _, config = proposer.ask(f"{number:04d}", number)
         proposer.tell(a_run(f"{number:04d}", (0.5,), **measures(config["optimizer"] == "sgd")))
-    late = [proposer.propose(f"{number:04d}", number)[1]["optimizer"] for number in range(40, 60)]
+    late = [proposer.ask(f"{number:04d}", number)[1]["optimizer"] for number in range(40, 60)]
     assert late.count("sgd") > 12
 
 
@@ -179,8 +179,8 @@ def test_finalists_have_the_lowest_loss_whatever_their_accuracy() -> None:
         a_run(f"000{place}", (accuracy,), val_loss=loss)
         for place, (accuracy, loss) in enumerate([(0.9, 0.5), (0.7, 0.2), (0.8, 0.3)])
     ]
-    assert selection.choose(records, 2, LOSS) == ["0001", "0002"]
-    assert selection.choose(records, 2) == ["0000", "0002"]
+    assert selection.select_finalists(records, 2, LOSS) == ["0001", "0002"]
+    assert selection.select_finalists(records, 2) == ["0000", "0002"]
 
 
 def test_with_two_objectives_finalists_are_taken_from_the_front_first_the_most_accurate_first() -> None:
@@ -192,15 +192,15 @@ def test_with_two_objectives_finalists_are_taken_from_the_front_first_the_most_a
         a_run("0004", (0.60,), seconds=4.0),  # beaten by 0002
         a_run("0005", (0.99,), "pruned", seconds=1.0),
     ]
-    assert selection.choose(records, 9, TWO) == ["0000", "0003", "0002", "0001", "0004"]
-    assert selection.choose(records, 1, TWO) == ["0000"]
-    assert selection.choose([], 3, TWO) == []
+    assert selection.select_finalists(records, 9, TWO) == ["0000", "0003", "0002", "0001", "0004"]
+    assert selection.select_finalists(records, 1, TWO) == ["0000"]
+    assert selection.select_finalists([], 3, TWO) == []
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_equal_trials_on_the_front_stand_in_their_order(order: int) -> None:
     records = [a_run(name, (0.8,), seconds=3.0) for name in ("0002", "0010", "0003")]
-    assert selection.choose(records[::order], 2, TWO) == ["0002", "0003"]
+    assert selection.select_finalists(records[::order], 2, TWO) == ["0002", "0003"]
 
 
 def test_finalists_are_ranked_by_the_mean_of_the_objective() -> None:
@@ -209,14 +209,14 @@ def test_finalists_are_ranked_by_the_mean_of_the_objective() -> None:
         "0002": [a_run("0002-s1", (0.5,), val_loss=0.2), a_run("0002-s2", (0.5,), val_loss=0.3)],
         "0003": [],
     }
-    assert selection.rank(found, OBJECTIVES["loss"]) == ["0002", "0001"]
-    assert selection.rank(found) == ["0001", "0002"]
+    assert selection.rank_finalists(found, OBJECTIVES["loss"]) == ["0002", "0001"]
+    assert selection.rank_finalists(found) == ["0001", "0002"]
 
 
 def test_the_winners_figures_name_the_objective_and_accuracy_and_all_that_the_test_part_said() -> None:
-    test = replace(an_evaluation("test", 5), balanced_accuracy=0.4, noisy=(Noisy("blur", 1, 4, 1),))
+    test = replace(an_evaluation("test", 5), balanced_accuracy=0.4, noisy=(CorruptionScore("blur", 1, 4, 1),))
     winner = replace(a_run("0001-s1", (0.6,), val_loss=0.3), test=test)
-    assert selection.metrics(winner, [winner], objectives_from("loss,seconds")) == pytest.approx(
+    assert selection.winner_metrics(winner, [winner], parse_objectives("loss,seconds")) == pytest.approx(
         {
             "val_accuracy": 0.6,
             "val_loss": 0.3,
@@ -231,17 +231,17 @@ def test_the_winners_figures_name_the_objective_and_accuracy_and_all_that_the_te
 # --- who goes on -----------------------------------------------------------------------------------------------------
 
 
-def staged(store: Store, objective: Any, judge: Callable[[History, str], bool]) -> Stage:
+def staged(store: Store, objective: Any, judge: Callable[[TrialHistory, str], bool]) -> Stage:
     def trials() -> Iterator[Trial]:
         for number in range(9):
             trial = Trial(f"{number:04d}", "search", {}, a_recipe())
             store.add_trial(trial)
             yield trial
 
-    def site(trial: Trial) -> Site:
-        return Site(str(store.folder), "pack", None, 1, 0.0)
+    def site(trial: Trial) -> TrialContext:
+        return TrialContext(str(store.folder), "pack", None, 1, 0.0)
 
-    watch = Watch(Console(file=io.StringIO()), "colours", objective)
+    watch = ProgressView(Console(file=io.StringIO()), "colours", objective)
     return Stage(store, watch, trials(), site, judge, lambda record: None, objective=objective)
 
 
@@ -262,7 +262,9 @@ def test_trials_are_judged_by_the_objective_and_not_by_accuracy(
     said = []
     for number, (accuracy, measures) in enumerate(reports):
         stage.next_trial()
-        said.append(stage.goes_on(f"{number:04d}", as_dict(a_run(f"{number:04d}", (accuracy,), "pruned", **measures))))
+        said.append(
+            stage.should_continue(f"{number:04d}", as_dict(a_run(f"{number:04d}", (accuracy,), "pruned", **measures)))
+        )
     assert said == [True, True, True, True, False, True]
 
 
@@ -271,9 +273,9 @@ def test_stored_trials_are_held_against_others_by_the_objective(tmp_path: Path) 
     store.add_trial(Trial("0000", "search", {}, a_recipe()))
     store.add_epoch("0000", replace(an_epoch(1, 0.9), val_balanced_accuracy=0.3))
     store.add_epoch("0000", an_epoch(2, 0.9))
-    assert history_of(store, BALANCED)["0000"].values == [0.3, None]
-    assert history_of(store, OBJECTIVES["loss"])["0000"].values == [-0.8, -0.8]
-    assert history_of(store)["0000"].values == [0.9, 0.9]
+    assert trial_history(store, BALANCED)["0000"].values == [0.3, None]
+    assert trial_history(store, OBJECTIVES["loss"])["0000"].values == [-0.8, -0.8]
+    assert trial_history(store)["0000"].values == [0.9, 0.9]
 
 
 @pytest.mark.parametrize("rule", SCHEDULERS)
@@ -281,7 +283,7 @@ def test_nobody_is_stopped_for_what_was_not_measured(rule: str, tmp_path: Path) 
     stage = staged(Store(tmp_path / "colours"), BALANCED, partial(SCHEDULERS[rule], epochs=EPOCHS))
     for number in range(6):
         stage.next_trial()
-        assert stage.goes_on(f"{number:04d}", as_dict(a_run(f"{number:04d}", (0.1 * number,), "pruned")))
+        assert stage.should_continue(f"{number:04d}", as_dict(a_run(f"{number:04d}", (0.1 * number,), "pruned")))
 
 
 # --- all of it together ----------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def launched(folder: Path, *objective: str) -> Launched:
         plan=Plan("folder", "Which?", trials=4, epochs=EPOCHS, finalists=1, seeds=1, objective=objective),
         space=space_for(["test_efficientnet"], EPOCHS),
         pack=SimpleNamespace(folder=folder / "pack"),
-        recipe=lambda config: recipe_from(a_recipe()),
+        recipe=lambda config: recipe_from_dict(a_recipe()),
         redraws=False,
         backbones=(),
     )
@@ -301,7 +303,7 @@ def launched(folder: Path, *objective: str) -> Launched:
     for number, (accuracy, loss) in enumerate([(0.9, 0.9), (0.6, 0.2), (0.8, 0.5), (0.7, 0.4)]):
         store.add_trial(Trial(f"{number:04d}", "search", params, a_recipe()))
         store.add_record(a_run(f"{number:04d}", (0.1, 0.1, 0.1, accuracy), val_loss=loss))
-    return Launched(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+    return Launched(prepared, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours"))
 
 
 def test_a_sweep_keeps_and_finishes_what_its_objective_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,13 +329,13 @@ def test_noise_is_measured_after_every_epoch_only_where_it_is_searched_for(
 
 def watched(objective: str, *ends: tuple[str, float, dict[str, float]]) -> str:
     screen = io.StringIO()
-    watch = Watch(Console(file=screen, width=150), "colours", OBJECTIVES[objective])
+    watch = ProgressView(Console(file=screen, width=150), "colours", OBJECTIVES[objective])
     watch.begin("search", 9)
     for name, accuracy, measures in ends:
         record = a_run(name, (accuracy,), **measures)
-        watch.saw(json.loads(json.dumps(as_dict(record))))
+        watch.on_epoch(json.loads(json.dumps(as_dict(record))))
         Console(file=screen, width=150).print(watch._drawn())
-        watch.saw_end(name, "finished", OBJECTIVES[objective].value(record.epochs))
+        watch.on_trial_end(name, "finished", OBJECTIVES[objective].value(record.epochs))
     Console(file=screen, width=150).print(watch._drawn())
     return screen.getvalue()
 
@@ -352,4 +354,4 @@ def test_where_accuracy_is_searched_for_it_is_said_once() -> None:
 
 
 def test_a_record_that_was_not_measured_counts_as_the_worst() -> None:
-    assert selection.score_of(a_record("0000"), BALANCED) == -math.inf
+    assert selection.final_score(a_record("0000"), BALANCED) == -math.inf

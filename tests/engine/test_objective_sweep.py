@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.sweeping import Ended, Left, only_sweep, run
+from tests.sweep_commands import CompletedCommand, SweepFolder, only_sweep, run
 
 pytestmark = pytest.mark.slow
 
 
-def swept(objective: str, image_folder: Path, weights: Path, folder: Path) -> tuple[Ended, Left]:
+def swept(objective: str, image_folder: Path, weights: Path, folder: Path) -> tuple[CompletedCommand, SweepFolder]:
     flags = (
         *("--data", image_folder, "--backbone", "test_efficientnet", "--weights", weights, "--image-size", 32),
         *("--trials", 3, "--epochs", 2, "--strategies", "naive,linear_probe,scratch", "--scheduler", "none"),
@@ -25,7 +25,7 @@ def swept(objective: str, image_folder: Path, weights: Path, folder: Path) -> tu
     return ended, only_sweep(folder / "runs")
 
 
-def rows(folder: Path, left: Left) -> list[dict[str, Any]]:
+def rows(folder: Path, left: SweepFolder) -> list[dict[str, Any]]:
     with (folder / "reports" / left.folder.name / "ranking.csv").open() as file:
         return list(csv.DictReader(file))
 

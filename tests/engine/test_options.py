@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sweeps.engine import cli, options
-from sweeps.engine.options import Options, backbone_args, edits, plan_from, seconds, weights_by_backbone
+from sweeps.engine.options import Options, backbone_args, build_plan, edits, parse_duration, parse_weights
 from sweeps.engine.plan import LIMITS, Plan
 
 PAGE = Plan(experiment="folder", question="Which?")
@@ -33,7 +33,7 @@ PAGE = Plan(experiment="folder", question="Which?")
     ],
 )
 def test_a_time_is_read_as_written(text: str, expected: float | None) -> None:
-    assert seconds(text) == expected
+    assert parse_duration(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_time_is_read_as_written(text: str, expected: float | None) -> None:
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--time-budget"):
-        seconds(text)
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
     ],
 )
 def test_weights_are_found_by_backbone(text: str, backbones: tuple[str, ...], expected: dict[str, str]) -> None:
-    assert weights_by_backbone(text, backbones) == expected
+    assert parse_weights(text, backbones) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_weights_are_found_by_backbone(text: str, backbones: tuple[str, ...], ex
 )
 def test_weights_that_cannot_be_told_apart_are_refused(text: str, backbones: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        weights_by_backbone(text, backbones)
+        parse_weights(text, backbones)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_edits_that_cannot_be_meant_are_refused(vary: tuple[str, ...], fix: tupl
 
 
 def asked(**flags: Any) -> Options:
-    return Options(**{**options.defaults_of(PAGE), **flags})
+    return Options(**{**options.default_flags(PAGE), **flags})
 
 
 def test_without_flags_the_plan_is_the_pages() -> None:
@@ -143,17 +143,17 @@ def test_without_flags_the_plan_is_the_pages() -> None:
         seeds=2,
         strategies=("clip",),
     )
-    assert plan_from(page, Options(**options.defaults_of(page))) == page
+    assert build_plan(page, Options(**options.default_flags(page))) == page
 
 
 def test_every_shared_field_of_a_page_is_a_default_of_its_flags() -> None:
     shared = {field.name for field in dataclasses.fields(Options)} & {field.name for field in dataclasses.fields(Plan)}
     written_otherwise = {"weights", "backbone_args"}
-    assert shared - written_otherwise <= set(options.defaults_of(PAGE))
+    assert shared - written_otherwise <= set(options.default_flags(PAGE))
 
 
 def test_flags_change_the_plan() -> None:
-    plan = plan_from(
+    plan = build_plan(
         PAGE,
         asked(
             data="d",
@@ -201,20 +201,20 @@ def test_flags_change_the_plan() -> None:
 
 def test_edits_of_the_command_line_come_over_the_pages() -> None:
     page = dataclasses.replace(PAGE, edits={"augmentation": "none", "optimizer": "adam"})
-    plan = plan_from(page, asked(fix=("optimizer=sgd",)))
+    plan = build_plan(page, asked(fix=("optimizer=sgd",)))
     assert plan.edits == {"augmentation": "none", "optimizer": "sgd"}
 
 
 def test_strategies_given_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="--strategies naive and strategy=clip say the same thing twice"):
-        plan_from(PAGE, asked(strategies="naive", fix=("strategy=clip",)))
+        build_plan(PAGE, asked(strategies="naive", fix=("strategy=clip",)))
 
 
 def test_how_many_images_and_which_colours_may_be_said_shortly() -> None:
     page = dataclasses.replace(PAGE, edits={"colour": "rgb,grey", "optimizer": "adam"})
-    plan = plan_from(page, asked(images_per_class=20, grey=True))
+    plan = build_plan(page, asked(images_per_class=20, grey=True))
     assert plan.edits == {"colour": "grey", "optimizer": "adam", "images_per_class": "20"}
-    assert plan_from(page, asked()).edits == page.edits
+    assert build_plan(page, asked()).edits == page.edits
 
 
 @pytest.mark.parametrize(
@@ -235,14 +235,14 @@ def test_how_many_images_and_which_colours_may_be_said_shortly() -> None:
 )
 def test_what_is_said_of_one_axis_twice_is_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan_from(PAGE, asked(**flags))
+        build_plan(PAGE, asked(**flags))
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_images_at_all_are_refused(number: int) -> None:
     from sweeps.engine.search_space.overrides import space_for
 
-    plan = plan_from(PAGE, asked(images_per_class=number))
+    plan = build_plan(PAGE, asked(images_per_class=number))
     with pytest.raises(ValueError, match=f"images_per_class={number}: it must lie between 1 and"):
         space_for(["a"], 8, edits=plan.edits)
 
@@ -250,7 +250,7 @@ def test_no_images_at_all_are_refused(number: int) -> None:
 @pytest.mark.parametrize(("size", "expected"), [(None, 64), (128, 64), (32, 32)])
 def test_smoke_is_the_same_path_in_small(size: int | None, expected: int) -> None:
     page = dataclasses.replace(PAGE, arms=({"strategy": "naive"},) * 3)
-    plan = plan_from(page, asked(smoke=True, image_size=size, trials=90, epochs=50, finalists=9, seeds=9))
+    plan = build_plan(page, asked(smoke=True, image_size=size, trials=90, epochs=50, finalists=9, seeds=9))
     assert (plan.trials, plan.epochs, plan.image_size, plan.finalists, plan.seeds) == (2, 2, expected, 1, 1)
     assert len(plan.arms) == 2
     assert (plan.sampler, plan.scheduler, plan.backbones) == (PAGE.sampler, PAGE.scheduler, PAGE.backbones)
@@ -270,24 +270,24 @@ def test_smoke_is_the_same_path_in_small(size: int | None, expected: int) -> Non
 )
 def test_values_beyond_reason_are_refused(flag: str, value: int, smoke: bool) -> None:
     with pytest.raises(ValueError, match=rf"{flag} is {value}; it must lie between \d+ and \d+"):
-        plan_from(PAGE, asked(**{flag: value}, smoke=smoke))
+        build_plan(PAGE, asked(**{flag: value}, smoke=smoke))
 
 
 @pytest.mark.parametrize(("name", "ends"), LIMITS.items())
 def test_the_ends_of_what_is_within_reason_are_taken(name: str, ends: tuple[int, int]) -> None:
     for value in ends:
-        assert getattr(plan_from(PAGE, asked(**{name: value})), name) == value
+        assert getattr(build_plan(PAGE, asked(**{name: value})), name) == value
 
 
 @pytest.mark.parametrize("flags", [{"backbone": ""}, {"backbone": " , "}, {"backbone": "", "weights": "a.pt"}], ids=str)
 def test_a_plan_without_a_backbone_is_refused(flags: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"backbone|--weights"):
-        plan_from(PAGE, asked(**flags))
+        build_plan(PAGE, asked(**flags))
 
 
 def test_weights_for_a_backbone_that_does_not_compete_are_refused() -> None:
     with pytest.raises(ValueError, match="weights are given for resnet18, which is not among the backbones"):
-        plan_from(PAGE, asked(backbone="resnet50", weights="resnet18=a.pt"))
+        build_plan(PAGE, asked(backbone="resnet50", weights="resnet18=a.pt"))
 
 
 # --- the whole way down to an exit status ----------------------------------------------------------------------------

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from sweeps.engine import quickstart_data
-from sweeps.engine.quickstart_data import TRAINED_ON, TRAINING_IMAGES, TRANSFERRED_TO, digits, pretrained
+from sweeps.engine.quickstart_data import (
+    SOURCE_CLASSES,
+    TARGET_CLASSES,
+    TRAINING_IMAGES,
+    pretrained_weights,
+    write_digits,
+)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -19,11 +25,11 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "5-9", TRANSFERRED_TO, TRAINING_IMAGES)
+    return write_digits(tmp_path_factory.mktemp("digits") / "5-9", TARGET_CLASSES, TRAINING_IMAGES)
 
 
 def test_the_digits_are_the_same_every_time(divided: Path, tmp_path: Path) -> None:
-    again = digits(tmp_path / "again", TRANSFERRED_TO, TRAINING_IMAGES)
+    again = write_digits(tmp_path / "again", TARGET_CLASSES, TRAINING_IMAGES)
     assert content(again) == content(divided)
 
 
@@ -42,7 +48,7 @@ def test_no_scan_stands_in_both_parts_more_often_than_by_chance(divided: Path) -
 
 
 def test_without_a_division_they_stand_by_class(tmp_path: Path) -> None:
-    folder = digits(tmp_path / "0-4", TRAINED_ON)
+    folder = write_digits(tmp_path / "0-4", SOURCE_CLASSES)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3", "4"]
     assert len(content(folder)) == 178 + 182 + 177 + 183 + 181
 
@@ -50,14 +56,14 @@ def test_without_a_division_they_stand_by_class(tmp_path: Path) -> None:
 def test_they_are_written_once(divided: Path) -> None:
     path = next(divided.rglob("*.png"))
     os.utime(path, (1, 1))
-    assert digits(divided, TRANSFERRED_TO, TRAINING_IMAGES) == divided
+    assert write_digits(divided, TARGET_CLASSES, TRAINING_IMAGES) == divided
     assert path.stat().st_mtime == 1
 
 
 def test_digits_that_were_cut_short_are_completed(divided: Path, tmp_path: Path) -> None:
     (tmp_path / "cut" / "train" / "5").mkdir(parents=True)
     (tmp_path / "cut" / "train" / "5" / "000.png").write_bytes(b"half")
-    assert content(digits(tmp_path / "cut", TRANSFERRED_TO, TRAINING_IMAGES)) == content(divided)
+    assert content(write_digits(tmp_path / "cut", TARGET_CLASSES, TRAINING_IMAGES)) == content(divided)
 
 
 def test_they_are_a_source_that_loads(divided: Path) -> None:
@@ -71,12 +77,12 @@ def test_they_are_a_source_that_loads(divided: Path) -> None:
 def test_the_pretrained_file_is_made_once(one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from xfer.models.backbones import build
 
-    monkeypatch.setattr(quickstart_data, "EPOCHS", 1)
-    file = pretrained(tmp_path, "test_efficientnet", 16)
+    monkeypatch.setattr(quickstart_data, "PRETRAINING_EPOCHS", 1)
+    file = pretrained_weights(tmp_path, "test_efficientnet", 16)
     assert file.name == "test_efficientnet-digits-0-4-16px.safetensors"
     build("test_efficientnet", 5, 16, file)
     os.utime(file, (1, 1))
-    assert pretrained(tmp_path, "test_efficientnet", 16) == file
+    assert pretrained_weights(tmp_path, "test_efficientnet", 16) == file
     assert file.stat().st_mtime == 1
     assert list(tmp_path.glob("*.tmp")) == []
 
@@ -90,9 +96,9 @@ def test_the_network_that_is_transferred_knows_the_digits_it_was_trained_on(one_
     from xfer.data.layouts import folder
     from xfer.data.pack import build_pack
     from xfer.data.split import split_pack
-    from xfer.models.backbones import Preparation, input_statistics
+    from xfer.models.backbones import Preprocessor, input_statistics
 
-    file = pretrained(tmp_path, "test_resnet", 32)
+    file = pretrained_weights(tmp_path, "test_resnet", 32)
     model = timm.create_model("test_resnet", num_classes=5)
     model.load_state_dict(safetensors.torch.load_file(file))
     model.eval()
@@ -100,5 +106,5 @@ def test_the_network_that_is_transferred_knows_the_digits_it_was_trained_on(one_
     held_out = split_pack(pack).test
     images = torch.from_numpy(pack.images[held_out]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        said = model(Preparation(input_statistics(model), torch.device("cpu"))(images)).argmax(1)
+        said = model(Preprocessor(input_statistics(model), torch.device("cpu"))(images)).argmax(1)
     assert (said == torch.from_numpy(pack.labels[held_out])).float().mean() > 0.9

@@ -9,7 +9,7 @@ import pytest
 from sweeps.engine import selection
 from sweeps.engine.plan import Plan
 from tests.engine.conftest import a_recipe, a_record, an_evaluation
-from xfer.recipe import recipe_from
+from xfer.recipe import recipe_from_dict
 from xfer.records import Record, Status
 
 PLAN = Plan("folder", "Which?", seeds=3, seed=10)
@@ -17,20 +17,20 @@ PLAN = Plan("folder", "Which?", seeds=3, seed=10)
 
 def test_the_best_finished_trials_are_chosen_best_first() -> None:
     records = [a_record(f"{number:04d}", (0.1, value)) for number, value in enumerate((0.5, 0.9, 0.7, 0.8))]
-    assert selection.choose(records, 3) == ["0001", "0003", "0002"]
-    assert selection.choose(records, 9) == ["0001", "0003", "0002", "0000"]
-    assert selection.choose(records, 0) == []
-    assert selection.choose([], 3) == []
+    assert selection.select_finalists(records, 3) == ["0001", "0003", "0002"]
+    assert selection.select_finalists(records, 9) == ["0001", "0003", "0002", "0000"]
+    assert selection.select_finalists(records, 0) == []
+    assert selection.select_finalists([], 3) == []
 
 
 def test_the_last_epoch_counts_and_not_the_best() -> None:
-    assert selection.choose([a_record("0000", (0.9, 0.5)), a_record("0001", (0.1, 0.6))], 1) == ["0001"]
+    assert selection.select_finalists([a_record("0000", (0.9, 0.5)), a_record("0001", (0.1, 0.6))], 1) == ["0001"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_ties_go_to_the_earlier_trial(order: int) -> None:
     records = [a_record(name, (0.8,)) for name in ("0002", "0010", "0003")]
-    assert selection.choose(records[::order], 2) == ["0002", "0003"]
+    assert selection.select_finalists(records[::order], 2) == ["0002", "0003"]
 
 
 def test_a_recipe_that_was_proposed_twice_is_run_again_once() -> None:
@@ -40,13 +40,13 @@ def test_a_recipe_that_was_proposed_twice_is_run_again_once() -> None:
         a_record("0002", (0.95,), key="same"),
         a_record("0003", (0.5,), key="other"),
     ]
-    assert selection.choose(records, 2) == ["0002", "0003"]
+    assert selection.select_finalists(records, 2) == ["0002", "0003"]
 
 
 @pytest.mark.parametrize("status", ["pruned", "failed"])
 def test_only_finished_trials_of_the_search_are_chosen(status: Status) -> None:
     records = [a_record("0000", (0.9, 0.95), status), a_record("0001", (0.5,)), a_record("0002-s1", (0.99,))]
-    assert selection.choose(records, 3) == ["0001"]
+    assert selection.select_finalists(records, 3) == ["0001"]
 
 
 # --- their runs ------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def finalists() -> list[Record]:
 
 
 def test_each_recipe_runs_on_seeds_that_the_search_did_not_use_seed_by_seed() -> None:
-    trials = selection.trials(finalists(), PLAN, redraws=False)
+    trials = selection.finalist_trials(finalists(), PLAN, redraws=False)
     assert [trial.name for trial in trials] == ["0004-s1", "0001-s1", "0004-s2", "0001-s2", "0004-s3", "0001-s3"]
     assert [trial.recipe["seed"] for trial in trials] == [11, 11, 12, 12, 13, 13]
     assert {trial.phase for trial in trials} == {"final"}
@@ -68,23 +68,23 @@ def test_each_recipe_runs_on_seeds_that_the_search_did_not_use_seed_by_seed() ->
 def test_the_draws_are_the_same_for_every_finalist_and_new_only_where_data_are_few(
     redraws: bool, draws: Sequence[int]
 ) -> None:
-    assert [trial.recipe["draw"] for trial in selection.trials(finalists(), PLAN, redraws)] == draws
+    assert [trial.recipe["draw"] for trial in selection.finalist_trials(finalists(), PLAN, redraws)] == draws
 
 
 @pytest.mark.parametrize("redraws", [True, False])
 def test_nothing_else_of_a_recipe_moves_the_test_part_least_of_all(redraws: bool) -> None:
     for record in finalists():
-        for trial in selection.trials([record], PLAN, redraws):
-            recipe = recipe_from(trial.recipe)
-            assert recipe.key == recipe_from(record.recipe).key
-            assert recipe.id != recipe_from(record.recipe).id
+        for trial in selection.finalist_trials([record], PLAN, redraws):
+            recipe = recipe_from_dict(trial.recipe)
+            assert recipe.key == recipe_from_dict(record.recipe).key
+            assert recipe.id != recipe_from_dict(record.recipe).id
             assert recipe.split_seed == record.recipe["split_seed"]
-            assert {**trial.recipe, "seed": 10, "draw": 0} == recipe_from(record.recipe).as_dict()
+            assert {**trial.recipe, "seed": 10, "draw": 0} == recipe_from_dict(record.recipe).as_dict()
 
 
 def test_no_two_final_runs_share_an_id() -> None:
-    trials = selection.trials(finalists(), PLAN, redraws=True)
-    assert len({recipe_from(trial.recipe).id for trial in trials}) == len(trials)
+    trials = selection.finalist_trials(finalists(), PLAN, redraws=True)
+    assert len({recipe_from_dict(trial.recipe).id for trial in trials}) == len(trials)
 
 
 # --- what they came to -----------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def ended() -> list[Record]:
 
 
 def test_runs_are_the_finished_final_ones_by_finalist() -> None:
-    runs = selection.runs(ended(), ["0002", "0001", "0004"])
+    runs = selection.finalist_runs(ended(), ["0002", "0001", "0004"])
     assert {name: [record.trial for record in found] for name, found in runs.items()} == {
         "0002": ["0002-s1", "0002-s2"],
         "0001": ["0001-s1", "0001-s2"],
@@ -112,11 +112,15 @@ def test_runs_are_the_finished_final_ones_by_finalist() -> None:
 
 
 def test_finalists_are_ranked_by_their_mean_and_those_without_a_run_left_out() -> None:
-    assert selection.rank(selection.runs(ended(), ["0001", "0002", "0003", "0004"])) == ["0003", "0002", "0001"]
+    assert selection.rank_finalists(selection.finalist_runs(ended(), ["0001", "0002", "0003", "0004"])) == [
+        "0003",
+        "0002",
+        "0001",
+    ]
 
 
 def test_a_tie_in_the_ranking_goes_to_the_earlier_trial() -> None:
-    assert selection.rank({"0007": [a_record("0007-s1", (0.5,))], "0002": [a_record("0002-s1", (0.5,))]}) == [
+    assert selection.rank_finalists({"0007": [a_record("0007-s1", (0.5,))], "0002": [a_record("0002-s1", (0.5,))]}) == [
         "0002",
         "0007",
     ]
@@ -125,23 +129,23 @@ def test_a_tie_in_the_ranking_goes_to_the_earlier_trial() -> None:
 def test_the_ranking_never_looks_at_the_test_part() -> None:
     good = a_record("0001-s1", (0.6,), test=an_evaluation("test", 10))
     better = a_record("0002-s1", (0.7,), test=an_evaluation("test", 1))
-    assert selection.rank({"0001": [good], "0002": [better]}) == ["0002", "0001"]
+    assert selection.rank_finalists({"0001": [good], "0002": [better]}) == ["0002", "0001"]
 
 
 def test_the_winners_figures_are_means_over_its_final_runs() -> None:
     winner = ended()[1]
-    assert selection.metrics(winner, ended()) == pytest.approx({"val_accuracy": 0.7, "test_accuracy": 0.65})
+    assert selection.winner_metrics(winner, ended()) == pytest.approx({"val_accuracy": 0.7, "test_accuracy": 0.65})
 
 
 def test_a_winner_without_finals_has_the_figures_of_its_search_run() -> None:
     winner = a_record("0009", (0.5, 0.75))
-    assert selection.metrics(winner, [winner]) == {"val_accuracy": 0.75}
+    assert selection.winner_metrics(winner, [winner]) == {"val_accuracy": 0.75}
 
 
 def test_an_unopened_test_part_has_no_figure() -> None:
-    assert selection.metrics(ended()[3], ended()) == pytest.approx({"val_accuracy": 0.75})
+    assert selection.winner_metrics(ended()[3], ended()) == pytest.approx({"val_accuracy": 0.75})
 
 
 @pytest.mark.parametrize(("name", "of"), [("0007-s2", "0007"), ("0007", "0007"), ("12345-s10", "12345")])
 def test_a_final_run_names_the_trial_it_repeats(name: str, of: str) -> None:
-    assert selection.of(name) == of
+    assert selection.search_trial_name(name) == of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from sweeps.reporting.cost import COUNTED, Spent, in_words, spent, total
+from sweeps.reporting.cost import COST_COVERAGE_NOTE, NodeTypeCost, cost_by_node_type, describe_cost, total_usd
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
-from sweeps.reporting.summary import cost, how_to_read
+from sweeps.reporting.summary import cost_sentence, how_to_read
 from tests.reporting.conftest import a_record, results_of
 
 HEAD = {"node_type": "head", "usd_per_hour": 0.192, "from": "label", "seconds": 36_000.0}
@@ -19,44 +19,44 @@ FREE = {"node_type": "a10g", "usd_per_hour": None, "from": None, "seconds": 90.0
 def test_what_is_spent_is_the_sum_over_all_starts_by_node_type_and_price() -> None:
     dearer = {**L4, "usd_per_hour": 0.5, "seconds": 3_600.0}
     starts = [{"machines": [HEAD, L4]}, {"machines": [L4, dearer]}]
-    assert spent(starts) == [
-        Spent("head", 0.192, 36_000.0),
-        Spent("l4", 0.35, 14_400.0),
-        Spent("l4", 0.5, 3_600.0),
+    assert cost_by_node_type(starts) == [
+        NodeTypeCost("head", 0.192, 36_000.0),
+        NodeTypeCost("l4", 0.35, 14_400.0),
+        NodeTypeCost("l4", 0.5, 3_600.0),
     ]
-    assert total(starts) == 1.92 + 1.4 + 0.5
-    assert in_words(starts) == (
+    assert total_usd(starts) == 1.92 + 1.4 + 0.5
+    assert describe_cost(starts) == (
         "$3.82 for 10 h 0 min of head at $0.192, 4 h 0 min of l4 at $0.35 and 1 h 0 min of l4 at $0.50 an hour"
     )
 
 
 def test_where_no_price_is_known_nothing_is_said_of_costs() -> None:
-    assert total([]) is total([{"machines": [FREE]}]) is None
-    assert in_words([]) is in_words([{"machines": [FREE]}]) is None
+    assert total_usd([]) is total_usd([{"machines": [FREE]}]) is None
+    assert describe_cost([]) is describe_cost([{"machines": [FREE]}]) is None
     results = results_of([a_record("0000")])
-    assert cost(results) is None
-    assert COUNTED not in how_to_read(results)
+    assert cost_sentence(results) is None
+    assert COST_COVERAGE_NOTE not in how_to_read(results)
 
 
 def test_what_is_not_counted_is_told() -> None:
-    assert in_words([{"machines": [HEAD, FREE]}]) == (
+    assert describe_cost([{"machines": [HEAD, FREE]}]) == (
         "$1.92 for 10 h 0 min of head at $0.192 an hour; not counted, for want of a price: 1 min 30 s of a10g"
     )
 
 
 def test_a_machine_that_costs_nothing_has_a_price() -> None:
-    assert total([{"machines": [{**HEAD, "usd_per_hour": 0.0}]}]) == 0.0
+    assert total_usd([{"machines": [{**HEAD, "usd_per_hour": 0.0}]}]) == 0.0
 
 
 def test_the_report_says_what_it_cost_and_how_that_is_counted(opened: Results, tmp_path: Path) -> None:
     costly = dataclasses.replace(opened, spending=[{"machines": [L4]}])
-    assert cost(costly) == "It cost $0.70 for 2 h 0 min of l4 at $0.35 an hour."
-    assert how_to_read(costly)[-1] == COUNTED
+    assert cost_sentence(costly) == "It cost $0.70 for 2 h 0 min of l4 at $0.35 an hour."
+    assert how_to_read(costly)[-1] == COST_COVERAGE_NOTE
     html = render(costly, tmp_path).read_text(encoding="utf-8")
     assert "<p>It cost $0.70 for 2 h 0 min of l4 at $0.35 an hour.</p>" in html
     assert r"It cost \$0.70 for 2 h 0 min of l4 at \$0.35 an hour." in (tmp_path / "report.md").read_text()
 
 
 def test_a_node_types_name_is_only_shown() -> None:
-    said = in_words([{"machines": [{**L4, "node_type": "l4\x1b[31m"}]}])
+    said = describe_cost([{"machines": [{**L4, "node_type": "l4\x1b[31m"}]}])
     assert said == r"$0.70 for 2 h 0 min of l4\x1b[31m at $0.35 an hour"

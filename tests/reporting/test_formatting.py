@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sweeps.reporting.formatting import listed, markdown, recipe_in_words, visible
+from sweeps.reporting.formatting import describe_recipe, escape_control_characters, escape_markdown, join_words
 from tests.reporting.conftest import a_recipe
 
 
@@ -25,12 +25,12 @@ from tests.reporting.conftest import a_recipe
     ],
 )
 def test_what_acts_instead_of_showing_is_spelled_out(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert escape_control_characters(text) == shown
 
 
 @given(st.text())
 def test_visible_text_is_one_printable_line(text: str) -> None:
-    shown = visible(text)
+    shown = escape_control_characters(text)
     assert len(shown.splitlines()) <= 1
     assert not any(unicodedata.category(character) in ("Cc", "Cs") for character in shown)
     shown.encode()
@@ -38,7 +38,9 @@ def test_visible_text_is_one_printable_line(text: str) -> None:
 
 @given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S"]), min_size=1))
 def test_markdown_shows_the_text_in_a_single_table_cell(text: str) -> None:
-    tokens = MarkdownIt("commonmark").enable("table").parse(f"| a | b |\n| - | - |\n| {markdown(text)} | end |\n")
+    tokens = (
+        MarkdownIt("commonmark").enable("table").parse(f"| a | b |\n| - | - |\n| {escape_markdown(text)} | end |\n")
+    )
     cells = [token for token in tokens if token.type == "inline"]
     assert [cell.content == "end" for cell in cells] == [False, False, False, True]
     children = cells[2].children or []
@@ -48,12 +50,12 @@ def test_markdown_shows_the_text_in_a_single_table_cell(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["# no heading", "- no item", "1. no item", "=", "---", "+ no item", "> no quote"])
 def test_markdown_opens_no_block_at_the_start_of_a_line(text: str) -> None:
-    tokens = MarkdownIt("commonmark").parse(f"{markdown(text)}\n")
+    tokens = MarkdownIt("commonmark").parse(f"{escape_markdown(text)}\n")
     assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
 
 
 def test_a_recipe_in_words_leaves_nothing_out() -> None:
-    assert recipe_in_words(a_recipe("freeze_then_unfreeze", clip_norm=1.0)) == (
+    assert describe_recipe(a_recipe("freeze_then_unfreeze", clip_norm=1.0)) == (
         "freeze_then_unfreeze(freeze_epochs=2) on mobilenetv2_100 at 128 px, adam with learning rate 0.001 and weight "
         "decay 0.0001, onecycle schedule, flip augmentation, no mixing, cross_entropy loss, gradients clipped at norm "
         "1, batches of 32, 6 epochs"
@@ -61,4 +63,4 @@ def test_a_recipe_in_words_leaves_nothing_out() -> None:
 
 
 def test_lists_read_as_one_says_them() -> None:
-    assert [listed(items) for items in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]
+    assert [join_words(items) for items in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]

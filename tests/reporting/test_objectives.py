@@ -11,15 +11,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sweeps.reporting.figures import drawings
-from sweeps.reporting.ranking import by_strategy, ranked, ranking
+from sweeps.reporting.figures import report_figures
+from sweeps.reporting.ranking import ranked_trials, ranking_frame, tally_by_strategy
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
-from sweeps.reporting.summary import caveats, comparison, front, headline, how_to_read
-from sweeps.reporting.tables import ranking_table, strategies_table, summary
+from sweeps.reporting.summary import caveats, headline, how_to_read, pareto_sentence, strategy_comparison
+from sweeps.reporting.tables import ranking_table, strategies_table, summary_table
 from tests.reporting.conftest import a_record, an_evaluation, results_of
 from xfer.objectives import OBJECTIVES
-from xfer.records import Noisy, Record
+from xfer.records import CorruptionScore, Record
 
 
 def a_run(trial: str, accuracy: float, status: Any = "finished", seconds: float = 10.0, **measures: Any) -> Record:
@@ -66,7 +66,7 @@ def by_two() -> Results:
 
 
 def names(results: Results) -> list[str]:
-    return [trial.name for trial in ranked(results)]
+    return [trial.name for trial in ranked_trials(results)]
 
 
 def test_a_plan_from_before_there_was_a_choice_means_accuracy() -> None:
@@ -94,8 +94,8 @@ def test_the_headline_says_what_was_searched_for_with_the_accuracy_beside_it(by_
 
 
 def test_strategies_are_compared_by_the_objective(by_loss: Results) -> None:
-    assert [tally.strategy for tally in by_strategy(by_loss.trials)] == ["scratch", "naive"]
-    assert comparison(by_loss) == (
+    assert [tally.strategy for tally in tally_by_strategy(by_loss.trials)] == ["scratch", "naive"]
+    assert strategy_comparison(by_loss) == (
         "Best single search run of each strategy by cross-entropy on the validation part: scratch 0.2 and naive 0.3."
     )
     table = strategies_table(by_loss)
@@ -105,8 +105,8 @@ def test_strategies_are_compared_by_the_objective(by_loss: Results) -> None:
 
 def test_tables_have_a_column_for_the_objective_before_the_accuracies(by_loss: Results, by_two: Results) -> None:
     wanted = ("rank", "trial", "strategy", "status", "cross-entropy", "validation", "test")
-    assert summary(by_loss).header == wanted
-    assert [row[4] for row in summary(by_loss).rows] == ["0.25", "0.6", "0.3", "0.1"]
+    assert summary_table(by_loss).header == wanted
+    assert [row[4] for row in summary_table(by_loss).rows] == ["0.25", "0.6", "0.3", "0.1"]
     assert ranking_table(by_two).header[:6] == ("rank", "trial", "strategy", "front", "validation", "test")
     assert [(row[1], row[3]) for row in ranking_table(by_two).rows] == [
         ("0000", "yes"),
@@ -145,17 +145,17 @@ def test_the_reader_is_told_by_what_was_chosen(by_loss: Results, by_two: Results
 
 
 def test_the_front_is_named_with_both_values(by_two: Results) -> None:
-    assert by_two.front == {"0000", "0002", "0003"}
-    assert front(by_two) == (
+    assert by_two.pareto_front == {"0000", "0002", "0003"}
+    assert pareto_sentence(by_two) == (
         "On the Pareto front of accuracy and seconds, where no other search run is better in one without being worse "
         "in the other, are 3 of 4 finished trials: 0000 (90.0%, 9.0 s), 0003 (80.0%, 5.0 s) and 0002 (70.0%, 2.0 s)."
     )
 
 
 def test_there_is_no_front_of_one_objective_nor_of_no_trial(by_loss: Results) -> None:
-    assert (by_loss.front, front(by_loss)) == (frozenset(), None)
+    assert (by_loss.pareto_front, pareto_sentence(by_loss)) == (frozenset(), None)
     nothing = results_of([a_run("0000", 0.5, "pruned")], objective=["loss", "seconds"])
-    assert front(nothing) == "No trial finished, so there is no Pareto front of cross-entropy and seconds."
+    assert pareto_sentence(nothing) == "No trial finished, so there is no Pareto front of cross-entropy and seconds."
 
 
 def texts(svg: str) -> list[str]:
@@ -164,7 +164,7 @@ def texts(svg: str) -> list[str]:
 
 
 def drawn(results: Results) -> dict[str, list[str]]:
-    return {drawing.name: texts(drawing.svg) for drawing in drawings(results)}
+    return {drawing.name: texts(drawing.svg) for drawing in report_figures(results)}
 
 
 def test_the_cost_figure_marks_the_front_where_seconds_were_searched_for(by_two: Results, by_loss: Results) -> None:
@@ -184,7 +184,7 @@ def test_two_objectives_that_are_no_cost_have_a_figure_of_their_own() -> None:
     said = drawn(results)["trade"]
     assert {"Pareto front", "0000", "0001", "cross-entropy on the validation part (lower is better)"} <= set(said)
     assert "0002" not in said
-    (drawing,) = [drawing for drawing in drawings(results) if drawing.name == "trade"]
+    (drawing,) = [drawing for drawing in report_figures(results) if drawing.name == "trade"]
     assert drawing.title == "What accuracy costs in cross-entropy"
 
 
@@ -208,7 +208,7 @@ def test_the_csv_holds_what_was_measured_beside_accuracy() -> None:
         "distance": 0.1,
         "peak_memory_mb": 512.0,
     }
-    noisy = (Noisy("blur", 1, 10, 8), Noisy("blur", 5, 10, 2), Noisy("grey", 1, 10, 9))
+    noisy = (CorruptionScore("blur", 1, 10, 8), CorruptionScore("blur", 5, 10, 2), CorruptionScore("grey", 1, 10, 9))
     tests = [
         replace(an_evaluation("test", 80), balanced_accuracy=value, calibration_error=0.1, noisy=noisy)
         for value in (0.6, 0.8)
@@ -221,7 +221,7 @@ def test_the_csv_holds_what_was_measured_beside_accuracy() -> None:
         ),
         a_record("0001"),
     ]
-    new, old = (row for _, row in ranking(results_of(records, ["0000"])).iterrows())
+    new, old = (row for _, row in ranking_frame(results_of(records, ["0000"])).iterrows())
     assert {name: new[name] for name in measures} == pytest.approx(measures)
     assert new["gap"] == pytest.approx(0.6 - 0.85)
     assert (new["flops"], new["start_accuracy"]) == (10**12, pytest.approx(0.15))
@@ -233,7 +233,7 @@ def test_the_csv_holds_what_was_measured_beside_accuracy() -> None:
 
 
 def test_the_csv_says_what_was_searched_for_and_who_is_on_the_front(by_two: Results) -> None:
-    frame = ranking(by_two)
+    frame = ranking_frame(by_two)
     assert set(frame["objective"]) == {"accuracy,seconds"}
     assert list(frame["on_front"]) == ["yes", "no", "yes", "yes", "no"]
 
@@ -248,13 +248,13 @@ def test_both_pages_say_what_they_rank_by_and_what_is_on_the_front(by_two: Resul
 
 def test_a_pages_words_for_what_a_recipe_does_not_say_are_the_recipes_own() -> None:
     recipe = pytest.importorskip("xfer.recipe")
-    from sweeps.reporting.formatting import USUAL
+    from sweeps.reporting.formatting import DEFAULT_CHOICES
 
     fields = recipe.Recipe.__dataclass_fields__
     assert {name: {"name": usual} for name, usual in recipe.USUAL.items()} == {
-        name: usual for name, usual in USUAL.items() if isinstance(usual, dict)
+        name: usual for name, usual in DEFAULT_CHOICES.items() if isinstance(usual, dict)
     }
     for name in ("body_rate", "clip_value", "images_per_class"):
-        assert fields[name].default == USUAL[name]
-    said = {"strategy", "optimizer", "schedule", "augmentation", "mixing", "loss", *USUAL}
+        assert fields[name].default == DEFAULT_CHOICES[name]
+    said = {"strategy", "optimizer", "schedule", "augmentation", "mixing", "loss", *DEFAULT_CHOICES}
     assert set(recipe.TABLES) <= said

@@ -8,7 +8,7 @@ import math
 import pandas as pd
 import pytest
 
-from sweeps.reporting.ranking import by_strategy, csv, ranked, ranking
+from sweeps.reporting.ranking import ranked_trials, ranking_csv, ranking_frame, tally_by_strategy
 from sweeps.reporting.results import Results
 from tests.reporting.conftest import a_record, results_of, some_finals
 
@@ -26,7 +26,7 @@ AFTER = (
 
 def names(results: Results) -> list[str]:
     """The trials' names, best first."""
-    return [trial.name for trial in ranked(results)]
+    return [trial.name for trial in ranked_trials(results)]
 
 
 def test_finalists_keep_the_order_fixed_before_the_test_part_was_opened(opened: Results) -> None:
@@ -69,12 +69,12 @@ def test_others_go_by_accuracy_then_by_how_far_they_got() -> None:
 
 
 def test_the_columns_stand_in_the_promised_order(opened: Results) -> None:
-    assert csv(ranking(opened)).splitlines()[0] == REQUIRED + AFTER
-    assert csv(ranking(results_of([]))) == REQUIRED + AFTER + "\n"
+    assert ranking_csv(ranking_frame(opened)).splitlines()[0] == REQUIRED + AFTER
+    assert ranking_csv(ranking_frame(results_of([]))) == REQUIRED + AFTER + "\n"
 
 
 def test_a_finalist_is_measured_by_its_final_runs(opened: Results) -> None:
-    row = ranking(opened).iloc[0]
+    row = ranking_frame(opened).iloc[0]
     assert row["val_accuracy"] == pytest.approx(0.94)
     assert row["search_val_accuracy"] == pytest.approx(0.95)
     assert row["test_accuracy"] == pytest.approx(0.90)
@@ -85,53 +85,53 @@ def test_a_finalist_is_measured_by_its_final_runs(opened: Results) -> None:
 
 
 def test_other_trials_are_measured_by_their_search_run_and_never_tested(opened: Results) -> None:
-    finished, pruned, failed = (ranking(opened).iloc[place] for place in (2, 3, 4))
+    finished, pruned, failed = (ranking_frame(opened).iloc[place] for place in (2, 3, 4))
     assert finished["val_accuracy"] == pytest.approx(0.8)
     assert finished["val_ci_low"] < 0.8 < finished["val_ci_high"]
     assert pruned["val_accuracy"] == pytest.approx(0.7)
     assert pd.isna(pruned["val_ci_low"])
     assert pd.isna(failed["val_accuracy"])
-    assert list(ranking(opened)["seeds"]) == [3, 3, 1, 1, 0]
-    assert ranking(opened)["test_accuracy"].iloc[2:].isna().all()
+    assert list(ranking_frame(opened)["seeds"]) == [3, 3, 1, 1, 0]
+    assert ranking_frame(opened)["test_accuracy"].iloc[2:].isna().all()
 
 
 def test_a_final_run_that_failed_costs_time_and_measures_nothing() -> None:
     finals = [*some_finals("0000", 0.9, seeds=2), a_record("0000-s3", (), "failed", error="out of memory")]
-    row = ranking(results_of([a_record("0000"), *finals])).iloc[0]
+    row = ranking_frame(results_of([a_record("0000"), *finals])).iloc[0]
     assert (row["seeds"], row["seconds"]) == (2, 40.0)
 
 
 def test_the_csv_comes_back_as_it_was(opened: Results) -> None:
-    read = pd.read_csv(io.StringIO(csv(ranking(opened))), dtype={"trial": str})
+    read = pd.read_csv(io.StringIO(ranking_csv(ranking_frame(opened))), dtype={"trial": str})
     assert list(read["rank"]) == [1, 2, 3, 4, 5]
     assert list(read["trial"]) == names(opened)
     assert list(read["mixing"]) == ["none"] * 5
     assert read["val_accuracy"].dtype == read["test_ci_low"].dtype == float
     assert read["clip_norm"].iloc[1] == 1.0
-    assert "nan" not in csv(ranking(opened)).lower()
+    assert "nan" not in ranking_csv(ranking_frame(opened)).lower()
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "\N{FULLWIDTH EQUALS SIGN}1"])
 def test_no_cell_is_a_formula(name: str) -> None:
-    text = csv(ranking(results_of([a_record("0000", strategy=name)])))
+    text = ranking_csv(ranking_frame(results_of([a_record("0000", strategy=name)])))
     cell = pd.read_csv(io.StringIO(text))["strategy"].iloc[0]
     assert cell.lstrip(" ")[0] in "'\\"
 
 
 def test_numbers_stay_numbers() -> None:
-    frame = pd.read_csv(io.StringIO(csv(ranking(results_of([a_record("0000", weight_decay=-1.0)])))))
+    frame = pd.read_csv(io.StringIO(ranking_csv(ranking_frame(results_of([a_record("0000", weight_decay=-1.0)])))))
     assert frame["weight_decay"].iloc[0] == -1.0
 
 
 def test_parameters_of_a_choice_are_shown() -> None:
     record = a_record("0000", optimizer={"name": "sgd", "momentum": 0.9}, backbone_args={"pad_type": "same"})
-    row = ranking(results_of([record])).iloc[0]
+    row = ranking_frame(results_of([record])).iloc[0]
     assert (row["optimizer"], row["backbone"]) == ("sgd(momentum=0.9)", "mobilenetv2_100(pad_type=same)")
 
 
 def test_strategies_are_tallied_by_their_search_runs(opened: Results) -> None:
-    tallies = by_strategy(opened.trials)
+    tallies = tally_by_strategy(opened.trials)
     assert [tally.strategy for tally in tallies] == ["naive", "freeze_then_unfreeze", "scratch", "linear_probe"]
     assert [tally.best for tally in tallies] == [0.97, 0.95, 0.8, None]
-    assert [tally.middle for tally in tallies] == [0.97, 0.95, 0.8, None]
+    assert [tally.median_value for tally in tallies] == [0.97, 0.95, 0.8, None]
     assert tallies[0].counts == {"finished": 1, "failed": 1}

@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeps.reporting.formatting import MISSING
 from sweeps.reporting.render import render
-from sweeps.reporting.screening import IN_WORDS, screening
+from sweeps.reporting.screening import SCREENING_CAPTION, screening_table
 from tests.reporting.conftest import a_record, an_evaluation, results_of
 from xfer.records import Record
 
@@ -35,7 +35,7 @@ def heads() -> list[Record]:
 
 def test_every_backbone_is_a_row_with_its_best_head_the_best_first() -> None:
     results = replace(results_of([*heads(), a_record("0000")]), screening=DECISION)
-    table = screening(results)
+    table = screening_table(results)
     assert table.header == ("backbone", "goes on", "best head", "validation", "lp_ft penalty", "heads")
     assert table.rows == (
         ("vit", "yes", "ridge_probe(penalty=100)", "90.0% (82.6 to 94.5)", "0.1", "2"),
@@ -48,7 +48,7 @@ def test_what_decided_stands_beside_the_accuracy_where_it_is_something_else() ->
     found = [
         replace(head, epochs=tuple(replace(e, val_balanced_accuracy=0.25) for e in head.epochs)) for head in heads()
     ]
-    table = screening(replace(results_of(found), screening={**DECISION, "by": "balanced_accuracy"}))
+    table = screening_table(replace(results_of(found), screening={**DECISION, "by": "balanced_accuracy"}))
     assert table.header[2:5] == ("best head", "balanced accuracy", "validation")
     assert [row[3] for row in table.rows] == ["25.0%", "25.0%", MISSING]
 
@@ -61,7 +61,7 @@ def test_heads_are_no_trials_and_a_report_shows_them_apart(tmp_path: Path) -> No
         assert "Backbones, frozen" in text
         assert "ridge" in text
         assert "no memory" in text  # what failed, whatever it was for
-    assert IN_WORDS in page.read_text()
+    assert SCREENING_CAPTION in page.read_text()
 
 
 def test_without_a_screening_nothing_is_said_of_one(tmp_path: Path) -> None:

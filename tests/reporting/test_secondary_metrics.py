@@ -12,10 +12,10 @@ import pytest
 
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
-from sweeps.reporting.secondary_metrics import beside_accuracy, most_confused, what_transfer_brought
+from sweeps.reporting.secondary_metrics import most_confused, secondary_metrics_table, transfer_benefits_table
 from tests.reporting.conftest import a_plan, a_record, an_evaluation, results_of
-from xfer.measure.benefits import benefits
-from xfer.records import Noisy, Record
+from xfer.measure.benefits import transfer_benefits
+from xfer.records import CorruptionScore, Record
 
 CLASSES = ["ants", "bees", "wasps"]
 DATA = {**a_plan()["data"], "classes": CLASSES}
@@ -31,8 +31,8 @@ def a_tested_run(trial: str, seed: int, **said: object) -> Record:
 def finished() -> Results:
     """A finalist on two seeds."""
     noisy = [
-        (Noisy("blur", 1, 10, 9), Noisy("blur", 5, 10, 5), Noisy("grey", 1, 20, 18)),
-        (Noisy("blur", 1, 10, 7), Noisy("blur", 5, 10, 3), Noisy("grey", 1, 20, 14)),
+        (CorruptionScore("blur", 1, 10, 9), CorruptionScore("blur", 5, 10, 5), CorruptionScore("grey", 1, 20, 18)),
+        (CorruptionScore("blur", 1, 10, 7), CorruptionScore("blur", 5, 10, 3), CorruptionScore("grey", 1, 20, 14)),
     ]
     cells = [((0, 0, 50), (0, 1, 3), (1, 0, 5), (2, 1, 12)), ((0, 1, 4), (1, 2, 1), (2, 0, 15))]
     runs = [
@@ -43,7 +43,7 @@ def finished() -> Results:
 
 
 def test_the_test_part_is_read_as_means_over_seeds_noise_by_kind(finished: Results) -> None:
-    table = beside_accuracy(finished)
+    table = secondary_metrics_table(finished)
     assert table.header == (
         *("trial", "strategy", "accuracy", "balanced", "calibration error", "under noise", "blur", "grey"),
     )
@@ -52,14 +52,14 @@ def test_the_test_part_is_read_as_means_over_seeds_noise_by_kind(finished: Resul
 
 def test_top_five_has_a_column_where_there_are_more_classes_than_that() -> None:
     results = results_of([a_record("0000"), a_tested_run("0000", 1, top5_accuracy=0.95)], ["0000"])
-    assert beside_accuracy(results).header == ("trial", "strategy", "accuracy", "top-5")
-    assert beside_accuracy(results).rows == (("0000", "naive", "80.0%", "95.0%"),)
+    assert secondary_metrics_table(results).header == ("trial", "strategy", "accuracy", "top-5")
+    assert secondary_metrics_table(results).rows == (("0000", "naive", "80.0%", "95.0%"),)
 
 
 def test_nothing_is_said_of_older_sweeps_nor_before_the_test_part_was_opened(opened: Results) -> None:
-    assert beside_accuracy(opened).rows == ()
+    assert secondary_metrics_table(opened).rows == ()
     assert most_confused(opened) == []
-    assert beside_accuracy(results_of([a_record("0000")])).rows == ()
+    assert secondary_metrics_table(results_of([a_record("0000")])).rows == ()
 
 
 def test_the_classes_taken_for_each_other_most_often_are_named_over_all_seeds(finished: Results) -> None:
@@ -94,9 +94,9 @@ def test_each_strategys_best_run_is_held_against_the_best_from_scratch() -> None
             a_run("0004", "linear_probe", 0.1, (0.1, 0.1, 0.1)),
         ]
     )
-    table = what_transfer_brought(results)
+    table = transfer_benefits_table(results)
     assert table.header == ("strategy", "backbone", "trials", "start", "early", "slope", "asymptote")
-    found = benefits([0.2, *NAIVE], [0.1, *SCRATCH])
+    found = transfer_benefits([0.2, *NAIVE], [0.1, *SCRATCH])
     assert table.rows[0][:3] == ("naive", "mobilenetv2_100", "0002 against 0000")
     assert table.rows[0][3:] == (
         "+10.0",
@@ -116,7 +116,7 @@ def test_only_networks_of_one_kind_are_compared() -> None:
             a_run("0002", "naive", 0.2, NAIVE, backbone="resnet18", backbone_args={"pad_type": "same"}),
         ]
     )
-    assert what_transfer_brought(results).rows == ()
+    assert transfer_benefits_table(results).rows == ()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_only_networks_of_one_kind_are_compared() -> None:
     ids=["start not measured", "pruned", "a gap in the curve", "no scratch"],
 )
 def test_without_a_whole_curve_from_scratch_nothing_is_claimed(bare: Record) -> None:
-    assert what_transfer_brought(results_of([bare, a_run("0001", "naive", 0.2, NAIVE)])).rows == ()
+    assert transfer_benefits_table(results_of([bare, a_run("0001", "naive", 0.2, NAIVE)])).rows == ()
 
 
 # --- in the report ---------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from sweeps.reporting.results import Results
-from sweeps.reporting.summary import caveats, comparison, headline, how_to_read
-from sweeps.reporting.tables import common_settings, failures_table, ranking_table, strategies_table, summary
+from sweeps.reporting.summary import caveats, headline, how_to_read, strategy_comparison
+from sweeps.reporting.tables import common_settings, failures_table, ranking_table, strategies_table, summary_table
 from tests.reporting.conftest import a_record, results_of, some_finals
 
 
@@ -34,11 +34,11 @@ def test_the_headline_when_nothing_finished() -> None:
 
 
 def test_what_the_other_strategies_reached_is_told(opened: Results) -> None:
-    assert comparison(opened) == (
+    assert strategy_comparison(opened) == (
         "Best single search run of each strategy on the validation part: naive 97.0%, freeze_then_unfreeze 95.0% and "
         "scratch 80.0%; no trial of linear_probe finished."
     )
-    assert comparison(results_of([a_record("0000")])) is None
+    assert strategy_comparison(results_of([a_record("0000")])) is None
 
 
 def test_overlapping_intervals_are_admitted(opened: Results) -> None:
@@ -85,7 +85,7 @@ def test_the_reader_is_told_what_a_warm_start_took_from_where() -> None:
 
 
 def test_the_summary_fits_a_terminal(opened: Results) -> None:
-    table = summary(opened, top=2)
+    table = summary_table(opened, top=2)
     assert table.header == ("rank", "trial", "strategy", "status", "validation", "test")
     assert [row[:2] for row in table.rows] == [("1", "0002"), ("2", "0004")]
     assert table.rows[0][5] == "90.0% (82.6 to 94.5)"

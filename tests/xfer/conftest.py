@@ -6,7 +6,7 @@ import torch
 
 torch.set_num_threads(1)
 
-MEASURED = {
+MEASURED_FIELDS = {
     "seconds",
     "images_per_second",
     "cpu_percent",

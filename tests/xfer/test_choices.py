@@ -6,40 +6,40 @@ import json
 
 import pytest
 
-from xfer.choices import Choice, choose, parameters, unknown
-from xfer.recipe import TABLES
+from xfer.choices import Choice, choose, default_parameters, unknown_name_message
+from xfer.recipe import CHOICE_TABLES
 
-ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
+ENTRIES = [(kind, name) for kind, table in CHOICE_TABLES.items() for name in table]
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_every_entry_of_every_table_goes_under_its_own_name(kind, name):
-    assert TABLES[kind][name].__name__ == name
-    assert choose(kind, TABLES[kind], name).name == name
+    assert CHOICE_TABLES[kind][name].__name__ == name
+    assert choose(kind, CHOICE_TABLES[kind], name).name == name
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_every_entry_says_in_a_sentence_what_it_is(kind, name):
-    assert "." in TABLES[kind][name].__doc__
+    assert "." in CHOICE_TABLES[kind][name].__doc__
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_every_parameter_of_every_entry_is_plain_data_that_goes_back_to_itself(kind, name):
-    choice = choose(kind, TABLES[kind], name)
+    choice = choose(kind, CHOICE_TABLES[kind], name)
     assert all(type(value) in (int, float, str, bool) for _, value in choice.values)
     again = json.loads(json.dumps(choice.as_dict()))
-    assert choose(kind, TABLES[kind], **again) == choice
+    assert choose(kind, CHOICE_TABLES[kind], **again) == choice
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_a_slip_in_a_parameter_is_met_with_the_nearest(kind, name):
-    for parameter in parameters(TABLES[kind][name]):
+    for parameter in default_parameters(CHOICE_TABLES[kind][name]):
         with pytest.raises(
             ValueError, match=f"unknown parameter of {kind} {name} '{parameter}s': did you mean {parameter}"
         ):
-            choose(kind, TABLES[kind], name, **{f"{parameter}s": 1})
+            choose(kind, CHOICE_TABLES[kind], name, **{f"{parameter}s": 1})
     with pytest.raises(ValueError, match=f"unknown parameter of {kind} {name} 'qqqq'"):
-        choose(kind, TABLES[kind], name, qqqq=1)
+        choose(kind, CHOICE_TABLES[kind], name, qqqq=1)
 
 
 def table(first, second=2, third="x"):
@@ -47,7 +47,7 @@ def table(first, second=2, third="x"):
 
 
 def test_parameters_are_the_arguments_that_have_a_default():
-    assert parameters(table) == {"second": 2, "third": "x"}
+    assert default_parameters(table) == {"second": 2, "third": "x"}
 
 
 def test_a_choice_has_every_parameter_in_the_tables_order_and_builds():
@@ -56,11 +56,11 @@ def test_a_choice_has_every_parameter_in_the_tables_order_and_builds():
     assert str(choice) == "table(second=2, third=y)"
     assert choice.as_dict() == {"name": "table", "second": 2, "third": "y"}
     assert choice.build({"table": table}, "given") == ("given", 2, "y")
-    assert str(choose("mixing", TABLES["mixing"], "none")) == "none"
+    assert str(choose("mixing", CHOICE_TABLES["mixing"], "none")) == "none"
 
 
 def test_what_is_unknown_is_met_with_what_is_near():
-    assert unknown("optimizer", "rangr", ["sgd", "ranger"]) == (
+    assert unknown_name_message("optimizer", "rangr", ["sgd", "ranger"]) == (
         "unknown optimizer 'rangr': did you mean ranger? Known: sgd, ranger"
     )
-    assert unknown("optimizer", "zzz", []) == "unknown optimizer 'zzz'. Known: none"
+    assert unknown_name_message("optimizer", "zzz", []) == "unknown optimizer 'zzz'. Known: none"

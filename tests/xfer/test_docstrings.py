@@ -11,7 +11,7 @@ import re
 import pytest
 
 import xfer
-from xfer.recipe import TABLES
+from xfer.recipe import CHOICE_TABLES
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(xfer.__path__, "xfer.") if "__main__" not in module.name
@@ -30,7 +30,7 @@ def test_there_are_examples():
 
 # Cards
 
-ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
+ENTRIES = [(kind, name) for kind, table in CHOICE_TABLES.items() for name in table]
 NOBODYS_IDEA = {
     ("schedule", "constant"),
     ("augmentation", "none"),
@@ -53,7 +53,7 @@ each_entry = pytest.mark.parametrize(("kind", "name"), ENTRIES)
 
 def card(kind, name):
     """The paragraphs of an entry's docstring, without examples and sections."""
-    paragraphs = inspect.getdoc(TABLES[kind][name]).split("\n\n")
+    paragraphs = inspect.getdoc(CHOICE_TABLES[kind][name]).split("\n\n")
     return [each for each in paragraphs if not each.startswith((">>>", "Raises:", "Args:", "Returns:"))]
 
 
@@ -63,7 +63,7 @@ def test_a_card_begins_with_one_line_that_says_what_it_does(kind, name):
     assert "\n" not in first
     assert re.search(r"[.)]$", first)
     assert len(first.split()) > 3
-    assert first not in [card(kind, other)[0] for other in TABLES[kind] if other != name]
+    assert first not in [card(kind, other)[0] for other in CHOICE_TABLES[kind] if other != name]
 
 
 @each_entry

@@ -24,7 +24,7 @@ def imported_by(code):
 
 
 def test_importing_all_of_xfer_and_building_what_is_usual_imports_no_engine_and_nothing_optional():
-    usual = "from xfer.recipe import TABLES, USUAL; [TABLES[kind][name]() for kind, name in USUAL.items()]"
+    usual = "from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES; [CHOICE_TABLES[kind][name]() for kind, name in DEFAULT_CHOICES.items()]"
     found = imported_by(f"import {', '.join(ALL)}; {usual}")
     assert {"torch", "timm", "xfer"} <= found
     assert not found & (FORBIDDEN | OPTIONAL)

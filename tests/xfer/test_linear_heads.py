@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from torch.nn import functional
 
-from xfer.linear_heads import closed_form, logistic_path, ridge_path
+from xfer.linear_heads import fit_closed_form, logistic_path, ridge_path
 
 PENALTIES = (1e-3, 0.1, 1.0, 30.0, 1e4)
 SHAPES = {"more images than features": (60, 8), "more features than images": (20, 50), "as many": (24, 24)}
@@ -103,8 +103,8 @@ def test_without_a_penalty_there_is_no_single_answer(penalty):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_head_does_not_depend_on_which_other_penalties_are_asked_for(how, shape):
     features, labels = examples(*shape)
-    for penalty, found in zip(PENALTIES, closed_form(how, features, labels, 3, PENALTIES), strict=True):
-        [alone] = closed_form(how, features, labels, 3, [penalty])
+    for penalty, found in zip(PENALTIES, fit_closed_form(how, features, labels, 3, PENALTIES), strict=True):
+        [alone] = fit_closed_form(how, features, labels, 3, [penalty])
         assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
 
 
@@ -119,6 +119,6 @@ def test_features_of_different_sizes_and_some_that_say_nothing_are_no_trouble(ca
 
 
 def test_a_fit_that_was_cut_short_says_so(monkeypatch, caplog):
-    monkeypatch.setattr("xfer.linear_heads.STEPS", 3)
+    monkeypatch.setattr("xfer.linear_heads.MAX_STEPS", 3)
     logistic_path(*examples(60, 8), 3, [0.01])
     assert "a logistic head is not quite the one after 3 iterations" in caplog.text

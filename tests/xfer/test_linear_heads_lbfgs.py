@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
 
-from xfer.linear_heads import closed_form, fit_head
+from xfer.linear_heads import fit_closed_form, fit_head
 from xfer.methods.heads import HEADS
-from xfer.models.params import params_of
+from xfer.models.params import named_params
 from xfer.run import Run
 
 
@@ -128,7 +128,7 @@ def test_before_the_first_step_the_head_stands_where_its_gradient_vanishes_and_t
     reference = LogisticRegression(C=1, tol=1e-8, max_iter=5000).fit(embeddings.numpy(), batch[1].numpy())
     ours, theirs = head(embeddings).softmax(1).detach().numpy(), reference.predict_proba(embeddings.numpy())
     np.testing.assert_allclose(ours, theirs, atol=5e-3)
-    params = params_of(run.model)
+    params = named_params(run.model)
     moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, start[name])}
     assert moved == {name for name, param in params.items() if param.depth == 0}
 
@@ -172,7 +172,8 @@ def test_a_head_is_fitted_on_training_images_alone_and_on_no_more_than_the_recip
 ):
     asked = []
     monkeypatch.setattr(
-        "xfer.training.learner.closed_form", lambda how, *given: asked.append(given[1]) or closed_form(how, *given)
+        "xfer.training.learner.fit_closed_form",
+        lambda how, *given: asked.append(given[1]) or fit_closed_form(how, *given),
     )
     list(make_run(make_recipe(strategy=strategy, images_per_class=2)))
     assert [sorted(labels.tolist()) for labels in asked] == [[0, 0, 1, 1, 2, 2]]
@@ -189,7 +190,7 @@ def test_a_head_is_fitted_to_the_images_as_they_are_whatever_is_done_to_them_in_
 def test_a_resumed_run_does_not_fit_its_head_again(make_recipe, make_run, tmp_path, monkeypatch):
     recipe = make_recipe(strategy="lp_ft")
     next(iter(make_run(recipe, tmp_path)))
-    monkeypatch.setattr("xfer.training.learner.closed_form", None)
+    monkeypatch.setattr("xfer.training.learner.fit_closed_form", None)
     resumed = make_run(recipe, tmp_path)
     assert isinstance(resumed, Run)
     assert [epoch.epoch for epoch in resumed] == [2]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfer.objectives import ACCURACY, OBJECTIVES, objectives_from, on_front
-from xfer.records import Epoch, Evaluation, Noisy
+from xfer.objectives import ACCURACY, OBJECTIVES, pareto_mask, parse_objectives
+from xfer.records import CorruptionScore, Epoch, Evaluation
 
 EPOCHS = tuple(
     Epoch(
@@ -33,7 +33,7 @@ EPOCHS = tuple(
 TEST = Evaluation(
     *("test", 0.7, (0, 1, 2, 3), (True, True, True, False)),
     balanced_accuracy=0.6,
-    noisy=(Noisy("blur", 1, 2, 1), Noisy("grey", 1, 4, 1)),
+    noisy=(CorruptionScore("blur", 1, 2, 1), CorruptionScore("grey", 1, 4, 1)),
 )
 
 
@@ -72,8 +72,8 @@ def test_an_entry_is_named_as_it_stands_in_the_table_and_read_from_a_field_of_an
 def test_a_score_is_better_the_higher_it_is_and_turns_back_into_its_value(name: str) -> None:
     objective = OBJECTIVES[name]
     better, worse = (0.9, 0.1) if objective.higher_is_better else (0.1, 0.9)
-    assert objective.scored(better) > objective.scored(worse)
-    assert objective.scored(objective.scored(0.3)) == 0.3
+    assert objective.to_score(better) > objective.to_score(worse)
+    assert objective.to_score(objective.to_score(0.3)) == 0.3
 
 
 def test_there_is_a_score_after_every_epoch() -> None:
@@ -107,7 +107,7 @@ def test_what_was_not_measured_or_is_no_number_is_not_known() -> None:
     ],
 )
 def test_objectives_are_named_the_one_that_decides_first(text: str, names: list[str]) -> None:
-    assert [objective.name for objective in objectives_from(text)] == names
+    assert [objective.name for objective in parse_objectives(text)] == names
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_objectives_are_named_the_one_that_decides_first(text: str, names: list[
 )
 def test_what_makes_no_sense_is_refused_with_what_to_do(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        objectives_from(text)
+        parse_objectives(text)
 
 
 # --- the Pareto front ------------------------------------------------------------------------------------------------
@@ -148,12 +148,12 @@ NEVER = -math.inf
     ],
 )
 def test_the_front_is_whoever_is_beaten_by_nobody(scores: list[tuple[float, ...]], front: list[bool]) -> None:
-    assert on_front(scores) == front
+    assert pareto_mask(scores) == front
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=15))
 def test_a_front_holds_the_best_in_each_and_covers_everybody_else(scores: list[tuple[int, int]]) -> None:
-    front = {point for point, best in zip(scores, on_front(scores), strict=True) if best}
+    front = {point for point, best in zip(scores, pareto_mask(scores), strict=True) if best}
     assert all(any(a >= x and b >= y for a, b in front) for x, y in scores)
     if scores:
         assert max(scores) in front
@@ -163,8 +163,8 @@ def test_a_front_holds_the_best_in_each_and_covers_everybody_else(scores: list[t
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=15), st.randoms())
 def test_the_order_of_points_does_not_matter(scores: list[tuple[int, int]], chance: object) -> None:
     shuffled = sorted(scores, key=lambda _: chance.random())  # type: ignore[attr-defined]
-    found = dict(zip(shuffled, on_front(shuffled), strict=True))
-    assert [found[point] for point in scores] == on_front(scores)
+    found = dict(zip(shuffled, pareto_mask(shuffled), strict=True))
+    assert [found[point] for point in scores] == pareto_mask(scores)
 
 
 def test_neither_torch_nor_numpy_is_needed() -> None:

@@ -13,12 +13,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xfer import hashing
-from xfer.choices import choose, parameters
+from xfer.choices import choose, default_parameters
 from xfer.data.layouts import folder
 from xfer.data.pack import build_pack
-from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL, WHOLE, WITHOUT_STEPS, Recipe, recipe_from
+from xfer.recipe import (
+    CHOICE_TABLES,
+    CLOSED_FORM_VALUES,
+    DEFAULT_CHOICES,
+    INTEGER_FIELDS,
+    LIMITS,
+    OPTIONAL_FIELDS,
+    Recipe,
+    recipe_from_dict,
+)
 
-ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
+ENTRIES = [(kind, name) for kind, table in CHOICE_TABLES.items() for name in table]
 CHANGES = {
     "data": "f" * 64,
     "classes": 4,
@@ -69,7 +78,7 @@ def test_every_field_is_part_of_the_id_and_all_but_chance_of_the_key(make_recipe
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_a_choices_own_parameters_are_part_of_the_key(make_recipe, kind, name):
     clip = {"clip_norm": 1.0}
-    for parameter, default in parameters(TABLES[kind][name]).items():
+    for parameter, default in default_parameters(CHOICE_TABLES[kind][name]).items():
         plain = {"epochs": 9, **clip, kind: {"name": name}}
         before = make_recipe(**plain)
         assert before.key == make_recipe(**{**plain, kind: {"name": name, parameter: default}}).key
@@ -79,7 +88,7 @@ def test_a_choices_own_parameters_are_part_of_the_key(make_recipe, kind, name):
 
 def test_repetitions_share_the_key_and_have_ids_of_their_own(make_recipe):
     recipe = make_recipe()
-    repetitions = [recipe.repeated(seed, draw) for seed in (0, 1) for draw in (0, 1)]
+    repetitions = [recipe.with_seeds(seed, draw) for seed in (0, 1) for draw in (0, 1)]
     assert {each.key for each in repetitions} == {recipe.key}
     assert len({each.id for each in repetitions}) == 4
     assert repetitions[0] == recipe
@@ -88,8 +97,8 @@ def test_repetitions_share_the_key_and_have_ids_of_their_own(make_recipe):
 
 def test_hashes_are_64_hexadecimal_digits_and_the_same_in_every_process(make_recipe):
     plain = {**make_recipe().as_dict(), "data": "d" * 64, "weights": "e" * 64}
-    assert recipe_from(plain).id == hashing.of_values(plain) != recipe_from(plain).key
-    assert re.fullmatch("[0-9a-f]{64}", recipe_from(plain).id)
+    assert recipe_from_dict(plain).id == hashing.sha256_json(plain) != recipe_from_dict(plain).key
+    assert re.fullmatch("[0-9a-f]{64}", recipe_from_dict(plain).id)
 
 
 @pytest.mark.parametrize(("field", "value"), [("clip_norm", 1), ("weight_decay", 0), ("learning_rate", 1)])
@@ -105,11 +114,11 @@ def test_equal_recipes_have_equal_hashes(make_recipe, field, value):
 def test_the_names_of_weights_do_not_count_and_their_content_does(weights, tmp_path):
     renamed = tmp_path / "other name.bin"
     renamed.write_bytes(weights.read_bytes())
-    assert hashing.of_file(renamed) == hashing.of_file(weights)
+    assert hashing.sha256_file(renamed) == hashing.sha256_file(weights)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     renamed.write_bytes(content)
-    assert hashing.of_file(renamed) != hashing.of_file(weights)
+    assert hashing.sha256_file(renamed) != hashing.sha256_file(weights)
 
 
 def test_the_names_of_images_do_not_count_and_their_pixels_do(image_folder, pack, tmp_path):
@@ -136,18 +145,18 @@ def test_a_recipe_goes_to_json_and_back(make_recipe, kind, name):
     recipe = make_recipe(**{"clip_norm": 1.0, "epochs": 5, kind: name, "backbone_args": {"pad_type": "same", "b": 2}})
     plain = json.loads(json.dumps(recipe.as_dict()))
     assert plain == recipe.as_dict()
-    assert recipe_from(plain) == recipe
-    assert recipe_from(plain).id == recipe.id
+    assert recipe_from_dict(plain) == recipe
+    assert recipe_from_dict(plain).id == recipe.id
 
 
 def within(name):
     low, high = LIMITS[name]
-    return st.integers(int(low), int(high)) if name in WHOLE else st.floats(low, high)
+    return st.integers(int(low), int(high)) if name in INTEGER_FIELDS else st.floats(low, high)
 
 
 # The gradient is clipped in one way at most: what cannot stand together is not drawn together.
 numbers = st.fixed_dictionaries(
-    {name: within(name) for name in LIMITS.keys() - MAY_BE_NONE}
+    {name: within(name) for name in LIMITS.keys() - OPTIONAL_FIELDS}
     | {"images_per_class": st.none() | within("images_per_class")}
     | {name: st.integers(0, 2**62) for name in ("seed", "draw", "split_seed")}
     | {"backbone_args": st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3)}
@@ -161,7 +170,7 @@ numbers = st.fixed_dictionaries(
 )
 def test_any_recipe_within_reason_goes_to_json_and_back(make_recipe, values, clipping):
     recipe = make_recipe(**values, **clipping)
-    again = recipe_from(json.loads(json.dumps(recipe.as_dict())))
+    again = recipe_from_dict(json.loads(json.dumps(recipe.as_dict())))
     assert (again, again.id, again.key) == (recipe, recipe.id, recipe.key)
 
 
@@ -176,35 +185,38 @@ def test_fields_with_a_default_may_be_left_out(make_recipe):
     plain = recipe.as_dict()
     optional = [field.name for field in dataclasses.fields(Recipe) if field.default is not dataclasses.MISSING]
     assert {"clip_norm", "clip_value", "body_rate", "images_per_class", "backbone_args", "seed"} <= {*optional}
-    for name in {*optional, *USUAL}:
+    for name in {*optional, *DEFAULT_CHOICES}:
         del plain[name]
-    assert recipe_from(plain) == recipe
-    assert recipe_from(plain).key == recipe.key
+    assert recipe_from_dict(plain) == recipe
+    assert recipe_from_dict(plain).key == recipe.key
 
 
-@pytest.mark.parametrize("kind", USUAL)
+@pytest.mark.parametrize("kind", DEFAULT_CHOICES)
 def test_what_is_usual_may_be_left_out_and_means_the_same_as_spelled_out(make_recipe, kind):
-    spelled = make_recipe(**{kind: USUAL[kind]})
+    spelled = make_recipe(**{kind: DEFAULT_CHOICES[kind]})
     plain = spelled.as_dict()
-    assert plain.pop(kind) == {"name": USUAL[kind], **parameters(TABLES[kind][USUAL[kind]])}
-    assert recipe_from(plain) == spelled
-    assert recipe_from(plain).key == spelled.key
+    assert plain.pop(kind) == {
+        "name": DEFAULT_CHOICES[kind],
+        **default_parameters(CHOICE_TABLES[kind][DEFAULT_CHOICES[kind]]),
+    }
+    assert recipe_from_dict(plain) == spelled
+    assert recipe_from_dict(plain).key == spelled.key
 
 
 def test_what_is_not_usual_may_not_be_left_out(make_recipe):
-    for kind in TABLES.keys() - USUAL.keys():
+    for kind in CHOICE_TABLES.keys() - DEFAULT_CHOICES.keys():
         plain = make_recipe().as_dict()
         del plain[kind]
         with pytest.raises(KeyError, match=kind):
-            recipe_from(plain)
+            recipe_from_dict(plain)
 
 
-@pytest.mark.parametrize("kind", USUAL)
+@pytest.mark.parametrize("kind", DEFAULT_CHOICES)
 def test_a_recipe_with_something_unusual_says_so_in_json(make_recipe, kind):
-    for name in TABLES[kind]:
+    for name in CHOICE_TABLES[kind]:
         plain = json.loads(json.dumps(make_recipe(**{kind: name}).as_dict()))
-        assert plain[kind] == {"name": name, **parameters(TABLES[kind][name])}
-        assert getattr(recipe_from(plain), kind).name == name
+        assert plain[kind] == {"name": name, **default_parameters(CHOICE_TABLES[kind][name])}
+        assert getattr(recipe_from_dict(plain), kind).name == name
 
 
 # Refusals
@@ -213,7 +225,7 @@ def test_a_recipe_with_something_unusual_says_so_in_json(make_recipe, kind):
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_ends_of_what_is_within_reason_are_within_it(make_recipe, name):
     for value in LIMITS[name]:
-        kind = int if name in WHOLE else float
+        kind = int if name in INTEGER_FIELDS else float
         assert getattr(make_recipe(**{name: kind(value)}), name) == value
 
 
@@ -227,7 +239,7 @@ def test_a_value_beyond_reason_is_refused_with_its_bounds(make_recipe, name, val
         make_recipe(**{name: value})
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", INTEGER_FIELDS)
 def test_a_fraction_of_what_is_counted_is_refused(make_recipe, name):
     with pytest.raises(ValueError, match=f"{name} is 10.5; a whole number is wanted"):
         make_recipe(**{name: 10.5})
@@ -247,8 +259,8 @@ def test_a_gradient_is_clipped_in_one_way_only(make_recipe):
     assert make_recipe(clip_value=0.5).clip_norm is None
 
 
-@pytest.mark.parametrize("mixing", [name for name in TABLES["mixing"] if name != "none"])
-@pytest.mark.parametrize("term", [name for name in TABLES["embedding_loss"] if name != "none"])
+@pytest.mark.parametrize("mixing", [name for name in CHOICE_TABLES["mixing"] if name != "none"])
+@pytest.mark.parametrize("term", [name for name in CHOICE_TABLES["embedding_loss"] if name != "none"])
 def test_classes_that_are_mixed_have_no_embedding_loss(make_recipe, mixing, term):
     message = f"embedding_loss {term} needs one class an image, and mixing {mixing} gives it two: take mixing none, or"
     with pytest.raises(ValueError, match=message):
@@ -266,7 +278,7 @@ def test_the_body_moves_and_never_faster_than_the_head(make_recipe, rate):
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_nothing_is_said_only_where_nothing_can_be_meant(make_recipe, name):
-    if name in MAY_BE_NONE:
+    if name in OPTIONAL_FIELDS:
         assert getattr(make_recipe(**{name: None}), name) is None
     else:
         with pytest.raises(ValueError, match=f"{name} is None"):
@@ -277,7 +289,7 @@ def test_a_strategy_that_brings_its_network_goes_with_no_other(make_recipe):
     plain = make_recipe(strategy="small_cnn").as_dict()
     assert plain["backbone"] == "basic_cnn"
     with pytest.raises(ValueError, match="strategy small_cnn brings basic_cnn.* the recipe says test_resnet"):
-        recipe_from({**plain, "backbone": "test_resnet"})
+        recipe_from_dict({**plain, "backbone": "test_resnet"})
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
@@ -293,7 +305,7 @@ def test_freezing_to_the_end_is_refused_because_another_strategy_is_meant(make_r
 def test_an_epoch_must_be_left_in_which_everything_moves(make_recipe, strategy):
     with pytest.raises(ValueError, match=f"strategy {strategy}.* would never unfreeze in 1 epochs: .* at least 2"):
         make_recipe(strategy=strategy, epochs=1)
-    assert make_recipe(strategy=strategy, epochs=2).settled_after == 1
+    assert make_recipe(strategy=strategy, epochs=2).last_unfreeze_epoch == 1
 
 
 @pytest.mark.parametrize("freeze_epochs", [0, -1])
@@ -306,13 +318,13 @@ def test_weights_and_strategy_must_agree(make_recipe, weights):
     with pytest.raises(ValueError, match="naive starts from pretrained weights, but the recipe names none"):
         make_recipe(weights="")
     with pytest.raises(ValueError, match="scratch starts from random weights, but the recipe names some"):
-        make_recipe(strategy="scratch", weights=hashing.of_file(weights))
+        make_recipe(strategy="scratch", weights=hashing.sha256_file(weights))
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_an_unknown_name_is_refused_with_the_nearest_known_and_all_there_are(make_recipe, kind, name):
     slip = name[:-1] + "q"
-    message = rf"unknown {kind} '{slip}'.*{name}.*Known: {', '.join(TABLES[kind])}"
+    message = rf"unknown {kind} '{slip}'.*{name}.*Known: {', '.join(CHOICE_TABLES[kind])}"
     with pytest.raises(ValueError, match=message):
         make_recipe(**{kind: slip})
 
@@ -325,7 +337,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_known(make_recipe):
 
 def test_a_name_unlike_any_other_is_refused_without_a_guess():
     with pytest.raises(ValueError, match=r"^unknown loss 'qqqq'\. Known: cross_entropy, label_smoothing, focal$"):
-        choose("loss", TABLES["loss"], "qqqq")
+        choose("loss", CHOICE_TABLES["loss"], "qqqq")
 
 
 def test_a_recipe_is_a_value(make_recipe):
@@ -341,11 +353,11 @@ def test_a_slower_body_is_refused_where_nothing_of_it_moves(make_recipe, strateg
         make_recipe(strategy=strategy, body_rate=0.1)
 
 
-@pytest.mark.parametrize("field", sorted(set(WITHOUT_STEPS) - {"body_rate"}))
+@pytest.mark.parametrize("field", sorted(set(CLOSED_FORM_VALUES) - {"body_rate"}))
 def test_without_steps_whatever_has_no_say_is_as_it_is_for_all(make_recipe, field):
     recipe = make_recipe(strategy="ridge_probe")
     other = {**recipe.as_dict(), "clip_norm": None, field: CHANGES[field]}
-    if field in TABLES:
+    if field in CHOICE_TABLES:
         other[field] = {"name": CHANGES[field]}
     with pytest.raises(ValueError, match=rf"strategy ridge_probe\(penalty=100.0\) fits .* leave {field} at"):
-        recipe_from(other)
+        recipe_from_dict(other)

@@ -9,14 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xfer.records import Epoch, Evaluation, Noisy, Record, as_dict, epoch_from, evaluation_from, record_from
+from xfer.records import (
+    CorruptionScore,
+    Epoch,
+    Evaluation,
+    Record,
+    as_dict,
+    epoch_from_dict,
+    evaluation_from_dict,
+    record_from_dict,
+)
 
 number = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)
 measured = st.none() | number
 norms = st.lists(number, max_size=4).map(tuple)
 cells = st.lists(st.tuples(counts, counts, counts), max_size=4).map(tuple)
-noisy = st.builds(Noisy, st.text(), st.integers(1, 5), st.integers(1, 2**40), counts)
+noisy = st.builds(CorruptionScore, st.text(), st.integers(1, 5), st.integers(1, 2**40), counts)
 
 
 def fields_of(kind, required, optional):
@@ -66,12 +75,12 @@ def through_json(value):
 
 @given(value=epochs)
 def test_any_epoch_comes_back_equal(value):
-    assert epoch_from(through_json(value)) == value
+    assert epoch_from_dict(through_json(value)) == value
 
 
 @given(value=evaluations)
 def test_any_evaluation_comes_back_equal(value):
-    found = evaluation_from(through_json(value))
+    found = evaluation_from_dict(through_json(value))
     assert found == value
     assert found.accuracy == value.accuracy == sum(value.correct) / len(value.images)
 
@@ -79,14 +88,14 @@ def test_any_evaluation_comes_back_equal(value):
 @settings(max_examples=50)
 @given(value=records)
 def test_any_record_comes_back_equal(value):
-    found = record_from(through_json(value))
+    found = record_from_dict(through_json(value))
     assert found == value
     assert as_dict(found) == as_dict(value)
 
 
 def test_the_record_of_a_real_run_comes_back_equal(record):
     assert record.status == "finished"
-    assert record_from(through_json(record)) == record
+    assert record_from_dict(through_json(record)) == record
 
 
 def test_correctness_takes_one_character_per_image():
@@ -126,7 +135,7 @@ def as_first_written(value):
 @settings(max_examples=50)
 @given(value=records)
 def test_what_the_first_version_wrote_is_still_read(value):
-    found = record_from(as_first_written(value))
+    found = record_from_dict(as_first_written(value))
     assert (found.start_accuracy, found.flops) == (None, None)
     for part in (found.val, found.test):
         assert part is None or (part.top5_accuracy, part.confusion, part.noisy) == (None, (), ())
@@ -142,7 +151,7 @@ def test_accuracy_is_the_share_of_right_answers():
 
 
 def test_noisy_accuracy_gives_each_kind_the_same_say_and_each_severity_within_it():
-    noisy = (Noisy("blur", 1, 4, 4), Noisy("blur", 5, 100, 50), Noisy("jpeg", 3, 10, 1))
+    noisy = (CorruptionScore("blur", 1, 4, 4), CorruptionScore("blur", 5, 100, 50), CorruptionScore("jpeg", 3, 10, 1))
     assert noisy[1].accuracy == 0.5
     found = Evaluation("val", 0.5, (7,), (True,), noisy=noisy)
     assert found.noisy_accuracy == pytest.approx(((1.0 + 0.5) / 2 + 0.1) / 2)
@@ -164,4 +173,4 @@ def test_a_record_with_a_hole_is_not_taken_for_one(record, field):
     holed = through_json(record)
     del holed[field]
     with pytest.raises((KeyError, TypeError)):
-        record_from(holed)
+        record_from_dict(holed)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.xfer.conftest import MEASURED
+from tests.xfer.conftest import MEASURED_FIELDS
 from xfer.data.layouts import folder as folder_source
 from xfer.data.pack import build_pack
 from xfer.methods.optimizers import OPTIMIZERS
@@ -31,7 +31,7 @@ CHANCE = {  # everything that draws
 
 
 def without_measurements(epochs):
-    return [{name: value for name, value in as_dict(epoch).items() if name not in MEASURED} for epoch in epochs]
+    return [{name: value for name, value in as_dict(epoch).items() if name not in MEASURED_FIELDS} for epoch in epochs]
 
 
 def optimizer_state(run):
@@ -222,7 +222,7 @@ def test_every_epoch_sees_the_images_in_another_order_and_each_of_them_once(make
         return originally(pack, places, batch_size)
 
     run = make_run(make_recipe(epochs=3))
-    originally = _replace(monkeypatch, "xfer.run.batches", watching)
+    originally = _replace(monkeypatch, "xfer.run.iter_batches", watching)
     list(run)
     assert len(seen) == 3
     assert all(sorted(places) == list(run.split.train) for places in seen)

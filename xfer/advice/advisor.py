@@ -17,23 +17,23 @@ from typing import Any
 import torch
 
 from xfer.advice.dataset_profile import (
-    ABOVE_CHANCE,
-    CAP,
-    CLEAR,
-    REMOVED_ERRORS,
+    MAX_IMAGES,
+    MIN_ERROR_REDUCTION,
+    MIN_GAIN_OVER_CHANCE,
+    MIN_STANDARD_ERRORS,
     SMALL_IMAGES,
     SMALL_PER_CLASS,
-    Likeness,
-    Measurement,
+    DatasetProfile,
     Size,
-    measure,
+    SourceSimilarity,
     percent,
+    profile_dataset,
 )
 from xfer.choices import Choice, Value
 from xfer.data.pack import Pack, Progress
 from xfer.run import default_device
 
-WIDTH = 100
+LINE_WIDTH = 100
 SOURCES = {
     "000": "a comparison of five approaches on QuickDraw",
     "002": "a study of fine-tuning and freezing on four data sets",
@@ -41,11 +41,11 @@ SOURCES = {
     "004": "an introduction to transfer learning and its four cases",
 }
 
-_IN_WORDS: dict[Likeness, str] = {"similar": "similar to", "different": "different from"}
+_IN_WORDS: dict[SourceSimilarity, str] = {"similar": "similar to", "different": "different from"}
 
 
 @dataclass(frozen=True)
-class Advised:
+class Recommendation:
     """One strategy to try."""
 
     strategy: Choice
@@ -59,17 +59,17 @@ class Advised:
 class Advice:
     """What to try on this data, in order, and why."""
 
-    measured: Measurement
-    recommended: tuple[Advised, ...]
+    measured: DatasetProfile
+    recommended: tuple[Recommendation, ...]
     notes: tuple[str, ...]
     """What a reader should know before believing it."""
     seconds: float
     """What the measurement took."""
 
     @property
-    def case(self) -> tuple[Size, Likeness]:
+    def case(self) -> tuple[Size, SourceSimilarity]:
         """Which of the sources' four cases this is."""
-        return self.measured.size, self.measured.likeness
+        return self.measured.size, self.measured.similarity
 
     def lines(self) -> tuple[str, ...]:
         """The answer for a person, line by line, none wider than WIDTH."""
@@ -77,7 +77,7 @@ class Advice:
         size, likeness = self.case
         least, median, most = found.images_per_class
         per_class = f"{least}" if least == most else f"{least} to {most}, median {median}"
-        close = "" if found.clear else " (a close call)"
+        close = "" if found.is_significant else " (a close call)"
         sources = (source for source in SOURCES if any(source in each.whose for each in self.recommended))
         return (
             f"{found.images:,} training images of {found.classes} classes ({per_class} a class)",
@@ -113,7 +113,7 @@ class Advice:
             "measured": asdict(self.measured),
             "size": size,
             "likeness": likeness,
-            "clear": self.measured.clear,
+            "clear": self.measured.is_significant,
             "recommended": [
                 {"strategy": each.strategy.as_dict(), "reason": each.reason, "whose": each.whose}
                 for each in self.recommended
@@ -130,7 +130,7 @@ def advise(
     backbone_args: Mapping[str, Value] | None = None,
     split_seed: int = 0,
     device: torch.device | None = None,
-    cap: int = CAP,
+    cap: int = MAX_IMAGES,
     progress: Progress = lambda done, total: None,
     images_per_class: int | None = None,
 ) -> Advice:
@@ -154,29 +154,31 @@ def advise(
     """
     start = time.perf_counter()
     device = device or default_device()
-    found = measure(pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class)
-    return advice_for(found, time.perf_counter() - start)
+    found = profile_dataset(
+        pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class
+    )
+    return recommend(found, time.perf_counter() - start)
 
 
-def advice_for(found: Measurement, seconds: float = 0.0) -> Advice:
+def recommend(found: DatasetProfile, seconds: float = 0.0) -> Advice:
     """The advice that follows from a measurement."""
     return Advice(
         measured=found,
-        recommended=CASES[found.size, found.likeness](found),
+        recommended=CASES[found.size, found.similarity](found),
         notes=tuple(_notes(found)),
         seconds=seconds,
     )
 
 
-def _small_and_similar(found: Measurement) -> tuple[Advised, ...]:
+def _small_and_similar(found: DatasetProfile) -> tuple[Recommendation, ...]:
     return (
-        Advised(
+        Recommendation(
             Choice("linear_probe"),
             f"late features serve as they are ({percent(found.late.accuracy)} as probed), and a frozen network cannot "
             f"overfit",
             "sources 002, 003 and 004",
         ),
-        Advised(
+        Recommendation(
             Choice("lp_ft", (("penalty", 1.0),)),
             "starts from that classifier and then trains everything, so that no random head distorts the features",
             "Kumar et al. 2022",
@@ -186,7 +188,7 @@ def _small_and_similar(found: Measurement) -> tuple[Advised, ...]:
     )
 
 
-def _large_and_similar(found: Measurement) -> tuple[Advised, ...]:
+def _large_and_similar(found: DatasetProfile) -> tuple[Recommendation, ...]:
     return (
         _clip("everything adapts, from the pretrained weights and with its first gradients bounded"),
         _naive("everything adapts, and so much data does not overfit", "sources 002, 003 and 004"),
@@ -195,11 +197,11 @@ def _large_and_similar(found: Measurement) -> tuple[Advised, ...]:
     )
 
 
-def _small_and_different(found: Measurement) -> tuple[Advised, ...]:
-    early, late = found.best_early, found.late
+def _small_and_different(found: DatasetProfile) -> tuple[Recommendation, ...]:
+    early, late = found.best_early_stage, found.late
     probed = f"{percent(early.accuracy)} as probed, late ones {percent(late.accuracy)}"
-    worse = found.gain >= CLEAR * found.gain_error
-    cut = Advised(
+    worse = found.gain >= MIN_STANDARD_ERRORS * found.gain_error
+    cut = Recommendation(
         Choice("early_cut", (("stage", early.stage),)),
         f"early features are the more general ones, but here they serve worse: {probed}"
         if worse
@@ -212,17 +214,17 @@ def _small_and_different(found: Measurement) -> tuple[Advised, ...]:
     return (*order, _yardstick(found), *_literal(found))
 
 
-def _large_and_different(found: Measurement) -> tuple[Advised, ...]:
+def _large_and_different(found: DatasetProfile) -> tuple[Recommendation, ...]:
     return (
         _clip("everything must adapt; its first gradients are bounded"),
         _naive("everything must adapt, and pretrained weights remain the better start", _ALL_BUT_STEPS),
         _layer_decay(),
-        Advised(Choice("scratch"), "so much data affords it, and it shows what pretraining brings", _AFFORDABLE),
+        Recommendation(Choice("scratch"), "so much data affords it, and it shows what pretraining brings", _AFFORDABLE),
         *_literal(found),
     )
 
 
-CASES: dict[tuple[Size, Likeness], Callable[[Measurement], tuple[Advised, ...]]] = {
+CASES: dict[tuple[Size, SourceSimilarity], Callable[[DatasetProfile], tuple[Recommendation, ...]]] = {
     ("small", "similar"): _small_and_similar,
     ("large", "similar"): _large_and_similar,
     ("small", "different"): _small_and_different,
@@ -233,40 +235,40 @@ _ALL_BUT_STEPS = "sources 002, 003 (its prose) and 004"
 _AFFORDABLE = "sources 003 (its prose) and 004, as affordable"
 
 
-def _clip(reason: str) -> Advised:
-    return Advised(Choice("clip"), reason, "source 000, as the first thing to try on any data")
+def _clip(reason: str) -> Recommendation:
+    return Recommendation(Choice("clip"), reason, "source 000, as the first thing to try on any data")
 
 
-def _naive(reason: str, whose: str) -> Advised:
-    return Advised(Choice("naive"), reason, whose)
+def _naive(reason: str, whose: str) -> Recommendation:
+    return Recommendation(Choice("naive"), reason, whose)
 
 
-def _layer_decay() -> Advised:
-    return Advised(
+def _layer_decay() -> Recommendation:
+    return Recommendation(
         Choice("layer_decay"), "everything adapts, lower and so more general layers more slowly", "Bao et al. 2021"
     )
 
 
-def _train_last(found: Measurement, reason: str, whose: str) -> Advised:
+def _train_last(found: DatasetProfile, reason: str, whose: str) -> Recommendation:
     # "Some of the last layers" is all that is said: a quarter of them.
-    return Advised(Choice("train_last", (("blocks", max(1, found.blocks // 4)),)), reason, whose)
+    return Recommendation(Choice("train_last", (("blocks", max(1, found.blocks // 4)),)), reason, whose)
 
 
-def _yardstick(found: Measurement) -> Advised:
-    return Advised(
+def _yardstick(found: DatasetProfile) -> Recommendation:
+    return Recommendation(
         Choice("linear_probe"),
         f"the yardstick: about {percent(found.late.accuracy)}, at next to no cost, is what training has to beat",
-        "source 002" if found.likeness == "different" and found.size == "small" else "nobody for this case",
+        "source 002" if found.similarity == "different" and found.size == "small" else "nobody for this case",
     )
 
 
-def _literal(found: Measurement) -> tuple[Advised, ...]:
+def _literal(found: DatasetProfile) -> tuple[Recommendation, ...]:
     reason = "early layers removed, late ones frozen: against its own prose, so little is to be expected"
-    literal = Advised(Choice("drop_early"), reason, "source 003 (its steps, to the letter)")
+    literal = Recommendation(Choice("drop_early"), reason, "source 003 (its steps, to the letter)")
     return (literal,) if found.drops_early else ()
 
 
-def _why_size(found: Measurement) -> str:
+def _why_size(found: DatasetProfile) -> str:
     median = found.images_per_class[1]
     if found.images < SMALL_IMAGES:
         return f"fewer than {SMALL_IMAGES:,} training images"
@@ -275,30 +277,30 @@ def _why_size(found: Measurement) -> str:
     return f"at least {SMALL_IMAGES:,} training images, and {SMALL_PER_CLASS} in the median class"
 
 
-def _why_likeness(found: Measurement) -> str:
-    wanted = f"similar data leaves them at least {100 * REMOVED_ERRORS:.0f}% fewer"
-    if found.above_chance < ABOVE_CHANCE:
-        wanted += f", and brings them {100 * ABOVE_CHANCE:.0f}% of the way from chance to no error"
+def _why_likeness(found: DatasetProfile) -> str:
+    wanted = f"similar data leaves them at least {100 * MIN_ERROR_REDUCTION:.0f}% fewer"
+    if found.gain_over_chance < MIN_GAIN_OVER_CHANCE:
+        wanted += f", and brings them {100 * MIN_GAIN_OVER_CHANCE:.0f}% of the way from chance to no error"
     return (
-        f"late features leave {100 * abs(found.removed):.0f}% {'fewer' if found.removed >= 0 else 'more'} errors than "
-        f"the best earlier stage, {found.best_early.stage} ({100 * found.gain:+.1f} ± {100 * found.gain_error:.1f} "
-        f"points), and come {100 * found.above_chance:.0f}% of the way from chance to no error; {wanted}"
+        f"late features leave {100 * abs(found.error_reduction):.0f}% {'fewer' if found.error_reduction >= 0 else 'more'} errors than "
+        f"the best earlier stage, {found.best_early_stage.stage} ({100 * found.gain:+.1f} ± {100 * found.gain_error:.1f} "
+        f"points), and come {100 * found.gain_over_chance:.0f}% of the way from chance to no error; {wanted}"
     )
 
 
-def _notes(found: Measurement) -> Iterable[str]:
+def _notes(found: DatasetProfile) -> Iterable[str]:
     if found.measured_images < found.images:
         yield f"measured on a stratified sample of {found.measured_images:,} of the {found.images:,} training images"
-    if not found.clear:
-        other: Likeness = "different" if found.likeness == "similar" else "similar"
+    if not found.is_significant:
+        other: SourceSimilarity = "different" if found.similarity == "similar" else "similar"
         first = CASES[found.size, other](found)[0]
         yield f"a close call: were the data {other}, {first.strategy} would come first ({first.whose})"
     if max(layer.logme for layer in found.early) > found.late.logme:
         yield "LogME disagrees with the probe: it prefers an earlier stage"
-    if found.likeness == "different" and not found.drops_early:
+    if found.similarity == "different" and not found.drops_early:
         yield "the steps of source 003 to the letter (drop_early) cannot be built with this network"
     yield "rules of thumb, not results: a sweep over these strategies tells which one wins"
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent)
+    return textwrap.wrap(text, LINE_WIDTH, subsequent_indent=" " * indent)

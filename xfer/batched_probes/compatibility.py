@@ -13,24 +13,34 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xfer.batched_probes.heads import WAYS, Head
+from xfer.batched_probes.heads import BATCHED_STEPS, Head
 from xfer.choices import Choice
-from xfer.measure.cost import count_parameters, flops_of
-from xfer.methods.adapters import plain_copy
-from xfer.methods.batch_norm import BATCH_NORMS
+from xfer.measure.cost import count_flops, count_parameters
+from xfer.methods.adapters import merge_adapters
+from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.methods.freezing import HeadFirst
-from xfer.methods.input_channels import COLOURS
+from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.models.params import params_of
+from xfer.models.params import named_params
 from xfer.recipe import Recipe
-from xfer.seeding import seed_for
-from xfer.training.learner import set_mode
-from xfer.training.networks import network_of
+from xfer.seeding import derive_seed
+from xfer.training.learner import set_train_mode
+from xfer.training.networks import build_network
 
-OWN = ("learning_rate", "weight_decay", "clip_norm", "clip_value", "loss", "schedule", "augmentation", "views", "seed")
+PER_PROBE_FIELDS = (
+    "learning_rate",
+    "weight_decay",
+    "clip_norm",
+    "clip_value",
+    "loss",
+    "schedule",
+    "augmentation",
+    "views",
+    "seed",
+)
 """In what the members of a group may differ. The last three decide which images a step sees, the others what of it."""
 
-ONE_TRAINING: dict[str, Any] = {
+IRRELEVANT_FIELDS: dict[str, Any] = {
     "data": "",
     "optimizer": Choice("sgd"),
     "schedule": Choice("constant"),
@@ -51,7 +61,7 @@ ONE_TRAINING: dict[str, Any] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Beginning:
+class HeadInit:
     """Where a recipe that trains nothing but its head begins, and what is known of its network."""
 
     head: Head
@@ -59,7 +69,7 @@ class Beginning:
     flops: int
 
 
-def can_train_together(recipe: Recipe) -> bool:
+def can_batch(recipe: Recipe) -> bool:
     """Whether this recipe comes to the same on embeddings that are computed once, in a group.
 
     Only a linear head moves; images come as they are or in a fixed number of versions, unmixed; no batch norm follows
@@ -68,17 +78,17 @@ def can_train_together(recipe: Recipe) -> bool:
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     return (
         strategy.pace == HeadFirst(freeze_epochs=None)
-        and strategy.anchor is None
+        and strategy.regularizer is None
         and recipe.head.name == "linear"
         and recipe.mixing.name == recipe.embedding_loss.name == "none"
         and recipe.batch_norm.name != "always"
-        and recipe.optimizer.name in WAYS
+        and recipe.optimizer.name in BATCHED_STEPS
         and (recipe.augmentation.name == "none" or recipe.views is not None)
         and _embeds_without_chance(recipe)
     )
 
 
-def groups_of(recipes: Sequence[Recipe], largest: int = 256) -> list[tuple[int, ...]]:
+def group_recipes(recipes: Sequence[Recipe], largest: int = 256) -> list[tuple[int, ...]]:
     """Which of some recipes are trained side by side: their places, a tuple for each group, in ascending order.
 
     Recipes that cannot be trained together are left out.
@@ -89,14 +99,14 @@ def groups_of(recipes: Sequence[Recipe], largest: int = 256) -> list[tuple[int, 
     """
     groups: dict[Any, list[int]] = {}
     for place, recipe in enumerate(recipes):
-        if can_train_together(recipe):
-            groups.setdefault(same_steps(recipe), []).append(place)
+        if can_batch(recipe):
+            groups.setdefault(group_key(recipe), []).append(place)
     return [
         tuple(places[start : start + largest]) for places in groups.values() for start in range(0, len(places), largest)
     ]
 
 
-def beginnings(recipes: Sequence[Recipe], weights: Path | None) -> list[Beginning]:
+def head_inits(recipes: Sequence[Recipe], weights: Path | None) -> list[HeadInit]:
     """Where each recipe begins: with the head that `Run` gives it. Each network is built once.
 
     The head is drawn after whatever building the backbone draws, so it takes the backbone to know it. Torch's random
@@ -112,33 +122,33 @@ def network_key(recipe: Recipe) -> Recipe:
     return dataclasses.replace(_untrained(recipe), seed=0)
 
 
-def stream_of(recipe: Recipe) -> Any:
+def data_order_key(recipe: Recipe) -> Any:
     """What recipes of a group have in common that see the same images in the same order."""
     return recipe.seed, None if recipe.augmentation.name == "none" else (recipe.augmentation, recipe.views)
 
 
-def same_steps(recipe: Recipe) -> tuple[Any, ...]:
-    """What the members of a group have in common: everything but `OWN`, and the penalty of heads in closed form."""
-    fitted = {} if recipe.takes_steps else {"strategy": recipe.strategy.name}
-    fields = [field.name for field in dataclasses.fields(recipe) if field.name not in OWN]
+def group_key(recipe: Recipe) -> tuple[Any, ...]:
+    """What the members of a group have in common: everything but `PER_PROBE_FIELDS`, and the penalty of heads in closed form."""
+    fitted = {} if recipe.uses_gradient_steps else {"strategy": recipe.strategy.name}
+    fields = [field.name for field in dataclasses.fields(recipe) if field.name not in PER_PROBE_FIELDS]
     return tuple(fitted.get(name, getattr(recipe, name)) for name in fields)
 
 
 def _untrained(recipe: Recipe) -> Recipe:
     """A recipe whose network begins as this one's, and that is the same for all of which that can be said."""
-    same_network: dict[str, Any] = {} if recipe.takes_steps else {"strategy": Choice("linear_probe")}
-    return dataclasses.replace(recipe, **ONE_TRAINING, **same_network)
+    same_network: dict[str, Any] = {} if recipe.uses_gradient_steps else {"strategy": Choice("linear_probe")}
+    return dataclasses.replace(recipe, **IRRELEVANT_FIELDS, **same_network)
 
 
 @lru_cache(maxsize=64)
-def _beginning(recipe: Recipe, weights: Path | None) -> Beginning:
+def _beginning(recipe: Recipe, weights: Path | None) -> HeadInit:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
-        model = network_of(recipe, weights if recipe.weights else None)
+        torch.manual_seed(derive_seed(recipe.seed, "weights"))
+        model = build_network(recipe, weights if recipe.weights else None)
     head = model.get_classifier()
-    channels = recipe.colour.build(COLOURS).channels
-    flops = flops_of(plain_copy(model), recipe.image_size, channels)
-    return Beginning(Head(head.weight.detach(), head.bias.detach()), count_parameters(model), flops)
+    channels = recipe.colour.build(INPUT_CHANNELS).channels
+    flops = count_flops(merge_adapters(model), recipe.image_size, channels)
+    return HeadInit(Head(head.weight.detach(), head.bias.detach()), count_parameters(model), flops)
 
 
 def _embeds_without_chance(recipe: Recipe) -> bool:
@@ -148,16 +158,16 @@ def _embeds_without_chance(recipe: Recipe) -> bool:
 
 @lru_cache(maxsize=4096)
 def _network_embeds_without_chance(recipe: Recipe) -> bool:
-    channels = recipe.colour.build(COLOURS).channels
+    channels = recipe.colour.build(INPUT_CHANNELS).channels
     try:
         draws = _Draws()  # type: ignore[no-untyped-call]
         with torch.device("meta"), torch.no_grad(), draws:  # shapes alone: no memory, no arithmetic
-            model = network_of(recipe, None)
+            model = build_network(recipe, None)
             head = model.get_classifier()
-            params = params_of(model)
+            params = named_params(model)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(params[name].depth == 0)
-            set_mode(model, True, recipe.batch_norm.build(BATCH_NORMS))
+            set_train_mode(model, True, recipe.batch_norm.build(BATCH_NORM_MODES))
             draws.seen = False  # the weights were
             model(torch.zeros(2, channels, recipe.image_size, recipe.image_size))
     except (ValueError, RuntimeError, AssertionError):

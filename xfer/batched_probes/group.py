@@ -15,28 +15,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from xfer.batched_probes.compatibility import Beginning, can_train_together, same_steps, stream_of
-from xfer.batched_probes.heads import Head, Stacked
-from xfer.data.loader import shuffled
+from xfer.batched_probes.compatibility import HeadInit, can_batch, data_order_key, group_key
+from xfer.batched_probes.heads import BatchedHeads, Head
+from xfer.data.loader import shuffle_indices
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, limited, split_pack
-from xfer.linear_heads import closed_form
-from xfer.measure.accuracy import Answers
-from xfer.measure.cost import Usage
+from xfer.data.split import Indices, split_pack, subsample
+from xfer.linear_heads import fit_closed_form
+from xfer.measure.accuracy import Predictions
+from xfer.measure.cost import ResourceUsage
 from xfer.methods.schedules import SCHEDULES
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import Recipe
 from xfer.records import Epoch, Evaluation, Part, Phase, Record
-from xfer.run import FIRST_STEPS, DivergedError, check_training, check_validation, default_device
-from xfer.seeding import seed_for
+from xfer.run import LOGGED_GRADIENT_NORMS, DivergedError, check_train_losses, check_val_loss, default_device
+from xfer.seeding import derive_seed
 
-ROWS_AT_ONCE = 8_192
+MAX_ROWS_PER_CHUNK = 8_192
 """So many embeddings are asked for at a time, at least a batch."""
-LOGITS_AT_ONCE = 2**22
+MAX_LOGITS_PER_CHUNK = 2**22
 """So many are judged at a time: 16 MiB."""
 
 
-class Embeddings(Protocol):
+class EmbeddingSource(Protocol):
     """What a frozen network makes of images."""
 
     def __call__(self, recipe: Recipe, view: int | None, places: Indices) -> Tensor:
@@ -50,7 +50,7 @@ class Embeddings(Protocol):
         ...
 
 
-class Group:
+class ProbeGroup:
     """Recipes that are trained side by side. What `Run` is to one recipe this is to many, without checkpoints.
 
     Iterate it and it yields, after every epoch, each member's `Epoch`; None for a member that has failed or was
@@ -71,8 +71,8 @@ class Group:
         self,
         recipes: Sequence[Recipe],
         pack: Pack,
-        embeddings: Embeddings,
-        begin: Sequence[Beginning],
+        embeddings: EmbeddingSource,
+        begin: Sequence[HeadInit],
         device: torch.device | None = None,
     ) -> None:
         _check(recipes, pack)
@@ -83,7 +83,7 @@ class Group:
         strategy: Strategy = first.strategy.build(STRATEGIES)
         self._fit = strategy.fit
         self._labels = torch.from_numpy(pack.labels)
-        self._split = limited(
+        self._split = subsample(
             split_pack(pack, first.split_seed, first.draw), pack, first.images_per_class, first.split_seed
         )
         self._embeddings = embeddings
@@ -94,12 +94,12 @@ class Group:
         self._start_accuracy: list[float] = []
         self._val: list[Evaluation | None] = [None for _ in recipes]
         # Stacked in the order of their streams: what sees the same images stands side by side.
-        streams = {stream: recipe for recipe in recipes for stream in [stream_of(recipe)]}
+        streams = {stream: recipe for recipe in recipes for stream in [data_order_key(recipe)]}
         self._streams = list(streams.values())
         number = {stream: place for place, stream in enumerate(streams)}
-        of = [number[stream_of(recipe)] for recipe in recipes]
+        of = [number[data_order_key(recipe)] for recipe in recipes]
         self._order = sorted(range(len(recipes)), key=of.__getitem__)
-        self._heads = Stacked(
+        self._heads = BatchedHeads(
             [begin[member].head for member in self._order],
             [recipes[member] for member in self._order],
             [of[member] for member in self._order],
@@ -157,11 +157,11 @@ class Group:
     def _fit_epoch(self, training: Sequence[int]) -> dict[int, Epoch]:
         """The one epoch of heads in closed form."""
         assert self._fit is not None
-        usage, train, first = Usage(self._device), self._split.train, self._recipe
+        usage, train, first = ResourceUsage(self._device), self._split.train, self._recipe
         rows, labels = self._embeddings(first, None, train).to(self._device), self._labels[train].to(self._device)
         fits = [self.recipes[member].strategy.build(STRATEGIES).fit for member in self._order]
-        heads = closed_form(self._fit.how, rows, labels, first.classes, [fit.penalty for fit in fits])
-        self._heads.put([Head(weight, bias) for weight, bias in heads])
+        heads = fit_closed_form(self._fit.how, rows, labels, first.classes, [fit.penalty for fit in fits])
+        self._heads.load_heads([Head(weight, bias) for weight, bias in heads])
         training_seconds = usage.seconds
         known = {
             member: (judged.loss, judged.accuracy)
@@ -171,17 +171,18 @@ class Group:
 
     def _train_epoch(self, training: Sequence[int]) -> dict[int, Epoch]:
         """One epoch of all; what came of the members that are training and still have finite losses."""
-        usage, number = Usage(self._device), self._done
+        usage, number = ResourceUsage(self._device), self._done
         batch_size = self._recipe.batch_size
         orders = [
-            shuffled(self._split.train, batch_size, seed_for(recipe.seed, "order", number)) for recipe in self._streams
+            shuffle_indices(self._split.train, batch_size, derive_seed(recipe.seed, "order", number))
+            for recipe in self._streams
         ]
         images = len(orders[0])
         steps = math.ceil(images / batch_size)
         rates = self._rates(number, steps)
         labels = torch.stack([self._labels[order] for order in orders], dim=1).to(self._device)
         batches = zip(*map(self._batches, self._streams, orders), strict=True)
-        paced = self._heads.paced(rates[:, self._order])
+        paced = self._heads.step_rates(rates[:, self._order])
         seen = [
             self._heads.train(features, some, now)
             for features, some, now in zip(batches, torch.split(labels, batch_size), paced, strict=True)
@@ -190,7 +191,7 @@ class Group:
         losses, hits, norms = (torch.stack(each, dim=1).tolist() for each in zip(*seen, strict=True))
         training_seconds = usage.seconds
         place = {member: place for place, member in enumerate(self._order)}
-        finite = [member for member in training if self._holds(member, check_training, losses[place[member]])]
+        finite = [member for member in training if self._holds(member, check_train_losses, losses[place[member]])]
         known = {
             member: (math.fsum(losses[place[member]]) / steps, sum(hits[place[member]]) / images) for member in finite
         }
@@ -199,13 +200,13 @@ class Group:
                 epoch,
                 learning_rate=float(rates[-1, member]),
                 gradient_norm=math.fsum(norms[place[member]]) / steps,
-                gradient_norms=tuple(norms[place[member]][:FIRST_STEPS]) if number == 0 else (),
+                gradient_norms=tuple(norms[place[member]][:LOGGED_GRADIENT_NORMS]) if number == 0 else (),
             )
             for member, epoch in self._epochs_of(known, usage, training_seconds, images).items()
         }
 
     def _epochs_of(
-        self, known: Mapping[int, tuple[float, float]], usage: Usage, training_seconds: float, images: int
+        self, known: Mapping[int, tuple[float, float]], usage: ResourceUsage, training_seconds: float, images: int
     ) -> dict[int, Epoch]:
         """Members as they stand, judged, as the epoch that has just been trained; without what steps say.
 
@@ -217,8 +218,8 @@ class Group:
         """
         count, number = len(self.recipes), self._done
         judged = dict(zip(known, self._judged(list(known)), strict=True))
-        finite = [member for member in known if self._holds(member, check_validation, judged[member].loss)]
-        system, seconds = usage.so_far(), usage.seconds / count
+        finite = [member for member in known if self._holds(member, check_val_loss, judged[member].loss)]
+        system, seconds = usage.system_metrics(), usage.seconds / count
         found = {}
         for member in finite:
             self._val[member] = val = judged[member]
@@ -251,7 +252,7 @@ class Group:
     def _batches(self, recipe: Recipe, order: Indices) -> Iterator[Tensor]:
         """A stream's embeddings in an epoch, a batch [B, D] at a time."""
         view = None if recipe.augmentation.name == "none" or recipe.views is None else self._done % recipe.views
-        at_once = recipe.batch_size * math.ceil(ROWS_AT_ONCE / recipe.batch_size)
+        at_once = recipe.batch_size * math.ceil(MAX_ROWS_PER_CHUNK / recipe.batch_size)
         for start in range(0, len(order), at_once):
             rows = self._embeddings(recipe, view, order[start : start + at_once])
             yield from torch.split(rows.to(self._device), recipe.batch_size)
@@ -259,16 +260,16 @@ class Group:
     def _judged(self, members: Sequence[int], part: Part = "val") -> list[Evaluation]:
         """How members do on one part of the data, as it is."""
         places, heads = self._split.of(part), self._heads
-        at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // (heads.count * heads.classes)))
+        at_once = max(1, min(MAX_ROWS_PER_CHUNK, MAX_LOGITS_PER_CHUNK // (heads.count * heads.classes)))
         found = []
         with torch.inference_mode():
             for start in range(0, len(places), at_once):
                 some = places[start : start + at_once]
                 logits = heads.logits(self._embeddings(self._recipe, None, some).to(self._device))
                 labels = self._labels[some].repeat_interleave(heads.count)
-                found.append(Answers.to(logits.flatten(0, 1), labels))
-            answers = Answers.joined(found).split(heads.count)
-        return [answers[self._order.index(member)].judged(part, places) for member in members]
+                found.append(Predictions.to(logits.flatten(0, 1), labels))
+            answers = Predictions.concatenate(found).split(heads.count)
+        return [answers[self._order.index(member)].to_evaluation(part, places) for member in members]
 
     def _holds(self, member: int, check: Callable[[Any, int], None], losses: Any) -> bool:
         """Whether losses are finite; where not, the member has failed."""
@@ -285,11 +286,11 @@ def _check(recipes: Sequence[Recipe], pack: Pack) -> None:
     if pack.hash != first.data:
         raise ValueError(f"the recipes were made for data {first.data[:12]}, this pack is {pack.hash[:12]}")
     for recipe in recipes:
-        if not can_train_together(recipe):
+        if not can_batch(recipe):
             raise ValueError(
                 f"recipe {recipe.id[:12]} trains more than a linear head on fixed embeddings: it runs alone"
             )
-        if same_steps(recipe) != same_steps(first):
+        if group_key(recipe) != group_key(first):
             raise ValueError(
                 f"recipes {first.id[:12]} and {recipe.id[:12]} do not take the same steps: groups_of says which do"
             )

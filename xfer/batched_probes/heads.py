@@ -28,25 +28,25 @@ Rates = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Way:
+class BatchedStep:
     """How an optimizer is run on many heads at once."""
 
     decay: Literal["gradient", "weights"]
     """Whether weight decay is a term of the gradient or takes its share off the weights, apart from the step."""
     step: Callable[[Optimizer], Any] = lambda optimizer: optimizer.step()
     """Writes a step into the direction."""
-    back_every: int | None = None
+    lookahead_period: int | None = None
     """After how many steps the weights themselves, not the direction, go half-way back to slow ones; None: never."""
 
 
-WAYS: dict[str, Way] = {
-    "sgd": Way("gradient"),
-    "nesterov": Way("gradient"),
-    "adam": Way("gradient"),
-    "adamw": Way("weights"),
-    "radam": Way("gradient"),
-    "ranger": Way("gradient", lambda ranger: RAdam.step(ranger), Ranger.PERIOD),  # type: ignore[arg-type]
-    "lion": Way("weights"),
+BATCHED_STEPS: dict[str, BatchedStep] = {
+    "sgd": BatchedStep("gradient"),
+    "nesterov": BatchedStep("gradient"),
+    "adam": BatchedStep("gradient"),
+    "adamw": BatchedStep("weights"),
+    "radam": BatchedStep("gradient"),
+    "ranger": BatchedStep("gradient", lambda ranger: RAdam.step(ranger), Ranger.PERIOD),  # type: ignore[arg-type]
+    "lion": BatchedStep("weights"),
 }
 """Optimizers by name. Not `lamb`: its step looks at the norm of the weights."""
 
@@ -59,7 +59,7 @@ class Head:
     bias: Tensor
 
 
-class Stacked:
+class BatchedHeads:
     """M linear heads and their optimizer.
 
     Heads that see the same images in the same order share a stream: their products are one matrix product.
@@ -75,7 +75,7 @@ class Stacked:
         self, heads: Sequence[Head], recipes: Sequence[Recipe], streams: Sequence[int], device: torch.device
     ) -> None:
         self.count, (self.classes, self.width) = len(heads), heads[0].weight.shape
-        self._way = WAYS[recipes[0].optimizer.name]
+        self._way = BATCHED_STEPS[recipes[0].optimizer.name]
         self._stream_of = torch.tensor(streams, device=device)
         ends = torch.tensor(streams).bincount().cumsum(0).tolist()
         self._slices = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
@@ -85,7 +85,7 @@ class Stacked:
                 torch.stack([head.bias for head in heads]).flatten(),
             ]
         ).to(device, torch.float32, copy=True)
-        self._slow = self._weights.clone() if self._way.back_every else None
+        self._slow = self._weights.clone() if self._way.lookahead_period else None
         self._steps = 0
         self._direction = torch.zeros_like(self._weights)
         self._direction.grad = torch.zeros_like(self._weights)
@@ -102,7 +102,7 @@ class Stacked:
         weight, bias = self._parts(self._weights)
         return Head(weight[member].clone().view(self.classes, self.width), bias[member].clone())
 
-    def put(self, heads: Sequence[Head]) -> None:
+    def load_heads(self, heads: Sequence[Head]) -> None:
         """Take the place of all heads, in their order."""
         weight, bias = self._parts(self._weights)
         weight.copy_(torch.stack([head.weight.flatten() for head in heads]))
@@ -114,7 +114,7 @@ class Stacked:
         all_classes = torch.addmm(bias.flatten(), features, weight.view(-1, self.width).T)
         return all_classes.view(len(features), self.count, self.classes)
 
-    def paced(self, rates: Tensor) -> list[Rates]:
+    def step_rates(self, rates: Tensor) -> list[Rates]:
         """What `train` takes as each step's rates, of the learning rate of each head at each step, float64 [steps, M].
 
         In double precision until here and rounded once, as a head alone has it.
@@ -199,7 +199,7 @@ class Stacked:
         for part, direction in zip((weight, bias), self._parts(self._direction), strict=True):
             part.addcmul_(direction, rate)
         self._steps += 1
-        if self._slow is not None and self._way.back_every and self._steps % self._way.back_every == 0:
+        if self._slow is not None and self._way.lookahead_period and self._steps % self._way.lookahead_period == 0:
             self._weights.copy_(self._slow.lerp_(self._weights, Ranger.SHARE))
 
 

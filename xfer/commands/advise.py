@@ -9,17 +9,19 @@ from xfer.advice.advisor import advise
 from xfer.commands import shared
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    shared.add_images(parser)
-    shared.add_network(parser)
+    shared.add_image_arguments(parser)
+    shared.add_network_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def run(asked: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Measure, and say what follows."""
-    size, file = shared.image_size(asked), shared.weights(asked)
-    args = shared.named(asked.backbone_args, "--backbone-args")
-    pack = shared.pack(asked, shared.source(asked), size)
-    found = advise(pack, asked.backbone, file, args, asked.split_seed, progress=shared.progress("measuring"))
-    print(json.dumps(found.as_dict(), indent=1) if asked.json else found)
+    size, file = shared.resolve_image_size(args), shared.resolve_weights(args)
+    backbone_args = shared.parse_key_values(args.backbone_args, "--backbone-args")
+    pack = shared.prepare_pack(args, shared.open_source(args), size)
+    found = advise(
+        pack, args.backbone, file, backbone_args, args.split_seed, progress=shared.progress_printer("measuring")
+    )
+    print(json.dumps(found.as_dict(), indent=1) if args.json else found)

@@ -10,34 +10,36 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from xfer.choices import Value, parameters, unlike
+from xfer.choices import Value, closest_names_message, default_parameters
 from xfer.data.layouts import SOURCES
 from xfer.measure.robustness import NOISES
 from xfer.objectives import OBJECTIVES, Objective
-from xfer.recipe import TABLES
+from xfer.recipe import CHOICE_TABLES
 
-WIDTH = 110
-BESIDE: dict[str, Mapping[str, Any]] = {"source": SOURCES, "noise": NOISES, "objective": OBJECTIVES}
+LINE_WIDTH = 110
+EXTRA_TABLES: dict[str, Mapping[str, Any]] = {"source": SOURCES, "noise": NOISES, "objective": OBJECTIVES}
 """Tables that no recipe chooses from."""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("name", nargs="?", default="", help="a table (strategy, optimizer, ...) or an entry (lora)")
 
 
-def run(asked: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print all tables, one of them, or the whole card of an entry.
 
     Raises:
         ValueError: neither a table nor an entry has that name.
     """
-    tables: dict[str, Mapping[str, Any]] = {**TABLES, **BESIDE}
-    lists = [_listed(kind, table) for kind, table in tables.items() if asked.name in ("", kind)]
-    cards = [_card(kind, asked.name, table[asked.name]) for kind, table in tables.items() if asked.name in table]
+    tables: dict[str, Mapping[str, Any]] = {**CHOICE_TABLES, **EXTRA_TABLES}
+    lists = [_listed(kind, table) for kind, table in tables.items() if args.name in ("", kind)]
+    cards = [_card(kind, args.name, table[args.name]) for kind, table in tables.items() if args.name in table]
     if not lists and not cards:
         known = dict.fromkeys([*tables, *(name for table in tables.values() for name in table)])
-        raise ValueError(f"{unlike('table or entry', asked.name, known)} `python -m xfer catalog` lists them all")
+        raise ValueError(
+            f"{closest_names_message('table or entry', args.name, known)} `python -m xfer catalog` lists them all"
+        )
     print("\n\n".join([*lists, *cards, _legend()]))
 
 
@@ -47,13 +49,13 @@ def _listed(kind: str, table: Mapping[str, Any]) -> str:
 
 
 def _entry(kind: str, name: str, entry: Any) -> list[str]:
-    own = parameters(entry) if kind in TABLES else {}
+    own = default_parameters(entry) if kind in CHOICE_TABLES else {}
     details = "; ".join(_parameter(name, parameter, usual) for parameter, usual in own.items())
     rate = f"learning_rate {_rate(name)}" if kind == "optimizer" and _rate(name) else ""
     first = "   ".join(each for each in (name, details, rate) if each)
     return [
-        *textwrap.wrap(first, WIDTH, initial_indent=2 * " ", subsequent_indent=6 * " "),
-        *textwrap.wrap(_first_line(entry), WIDTH, initial_indent=6 * " ", subsequent_indent=6 * " "),
+        *textwrap.wrap(first, LINE_WIDTH, initial_indent=2 * " ", subsequent_indent=6 * " "),
+        *textwrap.wrap(_first_line(entry), LINE_WIDTH, initial_indent=6 * " ", subsequent_indent=6 * " "),
     ]
 
 
@@ -84,12 +86,12 @@ def _legend() -> str:
 
 
 def _range(entry: str, parameter: str) -> str:
-    domains = getattr(_spaces(), "PARAMETERS", {})
+    domains = getattr(_spaces(), "PARAMETER_RANGES", {})
     return str(domains.get(f"{entry}.{parameter}", domains.get(parameter, "")))
 
 
 def _rate(optimizer: str) -> str:
-    return str(getattr(_spaces(), "LEARNING_RATES", {}).get(optimizer, ""))
+    return str(getattr(_spaces(), "LEARNING_RATE_RANGES", {}).get(optimizer, ""))
 
 
 def _spaces() -> Any:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from xfer.data.images import SUFFIXES, UnreadableImageError, read_image
+from xfer.data.images import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from xfer.training.export import Classifier, load_classifier
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--model", type=Path, required=True, help="folder that `train`, or a sweep, has written")
     parser.add_argument("--top", type=int, default=3, help="how many classes to name (default: 3)")
@@ -23,29 +23,29 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="photos, or folders of them")
 
 
-def run(asked: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Say for each photo what it most likely shows.
 
     Raises:
         ValueError: no model, or no photo among what was given that can be read.
     """
-    if asked.top < 1:
-        raise ValueError(f"--top {asked.top}: at least 1 class must be named")
-    classifier = _loaded(asked.model)
-    photos = list(_photos(asked.images))
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}: at least 1 class must be named")
+    classifier = _loaded(args.model)
+    photos = list(_photos(args.images))
     if not photos:
-        raise ValueError(f"there is no photo in {', '.join(map(str, asked.images))}")
+        raise ValueError(f"there is no photo in {', '.join(map(str, args.images))}")
     read = 0
     for photo in photos:
         try:
-            found = _asked(classifier, photo, asked.top)
+            found = _asked(classifier, photo, args.top)
         except UnreadableImageError as error:
             print(f"skipped: {photo}: {error}", file=sys.stderr)
-            if asked.json:
+            if args.json:
                 print(json.dumps({"image": str(photo), "error": str(error)}))
             continue
         read += 1
-        if asked.json:
+        if args.json:
             print(json.dumps({"image": str(photo), "classes": dict(found)}))
         else:
             print(f"{photo}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in found))
@@ -74,7 +74,9 @@ def _asked(classifier: Classifier, photo: Path, top: int) -> list[tuple[str, flo
 def _photos(given: list[Path]) -> Iterator[Path]:
     for path in given:
         if path.is_dir():
-            yield from sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            yield from sorted(
+                each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file()
+            )
         elif path.is_file():
             yield path
         else:

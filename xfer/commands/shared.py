@@ -9,15 +9,15 @@ from pathlib import Path
 
 from xfer import hashing
 from xfer.choices import Value
-from xfer.data.layouts import chosen, read_source
+from xfer.data.layouts import read_source, select_classes
 from xfer.data.pack import Pack, Progress, build_pack
 from xfer.data.source import Source
 from xfer.models import backbones
 
-BACKBONE = "efficientnet_b0"
+DEFAULT_BACKBONE = "efficientnet_b0"
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say which images."""
     parser.add_argument("--data", required=True, help="DIR with a folder per class, FILE.csv, hf://owner/name, ...")
     parser.add_argument("--source", default="", help="how the data are laid out; seen from the data unless given")
@@ -27,54 +27,56 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-seed", type=int, default=0, help="decides the test part, where that is drawn")
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say which network."""
-    parser.add_argument("--backbone", default=BACKBONE, metavar="NAME", help=f"timm's (default: {BACKBONE})")
+    parser.add_argument(
+        "--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"timm's (default: {DEFAULT_BACKBONE})"
+    )
     parser.add_argument("--weights", metavar="FILE", help="its weights; the hub's unless given")
     parser.add_argument("--backbone-args", default="", metavar="ARGS", help="further ones of it: pad_type=same,...")
 
 
-def image_size(asked: argparse.Namespace, backbone: str | None = None) -> int:
+def resolve_image_size(args: argparse.Namespace, backbone: str | None = None) -> int:
     """The side of the images, in pixels, for the backbone that was asked for or another one."""
-    name = backbone or asked.backbone
+    name = backbone or args.backbone
     backbones.check_name(name)
-    return int(asked.image_size or backbones.default_image_size(name))
+    return int(args.image_size or backbones.default_image_size(name))
 
 
-def source(asked: argparse.Namespace) -> Source:
+def open_source(args: argparse.Namespace) -> Source:
     """The images that were asked for, not read yet."""
-    classes = tuple(name.strip() for name in asked.classes.split(",") if name.strip())
-    found = chosen(read_source(asked.data, asked.source), classes)
+    classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
+    found = select_classes(read_source(args.data, args.source), classes)
     for each in found.notes:
-        note(each)
+        print_note(each)
     return found
 
 
-def pack(asked: argparse.Namespace, source: Source, size: int) -> Pack:
+def prepare_pack(args: argparse.Namespace, source: Source, size: int) -> Pack:
     """The images of a source, decoded once."""
-    found = build_pack(source, size, asked.storage / "packs", progress("reading images"))
+    found = build_pack(source, size, args.storage / "packs", progress_printer("reading images"))
     if found.skipped:
-        note(f"images that cannot be read are skipped: {len(found.skipped)}; the first: {found.skipped[0]}")
+        print_note(f"images that cannot be read are skipped: {len(found.skipped)}; the first: {found.skipped[0]}")
     return found
 
 
-def weights(asked: argparse.Namespace) -> Path:
+def resolve_weights(args: argparse.Namespace) -> Path:
     """The file with the backbone's weights, from the hub where none was given."""
-    file = Path(asked.weights).expanduser() if asked.weights else backbones.fetch_weights(asked.backbone)
+    file = Path(args.weights).expanduser() if args.weights else backbones.fetch_weights(args.backbone)
     if not file.is_file():
         raise ValueError(f"there is no weights file {file}")
     return file
 
 
-def hash_of(file: Path | None) -> str:
+def weights_hash(file: Path | None) -> str:
     """A weights file's content hash; empty for none."""
-    return hashing.of_file(file) if file else ""
+    return hashing.sha256_file(file) if file else ""
 
 
-def named(text: str, flag: str) -> dict[str, Value]:
+def parse_key_values(text: str, flag: str) -> dict[str, Value]:
     """NAME=VALUE pairs, separated by commas.
 
-    >>> named("pad_type=same,drop_rate=0.1", "--backbone-args")
+    >>> parse_key_values("pad_type=same,drop_rate=0.1", "--backbone-args")
     {'pad_type': 'same', 'drop_rate': 0.1}
     """
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
@@ -86,12 +88,12 @@ def named(text: str, flag: str) -> dict[str, Value]:
     return values
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """Say something beside the results."""
     print(f"note: {text}", file=sys.stderr)
 
 
-def progress(what: str) -> Progress:
+def progress_printer(what: str) -> Progress:
     """Something to be told (done, total), which shows it on a terminal."""
 
     def show(done: int, total: int) -> None:

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xfer.choices import Choice, Value, choose, parameters, unknown
+from xfer.choices import Choice, Value, choose, default_parameters, unknown_name_message
 from xfer.commands import shared
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.recipe import TABLES, USUAL, WHOLE, Recipe, recipe_from, without_steps
+from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import DivergedError, Run
 from xfer.training import networks
 from xfer.training.export import save_classifier
 
-USED = {
-    **USUAL,
+TRAIN_DEFAULTS = {
+    **DEFAULT_CHOICES,
     "strategy": "clip",
     "optimizer": "sgd",
     "schedule": "onecycle",
@@ -29,7 +29,7 @@ USED = {
     "loss": "cross_entropy",
 }
 """What is meant where nothing is said: what every search begins with."""
-NUMBERS: dict[str, tuple[float | None, str]] = {
+NUMERIC_FLAGS: dict[str, tuple[float | None, str]] = {
     "learning_rate": (None, "the peak rate (default: 0.01, for sgd)"),
     "weight_decay": (1e-4, "default: 0.0001"),
     "batch_size": (16, "default: 16"),
@@ -42,20 +42,23 @@ NUMBERS: dict[str, tuple[float | None, str]] = {
 SGD_RATE = 0.01
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    shared.add_images(parser)
-    shared.add_network(parser)
+    shared.add_image_arguments(parser)
+    shared.add_network_arguments(parser)
     tables = parser.add_argument_group("choices", "NAME or NAME:PARAMETER=VALUE,...; python -m xfer catalog lists them")
-    for kind, table in TABLES.items():
-        own = sorted({name for entry in table.values() for name in parameters(entry)})
+    for kind, table in CHOICE_TABLES.items():
+        own = sorted({name for entry in table.values() for name in default_parameters(entry)})
         also = f"; parameters {', '.join(own)}" if own and len(own) < 5 else ""
         tables.add_argument(
-            f"--{kind.replace('_', '-')}", default=USED[kind], metavar="NAME", help=f"default: {USED[kind]}{also}"
+            f"--{kind.replace('_', '-')}",
+            default=TRAIN_DEFAULTS[kind],
+            metavar="NAME",
+            help=f"default: {TRAIN_DEFAULTS[kind]}{also}",
         )
     numbers = parser.add_argument_group("numbers")
-    for name, (default, text) in NUMBERS.items():
-        number = int if name in WHOLE else float
+    for name, (default, text) in NUMERIC_FLAGS.items():
+        number = int if name in INTEGER_FIELDS else float
         numbers.add_argument(f"--{name.replace('_', '-')}", type=number, default=default, metavar="N", help=text)
     parser.add_argument("--seed", type=int, default=0, help="decides head, order of images and augmentation")
     parser.add_argument("--draw", type=int, default=0, help="decides the validation part, where that is drawn")
@@ -63,7 +66,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", action="store_true", help="open the test part at the end; do it once")
 
 
-def run(asked: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Train the recipe that was asked for; given again, go on from the last epoch.
 
     Leaves recipe.json, checkpoints/, record.json and model/ in its folder; test.json where the test part was opened.
@@ -72,18 +75,18 @@ def run(asked: argparse.Namespace) -> None:
         ValueError: wrong input.
         DivergedError: the run came to nothing; record.json says so.
     """
-    choices = {kind: choice_from(kind, getattr(asked, kind)) for kind in TABLES}
+    choices = {kind: parse_choice(kind, getattr(args, kind)) for kind in CHOICE_TABLES}
     strategy: Strategy = choices["strategy"].build(STRATEGIES)
-    rate = _rate(asked, choices["optimizer"])
-    file = shared.weights(asked) if strategy.pretrained else None
-    for text in _unused(asked, strategy):
-        shared.note(text)
-    source = shared.source(asked)
-    recipe = _recipe(asked, choices, strategy, rate, len(source.classes), shared.hash_of(file))
-    networks.check(recipe)  # slips first: reading images may take long
-    pack = shared.pack(asked, source, recipe.image_size)
+    rate = _rate(args, choices["optimizer"])
+    file = shared.resolve_weights(args) if strategy.pretrained else None
+    for text in _unused(args, strategy):
+        shared.print_note(text)
+    source = shared.open_source(args)
+    recipe = _recipe(args, choices, strategy, rate, len(source.classes), shared.weights_hash(file))
+    networks.check_network(recipe)  # slips first: reading images may take long
+    pack = shared.prepare_pack(args, source, recipe.image_size)
     recipe = dataclasses.replace(recipe, data=pack.hash)
-    out = asked.out or asked.storage / f"{recipe.strategy.name}-{recipe.id[:8]}"
+    out = args.out or args.storage / f"{recipe.strategy.name}-{recipe.id[:8]}"
     _claim(out, recipe)
     trained = Run(recipe, pack, file, folder=out / "checkpoints")
     split = trained.split
@@ -94,28 +97,28 @@ def run(asked: argparse.Namespace) -> None:
     _train(trained, out)
     save_classifier(out / "model", trained.model, recipe, pack.classes)
     print(_judged("validation", trained.evaluate("val")))
-    if asked.test:
+    if args.test:
         test = trained.evaluate("test")
         _put(out / "test.json", test)
         print(_judged("test", test))
     print(f"{out / 'model'} can be asked: python -m xfer predict --model {out / 'model'} IMAGE ...")
 
 
-def choice_from(kind: str, text: str) -> Choice:
+def parse_choice(kind: str, text: str) -> Choice:
     """A choice as a person writes it.
 
-    >>> str(choice_from("strategy", "train_last:blocks=2"))
+    >>> str(parse_choice("strategy", "train_last:blocks=2"))
     'train_last(blocks=2)'
 
     Raises:
         ValueError: no such entry, it has no such parameter, or that takes other values.
     """
     name, _, values = text.partition(":")
-    usual, flag = choose(kind, TABLES[kind], name.strip()), f"--{kind.replace('_', '-')}"
-    known, given = dict(usual.values), shared.named(values, flag)
+    usual, flag = choose(kind, CHOICE_TABLES[kind], name.strip()), f"--{kind.replace('_', '-')}"
+    known, given = dict(usual.values), shared.parse_key_values(values, flag)
     for parameter in given:
         if parameter not in known:
-            raise ValueError(unknown(f"parameter of {kind} {usual.name}", parameter, known))
+            raise ValueError(unknown_name_message(f"parameter of {kind} {usual.name}", parameter, known))
     fitting = {name: _like(known[name], value, f"{flag} {text}: {name}={value}") for name, value in given.items()}
     return Choice(usual.name, tuple((known | fitting).items()))
 
@@ -129,50 +132,52 @@ def _like(usual: Value, value: Value, said: str) -> Value:
     return value
 
 
-def _rate(asked: argparse.Namespace, optimizer: Choice) -> float:
-    if asked.learning_rate is None and optimizer.name != "sgd":
+def _rate(args: argparse.Namespace, optimizer: Choice) -> float:
+    if args.learning_rate is None and optimizer.name != "sgd":
         raise ValueError(
-            f"--optimizer {asked.optimizer}: say --learning-rate too, for good rates differ between optimizers by "
+            f"--optimizer {args.optimizer}: say --learning-rate too, for good rates differ between optimizers by "
             f"orders of magnitude; python -m xfer catalog optimizer shows their ranges"
         )
-    return SGD_RATE if asked.learning_rate is None else float(asked.learning_rate)
+    return SGD_RATE if args.learning_rate is None else float(args.learning_rate)
 
 
-def _unused(asked: argparse.Namespace, strategy: Strategy) -> Iterator[str]:
-    if asked.weights and not strategy.pretrained:
-        yield f"strategy {asked.strategy} starts from random weights: --weights is not used"
-    if strategy.backbone and (asked.backbone, asked.backbone_args) != (shared.BACKBONE, ""):
-        yield f"strategy {asked.strategy} brings {strategy.backbone}: --backbone and --backbone-args are not used"
+def _unused(args: argparse.Namespace, strategy: Strategy) -> Iterator[str]:
+    if args.weights and not strategy.pretrained:
+        yield f"strategy {args.strategy} starts from random weights: --weights is not used"
+    if strategy.backbone and (args.backbone, args.backbone_args) != (shared.DEFAULT_BACKBONE, ""):
+        yield f"strategy {args.strategy} brings {strategy.backbone}: --backbone and --backbone-args are not used"
 
 
 def _recipe(
-    asked: argparse.Namespace, choices: dict[str, Choice], strategy: Strategy, rate: float, classes: int, weights: str
+    args: argparse.Namespace, choices: dict[str, Choice], strategy: Strategy, rate: float, classes: int, weights: str
 ) -> Recipe:
     """The recipe but for its data, which are not read yet."""
-    numbers: dict[str, Any] = {**{name: getattr(asked, name) for name in NUMBERS}, "learning_rate": rate}
+    numbers: dict[str, Any] = {**{name: getattr(args, name) for name in NUMERIC_FLAGS}, "learning_rate": rate}
     if numbers["clip_norm"] is None:
-        if strategy.clip_norm is not None and asked.clip_value is not None:
+        if strategy.clip_norm is not None and args.clip_value is not None:
             raise ValueError(
-                f"--clip-value {asked.clip_value:g}: strategy {asked.strategy} clips the gradient's norm already, at "
+                f"--clip-value {args.clip_value:g}: strategy {args.strategy} clips the gradient's norm already, at "
                 f"{strategy.clip_norm:g}; take --strategy naive to clip by value"
             )
         numbers["clip_norm"] = strategy.clip_norm
-    usual = {**USED, **{name: default for name, (default, _) in NUMBERS.items()}, "views": None}
-    held = {} if strategy.steps else without_steps()
-    return recipe_from(
+    usual = {**TRAIN_DEFAULTS, **{name: default for name, (default, _) in NUMERIC_FLAGS.items()}, "views": None}
+    held = {} if strategy.steps else closed_form_values()
+    return recipe_from_dict(
         {
             **{kind: choice.as_dict() for kind, choice in choices.items()},
             **numbers,
-            **{name: value for name, value in held.items() if getattr(asked, name, None) == usual[name]},
+            **{name: value for name, value in held.items() if getattr(args, name, None) == usual[name]},
             "data": "",
             "classes": classes,
-            "image_size": shared.image_size(asked, strategy.backbone),
-            "backbone": strategy.backbone or asked.backbone,
-            "backbone_args": {} if strategy.backbone else shared.named(asked.backbone_args, "--backbone-args"),
+            "image_size": shared.resolve_image_size(args, strategy.backbone),
+            "backbone": strategy.backbone or args.backbone,
+            "backbone_args": {}
+            if strategy.backbone
+            else shared.parse_key_values(args.backbone_args, "--backbone-args"),
             "weights": weights,
-            "split_seed": asked.split_seed,
-            "seed": asked.seed,
-            "draw": asked.draw,
+            "split_seed": args.split_seed,
+            "seed": args.seed,
+            "draw": args.draw,
         }
     )
 

@@ -6,18 +6,18 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from xfer.data.images import File
-from xfer.data.source import PARTS, Example, Source, checked, listed
-from xfer.data.uris import FORMS, Address
+from xfer.data.images import ImageFile
+from xfer.data.source import PART_ALIASES, Example, Source, preview, validate_source
+from xfer.data.uris import URI_FORMATS, DataUri
 from xfer.records import Part
 
-HEADERS = {
+COLUMN_ALIASES = {
     "path": ("path", "image", "file", "filename"),
     "label": ("label", "class", "target"),
     "part": ("part", "split"),
 }
 """What a column may be called, in small or capital letters. The last one may be absent."""
-SUFFIXES = frozenset({".csv", ".tsv"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 MAX_BYTES = 256 * 2**20
 TABLE_LAYOUT = """A table is expected as FILE.csv or FILE.tsv, separated by commas, semicolons or tabs, in UTF-8:
     path,label,part
@@ -25,7 +25,7 @@ TABLE_LAYOUT = """A table is expected as FILE.csv or FILE.tsv, separated by comm
 Paths begin at the table's folder and stay in it; part (train, val, test) may be absent"""
 
 
-def table(address: Address) -> Source:
+def table(address: DataUri) -> Source:
     """A table of images: FILE.csv with the columns path and label, and part (train, val, test) where there are parts.
 
     The columns may also be called image, file or filename; class or target; split. Others are not looked at. Paths are
@@ -41,7 +41,7 @@ def table(address: Address) -> Source:
     """
     path = Path(address).expanduser()
     if not path.is_file():
-        raise ValueError(f"{path} is a folder.\n{FORMS}" if path.exists() else f"there is no file {path}")
+        raise ValueError(f"{path} is a folder.\n{URI_FORMATS}" if path.exists() else f"there is no file {path}")
     path = path.resolve()
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
@@ -50,7 +50,7 @@ def table(address: Address) -> Source:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.\n{TABLE_LAYOUT}") from error
     if not rows:
-        raise ValueError(f"{path} names no image that is there: {listed(wrong) or 'it has no rows'}.\n{TABLE_LAYOUT}")
+        raise ValueError(f"{path} names no image that is there: {preview(wrong) or 'it has no rows'}.\n{TABLE_LAYOUT}")
     parts = {part for _, _, part in rows.values()}
     if None in parts and len(parts) > 1:
         line = next(line for line, (_, _, part) in rows.items() if part is None)
@@ -58,9 +58,11 @@ def table(address: Address) -> Source:
     alone = parts == {"train"}
     classes = tuple(sorted({label for _, label, _ in rows.values()}))
     place = {name: label for label, name in enumerate(classes)}
-    examples = tuple(Example(File(file), place[name], None if alone else part) for file, name, part in rows.values())
-    notes = (f"{path.name}: {len(wrong)} of {total} rows were skipped: {listed(wrong)}.",) if wrong else ()
-    return checked(Source(path.stem, classes, examples, notes), path, TABLE_LAYOUT)
+    examples = tuple(
+        Example(ImageFile(file), place[name], None if alone else part) for file, name, part in rows.values()
+    )
+    notes = (f"{path.name}: {len(wrong)} of {total} rows were skipped: {preview(wrong)}.",) if wrong else ()
+    return validate_source(Source(path.stem, classes, examples, notes), path, TABLE_LAYOUT)
 
 
 def _rows(path: Path) -> tuple[dict[int, tuple[Path, str, Part | None]], list[str], int]:
@@ -93,9 +95,9 @@ def _rows(path: Path) -> tuple[dict[int, tuple[Path, str, Part | None]], list[st
                 f"An image has one label here"
             )
         part = fields.get("part", "").lower()
-        if part and part not in PARTS:
-            raise ValueError(f"{path} line {line}: unknown part {part!r}. Known: {', '.join(PARTS)}")
-        rows[line] = (file, label, PARTS.get(part))
+        if part and part not in PART_ALIASES:
+            raise ValueError(f"{path} line {line}: unknown part {part!r}. Known: {', '.join(PART_ALIASES)}")
+        rows[line] = (file, label, PART_ALIASES.get(part))
     return rows, wrong, total
 
 
@@ -106,7 +108,7 @@ def _fields(path: Path) -> Iterator[tuple[int, dict[str, str] | None]]:
         found = {delimiter: _columns(next(csv.reader([header], delimiter=delimiter), [])) for delimiter in ",;\t"}
         fitting = [delimiter for delimiter, columns in found.items() if {"path", "label"} <= columns.keys()]
         if not fitting:
-            named = " or ".join("/".join(names) for names in HEADERS.values())
+            named = " or ".join("/".join(names) for names in COLUMN_ALIASES.values())
             raise ValueError(f"{path} begins with {header.strip()[:200]!r}, not with {named}.\n{TABLE_LAYOUT}")
         columns = found[fitting[0]]
         width = len(next(csv.reader([header], delimiter=fitting[0])))
@@ -127,5 +129,5 @@ def _columns(header: list[str]) -> dict[str, list[int]]:
     {'path': [0], 'label': [1]}
     """
     words = [word.strip().lower() for word in header]
-    places = {kind: [at for at, word in enumerate(words) if word in names] for kind, names in HEADERS.items()}
+    places = {kind: [at for at, word in enumerate(words) if word in names] for kind, names in COLUMN_ALIASES.items()}
     return {kind: found for kind, found in places.items() if found}

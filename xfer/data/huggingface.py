@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from xfer import hashing
 from xfer.data.images import UnreadableImageError, read_image
-from xfer.data.source import PARTS, Example, Source, checked, keep, listed
-from xfer.data.stanford_cars_download import explained, library
-from xfer.data.uris import Address, known_only, parsed
+from xfer.data.source import PART_ALIASES, Example, Source, filter_labels, preview, validate_source
+from xfer.data.stanford_cars_download import import_datasets, translate_hub_errors
+from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
 from xfer.records import Part
 
-ABOUT = ("config", "revision", "image", "label")
+URI_PARAMETERS = ("config", "revision", "image", "label")
 """What an address may say of a data set: which version of it, which commit, and which columns are meant."""
-LABELS = ("label", "labels", "class", "target")
+LABEL_COLUMNS = ("label", "labels", "class", "target")
 """What the column with the labels is called where its type does not say that it holds classes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class HubImage:
     """An image in a table of the `datasets` library, which keeps tables on disk."""
 
     table: Any
@@ -38,7 +38,7 @@ class Row:
     def digest(self) -> str:
         """The hash of the image file's bytes, the same as if it lay in a folder."""
         file = self._file()
-        return hashing.of_file(file) if isinstance(file, Path) else hashlib.sha256(file).hexdigest()
+        return hashing.sha256_file(file) if isinstance(file, Path) else hashlib.sha256(file).hexdigest()
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """See `read_image`."""
@@ -56,7 +56,7 @@ class Row:
         return path if path.is_file() and any(path.is_relative_to(cache) for cache in self.caches) else b""
 
 
-def hub(address: Address) -> Source:
+def hub(address: DataUri) -> Source:
     """A data set of the Hugging Face hub, by the `datasets` library: hf://owner/name.
 
     Its parts train, validation and test are taken as such, and others are left out; where it has one part only, that is
@@ -69,13 +69,13 @@ def hub(address: Address) -> Source:
     Raises:
         ValueError: the library is missing, the hub cannot be reached, no such data set, or none of labelled images.
     """
-    repo, said = parsed(address, "hf")
+    repo, said = parse_uri(address, "hf")
     repo = repo.removeprefix("datasets/")
-    known_only(said, ABOUT, f"hf://{repo}")
+    reject_unknown_keys(said, URI_PARAMETERS, f"hf://{repo}")
     if repo.count("/") != 1:
         raise ValueError(f"{address} names no data set of the hub: hf://owner/name is wanted")
-    datasets = library("data from the hub need")
-    with explained(repo):
+    datasets = import_datasets("data from the hub need")
+    with translate_hub_errors(repo):
         builder = datasets.load_dataset_builder(repo, said.get("config"), revision=said.get("revision"))
         builder.download_and_prepare()
         tables = dict(builder.as_dataset())
@@ -89,26 +89,26 @@ def hub(address: Address) -> Source:
     examples: list[Example] = []
     notes = [f"From the hub: {repo} at {builder.hash}."]
     if left_out := [split for split in tables if split not in parts]:
-        notes.append(f"Of {repo} these parts are left out: {listed(left_out)}.")
+        notes.append(f"Of {repo} these parts are left out: {preview(left_out)}.")
     for split, part in parts.items():
         table = tables[split].cast_column(image, datasets.Image(decode=False)).select_columns([image])
         labels = [classes.get(str(value), -1) for value in values[split]]
-        rows = [Row(table, image, index, f"{split} {index}", caches) for index in range(len(labels))]
+        rows = [HubImage(table, image, index, f"{split} {index}", caches) for index in range(len(labels))]
         examples += [Example(row, label, part) for row, label in zip(rows, labels, strict=True) if label >= 0]
         if lacking := sum(label < 0 for label in labels):
             notes.append(f"{lacking} of {len(labels)} rows of the {split} part have no label and are left out.")
     source = Source(repo, _names(first[label], classes), tuple(examples), tuple(notes))
-    return checked(keep(source, {each.label for each in examples}), repo, f"with a label in {label}")
+    return validate_source(filter_labels(source, {each.label for each in examples}), repo, f"with a label in {label}")
 
 
 def _parts(repo: str, splits: list[str]) -> dict[str, Part | None]:
     """Which splits are taken, and as what."""
-    named = {split: PARTS[split.lower()] for split in splits if split.lower() in PARTS}
+    named = {split: PART_ALIASES[split.lower()] for split in splits if split.lower() in PART_ALIASES}
     if "train" in named.values() and len(set(named.values())) > 1:
         return dict(named)
     whole = [split for split, part in named.items() if part == "train"] or splits
     if len(whole) != 1 and "train" not in named.values():
-        raise ValueError(f"{repo} has the parts {listed(splits)}, and none of them is called train")
+        raise ValueError(f"{repo} has the parts {preview(splits)}, and none of them is called train")
     return dict.fromkeys(whole)
 
 
@@ -116,7 +116,7 @@ def _labels(features: Mapping[str, Any], kind: type) -> list[str]:
     """The columns that may hold labels."""
     typed = [name for name, feature in features.items() if isinstance(feature, kind)]
     plain = ("string", "large_string", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    return typed or [name for name in LABELS if getattr(features.get(name), "dtype", None) in plain]
+    return typed or [name for name in LABEL_COLUMNS if getattr(features.get(name), "dtype", None) in plain]
 
 
 def _column(repo: str, features: Mapping[str, Any], kind: str, said: Mapping[str, str], fitting: list[str]) -> str:

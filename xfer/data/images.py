@@ -13,14 +13,14 @@ from PIL import Image, ImageOps
 
 from xfer import hashing
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is decoded, judged by content. Formats that run an interpreter (EPS) or describe scenes are not among them."""
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """File names that are looked at; everything else in a folder is none of our business."""
 MAX_PIXELS = 64_000_000
 """A 64-megapixel image takes 192 MB once decoded; Pillow's own limit stands at 179 megapixels."""
 MAX_BYTES = 256 * 2**20
-SHOWN = 0.875
+CENTER_CROP_FRACTION = 0.875
 """The middle share of each side that is kept, timm's and torchvision's usual one: networks are pretrained on crops, in
 which things look larger. Cross-validated frozen probes of MobileNetV2 at 128 px on five data sets, mean accuracy
 (2026-11-20): squashed and cropped .794, cut square .786, cut square and cropped .785, squashed .775, padded .758.
@@ -31,7 +31,7 @@ class UnreadableImageError(ValueError):
     """The file is no image, a damaged one, or one beyond the limits above."""
 
 
-class Picture(Protocol):
+class LazyImage(Protocol):
     """One image, wherever it lies: a file, a row of an array, a cell of a table. It holds no pixels itself."""
 
     @property
@@ -44,7 +44,7 @@ class Picture(Protocol):
         ...
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """RGB pixels, uint8 [size, size, 3], as `squared` makes them.
+        """RGB pixels, uint8 [size, size, 3], as `to_square` makes them.
 
         Raises:
             UnreadableImageError: it is no image, or none that is decoded.
@@ -53,7 +53,7 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class ImageFile:
     """A picture in a file of its own."""
 
     path: Path
@@ -65,7 +65,7 @@ class File:
 
     def digest(self) -> str:
         """The hash of the file's bytes."""
-        return hashing.of_file(self.path)
+        return hashing.sha256_file(self.path)
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """See `read_image`."""
@@ -76,7 +76,7 @@ def read_image(file: Path | bytes, size: int) -> NDArray[np.uint8]:
     """The picture in a file, or in the bytes of one, as `size` x `size` RGB pixels, uint8 [size, size, 3].
 
     Turned upright as its EXIF data says, its first frame if it has several, transparency laid on white, squashed to a
-    square rather than cut to one, and of that the middle (see `SHOWN`).
+    square rather than cut to one, and of that the middle (see `CENTER_CROP_FRACTION`).
 
     Raises:
         UnreadableImageError: see there; the message says what is wrong.
@@ -85,10 +85,10 @@ def read_image(file: Path | bytes, size: int) -> NDArray[np.uint8]:
     try:
         if (len(file) if isinstance(file, bytes) else file.stat().st_size) > MAX_BYTES:
             raise UnreadableImageError(f"larger than {MAX_BYTES // 2**20} MiB")
-        with Image.open(stream, formats=FORMATS) as image:
+        with Image.open(stream, formats=IMAGE_FORMATS) as image:
             _check_pixels(image)
             image.draft("RGB", (size * 2, size * 2))  # JPEG decodes straight to about this size: several times faster
-            return squared(ImageOps.exif_transpose(image), size)
+            return to_square(ImageOps.exif_transpose(image), size)
     except UnreadableImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their format's code happens to raise
@@ -96,19 +96,19 @@ def read_image(file: Path | bytes, size: int) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from error
 
 
-def squared(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The middle of an image (see `SHOWN`) as uint8 [size, size, 3], transparency laid on white.
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The middle of an image (see `CENTER_CROP_FRACTION`) as uint8 [size, size, 3], transparency laid on white.
 
     Raises:
         UnreadableImageError: more than MAX_PIXELS.
     """
     _check_pixels(image)
-    left, top = (1 - SHOWN) / 2 * image.width, (1 - SHOWN) / 2 * image.height
+    left, top = (1 - CENTER_CROP_FRACTION) / 2 * image.width, (1 - CENTER_CROP_FRACTION) / 2 * image.height
     middle = (left, top, image.width - left, image.height - top)
-    return np.asarray(rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=middle))
+    return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=middle))
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB: transparency laid on white, 16 bits and more stretched over their own range."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # Pillow would cut 16-bit values off at 255; their own range is what carries the picture.

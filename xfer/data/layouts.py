@@ -8,34 +8,44 @@ from pathlib import Path
 
 from fsspec.registry import known_implementations
 
-from xfer.choices import unknown, unlike
+from xfer.choices import closest_names_message, unknown_name_message
 from xfer.data import csv_table
 from xfer.data.csv_table import table
 from xfer.data.huggingface import hub
 from xfer.data.image_folder import folder
-from xfer.data.images import File, Picture
+from xfer.data.images import ImageFile, LazyImage
 from xfer.data.quickdraw import READERS, quickdraw
-from xfer.data.source import PARTS, Example, Source, keep
+from xfer.data.source import PART_ALIASES, Example, Source, filter_labels
 from xfer.data.stanford_cars import STANFORD_CARS_LAYOUT, stanford_cars
 from xfer.data.torchvision_datasets import torchvision
-from xfer.data.uris import FORMS, Address
+from xfer.data.uris import URI_FORMATS, DataUri
 from xfer.storage import local_cache, object_store
 
-__all__ = ["PARTS", "SOURCES", "STANFORD_CARS_LAYOUT", "Example", "File", "Picture", "Source", "chosen", "folder"]
-__all__ += ["hub", "layout_of", "quickdraw", "read_source", "stanford_cars", "table", "torchvision"]
+__all__ = [
+    "PART_ALIASES",
+    "SOURCES",
+    "STANFORD_CARS_LAYOUT",
+    "Example",
+    "ImageFile",
+    "LazyImage",
+    "Source",
+    "detect_layout",
+    "folder",
+]
+__all__ += ["hub", "quickdraw", "read_source", "select_classes", "stanford_cars", "table", "torchvision"]
 
-SOURCES: dict[str, Callable[[Address], Source]] = {
+SOURCES: dict[str, Callable[[DataUri], Source]] = {
     f.__name__: f for f in (folder, stanford_cars, quickdraw, table, torchvision, hub)
 }
 
 SCHEMES = {"hf": "hub", "torchvision": "torchvision"}
 """Which source an address with `://` is for."""
 
-NO_FOLDERS = ("http", "https", "ftp", "data", "memory")
+UNSUPPORTED_SCHEMES = ("http", "https", "ftp", "data", "memory")
 """Kinds of address of fsspec where photos cannot be listed, or are nobody else's."""
 
 
-def brought_data(data: Address, progress: Callable[[int, int], None] = lambda done, total: None) -> Address:
+def fetch_data(data: DataUri, progress: Callable[[int, int], None] = lambda done, total: None) -> DataUri:
     """Where data are on this machine: photos in an object store are brought here, everything else stays as it is said.
 
     Args:
@@ -48,33 +58,35 @@ def brought_data(data: Address, progress: Callable[[int, int], None] = lambda do
     scheme, colon, _ = str(data).partition("://")
     if not colon or scheme in SCHEMES:
         return data
-    if scheme not in known_implementations or scheme in NO_FOLDERS:
-        raise ValueError(f"{unlike('kind of address', scheme, [*SCHEMES, 's3', 'gs', 'file'])}\n{FORMS}")
-    return local_cache.mirrored(object_store.place(str(data)), progress)
+    if scheme not in known_implementations or scheme in UNSUPPORTED_SCHEMES:
+        raise ValueError(
+            f"{closest_names_message('kind of address', scheme, [*SCHEMES, 's3', 'gs', 'file'])}\n{URI_FORMATS}"
+        )
+    return local_cache.sync_down(object_store.as_path(str(data)), progress)
 
 
-def read_source(data: Address, source: str = "") -> Source:
+def read_source(data: DataUri, source: str = "") -> Source:
     """The data set at an address.
 
     Args:
         data: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR. Folders and tables may be in an
             object store, as s3://bucket/photos.
-        source: how the data are laid out, a name in SOURCES; what `layout_of` sees unless given.
+        source: how the data are laid out, a name in SOURCES; what `detect_layout` sees unless given.
 
     Raises:
         ValueError: no such source, or the data are not as that source wants them.
     """
-    data = brought_data(data)
-    name = source or layout_of(data)
+    data = fetch_data(data)
+    name = source or detect_layout(data)
     if name not in SOURCES:
-        raise ValueError(unknown("source", name, SOURCES))
+        raise ValueError(unknown_name_message("source", name, SOURCES))
     return SOURCES[name](data)
 
 
-def layout_of(data: Address) -> str:
+def detect_layout(data: DataUri) -> str:
     """Which of SOURCES fits an address, judged by its form and by what lies there; `folder` where nothing speaks.
 
-    >>> layout_of("hf://owner/name"), layout_of("birds/labels.csv")
+    >>> detect_layout("hf://owner/name"), detect_layout("birds/labels.csv")
     ('hub', 'table')
 
     Raises:
@@ -82,14 +94,14 @@ def layout_of(data: Address) -> str:
     """
     scheme, colon, _ = str(data).partition("://")
     if colon and scheme not in SCHEMES:
-        raise ValueError(f"{unlike('kind of address', scheme, SCHEMES)}\n{FORMS}")
+        raise ValueError(f"{closest_names_message('kind of address', scheme, SCHEMES)}\n{URI_FORMATS}")
     if colon:
         return SCHEMES[scheme]
     path = Path(data).expanduser()
-    return next((name for name, fits in SIGNS.items() if fits(path)), "folder")
+    return next((name for name, fits in LAYOUT_DETECTORS.items() if fits(path)), "folder")
 
 
-def chosen(source: Source, classes: tuple[str, ...]) -> Source:
+def select_classes(source: Source, classes: tuple[str, ...]) -> Source:
     """Only some classes of a source, in its order; all of them where none are named.
 
     Args:
@@ -108,17 +120,17 @@ def chosen(source: Source, classes: tuple[str, ...]) -> Source:
         classes = tuple(sorted(source.classes)[: int(alone)])
     for name in classes:
         if name not in source.classes:
-            listing = unknown if len(source.classes) <= 20 else unlike
+            listing = unknown_name_message if len(source.classes) <= 20 else closest_names_message
             raise ValueError(listing(f"class of {source.name}", name, source.classes))
     if len(set(classes)) < max(2, len(classes)):
         raise ValueError(f"of {source.name} at least two different classes are wanted: {', '.join(classes)}")
-    kept = keep(source, [label for label, name in enumerate(source.classes) if name in classes])
+    kept = filter_labels(source, [label for label, name in enumerate(source.classes) if name in classes])
     note = f"{len(kept.classes)} of {len(source.classes)} classes were chosen; the images of the others are left out."
     return dataclasses.replace(kept, notes=(*source.notes, note)) if len(kept.classes) < len(source.classes) else kept
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in csv_table.SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in csv_table.TABLE_SUFFIXES and not path.is_dir()
 
 
 def _has_cars(path: Path) -> bool:
@@ -129,5 +141,9 @@ def _has_drawings(path: Path) -> bool:
     return path.is_dir() and any(each.suffix.lower() in READERS and each.is_file() for each in path.iterdir())
 
 
-SIGNS: dict[str, Callable[[Path], bool]] = {"table": _is_table, "stanford_cars": _has_cars, "quickdraw": _has_drawings}
+LAYOUT_DETECTORS: dict[str, Callable[[Path], bool]] = {
+    "table": _is_table,
+    "stanford_cars": _has_cars,
+    "quickdraw": _has_drawings,
+}
 """By which a layout is known, in the order in which they are asked."""

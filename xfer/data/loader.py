@@ -16,7 +16,7 @@ Batch = tuple[Tensor, Tensor]
 """uint8 images [B, 3, H, W] in channels_last order, as the pack holds them, and int64 labels [B]."""
 
 
-def batches(pack: Pack, places: Indices, batch_size: int) -> Iterator[Batch]:
+def iter_batches(pack: Pack, places: Indices, batch_size: int) -> Iterator[Batch]:
     """The images at `places`, in that order, `batch_size` at a time; the last batch may be smaller."""
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
@@ -27,7 +27,7 @@ def batches(pack: Pack, places: Indices, batch_size: int) -> Iterator[Batch]:
         yield torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(pack.labels[chosen])
 
 
-def fed(found: Iterator[Batch], device: torch.device, there: bool) -> Iterator[Batch]:
+def to_device(source_batches: Iterator[Batch], device: torch.device, copy_to_gpu: bool) -> Iterator[Batch]:
     """The same batches, brought to a GPU without making it wait; on other devices just as they come.
 
     For a GPU the next batch is read into pinned memory while this one is worked on, and copied from there in turn with
@@ -35,32 +35,34 @@ def fed(found: Iterator[Batch], device: torch.device, there: bool) -> Iterator[B
     copying have not run on a GPU yet; what surrounds them is tested without.
 
     Args:
-        found: batches in main memory.
+        source_batches: batches in main memory.
         device: where they are wanted.
-        there: whether they are to be on the GPU when they are handed out; else they are left in pinned memory, from
+        copy_to_gpu: whether they are to be on the GPU when they are handed out; else they are left in pinned memory, from
             which they can be copied without waiting.
     """
     if device.type != "cuda":
-        yield from found
+        yield from source_batches
         return
-    for images, labels in ahead(_pinned(each) for each in found):
+    for images, labels in prefetch(_pinned(each) for each in source_batches):
         # In the order in which the GPU is told: it is copied before whatever uses it, and torch keeps the pinned memory
         # from being used again before that.
         yield (
-            (images.to(device, non_blocking=True), labels.to(device, non_blocking=True)) if there else (images, labels)
+            (images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            if copy_to_gpu
+            else (images, labels)
         )
 
 
-def ahead(found: Iterator[Batch]) -> Iterator[Batch]:
+def prefetch(source_batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, each read by a thread while the one before is in use: one ahead, never more.
 
     An error while reading is raised where its batch would have come. Leaving early waits for the batch that is being
     read, and reads no other.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as reader:
-        coming = reader.submit(next, found, None)
+        coming = reader.submit(next, source_batches, None)
         while (batch := coming.result()) is not None:
-            coming = reader.submit(next, found, None)
+            coming = reader.submit(next, source_batches, None)
             yield batch
 
 
@@ -69,7 +71,7 @@ def _pinned(batch: Batch) -> Batch:
     return images.pin_memory(), labels.pin_memory()
 
 
-def shuffled(places: Indices, batch_size: int, seed: int) -> Indices:
+def shuffle_indices(places: Indices, batch_size: int, seed: int) -> Indices:
     """`places` in an order that follows from `seed`, cut so that no batch holds a single image.
 
     One image has no variance, and batch normalisation needs one; the one left out is another in every epoch.

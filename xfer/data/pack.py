@@ -24,13 +24,13 @@ from xfer.storage import local_cache, object_store
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-FORMAT = 2
+FORMAT_VERSION = 2
 """Part of every pack's hash: raised when the same files would be decoded to other pixels."""
 
-WHOLE = "pack.json"
+METADATA_FILE = "pack.json"
 """The file that is written last: where it is, the pack is whole."""
 
-BLOCK = 1024
+DECODE_CHUNK = 1024
 """How many images are on their way at a time: a million drawings must not become a million waiting tasks."""
 
 Progress = Callable[[int, int], None]
@@ -79,20 +79,20 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         # In the order of their content, so that renaming a file changes neither the hash nor any draw.
         ordered = sorted(zip(source.examples, hashes, strict=True), key=_by_content)
         content = [[example.part, example.label, hash] for example, hash in ordered]
-        name = hashing.of_values([FORMAT, image_size, list(source.classes), content])
+        name = hashing.sha256_json([FORMAT_VERSION, image_size, list(source.classes), content])
         there = root / name[:16]
-        folder = local_cache.near(there)
-        if object_store.is_far(there) and object_store.exists(there / WHOLE):
-            folder = local_cache.brought(there, WHOLE, _check_pixels)
-        elif not (folder / WHOLE).exists():
+        folder = local_cache.local_path(there)
+        if object_store.is_remote(there) and object_store.exists(there / METADATA_FILE):
+            folder = local_cache.fetch_cached(there, METADATA_FILE, _check_pixels)
+        elif not (folder / METADATA_FILE).exists():
             _decode(folder, name, source, ordered, image_size, threads, progress)
-    local_cache.keep(folder, there, WHOLE)
+    local_cache.publish(folder, there, METADATA_FILE)
     return load_pack(folder)
 
 
-def brought_pack(folder: Path) -> Pack:
+def fetch_pack(folder: Path) -> Pack:
     """A pack from a folder that may be in an object store: brought to this machine and checked, by whoever is first."""
-    return load_pack(local_cache.brought(folder, WHOLE, _check_pixels))
+    return load_pack(local_cache.fetch_cached(folder, METADATA_FILE, _check_pixels))
 
 
 def _check_pixels(folder: Path) -> None:
@@ -109,10 +109,13 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
     Raises:
         ValueError: pixels or labels are not those that were written.
     """
-    meta = json.loads((folder / WHOLE).read_bytes())
+    meta = json.loads((folder / METADATA_FILE).read_bytes())
     if verify:
         said = {name: value for name, value in meta.items() if name != "sha256"}
-        if hashing.of_values(said) != meta["sha256"] or hashing.of_file(folder / "images.npy") != meta["images_sha256"]:
+        if (
+            hashing.sha256_json(said) != meta["sha256"]
+            or hashing.sha256_file(folder / "images.npy") != meta["images_sha256"]
+        ):
             raise ValueError(f"the pack {folder} is damaged: remove that folder, and it is built again")
     return Pack(
         folder=folder,
@@ -176,21 +179,21 @@ def _decode(
             "parts": [ordered[index][0].part for index in kept],
             "digests": [ordered[index][1] for index in kept],
             "skipped": [problem for problem in problems if problem],
-            "images_sha256": hashing.of_file(temporary / "images.npy"),
+            "images_sha256": hashing.sha256_file(temporary / "images.npy"),
         }
-        (temporary / WHOLE).write_text(json.dumps({**meta, "sha256": hashing.of_values(meta)}))
+        (temporary / METADATA_FILE).write_text(json.dumps({**meta, "sha256": hashing.sha256_json(meta)}))
         try:
             temporary.rename(folder)
         except OSError:
-            if not (folder / WHOLE).exists():  # otherwise another process was quicker; its pack is the same
+            if not (folder / METADATA_FILE).exists():  # otherwise another process was quicker; its pack is the same
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _mapped(threads: ThreadPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    for start in range(0, len(items), BLOCK):
-        yield from threads.map(function, items[start : start + BLOCK])
+    for start in range(0, len(items), DECODE_CHUNK):
+        yield from threads.map(function, items[start : start + DECODE_CHUNK])
 
 
 def _copy(images: NDArray[np.uint8], kept: list[int], path: Path) -> None:

@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from xfer import hashing
-from xfer.data.images import Picture, UnreadableImageError, squared
-from xfer.data.source import Example, Source, checked, listed
-from xfer.data.uris import Address, existing
+from xfer.data.images import LazyImage, UnreadableImageError, to_square
+from xfer.data.source import Example, Source, preview, validate_source
+from xfer.data.uris import DataUri, resolve_folder
 
-SIDE = 28
+BITMAP_SIZE = 28
 """Of a published bitmap, in pixels."""
-REACH = 255
+MAX_COORDINATE = 255
 """The largest coordinate of a simplified drawing; the smallest is 0."""
-LINE, MARGIN = 16, 16
+LINE_WIDTH, MARGIN = 16, 16
 """Width of a line and margin around the drawing in units of its coordinates. With them strokes come out as the
 published bitmaps have them: at 28 px the first and the last pixel of the longer side are 25 apart, and lines are 1.5 px
 wide."""
-CANVAS = REACH + 1 + LINE + 2 * MARGIN
-OVERSAMPLED = 4
+CANVAS_SIZE = MAX_COORDINATE + 1 + LINE_WIDTH + 2 * MARGIN
+SUPERSAMPLING = 4
 """Pillow draws without smoothing; so it draws this much larger, up to 2,048 px, and the drawing is reduced."""
-MAX_LINE = 2**20
+MAX_LINE_BYTES = 2**20
 """Bytes of one drawing in an .ndjson file: hundreds of times what any published drawing needs."""
-PREFIXES = ("full_numpy_bitmap_", "full_simplified_", "full%2Fnumpy_bitmap%2F", "full%2Fsimplified%2F")
+FILE_PREFIXES = ("full_numpy_bitmap_", "full_simplified_", "full%2Fnumpy_bitmap%2F", "full%2Fsimplified%2F")
 """What a file is called where it was fetched from the published bucket by hand."""
 
 QUICKDRAW_LAYOUT = """QuickDraw is expected as it was published, a file for each class:
@@ -41,7 +41,7 @@ Where the folder holds photos in class folders instead, say that the source is f
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bitmap:
+class BitmapDrawing:
     """A drawing as a row of an array, white on black."""
 
     rows: NDArray[np.uint8]
@@ -60,14 +60,14 @@ class Bitmap:
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """The drawing enlarged; one without a stroke is unreadable."""
-        pixels = np.asarray(self.rows[self.index]).reshape(SIDE, SIDE)
+        pixels = np.asarray(self.rows[self.index]).reshape(BITMAP_SIZE, BITMAP_SIZE)
         if not pixels.any():
             raise UnreadableImageError("there is no stroke in it")
-        return squared(Image.fromarray(pixels), size)
+        return to_square(Image.fromarray(pixels), size)
 
 
 @dataclass(frozen=True, slots=True)
-class Strokes:
+class StrokeDrawing:
     """A drawing as a line of an .ndjson file: lists of points, white on black once they are drawn."""
 
     path: Path
@@ -85,7 +85,7 @@ class Strokes:
         """The hash of the strokes, without who drew them when."""
         line = self._line()
         try:
-            return hashing.of_values(json.loads(line)["drawing"])
+            return hashing.sha256_json(json.loads(line)["drawing"])
         except (ValueError, KeyError, TypeError, RecursionError):  # unreadable, but as itself and no other
             return hashlib.sha256(line).hexdigest()
 
@@ -97,15 +97,15 @@ class Strokes:
             raise
         except Exception as error:
             raise UnreadableImageError(f"{type(error).__name__}: {error}"[:200]) from error
-        return squared(drawn(strokes, OVERSAMPLED * min(size, 512)), size)
+        return to_square(render_strokes(strokes, SUPERSAMPLING * min(size, 512)), size)
 
     def _line(self) -> bytes:
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return file.readline(MAX_LINE)
+            return file.readline(MAX_LINE_BYTES)
 
 
-def quickdraw(address: Address) -> Source:
+def quickdraw(address: DataUri) -> Source:
     """QuickDraw (Ha and Eck 2017) as it was published: DIR/<class>.npy with bitmaps, DIR/<class>.ndjson with strokes.
 
     50 million drawings in 345 classes, of which a few files will do. A bitmap's class is its file's name; a line of
@@ -117,9 +117,9 @@ def quickdraw(address: Address) -> Source:
     Raises:
         ValueError: no such folder or files, a file that holds something else, a class in both forms.
     """
-    root = existing(address)
+    root = resolve_folder(address)
     files = [path for path in sorted(root.iterdir()) if path.suffix.lower() in READERS and _is_ours(path, root)]
-    found: dict[str, list[Picture]] = {}
+    found: dict[str, list[LazyImage]] = {}
     forms: dict[str, set[str]] = {}
     notes: list[str] = []
     for path in files:
@@ -129,26 +129,26 @@ def quickdraw(address: Address) -> Source:
     both = [word for word, suffixes in forms.items() if len(suffixes) > 1]
     if both:
         raise ValueError(
-            f"{root} has {listed(both)} as .npy and as .ndjson: these are the same drawings, and one would stand in "
+            f"{root} has {preview(both)} as .npy and as .ndjson: these are the same drawings, and one would stand in "
             f"the training part and in the test part. Move the files of one form away"
         )
     if len({suffix for suffixes in forms.values() for suffix in suffixes}) > 1:
         notes.append("Some classes are bitmaps and others strokes: part of the difference is how they were drawn.")
     classes = tuple(sorted(found))
     examples = tuple(Example(picture, label) for label, word in enumerate(classes) for picture in found[word])
-    return checked(
+    return validate_source(
         Source(root.name, classes, examples, tuple(notes)), root, f"as .npy or .ndjson files.\n{QUICKDRAW_LAYOUT}"
     )
 
 
-def drawn(strokes: list[NDArray[np.float64]], side: int) -> Image.Image:
+def render_strokes(strokes: list[NDArray[np.float64]], side: int) -> Image.Image:
     """Strokes, each [2, points] in 0..255, as white lines with round ends on black, centred, `side` px in grey."""
     image = Image.new("L", (side, side))
     pen = ImageDraw.Draw(image)
-    unit = side / CANVAS
+    unit = side / CANVAS_SIZE
     points = np.concatenate(strokes, axis=1)
     middle = (points.min(axis=1) + points.max(axis=1)) / 2
-    radius = LINE / 2 * unit
+    radius = LINE_WIDTH / 2 * unit
     for stroke in strokes:
         path = [(float(x), float(y)) for x, y in (stroke.T - middle) * unit + side / 2]
         pen.line(path, fill=255, width=max(1, round(2 * radius)), joint="curve")
@@ -157,45 +157,45 @@ def drawn(strokes: list[NDArray[np.float64]], side: int) -> Image.Image:
     return image
 
 
-def _bitmaps(path: Path, notes: list[str]) -> Iterator[tuple[str, Picture]]:
+def _bitmaps(path: Path, notes: list[str]) -> Iterator[tuple[str, LazyImage]]:
     try:
         # Not np.load, which opens archives and, where that is not forbidden, pickles.
         rows = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is no whole .npy file of numbers: {error}.\n{QUICKDRAW_LAYOUT}") from error
-    if rows.dtype != np.uint8 or rows.shape[1:] not in ((SIDE * SIDE,), (SIDE, SIDE)):
+    if rows.dtype != np.uint8 or rows.shape[1:] not in ((BITMAP_SIZE * BITMAP_SIZE,), (BITMAP_SIZE, BITMAP_SIZE)):
         raise ValueError(
-            f"{path} holds {rows.dtype} {list(rows.shape)}; bitmaps are uint8 [drawings, {SIDE * SIDE}].\n"
+            f"{path} holds {rows.dtype} {list(rows.shape)}; bitmaps are uint8 [drawings, {BITMAP_SIZE * BITMAP_SIZE}].\n"
             f"{QUICKDRAW_LAYOUT}"
         )
     if not len(rows):
         raise ValueError(f"{path} holds no drawings. Fetch it again, or remove it")
-    return ((_word(path), Bitmap(rows, index, path.name)) for index in range(len(rows)))
+    return ((_word(path), BitmapDrawing(rows, index, path.name)) for index in range(len(rows)))
 
 
-def _drawings(path: Path, notes: list[str]) -> Iterator[tuple[str, Picture]]:
+def _drawings(path: Path, notes: list[str]) -> Iterator[tuple[str, LazyImage]]:
     number = offset = kept = 0
     wrong: list[str] = []
     with path.open("rb") as file:
-        while line := file.readline(MAX_LINE + 1):
+        while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            if len(line) > MAX_LINE:
-                raise ValueError(f"{path} line {number} is longer than {MAX_LINE:,} bytes.\n{QUICKDRAW_LAYOUT}")
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{path} line {number} is longer than {MAX_LINE_BYTES:,} bytes.\n{QUICKDRAW_LAYOUT}")
             try:
                 if line.strip():
                     word = str(json.loads(line).get("word") or _word(path))
                     kept += 1
-                    yield word, Strokes(path, number, offset)
+                    yield word, StrokeDrawing(path, number, offset)
             except (ValueError, AttributeError, RecursionError) as error:
                 wrong.append(f"line {number} ({str(error)[:100]})")
             offset += len(line)
     if not kept:
-        raise ValueError(f"{path} holds no drawings: {listed(wrong) or 'it is empty'}.\n{QUICKDRAW_LAYOUT}")
+        raise ValueError(f"{path} holds no drawings: {preview(wrong) or 'it is empty'}.\n{QUICKDRAW_LAYOUT}")
     if wrong:
-        notes.append(f"{path.name}: skipped as no drawings were {len(wrong)} of {number} lines: {listed(wrong)}.")
+        notes.append(f"{path.name}: skipped as no drawings were {len(wrong)} of {number} lines: {preview(wrong)}.")
 
 
-READERS: dict[str, Callable[[Path, list[str]], Iterator[tuple[str, Picture]]]] = {
+READERS: dict[str, Callable[[Path, list[str]], Iterator[tuple[str, LazyImage]]]] = {
     ".npy": _bitmaps,
     ".ndjson": _drawings,
 }
@@ -210,13 +210,15 @@ def _strokes(drawing: Any) -> list[NDArray[np.float64]]:
     strokes = [np.array(stroke, dtype=np.float64) for stroke in drawing]
     if any(stroke.ndim != 2 or not stroke.shape[1] for stroke in strokes):
         raise UnreadableImageError("a stroke is not [xs, ys] with a point at least")
-    if not all(((stroke >= 0) & (stroke <= REACH)).all() for stroke in strokes):
-        raise UnreadableImageError(f"a point lies beyond 0..{REACH}: simplified drawings are read, raw ones are not")
+    if not all(((stroke >= 0) & (stroke <= MAX_COORDINATE)).all() for stroke in strokes):
+        raise UnreadableImageError(
+            f"a point lies beyond 0..{MAX_COORDINATE}: simplified drawings are read, raw ones are not"
+        )
     return strokes
 
 
 def _word(path: Path) -> str:
-    for prefix in PREFIXES:
+    for prefix in FILE_PREFIXES:
         if path.stem.startswith(prefix) and path.stem != prefix:
             return path.stem.removeprefix(prefix)
     return path.stem

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from xfer.data.images import Picture
+from xfer.data.images import LazyImage
 from xfer.records import Part
 
-PARTS: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PART_ALIASES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What a part of the data may be called."""
 
 
@@ -16,7 +16,7 @@ PARTS: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "valid
 class Example:
     """One labelled image before it is read."""
 
-    image: Picture
+    image: LazyImage
     label: int
     """Index into the source's class names."""
     part: Part | None = None
@@ -34,7 +34,7 @@ class Source:
     """What a reader of the report should know about where the data came from."""
 
 
-def keep(source: Source, labels: Collection[int]) -> Source:
+def filter_labels(source: Source, labels: Collection[int]) -> Source:
     """Of a source the classes with these labels, in their order and numbered anew."""
     kept = sorted(set(labels))
     place = {label: index for index, label in enumerate(kept)}
@@ -44,7 +44,7 @@ def keep(source: Source, labels: Collection[int]) -> Source:
     return replace(source, classes=tuple(source.classes[label] for label in kept), examples=examples)
 
 
-def checked(source: Source, where: object, expected: str) -> Source:
+def validate_source(source: Source, where: object, expected: str) -> Source:
     """The source, if something can be learned from it.
 
     Args:
@@ -62,14 +62,14 @@ def checked(source: Source, where: object, expected: str) -> Source:
     trained = {example.label for example in source.examples if example.part in (None, "train")}
     empty = [name for label, name in enumerate(source.classes) if label not in trained]
     if empty:
-        raise ValueError(f"{where}: no training images for {listed(empty)}. Add some, or leave the class out")
+        raise ValueError(f"{where}: no training images for {preview(empty)}. Add some, or leave the class out")
     return source
 
 
-def listed(names: Iterable[object]) -> str:
+def preview(names: Iterable[object]) -> str:
     """A few of the names, and how many more there are.
 
-    >>> listed("abcdefg")
+    >>> preview("abcdefg")
     'a, b, c, d, e and 2 more'
     """
     words = [str(name) for name in names]

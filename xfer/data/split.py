@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from xfer.data.pack import Pack
 from xfer.records import Part
-from xfer.seeding import seed_for
+from xfer.seeding import derive_seed
 
-VAL_OF_TRAINING = 0.2
+VAL_FRACTION_OF_TRAIN = 0.2
 """The share of the training part that is drawn for validation where train and test are given."""
-VAL_AND_TEST = 0.15
+HOLDOUT_FRACTION = 0.15
 """The share of all images that each of them gets where nothing is given: 70 / 15 / 15."""
 
 Indices = NDArray[np.int64]
@@ -28,11 +28,11 @@ class Split:
     test: Indices
     how: str
     """How the parts came about, one sentence for the report."""
-    redrawable: bool
+    can_redraw: bool
     """Whether another draw gives another validation part."""
 
     @property
-    def untested(self) -> Indices:
+    def train_and_val(self) -> Indices:
         """The places of all that is not tested on: the same for every draw, unless images per class are limited."""
         return np.union1d(self.train, self.val)
 
@@ -67,20 +67,20 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0) -> Split:
         part = "val" if has_val else "test"
         how = f"the given {part} part is the test part{drawn_from_train}"
         test, rest = places[given == part], places[given == "train"]
-        val = _drawn(pack, rest, VAL_OF_TRAINING, seed_for(seed, "val", draw))
+        val = _drawn(pack, rest, VAL_FRACTION_OF_TRAIN, derive_seed(seed, "val", draw))
         train = np.setdiff1d(rest, val)
     else:
         how = "70 / 15 / 15, stratified by class"
-        test = _drawn(pack, places, VAL_AND_TEST, seed_for(seed, "test"))
+        test = _drawn(pack, places, HOLDOUT_FRACTION, derive_seed(seed, "test"))
         rest = np.setdiff1d(places, test)
-        val = _drawn(pack, rest, VAL_AND_TEST / (1 - VAL_AND_TEST), seed_for(seed, "val", draw))
+        val = _drawn(pack, rest, HOLDOUT_FRACTION / (1 - HOLDOUT_FRACTION), derive_seed(seed, "val", draw))
         train = np.setdiff1d(rest, val)
-    split = Split(train, val, test, how, redrawable=not (has_val and has_test))
+    split = Split(train, val, test, how, can_redraw=not (has_val and has_test))
     _check(pack, split)
     return split
 
 
-def limited(split: Split, pack: Pack, images_per_class: int | None, seed: int = 0) -> Split:
+def subsample(split: Split, pack: Pack, images_per_class: int | None, seed: int = 0) -> Split:
     """A split whose training part has at most so many images of each class; validation and test part stay.
 
     The images for a smaller number are among those for a larger one, so that only their number differs.
@@ -93,7 +93,7 @@ def limited(split: Split, pack: Pack, images_per_class: int | None, seed: int = 
     """
     if images_per_class is None:
         return split
-    order = np.random.default_rng(seed_for(seed, "images per class")).permutation(len(pack.labels))
+    order = np.random.default_rng(derive_seed(seed, "images per class")).permutation(len(pack.labels))
     taken = [
         of_class[np.argsort(order[of_class])][:images_per_class]
         for label in np.unique(pack.labels[split.train])
@@ -103,7 +103,7 @@ def limited(split: Split, pack: Pack, images_per_class: int | None, seed: int = 
     return replace(split, train=np.sort(np.concatenate(taken)), how=how)
 
 
-def copies(pack: Pack, split: Split) -> int:
+def duplicates_across_splits(pack: Pack, split: Split) -> int:
     """How many images of the test part stand, byte for byte, in the training or validation part too."""
     seen = {pack.digests[place] for place in (*split.train, *split.val)}
     return sum(pack.digests[place] in seen for place in split.test)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xfer.data.images import File
-from xfer.data.source import Example, Source, checked, keep, listed
-from xfer.data.uris import Address, existing
+from xfer.data.images import ImageFile
+from xfer.data.source import Example, Source, filter_labels, preview, validate_source
+from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
 
 STANFORD_CARS_LAYOUT = """Stanford Cars is expected in its original layout:
@@ -18,7 +18,7 @@ STANFORD_CARS_LAYOUT = """Stanford Cars is expected in its original layout:
     DIR/cars_test_annos_withlabels.mat          their labels; without these a part of the training photos is held out"""
 
 
-def stanford_cars(address: Address) -> Source:
+def stanford_cars(address: DataUri) -> Source:
     """Stanford Cars (Krause et al. 2013) as it was published: cars_train/, cars_test/ and devkit/*.mat.
 
     The class names come from devkit/cars_meta.mat, the training labels from devkit/cars_train_annos.mat and the test
@@ -29,7 +29,7 @@ def stanford_cars(address: Address) -> Source:
     Raises:
         ValueError: a file is missing, or says something else than expected.
     """
-    root = existing(address)
+    root = resolve_folder(address)
     root = root / "stanford_cars" if (root / "stanford_cars" / "devkit").is_dir() else root
     missing = [
         name
@@ -37,7 +37,7 @@ def stanford_cars(address: Address) -> Source:
         if not (root / name).exists()
     ]
     if missing:
-        raise ValueError(f"{root} lacks {listed(missing)}.\n{STANFORD_CARS_LAYOUT}")
+        raise ValueError(f"{root} lacks {preview(missing)}.\n{STANFORD_CARS_LAYOUT}")
     classes = tuple(str(name) for name in _mat(root / "devkit" / "cars_meta.mat", "class_names"))
     test: list[Example] = []
     notes: tuple[str, ...] = ()
@@ -54,8 +54,8 @@ def stanford_cars(address: Address) -> Source:
         )
     source = Source(root.name, classes, (*examples, *test), notes)
     # A subset of the photos keeps the 196 class names of the devkit; classes that never occur are left out.
-    source = keep(source, {example.label for example in source.examples})
-    return checked(source, root, f"that the devkit names.\n{STANFORD_CARS_LAYOUT}")
+    source = filter_labels(source, {example.label for example in source.examples})
+    return validate_source(source, root, f"that the devkit names.\n{STANFORD_CARS_LAYOUT}")
 
 
 def _cars(annotations: Path, photos: Path, classes: tuple[str, ...], part: Part) -> list[Example]:
@@ -67,7 +67,7 @@ def _cars(annotations: Path, photos: Path, classes: tuple[str, ...], part: Part)
     beyond = [label + 1 for _, label in labelled if not 0 <= label < len(classes)]
     if beyond:
         raise ValueError(f"{annotations} names class {beyond[0]}, but cars_meta.mat has {len(classes)} classes")
-    return [Example(File(path), label, part) for path, label in labelled if path.exists()]
+    return [Example(ImageFile(path), label, part) for path, label in labelled if path.exists()]
 
 
 def _mat(path: Path, key: str) -> list[Any]:

@@ -13,21 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xfer.choices import unlike
-from xfer.data.images import File, Picture, UnreadableImageError, rgb, squared
-from xfer.data.source import Example, Source, checked, keep
-from xfer.data.uris import Address, known_only, parsed
+from xfer.choices import closest_names_message
+from xfer.data.images import ImageFile, LazyImage, UnreadableImageError, to_rgb, to_square
+from xfer.data.source import Example, Source, filter_labels, validate_source
+from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
 from xfer.records import Part
 
-SPLITS: dict[Part, tuple[str, ...]] = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
+SPLIT_ALIASES: dict[Part, tuple[str, ...]] = {
+    "train": ("train", "trainval"),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
 """What torchvision's data sets call their parts; of several names the first that a data set knows."""
-OURS = {"root", "train", "transform", "target_transform", "transforms", "loader"}
+RESERVED_PARAMETERS = {"root", "train", "transform", "target_transform", "transforms", "loader"}
 """Arguments that are given here, not in an address."""
-YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+BOOLEAN_WORDS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Item:
+class TorchvisionImage:
     """An image that torchvision hands out as pixels."""
 
     images: Any
@@ -38,7 +42,7 @@ class Item:
     def digest(self) -> str:
         """The hash of its pixels."""
         try:
-            image = rgb(self.images[self.index][0])
+            image = to_rgb(self.images[self.index][0])
         except Exception:  # whatever torchvision or Pillow raise; `read` says what it is
             return hashlib.sha256(b"unreadable").hexdigest()
         return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
@@ -46,14 +50,14 @@ class Item:
     def read(self, size: int) -> NDArray[np.uint8]:
         """See `squared`."""
         try:
-            return squared(self.images[self.index][0], size)
+            return to_square(self.images[self.index][0], size)
         except UnreadableImageError:
             raise
         except Exception as error:
             raise UnreadableImageError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def torchvision(address: Address) -> Source:
+def torchvision(address: DataUri) -> Source:
     """A data set that torchvision knows: torchvision://NAME?root=DIR, as in torchvision://CIFAR10?root=data.
 
     NAME is a class of torchvision.datasets whose images have one label each; DIR holds its files as torchvision wants
@@ -69,15 +73,15 @@ def torchvision(address: Address) -> Source:
     """
     from torchvision import datasets
 
-    name, said = parsed(address, "torchvision")
+    name, said = parse_uri(address, "torchvision")
     known = {each.lower(): each for each in datasets.__all__ if inspect.isclass(getattr(datasets, each))}
     if name.lower() not in known:
-        near = unlike("data set of torchvision", name, known.values())
+        near = closest_names_message("data set of torchvision", name, known.values())
         raise ValueError(f"{near} Known are the classes of torchvision.datasets, as in torchvision://CIFAR10?root=DIR")
     name = known[name.lower()]
     make = getattr(datasets, name)
     parameters = _parameters(make)
-    known_only(said, ("root", *(each for each in parameters if each not in OURS)), name)
+    reject_unknown_keys(said, ("root", *(each for each in parameters if each not in RESERVED_PARAMETERS)), name)
     given: dict[str, Any] = {each: _value(each, value, parameters.get(each)) for each, value in said.items()}
     if "root" in parameters:
         if "root" not in said:
@@ -91,7 +95,7 @@ def torchvision(address: Address) -> Source:
     ]
     classes = _classes(parts[0][1], 1 + max((label for _, label, _ in pictures), default=-1))
     source = Source(name, classes, tuple(Example(*each) for each in pictures))
-    return checked(keep(source, {label for _, label, _ in pictures}), name, f"in {said.get('root')}")
+    return validate_source(filter_labels(source, {label for _, label, _ in pictures}), name, f"in {said.get('root')}")
 
 
 def _parts(
@@ -103,7 +107,7 @@ def _parts(
     elif "split" not in parameters or "split" in given:
         yield "train", _made(name, make, given)
     else:
-        for part, words in SPLITS.items():
+        for part, words in SPLIT_ALIASES.items():
             made = [images for word in words if (images := _made(name, make, {**given, "split": word}, part))]
             if made:
                 yield part, made[0]
@@ -129,7 +133,7 @@ def _made(name: str, make: Any, given: dict[str, Any], part: Part | None = None)
         ) from error
 
 
-def _labelled(name: str, images: Any) -> Iterator[tuple[Picture, int]]:
+def _labelled(name: str, images: Any) -> Iterator[tuple[LazyImage, int]]:
     for index in range(len(images)):
         try:
             image, label = images[index]
@@ -137,11 +141,11 @@ def _labelled(name: str, images: Any) -> Iterator[tuple[Picture, int]]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} is no data set of images with one label each: {error}") from error
         if isinstance(image, Path):
-            yield File(image), label
+            yield ImageFile(image), label
         elif isinstance(image, Image.Image):
             file = getattr(image, "filename", "")  # of an image that was opened and not decoded yet
             image.close()
-            yield File(Path(file)) if file else Item(images, index, f"{name} {index}"), label
+            yield ImageFile(Path(file)) if file else TorchvisionImage(images, index, f"{name} {index}"), label
         else:
             raise ValueError(f"{name} is no data set of images: it hands out {type(image).__name__}")
 
@@ -170,9 +174,9 @@ def _value(name: str, said: str, parameter: inspect.Parameter | None) -> str | i
     """What an address says, of the kind of the argument's default."""
     default = parameter.default if parameter else ""
     if isinstance(default, bool) or name == "download":
-        if said.lower() not in YES_OR_NO:
+        if said.lower() not in BOOLEAN_WORDS:
             raise ValueError(f"{name} is {said!r}; say yes or no")
-        return YES_OR_NO[said.lower()]
+        return BOOLEAN_WORDS[said.lower()]
     if isinstance(default, int):
         try:
             return int(said)

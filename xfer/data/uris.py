@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote
 
-from xfer.choices import unknown
+from xfer.choices import unknown_name_message
 
-Address = str | Path
+DataUri = str | Path
 """A folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR."""
 
-FORMS = """Images are given as one of
+URI_FORMATS = """Images are given as one of
     DIR                             a folder per class, Stanford Cars or QuickDraw as they were published
     FILE.csv, FILE.tsv              a table with the columns path and label, and part if you have parts
     s3://bucket/DIR, gs://...       either of them in an object store
@@ -18,7 +18,7 @@ FORMS = """Images are given as one of
     torchvision://NAME?root=DIR     a data set that torchvision knows, as in torchvision://CIFAR10?root=data"""
 
 
-def existing(address: Address) -> Path:
+def resolve_folder(address: DataUri) -> Path:
     """The folder at an address, resolved.
 
     Raises:
@@ -28,14 +28,14 @@ def existing(address: Address) -> Path:
     if not root.exists():
         raise ValueError(f"there is no folder {root}")
     if not root.is_dir():
-        raise ValueError(f"{root} is a file; the folder that holds the images is wanted.\n{FORMS}")
+        raise ValueError(f"{root} is a file; the folder that holds the images is wanted.\n{URI_FORMATS}")
     return root.resolve()
 
 
-def parsed(address: Address, scheme: str) -> tuple[str, dict[str, str]]:
+def parse_uri(address: DataUri, scheme: str) -> tuple[str, dict[str, str]]:
     """The name in an address of this scheme, and what is said after it. A % begins a byte in hexadecimal.
 
-    >>> parsed("torchvision://CIFAR10?root=~/my data&download=yes", "torchvision")
+    >>> parse_uri("torchvision://CIFAR10?root=~/my data&download=yes", "torchvision")
     ('CIFAR10', {'root': '~/my data', 'download': 'yes'})
 
     Raises:
@@ -43,7 +43,7 @@ def parsed(address: Address, scheme: str) -> tuple[str, dict[str, str]]:
     """
     said, colon, rest = str(address).partition(":")
     if said != scheme or not colon:
-        raise ValueError(f"{address} should begin with {scheme}://.\n{FORMS}")
+        raise ValueError(f"{address} should begin with {scheme}://.\n{URI_FORMATS}")
     name, _, query = rest.partition("?")
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
     values = {key: unquote(value) for key, _, value in pairs}
@@ -52,7 +52,7 @@ def parsed(address: Address, scheme: str) -> tuple[str, dict[str, str]]:
     return unquote(name).strip("/"), values  # a Path has made one slash of two
 
 
-def known_only(values: dict[str, str], known: tuple[str, ...], name: str) -> None:
+def reject_unknown_keys(values: dict[str, str], known: tuple[str, ...], name: str) -> None:
     """Nothing that is said in an address is ignored.
 
     Raises:
@@ -60,4 +60,4 @@ def known_only(values: dict[str, str], known: tuple[str, ...], name: str) -> Non
     """
     for key in values:
         if key not in known:
-            raise ValueError(unknown(f"setting of {name}", key, known))
+            raise ValueError(unknown_name_message(f"setting of {name}", key, known))

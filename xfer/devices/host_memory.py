@@ -17,17 +17,17 @@ from collections.abc import Iterator
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-AS_MUCH_AS_CAN_BE = 2**31 - 1
+MAX_THRESHOLD = 2**31 - 1
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Let this process keep what it frees for the next layer; where the C library is not glibc, nothing happens."""
     with _glibc() as libc:
-        libc.mallopt(M_MMAP_THRESHOLD, AS_MUCH_AS_CAN_BE)
-        libc.mallopt(M_TRIM_THRESHOLD, AS_MUCH_AS_CAN_BE)
+        libc.mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
 
 
-def give_back_memory() -> None:
+def release_freed_memory() -> None:
     """Give back all that is free after all: something else is to begin with none of it.
 
     A network and its optimizer hang together in cycles, so those are collected first.

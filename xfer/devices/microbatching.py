@@ -12,33 +12,35 @@ import torch
 
 Found = TypeVar("Found")
 
-CPU_SAYS = ("DefaultCPUAllocator", "not enough memory")
+CPU_OOM_MESSAGES = ("DefaultCPUAllocator", "not enough memory")
 """How torch words it in a plain RuntimeError where no more of the main memory is to be had."""
 
-GPU_SAYS = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+GPU_OOM_MESSAGES = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 """How libraries word it that ask for memory of their own, beside torch's allocator."""
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or elsewhere.
 
-    >>> ran_out(torch.OutOfMemoryError("CUDA out of memory")), ran_out(RuntimeError("shapes differ"))
+    >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), is_out_of_memory(RuntimeError("shapes differ"))
     (True, False)
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in (*CPU_SAYS, *GPU_SAYS))
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in (*CPU_OOM_MESSAGES, *GPU_OOM_MESSAGES)
+    )
 
 
-def divided(images: int, most: int, least: int = 1) -> list[slice]:
+def split_evenly(images: int, most: int, least: int = 1) -> list[slice]:
     """A batch in as few parts of at most `most` images as there can be, as alike in size as can be, larger ones first.
 
     Alike, because what a layer takes from its part (the statistics of a batch norm) should not rest on a few images at
     the end. Where a part would hold fewer than `least`, there is a part less, and those that remain are larger.
 
-    >>> [part.stop - part.start for part in divided(33, most=8)]
+    >>> [part.stop - part.start for part in split_evenly(33, most=8)]
     [7, 7, 7, 6, 6]
-    >>> [part.stop - part.start for part in divided(5, most=2, least=2)]
+    >>> [part.stop - part.start for part in split_evenly(5, most=2, least=2)]
     [3, 2]
     """
     parts = max(1, min(-(-images // most), images // least))
@@ -48,19 +50,19 @@ def divided(images: int, most: int, least: int = 1) -> list[slice]:
 
 
 @dataclass
-class Fit:
+class MicroBatcher:
     """How many images go through a network at a time: a whole batch, and half as many each time the memory runs out."""
 
     most: int | None = None
     """The largest number that has not run out of memory since it was set; None while batches are whole."""
 
-    def fitting(
+    def run_split(
         self,
         images: int,
         attempt: Callable[[list[slice]], Found],
-        again: Callable[[], None] = lambda: None,
+        reset: Callable[[], None] = lambda: None,
         least: int = 1,
-        whole_because: str | None = None,
+        indivisible_reason: str | None = None,
     ) -> Found:
         """What `attempt` comes to with the largest parts of a batch of so many images that fit.
 
@@ -70,37 +72,39 @@ class Fit:
         Args:
             images: how many there are.
             attempt: is given the parts, and may be given other ones.
-            again: called before it is, to undo what the last attempt has done.
+            reset: called before it is, to undo what the last attempt has done.
             least: the fewest images that a part may hold.
-            whole_because: why the batch cannot be divided; None where it can.
+            indivisible_reason: why the batch cannot be divided; None where it can.
 
         Raises:
             MemoryError: not even the smallest parts fit.
         """
         while True:
-            parts = divided(images, self.most or images, least) if whole_because is None else [slice(0, images)]
+            parts = (
+                split_evenly(images, self.most or images, least) if indivisible_reason is None else [slice(0, images)]
+            )
             size = parts[0].stop
             smaller = max(size // 2, least)
             try:
                 return attempt(parts)
             except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
-                if whole_because is not None or len(divided(images, smaller, least)) == len(parts):
-                    raise MemoryError(_says(size, whole_because, error)) from error
+                if indivisible_reason is not None or len(split_evenly(images, smaller, least)) == len(parts):
+                    raise MemoryError(_says(size, indivisible_reason, error)) from error
             # Only here is the error gone, and with its traceback everything that the attempt had put into the memory.
             self.most = smaller
-            again()
+            reset()
             gc.collect()
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.empty_cache()
 
 
-def _says(size: int, whole_because: str | None, error: BaseException) -> str:
+def _says(size: int, indivisible_reason: str | None, error: BaseException) -> str:
     first = next(iter(str(error).splitlines()), type(error).__name__)
-    if whole_because is not None:
+    if indivisible_reason is not None:
         return (
-            f"a batch of {size} images does not fit the memory, and cannot be divided, because {whole_because}: take a "
+            f"a batch of {size} images does not fit the memory, and cannot be divided, because {indivisible_reason}: take a "
             f"smaller batch_size or image_size, or give each trial more of a GPU ({first})"
         )
     return (

@@ -33,30 +33,30 @@ from torch import Tensor, distributed
 READY = b"ready"
 """What a follower says once it has a Run. Whatever else it says is why it ended."""
 
-PATIENCE = timedelta(hours=1)
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """How long one device waits for another in a step: while one of them computes features, it may be long. A process that
 is gone is noticed at once, so this is for one that hangs."""
 
-ENDING_SECONDS = 10.0
+SHUTDOWN_SECONDS = 10.0
 """How long processes are given to end, and to say why they did."""
 
 LOOPBACK = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 
-class PartedError(RuntimeError):
+class PeerLostError(RuntimeError):
     """The other devices cannot be reached: one of them has ended."""
 
 
-class FollowerError(RuntimeError):
+class WorkerError(RuntimeError):
     """Another device of the team could not go on; the message says which, and why."""
 
 
-class LostError(RuntimeError):
+class WorkerLostError(RuntimeError):
     """A process of the team was lost without a word: killed, most likely. A new Run may go on from the checkpoint."""
 
 
 @dataclass(frozen=True)
-class Slice:
+class BatchShard:
     """Which images of a batch a device takes."""
 
     place: slice
@@ -67,26 +67,26 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Member:
+class Rank:
     """One device's place in a team."""
 
     rank: int
     size: int
-    add: Callable[[Tensor], None]
+    sum_in_place: Callable[[Tensor], None]
     """Puts the sum of all devices' tensors into each of them; they must be alike in shape, and float32."""
 
-    def slice_of(self, images: int) -> Slice:
+    def shard_of(self, images: int) -> BatchShard:
         """This device's slice of a batch of so many images: all slices are alike in size, as far as can be.
 
         A batch with fewer images than there are devices is taken whole by all of them, and counts at the leader alone.
         So no device is ever without an image, and has its part in whatever the team does together.
         """
         if images < self.size or self.size == 1:
-            return Slice(slice(0, images), float(self.rank == 0), shared=False)
+            return BatchShard(slice(0, images), float(self.rank == 0), shared=False)
         start, stop = images * self.rank // self.size, images * (self.rank + 1) // self.size
-        return Slice(slice(start, stop), (stop - start) / images, shared=True)
+        return BatchShard(slice(start, stop), (stop - start) / images, shared=True)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_many(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over all devices, which give as many, of the same shapes.
 
         In one message, which takes as much memory again as the tensors do: after a step's way back there is room. Nor
@@ -98,30 +98,30 @@ class Member:
         if self.size == 1:
             return
         sums = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        self.summed(sums)
+        self.all_reduce(sums)
         found = torch.split(sums, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(list(tensors), [each.view_as(tensor) for each, tensor in zip(found, tensors, strict=True)])
 
-    def stacked(self, row: Tensor) -> Tensor:
+    def all_gather(self, row: Tensor) -> Tensor:
         """The float32 rows [...] of all devices, in their order: [size, ...]."""
         rows = row.new_zeros(self.size, *row.shape)
         rows[self.rank] = row
-        return self.summed(rows)
+        return self.all_reduce(rows)
 
-    def summed(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The tensor, replaced by the sum over all devices."""
         try:
-            self.add(tensor)
+            self.sum_in_place(tensor)
         except RuntimeError as error:
-            raise PartedError("another device of the team cannot be reached") from error
+            raise PeerLostError("another device of the team cannot be reached") from error
         return tensor
 
 
-ALONE = Member(0, 1, lambda tensor: None)
+SINGLE_PROCESS = Rank(0, 1, lambda tensor: None)
 """The place of a device that trains by itself."""
 
 
-def device_of(leader: torch.device, rank: int) -> torch.device:
+def worker_device(leader: torch.device, rank: int) -> torch.device:
     """The device of a follower: the GPU so many after the leader's; a CPU they all share."""
     return leader if leader.type != "cuda" else torch.device("cuda", _index(leader) + rank)
 
@@ -149,7 +149,7 @@ def _index(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def membership(folder: Path, rank: int, size: int, device: torch.device) -> Iterator[Member]:
+def join_process_group(folder: Path, rank: int, size: int, device: torch.device) -> Iterator[Rank]:
     """Join a team, and leave it at the end; waits until all have come.
 
     Args:
@@ -173,11 +173,13 @@ def membership(folder: Path, rank: int, size: int, device: torch.device) -> Iter
             store=distributed.FileStore(str(folder / "meeting"), size),  # type: ignore[attr-defined]
             rank=rank,
             world_size=size,
-            timeout=PATIENCE,
-            device_id=device_of(device, 0) if device.type == "cuda" else None,  # NCCL meets here, not in the first step
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=worker_device(device, 0)
+            if device.type == "cuda"
+            else None,  # NCCL meets here, not in the first step
         )
     try:
-        yield Member(rank, size, _add)
+        yield Rank(rank, size, _add)
     finally:
         distributed.destroy_process_group()
 
@@ -198,20 +200,20 @@ def _inside_the_machine() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def packed(message: Mapping[str, Any]) -> bytes:
+def serialize(message: Mapping[str, Any]) -> bytes:
     """Plain data and tensors as bytes."""
     content = io.BytesIO()
     torch.save(dict(message), content)
     return content.getvalue()
 
 
-def unpacked(content: bytes) -> dict[str, Any]:
-    """What `packed` was given, tensors on the CPU. Nothing but plain data and tensors is ever made of it."""
+def deserialize(content: bytes) -> dict[str, Any]:
+    """What `serialize` was given, tensors on the CPU. Nothing but plain data and tensors is ever made of it."""
     message: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return message
 
 
-class Team:
+class WorkerGroup:
     """The followers of this process, which leads.
 
     Starting them takes as long as importing torch and building the network. Close it, whatever happens; should this
@@ -239,23 +241,23 @@ class Team:
         try:
             job = {**job, "size": size, "folder": str(self._folder)}
             for rank in range(1, size):
-                place = {"rank": rank, "device": str(device_of(device, rank))}
+                place = {"rank": rank, "device": str(worker_device(device, rank))}
                 self._followers.append(_Follower(rank, {**job, **place}, self._miss))
             for follower in self._followers:
                 if (said := follower.hear()) != READY.decode():
                     raise self._why(said, follower)
-            self.member = self._membership.enter_context(membership(self._folder, 0, size, device))
+            self.this_rank = self._membership.enter_context(join_process_group(self._folder, 0, size, device))
             self._busy = False
         except BaseException:
             self.close()
             raise
 
     @property
-    def processes(self) -> list[int]:
+    def worker_pids(self) -> list[int]:
         """The followers' process ids."""
         return [follower.process.pid for follower in self._followers]
 
-    def begin(self, task: Mapping[str, Any]) -> None:
+    def send_task(self, task: Mapping[str, Any]) -> None:
         """Let all followers begin with something that is done together with the leader, who says when it is `done`.
 
         Raises:
@@ -263,14 +265,14 @@ class Team:
             LostError: one has ended without a word.
         """
         self._busy = True
-        content = packed(task)
+        content = serialize(task)
         for follower in self._followers:
             try:
                 follower.connection.send_bytes(content)
             except OSError as error:
-                self.blame(error)
+                self.raise_worker_error(error)
 
-    def done(self) -> None:
+    def finish_task(self) -> None:
         """What was begun is done, by this process and, where nobody has ended, by all.
 
         Raises:
@@ -278,10 +280,10 @@ class Team:
             LostError: one has ended without a word.
         """
         if self._lost.is_set():
-            self.blame(None)
+            self.raise_worker_error(None)
         self._busy = False
 
-    def blame(self, error: BaseException | None) -> None:
+    def raise_worker_error(self, error: BaseException | None) -> None:
         """Raise in the place of an error what ended a follower, if one has ended; nothing happens where none has.
 
         Args:
@@ -291,13 +293,13 @@ class Team:
             FollowerError: a follower has ended, and said why.
             LostError: one has ended without a word.
         """
-        parted = isinstance(error, PartedError | OSError)
+        parted = isinstance(error, PeerLostError | OSError)
         if parted:
-            self._lost.wait(ENDING_SECONDS)
+            self._lost.wait(SHUTDOWN_SECONDS)
         if not parted and not self._lost.is_set():
             return
         # Whoever was only left alone by the others says nothing; who ended first may need a moment longer than they.
-        for seconds in (0.0, ENDING_SECONDS / 2):
+        for seconds in (0.0, SHUTDOWN_SECONDS / 2):
             for follower in self._followers:
                 if follower.has_ended(seconds) and (said := follower.hear()):
                     raise self._why(said, follower) from error
@@ -319,9 +321,9 @@ class Team:
             follower.connection.close()
         self._membership.close()
         for follower in self._followers:
-            if not follower.has_ended(ENDING_SECONDS):
+            if not follower.has_ended(SHUTDOWN_SECONDS):
                 follower.process.kill()
-                follower.has_ended(ENDING_SECONDS)
+                follower.has_ended(SHUTDOWN_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _miss(self) -> None:
@@ -336,12 +338,12 @@ class Team:
             with contextlib.suppress(Exception):  # two may come to this at the same time
                 distributed.group.WORLD.abort()  # type: ignore[union-attr]
 
-    def _why(self, said: str, follower: _Follower) -> FollowerError | LostError:
+    def _why(self, said: str, follower: _Follower) -> WorkerError | WorkerLostError:
         which = f"device {follower.rank + 1} of {self._size}"
-        follower.has_ended(ENDING_SECONDS)
+        follower.has_ended(SHUTDOWN_SECONDS)
         if said:
-            return FollowerError(f"{which}: {said}")
-        return LostError(f"the process on {which} was lost (exit status {follower.process.poll()})")
+            return WorkerError(f"{which}: {said}")
+        return WorkerLostError(f"the process on {which} was lost (exit status {follower.process.poll()})")
 
 
 class _Follower:
@@ -363,7 +365,7 @@ class _Follower:
         self._watch = threading.Thread(target=self._wait, args=(ended,), daemon=True, name=f"follower {rank}")
         self._watch.start()
         with contextlib.suppress(OSError):  # it has ended already, and will be heard not to be ready
-            self.connection.send_bytes(packed(job))
+            self.connection.send_bytes(serialize(job))
 
     def hear(self) -> str:
         """What it says next; nothing where it has ended."""

@@ -14,46 +14,46 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from xfer.distributed.process_group import Member
+from xfer.distributed.process_group import Rank
 
 
-def synchronised(member: Member, images: int) -> contextlib.AbstractContextManager[Any]:
+def sync_batch_norm(this_rank: Rank, images: int) -> contextlib.AbstractContextManager[Any]:
     """In it, batch norms in training take the statistics of a batch of so many images, whichever slice goes through.
 
     Whatever class they are of: it is torch's function under them that is answered differently. torch's SyncBatchNorm,
     of which modules would have to become, computes the same, but only on GPUs; this has run on CPUs.
     """
-    return _Synchronised(member) if member.slice_of(images).shared else contextlib.nullcontext()
+    return _Synchronised(this_rank) if this_rank.shard_of(images).shared else contextlib.nullcontext()
 
 
-def gathered(rows: Tensor, member: Member, images: int) -> Tensor:
+def gather_batch(rows: Tensor, this_rank: Rank, images: int) -> Tensor:
     """What all devices made of a batch of so many images, [images, D], from this one's rows [slice, D], float32.
 
     Gradients go back to the device that made a row, added up over all devices: each should count its loss by its
     `Slice.weight`.
     """
-    found: Tensor = _Gathered.apply(rows, member, images) if member.slice_of(images).shared else rows
+    found: Tensor = _Gathered.apply(rows, this_rank, images) if this_rank.shard_of(images).shared else rows
     return found
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, rows: Tensor, member: Member, images: int) -> Tensor:
-        context.member, context.place = member, member.slice_of(images).place
+    def forward(context: Any, rows: Tensor, this_rank: Rank, images: int) -> Tensor:
+        context.this_rank, context.place = this_rank, this_rank.shard_of(images).place
         whole = rows.new_zeros(images, *rows.shape[1:])
         whole[context.place] = rows
-        return member.summed(whole)
+        return this_rank.all_reduce(whole)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         [gradient] = gradients
-        return context.member.summed(gradient.clone())[context.place], None, None
+        return context.this_rank.all_reduce(gradient.clone())[context.place], None, None
 
 
 class _Synchronised(TorchFunctionMode):
-    def __init__(self, member: Member) -> None:
+    def __init__(self, this_rank: Rank) -> None:
         super().__init__()
-        self._member = member
+        self._member = this_rank
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is functional.batch_norm:
@@ -93,12 +93,12 @@ class _BatchNorm(torch.autograd.Function):
         running_var: Tensor,
         momentum: float,
         eps: float,
-        member: Member,
+        this_rank: Rank,
     ) -> Tensor:
         channels = inputs.shape[1]
         var, mean = torch.var_mean(inputs.float(), _all_but_channels(inputs), correction=0)
         count = mean.new_full((1,), inputs.numel() // channels)
-        rows = member.stacked(torch.cat([mean, var, count]))
+        rows = this_rank.all_gather(torch.cat([mean, var, count]))
         means, variances, counts = torch.split(rows, [channels, channels, 1], dim=1)
         total = counts.sum()
         shares = counts / total
@@ -106,7 +106,7 @@ class _BatchNorm(torch.autograd.Function):
         var = (shares * (variances + (means - mean).square())).sum(dim=0)
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (total / (total - 1)), momentum)
-        context.member = member
+        context.this_rank = this_rank
         context.save_for_backward(inputs, weight, mean, (var + eps).rsqrt(), total)
         return functional.batch_norm(inputs, mean, var, weight, bias, training=False, eps=eps)
 
@@ -120,7 +120,7 @@ class _BatchNorm(torch.autograd.Function):
         above = gradient.float()
         own = torch.stack([above.sum(by_channel), (above * normal).sum(by_channel)])
         of_bias, of_weight = own
-        mean_above, mean_along = context.member.summed(own.clone()) / total
+        mean_above, mean_along = context.this_rank.all_reduce(own.clone()) / total
         scale = rstd if weight is None else rstd * weight
         below = (above - mean_above.view(shape) - normal * mean_along.view(shape)) * scale.view(shape)
         # Weight and bias get this device's part: it is added to the others' with all other gradients.

@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 import torch
 
 from xfer.data.pack import load_pack
-from xfer.devices.host_memory import keep_freed_memory
-from xfer.distributed.process_group import ENDING_SECONDS, READY, PartedError, membership, unpacked
-from xfer.features.feature_cache import FeatureStore
-from xfer.recipe import recipe_from
+from xfer.devices.host_memory import retain_freed_memory
+from xfer.distributed.process_group import READY, SHUTDOWN_SECONDS, PeerLostError, deserialize, join_process_group
+from xfer.features.feature_cache import FeatureCache
+from xfer.recipe import recipe_from_dict
 from xfer.run import Run
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def main(channel: int) -> None:
     """
     leader = Connection(channel)
     try:
-        job = unpacked(leader.recv_bytes())
+        job = deserialize(leader.recv_bytes())
     except EOFError:
         return
     tasks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -42,9 +42,9 @@ def main(channel: int) -> None:
     try:
         run = _run(job, device)
         leader.send_bytes(READY)
-        with membership(folder, job["rank"], job["size"], device) as member:
+        with join_process_group(folder, job["rank"], job["size"], device) as member:
             try:
-                run.follow(member, iter(tasks.get, None))
+                run.train_as_worker(member, iter(tasks.get, None))
             except Exception as error:
                 _end(leader, error)  # at once, for the leader waits; leaving in order could be waiting for the others
     except Exception as error:
@@ -54,15 +54,15 @@ def main(channel: int) -> None:
 
 def _run(job: dict[str, Any], device: torch.device) -> Run:
     torch.set_num_threads(job["threads"])
-    keep_freed_memory()
+    retain_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return Run(
-        recipe_from(job["recipe"]),
+        recipe_from_dict(job["recipe"]),
         load_pack(Path(job["pack"])),
         Path(job["weights"]) if job["weights"] else None,
         device,
-        features=FeatureStore(Path(job["features"])) if job["features"] else None,
+        features=FeatureCache(Path(job["features"])) if job["features"] else None,
         precision=job["precision"],
         compiled=job["compiled"],
     )
@@ -71,10 +71,10 @@ def _run(job: dict[str, Any], device: torch.device) -> Run:
 def _listen(leader: Connection, tasks: queue.SimpleQueue[dict[str, Any] | None], folder: Path) -> None:
     try:
         while True:
-            tasks.put(unpacked(leader.recv_bytes()))
+            tasks.put(deserialize(leader.recv_bytes()))
     except (EOFError, OSError):
         tasks.put(None)
-    time.sleep(ENDING_SECONDS / 2)
+    time.sleep(SHUTDOWN_SECONDS / 2)
     # Still here, so this process is in the middle of a step, and the leader has been killed: nobody will end that step.
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
@@ -82,7 +82,7 @@ def _listen(leader: Connection, tasks: queue.SimpleQueue[dict[str, Any] | None],
 
 def _end(leader: Connection, error: Exception) -> NoReturn:
     """Say why, unless it is only that another has ended: that one will have said why."""
-    if not isinstance(error, PartedError):
+    if not isinstance(error, PeerLostError):
         log.error("device given up", exc_info=error)
         leader.send_bytes(f"{type(error).__name__}: {error}".encode())
     os._exit(1)

@@ -13,21 +13,21 @@ from torch import Generator, Tensor
 from xfer.choices import Choice
 from xfer.data.split import Indices
 from xfer.methods.augmentations import AUGMENTATIONS, Augmentation
-from xfer.seeding import seed_for
+from xfer.seeding import derive_seed
 
 
-def version_of(images: Tensor, places: Indices, augmentation: Choice, version: int) -> Tensor:
+def augmented_view(images: Tensor, places: Indices, augmentation: Choice, view: int) -> Tensor:
     """One version of each image, uint8 [B, 3, H, W]: whichever other images are in the batch, and whatever the recipe.
 
     Args:
         images: uint8 [B, 3, H, W], as the pack holds them.
         places: where in the pack they stand.
         augmentation: what draws.
-        version: counted from 0.
+        view: counted from 0.
     """
     augment: Augmentation = augmentation.build(AUGMENTATIONS)
     drawn = [
-        augment(image[None], Generator().manual_seed(seed_for("version", str(augmentation), version, int(place))))
+        augment(image[None], Generator().manual_seed(derive_seed("version", str(augmentation), view, int(place))))
         for image, place in zip(images, places, strict=True)
     ]
     return torch.cat(drawn).contiguous(memory_format=torch.channels_last)

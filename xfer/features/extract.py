@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xfer.data.loader import batches
+from xfer.data.loader import iter_batches
 from xfer.data.pack import Pack, Progress
 from xfer.data.split import Indices
-from xfer.measure.accuracy import Prepare
-from xfer.methods.truncation import stages_of
+from xfer.measure.accuracy import Preprocess
+from xfer.methods.truncation import stage_end_modules
 
 Stage = int | Literal["late"]
 """Where features are taken: at the end of one of the network's stages, counted from 1 as in methods/cuts.py, or `late`,
@@ -23,11 +23,11 @@ Features = NDArray[np.float32]
 """[N, D]: a row per image, in the order that was asked for."""
 
 
-def features(
+def extract_features(
     model: Any,
     pack: Pack,
     places: Indices,
-    prepare: Prepare,
+    prepare: Preprocess,
     stages: Sequence[Stage] = ("late",),
     batch_size: int = 64,
     progress: Progress = lambda done, total: None,
@@ -53,7 +53,7 @@ def features(
         raise ValueError(f"features of {len(places)} images at {len(stages)} stages were asked for: there are none")
     early = tuple(sorted({stage for stage in stages if stage != "late"}))
     if early:
-        count = len(stages_of(model))
+        count = len(stage_end_modules(model))
         if early[0] < 1 or early[-1] > count:
             asked = ", ".join(map(str, early))
             raise ValueError(f"features of stages {asked} were asked for; this network has 1 to {count}, and late")
@@ -61,7 +61,7 @@ def features(
     done = 0
     model.eval()
     with torch.inference_mode():
-        for images, _ in batches(pack, places, batch_size):
+        for images, _ in iter_batches(pack, places, batch_size):
             for stage, rows in _forward(model, prepare(images), early, "late" in found).items():
                 found[stage].append(rows.float().cpu())
             done += len(images)
@@ -78,7 +78,7 @@ def earlier_stages(model: Any) -> tuple[int, ...]:
     Raises:
         ValueError: timm does not say where its stages end, or there is one only.
     """
-    count = len(stages_of(model))
+    count = len(stage_end_modules(model))
     if count < 2:
         raise ValueError(f"{type(model).__name__} has a single stage: there is nothing early in it")
     return tuple(range(1, count)) if count <= 5 else tuple(round(count * quarter / 4) for quarter in (1, 2, 3))

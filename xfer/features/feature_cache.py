@@ -20,7 +20,7 @@ from xfer import hashing
 
 log = logging.getLogger(__name__)
 
-WHOLE = "features.json"
+METADATA_FILE = "features.json"
 """The file that is written last."""
 
 Rows = NDArray[np.float32]
@@ -30,15 +30,15 @@ Compute = Callable[[], Iterator[Rows]]
 """Yields the rows in order, some at a time."""
 
 
-class Shelf(Protocol):
+class SharedCache(Protocol):
     """Where machines that share no disk find each other's arrays."""
 
-    def turn(self, folder: Path) -> AbstractContextManager[None]:
+    def exclusive_compute(self, folder: Path) -> AbstractContextManager[None]:
         """One machine at a time: inside, an array that others have is in `folder`, and what is made there is kept."""
         ...
 
 
-class FeatureStore:
+class FeatureCache:
     """Arrays of features by what they are.
 
     In a folder they are shared: computed by whoever comes first while others wait, mapped into memory by all. A file
@@ -47,32 +47,32 @@ class FeatureStore:
 
     Args:
         root: the folder; None keeps arrays in this object alone.
-        shelf: what is asked for arrays that the folder has not, before they are computed.
+        remote_cache: what is asked for arrays that the folder has not, before they are computed.
     """
 
-    def __init__(self, root: Path | None = None, shelf: Shelf | None = None) -> None:
+    def __init__(self, root: Path | None = None, remote_cache: SharedCache | None = None) -> None:
         self.root = root
-        self._shelf = shelf
+        self._shelf = remote_cache
         self._held: dict[str, Rows] = {}
 
-    def array(self, what: Mapping[str, Any], count: int, compute: Compute) -> Rows:
+    def get_or_compute(self, description: Mapping[str, Any], count: int, compute: Compute) -> Rows:
         """The array that `what` describes, computed unless it is there.
 
         Args:
-            what: everything that the array follows from, as plain data.
+            description: everything that the array follows from, as plain data.
             count: how many rows it has.
             compute: makes it.
         """
-        name = hashing.of_values(dict(what))
+        name = hashing.sha256_json(dict(description))
         if name not in self._held:
             self._held[name] = (
                 np.concatenate(list(compute()))
                 if self.root is None
-                else self._shared(self.root / name[:32], what, count, compute)
+                else self._shared(self.root / name[:32], description, count, compute)
             )
         return self._held[name]
 
-    def _shared(self, folder: Path, what: Mapping[str, Any], count: int, compute: Compute) -> Rows:
+    def _shared(self, folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> Rows:
         if not _is_whole(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -80,15 +80,15 @@ class FeatureStore:
                     if folder.exists():
                         log.warning("features %s are damaged: they are computed again", folder)
                         shutil.rmtree(folder)
-                    with self._shelf.turn(folder) if self._shelf is not None else nullcontext():
+                    with self._shelf.exclusive_compute(folder) if self._shelf is not None else nullcontext():
                         if not _is_whole(folder):
                             shutil.rmtree(folder, ignore_errors=True)
-                            _write(folder, what, count, compute)
+                            _write(folder, description, count, compute)
         rows: Rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
         return rows
 
 
-def _write(folder: Path, what: Mapping[str, Any], count: int, compute: Compute) -> None:
+def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> None:
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
@@ -102,7 +102,7 @@ def _write(folder: Path, what: Mapping[str, Any], count: int, compute: Compute) 
         assert done == count, f"{done} of {count} rows were computed"
         assert array is not None, "features of no images were asked for"
         array.flush()
-        (temporary / WHOLE).write_text(json.dumps({**what, "sha256": hashing.of_file(file)}))
+        (temporary / METADATA_FILE).write_text(json.dumps({**description, "sha256": hashing.sha256_file(file)}))
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,5 +119,5 @@ def _is_whole(folder: Path) -> bool:
 @lru_cache(maxsize=1024)
 def _is_as_written(folder: Path, mtime_ns: int, size: int) -> bool:
     # Once for each process: gigabytes take seconds to hash.
-    said = json.loads((folder / WHOLE).read_bytes())["sha256"]
-    return bool(said == hashing.of_file(folder / "features.npy"))
+    said = json.loads((folder / METADATA_FILE).read_bytes())["sha256"]
+    return bool(said == hashing.sha256_file(folder / "features.npy"))

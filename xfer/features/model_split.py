@@ -24,12 +24,12 @@ TOLERANCE = 1e-5
 """How far the two halves, one after the other, may be from the network as a whole, relative to its largest logit: the
 same operations in the same order, but a kernel may be chosen anew."""
 
-SUMS = (operator.add, operator.iadd, torch.add)
+ADD_OPS = (operator.add, operator.iadd, torch.add)
 """Where a shortcut comes back."""
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
+class SplitModel:
     """A network in two."""
 
     place: str
@@ -42,7 +42,7 @@ class Halves:
     """Every tensor that `lower` computes with."""
 
 
-def halves(model: Any, image_size: int, channels: int = 3) -> Halves | None:
+def split_at_frozen(model: Any, image_size: int, channels: int = 3) -> SplitModel | None:
     """A network cut as high as it is frozen now; None where nothing is, or where it cannot be cut.
 
     A cut is believed only where both halves together give what the whole network gives. Networks that cannot be traced
@@ -58,17 +58,17 @@ def halves(model: Any, image_size: int, channels: int = 3) -> Halves | None:
     images = images.to(next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
     if _only_head_moves(model):
         # Some families drop embeddings by a function, not by a module.
-        cut = None if getattr(model, "drop_rate", 0.0) else below_classifier(model)
+        cut = None if getattr(model, "drop_rate", 0.0) else split_at_classifier(model)
     else:
         cut = _as_high_as_frozen(model)
     return cut if cut is not None and _agree(model, cut, images) else None
 
 
-def below_classifier(model: Any) -> Halves:
+def split_at_classifier(model: Any) -> SplitModel:
     """A network cut right below its classifier, whatever moves there."""
     head = {id(tensor) for tensor in model.get_classifier().parameters()}
     below = tuple(tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in head)
-    return Halves(EMBEDDINGS, Embedder(model), model.get_classifier(), below)
+    return SplitModel(EMBEDDINGS, Embedder(model), model.get_classifier(), below)
 
 
 class Embedder(nn.Module):
@@ -120,7 +120,7 @@ class _Plain(nn.Module):
         return logits
 
 
-def _as_high_as_frozen(network: Any) -> Halves | None:
+def _as_high_as_frozen(network: Any) -> SplitModel | None:
     model = _Plain(network)
     try:
         graph = _Tracer().trace(model)
@@ -136,7 +136,7 @@ def _as_high_as_frozen(network: Any) -> Halves | None:
     lower, crossing, upper = _divided(graph, nodes, place)
     below = fx.GraphModule(model, lower)
     frozen = (*below.parameters(), *below.buffers())
-    return Halves(f"{crossing}: {below.code}", below, fx.GraphModule(model, upper), frozen) if frozen else None
+    return SplitModel(f"{crossing}: {below.code}", below, fx.GraphModule(model, upper), frozen) if frozen else None
 
 
 def _changes(model: nn.Module, node: fx.Node) -> bool:
@@ -155,7 +155,7 @@ def _highest_cut(nodes: list[fx.Node], first: int) -> int | None:
     for place in range(first, 1, -1):
         crossing = [node for node, last in zip(nodes[:place], until, strict=False) if last >= place]
         # A module's output is a tensor, and so is where a shortcut comes back; sizes and the like are left alone.
-        if len(crossing) == 1 and (crossing[0].op == "call_module" or crossing[0].target in SUMS):
+        if len(crossing) == 1 and (crossing[0].op == "call_module" or crossing[0].target in ADD_OPS):
             return place
     return None
 
@@ -176,7 +176,7 @@ def _divided(graph: fx.Graph, nodes: list[fx.Node], place: int) -> tuple[fx.Grap
     return lower, crossing.name, upper
 
 
-def _agree(model: nn.Module, cut: Halves, images: Tensor) -> bool:
+def _agree(model: nn.Module, cut: SplitModel, images: Tensor) -> bool:
     """Do both halves together give what the network gives? In evaluation mode, so that nothing is changed by asking."""
     modes = [(module, module.training) for module in {*model.modules(), *cut.upper.modules()}]
     try:

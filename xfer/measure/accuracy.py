@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xfer.devices.microbatching import Fit
+from xfer.devices.microbatching import MicroBatcher
 from xfer.records import Evaluation, Part
 
-Prepare = Callable[[Tensor], Tensor]
+Preprocess = Callable[[Tensor], Tensor]
 """uint8 [B, 3, H, W] to what the network takes, on its device."""
 
-BINS = 15  # of the most likely class's probability, as in Guo et al. 2017
-TOP = 5
+CALIBRATION_BINS = 15  # of the most likely class's probability, as in Guo et al. 2017
+TOP_K = 5
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Prepare, part: Part, images: Iterable[int]
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Preprocess, part: Part, images: Iterable[int]
 ) -> Evaluation:
     """Judge a network, which is left in evaluation mode, in one pass; `Evaluation.noisy` is not its business.
 
@@ -37,21 +37,21 @@ def evaluate(
     """
     model.eval()
     found = []
-    fit = Fit()
+    fit = MicroBatcher()
     with torch.inference_mode():
         for pixels, labels in batches:
-            logits = fit.fitting(len(pixels), partial(_answers, model, prepare, pixels))
-            found.append(Answers.to(logits, labels))
-    return Answers.joined(found).judged(part, images)
+            logits = fit.run_split(len(pixels), partial(_answers, model, prepare, pixels))
+            found.append(Predictions.to(logits, labels))
+    return Predictions.concatenate(found).to_evaluation(part, images)
 
 
-def judged(logits: Tensor, labels: Tensor, part: Part, images: Iterable[int]) -> Evaluation:
+def evaluate_logits(logits: Tensor, labels: Tensor, part: Part, images: Iterable[int]) -> Evaluation:
     """What `evaluate` says of a network that gave these logits [N, C] to images of these labels [N]."""
-    return Answers.joined([Answers.to(logits.float(), labels)]).judged(part, images)
+    return Predictions.concatenate([Predictions.to(logits.float(), labels)]).to_evaluation(part, images)
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Predictions:
     """What was said to each of N images, and how it stands to the right answer: tensors [N], row by row."""
 
     losses: Tensor
@@ -65,25 +65,25 @@ class Answers:
     classes: int
 
     @classmethod
-    def to(cls, logits: Tensor, labels: Tensor) -> Answers:
+    def to(cls, logits: Tensor, labels: Tensor) -> Predictions:
         """From logits [N, C] and labels [N]; on the logits' device, and nothing waits for it."""
         labels = labels.to(logits.device)
         losses = functional.cross_entropy(logits, labels, reduction="none")
         probability = logits.softmax(dim=1).amax(dim=1)
-        return cls(losses, labels, logits.argmax(dim=1), probability, ranks_of(logits, labels), logits.shape[1])
+        return cls(losses, labels, logits.argmax(dim=1), probability, target_ranks(logits, labels), logits.shape[1])
 
     @classmethod
-    def joined(cls, found: Sequence[Answers]) -> Answers:
+    def concatenate(cls, found: Sequence[Predictions]) -> Predictions:
         """One after the other, on the CPU: only now are the numbers fetched, until here nothing made a GPU wait."""
         rows = [torch.cat(each).cpu() for each in zip(*(answers.rows() for answers in found), strict=True)]
         losses, labels, predicted, probability, ranks = rows
         return cls(losses, labels, predicted, probability, ranks, found[0].classes)
 
-    def split(self, count: int) -> list[Answers]:
+    def split(self, count: int) -> list[Predictions]:
         """Apart again, where `count` networks answered image by image in turn: [N / count] for each of them."""
         losses, labels, predicted, probability, ranks = (rows.view(-1, count).T.contiguous() for rows in self.rows())
         return [
-            Answers(losses[one], labels[one], predicted[one], probability[one], ranks[one], self.classes)
+            Predictions(losses[one], labels[one], predicted[one], probability[one], ranks[one], self.classes)
             for one in range(count)
         ]
 
@@ -91,7 +91,7 @@ class Answers:
         """The tensors, in the order of the fields."""
         return self.losses, self.labels, self.predicted, self.probability, self.ranks
 
-    def judged(self, part: Part, images: Iterable[int]) -> Evaluation:
+    def to_evaluation(self, part: Part, images: Iterable[int]) -> Evaluation:
         """Everything that an evaluation says but noise.
 
         Args:
@@ -104,25 +104,25 @@ class Answers:
             float(self.losses.mean()),
             tuple(int(place) for place in images),
             tuple(hits.tolist()),
-            top5_accuracy=float((self.ranks < TOP).double().mean()) if self.classes > TOP else None,
+            top5_accuracy=float((self.ranks < TOP_K).double().mean()) if self.classes > TOP_K else None,
             balanced_accuracy=_balanced_accuracy(self.labels, hits),
             calibration_error=calibration_error(self.probability, hits),
             confusion=_confusion(self.labels, self.predicted, self.classes),
         )
 
 
-def _answers(model: nn.Module, prepare: Prepare, images: Tensor, parts: list[slice]) -> Tensor:
+def _answers(model: nn.Module, prepare: Preprocess, images: Tensor, parts: list[slice]) -> Tensor:
     """Logits [B, C], asked for in parts."""
     return torch.cat([model(prepare(images[part])).float() for part in parts])
 
 
-def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:
+def target_ranks(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before the right one, int64 [B] from logits [B, C] and labels [B].
 
     Of equal logits the one of the lower class comes first, so that a network that says nothing is not taken to be
     right; what is not a number comes before everything.
 
-    >>> ranks_of(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.5]]), torch.tensor([0, 1]))
+    >>> target_ranks(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.5]]), torch.tensor([0, 1]))
     tensor([2, 1])
     """
     own = logits.gather(1, labels[:, None])
@@ -140,10 +140,10 @@ def calibration_error(probability: Tensor, hits: Tensor) -> float:
     >>> calibration_error(torch.tensor([0.75, 0.75, 0.75, 0.75]), torch.tensor([True, True, False, False]))
     0.25
     """
-    ends = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    ends = torch.arange(1, CALIBRATION_BINS, dtype=torch.float64) / CALIBRATION_BINS
     bins = torch.bucketize(probability.double(), ends)
     # In each bin: (its images / all images) x |mean probability - mean hit| = |sum of the differences| / all images.
-    difference = torch.bincount(bins, weights=probability.double() - hits.double(), minlength=BINS)
+    difference = torch.bincount(bins, weights=probability.double() - hits.double(), minlength=CALIBRATION_BINS)
     return float(difference.abs().sum() / len(hits))
 
 

@@ -18,16 +18,16 @@ from xfer.records import Record
 Curve = Sequence[float]
 """Accuracies in [0, 1] before the first step and after each epoch: e epochs make e + 1 of them, at least 2."""
 
-FITTED_POINTS = 6
+MIN_FIT_POINTS = 6
 """From how many points on a limit is fitted: three numbers are, and the rest must speak for them."""
-CERTAIN = 0.01
+MAX_ASYMPTOTE_ERROR = 0.01
 """A fitted limit is believed when its standard error is at most one point of accuracy."""
-RATIOS = (0.0, *np.exp(-np.geomspace(20, 1e-3, 100)).tolist())
+DECAY_RATIOS = (0.0, *np.exp(-np.geomspace(20, 1e-3, 100)).tolist())
 """Where the search for a curve's ratio begins: from a curve that is done in one epoch to one that takes thousands."""
 
 
 @dataclass(frozen=True)
-class Benefits:
+class TransferBenefits:
     """What transfer bought, in accuracy: transferred minus from scratch, above 0 where transfer is better."""
 
     start: float
@@ -40,10 +40,10 @@ class Benefits:
     """After the first epoch, in [-1, 1]: the start that is left once the untrained head has caught up."""
 
 
-def benefits(transferred: Curve, scratch: Curve) -> Benefits:
+def transfer_benefits(transferred: Curve, scratch: Curve) -> TransferBenefits:
     """The benefits of transfer, from the curves of the same network, trained alike, from pretrained and random weights.
 
-    >>> found = benefits([0.2, 0.8, 0.9, 0.9], [0.1, 0.3, 0.5, 0.6])
+    >>> found = transfer_benefits([0.2, 0.8, 0.9, 0.9], [0.1, 0.3, 0.5, 0.6])
     >>> [round(each, 3) for each in (found.start, found.slope, found.asymptote, found.early)]
     [0.1, 0.4, 0.3, 0.5]
 
@@ -51,7 +51,7 @@ def benefits(transferred: Curve, scratch: Curve) -> Benefits:
         ValueError: one of them is no curve.
     """
     with_it, without = _checked(transferred), _checked(scratch)
-    return Benefits(
+    return TransferBenefits(
         start=with_it[0] - without[0],
         slope=slope(with_it) - slope(without),
         asymptote=asymptote(with_it) - asymptote(without),
@@ -59,7 +59,7 @@ def benefits(transferred: Curve, scratch: Curve) -> Benefits:
     )
 
 
-def curve_of(record: Record) -> Curve:
+def accuracy_curve(record: Record) -> Curve:
     """A run's validation accuracies, from before its first step to its last epoch.
 
     Raises:
@@ -116,9 +116,9 @@ def asymptote(curve: Curve) -> float:
     curve = _checked(curve)
     if min(curve) == max(curve):
         return curve[0]
-    if len(curve) >= FITTED_POINTS:
+    if len(curve) >= MIN_FIT_POINTS:
         limit, error = _fitted_limit(np.asarray(curve, dtype=np.float64))
-        if error <= CERTAIN:
+        if error <= MAX_ASYMPTOTE_ERROR:
             return min(max(limit, 0.0), 1.0)
     last = curve[-math.ceil(len(curve) / 4) :]
     return math.fsum(last) / len(last)
@@ -145,11 +145,11 @@ def _fitted_limit(curve: NDArray[np.float64]) -> tuple[float, float]:
         _, height, residuals = fit(ratio)
         return height * float(residuals @ turn(ratio))
 
-    squares = [float(residuals @ residuals) for _, _, residuals in map(fit, RATIOS)]
+    squares = [float(residuals @ residuals) for _, _, residuals in map(fit, DECAY_RATIOS)]
     best = int(np.argmin(squares))
-    if best == len(RATIOS) - 1:
+    if best == len(DECAY_RATIOS) - 1:
         return math.nan, math.inf
-    low, high = RATIOS[max(best - 1, 0)], RATIOS[best + 1]
+    low, high = DECAY_RATIOS[max(best - 1, 0)], DECAY_RATIOS[best + 1]
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if tilt(middle) < 0 else (low, middle)

@@ -21,7 +21,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def flops_of(model: nn.Module, image_size: int, channels: int = 3) -> int:
+def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> int:
     """Floating point operations of one image [1, channels, image_size, image_size] on its way through the network.
 
     A multiply-add counts as two; many papers count it as one. Only convolutions and matrix products count, those of
@@ -42,7 +42,7 @@ def flops_of(model: nn.Module, image_size: int, channels: int = 3) -> int:
     return int(counter.get_total_flops())
 
 
-class SystemFields(TypedDict):
+class SystemMetrics(TypedDict):
     """What an `Epoch` says of the machine, by name."""
 
     cpu_percent: float
@@ -53,7 +53,7 @@ class SystemFields(TypedDict):
 
 
 @dataclass(frozen=True)
-class Usage:
+class ResourceUsage:
     """What the process used since this was made."""
 
     device: torch.device
@@ -65,13 +65,13 @@ class Usage:
         """Wall clock."""
         return time.perf_counter() - self.wall
 
-    def so_far(self) -> SystemFields:
+    def system_metrics(self) -> SystemMetrics:
         """The system fields of an `Epoch`. Peaks are those of the process since it began, not since this was made."""
         gpu = self.device.type == "cuda"
         return {
             "cpu_percent": 100 * (time.process_time() - self.cpu) / max(self.seconds, 1e-9),
             "memory_mb": resident_bytes() / 2**20,
-            "peak_memory_mb": peak_bytes() / 2**20,
+            "peak_memory_mb": peak_resident_bytes() / 2**20,
             "gpu_memory_mb": torch.cuda.max_memory_allocated(self.device) / 2**20 if gpu else None,
             "gpu_percent": _gpu_percent(self.device) if gpu else None,
         }
@@ -82,11 +82,11 @@ def resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        return peak_bytes()
+        return peak_resident_bytes()
     return pages * resource.getpagesize()
 
 
-def peak_bytes() -> int:
+def peak_resident_bytes() -> int:
     """The most resident memory that the process has held since it began."""
     # Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM is this one's own.
     with suppress(OSError):

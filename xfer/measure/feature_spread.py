@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Spread:
+class FeatureSpread:
     """Three numbers about N feature vectors. Only those of the same network can be compared."""
 
     norm: float
@@ -23,7 +23,7 @@ class Spread:
     squares (Gao et al. 2017): along how many directions the images differ, in [1, min(N - 1, D)]."""
 
 
-def spread(features: NDArray[Any]) -> Spread:
+def feature_spread(features: NDArray[Any]) -> FeatureSpread:
     """How feature vectors lie.
 
     Args:
@@ -39,7 +39,7 @@ def spread(features: NDArray[Any]) -> Spread:
     centred = x - x.mean(axis=0)
     gram = centred @ centred.T if len(x) <= x.shape[1] else centred.T @ centred  # both have the same eigenvalues
     total = float(np.trace(gram))
-    return Spread(
+    return FeatureSpread(
         norm=float(np.linalg.norm(x, axis=1).mean()),
         variance_share=min(1.0, total / len(x) / squares),
         dimensions=total**2 / float(np.square(gram).sum()),

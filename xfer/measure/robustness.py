@@ -18,14 +18,14 @@ from torch import Generator, Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from xfer.data.loader import Batch
-from xfer.measure.accuracy import Prepare
-from xfer.records import Noisy
-from xfer.seeding import seed_for
+from xfer.measure.accuracy import Preprocess
+from xfer.records import CorruptionScore
+from xfer.seeding import derive_seed
 
 Noise = Callable[[Tensor, int, Generator], Tensor]
 """uint8 images [N, 3, H, W] on the CPU and a severity from 1 to 5 to images of the same shape and type."""
 
-GRADES: dict[str, tuple[float, float, float, float, float]] = {
+SEVERITY_VALUES: dict[str, tuple[float, float, float, float, float]] = {
     # severity         1     2     3     4     5
     "gaussian": (0.04, 0.08, 0.13, 0.20, 0.30),  # standard deviation, of the range from black to white
     "salt_and_pepper": (0.01, 0.03, 0.06, 0.12, 0.20),  # share of the pixels
@@ -37,7 +37,7 @@ GRADES: dict[str, tuple[float, float, float, float, float]] = {
 }
 """How strong each kind of noise is at each severity."""
 SEVERITIES = (1, 2, 3, 4, 5)
-GREY = 128
+OCCLUSION_GREY = 128
 """What an occluding square shows: visible on photos as on black or white paper."""
 
 
@@ -86,7 +86,7 @@ def occlusion(images: Tensor, severity: int, generator: Generator) -> Tensor:
         place = torch.arange(length) - start[:, None]
         inside = (place >= 0) & (place < side)
         hidden = hidden & (inside[:, None, :, None] if axis == 2 else inside[:, None, None, :])
-    return torch.where(hidden, GREY, images).to(torch.uint8)
+    return torch.where(hidden, OCCLUSION_GREY, images).to(torch.uint8)
 
 
 def blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
@@ -134,8 +134,8 @@ NOISES: dict[str, Noise] = {f.__name__: f for f in (gaussian, salt_and_pepper, s
 
 
 def noisy_accuracies(
-    model: nn.Module, batches: Callable[[], Iterable[Batch]], prepare: Prepare, places: Iterable[int]
-) -> tuple[Noisy, ...]:
+    model: nn.Module, batches: Callable[[], Iterable[Batch]], prepare: Preprocess, places: Iterable[int]
+) -> tuple[CorruptionScore, ...]:
     """How a network, which is left in evaluation mode, does under every kind of noise: one pass for each.
 
     Every image meets every kind once. The five severities are dealt to the images in turn, in the order of the batches,
@@ -165,11 +165,11 @@ def noisy_accuracies(
         right, met = torch.cat(hits).cpu(), torch.tensor(dealt)
         for severity in sorted(set(dealt)):
             mine = right[met == severity]
-            found.append(Noisy(kind, severity, len(mine), int(mine.sum())))
+            found.append(CorruptionScore(kind, severity, len(mine), int(mine.sum())))
     return tuple(found)
 
 
-def noisy_copy(batches: Iterable[Batch], places: Iterable[int]) -> Iterator[Batch]:
+def noisy_batches(batches: Iterable[Batch], places: Iterable[int]) -> Iterator[Batch]:
     """One noisy copy of the batches, to be evaluated like the clean ones: the cheap measure for every epoch.
 
     All kinds at all severities are dealt to the images in turn, kinds first, so one pass over 35 images meets each of
@@ -211,7 +211,7 @@ def _copy(pixels: Tensor, dealt: list[tuple[str, int, int]]) -> Tensor:
     """The images under what was dealt to each: kind, severity and the place that its chance follows from."""
     copy = torch.empty_like(pixels)  # in the same memory order: another one would be slower
     for row, (kind, severity, place) in enumerate(dealt):
-        generator = Generator().manual_seed(seed_for("noise", kind, severity, place))
+        generator = Generator().manual_seed(derive_seed("noise", kind, severity, place))
         copy[row] = NOISES[kind](pixels[row : row + 1], severity, generator)[0]
     return copy
 
@@ -219,7 +219,7 @@ def _copy(pixels: Tensor, dealt: list[tuple[str, int, int]]) -> Tensor:
 def _grade(kind: str, severity: int) -> float:
     if severity not in SEVERITIES:
         raise ValueError(f"severity {severity} of {kind}: it goes from 1 (mild) to 5 (severe)")
-    return GRADES[kind][SEVERITIES.index(severity)]
+    return SEVERITY_VALUES[kind][SEVERITIES.index(severity)]
 
 
 def _pixels(values: Tensor) -> Tensor:

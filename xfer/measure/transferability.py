@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xfer.seeding import seed_for
+from xfer.seeding import derive_seed
 
-PENALTIES = 10.0 ** np.arange(-3, 3.01, 0.5)
+RIDGE_PENALTIES = 10.0 ** np.arange(-3, 3.01, 0.5)
 """Ridge penalties that are tried, in units of the features' mean variance."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class LinearProbe:
     """How a linear classifier on frozen features did on images that it had not seen."""
 
     correct: NDArray[np.bool_]
@@ -42,7 +42,7 @@ class Probe:
         return math.sqrt(share * (1 - share) / n)
 
 
-def probe_accuracy(features: NDArray[Any], labels: NDArray[np.int64], folds: int = 10, seed: int = 0) -> Probe:
+def probe_accuracy(features: NDArray[Any], labels: NDArray[np.int64], folds: int = 10, seed: int = 0) -> LinearProbe:
     """Cross-validate a linear classifier on frozen features: ridge regression on one-hot targets.
 
     On frozen features as good as logistic regression, and many times faster: one eigendecomposition gives the answers
@@ -74,9 +74,9 @@ def probe_accuracy(features: NDArray[Any], labels: NDArray[np.int64], folds: int
     wanted = np.eye(len(classes))[targets]
     shares = wanted.mean(axis=0)
     centred = wanted - shares
-    hits = np.zeros((len(PENALTIES), len(x)), dtype=bool)
-    errors = np.zeros((len(PENALTIES), len(x)))
-    for row, penalty in enumerate(PENALTIES * len(x)):
+    hits = np.zeros((len(RIDGE_PENALTIES), len(x)), dtype=bool)
+    errors = np.zeros((len(RIDGE_PENALTIES), len(x)))
+    for row, penalty in enumerate(RIDGE_PENALTIES * len(x)):
         shrunk = left * (squares / (squares + penalty))
         residuals = centred - shrunk @ (left.T @ centred)
         for held in held_out:
@@ -89,10 +89,10 @@ def probe_accuracy(features: NDArray[Any], labels: NDArray[np.int64], folds: int
     for held in held_out:
         # By the squared error: right answers are too few, on small data, to choose a penalty by.
         correct[held] = hits[errors[:, ~held].sum(axis=1).argmin(), held]
-    return Probe(correct, folds)
+    return LinearProbe(correct, folds)
 
 
-def difference(one: Probe, other: Probe, share: float = 0.0) -> tuple[float, float]:
+def paired_difference(one: LinearProbe, other: LinearProbe, share: float = 0.0) -> tuple[float, float]:
     """By how much `one` is better than `other` on the same images, and the standard error of that.
 
     Paired: what both name rightly or both wrongly does not blur which is better. The error is counted as if each had
@@ -176,7 +176,7 @@ def _left_vectors(x: Floats) -> tuple[Floats, Floats]:
 
 def _stratified(targets: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
     """The fold of each image: classes are dealt out one after the other, so every fold gets its share of each."""
-    chance = np.random.default_rng(seed_for(seed, "folds"))
+    chance = np.random.default_rng(derive_seed(seed, "folds"))
     order = chance.permutation(len(targets))
     order = order[np.argsort(targets[order], kind="stable")]
     part = np.empty(len(targets), dtype=np.int64)

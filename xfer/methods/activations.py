@@ -9,7 +9,7 @@ from torch import nn
 Activation = Callable[[bool], nn.Module] | None
 """What makes a new activation, given whether it works in place; None keeps those of pretraining."""
 
-SWAPPED = frozenset(
+REPLACEABLE_ACTIVATIONS = frozenset(
     (
         *(
             "ReLU",
@@ -70,7 +70,7 @@ def leaky_relu() -> Activation:
     return lambda inplace: nn.LeakyReLU(0.01, inplace)
 
 
-def swap(model: nn.Module, activation: Activation) -> nn.Module:
+def replace_activations(model: nn.Module, activation: Activation) -> nn.Module:
     """The same network with every activation replaced that is a module; weights and everything else as they were.
 
     A few old networks (NASNet, Xception) also call one as a function here and there, and it stays.
@@ -81,7 +81,7 @@ def swap(model: nn.Module, activation: Activation) -> nn.Module:
     if activation is None:
         return model
     modules = model.named_modules(remove_duplicate=False)  # one that stands in two places is replaced in both
-    found = [(name, module) for name, module in modules if type(module).__name__ in SWAPPED]
+    found = [(name, module) for name, module in modules if type(module).__name__ in REPLACEABLE_ACTIVATIONS]
     if not found:
         raise ValueError(f"{type(model).__name__} has no activations that can be swapped: leave activation at keep")
     for name, module in found:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-class LowRank(nn.Module):
+class LowRankAdapter(nn.Module):
     """A weight matrix [out, in] plus a product of rank `rank`, which is 0 at the start (Hu et al. 2022).
 
     The product is scaled by 2, the usual alpha = 2 * rank: then a good learning rate does not depend on the rank.
@@ -30,7 +30,7 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(model: nn.Module, rank: int, head: nn.Module) -> nn.Module:
-    """Put a `LowRank` on every linear layer below the head; the same network, changed.
+    """Put a `LowRankAdapter` on every linear layer below the head; the same network, changed.
 
     Raises:
         ValueError: there is no linear layer that is larger than the rank, as in a purely convolutional network.
@@ -47,16 +47,16 @@ def add_low_rank(model: nn.Module, rank: int, head: nn.Module) -> nn.Module:
             f"head: take a transformer, or bitfit or train_last"
         )
     for module in found:
-        parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+        parametrize.register_parametrization(module, "weight", LowRankAdapter(module.weight, rank))
     return model
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
+def merge_adapters(model: nn.Module) -> nn.Module:
     """A copy of a network in which every product is part of its weight: the shapes that it had before it was adapted.
 
     A network without adapters is returned as it is.
     """
-    if not any(isinstance(module, LowRank) for module in model.modules()):
+    if not any(isinstance(module, LowRankAdapter) for module in model.modules()):
         return model
     merged = copy.deepcopy(model)
     for name, module in list(merged.named_modules()):

@@ -13,15 +13,15 @@ from torch import Generator, Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from xfer.methods.boxes import draw_boxes, draw_squares, inside
-from xfer.seeding import drawing_from
+from xfer.methods.boxes import crop_box, draw_boxes, draw_squares
+from xfer.seeding import use_generator
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
 
-CROP_ASPECTS = (3 / 4, 4 / 3)  # Szegedy et al. 2015
-ERASED_SHARES = (0.02, 0.4)  # Zhong et al. 2020
-ERASED_ASPECTS = (0.3, 1 / 0.3)  # Zhong et al. 2020
-STRENGTHS = 31  # RandAugment's scale goes from 0 to 30
+CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # Szegedy et al. 2015
+ERASING_AREA_RANGE = (0.02, 0.4)  # Zhong et al. 2020
+ERASING_ASPECT_RATIOS = (0.3, 1 / 0.3)  # Zhong et al. 2020
+NUM_MAGNITUDE_BINS = 31  # RandAugment's scale goes from 0 to 30
 
 
 def none() -> Augmentation:
@@ -61,12 +61,12 @@ def randaugment(num_ops: int = 2, magnitude: int = 9) -> Augmentation:
     """
     if not isinstance(num_ops, int) or num_ops < 1:
         raise ValueError(f"num_ops is how many operations an image goes through, 1 or more, not {num_ops}; 0 is flip")
-    if not isinstance(magnitude, int) or not 0 <= magnitude < STRENGTHS:
+    if not isinstance(magnitude, int) or not 0 <= magnitude < NUM_MAGNITUDE_BINS:
         raise ValueError(
-            f"magnitude is a whole strength from 0 to {STRENGTHS - 1}, not {magnitude}; 9 is what its authors used for "
+            f"magnitude is a whole strength from 0 to {NUM_MAGNITUDE_BINS - 1}, not {magnitude}; 9 is what its authors used for "
             "a ResNet-50 on ImageNet"
         )
-    return _one_by_one(v2.RandAugment(num_ops=num_ops, magnitude=magnitude, num_magnitude_bins=STRENGTHS))
+    return _one_by_one(v2.RandAugment(num_ops=num_ops, magnitude=magnitude, num_magnitude_bins=NUM_MAGNITUDE_BINS))
 
 
 def autoaugment() -> Augmentation:
@@ -113,7 +113,7 @@ def random_resized_crop(min_area: float = 0.5) -> Augmentation:
     def augment(images: Tensor, generator: Generator) -> Tensor:
         images = mirror(images, generator)
         count, _, height, width = images.shape
-        boxes = draw_boxes(count, height, width, (min_area, 1.0), CROP_ASPECTS, generator)
+        boxes = draw_boxes(count, height, width, (min_area, 1.0), CROP_ASPECT_RATIOS, generator)
         # One by one, because at 224 pixels one grid_sample for the batch took seven times as long. What only enlarges
         # cannot alias.
         return torch.stack(
@@ -149,7 +149,7 @@ def cutout(cutout_size: float = 0.5) -> Augmentation:
         means = images.mean(dim=(2, 3), keepdim=True, dtype=torch.float32).round().to(images.dtype)
         boxes = draw_squares(count, height, width, side, generator)
         for image, mean, box in zip(images, means, boxes, strict=True):
-            inside(image, box)[:] = mean
+            crop_box(image, box)[:] = mean
         return images
 
     return augment
@@ -173,10 +173,10 @@ def random_erasing(erasing_probability: float = 0.25) -> Augmentation:
         images = mirror(images, generator)  # a copy, to be changed in place
         count, channels, height, width = images.shape
         erased = (torch.rand(count, generator=generator) < erasing_probability).nonzero().flatten().tolist()
-        boxes = draw_boxes(len(erased), height, width, ERASED_SHARES, ERASED_ASPECTS, generator)
+        boxes = draw_boxes(len(erased), height, width, ERASING_AREA_RANGE, ERASING_ASPECT_RATIOS, generator)
         for place, box in zip(erased, boxes, strict=True):
             noise = torch.randint(256, (channels, *box[2:]), dtype=images.dtype, generator=generator)
-            inside(images[place], box).copy_(noise, non_blocking=True)
+            crop_box(images[place], box).copy_(noise, non_blocking=True)
         return images
 
     return augment
@@ -223,7 +223,7 @@ def _one_by_one(distort: Callable[[Tensor], Tensor]) -> Augmentation:
 
     def augment(images: Tensor, generator: Generator) -> Tensor:
         images = mirror(images, generator)
-        with drawing_from(generator):
+        with use_generator(generator):
             return torch.stack([distort(image) for image in images])
 
     return augment
@@ -245,7 +245,7 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     )
 }
 
-ON_ANY_DEVICE = frozenset({"none", "flip", "cutout", "random_erasing", "grey"})
+GPU_AUGMENTATIONS = frozenset({"none", "flip", "cutout", "random_erasing", "grey"})
 """Those that work wherever the images are: a few operations on the whole batch, or on views of it, with nothing to wait
 for. What is drawn comes from the generator in main memory, so it is the same on every device. The others go through
 torchvision image by image, which a GPU would get as hundreds of tiny tasks a batch: they stay in main memory, where

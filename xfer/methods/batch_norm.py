@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-BatchNorm = Callable[[bool], bool]
+BatchNormMode = Callable[[bool], bool]
 """Does the layer's own scale or shift move? -> Does it normalise by the batch, and its statistics follow?"""
 
 
-def with_weights() -> BatchNorm:
+def with_weights() -> BatchNormMode:
     """Statistics follow where the layer itself is trained, and stand still where it is frozen.
 
     The rule: a frozen body then gives the same features in every epoch, and a trained one adapts to the new images.
@@ -18,7 +18,7 @@ def with_weights() -> BatchNorm:
     return lambda moves: moves
 
 
-def frozen() -> BatchNorm:
+def frozen() -> BatchNormMode:
     """All statistics stay those of pretraining, also in layers that are trained.
 
     Helps with small batches, whose own statistics are noisy, and keeps training and evaluation alike; He et al. (2016)
@@ -29,7 +29,7 @@ def frozen() -> BatchNorm:
     return lambda moves: False
 
 
-def always() -> BatchNorm:
+def always() -> BatchNormMode:
     """All statistics follow the new images, also in a frozen body.
 
     What one gets by freezing weights without touching the layers' mode, as many published runs did: the features of a
@@ -40,4 +40,4 @@ def always() -> BatchNorm:
     return lambda moves: True
 
 
-BATCH_NORMS: dict[str, Callable[[], BatchNorm]] = {f.__name__: f for f in (with_weights, frozen, always)}
+BATCH_NORM_MODES: dict[str, Callable[[], BatchNormMode]] = {f.__name__: f for f in (with_weights, frozen, always)}

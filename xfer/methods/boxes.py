@@ -13,8 +13,8 @@ def draw_boxes(
     count: int,
     height: int,
     width: int,
-    shares: tuple[float, float],
-    aspects: tuple[float, float],
+    area_range: tuple[float, float],
+    aspect_range: tuple[float, float],
     generator: Generator,
 ) -> list[Box]:
     """`count` boxes in images of `height` times `width` pixels, at places of equal probability.
@@ -23,20 +23,20 @@ def draw_boxes(
         count: how many, one an image.
         height: of the images, in pixels.
         width: of the images, in pixels.
-        shares: the smallest and the largest share of the area, in (0, 1]; drawn uniformly between them, then rounded
+        area_range: the smallest and the largest share of the area, in (0, 1]; drawn uniformly between them, then rounded
             to whole pixels, at least one.
-        aspects: the least and the greatest width by height, where 1 is the aspect of the image itself and must lie
+        aspect_range: the least and the greatest width by height, where 1 is the aspect of the image itself and must lie
             between them; drawn uniformly on a logarithmic scale.
         generator: where the draws come from.
 
-    >>> draw_boxes(2, 8, 12, shares=(1.0, 1.0), aspects=(0.5, 2.0), generator=Generator())
+    >>> draw_boxes(2, 8, 12, area_range=(1.0, 1.0), aspect_range=(0.5, 2.0), generator=Generator())
     [(0, 0, 8, 12), (0, 0, 8, 12)]
     """
-    share = shares[0] + (shares[1] - shares[0]) * _uniform(count, generator)
+    share = area_range[0] + (area_range[1] - area_range[0]) * _uniform(count, generator)
     # The usual way throws away boxes that do not fit, and large ones with them: here the share stays uniform, and the
     # aspect keeps to what fits.
-    least = share.clamp(min=aspects[0]).log()
-    greatest = share.reciprocal().clamp(max=aspects[1]).log()
+    least = share.clamp(min=aspect_range[0]).log()
+    greatest = share.reciprocal().clamp(max=aspect_range[1]).log()
     aspect = torch.exp(least + (greatest - least) * _uniform(count, generator))
     heights = (height * (share / aspect).sqrt()).round().clamp(1, height)
     widths = (width * (share * aspect).sqrt()).round().clamp(1, width)
@@ -54,10 +54,10 @@ def draw_squares(count: int, height: int, width: int, side: int, generator: Gene
     return _boxes(tops, lefts, bottoms - tops, rights - lefts)
 
 
-def inside(image: Tensor, box: Box) -> Tensor:
+def crop_box(image: Tensor, box: Box) -> Tensor:
     """The pixels of the image [..., H, W] in the box, as a view: what is assigned to it changes the image.
 
-    >>> inside(torch.arange(6).reshape(2, 3), (0, 1, 2, 2)).tolist()
+    >>> crop_box(torch.arange(6).reshape(2, 3), (0, 1, 2, 2)).tolist()
     [[1, 2], [4, 5]]
     """
     top, left, height, width = box

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class EmbeddingTerm:
+class EmbeddingLoss:
     """A term on embeddings, still to be built for a network and its classes."""
 
     weight: float
@@ -29,7 +29,7 @@ class EmbeddingTerm:
     only where pytorch-metric-learning is installed, and says so in a ValueError where it is not."""
 
 
-def none() -> EmbeddingTerm | None:
+def none() -> EmbeddingLoss | None:
     """Nothing is asked of the embeddings but that the head can tell them apart.
 
     The measure for the others, and the only choice together with batch mixing.
@@ -39,7 +39,7 @@ def none() -> EmbeddingTerm | None:
     return None
 
 
-def contrastive(weight: float = 1.0, pair_margin: float = 1.0) -> EmbeddingTerm:
+def contrastive(weight: float = 1.0, pair_margin: float = 1.0) -> EmbeddingLoss:
     """Draws embeddings of one class together and pushes those of two classes at least `pair_margin` apart.
 
     For classes that differ in details, and for embeddings that will be searched by distance. A batch must hold several
@@ -61,10 +61,10 @@ def contrastive(weight: float = 1.0, pair_margin: float = 1.0) -> EmbeddingTerm:
         loss: nn.Module = _library().losses.ContrastiveLoss(pos_margin=0.0, neg_margin=pair_margin)
         return loss
 
-    return EmbeddingTerm(weight, build)
+    return EmbeddingLoss(weight, build)
 
 
-def triplet(weight: float = 1.0, triplet_margin: float = 0.2) -> EmbeddingTerm:
+def triplet(weight: float = 1.0, triplet_margin: float = 0.2) -> EmbeddingLoss:
     """Wants an image closer to those of its class than to any other, by `triplet_margin` in squared distance.
 
     As `contrastive`, but only the order of distances counts, so a class may keep its spread. Of a batch it learns from
@@ -80,10 +80,10 @@ def triplet(weight: float = 1.0, triplet_margin: float = 0.2) -> EmbeddingTerm:
     """
     _check("weight", weight, 0, math.inf)
     _check("triplet_margin", triplet_margin, 0, 4)
-    return EmbeddingTerm(weight, lambda width, classes: Triplet(triplet_margin))
+    return EmbeddingLoss(weight, lambda width, classes: SemiHardTripletLoss(triplet_margin))
 
 
-def arcface(weight: float = 1.0, angular_margin: float = 0.5, scale: float = 64.0) -> EmbeddingTerm:
+def arcface(weight: float = 1.0, angular_margin: float = 0.5, scale: float = 64.0) -> EmbeddingLoss:
     """Classifies embeddings by their angle to a centre of each class, with a handicap of `angular_margin` radians.
 
     For many classes that differ in details: it needs no pairs in a batch, so small batches serve as well. The centres
@@ -105,22 +105,22 @@ def arcface(weight: float = 1.0, angular_margin: float = 0.5, scale: float = 64.
         loss: nn.Module = _library().losses.ArcFaceLoss(classes, width, math.degrees(angular_margin), scale)
         return loss
 
-    return EmbeddingTerm(weight, build)
+    return EmbeddingLoss(weight, build)
 
 
-class Triplet(nn.Module):
+class SemiHardTripletLoss(nn.Module):
     """The mean loss of the semi-hard triplets of a batch: 0 where there is none."""
 
     def __init__(self, margin: float) -> None:
         super().__init__()
         library = _library()
         squared = library.distances.LpDistance(power=2)
-        self.mine = library.miners.TripletMarginMiner(margin, type_of_triplets="semihard", distance=squared)
+        self.miner = library.miners.TripletMarginMiner(margin, type_of_triplets="semihard", distance=squared)
         self.loss = library.losses.TripletMarginLoss(margin, distance=squared)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [N, D] and labels [N] to a scalar."""
-        loss: Tensor = self.loss(embeddings, labels, self.mine(embeddings, labels))
+        loss: Tensor = self.loss(embeddings, labels, self.miner(embeddings, labels))
         return loss
 
 
@@ -143,6 +143,6 @@ def _library() -> Any:
     return pytorch_metric_learning
 
 
-EMBEDDING_LOSSES: dict[str, Callable[..., EmbeddingTerm | None]] = {
+EMBEDDING_LOSSES: dict[str, Callable[..., EmbeddingLoss | None]] = {
     f.__name__: f for f in (none, contrastive, triplet, arcface)
 }

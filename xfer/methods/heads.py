@@ -52,10 +52,10 @@ def cosine(cosine_scale: float = 16.0) -> Head:
     """
     if not 0 < cosine_scale < math.inf:
         raise ValueError(f"cosine_scale is {cosine_scale}; it must be above 0, and finite")
-    return lambda width, classes: Cosine(width, classes, cosine_scale)
+    return lambda width, classes: CosineClassifier(width, classes, cosine_scale)
 
 
-class Cosine(nn.Module):
+class CosineClassifier(nn.Module):
     """Scaled cosines between embeddings [N, D] and class vectors [C, D]: logits [N, C]."""
 
     def __init__(self, width: int, classes: int, scale: float) -> None:

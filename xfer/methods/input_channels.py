@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 
 
 @dataclass(frozen=True)
-class Colour:
+class InputChannels:
     """How pixels reach the network."""
 
     channels: int
@@ -19,25 +19,25 @@ class Colour:
     """uint8 [N, 3, H, W] to uint8 [N, channels, H, W]."""
 
 
-def rgb() -> Colour:
+def rgb() -> InputChannels:
     """Red, green and blue, as the network was pretrained with.
 
     Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Colour(3, lambda images: images)
+    return InputChannels(3, lambda images: images)
 
 
-def grey() -> Colour:
+def grey() -> InputChannels:
     """Luminance, copied to three channels: one-channel images for a network that expects colours.
 
     Leaves the network as it was; the usual way, and how source 002 measured what colour is worth.
 
     Measured: 69.1% ± 9.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Colour(3, lambda images: functional.rgb_to_grayscale(images, num_output_channels=3))
+    return InputChannels(3, lambda images: functional.rgb_to_grayscale(images, num_output_channels=3))
 
 
-def grey_stem() -> Colour:
+def grey_stem() -> InputChannels:
     """Luminance alone: the stem is made to take one channel by summing its weights over the three.
 
     The same features as `grey` up to how each colour was scaled, for a third of the first layer's work. Summing is what
@@ -45,7 +45,7 @@ def grey_stem() -> Colour:
 
     Measured: 72.6% ± 7.4% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Colour(1, lambda images: functional.rgb_to_grayscale(images, num_output_channels=1))
+    return InputChannels(1, lambda images: functional.rgb_to_grayscale(images, num_output_channels=1))
 
 
-COLOURS: dict[str, Callable[[], Colour]] = {f.__name__: f for f in (rgb, grey, grey_stem)}
+INPUT_CHANNELS: dict[str, Callable[[], InputChannels]] = {f.__name__: f for f in (rgb, grey, grey_stem)}

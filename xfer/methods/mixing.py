@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms import v2
 
-from xfer.seeding import drawing_from
+from xfer.seeding import use_generator
 
 Mixing = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
@@ -37,7 +37,7 @@ def cutmix(alpha: float = 1.0) -> Mixing:
     _check(alpha)
 
     def mix(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        with drawing_from(generator):
+        with use_generator(generator):
             mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=alpha, num_classes=targets.shape[1])(
                 images, targets.argmax(dim=1)
             )
@@ -60,7 +60,7 @@ def mixup(alpha: float = 0.2) -> Mixing:
     _check(alpha)
 
     def mix(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        with drawing_from(generator):
+        with use_generator(generator):
             blend, targets = v2.MixUp(alpha=alpha)(images.float(), targets)
         return blend.round().to(torch.uint8), targets
 

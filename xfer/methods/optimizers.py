@@ -17,13 +17,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 
 from xfer.models.params import Param
 
-Groups = list[dict[str, Any]]
+ParamGroups = list[dict[str, Any]]
 
-DECAYED = ("weight", "adapter")
+DECAYED_KINDS = ("weight", "adapter")
 """The kinds of parameters that are decayed."""
 
 
-def groups_of(model: nn.Module, params: Mapping[str, Param], weight_decay: float) -> Groups:
+def build_param_groups(model: nn.Module, params: Mapping[str, Param], weight_decay: float) -> ParamGroups:
     """One group of parameters for each (depth, kind) that occurs, head first.
 
     Beside torch's own settings each group says its `depth`, `kind` and `height`, and its current `pace`.
@@ -41,13 +41,13 @@ def groups_of(model: nn.Module, params: Mapping[str, Param], weight_decay: float
             "kind": param.kind,
             "height": param.height,
             "pace": 1.0,
-            "weight_decay": weight_decay if param.kind in DECAYED else 0.0,
+            "weight_decay": weight_decay if param.kind in DECAYED_KINDS else 0.0,
         }
         for param in sorted(by_param)
     ]
 
 
-def sgd(groups: Groups, learning_rate: float) -> Optimizer:
+def sgd(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Stochastic gradient descent with momentum 0.9.
 
     With a rate that suits it, hard to beat on convolutional networks, and it keeps only one number for each parameter.
@@ -59,7 +59,7 @@ def sgd(groups: Groups, learning_rate: float) -> Optimizer:
     return SGD(groups, lr=learning_rate, momentum=0.9)
 
 
-def nesterov(groups: Groups, learning_rate: float) -> Optimizer:
+def nesterov(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Stochastic gradient descent with Nesterov's momentum, 0.9: it looks ahead along its own momentum.
 
     Corrects sooner than `sgd` where the momentum overshoots, so it bears a little more of a rate; at small rates the
@@ -70,7 +70,7 @@ def nesterov(groups: Groups, learning_rate: float) -> Optimizer:
     return SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
 
 
-def adam(groups: Groups, learning_rate: float) -> Optimizer:
+def adam(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Each parameter at a rate of its own, by the size of its gradients; weight decay as an L2 term of the gradient.
 
     Works at its usual rate almost anywhere, which is worth much where few runs can be afforded. The same division by
@@ -82,7 +82,7 @@ def adam(groups: Groups, learning_rate: float) -> Optimizer:
     return Adam(groups, lr=learning_rate)
 
 
-def adamw(groups: Groups, learning_rate: float) -> Optimizer:
+def adamw(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Adam with weight decay apart from the gradient: every step takes off `learning_rate` times the decay.
 
     The rule for transformers and ConvNeXt. The decay acts through the rate, so the two are chosen together, and it
@@ -93,7 +93,7 @@ def adamw(groups: Groups, learning_rate: float) -> Optimizer:
     return AdamW(groups, lr=learning_rate)
 
 
-def radam(groups: Groups, learning_rate: float) -> Optimizer:
+def radam(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Adam whose first steps are rectified, so that it needs no warm-up.
 
     While few gradients are known it moves as SGD with momentum does. Where the schedule begins with a warm-up anyway
@@ -104,7 +104,7 @@ def radam(groups: Groups, learning_rate: float) -> Optimizer:
     return RAdam(groups, lr=learning_rate)
 
 
-def ranger(groups: Groups, learning_rate: float) -> Optimizer:
+def ranger(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """RAdam inside Lookahead: every 6 steps half-way back to slow weights, which then stay there until the next time.
 
     Averages away some of the noise, so it bears higher rates than `radam` and is meant for a long flat part in the
@@ -116,7 +116,7 @@ def ranger(groups: Groups, learning_rate: float) -> Optimizer:
     return Ranger(groups, learning_rate)
 
 
-def lamb(groups: Groups, learning_rate: float) -> Optimizer:
+def lamb(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Adam whose step is scaled to the norm of the weights that it changes, one tensor at a time.
 
     For very large batches, thousands of images, where one rate for all layers breaks down; with dozens of images there
@@ -127,13 +127,13 @@ def lamb(groups: Groups, learning_rate: float) -> Optimizer:
 
     Measured: 84.7% ± 0.6% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    adapted = [{**group, "always_adapt": group["kind"] in DECAYED} for group in groups]
+    adapted = [{**group, "always_adapt": group["kind"] in DECAYED_KINDS} for group in groups]
     optimizer: Optimizer = Lamb(adapted, lr=learning_rate, max_grad_norm=None)
     optimizer.register_step_post_hook(_count_only_steps_taken)
     return optimizer
 
 
-def lion(groups: Groups, learning_rate: float) -> Optimizer:
+def lion(groups: ParamGroups, learning_rate: float) -> Optimizer:
     """Every number moves by the learning rate, up or down: the sign of a mean of past gradients.
 
     Keeps half of what Adam keeps. Its steps are larger, so its authors take a rate 3 to 10 times lower than AdamW's and
@@ -155,7 +155,7 @@ class Ranger(RAdam):
 
     PERIOD, SHARE = 6, 0.5  # Lookahead's k and alpha, Wright 2019
 
-    def __init__(self, groups: Groups, learning_rate: float) -> None:
+    def __init__(self, groups: ParamGroups, learning_rate: float) -> None:
         super().__init__(groups, lr=learning_rate, betas=(0.95, 0.999), eps=1e-5)  # Wright 2019
         self.defaults["lookahead_step"] = 0
         for group in self.param_groups:

@@ -15,25 +15,25 @@ from typing import Any, Literal
 
 from xfer.methods.adapters import add_low_rank
 from xfer.methods.freezing import (
-    AllButLower,
-    FromTheTop,
+    FreezeFirstBlocks,
+    GradualUnfreeze,
     HeadFirst,
     HeadUntilConverged,
-    OneQuarter,
-    OnlyKinds,
     Pace,
     SlowerWithDepth,
-    Together,
-    Upper,
+    TrainAll,
+    TrainLastBlocks,
+    TrainOneQuarter,
+    TrainParamKinds,
 )
-from xfer.methods.regularizers import L2SP, Anchor
-from xfer.methods.truncation import EarlyCut, drop_stages
+from xfer.methods.regularizers import L2SP, Regularizer
+from xfer.methods.truncation import TruncatedModel, drop_stages
 
-Reshape = Callable[[Any, int], Any]
+ModelTransform = Callable[[Any, int], Any]
 """(a timm network with its weights, side of the images in pixels) to the network that is trained."""
 
 
-def as_it_is(model: Any, image_size: int) -> Any:
+def keep_model(model: Any, image_size: int) -> Any:
     """The network as it is."""
     return model
 
@@ -66,9 +66,9 @@ class Strategy:
     """Whether the run starts from the backbone's weights or from random ones."""
     clip_norm: float | None = None
     """The clip norm that a preset stands for; the recipe may set another one, but not none."""
-    reshape: Reshape = as_it_is
+    transform_model: ModelTransform = keep_model
     """What is done to the network once it has its weights. A ValueError says that this network cannot do it."""
-    anchor: Anchor | None = None
+    regularizer: Regularizer | None = None
     """What keeps the body near its starting weights, in the place of its weight decay."""
     fit: HeadFit | None = None
     """How the head is fitted before the first step, where it is."""
@@ -85,7 +85,7 @@ def scratch() -> Strategy:
 
     Measured: 21.5% ± 1.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Strategy(Together(), pretrained=False)
+    return Strategy(TrainAll(), pretrained=False)
 
 
 def small_cnn() -> Strategy:
@@ -96,7 +96,7 @@ def small_cnn() -> Strategy:
 
     Measured: 51.0% ± 2.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Strategy(Together(), pretrained=False, backbone="basic_cnn")
+    return Strategy(TrainAll(), pretrained=False, backbone="basic_cnn")
 
 
 def linear_probe() -> Strategy:
@@ -173,7 +173,7 @@ def naive() -> Strategy:
 
     Measured: 83.0% ± 4.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Strategy(Together())
+    return Strategy(TrainAll())
 
 
 def clip() -> Strategy:
@@ -184,7 +184,7 @@ def clip() -> Strategy:
     Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100; 45.6% ± 15.8% on digits-5-9, test_vit (3 seeds;
     benchmarks/CARDS.md).
     """
-    return Strategy(Together(), clip_norm=1.0)
+    return Strategy(TrainAll(), clip_norm=1.0)
 
 
 def freeze_first(blocks: int = 3) -> Strategy:
@@ -198,7 +198,7 @@ def freeze_first(blocks: int = 3) -> Strategy:
     Raises:
         ValueError: no block.
     """
-    return Strategy(AllButLower(_at_least_one("blocks", blocks, "naive")))
+    return Strategy(FreezeFirstBlocks(_at_least_one("blocks", blocks, "naive")))
 
 
 def train_last(blocks: int = 3) -> Strategy:
@@ -212,7 +212,7 @@ def train_last(blocks: int = 3) -> Strategy:
     Raises:
         ValueError: no block.
     """
-    return Strategy(Upper(_at_least_one("blocks", blocks, "linear_probe")))
+    return Strategy(TrainLastBlocks(_at_least_one("blocks", blocks, "linear_probe")))
 
 
 def early_cut(stage: int = 3) -> Strategy:
@@ -223,7 +223,7 @@ def early_cut(stage: int = 3) -> Strategy:
 
     Measured: 28.1% ± 5.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Strategy(HeadFirst(freeze_epochs=None), reshape=lambda model, size: EarlyCut(model, stage))
+    return Strategy(HeadFirst(freeze_epochs=None), transform_model=lambda model, size: TruncatedModel(model, stage))
 
 
 def drop_early(stage: int = 1) -> Strategy:
@@ -236,7 +236,7 @@ def drop_early(stage: int = 1) -> Strategy:
     Measured: 65.6% ± 5.1% on digits-5-9, test_resnet; 47.8% ± 8.4% on digits-5-9, test_vit (3 seeds;
     benchmarks/CARDS.md).
     """
-    return Strategy(HeadFirst(freeze_epochs=None), reshape=lambda model, size: drop_stages(model, stage, size))
+    return Strategy(HeadFirst(freeze_epochs=None), transform_model=lambda model, size: drop_stages(model, stage, size))
 
 
 def gradual_unfreeze(blocks: int = 3, until: float = 0.5) -> Strategy:
@@ -252,7 +252,7 @@ def gradual_unfreeze(blocks: int = 3, until: float = 0.5) -> Strategy:
     """
     if not 0 < until < 1:
         raise ValueError(f"until is {until}; it must lie between 0 and 1, both excluded")
-    return Strategy(FromTheTop(_at_least_one("blocks", blocks, "linear_probe"), until))
+    return Strategy(GradualUnfreeze(_at_least_one("blocks", blocks, "linear_probe"), until))
 
 
 def layer_decay(decay: float = 0.75) -> Strategy:
@@ -283,7 +283,7 @@ def lp_ft(penalty: float = 1.0) -> Strategy:
     Raises:
         ValueError: a penalty that is not above 0.
     """
-    return Strategy(Together(), fit=HeadFit("logistic", penalty))
+    return Strategy(TrainAll(), fit=HeadFit("logistic", penalty))
 
 
 def bitfit() -> Strategy:
@@ -294,7 +294,7 @@ def bitfit() -> Strategy:
 
     Measured: 58.7% ± 3.9% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
-    return Strategy(OnlyKinds(("bias", "shift")))
+    return Strategy(TrainParamKinds(("bias", "shift")))
 
 
 def lora(rank: int = 8) -> Strategy:
@@ -311,7 +311,8 @@ def lora(rank: int = 8) -> Strategy:
     if rank < 1:
         raise ValueError(f"rank is {rank}; at least 1 is needed")
     return Strategy(
-        OnlyKinds(("adapter",)), reshape=lambda model, size: add_low_rank(model, rank, model.get_classifier())
+        TrainParamKinds(("adapter",)),
+        transform_model=lambda model, size: add_low_rank(model, rank, model.get_classifier()),
     )
 
 
@@ -328,7 +329,7 @@ def l2_sp(strength: float = 0.01) -> Strategy:
     """
     if strength <= 0:
         raise ValueError(f"strength is {strength}; it must be above 0, for 0 is what naive does")
-    return Strategy(Together(), anchor=L2SP(strength))
+    return Strategy(TrainAll(), regularizer=L2SP(strength))
 
 
 def surgical(block: int = 1) -> Strategy:
@@ -344,7 +345,7 @@ def surgical(block: int = 1) -> Strategy:
     """
     if not 1 <= block <= 4:
         raise ValueError(f"block is {block}; it is a quarter of the network, from 1 (lowest) to 4")
-    return Strategy(OneQuarter(block))
+    return Strategy(TrainOneQuarter(block))
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class EarlyCut(nn.Module):
+class TruncatedModel(nn.Module):
     """A network up to the end of one of its stages, its output pooled, and a linear classifier on that.
 
     The pooled features are normalised, without parameters of their own: unlike last features, which every network
@@ -27,7 +27,7 @@ class EarlyCut(nn.Module):
 
     def __init__(self, model: Any, stage: int) -> None:
         super().__init__()
-        stages = stages_of(model)
+        stages = stage_end_modules(model)
         if not 1 <= stage < len(stages):
             raise ValueError(
                 f"early_cut(stage={stage}): this network has {len(stages)} stages, so stage can be 1 to "
@@ -73,7 +73,7 @@ def drop_stages(model: Any, stage: int, image_size: int) -> Any:
     Raises:
         ValueError: what is left does not fit together, as in most convolutional networks, whose stages differ in width.
     """
-    stages = stages_of(model)
+    stages = stage_end_modules(model)
     refusal = f"drop_early(stage={stage})"
     if not 1 <= stage < len(stages):
         raise ValueError(f"{refusal}: this network has {len(stages)} stages, and the last one must stay")
@@ -100,7 +100,7 @@ def drop_stages(model: Any, stage: int, image_size: int) -> Any:
     return model.train(training)
 
 
-def stages_of(model: Any) -> list[str]:
+def stage_end_modules(model: Any) -> list[str]:
     """The module at which each of a network's stages ends, lowest first.
 
     Raises:

@@ -14,10 +14,10 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from xfer.choices import unknown, unlike
+from xfer.choices import closest_names_message, unknown_name_message
 from xfer.models.basic_cnn import BasicCNN
 
-OWN = {"basic_cnn": BasicCNN}
+CUSTOM_BACKBONES = {"basic_cnn": BasicCNN}
 """Networks of ours beside timm's. None is pretrained."""
 
 
@@ -31,23 +31,23 @@ class InputStatistics:
 
 def check_name(name: str) -> None:
     """Raise a ValueError with the nearest known names unless there is a network of this name."""
-    if name in OWN:
+    if name in CUSTOM_BACKBONES:
         return
     if not timm.is_model(name.partition(".")[0]):
-        known = [*OWN, *timm.list_models()]
+        known = [*CUSTOM_BACKBONES, *timm.list_models()]
         raise ValueError(
-            f"{unlike('backbone', name, known)} timm knows {len(known) - len(OWN)} networks: "
+            f"{closest_names_message('backbone', name, known)} timm knows {len(known) - len(CUSTOM_BACKBONES)} networks: "
             f"python -c 'import timm; print(timm.list_models())' lists them"
         )
     tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
     if "." in name and name not in tags:
-        raise ValueError(unknown("backbone", name, tags))
+        raise ValueError(unknown_name_message("backbone", name, tags))
 
 
 def default_image_size(name: str) -> int:
     """The side in pixels at which the backbone was pretrained, or is meant to be trained."""
-    if name in OWN:
-        return int(OWN[name].pretrained_cfg["input_size"][-1])
+    if name in CUSTOM_BACKBONES:
+        return int(CUSTOM_BACKBONES[name].pretrained_cfg["input_size"][-1])
     return int(timm.get_pretrained_cfg(name).input_size[-1])
 
 
@@ -60,7 +60,7 @@ def fetch_weights(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    if name in OWN:
+    if name in CUSTOM_BACKBONES:
         raise ValueError(f"{name} is not a pretrained network: take strategy scratch, or another backbone")
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.has_weights:
@@ -104,7 +104,7 @@ def build(
         ValueError: the network does not take these arguments or this size, or the weights do not fit.
     """
     extra = {**(args or {}), **({} if channels == 3 else {"in_chans": channels})}
-    if name in OWN:
+    if name in CUSTOM_BACKBONES:
         if weights is not None:
             raise ValueError(f"{name} is not a pretrained network: it takes no weights")
         own: nn.Module = _create(name, num_classes=num_classes, **extra)
@@ -136,7 +136,7 @@ def input_statistics(model: nn.Module) -> InputStatistics:
     return InputStatistics(mean=tuple(config["mean"]), std=tuple(config["std"]))
 
 
-class Preparation:
+class Preprocessor:
     """From a pack's pixels to what a network takes: uint8 [B, 3, H, W] to scaled floats on its device.
 
     Args:
@@ -171,7 +171,9 @@ class Preparation:
 
 def _create(name: str, **arguments: Any) -> Any:
     try:
-        model = OWN[name](**arguments) if name in OWN else timm.create_model(name, **arguments)
+        model = (
+            CUSTOM_BACKBONES[name](**arguments) if name in CUSTOM_BACKBONES else timm.create_model(name, **arguments)
+        )
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot be built as asked: {error}") from error
     return model

@@ -33,7 +33,7 @@ class Param:
         return self.depth + self.height
 
 
-def params_of(model: Any) -> dict[str, Param]:
+def named_params(model: Any) -> dict[str, Param]:
     """Every parameter of a timm network by its name.
 
     The head is what `model.get_classifier()` names, not timm's last group: in some families (ConvNeXt, MobileNetV3)

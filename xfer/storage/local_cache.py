@@ -22,53 +22,55 @@ from filelock import FileLock
 
 from xfer.storage import object_store
 
-FILES_AT_ONCE = 256
+DOWNLOAD_BATCH = 256
 """Photos that are brought in one go, before somebody is told how far it is."""
 
-PULLED_AGAIN = 5
+PULL_ATTEMPTS = 5
 """Tries to copy a folder that somebody else is still at."""
 
 
-def cache() -> Path:
+def cache_dir() -> Path:
     """Where this machine keeps what it has brought: $XFER_CACHE, or ~/.cache/xfer."""
     return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
 
 
-def near(path: Path) -> Path:
+def local_path(path: Path) -> Path:
     """The path on this machine that stands for a far one; the path itself where it is not far."""
-    if not object_store.is_far(path):
+    if not object_store.is_remote(path):
         return path
-    return cache() / str(cast(Any, path).protocol) / object_store.key_of(path).strip("/")
+    return cache_dir() / str(cast(Any, path).protocol) / object_store.object_key(path).strip("/")
 
 
-def brought(folder: Path, whole: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
+def fetch_cached(folder: Path, marker_file: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
     """A folder whose content never changes, on this machine: brought by whoever comes first, while others wait.
 
     Args:
         folder: where it is.
-        whole: the file in it that `keep` wrote last.
+        marker_file: the file in it that `publish` wrote last.
         check: is shown the copy before it is used, and raises where that is not what was written.
 
     Raises:
         FileNotFoundError: it is not there, or not whole.
     """
-    here = near(folder)
-    if not object_store.is_far(folder) or (here / whole).exists():
+    here = local_path(folder)
+    if not object_store.is_remote(folder) or (here / marker_file).exists():
         return here
     here.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(here.with_name(f".{here.name}.lock")):
-        if not (here / whole).exists():
-            fetch(folder, here, whole, check)
+        if not (here / marker_file).exists():
+            fetch_folder(folder, here, marker_file, check)
     return here
 
 
-def fetch(folder: Path, here: Path, whole: str, check: Callable[[Path], None] = lambda folder: None) -> None:
-    """What `brought` does the first time, for whoever sees to it that nobody else does the same meanwhile."""
-    if not object_store.exists(folder / whole):
-        raise FileNotFoundError(f"{folder} has no {whole}")
+def fetch_folder(
+    folder: Path, here: Path, marker_file: str, check: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """What `fetch_cached` does the first time, for whoever sees to it that nobody else does the same meanwhile."""
+    if not object_store.exists(folder / marker_file):
+        raise FileNotFoundError(f"{folder} has no {marker_file}")
     temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        _get(folder, temporary, list(object_store.listed(folder)))
+        _get(folder, temporary, list(object_store.list_objects(folder)))
         check(temporary)
         shutil.rmtree(here, ignore_errors=True)
         temporary.rename(here)
@@ -76,27 +78,27 @@ def fetch(folder: Path, here: Path, whole: str, check: Callable[[Path], None] = 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def keep(here: Path, folder: Path, whole: str) -> None:
+def publish(here: Path, folder: Path, marker_file: str) -> None:
     """Put a finished folder of this machine to where others find it, unless it is there.
 
     Args:
         here: the folder.
         folder: where to; nothing is done where that is on this machine, for then it is the same.
-        whole: the file in it that is written last: with it the folder is whole.
+        marker_file: the file in it that is written last: with it the folder is whole.
     """
-    if not object_store.is_far(folder) or object_store.exists(folder / whole):
+    if not object_store.is_remote(folder) or object_store.exists(folder / marker_file):
         return
     files = [str(path.relative_to(here)) for path in sorted(here.rglob("*")) if path.is_file()]
-    others = [name for name in files if name != whole]
-    object_store.each(lambda name: object_store.upload(here / name, folder / name), others, far=True)
-    object_store.upload(here / whole, folder / whole)
+    others = [name for name in files if name != marker_file]
+    object_store.map_concurrently(lambda name: object_store.upload(here / name, folder / name), others, concurrent=True)
+    object_store.upload(here / marker_file, folder / marker_file)
 
 
-def kept_file(file: Path, folder: Path, name: str) -> Path:
+def publish_file(file: Path, folder: Path, name: str) -> Path:
     """A file of this machine in a folder that others see; what has this name there is taken for the same."""
     there = folder / name
     if not object_store.exists(there):
-        if object_store.is_far(folder):
+        if object_store.is_remote(folder):
             object_store.upload(file, there)
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -106,18 +108,18 @@ def kept_file(file: Path, folder: Path, name: str) -> Path:
     return there
 
 
-def brought_file(file: Path, anew: bool = False) -> Path:
+def fetch_file(file: Path, refresh: bool = False) -> Path:
     """A file, on this machine: as it was when it was first brought or, with `anew`, as it is now.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    here = near(file)
-    if not object_store.is_far(file) or (here.exists() and not anew):
+    here = local_path(file)
+    if not object_store.is_remote(file) or (here.exists() and not refresh):
         return here
     here.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(here.with_name(f".{here.name}.lock")):
-        if anew or not here.exists():
+        if refresh or not here.exists():
             temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
             object_store.download(file, temporary)
             temporary.replace(here)
@@ -130,9 +132,9 @@ def pull(folder: Path) -> Path:
     This process has one at a time, so that nothing piles up: pulling another one removes it, and what processes that
     are no more have left.
     """
-    if not object_store.is_far(folder):
+    if not object_store.is_remote(folder):
         return folder
-    host, root = socket.gethostname(), cache() / "pulled"
+    host, root = socket.gethostname(), cache_dir() / "pulled"
     root.mkdir(parents=True, exist_ok=True)
     for old in root.glob(f"{host}~*"):  # others' too, of a disk that several machines share, are told by the name
         pid = int(old.name.split("~")[1])
@@ -141,9 +143,9 @@ def pull(folder: Path) -> Path:
     here = root / f"{host}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
     atexit.register(shutil.rmtree, here, ignore_errors=True)
     here.mkdir()
-    for _ in range(PULLED_AGAIN):
+    for _ in range(PULL_ATTEMPTS):
         try:
-            _get(folder, here, list(object_store.listed(folder)))
+            _get(folder, here, list(object_store.list_objects(folder)))
             break
         except FileNotFoundError:  # whoever had it before is still at it, and removed one after we had listed it
             continue
@@ -166,10 +168,10 @@ def push(here: Path, folder: Path) -> None:
     Names are taken to sort by age. What is newer than all of ours is another machine's, which was given our work when
     we could not be reached.
     """
-    if not object_store.is_far(folder):
+    if not object_store.is_remote(folder):
         return
     now = {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")}
-    there = set(object_store.names(folder))
+    there = set(object_store.list_names(folder))
     for name in sorted(now - there):
         object_store.upload(here / name, folder / name)
     for name in sorted(there - now):
@@ -177,16 +179,16 @@ def push(here: Path, folder: Path) -> None:
             object_store.unlink(folder / name)
 
 
-def copy(file: Path, to: Path) -> None:
+def upload_if_exists(file: Path, to: Path) -> None:
     """Copy a file of this machine to where others find it, over what is there; nothing where that is the same."""
     if file != to and file.exists():
         object_store.upload(file, to)
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[Path]:
+def staged_upload(folder: Path) -> Iterator[Path]:
     """A folder of this machine to write into; of a far one its files are sent there at the end, over what is there."""
-    if not object_store.is_far(folder):
+    if not object_store.is_remote(folder):
         yield folder
         return
     with TemporaryDirectory(prefix="xfer-") as temporary:
@@ -197,7 +199,7 @@ def written(folder: Path) -> Iterator[Path]:
                 object_store.upload(path, folder / str(path.relative_to(here)))
 
 
-def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+def sync_down(address: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """A copy on this machine of a far folder of photos, brought up to date: only what is new or changed is fetched.
 
     Args:
@@ -207,12 +209,12 @@ def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, 
     Raises:
         ValueError: there is nothing.
     """
-    if not object_store.is_far(address):
+    if not object_store.is_remote(address):
         return address
-    here = near(address)
+    here = local_path(address)
     if object_store.is_file(address):
-        return mirrored(address.parent, progress) / address.name
-    there = object_store.listed(address)
+        return sync_down(address.parent, progress) / address.name
+    there = object_store.list_objects(address)
     if not there:
         raise ValueError(f"there is nothing at {address}")
     here.mkdir(parents=True, exist_ok=True)
@@ -220,12 +222,12 @@ def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, 
         index = here.with_name(f".{here.name}.json")
         had: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
         for name in had.keys() - there.keys():
-            object_store.check_name(name, index)
+            object_store.check_relative_name(name, index)
             (here / name).unlink(missing_ok=True)
         missing = [name for name, mark in there.items() if had.get(name) != mark or not (here / name).exists()]
-        for start in range(0, len(missing), FILES_AT_ONCE):
+        for start in range(0, len(missing), DOWNLOAD_BATCH):
             progress(len(there) - len(missing) + start, len(there))
-            _get(address, here, missing[start : start + FILES_AT_ONCE])
+            _get(address, here, missing[start : start + DOWNLOAD_BATCH])
         temporary = index.with_suffix(".tmp")
         temporary.write_text(json.dumps(there))
         temporary.replace(index)
@@ -235,4 +237,4 @@ def mirrored(address: Path, progress: Callable[[int, int], None] = lambda done, 
 def _get(folder: Path, to: Path, names: list[str]) -> None:
     for name in names:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
-    object_store.each(lambda name: object_store.download(folder / name, to / name), names, far=True)
+    object_store.map_concurrently(lambda name: object_store.download(folder / name, to / name), names, concurrent=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"epoch-(\d{4,})-([0-9a-f]{16})\.safetensors")
+FILE_PATTERN = re.compile(r"epoch-(\d{4,})-([0-9a-f]{16})\.safetensors")
 
 
 def save(folder: Path, epoch: int, state: Mapping[str, Any], keep: int = 2) -> Path:
@@ -61,7 +61,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     """
     for path in _found(folder):
         content = path.read_bytes()
-        name = NAME.fullmatch(path.name)
+        name = FILE_PATTERN.fullmatch(path.name)
         if name and hashlib.sha256(content).hexdigest().startswith(name[2]):
             tensors = safetensors.torch.load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -74,7 +74,7 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 def _found(folder: Path) -> list[Path]:
     """Newest first."""
-    named = [(int(match[1]), path) for path in folder.glob("epoch-*") if (match := NAME.fullmatch(path.name))]
+    named = [(int(match[1]), path) for path in folder.glob("epoch-*") if (match := FILE_PATTERN.fullmatch(path.name))]
     return [path for _, path in sorted(named, reverse=True)]
 
 

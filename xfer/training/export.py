@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from xfer.data.images import SHOWN
+from xfer.data.images import CENTER_CROP_FRACTION
 from xfer.models import backbones
-from xfer.recipe import Recipe, recipe_from
+from xfer.recipe import Recipe, recipe_from_dict
 from xfer.training import networks
 
 
@@ -43,7 +43,7 @@ class Classifier:
             raise ValueError(
                 f"images must be uint8 [N, {', '.join(map(str, wanted))}], not {images.dtype} {images.shape}"
             )
-        prepare = networks.preparation_for(self.recipe, self.model, torch.device("cpu"))
+        prepare = networks.build_preprocessor(self.recipe, self.model, torch.device("cpu"))
         with torch.inference_mode():
             logits = self.model(prepare(torch.from_numpy(images.copy()).permute(0, 3, 1, 2)))
             result: NDArray[np.float32] = logits.float().softmax(dim=1).numpy()
@@ -61,7 +61,7 @@ def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tup
         "backbone_args": dict(recipe.backbone_args),
         "classes": list(classes),
         "image_size": recipe.image_size,
-        "resize": f"squash to a square, then the middle {SHOWN:.1%} of each side",
+        "resize": f"squash to a square, then the middle {CENTER_CROP_FRACTION:.1%} of each side",
         "mean": list(statistics.mean),
         "std": list(statistics.std),
         "recipe": recipe.as_dict(),
@@ -75,8 +75,8 @@ def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tup
 def load_classifier(folder: Path) -> Classifier:
     """A network from a folder that `save_classifier` wrote."""
     card = json.loads((folder / "model.json").read_text())
-    recipe = recipe_from(card["recipe"])
+    recipe = recipe_from_dict(card["recipe"])
     with torch.random.fork_rng(devices=[]):  # its random weights are replaced at once
-        model = networks.network_of(recipe, None)
+        model = networks.build_network(recipe, None)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return Classifier(model.eval(), tuple(card["classes"]), recipe)

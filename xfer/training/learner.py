@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from xfer.devices.microbatching import Fit
-from xfer.distributed.process_group import ALONE, Member, Slice
-from xfer.distributed.sync_batch_norm import gathered, synchronised
-from xfer.features.model_split import EMBEDDINGS, Embedder, Halves, halves
-from xfer.linear_heads import closed_form, fit_head
-from xfer.methods.augmentations import AUGMENTATIONS, ON_ANY_DEVICE, Augmentation
-from xfer.methods.batch_norm import BATCH_NORMS, BatchNorm
-from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
-from xfer.methods.freezing import Moment
-from xfer.methods.input_channels import COLOURS
+from xfer.devices.microbatching import MicroBatcher
+from xfer.distributed.process_group import SINGLE_PROCESS, BatchShard, Rank
+from xfer.distributed.sync_batch_norm import gather_batch, sync_batch_norm
+from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel, split_at_frozen
+from xfer.linear_heads import fit_closed_form, fit_head
+from xfer.methods.augmentations import AUGMENTATIONS, GPU_AUGMENTATIONS, Augmentation
+from xfer.methods.batch_norm import BATCH_NORM_MODES, BatchNormMode
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
+from xfer.methods.freezing import TrainingProgress
+from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.methods.losses import LOSSES, Loss
 from xfer.methods.mixing import MIXINGS, Mixing
-from xfer.methods.optimizers import OPTIMIZERS, groups_of
+from xfer.methods.optimizers import OPTIMIZERS, build_param_groups
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.models.params import Param, params_of
+from xfer.models.params import Param, named_params
 from xfer.recipe import Recipe
-from xfer.seeding import go_back_to, state_of
-from xfer.training.networks import network_of, preparation_for
+from xfer.seeding import get_rng_state, set_rng_state
+from xfer.training.networks import build_network, build_preprocessor
 
 Precision = Literal["float32", "bfloat16"]
 """In which numbers a network computes while it is trained. Weights, loss and optimizer are float32 in any case."""
@@ -58,19 +58,19 @@ class Learner:
         self._recipe = recipe
         self._device = device
         self._precision = precision
-        model = network_of(recipe, weights)
+        model = build_network(recipe, weights)
         self.model: Any = model.to(device).to(memory_format=torch.channels_last)
         self._network: Any = _compiled(self.model) if compiled else self.model
-        self.prepare = preparation_for(recipe, self.model, device)
+        self.prepare = build_preprocessor(recipe, self.model, device)
         self._strategy: Strategy = recipe.strategy.build(STRATEGIES)
         self._augment: Augmentation = recipe.augmentation.build(AUGMENTATIONS)
         self._mix: Mixing = recipe.mixing.build(MIXINGS)
         self._loss: Loss = recipe.loss.build(LOSSES)
-        self._follows: BatchNorm = recipe.batch_norm.build(BATCH_NORMS)
-        self._term: EmbeddingTerm | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
-        params = params_of(self.model)
-        groups = groups_of(self.model, params, recipe.weight_decay)
-        if self._strategy.anchor is not None:
+        self._follows: BatchNormMode = recipe.batch_norm.build(BATCH_NORM_MODES)
+        self._term: EmbeddingLoss | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
+        params = named_params(self.model)
+        groups = build_param_groups(self.model, params, recipe.weight_decay)
+        if self._strategy.regularizer is not None:
             for group in groups:
                 group["weight_decay"] = group["weight_decay"] if group["depth"] == 0 else 0.0
         self._asked: nn.Module | None = None
@@ -82,15 +82,15 @@ class Learner:
                 groups.append({**head, "params": own})
         self._optimizer: torch.optim.Optimizer = recipe.optimizer.build(OPTIMIZERS, groups, recipe.learning_rate)
         self._paced = False
-        self.halves: Halves | None = None
+        self.split_model: SplitModel | None = None
         """The network in two, where steps begin with what the frozen half makes of images."""
         self._moved = self._names_that_move()
         body = self._body()
         self._start = [tensor.detach().clone() for tensor in body]
-        self._anchored = body if self._strategy.anchor is not None else []  # once: a step should not look for them
-        self._fit = Fit()
+        self._anchored = body if self._strategy.regularizer is not None else []  # once: a step should not look for them
+        self._fit = MicroBatcher()
         self._statistics: list[Tensor] = []
-        self.member: Member = ALONE
+        self.this_rank: Rank = SINGLE_PROCESS
         """This device's place in a team, of which each takes a slice of every batch."""
 
     @property
@@ -101,19 +101,19 @@ class Learner:
     @property
     def precision(self) -> Precision:
         """What steps compute in now: a head alone, on embeddings, in float32, as it does beside others of its kind."""
-        return "float32" if self.is_head_alone else self._precision
+        return "float32" if self.trains_only_head else self._precision
 
     @property
-    def is_head_alone(self) -> bool:
+    def trains_only_head(self) -> bool:
         """Whether steps move a head on embeddings that are there already, which takes next to no time."""
-        return self.halves is not None and self.halves.place == EMBEDDINGS
+        return self.split_model is not None and self.split_model.place == EMBEDDINGS
 
     @property
-    def augments_anywhere(self) -> bool:
+    def can_augment_on_device(self) -> bool:
         """Whether images may be on the device before they are augmented."""
-        return self._recipe.augmentation.name in ON_ANY_DEVICE
+        return self._recipe.augmentation.name in GPU_AUGMENTATIONS
 
-    def set_pace(self, moment: Moment) -> bool:
+    def set_pace(self, moment: TrainingProgress) -> bool:
         """Freeze and unfreeze: groups of pace 0 need no gradient, and what is wholly frozen stands in eval mode.
 
         A frozen batch norm would otherwise go on updating its running statistics. Says whether other groups move than
@@ -124,36 +124,36 @@ class Learner:
             group["pace"] = self._pace(group, moment)
             for parameter in group["params"]:
                 parameter.requires_grad_(group["pace"] > 0)
-        set_mode(self.model, True, self._follows)
+        set_train_mode(self.model, True, self._follows)
         following = [each for each in self.model.modules() if isinstance(each, _BatchNorm) and each.training]
         self._statistics = [buffer for module in following for buffer in module.buffers()]
         self._paced = True
         changed = before != [group["pace"] > 0 for group in self._optimizer.param_groups]
         if changed:
-            self.halves = None
+            self.split_model = None
         return changed
 
     @property
-    def lowest_is_frozen(self) -> bool:
+    def lowest_block_is_frozen(self) -> bool:
         """Whether nothing moves, at the current pace, in the lowest block."""
         lowest = [group for group in self._optimizer.param_groups if group["depth"] > 0 and group["height"] == 0]
         return all(group["pace"] == 0 for group in lowest)
 
-    def cut(self) -> Halves | None:
+    def frozen_split(self) -> SplitModel | None:
         """The network cut as high as it is frozen now; None where it cannot be, or a loss wants what lies between.
 
         What comes of it becomes `halves` where whoever calls wants steps to begin with features.
         """
-        channels = self._recipe.colour.build(COLOURS).channels
-        found = halves(self.model, self._recipe.image_size, channels)
+        channels = self._recipe.colour.build(INPUT_CHANNELS).channels
+        found = split_at_frozen(self.model, self._recipe.image_size, channels)
         return None if found is not None and self._term is not None and found.place != EMBEDDINGS else found
 
-    def targets_of(self, labels: Tensor) -> Tensor:
+    def soft_targets(self, labels: Tensor) -> Tensor:
         """Target probabilities [B, C] of labels [B]."""
         # Unlike one_hot, this asks nobody whether there are such classes: a GPU is not waited for.
         return torch.zeros(len(labels), self._recipe.classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
-    def augmented(self, images: Tensor, labels: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+    def augment_batch(self, images: Tensor, labels: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch, augmented and mixed with draws from `chance`.
 
         Once for each batch, in whatever parts a step then takes it.
@@ -163,7 +163,7 @@ class Learner:
             labels: int64 [B], in the same place.
             chance: what augmentation and mixing draw from.
         """
-        images, targets = self._mix(self._augment(images, chance), self.targets_of(labels), chance)
+        images, targets = self._mix(self._augment(images, chance), self.soft_targets(labels), chance)
         return self.prepare(images), targets
 
     def step(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, ...]:
@@ -187,11 +187,11 @@ class Learner:
             MemoryError: not even the smallest parts fit.
             PartedError: another device of the team has ended.
         """
-        own = self.member.slice_of(len(inputs))
+        own = self.this_rank.shard_of(len(inputs))
         inputs, targets = (each.to(self._device, non_blocking=True) for each in (inputs[own.place], targets))
         loss, correct = self._gradient(inputs, targets, own)
-        if self._strategy.anchor is not None:
-            self._strategy.anchor.pull(self._anchored, self._start)
+        if self._strategy.regularizer is not None:
+            self._strategy.regularizer.add_gradient(self._anchored, self._start)
         moving = [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in moving])
         if self._recipe.clip_norm is not None:
@@ -204,7 +204,7 @@ class Learner:
         return loss, correct, norm.detach()
 
     @property
-    def fits_head(self) -> bool:
+    def needs_head_fit(self) -> bool:
         """Whether the strategy wants its head fitted before the first step."""
         return self._strategy.fit is not None and self._strategy.steps
 
@@ -216,12 +216,12 @@ class Learner:
         if type(head) is not nn.Linear or head.bias is None:  # there is no closed form: from where it stands
             fit_head(head, embeddings, labels, penalty=fit.penalty)
             return
-        [(weight, bias)] = closed_form(fit.how, embeddings, labels, self._recipe.classes, [fit.penalty])
+        [(weight, bias)] = fit_closed_form(fit.how, embeddings, labels, self._recipe.classes, [fit.penalty])
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
 
-    def count_moving(self) -> int:
+    def count_trainable(self) -> int:
         """How many of the network's numbers move at any time during the run."""
         moving = self._ids_that_move()
         return sum(parameter.numel() for parameter in self.model.parameters() if id(parameter) in moving)
@@ -248,9 +248,9 @@ class Learner:
         if "optimizer" in state:
             self._optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
             _like_parameters(self._optimizer)
-        self._fit = Fit(state.get("micro_batch"))
+        self._fit = MicroBatcher(state.get("micro_batch"))
 
-    def _gradient(self, inputs: Tensor, targets: Tensor, own: Slice) -> tuple[Tensor, Tensor]:
+    def _gradient(self, inputs: Tensor, targets: Tensor, own: BatchShard) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the batch's mean loss with the parameters; that loss, and how many were right.
 
         An attempt for which the memory did not suffice leaves no trace: what it did to running statistics is undone,
@@ -263,7 +263,7 @@ class Learner:
             own: which slice that is.
         """
         statistics = [buffer.clone() for buffer in self._statistics]
-        drawn = state_of(self._device)
+        drawn = get_rng_state(self._device)
         answers = targets[own.place]
 
         def attempt(parts: list[slice]) -> tuple[Tensor, Tensor]:
@@ -281,43 +281,45 @@ class Learner:
             self._optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(self._statistics, statistics, strict=True):
                 buffer.copy_(before)
-            go_back_to(drawn, self._device)
+            set_rng_state(drawn, self._device)
 
-        loss, correct = self._fit.fitting(
+        loss, correct = self._fit.run_split(
             len(inputs),
             attempt,
             again,
             least=2 if self._statistics else 1,  # one image has no variance
-            whole_because=self._undivided_because(),
+            indivisible_reason=self._undivided_because(),
         )
-        if self.member.size > 1:
+        if self.this_rank.size > 1:
             correct = correct * float(own.weight > 0)
             moving = [each for group in self._optimizer.param_groups for each in group["params"]]
             gradients = [parameter.grad for parameter in moving if parameter.grad is not None]
-            self.member.add_up([*gradients, loss, correct])
+            self.this_rank.all_reduce_many([*gradients, loss, correct])
         return loss, correct
 
     def _undivided_because(self) -> str | None:
         """Why this device cannot take its images in parts; None where it can."""
         if self._term is not None:
             return f"embedding_loss {self._recipe.embedding_loss} compares its images"
-        if self._statistics and self.member.size > 1:
-            return f"its batch norms follow the images of {self.member.size} devices, which take them at the same time"
+        if self._statistics and self.this_rank.size > 1:
+            return (
+                f"its batch norms follow the images of {self.this_rank.size} devices, which take them at the same time"
+            )
         return None
 
     def _losses(self, inputs: Tensor, targets: Tensor, of_batch: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] and the loss to be brought down, a scalar; `of_batch` are the whole batch's targets."""
-        exchange = synchronised(self.member, len(of_batch)) if self._statistics else nullcontext()
+        exchange = sync_batch_norm(self.this_rank, len(of_batch)) if self._statistics else nullcontext()
         if self._term is None or self._asked is None:
             with self._computing(), exchange:
                 # What other devices are asked in the middle of a network cannot be compiled.
-                network = self.model if self._statistics and self.member.size > 1 else self._network
-                logits = (network if self.halves is None else self.halves.upper)(inputs)
+                network = self.model if self._statistics and self.this_rank.size > 1 else self._network
+                logits = (network if self.split_model is None else self.split_model.upper)(inputs)
             return logits.float(), self._loss(logits.float(), targets).mean()
         with self._computing(), exchange:
-            embeddings = inputs if self.halves is not None else Embedder(self.model)(inputs)
+            embeddings = inputs if self.split_model is not None else Embedder(self.model)(inputs)
             logits = self.model.get_classifier()(embeddings)
-        compared = gathered(embeddings.float(), self.member, len(of_batch))
+        compared = gather_batch(embeddings.float(), self.this_rank, len(of_batch))
         term = self._asked(compared, of_batch.argmax(dim=1))
         return logits.float(), self._loss(logits.float(), targets).mean() + self._term.weight * term
 
@@ -341,7 +343,7 @@ class Learner:
         return moved | (set(self.model.state_dict()) - parameters.keys() if statistics else set())
 
     def _ids_that_move(self) -> set[int]:
-        moments = [Moment(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
+        moments = [TrainingProgress(epoch, self._recipe.epochs) for epoch in range(self._recipe.epochs)]
         return {
             id(parameter)
             for group in self._optimizer.param_groups
@@ -349,7 +351,7 @@ class Learner:
             for parameter in group["params"]
         }
 
-    def _pace(self, group: dict[str, Any], moment: Moment) -> float:
+    def _pace(self, group: dict[str, Any], moment: TrainingProgress) -> float:
         return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), moment)
 
     def _body(self) -> list[Any]:
@@ -367,13 +369,13 @@ class Learner:
         return plain + [getattr(module, name) for module in adapted for name in module.parametrizations]
 
 
-def set_mode(module: nn.Module, training: bool, follows: BatchNorm) -> None:
+def set_train_mode(module: nn.Module, training: bool, follows: BatchNormMode) -> None:
     """Training mode where anything below moves, evaluation mode where everything is frozen; batch norm as asked."""
     parameters = list(module.parameters())
     moves = any(parameter.requires_grad for parameter in parameters) if parameters else training
     module.training = follows(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
-        set_mode(child, moves, follows)
+        set_train_mode(child, moves, follows)
 
 
 def _compiled(model: nn.Module) -> Any:

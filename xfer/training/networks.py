@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from xfer.methods import activations
 from xfer.methods.activations import ACTIVATIONS
-from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from xfer.methods.heads import HEADS
-from xfer.methods.input_channels import COLOURS, Colour
+from xfer.methods.input_channels import INPUT_CHANNELS, InputChannels
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
-from xfer.models.params import params_of
+from xfer.models.params import named_params
 from xfer.recipe import Recipe
 
 
-def network_of(recipe: Recipe, weights: Path | None) -> Any:
+def build_network(recipe: Recipe, weights: Path | None) -> Any:
     """The network that a recipe trains, as it stands before the first step, in timm's language.
 
     Random weights come from torch's global generator. Without a file all of them are random: for shapes, or to be
@@ -31,7 +31,7 @@ def network_of(recipe: Recipe, weights: Path | None) -> Any:
         ValueError: the weights do not fit, or the network cannot do what the recipe asks of it.
     """
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
-    colour: Colour = recipe.colour.build(COLOURS)
+    colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
     model: Any = backbones.build(
         recipe.backbone,
         recipe.classes,
@@ -41,21 +41,21 @@ def network_of(recipe: Recipe, weights: Path | None) -> Any:
         colour.channels,
     )
     _check_parts(model, recipe.backbone)
-    activations.swap(model, recipe.activation.build(ACTIVATIONS))
-    model = strategy.reshape(model, recipe.image_size)
+    activations.replace_activations(model, recipe.activation.build(ACTIVATIONS))
+    model = strategy.transform_model(model, recipe.image_size)
     if recipe.head.name != "linear":
         _give_head(model, recipe)
-    strategy.pace.check(next(iter(params_of(model).values())).blocks)
+    strategy.pace.check(next(iter(named_params(model).values())).blocks)
     return model
 
 
-def preparation_for(recipe: Recipe, model: nn.Module, device: torch.device) -> backbones.Preparation:
+def build_preprocessor(recipe: Recipe, model: nn.Module, device: torch.device) -> backbones.Preprocessor:
     """What stands between a pack's pixels and the network of a recipe."""
-    colour: Colour = recipe.colour.build(COLOURS)
-    return backbones.Preparation(backbones.input_statistics(model), device, colour.channels, colour.convert)
+    colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
+    return backbones.Preprocessor(backbones.input_statistics(model), device, colour.channels, colour.convert)
 
 
-def check(recipe: Recipe) -> None:
+def check_network(recipe: Recipe) -> None:
     """See that the network of a recipe can be built and takes its images: in a fraction of a second, without weights.
 
     Raises:
@@ -69,9 +69,9 @@ def check(recipe: Recipe) -> None:
 
 @lru_cache(maxsize=4096)
 def _check_shape(recipe: Recipe) -> None:
-    colour: Colour = recipe.colour.build(COLOURS)
+    colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
     with torch.device("meta"), torch.no_grad():  # shapes alone: no memory, no arithmetic, no random numbers
-        model = network_of(recipe, None).eval()
+        model = build_network(recipe, None).eval()
         images = torch.zeros(2, colour.channels, recipe.image_size, recipe.image_size)
         try:
             model(images)
@@ -92,7 +92,7 @@ def _check_parts(model: Any, name: str) -> None:
 def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
     # Where a choice asks the head apart from the body, the two must fit.
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
-    term: EmbeddingTerm | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
+    term: EmbeddingLoss | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
     asking = [f"strategy {recipe.strategy}"] if strategy.fit else []
     asking += [f"embedding_loss {recipe.embedding_loss}"] if term else []
     if not asking:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-PLAIN_WIDTH = 120
+PLAIN_CONSOLE_WIDTH = 120
 """Columns where the output is no terminal, whose width could be asked."""
 
 
 @contextlib.contextmanager
-def chatter_to(path: Path) -> Iterator[Console]:
+def redirect_output(path: Path) -> Iterator[Console]:
     """Send everything that this process and its children print to `path`; yields a console on the real output.
 
     The redirection is of file descriptors, so that it also holds for C++ and for processes that are started meanwhile.
@@ -34,7 +34,7 @@ def chatter_to(path: Path) -> Iterator[Console]:
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         try:
-            yield Console(file=screen, width=None if screen.isatty() else PLAIN_WIDTH)
+            yield Console(file=screen, width=None if screen.isatty() else PLAIN_CONSOLE_WIDTH)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

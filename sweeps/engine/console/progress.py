@@ -16,19 +16,25 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.reporting.formatting import counted, duration, measured, percent, visible
+from sweeps.reporting.formatting import (
+    escape_control_characters,
+    format_duration,
+    format_objective,
+    format_percent,
+    pluralize,
+)
 from xfer.objectives import ACCURACY, Objective
-from xfer.records import epoch_from
+from xfer.records import epoch_from_dict
 
-SHOWN = 8
+MAX_SHOWN_TRIALS = 8
 """How many running trials are listed."""
 
-PLAIN_EVERY = 300.0
+PLAIN_OUTPUT_SECONDS = 300.0
 """Seconds between two lines about how far it is where there is no live view, as in a job's log."""
 
 
 @dataclass
-class Watch:
+class ProgressView:
     """A live view of a sweep on a terminal; a few plain lines elsewhere.
 
     Use as `with Watch(console, name):` around the sweep, and tell it what happens.
@@ -56,7 +62,7 @@ class Watch:
     _inherited: int = 0
     _live: Live | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._drawn,
@@ -83,14 +89,14 @@ class Watch:
             self.best = self.best_accuracy = None  # a head of the screening is no candidate
         done = f", {self._inherited} of them done before" if self._inherited else ""
         spent = f", {cost}" if (cost := self.cost()) else ""
-        self.say(f"{phase}: {counted(total, 'run')}{done}{spent}")
+        self.print_line(f"{phase}: {pluralize(total, 'run')}{done}{spent}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """One line that stays."""
         self._said = time.monotonic()
-        self.console.print(Text(visible(line)))
+        self.console.print(Text(escape_control_characters(line)))
 
-    def saw(self, record: dict[str, Any]) -> None:
+    def on_epoch(self, record: dict[str, Any]) -> None:
         """A running trial finished an epoch."""
         self.running[record["trial"]] = record
         self._say_now_and_then()
@@ -99,7 +105,7 @@ class Watch:
         """A trial was handed out."""
         self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
 
-    def saw_end(self, trial: str, status: str | None, value: float | None) -> None:
+    def on_trial_end(self, trial: str, status: str | None, value: float | None) -> None:
         """A trial ended, with this value of the objective; without a status it was only interrupted."""
         record = self.running.pop(trial, None)
         if status is None:
@@ -107,7 +113,7 @@ class Watch:
         self.ended[status] += 1
         if record is None or status != "finished" or value is None:
             return
-        if self.best is None or self.objective.scored(value) > self.objective.scored(self.best[0]):
+        if self.best is None or self.objective.to_score(value) > self.objective.to_score(self.best[0]):
             self.best = (value, trial, record["recipe"]["strategy"]["name"])
             self.best_accuracy = record["epochs"][-1]["val_accuracy"] if record["epochs"] else None
 
@@ -125,13 +131,13 @@ class Watch:
         """How many trials are in which state, how long it will take, and what has been spent."""
         states = [f"{len(self.running)} running"] + [f"{n} {status}" for status, n in sorted(self.ended.items())]
         left = self.seconds_left()
-        return states, f"{duration(left)} left" if left else "", self.cost()
+        return states, f"{format_duration(left)} left" if left else "", self.cost()
 
     def _say_now_and_then(self) -> None:
-        if self._live is not None or time.monotonic() - self._said < PLAIN_EVERY:
+        if self._live is not None or time.monotonic() - self._said < PLAIN_OUTPUT_SECONDS:
             return
         states, left, cost = self._states()
-        self.say(", ".join(filter(None, [f"{self.phase}: {' · '.join(states)} of {self.total}", left, cost])))
+        self.print_line(", ".join(filter(None, [f"{self.phase}: {' · '.join(states)} of {self.total}", left, cost])))
 
     def _drawn(self) -> RenderableType:
         states, left, cost = self._states()
@@ -145,9 +151,9 @@ class Watch:
             reached = self._in_words(self.best[0], self.best_accuracy)
             best.append(f"{reached} on validation, {self.best[2]} (trial {self.best[1]})")
         table = Table.grid(padding=(0, 2))
-        for record in list(self.running.values())[:SHOWN]:
+        for record in list(self.running.values())[:MAX_SHOWN_TRIALS]:
             recipe, epochs = record["recipe"], record["epochs"]
-            value = self.objective.value([epoch_from(epoch) for epoch in epochs])
+            value = self.objective.value([epoch_from_dict(epoch) for epoch in epochs])
             table.add_row(
                 record["trial"],
                 recipe["strategy"]["name"],
@@ -162,6 +168,6 @@ class Watch:
     def _in_words(self, value: float | None, accuracy: float | None) -> str:
         """The objective's value, and beside it the accuracy where that is something else."""
         if self.objective == ACCURACY:
-            return measured(ACCURACY, value)
-        beside = "" if accuracy is None else f", accuracy {percent(accuracy)}"
-        return f"{self.objective.label} {measured(self.objective, value)}{beside}"
+            return format_objective(ACCURACY, value)
+        beside = "" if accuracy is None else f", accuracy {format_percent(accuracy)}"
+        return f"{self.objective.label} {format_objective(self.objective, value)}{beside}"

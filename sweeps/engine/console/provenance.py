@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "ray", "optuna", "mlflow", "pandas", "scipy")
+RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "ray", "optuna", "mlflow", "pandas", "scipy")
 
 
 def provenance() -> dict[str, Any]:
@@ -23,13 +23,13 @@ def provenance() -> dict[str, Any]:
     return {
         "command": _command(),
         "commit": _commit(Path(__file__).resolve().parents[3]),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in RECORDED_PACKAGES}},
         "machine": {"cpus": os.cpu_count(), "gpus": gpus, "platform": platform.platform()},
-        "created": now(),
+        "created": utc_now(),
     }
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 

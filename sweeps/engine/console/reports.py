@@ -10,7 +10,7 @@ from sweeps.reporting.results import Results
 from xfer.storage import local_cache, object_store
 
 
-def results_of(store: Store) -> Results:
+def load_results(store: Store) -> Results:
     """Everything that a sweep has left behind so far.
 
     Raises:
@@ -27,13 +27,13 @@ def results_of(store: Store) -> Results:
     return Results(plan, records, store.decisions("openings"), unfinished, decision, store.spending())
 
 
-def report(store: Store, reports: Path) -> Path:
+def render_report(store: Store, reports: Path) -> Path:
     """Render a sweep's report to `reports`/<name>/; says where report.html is.
 
     Where the sweep is kept in an object store, the report is put beside it: the machine it was made on may go.
     """
-    page = render(results_of(store), reports / store.name)
-    if object_store.is_far(store.folder):
+    page = render(load_results(store), reports / store.name)
+    if object_store.is_remote(store.folder):
         for file in filter(Path.is_file, page.parent.rglob("*")):
-            local_cache.copy(file, store.folder / "report" / str(file.relative_to(page.parent)))
+            local_cache.upload_if_exists(file, store.folder / "report" / str(file.relative_to(page.parent)))
     return page

@@ -8,7 +8,7 @@ from typing import NoReturn
 from tyro.extras import SubcommandApp
 
 
-def run(app: SubcommandApp, program: str, about: str | None) -> NoReturn:
+def run_command(app: SubcommandApp, program: str, about: str | None) -> NoReturn:
     """Run the command that was asked for, and exit; with status 2 and one message where the input was wrong.
 
     Args:

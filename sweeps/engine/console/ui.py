@@ -14,23 +14,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from sweeps.engine.storage.store import sweeps_in
-from sweeps.engine.tracking import uri_of, without_password
-from sweeps.engine.tracking.server import HOST, comes_up, start
-from xfer.storage.local_cache import near
+from sweeps.engine.storage.store import list_sweeps
+from sweeps.engine.tracking import redact_password, resolve_tracking_uri
+from sweeps.engine.tracking.server import LOCALHOST, start_server, wait_until_ready
+from xfer.storage.local_cache import local_path
 
 PORTS_TO_TRY = 100
 
 
-def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> int:
+def serve_ui(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> int:
     """Run the MLflow UI on 127.0.0.1 until Ctrl-C, over what the sweeps in `storage` have tracked; the exit status.
 
     Where `port` is taken the next free one is used. Where the sweeps went to a server of its own (`tracking_uri` is
     `http...`) that server has the UI, and its address is printed.
     """
-    uri = uri_of(tracking_uri or "", storage)
+    uri = resolve_tracking_uri(tracking_uri or "", storage)
     if uri.startswith(("http://", "https://")):
-        print(f"These sweeps are tracked by a server, which shows them itself: {without_password(uri)}")
+        print(f"These sweeps are tracked by a server, which shows them itself: {redact_password(uri)}")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():
@@ -45,11 +45,11 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
         print(f"Port {port} is taken by another program, so this is port {free}.")
     print("The MLflow UI is starting ...", flush=True)
     with tempfile.TemporaryFile() as said, _ended_by_signals():
-        here = near(storage)
+        here = local_path(storage)
         artifacts = {"MLFLOW_DEFAULT_ARTIFACT_ROOT": (here.resolve() / "mlartifacts").as_uri()}
-        server = start(uri, free, here, said, ["--no-serve-artifacts"], settings=artifacts)
+        server = start_server(uri, free, here, said, ["--no-serve-artifacts"], settings=artifacts)
         try:
-            if comes_up(server, free):
+            if wait_until_ready(server, free):
                 print(f"The MLflow UI, until Ctrl-C: {_front_page(free)}")
                 print("Once in it, choose Model training at the top left; your browser remembers that.", flush=True)
                 server.wait()
@@ -59,13 +59,13 @@ def serve(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> i
         finally:
             _stop(server)
         said.seek(0)
-        last_words = without_password(said.read()[-4000:].decode(errors="replace"))
+        last_words = redact_password(said.read()[-4000:].decode(errors="replace"))
         print(f"The MLflow UI ended by itself, with status {server.returncode}:\n{last_words}", file=sys.stderr)
         return 1
 
 
 def _nothing_there(storage: Path, database: Path) -> str:
-    names = [store.name for store in sweeps_in(storage)] if storage.exists() else []
+    names = [store.name for store in list_sweeps(storage)] if storage.exists() else []
     if names:
         command = f"python -m sweeps sync {names[-1]} --storage {storage}"
         return f"{storage} holds {len(names)} sweeps, but {database} is missing. To write it: {command}"
@@ -82,7 +82,7 @@ def _free_port(first: int) -> int:
     for port in range(first, min(first + PORTS_TO_TRY, 2**16)):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a port counts as taken a minute longer
-            probe.bind((HOST, port))
+            probe.bind((LOCALHOST, port))
             return port
     raise ValueError(f"no port from {first} on is free: choose another with --port, between 1024 and 65535")
 
@@ -92,7 +92,7 @@ def _front_page(port: int) -> str:
 
     MLflow would begin with a page about language models that knows nothing of ours; `workflowType` leads past it.
     """
-    address = f"http://{HOST}:{port}"
+    address = f"http://{LOCALHOST}:{port}"
     question = {"max_results": 1, "filter": "name != 'Default'", "order_by": ["creation_time DESC"]}
     request = Request(
         f"{address}/api/2.0/mlflow/experiments/search",

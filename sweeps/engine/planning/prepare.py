@@ -15,26 +15,26 @@ import torch
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
-from sweeps.engine.samplers.ask_tell import LISTS, SAMPLERS, count
-from sweeps.engine.schedulers import SCHEDULERS, kept
-from sweeps.engine.search_space.distributions import values_of
+from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS, SAMPLERS, available_trials
+from sweeps.engine.schedulers import SCHEDULERS, top_k_count
+from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES, Config, Space, recipe_data
+from sweeps.engine.search_space.space import AXES, Config, Space, config_to_recipe
 from xfer import hashing
-from xfer.choices import choose, unknown
-from xfer.data.layouts import brought_data, chosen, layout_of, read_source
+from xfer.choices import choose, unknown_name_message
+from xfer.data.layouts import detect_layout, fetch_data, read_source, select_classes
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
-from xfer.data.split import Split, copies, limited, split_pack
+from xfer.data.split import Split, duplicates_across_splits, split_pack, subsample
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
-from xfer.recipe import TABLES, Recipe, recipe_from, without_steps
+from xfer.recipe import CHOICE_TABLES, Recipe, closed_form_values, recipe_from_dict
 from xfer.storage import local_cache, object_store
 from xfer.training import networks
 
-REDRAWN_BELOW = 2_000
+RESPLIT_BELOW = 2_000
 """Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
 
-NOT_COMPARED = (
+IGNORED_PLAN_KEYS = (
     *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
@@ -70,15 +70,15 @@ class Prepared:
     @property
     def redraws(self) -> bool:
         """Whether each seed of a finalist draws the validation part anew."""
-        return self.split.redrawable and len(self.split.train) < REDRAWN_BELOW
+        return self.split.can_redraw and len(self.split.train) < RESPLIT_BELOW
 
     def recipe(self, config: Config) -> Recipe:
         """The recipe of a configuration, on the plan's seed."""
         strategy: Strategy = STRATEGIES[str(config["strategy"])]()
         backbone = None if strategy.backbone else self.backbone(str(config["backbone"]))
-        return recipe_from(
+        return recipe_from_dict(
             {
-                **recipe_data(config),
+                **config_to_recipe(config),
                 "data": self.pack.hash,
                 "classes": len(self.pack.classes),
                 "image_size": self.image_size,
@@ -95,12 +95,12 @@ class Prepared:
 
     def described(self) -> dict[str, Any]:
         """What plan.json says: everything that decides what is run, by content and not by name or place."""
-        plan, screens = self.plan, screening.described(self)
+        plan, screens = self.plan, screening.describe(self)
         return {
             "experiment": plan.experiment,
             "question": plan.question,
             "data": {
-                "source": plan.source or layout_of(plan.data),
+                "source": plan.source or detect_layout(plan.data),
                 "folder": self.source,
                 "pack": self.pack.hash,
                 "classes": list(self.pack.classes),
@@ -138,9 +138,9 @@ class Prepared:
 
     def default_name(self) -> str:
         """Experiment, data folder and six digits of the plan's hash: two plans or two folders never share a name."""
-        identity = {name: value for name, value in _flat(self.described()).items() if name not in NOT_COMPARED}
+        identity = {name: value for name, value in _flat(self.described()).items() if name not in IGNORED_PLAN_KEYS}
         folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in self.source)
-        return f"{self.plan.experiment}-{folder[:40] or 'data'}-{hashing.of_values(identity)[:6]}"
+        return f"{self.plan.experiment}-{folder[:40] or 'data'}-{hashing.sha256_json(identity)[:6]}"
 
 
 def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: None) -> Prepared:
@@ -154,18 +154,18 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         ("scheduler", plan.scheduler, SCHEDULERS),
     ):
         if name not in known:
-            raise ValueError(unknown(kind, name, known))
-    if plan.scheduler == "one_epoch_top_k" and kept(plan.trials) < min(plan.finalists, plan.trials):
+            raise ValueError(unknown_name_message(kind, name, known))
+    if plan.scheduler == "one_epoch_top_k" and top_k_count(plan.trials) < min(plan.finalists, plan.trials):
         raise ValueError(
-            f"--scheduler one_epoch_top_k lets the best {kept(plan.trials)} of {plan.trials} trials go on, and "
+            f"--scheduler one_epoch_top_k lets the best {top_k_count(plan.trials)} of {plan.trials} trials go on, and "
             f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer"
         )
     for name in plan.backbones:
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
     space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # slips first: reading data may take long
-    plan = dataclasses.replace(plan, data=str(brought_data(plan.data, progress)))
-    source = chosen(read_source(plan.data, plan.source), plan.classes)
+    plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
+    source = select_classes(read_source(plan.data, plan.source), plan.classes)
     can = partial(_check_network, plan, len(source.classes), image_size)
     space = space_for(
         plan.backbones,
@@ -175,36 +175,36 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         lambda backbone, strategy, values: can(backbone, strategy={"name": strategy, **values}),
     )
     for kind in ("embedding_loss", "head", "activation", "colour"):
-        for backbone, entry in product(plan.backbones, values_of(space.axes[kind])):
+        for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
             can(backbone, **{kind: {"name": entry}})
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
-    split = limited(split_pack(pack, plan.seed), pack, images_per_class_of(space), plan.seed)
+    split = subsample(split_pack(pack, plan.seed), pack, common_images_per_class(space), plan.seed)
     # One more than asked for, to see whether they are all.
-    combinations = 0 if plan.arms else count(space, plan.sampler, plan.trials + 1)
+    combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
     plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
     notes = _notes(source.notes, pack, split) + _of_list(plan, combinations)
     prepared = Prepared(plan, space, pack, split, image_size, found, notes, source.name)
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
-    screening.trials(prepared)
+    screening.screening_trials(prepared)
     return prepared
 
 
-def images_per_class_of(space: Space) -> int | None:
+def common_images_per_class(space: Space) -> int | None:
     """How many images of each class all recipes of a space train on; None where they differ, or take all."""
-    numbers = values_of(space.axes["images_per_class"])
+    numbers = domain_values(space.axes["images_per_class"])
     return int(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], int) else None
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def plan_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What changed since a sweep was started, a line each, empty where it may go on; more trials are no change."""
     old, new = _flat(stored), _flat(asked)
     changed = [
         f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(NOT_COMPARED)
+        if old.get(name) != new.get(name) and not name.startswith(IGNORED_PLAN_KEYS)
     ]
     if new["trials"] < old["trials"]:
         changed.append(f"trials: {old['trials']} -> {new['trials']} (more may be added, none taken away)")
@@ -222,14 +222,14 @@ def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: 
             model.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
-    return Backbone(name, plan.backbone_args, file, hashing.of_file(file) if file else "")
+    return Backbone(name, plan.backbone_args, file, hashing.sha256_file(file) if file else "")
 
 
 def _weights_file(given: str) -> Path:
     """The file of weights that a person names, which may be in an object store."""
     if "://" in given:
         with suppress(FileNotFoundError):
-            return local_cache.brought_file(object_store.place(given), anew=True)
+            return local_cache.fetch_file(object_store.as_path(given), refresh=True)
     elif (file := Path(given).expanduser().resolve()).is_file():
         return file
     raise ValueError(f"there is no weights file {given}")
@@ -237,11 +237,11 @@ def _weights_file(given: str) -> Path:
 
 def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:
     """Raise a ValueError where a backbone cannot do what some choices ask of it, whatever else a recipe says."""
-    usual = {kind: {"name": values_of(AXES[kind])[0]} for kind in TABLES}
+    usual = {kind: {"name": domain_values(AXES[kind])[0]} for kind in CHOICE_TABLES}
     named: dict[str, Mapping[str, Any]] = {**usual, "strategy": {"name": "naive"}, **choices}
     strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
-    networks.check(
-        recipe_from(
+    networks.check_network(
+        recipe_from_dict(
             {
                 **named,
                 "data": "",
@@ -255,7 +255,7 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
                 "batch_size": 2,
                 "epochs": plan.epochs,
                 "clip_norm": strategy.clip_norm,
-                **({} if strategy.steps else without_steps()),
+                **({} if strategy.steps else closed_form_values()),
             }
         )
     )
@@ -263,7 +263,7 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
 
 def _of_list(plan: Plan, combinations: int) -> tuple[str, ...]:
     """What a person should know where all configurations are known beforehand."""
-    if plan.sampler not in LISTS or plan.arms:
+    if plan.sampler not in ENUMERATING_SAMPLERS or plan.arms:
         return ()
     if combinations > plan.trials:
         return (f"--sampler {plan.sampler}: there are more combinations than the {plan.trials} that --trials allows.",)
@@ -278,7 +278,7 @@ def _notes(notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
         shown = "; ".join(pack.skipped[:5])
         more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
         found.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
-    if twice := copies(pack, split):
+    if twice := duplicates_across_splits(pack, split):
         found.append(f"{twice} images of the test part stand in the training or validation part too, byte for byte.")
     return tuple(found)
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine import selection
-from sweeps.engine.samplers.ask_tell import LISTS
-from sweeps.engine.search_space.distributions import Options, values_of
-from sweeps.engine.search_space.space import PARAMETERS, Space, Wishes
+from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
+from sweeps.engine.search_space.distributions import Categorical, domain_values
+from sweeps.engine.search_space.space import PARAMETER_RANGES, NearestTrial, Space
 from sweeps.engine.storage.store import Trial
 from xfer.choices import Value
 from xfer.objectives import ACCURACY, OBJECTIVES, Objective
@@ -26,65 +26,68 @@ from xfer.training import networks
 if TYPE_CHECKING:  # a plan says whether it screens
     from sweeps.engine.planning.prepare import Prepared
 
-HEADS: dict[str, tuple[float, ...]] = {
+SCREENING_PENALTIES: dict[str, tuple[float, ...]] = {
     "logistic_probe": (0.01, 0.1, 1.0, 10.0, 100.0),
     "ridge_probe": (1.0, 10.0, 100.0, 1_000.0, 10_000.0),
 }
 """The penalties that are tried, by strategy."""
 
-FITTED_FIRST, STARTS_FROM = "lp_ft", "logistic_probe"
+HEAD_FIRST_STRATEGY, INITIAL_HEAD = "lp_ft", "logistic_probe"
 """The strategy that starts from another one's head, and that one."""
 
 
-def drops(prepared: Prepared) -> bool:
+def drops_backbones(prepared: Prepared) -> bool:
     """Whether a sweep has more backbones than are to go on."""
     return _is_free(prepared) and len(_backbones(prepared)) > prepared.plan.keep_backbones
 
 
-def chooses_head(prepared: Prepared) -> bool:
+def selects_initial_head(prepared: Prepared) -> bool:
     """Whether a sweep has to find out which head `lp_ft` starts from: nobody said which penalties to try."""
     asked = "penalty" in prepared.plan.edits
-    return _is_free(prepared) and FITTED_FIRST in prepared.space.strategies() and not asked
+    return _is_free(prepared) and HEAD_FIRST_STRATEGY in prepared.space.strategies() and not asked
 
 
-def described(prepared: Prepared) -> dict[str, Any]:
+def describe(prepared: Prepared) -> dict[str, Any]:
     """What plan.json says of it; empty for a sweep without screening."""
-    if drops(prepared):
-        return {"keep": prepared.plan.keep_backbones, "heads": {name: list(each) for name, each in HEADS.items()}}
-    if chooses_head(prepared):
-        return {"heads": {STARTS_FROM: list(HEADS[STARTS_FROM])}}
+    if drops_backbones(prepared):
+        return {
+            "keep": prepared.plan.keep_backbones,
+            "heads": {name: list(each) for name, each in SCREENING_PENALTIES.items()},
+        }
+    if selects_initial_head(prepared):
+        return {"heads": {INITIAL_HEAD: list(SCREENING_PENALTIES[INITIAL_HEAD])}}
     return {}
 
 
-def trials(prepared: Prepared) -> list[Trial]:
+def screening_trials(prepared: Prepared) -> list[Trial]:
     """Every head on every pretrained backbone that can have it, `screen-00` and on; none without screening.
 
     Raises:
         ValueError: a backbone can have none of them, so that nothing would be known of it.
     """
-    tried = described(prepared).get("heads", {})
+    tried = describe(prepared).get("heads", {})
     recipes = [recipe for backbone in _backbones(prepared) if tried for recipe in _heads(prepared, backbone, tried)]
     return [Trial(f"screen-{number:02d}", "screen", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
 
 
-def decided(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
+def screening_decision(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
     """What follows from the records of all heads, as plain data.
 
     `kept` and `dropped` are backbones, the best first by the best of their heads, in the objective `by`; one whose
     heads all failed comes last. For a strategy that none of the best can do, the best one that can is kept too.
     `penalties` says by backbone which `logistic_probe` was the best.
     """
-    objective = measure(prepared.plan.objectives)
+    objective = screening_objective(prepared.plan.objectives)
     finished = [record for record in records if record.phase == "screen" and record.status == "finished"]
     best = {
         backbone: sorted(
             (record for record in finished if record.recipe["backbone"] == backbone),
-            key=lambda record: (-selection.score_of(record, objective), record.epochs[-1].val_loss),
+            key=lambda record: (-selection.final_score(record, objective), record.epochs[-1].val_loss),
         )
         for backbone in _backbones(prepared)
     }
     order = sorted(
-        (name for name in best if best[name]), key=lambda name: -selection.score_of(best[name][0], objective)
+        (name for name in best if best[name]), key=lambda name: -selection.final_score(best[name][0], objective)
     )
     order += [name for name in best if not best[name]]
     kept = _kept(prepared, order)
@@ -96,31 +99,31 @@ def decided(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
     }
 
 
-def narrowed(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
+def narrow_space(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
     """The sweep with the space that a decision leaves: the kept backbones, the best first, each with its best head."""
     space = prepared.space
     kept = tuple(str(name) for name in decision["kept"])
     possible = {name: dict(strategies) for name, strategies in space.possible.items()}
-    if chooses_head(prepared):
+    if selects_initial_head(prepared):
         for name, penalty in decision["penalties"].items():
-            if FITTED_FIRST in possible.get(name, {}):
-                possible[name][FITTED_FIRST] = {"penalty": Options((penalty,))}
-    axes = {**space.axes, "backbone": Options(kept)}
+            if HEAD_FIRST_STRATEGY in possible.get(name, {}):
+                possible[name][HEAD_FIRST_STRATEGY] = {"penalty": Categorical((penalty,))}
+    axes = {**space.axes, "backbone": Categorical(kept)}
     return replace(prepared, space=replace(space, axes=axes, possible=possible))
 
 
-def still_possible(space: Space, params: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def remaining_params(space: Space, params: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Those of some free choices whose backbone is left, in terms of the space as it is now, each once."""
     found: list[dict[str, Any]] = []
     for choices in params:
-        asked = Wishes(choices)
+        asked = NearestTrial(choices)
         space.suggest(asked)
-        if asked.granted.get("backbone") == choices.get("backbone") and asked.granted not in found:
-            found.append(asked.granted)
+        if asked.suggested.get("backbone") == choices.get("backbone") and asked.suggested not in found:
+            found.append(asked.suggested)
     return found
 
 
-def measure(objectives: Sequence[Objective]) -> Objective:
+def screening_objective(objectives: Sequence[Objective]) -> Objective:
     """What backbones are compared by: balanced accuracy where that is what decides, else accuracy.
 
     A head in closed form is no faster or slower than another, and the outputs of one kind are no log-probabilities.
@@ -128,7 +131,7 @@ def measure(objectives: Sequence[Objective]) -> Objective:
     return objectives[0] if objectives[0] == OBJECTIVES["balanced_accuracy"] else ACCURACY
 
 
-def said(decision: Mapping[str, Any]) -> str:
+def summary_line(decision: Mapping[str, Any]) -> str:
     """A decision in a line."""
     kept, dropped = ", ".join(decision["kept"]), ", ".join(decision["dropped"])
     heads = "; ".join(f"{name} {penalty:g}" for name, penalty in decision["penalties"].items())
@@ -138,11 +141,11 @@ def said(decision: Mapping[str, Any]) -> str:
 
 def _is_free(prepared: Prepared) -> bool:
     # A list of configurations is gone through as it was asked for.
-    return not prepared.plan.arms and prepared.plan.sampler not in LISTS
+    return not prepared.plan.arms and prepared.plan.sampler not in ENUMERATING_SAMPLERS
 
 
 def _backbones(prepared: Prepared) -> list[str]:
-    tried = values_of(prepared.space.axes["backbone"])
+    tried = domain_values(prepared.space.axes["backbone"])
     return [each.name for each in prepared.backbones if each.file is not None and each.name in tried]
 
 
@@ -158,7 +161,9 @@ def _kept(prepared: Prepared, order: Sequence[str]) -> list[str]:
 
 def _on(space: Space, how: str) -> Space:
     """The space of one strategy with its usual penalties, whether or not it competes."""
-    return replace(space, axes={**space.axes, "strategy": Options((how,))}, parameters=PARAMETERS, possible={})
+    return replace(
+        space, axes={**space.axes, "strategy": Categorical((how,))}, parameters=PARAMETER_RANGES, possible={}
+    )
 
 
 def _heads(prepared: Prepared, backbone: str, tried: Mapping[str, Sequence[float]]) -> list[Recipe]:
@@ -168,7 +173,7 @@ def _heads(prepared: Prepared, backbone: str, tried: Mapping[str, Sequence[float
         space = _on(prepared.space, how)
         heads = [prepared.recipe(space.configured({"backbone": backbone, "penalty": each})) for each in penalties]
         try:
-            networks.check(heads[0])
+            networks.check_network(heads[0])
             found += heads
         except ValueError as error:
             refusals.append(str(error))
@@ -182,5 +187,7 @@ def _heads(prepared: Prepared, backbone: str, tried: Mapping[str, Sequence[float
 
 def _penalty(heads: Sequence[Record]) -> Value:
     """That of the first `logistic_probe`; None where there is none."""
-    penalties = (head.recipe["strategy"]["penalty"] for head in heads if head.recipe["strategy"]["name"] == STARTS_FROM)
+    penalties = (
+        head.recipe["strategy"]["penalty"] for head in heads if head.recipe["strategy"]["name"] == INITIAL_HEAD
+    )
     return next(penalties, None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.engine.planning.prepare import Prepared, images_per_class_of
+from sweeps.engine.planning.prepare import Prepared, common_images_per_class
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
 
 
-def advice_for(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """What `xfer.advice.advisor` says about a sweep's data and first backbone, as plain data for plan.json.
 
     Beside that, `order` names those of the advised strategies that compete. Empty where there is nothing to order: a
@@ -20,13 +20,13 @@ def advice_for(prepared: Prepared, progress: Progress = lambda done, total: None
     plan, backbone, competing = prepared.plan, prepared.backbones[0], prepared.space.strategies()
     if not plan.advise or plan.arms or backbone.file is None or len(competing) < 2:
         return {}
-    found = measured_of(prepared, progress)
+    found = measure_dataset(prepared, progress)
     if "why_none" in found:
         return found
     return {**found, "order": [name for name in _named(found) if name in competing]}
 
 
-def measured_of(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """The advisor's measurements, whether or not advice is wanted, or `why_none` if nothing can be measured."""
     plan, backbone = prepared.plan, prepared.backbones[0]
     if backbone.file is None:
@@ -39,7 +39,7 @@ def measured_of(prepared: Prepared, progress: Progress = lambda done, total: Non
             backbone.args,
             plan.seed,
             progress=progress,
-            images_per_class=images_per_class_of(prepared.space),
+            images_per_class=common_images_per_class(prepared.space),
         ).as_dict()
     except ValueError as error:
         return {"why_none": str(error)}
@@ -47,12 +47,12 @@ def measured_of(prepared: Prepared, progress: Progress = lambda done, total: Non
         return {"why_none": f"{type(error).__name__}: {error}"}
 
 
-def order_of(advice: Mapping[str, Any]) -> tuple[str, ...]:
+def recommended_strategies(advice: Mapping[str, Any]) -> tuple[str, ...]:
     """The advised strategies that compete, in order."""
     return tuple(advice.get("order", ()))
 
 
-def said(advice: Mapping[str, Any]) -> str:
+def summary_line(advice: Mapping[str, Any]) -> str:
     """An advice in a line; empty for none."""
     if "why_none" in advice:
         return f"none, so the usual order: {advice['why_none']}"
@@ -60,7 +60,10 @@ def said(advice: Mapping[str, Any]) -> str:
         return ""
     unlike = "like" if advice["likeness"] == "similar" else "unlike"
     close = "" if advice["clear"] else ", a close call"
-    first, out = order_of(advice), [name for name in _named(advice) if name not in order_of(advice)]
+    first, out = (
+        recommended_strategies(advice),
+        [name for name in _named(advice) if name not in recommended_strategies(advice)],
+    )
     order = f"{', '.join(first)} {'comes' if len(first) == 1 else 'come'} first" if first else "the usual order"
     left = f" (advised too, but not competing: {', '.join(out)})" if out else ""
     return f"the data set is {advice['size']} and {unlike} what the network has learned{close}: {order}{left}"

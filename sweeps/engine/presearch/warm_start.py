@@ -20,27 +20,27 @@ from typing import Any
 
 from sweeps.engine import selection
 from sweeps.engine.planning.prepare import Prepared
-from sweeps.engine.presearch.advice import measured_of
-from sweeps.engine.presearch.dataset_distance import LIMIT, Seen, distance
-from sweeps.engine.search_space.space import Space, Wishes
-from sweeps.engine.storage.store import Store, sweeps_in
-from xfer.advice.dataset_profile import measurement_from
-from xfer.choices import parameters
+from sweeps.engine.presearch.advice import measure_dataset
+from sweeps.engine.presearch.dataset_distance import MAX_DISTANCE, DatasetView, dataset_distance
+from sweeps.engine.search_space.space import NearestTrial, Space
+from sweeps.engine.storage.store import Store, list_sweeps
+from xfer.advice.dataset_profile import profile_from_dict
+from xfer.choices import default_parameters
 from xfer.data.pack import Progress, load_pack
 from xfer.data.split import split_pack
-from xfer.objectives import objectives_from
-from xfer.recipe import TABLES
+from xfer.objectives import parse_objectives
+from xfer.recipe import CHOICE_TABLES
 from xfer.records import Record
 from xfer.storage import local_cache, object_store
 
-OF_EACH = 3
+MAX_PER_SWEEP = 3
 """How many recipes one sweep hands on at most: a quarter of those that finished, rounded up, and no more than this."""
-IN_ALL = 5
+MAX_TOTAL = 5
 """How many a sweep begins with at most, and never with more than half of its trials."""
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PastSweep:
     """A sweep as far as a warm start looks at it."""
 
     name: str
@@ -48,35 +48,37 @@ class Earlier:
     """The pack's hash, and how many images of it are trained on."""
     seed: int
     objective: tuple[str, ...]
-    seen: Seen | None
+    seen: DatasetView | None
     """None where its data were not measured."""
     best: tuple[Record, ...] = ()
     """Those of its finished search trials that it could hand on, best first by its own objective on validation."""
 
 
 @dataclass(frozen=True)
-class Near:
+class Neighbour:
     """An earlier sweep and how far its data are from those at hand."""
 
-    sweep: Earlier
+    sweep: PastSweep
     distance: float
 
 
-def nearest(mine: Earlier, others: Iterable[Earlier]) -> list[Near]:
+def nearest_sweeps(mine: PastSweep, others: Iterable[PastSweep]) -> list[Neighbour]:
     """Those that searched for the same and whose likeness is known, nearest first, near or far."""
     asked = [each for each in others if each.best and each.objective == mine.objective]
-    found = [Near(each, apart) for each in asked if (apart := _apart(mine, each)) is not None]
+    found = [Neighbour(each, apart) for each in asked if (apart := _apart(mine, each)) is not None]
     return sorted(found, key=lambda near: (near.distance, near.sweep.name))
 
 
-def _apart(one: Earlier, other: Earlier) -> float | None:
+def _apart(one: PastSweep, other: PastSweep) -> float | None:
     """How far apart the data of two sweeps are; None where it cannot be known."""
     if one.data == other.data:
         return 0.0
-    return distance(one.seen, other.seen) if one.seen and other.seen else None
+    return dataset_distance(one.seen, other.seen) if one.seen and other.seen else None
 
 
-def taken(near: Sequence[Near], space: Space, weights: Mapping[str, str], most: int) -> dict[str, Any]:
+def transferred_configs(
+    near: Sequence[Neighbour], space: Space, weights: Mapping[str, str], most: int
+) -> dict[str, Any]:
     """What is taken from sweeps that are alike, as plain data for plan.json.
 
     Args:
@@ -90,7 +92,7 @@ def taken(near: Sequence[Near], space: Space, weights: Mapping[str, str], most: 
     for each in near:
         trials = []
         for record in each.sweep.best:
-            granted = translated(record.recipe, space, weights)
+            granted = translate_recipe(record.recipe, space, weights)
             if granted is not None and granted not in params and len(params) < most:
                 params.append(granted)
                 trials.append(record.trial)
@@ -99,7 +101,7 @@ def taken(near: Sequence[Near], space: Space, weights: Mapping[str, str], most: 
     return {"from": sources, "params": params}
 
 
-def translated(recipe: Mapping[str, Any], space: Space, weights: Mapping[str, str]) -> dict[str, Any] | None:
+def translate_recipe(recipe: Mapping[str, Any], space: Space, weights: Mapping[str, str]) -> dict[str, Any] | None:
     """The free choices that come nearest to a recipe in a space; None where the recipe makes no sense there.
 
     That is where its strategy, its network with its weights, or its optimizer does not compete: a learning rate says
@@ -110,20 +112,20 @@ def translated(recipe: Mapping[str, Any], space: Space, weights: Mapping[str, st
     if recipe["weights"] and recipe["weights"] != weights.get(backbone):
         return None
     wishes = {name: value for name, value in recipe.items() if not isinstance(value, Mapping)}
-    for kind, table in TABLES.items():
+    for kind, table in CHOICE_TABLES.items():
         choice = recipe.get(kind)
         if choice is not None:  # recipes of earlier versions do not say everything
             if choice["name"] not in table:
                 return None
-            wishes |= {name: choice[name] for name in parameters(table[choice["name"]]) if name in choice}
+            wishes |= {name: choice[name] for name in default_parameters(table[choice["name"]]) if name in choice}
             wishes[kind] = choice["name"]
-    asked = Wishes(wishes)
+    asked = NearestTrial(wishes)
     config = space.suggest(asked)
     same = all(config[kind] == wishes[kind] for kind in ("strategy", "optimizer")) and config["backbone"] == backbone
-    return asked.granted if same else None
+    return asked.suggested if same else None
 
 
-def warm_start_for(
+def find_warm_start(
     prepared: Prepared, store: Store, advice: Mapping[str, Any], progress: Progress = lambda done, total: None
 ) -> dict[str, Any]:
     """What a new sweep takes from earlier ones in its storage, as plain data for plan.json.
@@ -138,8 +140,8 @@ def warm_start_for(
         advice: what the sweep was advised, with its measurement.
         progress: told how many images have been measured, where the advice has no measurement.
     """
-    own = {} if "measured" in advice else measured_of(prepared, progress)
-    mine = Earlier(
+    own = {} if "measured" in advice else measure_dataset(prepared, progress)
+    mine = PastSweep(
         name=store.name,
         data=(prepared.pack.hash, len(prepared.split.train)),
         seed=prepared.plan.seed,
@@ -147,29 +149,29 @@ def warm_start_for(
         seen=_seen(own if "measured" in own else advice, prepared.backbones[0].sha256),
     )
     passed_over: dict[str, str] = {}
-    ranked = nearest(mine, _earlier(store, passed_over))
+    ranked = nearest_sweeps(mine, _earlier(store, passed_over))
     near = []
     for each in ranked:
-        if each.distance <= LIMIT:
+        if each.distance <= MAX_DISTANCE:
             reason = _saw_test_images(each.sweep, prepared, store.folder.parent)
             if reason:
                 passed_over[each.sweep.name] = reason
             else:
                 near.append(each)
     weights = {each.name: each.sha256 for each in prepared.backbones}
-    found = taken(near, prepared.space, weights, min(IN_ALL, math.ceil(prepared.plan.trials / 2)))
+    found = transferred_configs(near, prepared.space, weights, min(MAX_TOTAL, math.ceil(prepared.plan.trials / 2)))
     if not found["params"]:
         found["why_none"] = own.get("why_none") or _why_none(ranked, near, passed_over)
     kept = {"measured": own["measured"]} if "measured" in own else {}
     return {**found, "passed_over": passed_over, **kept}
 
 
-def params_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def warm_start_params(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The choices that a plan.json says its sweep begins with."""
     return [dict(params) for params in plan.get("warm_start", {}).get("params", [])]
 
 
-def said(plan: Mapping[str, Any]) -> str:
+def summary_line(plan: Mapping[str, Any]) -> str:
     """What was taken, in a line; empty where nobody asked."""
     warm = plan.get("warm_start", {})
     if not warm:
@@ -185,9 +187,9 @@ def said(plan: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, [f"begins with recipes of data that look alike: {', '.join(sources)}", left]))
 
 
-def _earlier(store: Store, passed_over: dict[str, str]) -> Iterable[Earlier]:
+def _earlier(store: Store, passed_over: dict[str, str]) -> Iterable[PastSweep]:
     """The other sweeps in a storage; those that cannot be read are passed over with the reason."""
-    for other in sweeps_in(store.folder.parent):
+    for other in list_sweeps(store.folder.parent):
         if other.name == store.name:
             continue
         try:
@@ -196,15 +198,15 @@ def _earlier(store: Store, passed_over: dict[str, str]) -> Iterable[Earlier]:
             passed_over[other.name] = f"it cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
 
 
-def _read(store: Store) -> Earlier:
+def _read(store: Store) -> PastSweep:
     plan = store.plan() or {}
     objective = tuple(plan.get("objective", ["accuracy"]))
-    objectives = objectives_from(",".join(objective))
+    objectives = parse_objectives(",".join(objective))
     records = [record for record in store.records() if record.phase == "search" and record.status == "finished"]
-    best = selection.choose(records, min(OF_EACH, math.ceil(len(records) / 4)), objectives)
+    best = selection.select_finalists(records, min(MAX_PER_SWEEP, math.ceil(len(records) / 4)), objectives)
     by_name = {record.trial: record for record in records}
     source = plan["advice"] if "measured" in plan.get("advice", {}) else plan.get("warm_start", {})
-    return Earlier(
+    return PastSweep(
         name=store.name,
         data=(plan["data"]["pack"], plan["data"]["train"]),
         seed=plan["seed"],
@@ -214,20 +216,20 @@ def _read(store: Store) -> Earlier:
     )
 
 
-def _seen(source: Mapping[str, Any], weights: str) -> Seen | None:
-    return Seen(measurement_from(source["measured"]), weights) if "measured" in source else None
+def _seen(source: Mapping[str, Any], weights: str) -> DatasetView | None:
+    return DatasetView(profile_from_dict(source["measured"]), weights) if "measured" in source else None
 
 
-def _saw_test_images(earlier: Earlier, prepared: Prepared, storage: Path) -> str:
+def _saw_test_images(earlier: PastSweep, prepared: Prepared, storage: Path) -> str:
     """Why a sweep must not be asked: its trials saw images that this sweep is to be tested on, or may have."""
     if (earlier.data[0], earlier.seed) == (prepared.pack.hash, prepared.plan.seed):
         return ""
-    packs = storage / "packs" if object_store.is_far(storage) else prepared.pack.folder.parent
+    packs = storage / "packs" if object_store.is_remote(storage) else prepared.pack.folder.parent
     folder = packs / earlier.data[0][:16]
     if not object_store.exists(folder / "pack.json"):
         return "its images are gone, so nobody can tell whether it saw those of this test part"
     try:
-        pack = load_pack(local_cache.brought(folder, "pack.json"))
+        pack = load_pack(local_cache.fetch_cached(folder, "pack.json"))
         split = split_pack(pack, earlier.seed)
     except (ValueError, KeyError, OSError) as error:
         return f"its images cannot be read ({error})"
@@ -237,7 +239,7 @@ def _saw_test_images(earlier: Earlier, prepared: Prepared, storage: Path) -> str
     return f"its trials saw {len(met)} of the images that this sweep is to be tested on" if met else ""
 
 
-def _why_none(ranked: Sequence[Near], near: Sequence[Near], passed_over: Mapping[str, str]) -> str:
+def _why_none(ranked: Sequence[Neighbour], near: Sequence[Neighbour], passed_over: Mapping[str, str]) -> str:
     if near:
         return (
             "the best recipes of data that look alike cannot be had here, with these strategies, networks, optimizers"
@@ -249,5 +251,5 @@ def _why_none(ranked: Sequence[Near], near: Sequence[Near], passed_over: Mapping
         return "nothing else in this storage looks alike"
     return (
         f"nothing in this storage looks alike: {first.sweep.name} comes nearest, at distance {first.distance:.2f}, and "
-        f"{LIMIT} is the limit"
+        f"{MAX_DISTANCE} is the limit"
     )

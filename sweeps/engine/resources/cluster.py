@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` puts the cluster file on the head."""
 
-GROWS_TO = "XFER_GROWS_TO"
+MAX_WORKERS_ENV = "XFER_GROWS_TO"
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,27 @@ class NodeType:
     """How many there may be."""
 
 
-def is_named() -> bool:
+def has_cluster_address() -> bool:
     """Whether RAY_ADDRESS names a cluster; otherwise Ray is started on this machine, and only when it is needed."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def node_types() -> tuple[list[NodeType], int | None]:
+def worker_node_types() -> tuple[list[NodeType], int | None]:
     """The workers that the cluster may start, and how many at most of all kinds together; none where nobody says so."""
-    if said := os.environ.get(GROWS_TO):
-        return workers_from(said), None
-    file = BOOTSTRAP.expanduser()
+    if said := os.environ.get(MAX_WORKERS_ENV):
+        return parse_worker_types(said), None
+    file = BOOTSTRAP_CONFIG.expanduser()
     if not file.is_file():
         return [], None
     import yaml
 
-    return workers_of(yaml.safe_load(file.read_text()))
+    return worker_types_from_config(yaml.safe_load(file.read_text()))
 
 
-def workers_from(text: str) -> list[NodeType]:
+def parse_worker_types(text: str) -> list[NodeType]:
     """What XFER_GROWS_TO says.
 
-    >>> workers_from("8 x CPU=8,GPU=1; 2 x CPU=16")
+    >>> parse_worker_types("8 x CPU=8,GPU=1; 2 x CPU=16")
     [NodeType(resources={'CPU': 8.0, 'GPU': 1.0}, most=8), NodeType(resources={'CPU': 16.0}, most=2)]
 
     Raises:
@@ -61,14 +61,14 @@ def workers_from(text: str) -> list[NodeType]:
             pairs = (pair.partition("=") for pair in resources.split(","))
             found.append(NodeType({name.strip(): float(amount) for name, _, amount in pairs}, int(most)))
     except ValueError:
-        raise ValueError(f"{GROWS_TO}={text}: write it as 8 x CPU=8,GPU=1; 2 x CPU=16") from None
+        raise ValueError(f"{MAX_WORKERS_ENV}={text}: write it as 8 x CPU=8,GPU=1; 2 x CPU=16") from None
     return found
 
 
-def workers_of(config: Mapping[str, Any]) -> tuple[list[NodeType], int | None]:
+def worker_types_from_config(config: Mapping[str, Any]) -> tuple[list[NodeType], int | None]:
     """The workers in a cluster file, and how many there may be of all kinds together.
 
-    >>> workers_of({"max_workers": 2, "head_node_type": "head", "available_node_types": {"head": {}, "l4": {
+    >>> worker_types_from_config({"max_workers": 2, "head_node_type": "head", "available_node_types": {"head": {}, "l4": {
     ...     "resources": {"CPU": 8, "GPU": 1}, "max_workers": 8}}})
     ([NodeType(resources={'CPU': 8.0, 'GPU': 1.0}, most=8)], 2)
     """
@@ -82,11 +82,11 @@ def workers_of(config: Mapping[str, Any]) -> tuple[list[NodeType], int | None]:
     return found, most
 
 
-def grows_to(resource: str, types: Sequence[NodeType], most: int | None) -> float:
+def max_resource(resource: str, types: Sequence[NodeType], most: int | None) -> float:
     """How much of a resource the workers can come to, if the machines that have the most of it are started.
 
     >>> l4, large = NodeType({"GPU": 1, "CPU": 8}, 8), NodeType({"GPU": 4, "CPU": 48}, 1)
-    >>> grows_to("GPU", [l4, large], most=4), grows_to("GPU", [l4, large], None)
+    >>> max_resource("GPU", [l4, large], most=4), max_resource("GPU", [l4, large], None)
     (7.0, 12.0)
     """
     left, found = sum(each.most for each in types) if most is None else most, 0.0

@@ -20,22 +20,22 @@ from typing import Any, Self
 
 from sweeps.engine.storage.store import Store
 from sweeps.reporting import cost
-from sweeps.reporting.formatting import dollars
+from sweeps.reporting.formatting import format_dollars
 
 log = logging.getLogger(__name__)
 
-LABEL = "xfer/usd-per-hour"
+PRICE_LABEL = "xfer/usd-per-hour"
 """The label under which a node type of a cluster file says what such a machine costs."""
 
-HERE = "this machine"
+LOCAL_NODE_TYPE = "this machine"
 """The node type of the machine that we run on, where no cluster was joined."""
 
-DEAREST = 10_000.0
+MAX_USD_PER_HOUR = 10_000.0
 """US dollars an hour: no machine costs as much, so a higher price is a slip."""
 
-LOOKS_EVERY = 5.0
+POLL_SECONDS = 5.0
 """Seconds: by so much the time of a machine that comes or goes may be off."""
-WRITTEN_EVERY = 60.0
+WRITE_SECONDS = 60.0
 """Seconds: so much is forgotten at most where the driver is killed."""
 
 
@@ -53,7 +53,7 @@ class Machine:
     """A machine that is there, and so paid for."""
 
     node_type: str
-    """Its name in the cluster file, `HERE` outside of a cluster."""
+    """Its name in the cluster file, `LOCAL_NODE_TYPE` outside of a cluster."""
     labelled: float | None = None
     """What its label says that it costs, in US dollars an hour."""
 
@@ -77,14 +77,14 @@ class Prices:
         return None if machine.labelled is None else Price(machine.labelled, "label")
 
 
-UNKNOWN = Prices()
+UNKNOWN_PRICES = Prices()
 """Nothing was said: what a machine costs stands on its label or nowhere."""
 
 
-def prices_from(text: str) -> Prices:
+def parse_prices(text: str) -> Prices:
     """What `--prices` says.
 
-    >>> prices_from("l4=0.35, head=0.192").by_type, prices_from("0.40").every, prices_from("") == UNKNOWN
+    >>> parse_prices("l4=0.35, head=0.192").by_type, parse_prices("0.40").every, parse_prices("") == UNKNOWN_PRICES
     ({'l4': 0.35, 'head': 0.192}, 0.4, True)
 
     Raises:
@@ -114,10 +114,10 @@ def labelled(label: str | None) -> float | None:
         price = float(label or "")
     except ValueError:
         return None
-    return price if 0 <= price <= DEAREST else None  # which nan is not
+    return price if 0 <= price <= MAX_USD_PER_HOUR else None  # which nan is not
 
 
-def check(prices: Prices, budget: float | None, joins: bool) -> None:
+def check_cost_budget(prices: Prices, budget: float | None, joins: bool) -> None:
     """Refuse what can be known to be wrong before anything is begun.
 
     Args:
@@ -144,20 +144,20 @@ def check(prices: Prices, budget: float | None, joins: bool) -> None:
         )
 
 
-def unpriced(budget: float, node_types: Sequence[str]) -> str:
+def missing_prices_message(budget: float, node_types: Sequence[str]) -> str:
     """Why a cluster without prices has no use for a budget, and what to do about it."""
     some = ",".join(f"{node_type}=PRICE" for node_type in node_types)
     return (
         f"--cost-budget {budget:g}: nobody has said what the machines of this cluster cost, so there is no telling "
         f"when that is spent. Give --prices {some} in US dollars an hour, or write "
-        f'labels: {{{LABEL}: "PRICE"}} under each node type of the cluster file'
+        f'labels: {{{PRICE_LABEL}: "PRICE"}} under each node type of the cluster file'
     )
 
 
-class Spending:
+class CostLedger:
     """Machine-seconds by node type and price, added up from one look at the machines to the next."""
 
-    def __init__(self, prices: Prices = UNKNOWN) -> None:
+    def __init__(self, prices: Prices = UNKNOWN_PRICES) -> None:
         self._prices = prices
         self._seconds: dict[tuple[str, Price | None], float] = {}
         self._there: Counter[tuple[str, Price | None]] = Counter()
@@ -165,12 +165,12 @@ class Spending:
 
     def look(self, machines: Sequence[Machine], at: float) -> None:
         """These machines are there at this time, in seconds; those of the look before were there until now."""
-        self.pass_time(at)
+        self.advance_to(at)
         self._there = Counter((machine.node_type, self._prices.of(machine)) for machine in machines)
         for which in self._there:
             self._seconds.setdefault(which, 0.0)
 
-    def pass_time(self, at: float) -> None:
+    def advance_to(self, at: float) -> None:
         """Nothing is known but that it is later: those that were there at the last look still are."""
         for which, count in self._there.items():
             self._seconds[which] += count * (at - self._at)
@@ -204,7 +204,7 @@ class Spending:
         ]
 
 
-class Meter:
+class CostTracker:
     """Looks at the machines in the background, and writes down what they cost: `with Meter(...) as meter: ...`.
 
     Args:
@@ -213,8 +213,8 @@ class Meter:
         machines: says which are there, nobody unless given. Whatever it raises, those of the look before are taken to
             be there still.
         say: told once of each node type what it costs, or that nobody knows where another's price is known.
-        looks_every: seconds between two looks.
-        written_every: seconds between two notes.
+        poll_seconds: seconds between two looks.
+        write_seconds: seconds between two notes.
         clock: seconds since some moment.
 
     Where no price is known nothing is written, and nothing costs anything.
@@ -223,22 +223,22 @@ class Meter:
     def __init__(
         self,
         store: Store,
-        prices: Prices = UNKNOWN,
+        prices: Prices = UNKNOWN_PRICES,
         machines: Callable[[], Sequence[Machine]] = tuple,
         say: Callable[[str], None] = log.warning,
-        looks_every: float = LOOKS_EVERY,
-        written_every: float = WRITTEN_EVERY,
+        poll_seconds: float = POLL_SECONDS,
+        write_seconds: float = WRITE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._prices = prices
         self._machines = machines
         self._say = say
-        self._looks_every = looks_every
-        self._written_every = written_every
+        self._looks_every = poll_seconds
+        self._written_every = write_seconds
         self._clock = clock
-        self._spending = Spending(prices)
-        self._before = cost.total(store.spending())
+        self._spending = CostLedger(prices)
+        self._before = cost.total_usd(store.spending())
         self._start: int | None = None
         self._written = -math.inf
         self._noted: dict[str, Price] = {}
@@ -260,7 +260,7 @@ class Meter:
         with self._going_on():
             self._write()
 
-    def look_at(self, machines: Callable[[], Sequence[Machine]]) -> None:
+    def set_machine_source(self, machines: Callable[[], Sequence[Machine]]) -> None:
         """From now on these are the machines."""
         self._machines = machines
         self.look()
@@ -272,7 +272,7 @@ class Meter:
             machines = self._machines()
         with self._counting:
             if machines is None:
-                self._spending.pass_time(self._clock())
+                self._spending.advance_to(self._clock())
             else:
                 self._spending.look(machines, self._clock())
             prices, unknown = self._spending.prices, self._spending.unknown
@@ -286,8 +286,8 @@ class Meter:
     def spent(self) -> float | None:
         """What all starts together have spent up to now, in US dollars; None where no price is known."""
         with self._counting:
-            self._spending.pass_time(self._clock())
-            now = cost.total([{"machines": self._spending.described()}])
+            self._spending.advance_to(self._clock())
+            now = cost.total_usd([{"machines": self._spending.described()}])
         return None if self._before is None and now is None else (self._before or 0.0) + (now or 0.0)
 
     @property
@@ -302,8 +302,8 @@ class Meter:
         with self._counting:
             return [] if self._spending.prices else self._spending.unknown
 
-    def short_of(self, budget: float | None) -> Callable[[float], bool]:
-        """Like `stage.clock`: would so many seconds more, on the machines that are there, cost more than is left?"""
+    def budget_check(self, budget: float | None) -> Callable[[float], bool]:
+        """Like `stage.time_limit`: would so many seconds more, on the machines that are there, cost more than is left?"""
 
         def short(reserve: float) -> bool:
             if budget is None:
@@ -315,7 +315,7 @@ class Meter:
     def _write(self) -> None:
         with self._writing:
             with self._counting:
-                self._spending.pass_time(self._clock())
+                self._spending.advance_to(self._clock())
                 known, machines, at = self._spending.prices, self._spending.described(), self._clock()
             if known:
                 self._start = self._store.put_spending(self._start, machines)
@@ -326,12 +326,12 @@ class Meter:
         given = {node_type: Price(usd, "--prices") for node_type, usd in self._prices.by_type.items()}
         known = {**given, **prices}
         if known != self._noted:
-            self._store.note_prices({node_type: _plain(price) for node_type, price in known.items()})
+            self._store.record_prices({node_type: _plain(price) for node_type, price in known.items()})
             self._noted = known
         for node_type, price in prices.items():
             if node_type not in self._told:
                 self._told.add(node_type)
-                self._say(f"cost: {node_type} at {dollars(price.usd_per_hour)} an hour, by {price.source}")
+                self._say(f"cost: {node_type} at {format_dollars(price.usd_per_hour)} an hour, by {price.source}")
         for node_type in unknown if prices else ():
             if node_type not in self._told:
                 self._told.add(node_type)

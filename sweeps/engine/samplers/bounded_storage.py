@@ -15,11 +15,11 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-RUNNING = (TrialState.RUNNING, TrialState.WAITING)
-USED = (TrialState.COMPLETE, TrialState.PRUNED)
+ACTIVE_STATES = (TrialState.RUNNING, TrialState.WAITING)
+ENDED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class Fitted(InMemoryStorage):
+class BoundedStorage(InMemoryStorage):
     """A study's trials in memory; while it is `narrowed`, it shows no more than `most` of those that have ended.
 
     Of more than that it shows the best quarter (of `most`, and with two objectives the best in each), the most recent
@@ -42,7 +42,7 @@ class Fitted(InMemoryStorage):
         self._shown: list[FrozenTrial] | None = None
 
     @contextmanager
-    def narrowed(self, seed: int) -> Iterator[None]:
+    def bounded(self, seed: int) -> Iterator[None]:
         """Show a bounded number of trials, drawn by `seed`."""
         self._shown = [self.get_trial(number) for number in self._chosen(random.Random(seed))]
         try:
@@ -73,11 +73,11 @@ class Fitted(InMemoryStorage):
 
     def _note(self, trial_id: int) -> None:
         trial = self.get_trial(trial_id)
-        if trial.state in RUNNING:
+        if trial.state in ACTIVE_STATES:
             self._running[trial_id] = None
             return
         self._running.pop(trial_id, None)
-        if trial.state in USED:
+        if trial.state in ENDED_STATES:
             self._ended.append(trial_id)
         if trial.state == TrialState.COMPLETE:
             for ranked, sign, value in zip(self._ranked, self._signs, trial.values, strict=True):
@@ -95,7 +95,7 @@ class Fitted(InMemoryStorage):
         return sorted(fixed.union(drawn))
 
 
-class JointGP(GPSampler):
+class JointGPSampler(GPSampler):
     """Optuna's Gaussian process over the union of all parameters, where its own knows only those that every trial has.
 
     A parameter that a trial does not have, another optimizer's learning rate for instance, counts as the middle of its

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 log = logging.getLogger(__name__)
 
 
-def write(
+def write_study(
     path: Path, name: str, directions: Sequence[StudyDirection], labels: Sequence[str], trials: Sequence[FrozenTrial]
 ) -> None:
     """Write a study with these ended trials to `path` in one step, unless one with as many stands there.

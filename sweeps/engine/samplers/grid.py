@@ -9,7 +9,7 @@ from sweeps.engine.search_space.distributions import Range
 from sweeps.engine.search_space.space import Space
 from xfer.choices import Value
 
-POINTS = 3
+POINTS_PER_RANGE = 3
 """At so many values a range of numbers is tried: both ends and the middle, the geometric one of a logarithmic range."""
 
 
@@ -31,13 +31,13 @@ def grid(space: Space) -> Iterator[dict[str, Any]]:
         places[-1] += 1
 
 
-def points(low: float, high: float, whole: bool, log: bool) -> list[float]:
+def range_points(low: float, high: float, whole: bool, log: bool) -> list[float]:
     """The values at which a range is tried.
 
-    >>> points(1e-4, 1e-2, whole=False, log=True), points(1, 8, whole=True, log=False), points(1, 2, True, False)
+    >>> range_points(1e-4, 1e-2, whole=False, log=True), range_points(1, 8, whole=True, log=False), range_points(1, 2, True, False)
     ([0.0001, 0.001, 0.01], [1, 4, 8], [1, 2])
     """
-    if whole and high - low < POINTS:
+    if whole and high - low < POINTS_PER_RANGE:
         return [*range(int(low), int(high) + 1)]
     middle = Range(int(low), int(high), log).nearest(None) if whole else Range(low, high, log).nearest(None)
     assert isinstance(middle, int | float)
@@ -57,10 +57,10 @@ class _Walk:
         return self._choose(name, choices)
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return float(self._choose(name, points(low, high, whole=False, log=log)))
+        return float(self._choose(name, range_points(low, high, whole=False, log=log)))
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return int(self._choose(name, points(low, high, whole=True, log=log)))
+        return int(self._choose(name, range_points(low, high, whole=True, log=log)))
 
     def _choose(self, name: str, values: Sequence[Any]) -> Any:
         depth = len(self.places)

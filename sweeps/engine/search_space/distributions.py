@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from xfer.choices import Value, choose
-from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES
+from xfer.recipe import CHOICE_TABLES, LIMITS, OPTIONAL_FIELDS
 
-WHOLE = (
+INTEGER_AXES = (
     *("batch_size", "images_per_class", "views", "freeze_epochs", "patience", "blocks", "stage", "block", "rank"),
     *("num_ops", "magnitude", "hidden"),
 )
 """The axes that know only whole numbers."""
 
-LOGARITHMIC = ("learning_rate", "weight_decay", "body_rate", "strength", "weight", "penalty")
+LOG_SCALE_AXES = ("learning_rate", "weight_decay", "body_rate", "strength", "weight", "penalty")
 """The axes that span orders of magnitude: the middle of a range is the geometric one."""
 
-OWN_LIMITS: dict[str, tuple[float, float]] = {
+PARAMETER_LIMITS: dict[str, tuple[float, float]] = {
     "patience": (1, 1_000),
     "blocks": (1, 1_000),
     "stage": (1, 1_000),
@@ -54,7 +54,7 @@ OWN_LIMITS: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Categorical:
     """One of several values. A single one is fixed, and no sampler hears of it."""
 
     values: tuple[Value, ...]
@@ -62,9 +62,9 @@ class Options:
     def __str__(self) -> str:
         return ", ".join("none" if value is None else str(value) for value in self.values)
 
-    def nearest(self, wish: Value) -> Value:
+    def nearest(self, value: Value) -> Value:
         """`wish` where it is an option, else the first one."""
-        return wish if wish in self.values else self.values[0]
+        return value if value in self.values else self.values[0]
 
 
 @dataclass(frozen=True)
@@ -79,47 +79,47 @@ class Range:
         return f"{self.low:g}..{self.high:g}" + (" log" if self.log else "")
 
     @property
-    def whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether only whole numbers are meant."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def nearest(self, wish: Value) -> Value:
+    def nearest(self, value: Value) -> Value:
         """`wish` moved into the range; its middle where the wish is no number."""
-        if not isinstance(wish, int | float):
-            wish = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-            wish = round(wish) if self.whole else wish
-        return min(max(wish, self.low), self.high)
+        if not isinstance(value, int | float):
+            value = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+            value = round(value) if self.is_integer else value
+        return min(max(value, self.low), self.high)
 
 
-Domain = Options | Range
+Distribution = Categorical | Range
 
 
-def values_of(domain: Domain) -> tuple[Value, ...]:
+def domain_values(domain: Distribution) -> tuple[Value, ...]:
     """All values of options, both ends of a range."""
-    return domain.values if isinstance(domain, Options) else (domain.low, domain.high)
+    return domain.values if isinstance(domain, Categorical) else (domain.low, domain.high)
 
 
-def numbers_in(domain: Domain) -> list[float]:
+def numeric_values(domain: Distribution) -> list[float]:
     """Those values that are numbers."""
-    return [value for value in values_of(domain) if isinstance(value, int | float)]
+    return [value for value in domain_values(domain) if isinstance(value, int | float)]
 
 
-def domain_from(axis: str, text: str) -> Domain:
+def parse_distribution(axis: str, text: str) -> Distribution:
     """A domain as a person writes it: `a,b,c`, `3`, `none,1.0` or `1e-4..1e-2`.
 
     Raises:
         ValueError: it cannot be read, names an entry that does not exist, or lies beyond reason.
     """
-    domain: Domain
+    domain: Distribution
     if ".." in text:
         numbers = [end for end in map(partial(_value, axis), text.split("..")) if isinstance(end, int | float)]
-        ends = numbers if axis in WHOLE else [float(end) for end in numbers]
-        if axis in TABLES or len(ends) != 2 or not ends[0] <= ends[1]:
+        ends = numbers if axis in INTEGER_AXES else [float(end) for end in numbers]
+        if axis in CHOICE_TABLES or len(ends) != 2 or not ends[0] <= ends[1]:
             raise ValueError(f"{axis}={text} is no range: give two numbers, the lower first, as in 1e-4..1e-2")
-        domain = Range(ends[0], ends[1], log=axis in LOGARITHMIC and ends[0] > 0)
+        domain = Range(ends[0], ends[1], log=axis in LOG_SCALE_AXES and ends[0] > 0)
     else:
-        domain = Options(tuple(dict.fromkeys(_value(axis, part) for part in text.split(","))))
-    for value in values_of(domain):
+        domain = Categorical(tuple(dict.fromkeys(_value(axis, part) for part in text.split(","))))
+    for value in domain_values(domain):
         _check(axis, value)
     return domain
 
@@ -128,7 +128,7 @@ def _value(axis: str, text: str) -> Value:
     text = text.strip()
     if not text:
         raise ValueError(f"{axis}= needs a value")
-    if axis in TABLES:
+    if axis in CHOICE_TABLES:
         return text
     if text.lower() == "none":
         return None
@@ -137,17 +137,17 @@ def _value(axis: str, text: str) -> Value:
             return kind(text)
         except ValueError:
             continue
-    raise ValueError(f"{axis}={text}: a number was expected" + (", or none" if axis in MAY_BE_NONE else ""))
+    raise ValueError(f"{axis}={text}: a number was expected" + (", or none" if axis in OPTIONAL_FIELDS else ""))
 
 
 def _check(axis: str, value: Value) -> None:
-    if axis in TABLES:
-        choose(axis, TABLES[axis], str(value))
-    elif value is None and axis in MAY_BE_NONE:
+    if axis in CHOICE_TABLES:
+        choose(axis, CHOICE_TABLES[axis], str(value))
+    elif value is None and axis in OPTIONAL_FIELDS:
         return
-    elif axis in WHOLE and not isinstance(value, int):
+    elif axis in INTEGER_AXES and not isinstance(value, int):
         raise ValueError(f"{axis}={value}: a whole number is wanted")
-    elif axis in LIMITS or axis in OWN_LIMITS:
-        low, high = (LIMITS | OWN_LIMITS)[axis]
+    elif axis in LIMITS or axis in PARAMETER_LIMITS:
+        low, high = (LIMITS | PARAMETER_LIMITS)[axis]
         if not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"{axis}={value}: it must lie between {low:g} and {high:g}")

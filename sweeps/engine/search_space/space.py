@@ -12,42 +12,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sweeps.engine.search_space.constraints import held, left_of, takes_steps
-from sweeps.engine.search_space.distributions import Domain, Options, Range, values_of
-from xfer.choices import Value, choose, parameters
+from sweeps.engine.search_space.constraints import allowed_values, takes_steps, value_without_steps
+from sweeps.engine.search_space.distributions import Categorical, Distribution, Range, domain_values
+from xfer.choices import Value, choose, default_parameters
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.strategies import STRATEGIES
-from xfer.recipe import LIMITS, TABLES
+from xfer.recipe import CHOICE_TABLES, LIMITS
 
 Config = dict[str, Value]
 """One point of a space: a value for every axis that exists there, under the axis' name."""
 
 
-AXES: dict[str, Domain] = {
-    "strategy": Options(("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")),
-    "clip_norm": Options((None, 0.5, 1.0, 5.0)),
-    "clip_value": Options((None,)),
-    "optimizer": Options(("sgd", "adam", "radam", "ranger")),
-    "schedule": Options(("onecycle", "cosine")),
-    "augmentation": Options(("flip", "none", "randaugment")),
-    "embedding_loss": Options(("none",)),
-    "mixing": Options(("none", "cutmix")),
-    "views": Options((4,)),
-    "loss": Options(("cross_entropy", "label_smoothing")),
-    "head": Options(("linear",)),
-    "activation": Options(("keep",)),
-    "batch_norm": Options(("with_weights",)),
-    "colour": Options(("rgb",)),
+AXES: dict[str, Distribution] = {
+    "strategy": Categorical(("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")),
+    "clip_norm": Categorical((None, 0.5, 1.0, 5.0)),
+    "clip_value": Categorical((None,)),
+    "optimizer": Categorical(("sgd", "adam", "radam", "ranger")),
+    "schedule": Categorical(("onecycle", "cosine")),
+    "augmentation": Categorical(("flip", "none", "randaugment")),
+    "embedding_loss": Categorical(("none",)),
+    "mixing": Categorical(("none", "cutmix")),
+    "views": Categorical((4,)),
+    "loss": Categorical(("cross_entropy", "label_smoothing")),
+    "head": Categorical(("linear",)),
+    "activation": Categorical(("keep",)),
+    "batch_norm": Categorical(("with_weights",)),
+    "colour": Categorical(("rgb",)),
     "weight_decay": Range(1e-6, 1e-2, log=True),
-    "batch_size": Options((16, 32, 64)),
-    "body_rate": Options((1.0,)),
-    "images_per_class": Options((None,)),
+    "batch_size": Categorical((16, 32, 64)),
+    "body_rate": Categorical((1.0,)),
+    "images_per_class": Categorical((None,)),
 }
 """What every sweep searches unless told otherwise. Where nothing is known, the first value is the one to begin with.
 
 A few choices of each kind, those that the sources compare: everything else in the tables is reached by name."""
 
-PARAMETERS: dict[str, Domain] = {
+PARAMETER_RANGES: dict[str, Distribution] = {
     "ridge_probe.penalty": Range(1.0, 1e4, log=True),  # of squared errors, where the others' are of log-likelihoods
     "logistic_probe.penalty": Range(1e-2, 1e2, log=True),
     "lp_ft.penalty": Range(1e-2, 1e2, log=True),
@@ -58,35 +58,35 @@ PARAMETERS: dict[str, Domain] = {
     "block": Range(1, 4),
     "until": Range(0.25, 0.75),
     "decay": Range(0.5, 0.95),
-    "rank": Options((8, 4, 16)),
+    "rank": Categorical((8, 4, 16)),
     "strength": Range(1e-4, 1e-1, log=True),
-    "num_ops": Options((2,)),  # RandAugment's published setting for ImageNet
-    "magnitude": Options((9,)),
+    "num_ops": Categorical((2,)),  # RandAugment's published setting for ImageNet
+    "magnitude": Categorical((9,)),
     "min_area": Range(0.25, 0.9),
     "cutout_size": Range(0.2, 0.6),
     "erasing_probability": Range(0.1, 0.5),
     "grey_probability": Range(0.1, 0.5),
     "jitter": Range(0.1, 0.5),
-    "cutmix.alpha": Options((1.0,)),  # as published: any share of the image is as likely as any other
-    "mixup.alpha": Options((0.2,)),  # as published for ImageNet
-    "smoothing": Options((0.1,)),
+    "cutmix.alpha": Categorical((1.0,)),  # as published: any share of the image is as likely as any other
+    "mixup.alpha": Categorical((0.2,)),  # as published for ImageNet
+    "smoothing": Categorical((0.1,)),
     "gamma": Range(0.5, 3.0),
     "weight": Range(0.1, 2.0, log=True),
     "pair_margin": Range(0.5, 1.5),
     "triplet_margin": Range(0.05, 0.5),
     "angular_margin": Range(0.1, 0.6),
     "scale": Range(16.0, 64.0),
-    "hidden": Options((512, 256, 1024)),
+    "hidden": Categorical((512, 256, 1024)),
     "cosine_scale": Range(8.0, 32.0),
     "warmup": Range(0.05, 0.3),
     "flat": Range(0.5, 0.9),
     "drop_every": Range(0.3, 0.7),
-    "drop_to": Options((0.1,)),
+    "drop_to": Categorical((0.1,)),
 }
 """The parameters of table entries. Names are unique across tables, so `--fix freeze_epochs=2` says enough; where two
 entries of a table share one and want other ranges, the entry stands before it."""
 
-LEARNING_RATES: dict[str, Range] = {
+LEARNING_RATE_RANGES: dict[str, Range] = {
     "sgd": Range(1e-3, 1e-1, log=True),
     "nesterov": Range(1e-3, 1e-1, log=True),
     "adam": Range(3e-5, 1e-2, log=True),
@@ -97,7 +97,7 @@ LEARNING_RATES: dict[str, Range] = {
     "lion": Range(3e-6, 1e-3, log=True),
 }
 
-GOOD_RATES: dict[str, float] = {
+DEFAULT_LEARNING_RATES: dict[str, float] = {
     "sgd": 1e-2,
     "nesterov": 1e-2,
     "adam": 5e-4,
@@ -145,17 +145,17 @@ KNOWN_GOOD: tuple[Config, ...] = (
         "augmentation": "randaugment",
     },
 )
-"""What is tried first, best bet first. Axes that are not named take their first value, rates those of `GOOD_RATES`.
+"""What is tried first, best bet first. Axes that are not named take their first value, rates those of `DEFAULT_LEARNING_RATES`.
 
 Optimizers and rates of `clip`, `freeze_then_unfreeze` and `linear_probe` were chosen by their mean regret on validation
 parts of four data sets, with one network: benchmarks/RECIPES.md. `naive` and `scratch` keep their earlier ones, for
 there what was chosen without a data set did no better on it. The rest of each recipe was not compared."""
 
-Possible = Mapping[str, Mapping[str, Mapping[str, Domain]]]
+Feasible = Mapping[str, Mapping[str, Mapping[str, Distribution]]]
 """By backbone and strategy: what is left of the strategy's parameters. One that is absent is impossible there."""
 
 
-class Asked(Protocol):
+class SuggestTrial(Protocol):
     """The part of an Optuna trial that a space needs."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Any:
@@ -175,21 +175,21 @@ class Asked(Protocol):
 class Space:
     """The configurations that a sweep may try."""
 
-    axes: Mapping[str, Domain]
-    parameters: Mapping[str, Domain]
-    learning_rates: Mapping[str, Domain]
+    axes: Mapping[str, Distribution]
+    parameters: Mapping[str, Distribution]
+    learning_rates: Mapping[str, Distribution]
     epochs: int
-    possible: Possible = field(default_factory=dict)
+    possible: Feasible = field(default_factory=dict)
     """For backbones that are not in it everything is."""
 
-    def suggest(self, asked: Asked) -> Config:
+    def suggest(self, asked: SuggestTrial) -> Config:
         """A configuration, every free choice of it made by `asked`."""
         config: Config = {}
         for axis, domain in self.axes.items():
-            left, because = left_of(self, axis, domain, config)
+            left, because = allowed_values(self, axis, domain, config)
             # To the sampler other options are another parameter.
             config[axis] = _suggest(asked, f"{because}.{axis}" if because else axis, left)
-            if axis in TABLES:
+            if axis in CHOICE_TABLES:
                 self._suggest_own(asked, config, axis)
         optimizer = str(config["optimizer"])
         if takes_steps(config):
@@ -198,23 +198,23 @@ class Space:
             config["learning_rate"] = _suggest(asked, f"{optimizer}.learning_rate", rates)
             config["epochs"] = self.epochs
         else:
-            config |= {name: held(name) for name in ("learning_rate", "epochs")}
+            config |= {name: value_without_steps(name) for name in ("learning_rate", "epochs")}
         config["backbone"] = STRATEGIES[str(config["strategy"])]().backbone or config["backbone"]
         return config
 
-    def _suggest_own(self, asked: Asked, config: Config, kind: str) -> None:
+    def _suggest_own(self, asked: SuggestTrial, config: Config, kind: str) -> None:
         """Choose the parameters of the entry that was chosen from a table."""
         entry, backbone = str(config[kind]), str(config["backbone"])
-        for name in parameters(TABLES[kind][entry]):
+        for name in default_parameters(CHOICE_TABLES[kind][entry]):
             domain = self.parameter(entry, name)
             left = self.possible[backbone][entry][name] if kind == "strategy" and backbone in self.possible else domain
-            shared = sum(name in parameters(other) for other in TABLES[kind].values()) > 1
+            shared = sum(name in default_parameters(other) for other in CHOICE_TABLES[kind].values()) > 1
             place = f"{entry}.{name}" if shared else name
             config[name] = _suggest(asked, place if left == domain else f"{backbone}.{place}", left)
 
     def strategies(self) -> tuple[str, ...]:
         """The names of those that compete."""
-        return tuple(map(str, values_of(self.axes["strategy"])))
+        return tuple(map(str, domain_values(self.axes["strategy"])))
 
     def known_good(self, arms: Sequence[Mapping[str, Value]] = (), advised: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The free choices to begin with, for `configured`: one recipe of each strategy before a second of any.
@@ -228,7 +228,7 @@ class Space:
         """
         if arms:
             return [self._arm(arm) for arm in arms]
-        backbones = values_of(self.axes["backbone"])
+        backbones = domain_values(self.axes["backbone"])
         places = {strategy: place for place, strategy in enumerate(advised)}
         before: Counter[str] = Counter()
         ranked: list[tuple[int, int, Config]] = []
@@ -242,61 +242,61 @@ class Space:
         wishes[:1] = [{**good[0], "backbone": backbone} for backbone in backbones]
         found: list[dict[str, Any]] = []
         for wish in wishes:
-            asked = Wishes(wish)
-            if self.suggest(asked)["strategy"] == wish["strategy"] and asked.granted not in found:
-                found.append(asked.granted)
+            asked = NearestTrial(wish)
+            if self.suggest(asked)["strategy"] == wish["strategy"] and asked.suggested not in found:
+                found.append(asked.suggested)
         return found
 
     def configured(self, params: Mapping[str, Any]) -> Config:
         """The configuration that free choices stand for."""
-        return self.suggest(Wishes(params))
+        return self.suggest(NearestTrial(params))
 
     def _first_that_can(self, strategy: str) -> Value:
-        backbones = values_of(self.axes["backbone"])
+        backbones = domain_values(self.axes["backbone"])
         return next(name for name in backbones if strategy in self.possible.get(str(name), {strategy: {}}))
 
     def _arm(self, arm: Mapping[str, Value]) -> dict[str, Any]:
-        asked = Wishes(arm)
+        asked = NearestTrial(arm)
         config = self.suggest(asked)
         for name, value in arm.items():
             if config.get(name) != value:
                 raise ValueError(f"an arm wants {name}={value}, which this space does not have")
-        return asked.granted
+        return asked.suggested
 
     def described(self) -> dict[str, str]:
         """Every axis with what it ranges over, for plan.json and the report."""
         rates = {
             f"{name}.learning_rate": str(self.learning_rates[name])
-            for name in map(str, values_of(self.axes["optimizer"]))
+            for name in map(str, domain_values(self.axes["optimizer"]))
         }
-        entries = [(kind, str(name)) for kind in TABLES for name in values_of(self.axes[kind])]
+        entries = [(kind, str(name)) for kind in CHOICE_TABLES for name in domain_values(self.axes[kind])]
         own = {
             f"{name}.{parameter}": str(self.parameter(name, parameter))
             for kind, name in entries
-            for parameter in parameters(TABLES[kind][name])
+            for parameter in default_parameters(CHOICE_TABLES[kind][name])
         }
         return {**{name: str(domain) for name, domain in self.axes.items()}, **own, **rates}
 
-    def parameter(self, entry: str, name: str) -> Domain:
+    def parameter(self, entry: str, name: str) -> Distribution:
         """What a table entry's parameter ranges over in runs of this length."""
         domain = _of_entry(self.parameters, entry, name)
         if not isinstance(domain, Range):
             return domain
-        most = thaw_by(self.epochs).get(name, domain.high)
+        most = unfreeze_ranges(self.epochs).get(name, domain.high)
         return replace(domain, high=max(domain.low, min(domain.high, most)))
 
 
-class Wishes:
-    """Answers a space with wishes, moved into its domains: an `Asked` that leaves nothing to chance."""
+class NearestTrial:
+    """Answers a space with wishes, moved into its domains: an `SuggestTrial` that leaves nothing to chance."""
 
     def __init__(self, wishes: Mapping[str, Value]) -> None:
         self._wishes = wishes
-        self.granted: dict[str, Any] = {}
+        self.suggested: dict[str, Any] = {}
         """What was asked for, and what the answer was."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Any:
         """The wish where it is a choice, else the first choice."""
-        return self._grant(name, Options(tuple(choices)))
+        return self._grant(name, Categorical(tuple(choices)))
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """The wish moved into the range, else a rate known to be good, else the middle."""
@@ -306,42 +306,42 @@ class Wishes:
         """The wish moved into the range, else the middle."""
         return int(self._grant(name, Range(low, high, log)))
 
-    def _grant(self, name: str, domain: Domain) -> Any:
+    def _grant(self, name: str, domain: Distribution) -> Any:
         wish = self._wishes.get(name, self._wishes.get(name.rpartition(".")[2]))  # sgd.learning_rate, learning_rate
-        self.granted[name] = domain.nearest(self._good_rate(name) if wish is None else wish)
-        return self.granted[name]
+        self.suggested[name] = domain.nearest(self._good_rate(name) if wish is None else wish)
+        return self.suggested[name]
 
     def _good_rate(self, name: str) -> Value:
-        rate = GOOD_RATES.get(name.removesuffix(".learning_rate"))
+        rate = DEFAULT_LEARNING_RATES.get(name.removesuffix(".learning_rate"))
         strategy = STRATEGIES.get(str(self._wishes.get("strategy")))
         return 10 * rate if rate and strategy and strategy().pace == HeadFirst(freeze_epochs=None) else rate
 
 
-def recipe_data(config: Config) -> dict[str, Any]:
+def config_to_recipe(config: Config) -> dict[str, Any]:
     """The searched part of a recipe as plain data: table entries with their parameters, numbers as they are."""
     plain: dict[str, Any] = {}
-    for kind, table in TABLES.items():
+    for kind, table in CHOICE_TABLES.items():
         name = str(config[kind])
-        own = {parameter: config[parameter] for parameter in parameters(table[name])}
+        own = {parameter: config[parameter] for parameter in default_parameters(table[name])}
         plain[kind] = choose(kind, table, name, **own).as_dict()
     return {**plain, **{name: config[name] for name in config if name in ("backbone", *LIMITS)}}
 
 
-def thaw_by(epochs: int) -> dict[str, float]:
+def unfreeze_ranges(epochs: int) -> dict[str, float]:
     """The parameters that say when everything is free, each with its last value that leaves an epoch to train it."""
     return {"freeze_epochs": epochs - 1, "until": math.floor(1000 * (epochs - 1) / epochs) / 1000}
 
 
-def _of_entry(domains: Mapping[str, Domain], entry: str, parameter: str) -> Domain:
+def _of_entry(domains: Mapping[str, Distribution], entry: str, parameter: str) -> Distribution:
     return domains.get(f"{entry}.{parameter}") or domains[parameter]
 
 
-def _suggest(asked: Asked, name: str, domain: Domain) -> Value:
-    if isinstance(domain, Options):
+def _suggest(asked: SuggestTrial, name: str, domain: Distribution) -> Value:
+    if isinstance(domain, Categorical):
         value: Value = domain.values[0]
         return value if len(domain.values) == 1 else asked.suggest_categorical(name, domain.values)
     if domain.low == domain.high:
         return domain.low
-    if domain.whole:
+    if domain.is_integer:
         return asked.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
     return asked.suggest_float(name, domain.low, domain.high, log=domain.log)

@@ -20,15 +20,15 @@ from xfer.storage import object_store
 
 log = logging.getLogger(__name__)
 
-SECONDS = 60.0
+LEASE_SECONDS = 60.0
 """A lease that has not been renewed for so long is nobody's."""
-SETTLES = 2.0
+SETTLE_SECONDS = 2.0
 """In an object store, where nobody can lock, whoever took a lease looks so much later whether it is still theirs."""
-RENEWED_EVERY = 10.0
-LOOKED_EVERY = 1.0
+RENEW_SECONDS = 10.0
+POLL_SECONDS = 1.0
 
 
-class HeldError(RuntimeError):
+class LeaseHeldError(RuntimeError):
     """Another driver is at work on this sweep."""
 
 
@@ -40,10 +40,10 @@ class Lease:
     Args:
         folder: the sweep's.
         seconds: how long it lasts without being renewed.
-        renewed_every: seconds between two renewals.
-        waiting: told that another host's lease is waited for, until it has run out or shows a sign of life: a head that
+        renew_seconds: seconds between two renewals.
+        on_wait: told that another host's lease is waited for, until it has run out or shows a sign of life: a head that
             was lost gives none. Unless given, nobody waits.
-        lost: called, once, should another driver have taken it, because it could not be renewed in time.
+        on_lost: called, once, should another driver have taken it, because it could not be renewed in time.
 
     Raises:
         HeldError: another driver holds it; the message says who, and until when.
@@ -52,23 +52,23 @@ class Lease:
     def __init__(
         self,
         folder: Path,
-        seconds: float = SECONDS,
-        renewed_every: float = RENEWED_EVERY,
-        waiting: Callable[[str], None] | None = None,
-        lost: Callable[[], None] = lambda: None,
+        seconds: float = LEASE_SECONDS,
+        renew_seconds: float = RENEW_SECONDS,
+        on_wait: Callable[[str], None] | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = folder / "lease.json"
         self._seconds = seconds
-        self._renewed_every = renewed_every
-        self._waiting = waiting
-        self._lost = lost
+        self._renewed_every = renew_seconds
+        self._waiting = on_wait
+        self._lost = on_lost
         self._holder = uuid.uuid4().hex
         self._done = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
         self._wait_for_a_lost_host()
-        if object_store.is_far(self._path):
+        if object_store.is_remote(self._path):
             self._take_far()
         else:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,19 +81,21 @@ class Lease:
 
     def _take_far(self) -> None:
         self._check_free()
-        if not json_objects.put(self._path, self._said()):  # of several who find none, the store takes the first
+        if not json_objects.put_if_absent(
+            self._path, self._said()
+        ):  # of several who find none, the store takes the first
             if self._mine():  # the answer to the first try had been lost
                 return
             self._check_free()
             json_objects.replace(self._path, self._said())  # one that has expired: of several the last has it
-            time.sleep(SETTLES)
+            time.sleep(SETTLE_SECONDS)
             if not self._mine():
                 self._check_free()
 
     def _check_free(self) -> None:
         held = _read(self._path)
         if held is not None and _alive(held):
-            raise HeldError(
+            raise LeaseHeldError(
                 f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
                 f"Wait for it or stop it; without a sign of life its lease ends "
                 f"{max(0, held['expires'] - time.time()):.0f} s from now"
@@ -112,7 +114,7 @@ class Lease:
             return
         self._waiting(f"waiting for a sign of life of the driver on {held['host']}, for a minute at most")
         while (now := _read(self._path)) == held and now["expires"] > time.time():
-            time.sleep(LOOKED_EVERY)
+            time.sleep(POLL_SECONDS)
 
     def _renew(self) -> None:
         while not self._done.wait(self._renewed_every):
@@ -138,7 +140,7 @@ class Lease:
         }
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
+def lease_holder(folder: Path) -> dict[str, Any] | None:
     """Who is at work on the sweep in `folder`: host, pid, expires; None where nobody is."""
     held = _read(folder / "lease.json")
     return held if held is not None and _alive(held) else None

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweeps.engine.storage.lease import HeldError, Lease
-from xfer.features.feature_cache import WHOLE
+from sweeps.engine.storage.lease import Lease, LeaseHeldError
+from xfer.features.feature_cache import METADATA_FILE
 from xfer.storage import local_cache, object_store
 
-LOOKED_EVERY = 2.0
+POLL_SECONDS = 2.0
 """Seconds between two looks at whether another machine is done."""
 
 
-class FarShelf:
+class RemoteCache:
     """Arrays in an object store (`feature_store.Shelf`).
 
     Args:
@@ -26,17 +26,19 @@ class FarShelf:
         self._folder = folder
 
     @contextmanager
-    def turn(self, folder: Path) -> Iterator[None]:
+    def exclusive_compute(self, folder: Path) -> Iterator[None]:
         """See `feature_store.Shelf`. A machine that is lost gives up its turn within a minute."""
         there = self._folder / folder.name
-        while not object_store.exists(there / WHOLE):
+        while not object_store.exists(there / METADATA_FILE):
             try:
                 with Lease(self._folder / ".turns" / folder.name):
-                    if not object_store.exists(there / WHOLE):  # it may have come between the look and the lease
+                    if not object_store.exists(
+                        there / METADATA_FILE
+                    ):  # it may have come between the look and the lease
                         yield
-                        local_cache.keep(folder, there, WHOLE)
+                        local_cache.publish(folder, there, METADATA_FILE)
                         return
-            except HeldError:
-                time.sleep(LOOKED_EVERY)
-        local_cache.fetch(there, folder, WHOLE)
+            except LeaseHeldError:
+                time.sleep(POLL_SECONDS)
+        local_cache.fetch_folder(there, folder, METADATA_FILE)
         yield

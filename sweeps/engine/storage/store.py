@@ -26,7 +26,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine.storage import json_objects
-from xfer.records import Epoch, Evaluation, Phase, Record, as_dict, epoch_from, evaluation_from, record_from
+from xfer.records import (
+    Epoch,
+    Evaluation,
+    Phase,
+    Record,
+    as_dict,
+    epoch_from_dict,
+    evaluation_from_dict,
+    record_from_dict,
+)
 from xfer.storage import local_cache, object_store
 
 Decision = Literal["screening", "finals", "openings"]
@@ -61,7 +70,7 @@ class Store:
     @property
     def near(self) -> Path:
         """The folder on this machine for what only this machine has use for: logs, and copies for other tools."""
-        return local_cache.near(self.folder)
+        return local_cache.local_path(self.folder)
 
     # --- the plan -------------------------------------------------------------------------------------------------
 
@@ -88,7 +97,7 @@ class Store:
         """Fix the plan; a later start may replace it, but only to ask for more trials."""
         json_objects.replace(self.folder / "plan.json", dict(plan))
 
-    def note_prices(self, prices: Mapping[str, Any]) -> None:
+    def record_prices(self, prices: Mapping[str, Any]) -> None:
         """Add to the plan what machines of some node types cost: nobody knows it before they are there.
 
         What was paid stands under spending/; in the plan the newest price counts.
@@ -110,7 +119,7 @@ class Store:
 
     def names(self) -> list[str]:
         """The names of all trials that were ever begun, in their order."""
-        return object_store.names(self.folder / "trials")
+        return object_store.list_names(self.folder / "trials")
 
     def trials(self) -> list[Trial]:
         """Every trial that was ever begun, in the order of their names."""
@@ -121,23 +130,23 @@ class Store:
     def add_trial(self, trial: Trial) -> None:
         """Begin a trial."""
         config = {"phase": trial.phase, "params": dict(trial.params), "recipe": dict(trial.recipe)}
-        json_objects.put(self.trial_folder(trial.name) / "config.json", config)
+        json_objects.put_if_absent(self.trial_folder(trial.name) / "config.json", config)
 
     def epochs(self, trial: str) -> tuple[Epoch, ...]:
         """The epochs of a trial, first to last."""
-        paths = json_objects.listed(self.trial_folder(trial) / "epochs")
-        return tuple(epoch_from(epoch) for epoch in json_objects.get_all(paths) if epoch is not None)
+        paths = json_objects.list_objects(self.trial_folder(trial) / "epochs")
+        return tuple(epoch_from_dict(epoch) for epoch in json_objects.get_all(paths) if epoch is not None)
 
     def add_epoch(self, trial: str, epoch: Epoch) -> None:
         """Add an epoch. One that stands there already stays: a resumed trial may hand in its last one again."""
-        json_objects.put(self.trial_folder(trial) / "epochs" / f"{epoch.epoch:04d}.json", as_dict(epoch))
+        json_objects.put_if_absent(self.trial_folder(trial) / "epochs" / f"{epoch.epoch:04d}.json", as_dict(epoch))
 
     def record(self, trial: str) -> Record | None:
         """A trial's record, with the test part where it has been opened; None while the trial has not ended."""
         plain = json_objects.get(self.trial_folder(trial) / "record.json")
         if plain is None:
             return None
-        return replace(record_from(plain), test=self.test(trial))
+        return replace(record_from_dict(plain), test=self.test(trial))
 
     def add_record(self, record: Record) -> None:
         """End a trial.
@@ -148,48 +157,50 @@ class Store:
         epochs = tuple(written.get(epoch.epoch, epoch) for epoch in record.epochs)
         if epochs != record.epochs:
             record = replace(record, epochs=epochs, seconds=sum(epoch.seconds for epoch in epochs))
-        json_objects.put(self.trial_folder(record.trial) / "record.json", as_dict(record))
+        json_objects.put_if_absent(self.trial_folder(record.trial) / "record.json", as_dict(record))
 
     def test(self, trial: str) -> Evaluation | None:
         """How a finalist's run did on the test part; None before that was opened."""
         plain = json_objects.get(self.trial_folder(trial) / "test.json")
-        return None if plain is None else evaluation_from(plain)
+        return None if plain is None else evaluation_from_dict(plain)
 
     def add_test(self, trial: str, test: Evaluation) -> None:
         """Write down how a finalist's run did on the test part."""
-        json_objects.put(self.trial_folder(trial) / "test.json", as_dict(test))
+        json_objects.put_if_absent(self.trial_folder(trial) / "test.json", as_dict(test))
 
     def records(self) -> list[Record]:
         """The records of all trials that have ended, in the order of their names."""
-        found = object_store.each(self.record, self.names(), object_store.is_far(self.folder))
+        found = object_store.map_concurrently(self.record, self.names(), object_store.is_remote(self.folder))
         return [record for record in found if record is not None]
 
     def drop_checkpoints(self, trial: str) -> None:
         """Free the disk: forget the weights of a trial that nobody will go on from."""
-        object_store.remove(self.checkpoints(trial))
+        object_store.remove_tree(self.checkpoints(trial))
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
     def decisions(self, kind: Decision) -> list[dict[str, Any]]:
         """What was decided before the search, the finals or the opening of the test part, the newest last."""
-        return [one for one in json_objects.get_all(json_objects.listed(self.folder / kind)) if one is not None]
+        return [one for one in json_objects.get_all(json_objects.list_objects(self.folder / kind)) if one is not None]
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
         """Write a decision down before anything is done on its ground."""
-        json_objects.put(self.folder / kind / f"{self._next(kind):04d}.json", dict(decision))
+        json_objects.put_if_absent(self.folder / kind / f"{self._next(kind):04d}.json", dict(decision))
 
     # --- what it costs --------------------------------------------------------------------------------------------
 
     def spending(self) -> list[dict[str, Any]]:
         """What the machines of each start have cost, as far as it was written down (see cost.py), the first first."""
-        return [one for one in json_objects.get_all(json_objects.listed(self.folder / "spending")) if one is not None]
+        return [
+            one for one in json_objects.get_all(json_objects.list_objects(self.folder / "spending")) if one is not None
+        ]
 
     def put_spending(self, start: int | None, machines: Sequence[Mapping[str, Any]]) -> int:
         """Write down what the machines of a start have come to so far, over what was written before.
 
         Args:
             start: what the first call said of this start; None for that call.
-            machines: as `cost.Spending` describes them.
+            machines: as `cost.CostLedger` describes them.
         """
         if start is None:
             start = self._next("spending")
@@ -200,12 +211,14 @@ class Store:
 
     def _next(self, kind: str) -> int:
         taken = [
-            int(name[:4]) for name in object_store.names(self.folder / kind) if name[:1].isdigit()
+            int(name[:4]) for name in object_store.list_names(self.folder / kind) if name[:1].isdigit()
         ]  # damaged ones too
         return max(taken, default=0) + 1
 
 
-def sweeps_in(storage: Path) -> Iterator[Store]:
+def list_sweeps(storage: Path) -> Iterator[Store]:
     """Every sweep in a storage folder, oldest first."""
-    plans = ((object_store.modified_ms(storage / name / "plan.json"), name) for name in object_store.names(storage))
+    plans = (
+        (object_store.modified_ms(storage / name / "plan.json"), name) for name in object_store.list_names(storage)
+    )
     return (Store(storage / name) for _, name in sorted((at, name) for at, name in plans if at is not None))

@@ -8,8 +8,8 @@ Trials never speak to MLflow. What MLflow already has is asked from MLflow, so a
 server that comes back gets everything that it missed, once.
 """
 
-from sweeps.engine.tracking.client import connect, default_uri, uri_of
-from sweeps.engine.tracking.mapping import without_password
+from sweeps.engine.tracking.client import connect_mlflow, default_tracking_uri, resolve_tracking_uri
+from sweeps.engine.tracking.mapping import redact_password
 from sweeps.engine.tracking.mirror import Mirror
 
-__all__ = ["Mirror", "connect", "default_uri", "uri_of", "without_password"]
+__all__ = ["Mirror", "connect_mlflow", "default_tracking_uri", "redact_password", "resolve_tracking_uri"]

@@ -13,24 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.engine.tracking.client import STATUS, MirroredRun, MirroredSweep
-from sweeps.engine.tracking.mapping import flat, metrics_of, modified, tags_of, title, totals_of
+from sweeps.engine.tracking.client import MLFLOW_STATUS, MirroredRun, MirroredSweep
+from sweeps.engine.tracking.mapping import (
+    epoch_metrics,
+    flatten_params,
+    modified_ms,
+    record_metrics,
+    record_tags,
+    run_name,
+)
 from xfer.records import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-LEAST = 8
+MIN_TRIALS = 8
 """Fewer trials than this go the client's way, which is quick enough for them."""
-MOST = 200
+MAX_TRIALS = 200
 """So many in one transaction: others may want to write meanwhile."""
-LONGEST = 500
+MAX_PARAM_LENGTH = 500
 """A param with more characters is left to the client, which knows what MLflow refuses."""
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedTrial:
     """A trial that has ended and of which MLflow has nothing yet."""
 
     folder: Path
@@ -40,15 +47,15 @@ class Ended:
     @property
     def plain(self) -> bool:
         """Whether there is nothing about it that MLflow might refuse."""
-        return all(len(value) <= LONGEST for value in flat(self.config["recipe"]).values())
+        return all(len(value) <= MAX_PARAM_LENGTH for value in flatten_params(self.config["recipe"]).values())
 
 
-def possible(tracking_uri: str) -> bool:
+def can_bulk_insert(tracking_uri: str) -> bool:
     """Whether this is a database to whose tables we may write."""
     return tracking_uri.startswith("sqlite:///")
 
 
-def add(client: MlflowClient, tracking_uri: str, sweep: MirroredSweep, trials: Sequence[Ended]) -> None:
+def insert_trials(client: MlflowClient, tracking_uri: str, sweep: MirroredSweep, trials: Sequence[EndedTrial]) -> None:
     """Add trials to a sweep, all of them or none."""
     from mlflow.store.tracking.dbmodels import models
     from sqlalchemy import NullPool, create_engine, insert
@@ -60,12 +67,12 @@ def add(client: MlflowClient, tracking_uri: str, sweep: MirroredSweep, trials: S
     mirrored: dict[str, MirroredRun] = {}
     for trial in trials:
         run, record, recipe = uuid.uuid4().hex, trial.record, trial.config["recipe"]
-        at = modified(trial.folder / "record.json")
+        at = modified_ms(trial.folder / "record.json")
         tags = {"mlflow.parentRunId": sweep.parent.id, "xfer.sweep": sweep.id, "xfer.trial": record.trial}
-        tags |= {"xfer.phase": trial.config["phase"], "mlflow.runName": title(record.trial, recipe)}
-        tags |= tags_of(record)
-        found = [each for epoch in record.epochs for each in metrics_of(epoch, trial.folder)]
-        measured = {_identity(each): each for each in [*found, *totals_of(record, at)]}.values()
+        tags |= {"xfer.phase": trial.config["phase"], "mlflow.runName": run_name(record.trial, recipe)}
+        tags |= record_tags(record)
+        found = [each for epoch in record.epochs for each in epoch_metrics(epoch, trial.folder)]
+        measured = {_identity(each): each for each in [*found, *record_metrics(record, at)]}.values()
         latest: dict[str, Metric] = {}
         for each in sorted(measured, key=lambda one: (one.step, one.timestamp, one.value)):
             latest[each.key] = each
@@ -77,8 +84,8 @@ def add(client: MlflowClient, tracking_uri: str, sweep: MirroredSweep, trials: S
                 "source_name": "",
                 "entry_point_name": "",
                 "user_id": "unknown",
-                "status": STATUS[record.status],
-                "start_time": modified(trial.folder / "config.json"),
+                "status": MLFLOW_STATUS[record.status],
+                "start_time": modified_ms(trial.folder / "config.json"),
                 "end_time": at,
                 "source_version": "",
                 "lifecycle_stage": "active",
@@ -87,11 +94,13 @@ def add(client: MlflowClient, tracking_uri: str, sweep: MirroredSweep, trials: S
             }
         )
         rows[models.SqlTag] += [{"key": key, "value": value, "run_uuid": run} for key, value in tags.items()]
-        rows[models.SqlParam] += [{"key": key, "value": value, "run_uuid": run} for key, value in flat(recipe).items()]
+        rows[models.SqlParam] += [
+            {"key": key, "value": value, "run_uuid": run} for key, value in flatten_params(recipe).items()
+        ]
         rows[models.SqlMetric] += [_row(each, run) for each in measured]
         rows[models.SqlLatestMetric] += [_row(each, run) for each in latest.values()]
         last = {key: each.value for key, each in latest.items()}
-        mirrored[record.trial] = MirroredRun(run, STATUS[record.status], record.status, last, has_params=True)
+        mirrored[record.trial] = MirroredRun(run, MLFLOW_STATUS[record.status], record.status, last, has_params=True)
     engine = create_engine(tracking_uri, poolclass=NullPool, connect_args={"timeout": 20})
     with engine.begin() as connection:
         for kind, those in rows.items():

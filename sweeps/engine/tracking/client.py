@@ -15,14 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sweeps.engine.tracking.mapping import tags_of_plan
+from sweeps.engine.tracking.mapping import plan_tags
 from xfer.storage import local_cache
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-STATUS = {
+MLFLOW_STATUS = {
     "running": "RUNNING",
     "interrupted": "KILLED",
     "finished": "FINISHED",
@@ -31,7 +31,7 @@ STATUS = {
 }
 """From our word, the tag `xfer.status`, to MLflow's, which has none of its own for a trial that was pruned."""
 
-SETTINGS = {
+MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -45,17 +45,17 @@ SETTINGS = {
 }
 
 
-def uri_of(asked: str, storage: Path) -> str:
-    """Where to track: what was asked for, else what MLflow's own variable says, else `default_uri`."""
-    return asked or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+def resolve_tracking_uri(asked: str, storage: Path) -> str:
+    """Where to track: what was asked for, else what MLflow's own variable says, else `default_tracking_uri`."""
+    return asked or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage)
 
 
-def default_uri(storage: Path) -> str:
+def default_tracking_uri(storage: Path) -> str:
     """Where a storage folder's sweeps are tracked unless another server is named: an SQLite file in it.
 
     No database lives in an object store: of such a storage this machine has its own. It is a mirror, and made anew.
     """
-    return f"sqlite:///{local_cache.near(storage).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{local_cache.local_path(storage).resolve() / 'mlflow.db'}"
 
 
 @dataclass(slots=True)
@@ -78,7 +78,9 @@ class MirroredRun:
     @property
     def closed(self) -> bool:
         """Whether everything has arrived, up to the trial's end, so that nobody need look at it again."""
-        return self.deleted or (self.state in ("finished", "pruned", "failed") and self.status == STATUS[self.state])
+        return self.deleted or (
+            self.state in ("finished", "pruned", "failed") and self.status == MLFLOW_STATUS[self.state]
+        )
 
 
 @dataclass(slots=True)
@@ -91,13 +93,13 @@ class MirroredSweep:
     trials: dict[str, MirroredRun]
 
 
-def connect(tracking_uri: str) -> MlflowClient:
+def connect_mlflow(tracking_uri: str) -> MlflowClient:
     """A client of MLflow that neither phones home nor prints, and that gives up early.
 
     MLflow is imported here and not above, because it reads its settings while it is imported, and because that takes
     1.5 s, which no command that does without it should wait for.
     """
-    os.environ.update(SETTINGS)
+    os.environ.update(MLFLOW_SETTINGS)
     from mlflow import MlflowClient
 
     # Without an example of its input a model has the signature that we give it; we are told so each time.
@@ -124,7 +126,7 @@ def _create_database(path: Path) -> None:
             os.link(f"{folder}/{path.name}", path)
 
 
-def ask(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storage: Path) -> MirroredSweep:
+def fetch_sweep(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storage: Path) -> MirroredSweep:
     """What MLflow has of a sweep; the experiment and the parent run are created where they are missing."""
     from mlflow.entities import ViewType
 
@@ -132,7 +134,9 @@ def ask(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storag
     if experiment is None:
         # A server has a place of its own for artifacts; a database by itself would put them where we were started.
         place = (
-            None if tracking_uri.startswith("http") else (local_cache.near(storage).resolve() / "mlartifacts").as_uri()
+            None
+            if tracking_uri.startswith("http")
+            else (local_cache.local_path(storage).resolve() / "mlartifacts").as_uri()
         )
         kind = {"mlflow.experimentKind": "custom_model_development"}  # and not of prompts and agents
         experiment = client.get_experiment(client.create_experiment(plan["experiment"], place, kind))
@@ -146,7 +150,7 @@ def ask(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storag
         runs, token = [*runs, *page], page.token
         if not page:
             break
-    tags = tags_of_plan(plan)
+    tags = plan_tags(plan)
     trials = {name: _mirrored(run) for name, run in _one_each(client, runs, "xfer.trial").items()}
     for trial in trials.values():
         if not trial.closed:
@@ -190,7 +194,7 @@ def _mirrored(run: Run) -> MirroredRun:
     return MirroredRun(run.info.run_id, run.info.status, state, metrics, bool(run.data.params), deleted)
 
 
-def send(
+def log_batch(
     client: MlflowClient,
     run: MirroredRun,
     metrics: Sequence[Metric] = (),
@@ -208,13 +212,13 @@ def send(
     run.state = (tags or {}).get("xfer.status", run.state)
 
 
-def settle(client: MlflowClient, run: MirroredRun, state: str, at: int | None = None) -> None:
+def set_run_state(client: MlflowClient, run: MirroredRun, state: str, at: int | None = None) -> None:
     """Set a run's state, ours and MLflow's. Where it is so already nothing is sent."""
     if run.state != state:
-        send(client, run, tags={"xfer.status": state})
-    if run.status != STATUS[state]:
+        log_batch(client, run, tags={"xfer.status": state})
+    if run.status != MLFLOW_STATUS[state]:
         if state == "running":
             client.update_run(run.id, "RUNNING")
         else:
-            client.set_terminated(run.id, STATUS[state], at)
-        run.status = STATUS[state]
+            client.set_terminated(run.id, MLFLOW_STATUS[state], at)
+        run.status = MLFLOW_STATUS[state]

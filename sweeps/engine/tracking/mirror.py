@@ -13,25 +13,32 @@ from typing import TYPE_CHECKING, Any, Self
 from sweeps.engine.storage import json_objects
 from sweeps.engine.storage.store import Store
 from sweeps.engine.tracking import bulk
-from sweeps.engine.tracking.client import MirroredRun, MirroredSweep, ask, connect, send, settle
-from sweeps.engine.tracking.mapping import (
-    best_of,
-    flat,
-    metrics,
-    metrics_of,
-    modified,
-    new_epochs,
-    objectives_of,
-    params_of,
-    tags_of,
-    tested_of,
-    title,
-    totals_of,
-    trial_names,
-    without_password,
+from sweeps.engine.tracking.client import (
+    MirroredRun,
+    MirroredSweep,
+    connect_mlflow,
+    fetch_sweep,
+    log_batch,
+    set_run_state,
 )
-from sweeps.engine.tracking.model import Winner, log_model
-from sweeps.reporting.cost import total
+from sweeps.engine.tracking.mapping import (
+    best_metrics,
+    epoch_metrics,
+    flatten_params,
+    list_trials,
+    modified_ms,
+    plan_objectives,
+    plan_params,
+    record_metrics,
+    record_tags,
+    redact_password,
+    run_name,
+    test_metrics,
+    to_metrics,
+    unsent_epochs,
+)
+from sweeps.engine.tracking.model import ExportedModel, log_model
+from sweeps.reporting.cost import total_usd
 from xfer.objectives import ACCURACY
 
 if TYPE_CHECKING:
@@ -59,7 +66,7 @@ class Mirror:
         """Whether the last sync brought everything over."""
         self._client: MlflowClient | None = None
         self._mirrored: MirroredSweep | None = None  # None: ask MLflow first
-        self._winner: Winner | None = None  # until its model has arrived
+        self._winner: ExportedModel | None = None  # until its model has arrived
         self._live = False
         self._in_bulk = True
         self._troubles: set[str] = set()
@@ -119,7 +126,7 @@ class Mirror:
                 self.complete = False
             else:
                 if self._troubles:
-                    log.info("MLflow at %s has everything now", without_password(self.tracking_uri))
+                    log.info("MLflow at %s has everything now", redact_password(self.tracking_uri))
                 self._troubles.clear()
                 self.complete = True
             return self.complete
@@ -129,13 +136,13 @@ class Mirror:
 
         Says whether it, and everything else, has arrived; otherwise later syncs try again, so leave the folder there.
         """
-        self._winner = Winner(trial, folder, metrics)
+        self._winner = ExportedModel(trial, folder, metrics)
         return self.sync()
 
     def _report(self, error: Exception) -> None:
         kind = f"{type(error).__name__} {getattr(error, 'error_code', '')}"
         if kind not in self._troubles:
-            where, what = without_password(self.tracking_uri), without_password(str(error))[:500]
+            where, what = redact_password(self.tracking_uri), redact_password(str(error))[:500]
             log.warning("MLflow at %s: %s. The sweep goes on, and this is tried again.", where, what)
         self._troubles.add(kind)
         self._had_trouble = True
@@ -143,17 +150,17 @@ class Mirror:
     # --- one pass -------------------------------------------------------------------------------------------------
 
     def _sync(self, plan: Mapping[str, Any]) -> None:
-        client = self._client = self._client or connect(self.tracking_uri)
+        client = self._client = self._client or connect_mlflow(self.tracking_uri)
         if self._mirrored is None:
-            self._mirrored = ask(client, plan, self.tracking_uri, self.store.folder.parent)
+            self._mirrored = fetch_sweep(client, plan, self.tracking_uri, self.store.folder.parent)
         sweep = self._mirrored
         if not sweep.parent.has_params:
-            send(client, sweep.parent, params=params_of(plan))
+            log_batch(client, sweep.parent, params=plan_params(plan))
         if self._live:
-            settle(client, sweep.parent, "running")
+            set_run_state(client, sweep.parent, "running")
         troubles = []
-        names = trial_names(self.store.folder / "trials")
-        if self._in_bulk and bulk.possible(self.tracking_uri):
+        names = list_trials(self.store.folder / "trials")
+        if self._in_bulk and bulk.can_bulk_insert(self.tracking_uri):
             try:
                 self._add_ended(client, sweep, [name for name in names if name not in sweep.trials])
             except Exception:
@@ -183,13 +190,13 @@ class Mirror:
     def _add_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
         """Of trials that MLflow has nothing of, add those that have ended, where they are many."""
         found = []
-        for name in names if len(names) >= bulk.LEAST else ():
+        for name in names if len(names) >= bulk.MIN_TRIALS else ():
             folder = self.store.trial_folder(name)
             config, record = json_objects.get(folder / "config.json"), self.store.record(name)
-            if config is not None and record is not None and bulk.Ended(folder, config, record).plain:
-                found.append(bulk.Ended(folder, config, record))
-            if len(found) == bulk.MOST or (name == names[-1] and len(found) >= bulk.LEAST):
-                bulk.add(client, self.tracking_uri, sweep, found)
+            if config is not None and record is not None and bulk.EndedTrial(folder, config, record).plain:
+                found.append(bulk.EndedTrial(folder, config, record))
+            if len(found) == bulk.MAX_TRIALS or (name == names[-1] and len(found) >= bulk.MIN_TRIALS):
+                bulk.insert_trials(client, self.tracking_uri, sweep, found)
                 found = []
 
     def _sync_trial(self, client: MlflowClient, sweep: MirroredSweep, name: str) -> None:
@@ -200,27 +207,27 @@ class Mirror:
         if name not in sweep.trials:
             tags = {"mlflow.parentRunId": sweep.parent.id, "xfer.sweep": sweep.id, "xfer.trial": name}
             tags |= {"xfer.phase": config["phase"], "xfer.status": "running"}
-            at = modified(folder / "config.json")
-            run = client.create_run(sweep.experiment, at, tags, title(name, config["recipe"]))
+            at = modified_ms(folder / "config.json")
+            run = client.create_run(sweep.experiment, at, tags, run_name(name, config["recipe"]))
             sweep.trials[name] = MirroredRun(run.info.run_id, "RUNNING", "running")
         mirrored = sweep.trials[name]
         record = self.store.record(name)
-        epochs = new_epochs(folder, mirrored.steps) if record is None else record.epochs
+        epochs = unsent_epochs(folder, mirrored.steps) if record is None else record.epochs
         epochs = tuple(epoch for epoch in epochs if epoch.epoch not in mirrored.steps)
-        params = {} if mirrored.has_params else flat(config["recipe"])
+        params = {} if mirrored.has_params else flatten_params(config["recipe"])
         while epochs or params:
             batch, epochs = epochs[:EPOCHS_PER_BATCH], epochs[EPOCHS_PER_BATCH:]
-            metrics = [metric for epoch in batch for metric in metrics_of(epoch, folder)]
-            send(client, mirrored, metrics, params)
+            metrics = [metric for epoch in batch for metric in epoch_metrics(epoch, folder)]
+            log_batch(client, mirrored, metrics, params)
             mirrored.steps |= {epoch.epoch for epoch in batch}
             params = {}
         if record is None:
-            settle(client, mirrored, "running" if self._live else "interrupted")
+            set_run_state(client, mirrored, "running" if self._live else "interrupted")
         else:
-            at = modified(folder / "record.json")
+            at = modified_ms(folder / "record.json")
             if mirrored.state != record.status:
-                send(client, mirrored, totals_of(record, at), tags=tags_of(record))
-            settle(client, mirrored, record.status, at)
+                log_batch(client, mirrored, record_metrics(record, at), tags=record_tags(record))
+            set_run_state(client, mirrored, record.status, at)
             mirrored.steps.clear()
 
     def _sync_tests(self, client: MlflowClient, sweep: MirroredSweep) -> None:
@@ -230,14 +237,14 @@ class Mirror:
             if name.partition("-s")[0] in finalists and run.state == "finished" and "test_accuracy" not in run.metrics:
                 test = self.store.test(name)
                 if test is not None and not run.deleted:
-                    at = modified(self.store.trial_folder(name) / "test.json")
-                    send(client, run, tested_of(test, at))
+                    at = modified_ms(self.store.trial_folder(name) / "test.json")
+                    log_batch(client, run, test_metrics(test, at))
 
     def _sync_cost(self, client: MlflowClient, sweep: MirroredSweep) -> None:
         """What all starts have spent, where prices are known."""
-        cost = total(self.store.spending())
+        cost = total_usd(self.store.spending())
         if cost is not None and sweep.parent.metrics.get("cost_usd") != cost:
-            send(client, sweep.parent, metrics({"cost_usd": cost}, int(time.time() * 1000), len(sweep.trials)))
+            log_batch(client, sweep.parent, to_metrics({"cost_usd": cost}, int(time.time() * 1000), len(sweep.trials)))
 
     def _end(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
         """Nobody drives the sweep any more: count, and say whether it is done."""
@@ -245,10 +252,10 @@ class Mirror:
         states = Counter(run.state for run in search)
         values = {f"trials_{state}": float(states[state]) for state in ("finished", "pruned", "failed")}
         finished = [run.metrics for run in search if run.state == "finished"]
-        values |= best_of(finished, dict.fromkeys((ACCURACY, objectives_of(plan)[0])))
+        values |= best_metrics(finished, dict.fromkeys((ACCURACY, plan_objectives(plan)[0])))
         new = {key: value for key, value in values.items() if sweep.parent.metrics.get(key) != value}
         if new:
-            send(client, sweep.parent, metrics(new, int(time.time() * 1000), len(search)))
+            log_batch(client, sweep.parent, to_metrics(new, int(time.time() * 1000), len(search)))
         all_tried = len(search) >= plan["trials"] and all(run.closed for run in sweep.trials.values())
         if all_tried and not finished:
             state = "failed"
@@ -256,4 +263,4 @@ class Mirror:
             state = "finished"
         else:
             state = "interrupted"
-        settle(client, sweep.parent, state)
+        set_run_state(client, sweep.parent, state)

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sweeps.engine.tracking.client import MirroredSweep, send
-from sweeps.engine.tracking.mapping import flat, metrics, verbatim
+from sweeps.engine.tracking.client import MirroredSweep, log_batch
+from sweeps.engine.tracking.mapping import escape_markdown, flatten_params, to_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 @dataclass(frozen=True)
-class Winner:
+class ExportedModel:
     """An exported model, and what it reached."""
 
     trial: str
@@ -36,7 +36,7 @@ def log_model(
     sweep: MirroredSweep,
     plan: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    winner: Winner,
+    winner: ExportedModel,
 ) -> None:
     """Log the winner's model, unless the parent run has it already."""
     from mlflow.entities import LoggedModelOutput
@@ -53,7 +53,7 @@ def log_model(
     tags = {"xfer.trial": winner.trial, "xfer.sweep": sweep.id, "mlflow.note.content": card}
     name = re.sub(r"[^\w-]", "-", plan["name"])  # MLflow takes no dots or colons here
     model = client.create_logged_model(
-        sweep.experiment, name, sweep.parent.id, tags, flat(recipe), model_type="image classifier"
+        sweep.experiment, name, sweep.parent.id, tags, flatten_params(recipe), model_type="image classifier"
     )
     try:
         with TemporaryDirectory() as folder:
@@ -76,18 +76,18 @@ def log_model(
             client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.log_outputs(sweep.parent.id, [LoggedModelOutput(model.model_id, step=0)])
-    reached = metrics(winner.metrics, int(time.time() * 1000), model_id=model.model_id)
-    send(client, sweep.parent, reached, tags={"xfer.winner": winner.trial, "xfer.model": model.model_id})
+    reached = to_metrics(winner.metrics, int(time.time() * 1000), model_id=model.model_id)
+    log_batch(client, sweep.parent, reached, tags={"xfer.winner": winner.trial, "xfer.model": model.model_id})
 
 
-def _card(plan: Mapping[str, Any], winner: Winner, about: Mapping[str, Any]) -> str:
+def _card(plan: Mapping[str, Any], winner: ExportedModel, about: Mapping[str, Any]) -> str:
     """The model card, in Markdown."""
     data, size, classes = plan["data"], about["image_size"], about["classes"]
     reached = "".join(f"| {name} | {value:.4f} |\n" for name, value in winner.metrics.items())
     settings = [f"{key}: {about[key]}" for key in ("backbone", "image_size", "resize", "mean", "std")]
     return f"""# The winner: trial {winner.trial}
 
-{verbatim(f"sweep: {plan['name']}", f"data: {data['folder']}")}
+{escape_markdown(f"sweep: {plan['name']}", f"data: {data['folder']}")}
 {data["train"]} images to train on, {data["val"]} to select by, {data["test"]} to test on.
 
 | metric | value |
@@ -95,17 +95,17 @@ def _card(plan: Mapping[str, Any], winner: Winner, about: Mapping[str, Any]) -> 
 {reached}
 **Input**: photos, uint8 [N, {size}, {size}, 3]. **Output**: probabilities, float32 [N, {len(classes)}], of the classes
 
-{verbatim(*classes)}
+{escape_markdown(*classes)}
 **Preprocessing**: bring photos to that size yourself; mean and std, of values in [0, 1], are seen to.
 
-{verbatim(*settings)}
+{escape_markdown(*settings)}
 The weights are safetensors, and nothing here is pickled. With `sweeps` and `xfer` installed it is loaded by
 
     mlflow.pyfunc.load_model("models:/<the id of this model>").predict(images)
 """
 
 
-class Predictor:
+class ImageClassifier:
     """What MLflow calls a Python model: images in, a probability per class out."""
 
     def __init__(self, folder: Path) -> None:
@@ -118,6 +118,6 @@ class Predictor:
         return np.asarray(self._classifier.probabilities(images), dtype=np.float32)
 
 
-def _load_pyfunc(data_path: str) -> Predictor:
+def _load_pyfunc(data_path: str) -> ImageClassifier:
     """What MLflow looks for in a `loader_module`."""
-    return Predictor(Path(data_path))
+    return ImageClassifier(Path(data_path))

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.request import urlopen
 
-HOST = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 
-SECONDS_TO_START = 120.0
+STARTUP_TIMEOUT_SECONDS = 120.0
 """A cold start on a slow disk imports for a minute."""
 
 
-def start(
+def start_server(
     uri: str,
     port: int,
     folder: Path,
@@ -28,7 +28,7 @@ def start(
     workers: int = 1,
     settings: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a server in a process group of its own, for `comes_up` to wait for.
+    """Start a server in a process group of its own, for `wait_until_ready` to wait for.
 
     Args:
         uri: its database.
@@ -41,7 +41,7 @@ def start(
     """
     # What the shell says about other MLflow servers is none of this one's business, and could open it to the network.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOCALHOST, "--port", str(port)]
     command += ["--workers", str(workers), *flags, "--uvicorn-opts", "--log-level warning"]
     return subprocess.Popen(
         command,
@@ -54,21 +54,21 @@ def start(
     )
 
 
-def comes_up(server: subprocess.Popen[bytes], port: int) -> bool:
+def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:
     """Wait until a server answers; False if it ended instead, or says nothing in two minutes."""
-    until = time.monotonic() + SECONDS_TO_START
+    until = time.monotonic() + STARTUP_TIMEOUT_SECONDS
     while server.poll() is None and time.monotonic() < until:
-        if answers(port):
+        if is_listening(port):
             return True
         time.sleep(0.2)
     return False
 
 
-def answers(port: int) -> bool:
+def is_listening(port: int) -> bool:
     """Does a server answer there?"""
     # Until a server listens on a port that the system hands out to clients, asking can be given that very port: the
     # question is then its own answer, and no HTTP.
-    with suppress(OSError, HTTPException), urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
+    with suppress(OSError, HTTPException), urlopen(f"http://{LOCALHOST}:{port}/health", timeout=5) as answer:
         return bool(answer.status == 200)
     return False
 
@@ -82,6 +82,6 @@ def _hardened(uri: str, port: int) -> dict[str, str]:
         "MLFLOW_ENABLE_AI_GATEWAY": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # MLflow's own list also takes `10.*`, which a domain called 10.evil.com matches: DNS rebinding.
-        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{LOCALHOST}:{port},localhost:{port}",
         "MLFLOW_SERVER_X_FRAME_OPTIONS": "DENY",
     }

@@ -21,41 +21,41 @@ from torch import Tensor
 from sweeps.engine.resources import cluster
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.trainable import (
-    Share,
-    Site,
-    config_for,
-    failed,
-    feature_store,
-    open_site,
-    store_of,
-    weights_of,
+    Resources,
+    TrialContext,
+    failed_record,
+    local_weights,
+    open_context,
+    open_feature_cache,
+    open_store,
+    trial_config,
 )
-from xfer.batched_probes.compatibility import beginnings, can_train_together, groups_of, network_key
-from xfer.batched_probes.group import Group
+from xfer.batched_probes.compatibility import can_batch, group_recipes, head_inits, network_key
+from xfer.batched_probes.group import ProbeGroup
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, limited, split_pack
-from xfer.devices.host_memory import give_back_memory
-from xfer.features.feature_cache import FeatureStore
-from xfer.features.frozen_features import Frozen
-from xfer.features.model_split import below_classifier
-from xfer.recipe import Recipe, recipe_from
+from xfer.data.split import Indices, split_pack, subsample
+from xfer.devices.host_memory import release_freed_memory
+from xfer.features.feature_cache import FeatureCache
+from xfer.features.frozen_features import FrozenFeatures
+from xfer.features.model_split import split_at_classifier
+from xfer.recipe import Recipe, recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.storage import local_cache, object_store
 from xfer.training import checkpoints
-from xfer.training.networks import network_of, preparation_for
+from xfer.training.networks import build_network, build_preprocessor
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 256
+PROBE_BATCH_SIZE = 256
 """Heads in a task where nobody learns from the ones before."""
-BETWEEN_LESSONS = 16
+PROBES_PER_SAMPLER_UPDATE = 16
 """Heads that a sampler which learns proposes before it is told what came of them."""
 
-MANY = 32
+MIN_PROBES_PER_TASK = 32
 """Heads that are worth a second process."""
 
 
-def divided(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
+def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
     """Trials dealt to at most so many tasks, those of one network and augmentation together.
 
     What a task costs is mostly how many versions of the images its frozen network has to see: each is computed once.
@@ -73,18 +73,18 @@ def divided(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
     return [each for each in dealt if each]
 
 
-class Heads:
+class ProbeTasks:
     """Collects the trials that can be trained side by side, and starts a task whenever there are enough.
 
     Args:
         store: the sweep's.
         site: where a trial finds what it needs.
         share: what a task gets of a machine.
-        begun: told of each trial that is begun.
+        on_start: told of each trial that is begun.
         ended: told of each record.
-        at_once: how many are collected before they are trained.
+        batch_size: how many are collected before they are trained.
         tasks: how many tasks they are divided between, where there are many.
-        here: whether heads are trained in this process as long as no Tuner runs: where nothing but heads is searched,
+        in_process: whether heads are trained in this process as long as no Tuner runs: where nothing but heads is searched,
             starting other processes would take longer than all of them.
 
     Set `beside_trials` once a Tuner runs: its trials may hold the GPUs that heads want, and end only while the driver
@@ -94,29 +94,29 @@ class Heads:
     def __init__(
         self,
         store: Store,
-        site: Callable[[Trial], Site],
-        share: Share,
-        begun: Callable[[Trial], None],
+        site: Callable[[Trial], TrialContext],
+        share: Resources,
+        on_start: Callable[[Trial], None],
         ended: Callable[[Record], None],
-        at_once: int = AT_ONCE,
+        batch_size: int = PROBE_BATCH_SIZE,
         tasks: int = 1,
-        here: bool = False,
+        in_process: bool = False,
     ) -> None:
         self._store = store
         self._site = site
         self._share = replace(share, gpus=min(share.gpus, 1.0))  # however many a trial is trained on, heads need one
-        self._begun = begun
+        self._begun = on_start
         self._ended = ended
-        self._at_once = at_once
+        self._at_once = batch_size
         self._tasks = tasks
-        self._here = here
-        self.beside_trials = False
+        self._here = in_process
+        self.tune_running = False
         self._collected: list[Trial] = []
         self._running: dict[Any, list[Trial]] = {}
 
     def add(self, trial: Trial) -> bool:
         """Take a trial; False where it has to run alone."""
-        if self._site(trial).noisy or not can_train_together(recipe_from(trial.recipe)):
+        if self._site(trial).noisy or not can_batch(recipe_from_dict(trial.recipe)):
             return False
         self._collected.append(trial)
         if len(self._collected) >= self._at_once:
@@ -125,20 +125,22 @@ class Heads:
 
     def start(self) -> None:
         """Begin to train what has been collected, if that is to be done elsewhere."""
-        if self.beside_trials or not self._here:
+        if self.tune_running or not self._here:
             self._start()
 
     def _start(self) -> None:
-        if self._here and not self.beside_trials:
+        if self._here and not self.tune_running:
             self._train_here()
             return
         from sweeps.engine.trials import ray_tune  # Ray takes a second to import
 
-        for trials in divided(self._collected, self._tasks if len(self._collected) >= MANY else 1):
-            configs = [config_for(trial, self._site(trial)) for trial in trials]
+        for trials in split_into_tasks(
+            self._collected, self._tasks if len(self._collected) >= MIN_PROBES_PER_TASK else 1
+        ):
+            configs = [trial_config(trial, self._site(trial)) for trial in trials]
             for trial in trials:
                 self._begun(trial)
-            self._running[ray_tune.beside(train_heads, configs, self._share)] = trials
+            self._running[ray_tune.submit(train_probes, configs, self._share)] = trials
         self._collected = []
 
     def collect(self) -> None:
@@ -150,8 +152,10 @@ class Heads:
     def settle(self) -> None:
         """Train what has been collected and hand in all records, once they are there, unless that could be never."""
         self._start()
-        holds = self._share.gpus or cluster.is_named()  # what trials hold, they give back only while we attend to them
-        self._hand_in(wait=not (self.beside_trials and holds))
+        holds = (
+            self._share.gpus or cluster.has_cluster_address()
+        )  # what trials hold, they give back only while we attend to them
+        self._hand_in(wait=not (self.tune_running and holds))
 
     def _train_here(self) -> None:
         trials, self._collected = self._collected, []
@@ -160,9 +164,9 @@ class Heads:
             self._begun(trial)
         if trials:
             threads = torch.get_num_threads()
-            train_heads([config_for(trial, replace(self._site(trial), threads=cores)) for trial in trials])
+            train_probes([trial_config(trial, replace(self._site(trial), threads=cores)) for trial in trials])
             torch.set_num_threads(threads)
-            give_back_memory()
+            release_freed_memory()
         for trial in trials:
             if (record := self._store.record(trial.name)) is not None:
                 self._ended(record)
@@ -172,43 +176,43 @@ class Heads:
             return
         from sweeps.engine.trials import ray_tune
 
-        for task in ray_tune.ended(list(self._running), wait):
+        for task in ray_tune.finished_tasks(list(self._running), wait):
             trials = self._running.pop(task)
-            error = ray_tune.error_of(task)
+            error = ray_tune.task_error(task)
             for trial in trials:
                 record = self._store.record(trial.name)
                 if record is None and error is not None:
-                    record = failed(config_for(trial, self._site(trial)), error)
+                    record = failed_record(trial_config(trial, self._site(trial)), error)
                     self._store.add_record(record)
                 if record is not None:
                     self._ended(record)
 
 
-def train_heads(configs: list[dict[str, Any]]) -> None:
+def train_probes(configs: list[dict[str, Any]]) -> None:
     """Train linear heads side by side and end each trial with a record; those that have one are left as they are.
 
     Args:
-        configs: of `trainable.config_for`, all of one sweep.
+        configs: of `trainable.trial_config`, all of one sweep.
     """
-    store = store_of(configs[0]["site"])
+    store = open_store(configs[0]["site"])
     left = [config for config in configs if store.record(config["trial"]) is None]
     if not left:
         return
-    pack, device = open_site(Site(**left[0]["site"]))
-    recipes = [recipe_from(config["recipe"]) for config in left]
+    pack, device = open_context(TrialContext(**left[0]["site"]))
+    recipes = [recipe_from_dict(config["recipe"]) for config in left]
     embedded: dict[Any, _Embedded] = {}  # of one network at a time, which is why its groups follow each other
-    groups = groups_of(recipes)
+    groups = group_recipes(recipes)
     networks = [network_key(recipes[group[0]]) for group in groups]
     for _, group in sorted(zip(map(networks.index, networks), groups, strict=True)):
         configs, members = [left[place] for place in group], [recipes[place] for place in group]
         try:
             _train_group(store, configs, members, pack, device, embedded)
-        except object_store.AwayError:
+        except object_store.StorageUnavailableError:
             raise  # another process may fare better
         except Exception as error:
             log.exception("heads %s failed", ", ".join(config["trial"] for config in configs))
             for config in configs:
-                store.add_record(failed(config, f"{type(error).__name__}: {error}"))
+                store.add_record(failed_record(config, f"{type(error).__name__}: {error}"))
 
 
 def _train_group(
@@ -219,24 +223,26 @@ def _train_group(
     device: torch.device,
     embedded: dict[Any, _Embedded],
 ) -> None:
-    site, first = Site(**configs[0]["site"]), recipes[0]
-    weights = weights_of(site)
+    site, first = TrialContext(**configs[0]["site"]), recipes[0]
+    weights = local_weights(site)
     key = (network_key(first), first.split_seed, first.draw, first.images_per_class)
     if key not in embedded:
         embedded.clear()
-        embedded[key] = _Embedded(first, pack, weights, device, feature_store(site))
+        embedded[key] = _Embedded(first, pack, weights, device, open_feature_cache(site))
     embed = embedded[key]
-    group = Group(recipes, pack, embed, beginnings(recipes, weights), device)
-    far = object_store.is_far(store.folder)  # then each object is a request, and hundreds must not wait for one another
+    group = ProbeGroup(recipes, pack, embed, head_inits(recipes, weights), device)
+    far = object_store.is_remote(
+        store.folder
+    )  # then each object is a request, and hundreds must not wait for one another
     for epochs in group:
         new = [(config["trial"], epoch) for config, epoch in zip(configs, epochs, strict=True) if epoch is not None]
-        object_store.each(lambda one: store.add_epoch(*one), new, far)
+        object_store.map_concurrently(lambda one: store.add_epoch(*one), new, far)
     ended = [_ended(group, member, config, embed.head) for member, config in enumerate(configs)]
-    object_store.each(lambda one: _keep(store, *one), ended, far)
+    object_store.map_concurrently(lambda one: _keep(store, *one), ended, far)
 
 
 def _ended(
-    group: Group, member: int, config: dict[str, Any], names: tuple[str, str]
+    group: ProbeGroup, member: int, config: dict[str, Any], names: tuple[str, str]
 ) -> tuple[Record, dict[str, Tensor] | None]:
     """What one head has come to, and its tensors by their names in the network; None of one that failed."""
     record = group.record(member, config["trial"], config["phase"])
@@ -247,7 +253,7 @@ def _ended(
 
 def _keep(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
     if head is not None:
-        with local_cache.written(store.checkpoints(record.trial)) as folder:
+        with local_cache.staged_upload(store.checkpoints(record.trial)) as folder:
             checkpoints.save(folder, len(record.epochs), _state(record, head))
     store.add_record(record)
 
@@ -267,25 +273,25 @@ class _Embedded:
     """What the frozen network of some recipes makes of images (`together.Embeddings`)."""
 
     def __init__(
-        self, recipe: Recipe, pack: Pack, weights: Path | None, device: torch.device, store: FeatureStore
+        self, recipe: Recipe, pack: Pack, weights: Path | None, device: torch.device, store: FeatureCache
     ) -> None:
-        model = network_of(recipe, weights).to(device).to(memory_format=torch.channels_last).eval()
+        model = build_network(recipe, weights).to(device).to(memory_format=torch.channels_last).eval()
         head = model.get_classifier()
         place = next(name for name, module in model.named_modules() if module is head)
         self.head = (f"{place}.weight", f"{place}.bias")
         """The names of the head's tensors in the network's state."""
-        self._below = below_classifier(model)
+        self._below = split_at_classifier(model)
         self._pack = pack
         whole = split_pack(pack, recipe.split_seed, recipe.draw)
-        self._split = limited(whole, pack, recipe.images_per_class, recipe.split_seed)
-        self._prepare = preparation_for(recipe, model, device)
+        self._split = subsample(whole, pack, recipe.images_per_class, recipe.split_seed)
+        self._prepare = build_preprocessor(recipe, model, device)
         self._store = store
-        self._frozen: dict[Any, Frozen] = {}
+        self._frozen: dict[Any, FrozenFeatures] = {}
 
     def __call__(self, recipe: Recipe, view: int | None, places: Indices) -> Tensor:
         """Embeddings [len(places), D] of images as they are, or of a version under the recipe's augmentation."""
         if recipe.augmentation not in self._frozen:
-            self._frozen[recipe.augmentation] = Frozen(
+            self._frozen[recipe.augmentation] = FrozenFeatures(
                 self._below, recipe, self._pack, self._split, self._prepare, self._store
             )
         return self._frozen[recipe.augmentation].rows(places, view)

@@ -19,42 +19,42 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.engine.resources import cluster
-from sweeps.engine.resources.cost import LABEL, Machine, labelled
-from sweeps.engine.trials.trainable import Share, Trainable, train_trial
-from xfer.storage.object_store import AwayError
+from sweeps.engine.resources.cost import PRICE_LABEL, Machine, labelled
+from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
+from xfer.storage.object_store import StorageUnavailableError
 
-MAX_LOST = 3
+MAX_NODE_FAILURES = 3
 """How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
 
-HEAD = "node:__internal_head__"
+HEAD_NODE_RESOURCE = "node:__internal_head__"
 """Ray's own resource that only the head has."""
 
 
-RETRIED: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [AwayError]}
+RETRY_OPTIONS: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [StorageUnavailableError]}
 """For tasks beside the Tuner: Ray counts a lost machine and a process that died alike, and a storage that could not be
 reached from one machine may be from another."""
 
-MOST_PLACES = 1024
+MAX_CONCURRENT_TRIALS = 1024
 """More trials than this are not asked for at a time, however large a cluster may grow; `--concurrent` can say more."""
 
-NODE_LOST = "its node has died"
+NODE_DIED_MESSAGE = "its node has died"
 """What Ray says of a process whose machine is gone."""
 
-Found = TypeVar("Found")
+ResultT = TypeVar("ResultT")
 
 
-class Driver(Protocol):
+class TrialSource(Protocol):
     """Who decides: asked by Ray Tune's loop, one call at a time."""
 
     def next_trial(self) -> dict[str, Any] | None:
-        """The configuration of another trial to start (see `trainable.config_for`); None when there are no more."""
+        """The configuration of another trial to start (see `trainable.trial_config`); None when there are no more."""
         ...
 
-    def waits(self) -> bool:
+    def may_have_more(self) -> bool:
         """After `next_trial` gave none: may there be another once one of those that run has ended?"""
         ...
 
-    def goes_on(self, trial: str, record: dict[str, Any]) -> bool:
+    def should_continue(self, trial: str, record: dict[str, Any]) -> bool:
         """Told after each epoch what the trial has come to so far: does it go on?"""
         ...
 
@@ -63,7 +63,7 @@ class Driver(Protocol):
         ...
 
 
-ENVIRONMENT: dict[str, str] = {
+RAY_ENVIRONMENT: dict[str, str] = {
     # An interrupt belongs to whoever called, and Tune's own files are no part of our truth.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -85,7 +85,7 @@ ENVIRONMENT: dict[str, str] = {
 """What the processes of a cluster that is started here inherit; whoever joins one has to set it on its machines."""
 
 
-HERE: dict[str, str] = {
+LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
     # Left alone Ray keeps as many idle processes as CPUs are free: none while trials have them all, and each batch of
     # heads would import torch again, 7 to 13 seconds of a core that trials could use (2026-11-27).
     "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 1),
@@ -93,51 +93,57 @@ HERE: dict[str, str] = {
 """What they inherit besides where they are started on this machine alone."""
 
 
-def connect() -> None:
+def connect_ray() -> None:
     """Join the cluster at RAY_ADDRESS, or start one on this machine; quietly."""
-    for name, value in (ENVIRONMENT if cluster.is_named() else {**ENVIRONMENT, **HERE}).items():
+    for name, value in (
+        RAY_ENVIRONMENT if cluster.has_cluster_address() else {**RAY_ENVIRONMENT, **LOCAL_RAY_ENVIRONMENT}
+    ).items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        dashboard = None if cluster.is_named() else False  # a cluster brings its own
+        dashboard = None if cluster.has_cluster_address() else False  # a cluster brings its own
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in the place of whatever was there
 
 
-def capacity(resource: str) -> float:
+def max_cluster_resource(resource: str) -> float:
     """How much there is of a resource (CPU, GPU), or can be once the cluster has started all the machines it may."""
     now: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(now.get(resource, 0.0), cluster.grows_to(resource, *_startable()))
+    return max(now.get(resource, 0.0), cluster.max_resource(resource, *_startable()))
 
 
 def _startable() -> tuple[list[cluster.NodeType], int | None]:
-    return cluster.node_types() if cluster.is_named() else ([], None)
+    return cluster.worker_node_types() if cluster.has_cluster_address() else ([], None)
 
 
-def _one_machine_has(share: Share) -> bool:
+def _one_machine_has(share: Resources) -> bool:
     """Whether a machine that is up, or could be, has all that a trial asks for: it cannot be spread over several."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     each = [node["Resources"] for node in nodes if node["Alive"]] + [kind.resources for kind in _startable()[0]]
     return any(has.get("CPU", 0.0) >= share.cpus and has.get("GPU", 0.0) >= share.gpus for has in each)
 
 
-def said() -> str:
+def summary_line() -> str:
     """What there is of the cluster now, and what it can come to, in words."""
     up: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    parts = [f"{up.get(kind, 0):g} of {capacity(kind):g} {kind}s" for kind in ("GPU", "CPU") if capacity(kind)]
-    grows = any(up.get(kind, 0) < capacity(kind) for kind in ("GPU", "CPU"))
+    parts = [
+        f"{up.get(kind, 0):g} of {max_cluster_resource(kind):g} {kind}s"
+        for kind in ("GPU", "CPU")
+        if max_cluster_resource(kind)
+    ]
+    grows = any(up.get(kind, 0) < max_cluster_resource(kind) for kind in ("GPU", "CPU"))
     return (
         f"cluster: {' and '.join(parts)} are up" + "; it grows as trials ask, and a new machine takes minutes" * grows
     )
 
 
-def places(share: Share) -> int:
+def max_concurrent_trials(share: Resources) -> int:
     """How many trials the cluster can run at a time, once it has grown as far as it may.
 
     Raises:
         ValueError: not even one, for want of CPUs or GPUs, in all or on one machine.
     """
-    cpus, gpus = capacity("CPU"), capacity("GPU")
+    cpus, gpus = max_cluster_resource("CPU"), max_cluster_resource("GPU")
     if share.gpus > gpus:
         raise ValueError(f"--gpus-per-trial {share.gpus:g}, but Ray sees {gpus:g} GPUs here")
     if share.cpus > cpus:
@@ -148,49 +154,49 @@ def places(share: Share) -> int:
             f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
         )
     fitting = int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus))
-    return min(max(1, fitting), MOST_PLACES)
+    return min(max(1, fitting), MAX_CONCURRENT_TRIALS)
 
 
-def machines() -> list[Machine]:
+def alive_machines() -> list[Machine]:
     """Those of the cluster that are alive now.
 
     A node's type is its name in the cluster file (autoscaler v2 and KubeRay say it), else what it is to Ray: its kind
     of GPU, the head, or a worker.
     """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [machine_of(node.get("Labels") or {}, node.get("Resources") or {}) for node in nodes if node["Alive"]]
+    return [node_machine(node.get("Labels") or {}, node.get("Resources") or {}) for node in nodes if node["Alive"]]
 
 
-def machine_of(labels: Mapping[str, str], resources: Mapping[str, float]) -> Machine:
+def node_machine(labels: Mapping[str, str], resources: Mapping[str, float]) -> Machine:
     """A node as one that is paid for.
 
-    >>> machine_of({"ray.io/node-group": "l4", "xfer/usd-per-hour": "0.35"}, {})
+    >>> node_machine({"ray.io/node-group": "l4", "xfer/usd-per-hour": "0.35"}, {})
     Machine(node_type='l4', labelled=0.35)
     """
-    to_ray = "head" if HEAD in resources else "worker"
+    to_ray = "head" if HEAD_NODE_RESOURCE in resources else "worker"
     node_type = labels.get("ray.io/node-group") or labels.get("ray.io/accelerator-type") or to_ray
-    return Machine(node_type, labelled(labels.get(LABEL)))
+    return Machine(node_type, labelled(labels.get(PRICE_LABEL)))
 
 
-def resources_of(told: dict[Any, Any]) -> tune.PlacementGroupFactory:
+def placement_resources(told: dict[Any, Any]) -> tune.PlacementGroupFactory:
     """What Ray is asked for on behalf of a trial: its own share, as its site says."""
     site = _read(told)["site"]
     return tune.PlacementGroupFactory([{"CPU": site["threads"], "GPU": site["gpus"]}])
 
 
-def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_trial) -> None:
+def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = train_trial) -> None:
     """Run trials, `concurrent` at a time, until the driver has no more.
 
     Each gets the share that its site says. Where shares differ, fewer than `concurrent` may run at a time: Ray starts a
     trial when its share is free.
     """
-    placed = tune.with_resources(_reading(trainable), resources_of)
+    placed = tune.with_resources(_reading(trainable), placement_resources)
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
             placed,
             tune_config=tune.TuneConfig(
-                search_alg=_Feed(driver),
-                scheduler=_Judge(driver),
+                search_alg=_Feed(source),
+                scheduler=_Judge(source),
                 num_samples=-1,  # the driver says when there are no more
                 # With a searcher of one's own Tune keeps one trial pending unless this is set.
                 max_concurrent_trials=concurrent,
@@ -201,7 +207,7 @@ def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_tri
                 name="tune",
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_LOST),
+                failure_config=tune.FailureConfig(max_failures=MAX_NODE_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 callbacks=[_Spared()],
             ),
@@ -209,36 +215,38 @@ def run_trials(driver: Driver, concurrent: int, trainable: Trainable = train_tri
         tuner.fit()
 
 
-def on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], share: Share) -> None:
+def map_on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], share: Resources) -> None:
     """Call a function once for each tuple of arguments, each with a trial's share, and wait for all."""
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRIED)(function)
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRY_OPTIONS)(function)
     ray.get([remote.remote(*arguments) for arguments in calls])
 
 
-def ask(function: Callable[[], Found], share: Share) -> Found:
+def call_remote(function: Callable[[], ResultT], share: Resources) -> ResultT:
     """What a function says on a machine with a trial's share: this one may have no GPU to be asked about."""
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRIED)(function)
-    found: Found = ray.get(remote.remote())
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRY_OPTIONS)(function)
+    found: ResultT = ray.get(remote.remote())
     return found
 
 
-def beside(function: Callable[..., None], argument: Any, share: Share) -> Any:
-    """Start to call a function in a process of its own; what comes back is for `ended` and `error_of`.
+def submit(function: Callable[..., None], argument: Any, share: Resources) -> Any:
+    """Start to call a function in a process of its own; what comes back is for `finished_tasks` and `task_error`.
 
     On this machine it asks for no CPU, for trials may hold them all while the driver waits for it. On a cluster it
     does, or it would run on the head, and no machine be started for it.
     """
-    remote = ray.remote(num_cpus=share.cpus if cluster.is_named() else 0, num_gpus=share.gpus, **RETRIED)(function)
+    remote = ray.remote(
+        num_cpus=share.cpus if cluster.has_cluster_address() else 0, num_gpus=share.gpus, **RETRY_OPTIONS
+    )(function)
     return remote.remote(argument)
 
 
-def ended(tasks: list[Any], wait: bool) -> list[Any]:
+def finished_tasks(tasks: list[Any], wait: bool) -> list[Any]:
     """Those of some tasks that have ended; with `wait`, all of them, once they have."""
     done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=None if wait else 0)
     return done
 
 
-def error_of(task: Any) -> str | None:
+def task_error(task: Any) -> str | None:
     """Why a task that has ended came to nothing; None where it did not."""
     try:
         ray.get(task)
@@ -269,22 +277,22 @@ def _forget(trial: Any) -> None:
 
 
 class _Feed(Searcher):
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, source: TrialSource) -> None:
         super().__init__(metric="val_accuracy", mode="max")
-        self._driver = driver
+        self._driver = source
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
         config = self._driver.next_trial()
         if config is None:
-            return None if self._driver.waits() else Searcher.FINISHED  # None: Tune asks again
+            return None if self._driver.may_have_more() else Searcher.FINISHED  # None: Tune asks again
         self._names[trial_id] = config["trial"]
         return _written(config)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names.get(trial_id)
         if name is not None:
-            self._driver.ended(name, f"its process was lost {MAX_LOST + 1} times" if error else None)
+            self._driver.ended(name, f"its process was lost {MAX_NODE_FAILURES + 1} times" if error else None)
             del self._names[trial_id]  # not sooner: Tune runs a trial again whose end could not be taken note of
 
     def __getstate__(self) -> dict[str, Any]:
@@ -314,18 +322,18 @@ def is_machine_lost(error: Exception | None) -> bool:
     """Whether an error says that a trial's machine was lost, and Tune has counted it.
 
     Announced losses Tune leaves out by itself. A machine that is cut off is at first only "unavailable", as no process
-    that dies on a machine that lives is. In another wording it would count as a lost process, of which `MAX_LOST` are
+    that dies on a machine that lives is. In another wording it would count as a lost process, of which `MAX_NODE_FAILURES` are
     forgiven.
     """
     if not isinstance(error, RayActorError) or error.preempted:
         return False
-    return isinstance(error, ActorUnavailableError) or NODE_LOST in str(error)
+    return isinstance(error, ActorUnavailableError) or NODE_DIED_MESSAGE in str(error)
 
 
 class _Judge(FIFOScheduler):
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, source: TrialSource) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._driver = driver
+        self._driver = source
 
     def __getstate__(self) -> dict[str, Any]:
         """See `_Feed`."""
@@ -334,7 +342,7 @@ class _Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "epoch" not in result:  # Tune's own last word on a trial that ended without a report
             return str(TrialScheduler.CONTINUE)
-        goes_on = self._driver.goes_on(trial.config["trial"], json.loads(result["record"]))
+        goes_on = self._driver.should_continue(trial.config["trial"], json.loads(result["record"]))
         if not goes_on:
             _forget(trial)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

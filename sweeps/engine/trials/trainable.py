@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from sweeps.engine.resources.gpu_sharing import cap_of
-from sweeps.engine.storage.remote_features import FarShelf
+from sweeps.engine.resources.gpu_sharing import memory_fraction
+from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial
-from xfer.data.pack import Pack, brought_pack
-from xfer.devices.host_memory import give_back_memory, keep_freed_memory
-from xfer.distributed.process_group import LostError
-from xfer.features.feature_cache import FeatureStore
-from xfer.recipe import recipe_from
+from xfer.data.pack import Pack, fetch_pack
+from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
+from xfer.distributed.process_group import WorkerLostError
+from xfer.features.feature_cache import FeatureCache
+from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.run import Run, default_device
 from xfer.storage import local_cache, object_store
@@ -34,7 +34,7 @@ Trainable = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Share:
+class Resources:
     """What each trial gets of a machine."""
 
     cpus: int = 1
@@ -42,7 +42,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Site:
+class TrialContext:
     """Where a trial finds what it needs, and what it may use: all that a process must know beside the recipe."""
 
     sweep: str
@@ -63,7 +63,7 @@ class Site:
     """The folder of features that all sweeps in a storage share."""
 
 
-def config_for(trial: Trial, site: Site) -> dict[str, Any]:
+def trial_config(trial: Trial, site: TrialContext) -> dict[str, Any]:
     """A trial as Ray Tune hands it to a process."""
     return {"trial": trial.name, "phase": trial.phase, "recipe": dict(trial.recipe), "site": asdict(site)}
 
@@ -80,8 +80,8 @@ def train_trial(config: dict[str, Any]) -> None:
         LostError: a process that trained together with this one was lost.
         AwayError: the storage could not be reached.
     """
-    give_back_memory()  # also where the trial before was stopped in the middle
-    store, name = store_of(config["site"]), config["trial"]
+    release_freed_memory()  # also where the trial before was stopped in the middle
+    store, name = open_store(config["site"]), config["trial"]
     run: Run | None = None
     try:
         run = _run(config)
@@ -89,22 +89,22 @@ def train_trial(config: dict[str, Any]) -> None:
             store.add_epoch(name, epoch)  # one that was saved but not yet written down when the process died
         record = run.record(name, config["phase"])
         if run.epochs:
-            report(record)  # the scheduler may not have judged it yet
+            report_to_tune(record)  # the scheduler may not have judged it yet
         for epoch in run:
             _send_checkpoint(run, store, name)
             store.add_epoch(name, epoch)
             record = run.record(name, config["phase"])
-            report(record)
-    except (LostError, object_store.AwayError):
+            report_to_tune(record)
+    except (WorkerLostError, object_store.StorageUnavailableError):
         raise  # another process may fare better
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
-        record = failed(config, reason) if run is None else run.record(name, config["phase"], reason)
+        record = failed_record(config, reason) if run is None else run.record(name, config["phase"], reason)
     store.add_record(record)
 
 
-def report(record: Record) -> None:
+def report_to_tune(record: Record) -> None:
     """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
     from ray import tune  # only a trial of Tune's gets here: who trains heads alone does without Ray
 
@@ -113,22 +113,22 @@ def report(record: Record) -> None:
     tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
 
 
-def open_test(config: dict[str, Any]) -> None:
+def evaluate_on_test(config: dict[str, Any]) -> None:
     """Judge a finished run on the test part, as it is and under noise, and write that down."""
-    store = store_of(config["site"])
+    store = open_store(config["site"])
     store.add_test(config["trial"], _finished(config).evaluate("test", noisy=True))
 
 
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write a finished run's network to a folder, for others to use."""
     run = _finished(config)
-    with local_cache.written(object_store.place(folder)) as here:
+    with local_cache.staged_upload(object_store.as_path(folder)) as here:
         save_classifier(here, run.model, run.recipe, run.pack.classes)
 
 
-def failed(config: dict[str, Any], error: str) -> Record:
+def failed_record(config: dict[str, Any], error: str) -> Record:
     """The record of a trial that never got as far as having a network."""
-    recipe = recipe_from(config["recipe"])
+    recipe = recipe_from_dict(config["recipe"])
     return Record(
         trial=config["trial"],
         phase=config["phase"],
@@ -144,14 +144,14 @@ def failed(config: dict[str, Any], error: str) -> Record:
     )
 
 
-def open_site(site: Site) -> tuple[Pack, torch.device]:
+def open_context(site: TrialContext) -> tuple[Pack, torch.device]:
     """The pack, and the device that this process may use; it uses as many threads, and logs where it should.
 
     Raises:
         ValueError: this machine does not see the storage.
     """
-    store = store_of(asdict(site))
-    if not object_store.is_far(store.folder) and not store.folder.exists():
+    store = open_store(asdict(site))
+    if not object_store.is_remote(store.folder) and not store.folder.exists():
         raise ValueError(
             f"{socket.gethostname()} sees no {store.folder}: on a cluster --storage must be where every machine can "
             f"reach it, in a bucket (s3://bucket/runs, gs://bucket/runs) or in a folder that they share"
@@ -160,29 +160,29 @@ def open_site(site: Site) -> tuple[Pack, torch.device]:
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)
-    keep_freed_memory()
-    return brought_pack(object_store.place(site.pack)), confine(site.gpus)
+    retain_freed_memory()
+    return fetch_pack(object_store.as_path(site.pack)), limit_gpu_memory(site.gpus)
 
 
-def store_of(site: Mapping[str, Any]) -> Store:
+def open_store(site: Mapping[str, Any]) -> Store:
     """The sweep that a site, as plain data, belongs to."""
-    return Store(object_store.place(site["sweep"]))
+    return Store(object_store.as_path(site["sweep"]))
 
 
-def weights_of(site: Site) -> Path | None:
+def local_weights(site: TrialContext) -> Path | None:
     """The file of weights on this machine; None where the recipe begins with random ones."""
-    return local_cache.brought_file(object_store.place(site.weights)) if site.weights else None
+    return local_cache.fetch_file(object_store.as_path(site.weights)) if site.weights else None
 
 
-def feature_store(site: Site) -> FeatureStore:
+def open_feature_cache(site: TrialContext) -> FeatureCache:
     """Where features are kept: on this machine and, where the storage is elsewhere, there too."""
     if site.features is None:
-        return FeatureStore()
-    folder = object_store.place(site.features)
-    return FeatureStore(local_cache.near(folder), FarShelf(folder) if object_store.is_far(folder) else None)
+        return FeatureCache()
+    folder = object_store.as_path(site.features)
+    return FeatureCache(local_cache.local_path(folder), RemoteCache(folder) if object_store.is_remote(folder) else None)
 
 
-def confine(gpus: float) -> torch.device:
+def limit_gpu_memory(gpus: float) -> torch.device:
     """Hold this process to a share of a GPU, whatever an earlier trial in it was given; where it is to compute.
 
     A share is a number that Ray counts with and nobody enforces: a trial that took more would make its neighbours run
@@ -196,26 +196,26 @@ def confine(gpus: float) -> torch.device:
     device = default_device()
     if device.type == "cuda":  # has not run on a GPU yet
         card = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(cap_of(gpus, card), torch.cuda.current_device())
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, card), torch.cuda.current_device())
     return device
 
 
 def _run(config: dict[str, Any]) -> Run:
-    site = Site(**config["site"])
-    pack, device = open_site(site)
-    folder = local_cache.pull(store_of(config["site"]).checkpoints(config["trial"]))
-    recipe = recipe_from(config["recipe"])
+    site = TrialContext(**config["site"])
+    pack, device = open_context(site)
+    folder = local_cache.pull(open_store(config["site"]).checkpoints(config["trial"]))
+    recipe = recipe_from_dict(config["recipe"])
     # Where Ray gives out GPUs that torch cannot use, or that are only said to be there, as many processes use CPUs.
     devices = max(1, int(site.gpus))
     torch.set_num_threads(max(1, site.threads // devices))
     return Run(
         recipe,
         pack,
-        weights_of(site),
+        local_weights(site),
         device,
         folder,
         noisy=site.noisy,
-        features=feature_store(site),
+        features=open_feature_cache(site),
         compiled=site.compiled,
         devices=devices,
     )

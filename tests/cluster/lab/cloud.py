@@ -69,7 +69,7 @@ class Machine:
     """Its first process, as the cloud counts."""
 
     @property
-    def card(self) -> str:
+    def network_interface(self) -> str:
         """Where its network cable is plugged in."""
         return f"{self.name}-{self.number}"
 
@@ -128,7 +128,7 @@ class Cloud:
     def cut(self, machine: str) -> None:
         """Pull out a machine's network cable: it runs on, and the cloud knows of nothing."""
         with self._lock:
-            _run("ip", "link", "set", self._machines[machine].card, "down")
+            _run("ip", "link", "set", self._machines[machine].network_interface, "down")
             self._note("cut", machine)
 
     def desk(self, name: str, number: int) -> dict[str, Any]:
@@ -171,15 +171,15 @@ class Cloud:
         print(json.dumps(event), flush=True)
 
     def _boot(self, machine: Machine, bridge: str, gateway: str) -> None:
-        folder = self._folder / machine.card
+        folder = self._folder / machine.network_interface
         folder.mkdir()
-        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{machine.address} {machine.card}\n")
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{machine.address} {machine.network_interface}\n")
         (folder / "bashrc").write_text(self._bashrc)
         for name, source in (("authorized_keys", "drawer/key.pem.pub"), ("host_key", "host_key")):
             (folder / name).write_bytes((self._folder / source).read_bytes())
         keep = self._keep["desk" if bridge == "office" else "machine"]
         namespaces = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child")
-        init = ["bash", str(HERE / "host.sh"), machine.card, machine.address, gateway, str(folder), *keep]
+        init = ["bash", str(HERE / "host.sh"), machine.network_interface, machine.address, gateway, str(folder), *keep]
         with (folder / "log").open("wb") as log:
             first = subprocess.Popen(
                 ["unshare", *namespaces, *init],
@@ -192,8 +192,8 @@ class Cloud:
         assert first.stdin is not None
         assert first.stdout is not None
         pid = int(first.stdout.readline())
-        _run("ip", "link", "add", machine.card, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-        _run("ip", "link", "set", machine.card, "master", bridge, "up")
+        _run("ip", "link", "add", machine.network_interface, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        _run("ip", "link", "set", machine.network_interface, "master", bridge, "up")
         first.stdin.write("\n")
         first.stdin.close()
         threading.Thread(target=first.wait, daemon=True).start()

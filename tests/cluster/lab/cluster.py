@@ -8,21 +8,21 @@ from typing import Any
 
 import yaml
 
+from tests.cluster.lab.cluster_file import WORKER, lab_cluster_config, project_folder
 from tests.cluster.lab.laboratory import ROOT, Background, Laboratory, wait_until
-from tests.cluster.lab.shipped import WORKER, on_the_lab, project
 
 DASHBOARD = "http://127.0.0.1:8265"
-QUICKLY = {
+FAST_RAY_SETTINGS = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
     # Each host sees the memory of the machine below, others' programs in it included, and would end its own for want.
     "RAY_memory_monitor_refresh_ms": "0",
     # In the place of `pip install -e`, which a machine of the laboratory is spared.
-    "PYTHONPATH": project(),
+    "PYTHONPATH": project_folder(),
 }
 """What makes the laboratory's hosts quick and small; nothing of it belongs into a cluster file."""
 
-ASK = """
+HTTP_REQUEST_SCRIPT = """
 import json, pathlib, sys, urllib.request
 url, body = sys.argv[1], sys.argv[2]
 token = pathlib.Path.home().joinpath(".ray/auth_token").read_text().strip()
@@ -44,7 +44,7 @@ class Cluster:
     def __init__(self, lab: Laboratory, storage: str, **settings: Any) -> None:
         self.lab = lab
         self.file = lab.drawer / "cluster.yaml"
-        self.file.write_text(yaml.safe_dump(on_the_lab(lab.key, storage, **settings), sort_keys=False))
+        self.file.write_text(yaml.safe_dump(lab_cluster_config(lab.key, storage, **settings), sort_keys=False))
         self._tunnels: list[Background] = []
         if lab.run(lab.user, "test -e ~/.ray/auth_token || echo none").strip():
             lab.run(lab.user, "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token")
@@ -107,36 +107,36 @@ class Cluster:
         found = self.ask(f"{DASHBOARD}/api/v0/nodes")["data"]["result"]["result"]
         return {each["node_ip"] for each in found if each["state"] == state}
 
-    def wait_for_worker(self, besides: set[str]) -> str:
+    def wait_for_worker(self, exclude: set[str]) -> str:
         """Wait until a worker is a node of Ray's, other than those whose addresses are given; its name at the cloud."""
 
         def joined() -> list[str]:
             found = {name: each["address"] for name, each in self.workers.items()}
-            alive = self.nodes() if set(found.values()) - besides else set()
-            return [name for name, address in found.items() if address in alive - besides]
+            alive = self.nodes() if set(found.values()) - exclude else set()
+            return [name for name, address in found.items() if address in alive - exclude]
 
-        names: list[str] = wait_until(joined, f"a worker besides {besides} had joined", self.explain)
+        names: list[str] = wait_until(joined, f"a worker besides {exclude} had joined", self.explain)
         return names[0]
 
     def explain(self) -> str:
         """What is known when something was waited for in vain."""
         logs = "tail -n 40 /tmp/ray/session_latest/logs/monitor.log /tmp/ray/session_latest/logs/monitor.err"
         heads = self.lab.machines(kind="head").values()
-        said = [self.lab.run(head, logs, fails=True) for head in heads]
+        said = [self.lab.run(head, logs, expect_failure=True) for head in heads]
         return "\n".join([*said, self.lab.log()])
 
     def _close(self) -> None:
         for each in self._tunnels:
             each.kill()
         self._tunnels.clear()
-        self.lab.run(self.lab.user, "for each in $(ps -o pid= -C ssh); do kill $each; done", fails=True)
+        self.lab.run(self.lab.user, "for each in $(ps -o pid= -C ssh); do kill $each; done", expect_failure=True)
 
     def _at_the_desk(self, command: str) -> str:
         return self.lab.run(self.lab.user, f"cd {ROOT} && {command}")
 
     def _open(self, port: int) -> bool:
         look = f"(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo open"
-        return bool(self.lab.run(self.lab.user, look, fails=True))
+        return bool(self.lab.run(self.lab.user, look, expect_failure=True))
 
     def _open_a_tunnel(self, command: str, port: int) -> None:
         self._tunnels.append(self.lab.start(self.lab.user, f"cd {ROOT} && {command}"))
@@ -144,4 +144,6 @@ class Cluster:
 
     def _asked(self, host: dict[str, Any], address: str, body: Any) -> Any:
         text = "" if body is None else json.dumps(body)
-        return json.loads(self.lab.run(host, f"python -I -c {shlex.quote(ASK)} {address} {shlex.quote(text)}"))
+        return json.loads(
+            self.lab.run(host, f"python -I -c {shlex.quote(HTTP_REQUEST_SCRIPT)} {address} {shlex.quote(text)}")
+        )

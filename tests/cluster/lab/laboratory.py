@@ -48,10 +48,10 @@ ROOT = HERE.parents[2]
 IMAGE = HERE / "image"
 """On Python's path on every host, as if it had been installed there."""
 
-PATIENCE = 400
+TIMEOUT_SECONDS = 400
 """Seconds after which something counts as hung, on a machine that does other things too."""
 
-NEEDS = {
+REQUIRED_TOOLS = {
     "ip": "iproute2",
     "nft": "nftables",
     "/usr/sbin/sshd": "openssh-server",
@@ -64,16 +64,16 @@ NEEDS = {
 """The programs that it takes, and Debian's packages that they are in."""
 
 
-def missing() -> str:
+def missing_requirements() -> str:
     """Why there can be no laboratory on this machine; empty where there can."""
     if os.geteuid() != 0:
         return "the laboratory makes namespaces and network cards, which takes root"
-    packages = {package for program, package in NEEDS.items() if shutil.which(program) is None}
+    packages = {package for program, package in REQUIRED_TOOLS.items() if shutil.which(program) is None}
     return f"the laboratory needs {', '.join(sorted(packages))}" if packages else ""
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandResult:
     """What a command said, and how it ended."""
 
     status: int
@@ -93,13 +93,13 @@ class Background:
         """What it has said so far."""
         return self._out.read_text(errors="replace")
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has not ended yet."""
         return self.process.poll() is None
 
-    def end(self) -> Said:
+    def end(self) -> CommandResult:
         """Wait for it to end by itself."""
-        return Said(self.process.wait(PATIENCE), self.out)
+        return CommandResult(self.process.wait(TIMEOUT_SECONDS), self.out)
 
     def kill(self) -> None:
         """End it."""
@@ -204,10 +204,10 @@ class Laboratory:
             )
         return Background(process, out)
 
-    def run(self, host: dict[str, Any] | None, command: str, fails: bool = False) -> str:
+    def run(self, host: dict[str, Any] | None, command: str, expect_failure: bool = False) -> str:
         """Run a shell command there to its end; what it said. It must end well, unless it `fails`."""
         said = self.start(host, command).end()
-        assert fails or said.status == 0, f"{command}: status {said.status}\n{said.out[-5000:]}"
+        assert expect_failure or said.status == 0, f"{command}: status {said.status}\n{said.out[-5000:]}"
         return said.out
 
     def close(self) -> None:
@@ -227,9 +227,9 @@ class Laboratory:
 
 def wait_until(seen: Callable[[], Any], what: str, explain: Callable[[], str] = str) -> Any:
     """Whatever `seen` finds first, asked often."""
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < limit:
         if found := seen():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"not seen in {PATIENCE} s: {what}\n{explain()[-5000:]}")
+    raise AssertionError(f"not seen in {TIMEOUT_SECONDS} s: {what}\n{explain()[-5000:]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import __main__ as program
-from sweeps.engine.console.reports import report, results_of
+from sweeps.engine.console.reports import load_results, render_report
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store, Trial
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
@@ -54,7 +54,7 @@ def sweeps(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_results_are_all_that_the_sweep_left_behind(storage: Path) -> None:
-    results = results_of(Store(storage / NAME))
+    results = load_results(Store(storage / NAME))
     assert [record.trial for record in results.records] == ["0000", "0000-s1", "0000-s2", "0001", "0002"]
     assert results.unfinished == ["0003"]
     assert [opening["finalists"] for opening in results.openings] == [["0000"]]
@@ -64,7 +64,7 @@ def test_results_are_all_that_the_sweep_left_behind(storage: Path) -> None:
 
 def test_results_of_no_sweep_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no sweep in .*nothing"):
-        results_of(Store(tmp_path / "nothing"))
+        load_results(Store(tmp_path / "nothing"))
 
 
 def test_list_says_what_ran_and_how_far_it_came(
@@ -148,7 +148,7 @@ def test_report_renders_again_and_says_where(
 def test_a_report_of_a_sweep_that_has_just_begun_renders_too(tmp_path: Path) -> None:
     store = Store(tmp_path / "begun")
     store.put_plan(a_plan(name="begun"))
-    assert report(store, tmp_path / "reports").is_file()
+    assert render_report(store, tmp_path / "reports").is_file()
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
@@ -208,9 +208,9 @@ def test_a_storage_that_cannot_be_reached_is_one_message(monkeypatch, capsys):
     from xfer.storage import object_store
 
     def away(storage):
-        raise object_store.AwayError("s3://bucket/runs could not be reached: PermissionError: denied")
+        raise object_store.StorageUnavailableError("s3://bucket/runs could not be reached: PermissionError: denied")
 
-    monkeypatch.setattr(program, "sweeps_in", away)
+    monkeypatch.setattr(program, "list_sweeps", away)
     monkeypatch.setattr("sys.argv", ["sweeps", "list"])
     with pytest.raises(SystemExit) as left:
         program.main()

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sweeps.engine.console.ui import serve
+from sweeps.engine.console.ui import serve_ui
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.tracking import Mirror, default_uri
+from sweeps.engine.tracking import Mirror, default_tracking_uri
 from xfer.records import Epoch, Evaluation, Phase, Record, Status
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exported.mkdir()
     (exported / "model.json").write_text(json.dumps(MODEL))
     (exported / "model.safetensors").write_bytes(b"\0" * 64)
-    mirror = Mirror(store, default_uri(folder))
+    mirror = Mirror(store, default_tracking_uri(folder))
     assert mirror.log_model("0001", exported, {"val_accuracy": 0.94, "test_accuracy": 0.93})
     return folder
 
@@ -196,16 +196,16 @@ def answer(address: str, method: str = "GET", path: str = "/", **headers: str) -
 
 
 def test_nothing_tracked_says_which_command_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve(tmp_path / "none", None, 5000) == 2
+    assert serve_ui(tmp_path / "none", None, 5000) == 2
     assert "make quickstart" in capsys.readouterr().err
     Store(tmp_path / "one").put_plan({})
-    assert serve(tmp_path, None, 5000) == 2
+    assert serve_ui(tmp_path, None, 5000) == 2
     assert f"python -m sweeps sync one --storage {tmp_path}" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
 
 
 def test_a_tracking_server_has_a_ui_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve(tmp_path, "https://me:hunter2@tracking.example", 5000) == 0
+    assert serve_ui(tmp_path, "https://me:hunter2@tracking.example", 5000) == 0
     said = capsys.readouterr().out
     assert "https://tracking.example" in said
     assert "hunter2" not in said
@@ -269,9 +269,9 @@ def page() -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def runs(storage: Path) -> dict[str, str]:
     """Run ids by trial, the sweep's own under ''; the experiment's under 'experiment', the model's under 'model'."""
-    from sweeps.engine.tracking import connect
+    from sweeps.engine.tracking import connect_mlflow
 
-    client = connect(default_uri(storage))
+    client = connect_mlflow(default_tracking_uri(storage))
     experiment = client.get_experiment_by_name("folder")
     assert experiment is not None
     ids = {

@@ -17,7 +17,7 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning import prepare as module
 from sweeps.engine.planning.prepare import Prepared, prepare
 from tests.conftest import BACKBONE, SIZE
-from tests.engine.conftest import pictures
+from tests.engine.conftest import write_noise_images
 from xfer.methods.strategies import STRATEGIES
 from xfer.training import networks
 
@@ -204,7 +204,7 @@ def test_of_many_unreadable_images_the_first_five_are_named(
 
 def test_copies_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
     for seed, (part, name) in enumerate((p, n) for p in ("train", "val", "test") for n in ("ants", "bees")):
-        pictures(tmp_path / "images" / part / name, 6, seed)
+        write_noise_images(tmp_path / "images" / part / name, 6, seed)
     for name in ("0.png", "1.png"):
         shutil.copy(tmp_path / "images/train/ants" / name, tmp_path / "images/test/ants" / f"copy-{name}")
     shutil.copy(tmp_path / "images/val/bees/0.png", tmp_path / "images/test/bees/copy.png")
@@ -250,7 +250,7 @@ def test_a_recipe_names_its_weights_unless_it_starts_from_random_ones(all_strate
     assert (recipe.data, recipe.classes, recipe.image_size) == (all_strategies.pack.hash, 3, SIZE)
     epochs = 1 if strategy in ("ridge_probe", "logistic_probe") else 4
     assert (recipe.epochs, recipe.seed, recipe.split_seed, recipe.draw) == (epochs, 0, 0, 0)
-    networks.check(recipe)
+    networks.check_network(recipe)
 
 
 def test_a_strategy_that_brings_a_network_takes_neither_weights_nor_arguments(all_strategies: Prepared) -> None:
@@ -278,14 +278,14 @@ def test_a_recipe_takes_the_plans_seed_and_arguments(make_plan: Callable[..., Pl
 
 
 @pytest.mark.parametrize(
-    ("images", "redrawable", "redraws"), [(1_999, True, True), (2_000, True, False), (100, False, False)]
+    ("images", "can_redraw", "redraws"), [(1_999, True, True), (2_000, True, False), (100, False, False)]
 )
 def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
-    prepared: Prepared, images: int, redrawable: bool, redraws: bool
+    prepared: Prepared, images: int, can_redraw: bool, redraws: bool
 ) -> None:
-    split = dataclasses.replace(prepared.split, train=np.arange(images), redrawable=redrawable)
+    split = dataclasses.replace(prepared.split, train=np.arange(images), can_redraw=can_redraw)
     assert dataclasses.replace(prepared, split=split).redraws is redraws
-    assert module.REDRAWN_BELOW == 2_000
+    assert module.RESPLIT_BELOW == 2_000
 
 
 def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import Prepared, differences, prepare
+from sweeps.engine.planning.prepare import Prepared, plan_differences, prepare
 from tests.conftest import BACKBONE
-from tests.engine.conftest import pictures
+from tests.engine.conftest import write_noise_images
 
 # --- the same plan, or another? --------------------------------------------------------------------------------------
 
@@ -30,13 +30,16 @@ def names(changes: list[str]) -> list[str]:
 
 
 def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
-    assert differences(stored(prepared), stored(prepared)) == []
-    assert differences(stored(prepared), {**prepared.described(), "name": "other", "provenance": {"commit": "x"}}) == []
+    assert plan_differences(stored(prepared), stored(prepared)) == []
+    assert (
+        plan_differences(stored(prepared), {**prepared.described(), "name": "other", "provenance": {"commit": "x"}})
+        == []
+    )
 
 
 def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None:
-    assert differences(stored(prepared), stored(prepared, trials=25)) == []
-    assert differences(stored(prepared), stored(prepared, trials=23)) == [
+    assert plan_differences(stored(prepared), stored(prepared, trials=25)) == []
+    assert plan_differences(stored(prepared), stored(prepared, trials=23)) == [
         "trials: 24 -> 23 (more may be added, none taken away)"
     ]
 
@@ -73,7 +76,7 @@ def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None
 def test_what_changed_is_listed_by_name(
     prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], changed: list[str]
 ) -> None:
-    found = differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
+    found = plan_differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
     assert set(changed) <= set(names(found))
     assert all(name.startswith("space.") for name in set(names(found)) - set(changed))
     assert bool(found) == bool(changed)
@@ -81,7 +84,7 @@ def test_what_changed_is_listed_by_name(
 
 
 def test_both_values_stand_in_the_line(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
-    assert differences(stored(prepared), stored(prepare(make_plan(epochs=5), storage))) == ["epochs: 4 -> 5"]
+    assert plan_differences(stored(prepared), stored(prepare(make_plan(epochs=5), storage))) == ["epochs: 4 -> 5"]
 
 
 def test_another_image_is_a_difference_and_so_are_other_weights(
@@ -90,15 +93,17 @@ def test_another_image_is_a_difference_and_so_are_other_weights(
     import safetensors.torch
 
     shutil.copytree(image_folder, tmp_path / image_folder.name)
-    pictures(tmp_path / image_folder.name / "red", 1, 99)
-    found = differences(stored(prepared), stored(prepare(make_plan(data=str(tmp_path / image_folder.name)), storage)))
+    write_noise_images(tmp_path / image_folder.name / "red", 1, 99)
+    found = plan_differences(
+        stored(prepared), stored(prepare(make_plan(data=str(tmp_path / image_folder.name)), storage))
+    )
     assert {"data.pack", "data.train"} <= set(names(found))
     tensors = safetensors.torch.load_file(weights)
     first = next(iter(tensors))
     tensors[first] = tensors[first] + 1
     safetensors.torch.save_file(tensors, tmp_path / weights.name)
     changed = prepare(make_plan(weights={BACKBONE: str(tmp_path / weights.name)}), storage)
-    assert names(differences(stored(prepared), stored(changed))) == ["backbones"]
+    assert names(plan_differences(stored(prepared), stored(changed))) == ["backbones"]
 
 
 def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
@@ -107,14 +112,14 @@ def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
     shutil.copytree(image_folder, tmp_path / "renamed")
     shutil.copy(weights, tmp_path / "w.safetensors")
     moved = make_plan(data=str(tmp_path / "renamed"), weights={BACKBONE: str(tmp_path / "w.safetensors")})
-    assert differences(stored(prepared), stored(prepare(moved, storage))) == []
+    assert plan_differences(stored(prepared), stored(prepare(moved, storage))) == []
 
 
 def test_all_classes_by_name_are_the_same_sweep_as_all_of_them(
     prepared: Prepared, make_plan: Callable[..., Plan], storage: Path
 ) -> None:
     named = prepare(make_plan(classes=("red", "green", "blue")), storage)
-    assert differences(stored(prepared), stored(named)) == []
+    assert plan_differences(stored(prepared), stored(named)) == []
     assert named.default_name() == prepared.default_name()
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.engine.console.progress import Watch
+from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
-from sweeps.engine.planning.prepare import Prepared, differences, prepare
-from sweeps.engine.samplers.ask_tell import Proposer
-from sweeps.engine.search_space.distributions import Options
+from sweeps.engine.planning.prepare import Prepared, plan_differences, prepare
+from sweeps.engine.samplers.ask_tell import AskTellSampler
+from sweeps.engine.search_space.distributions import Categorical
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.sweep import Means, Sweep
+from sweeps.engine.sweep import RunOptions, Sweep
 from tests.engine.conftest import a_record
 from xfer.objectives import OBJECTIVES
 from xfer.recipe import Recipe
@@ -53,7 +53,7 @@ def three(preparing: Preparing) -> Prepared:
 def heads(prepared: Prepared, accuracies: Mapping[tuple[str, str, float], float], usual: float = 0.3) -> list[Record]:
     """A record of every head, with these validation accuracies by backbone, strategy and penalty."""
     records = []
-    for trial in screening.trials(prepared):
+    for trial in screening.screening_trials(prepared):
         strategy = trial.recipe["strategy"]
         accuracy = accuracies.get((str(trial.recipe["backbone"]), strategy["name"], strategy["penalty"]), usual)
         records.append(replace(a_record(trial.name, (accuracy,), recipe=dict(trial.recipe)), phase="screen"))
@@ -82,15 +82,15 @@ def test_it_screens_where_there_are_backbones_to_drop_or_a_head_to_choose(
     preparing: Preparing, backbones: Sequence[str], changes: Mapping[str, Any], drops: bool, chooses: bool
 ) -> None:
     prepared = preparing(*backbones, **changes)
-    assert (screening.drops(prepared), screening.chooses_head(prepared)) == (drops, chooses)
-    assert bool(screening.trials(prepared)) == bool(screening.described(prepared)) == (drops or chooses)
+    assert (screening.drops_backbones(prepared), screening.selects_initial_head(prepared)) == (drops, chooses)
+    assert bool(screening.screening_trials(prepared)) == bool(screening.describe(prepared)) == (drops or chooses)
     assert ("screening" in prepared.described()) == (drops or chooses)
 
 
 def test_a_sweep_that_screened_cannot_go_on_with_another_number_to_keep(preparing: Preparing) -> None:
     strategies = ("clip", "linear_probe")
     kept = {keep: preparing(*NETWORKS, "test_convnext", keep_backbones=keep, strategies=strategies) for keep in (2, 3)}
-    assert differences(kept[2].described(), kept[3].described()) == ["screening.keep: 2 -> 3"]
+    assert plan_differences(kept[2].described(), kept[3].described()) == ["screening.keep: 2 -> 3"]
 
 
 def test_a_number_that_drops_nobody_is_no_part_of_a_plan(preparing: Preparing) -> None:
@@ -107,7 +107,7 @@ def test_fewer_than_two_are_never_kept(make_plan: Callable[..., Plan], keep: int
 
 
 def test_every_head_is_tried_on_every_backbone_each_as_a_recipe_of_its_own(three: Prepared) -> None:
-    trials = screening.trials(three)
+    trials = screening.screening_trials(three)
     met = [
         (trial.recipe["backbone"], trial.recipe["strategy"]["name"], trial.recipe["strategy"]["penalty"])
         for trial in trials
@@ -120,13 +120,13 @@ def test_every_head_is_tried_on_every_backbone_each_as_a_recipe_of_its_own(three
 
 def test_heads_see_the_images_that_the_search_will_see(preparing: Preparing) -> None:
     prepared = preparing(edits={"colour": "grey", "images_per_class": "4", "penalty": "7", "activation": "mish"})
-    for trial in screening.trials(prepared):
+    for trial in screening.screening_trials(prepared):
         recipe = trial.recipe
         assert (recipe["colour"]["name"], recipe["images_per_class"], recipe["activation"]["name"]) == (
             *("grey", 4),
             "mish",
         )
-    assert {trial.recipe["strategy"]["penalty"] for trial in screening.trials(prepared)} == {
+    assert {trial.recipe["strategy"]["penalty"] for trial in screening.screening_trials(prepared)} == {
         penalty for each in PENALTIES.values() for penalty in each
     }
 
@@ -136,16 +136,16 @@ def test_heads_see_the_images_that_the_search_will_see(preparing: Preparing) -> 
 
 def test_the_backbones_with_the_best_heads_go_on_the_best_first(three: Prepared) -> None:
     best = {("test_vit", "ridge_probe", 10.0): 0.9, ("test_efficientnet", "logistic_probe", 0.1): 0.8}
-    decision = screening.decided(three, heads(three, best))
+    decision = screening.screening_decision(three, heads(three, best))
     assert (decision["kept"], decision["dropped"]) == (["test_vit", "test_efficientnet"], ["test_resnet"])
     assert decision["by"] == "accuracy"
-    assert screening.said(decision) == (
+    assert screening.summary_line(decision) == (
         "frozen features speak for test_vit, test_efficientnet; test_resnet is left out"
     )
 
 
 def test_of_equal_ones_those_go_on_that_were_named_first(three: Prepared) -> None:
-    decision = screening.decided(three, heads(three, {}))
+    decision = screening.screening_decision(three, heads(three, {}))
     assert (decision["kept"], decision["dropped"]) == (["test_resnet", "test_efficientnet"], ["test_vit"])
 
 
@@ -155,7 +155,7 @@ def test_the_penalty_is_that_of_the_best_logistic_head_whatever_ridge_says(three
         ("test_resnet", "logistic_probe", 10.0): 0.5,
         ("test_vit", "logistic_probe", 100.0): 0.7,
     }
-    penalties = screening.decided(three, heads(three, best))["penalties"]
+    penalties = screening.screening_decision(three, heads(three, best))["penalties"]
     assert (penalties["test_resnet"], penalties["test_vit"]) == (10.0, 100.0)
 
 
@@ -164,7 +164,7 @@ def test_of_equally_good_heads_the_one_with_the_lowest_loss_is_taken(three: Prep
     for place, record in enumerate(records):
         loss = 0.1 if record.recipe["strategy"]["penalty"] == 100.0 else 0.5
         records[place] = replace(record, epochs=(replace(record.epochs[0], val_loss=loss),))
-    assert set(screening.decided(three, records)["penalties"].values()) == {100.0}
+    assert set(screening.screening_decision(three, records)["penalties"].values()) == {100.0}
 
 
 def test_a_backbone_whose_heads_all_failed_comes_last_and_has_no_penalty(three: Prepared) -> None:
@@ -172,10 +172,10 @@ def test_a_backbone_whose_heads_all_failed_comes_last_and_has_no_penalty(three: 
         replace(record, status="failed", epochs=(), val=None) if record.recipe["backbone"] == "test_resnet" else record
         for record in heads(three, {})
     ]
-    decision = screening.decided(three, records)
+    decision = screening.screening_decision(three, records)
     assert (decision["kept"], decision["dropped"]) == (["test_efficientnet", "test_vit"], ["test_resnet"])
     assert "test_resnet" not in decision["penalties"]
-    assert screening.narrowed(three, decision).space.strategies() == STRATEGIES
+    assert screening.narrow_space(three, decision).space.strategies() == STRATEGIES
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_backbone_whose_heads_all_failed_comes_last_and_has_no_penalty(three: 
     ],
 )
 def test_backbones_are_compared_by_a_share_of_images(objective: Sequence[str], measure: str) -> None:
-    assert screening.measure([OBJECTIVES[name] for name in objective]).name == measure
+    assert screening.screening_objective([OBJECTIVES[name] for name in objective]).name == measure
 
 
 @pytest.fixture(scope="module")
@@ -200,15 +200,15 @@ def with_lora(preparing: Preparing) -> Prepared:
 
 def test_a_strategy_that_none_of_the_best_can_do_keeps_the_best_backbone_that_can(with_lora: Prepared) -> None:
     best = {(name, "ridge_probe", 1.0): 0.9 for name in ("test_resnet", "test_efficientnet")}
-    decision = screening.decided(with_lora, heads(with_lora, best))
+    decision = screening.screening_decision(with_lora, heads(with_lora, best))
     assert (decision["kept"], decision["dropped"]) == ([*NETWORKS], [])
-    space = screening.narrowed(with_lora, decision).space
+    space = screening.narrow_space(with_lora, decision).space
     good = [space.configured(params) for params in space.known_good()]
     assert ("lora", "test_vit") in {(config["strategy"], config["backbone"]) for config in good}
 
 
 def test_where_only_a_head_has_to_be_chosen_nothing_but_logistic_ones_are_tried(preparing: Preparing) -> None:
-    trials = screening.trials(preparing(keep_backbones=3))
+    trials = screening.screening_trials(preparing(keep_backbones=3))
     assert len(trials) == 15
     assert {trial.recipe["strategy"]["name"] for trial in trials} == {"logistic_probe"}
 
@@ -222,12 +222,12 @@ def test_a_backbone_that_can_have_no_head_is_refused_and_one_that_can_have_some_
         if recipe.backbone == "test_vit" and recipe.strategy.name in refused:
             raise ValueError("it ends in NormLinear")
 
-    monkeypatch.setattr("xfer.training.networks.check", no_ridge)
+    monkeypatch.setattr("xfer.training.networks.check_network", no_ridge)
     refused = {"ridge_probe"}
-    assert len(screening.trials(prepared)) == 25
+    assert len(screening.screening_trials(prepared)) == 25
     refused = {"ridge_probe", "logistic_probe"}
     with pytest.raises(ValueError, match=r"backbone test_vit cannot be compared .*NormLinear.* --keep-backbones"):
-        screening.trials(prepared)
+        screening.screening_trials(prepared)
 
 
 # What follows
@@ -236,13 +236,13 @@ def test_a_backbone_that_can_have_no_head_is_refused_and_one_that_can_have_some_
 @pytest.fixture(scope="module")
 def narrow(three: Prepared) -> Prepared:
     best = {("test_vit", "logistic_probe", 10.0): 0.9, ("test_efficientnet", "logistic_probe", 0.1): 0.8}
-    return screening.narrowed(three, screening.decided(three, heads(three, best)))
+    return screening.narrow_space(three, screening.screening_decision(three, heads(three, best)))
 
 
 def test_nothing_else_is_proposed_any_more(narrow: Prepared) -> None:
-    proposer, met = Proposer(narrow.space, "random", seed=0), set()
+    proposer, met = AskTellSampler(narrow.space, "random", seed=0), set()
     for number in range(80):
-        params, config = proposer.propose(f"{number:04d}", number)
+        params, config = proposer.ask(f"{number:04d}", number)
         recipe = narrow.recipe(config)
         assert "penalty" not in {name.rpartition(".")[2] for name in params}
         if recipe.strategy.name == "lp_ft":
@@ -258,9 +258,9 @@ def test_known_good_recipes_are_tried_on_the_best_backbone(narrow: Prepared) -> 
 
 def test_a_penalty_that_was_asked_for_stays_as_it_is(preparing: Preparing) -> None:
     prepared = preparing(edits={"penalty": "0.5,5"})
-    space = screening.narrowed(prepared, screening.decided(prepared, heads(prepared, {}))).space
-    assert space.parameter("lp_ft", "penalty") == Options((0.5, 5))
-    assert space.possible["test_resnet"]["lp_ft"]["penalty"] == Options((0.5, 5))
+    space = screening.narrow_space(prepared, screening.screening_decision(prepared, heads(prepared, {}))).space
+    assert space.parameter("lp_ft", "penalty") == Categorical((0.5, 5))
+    assert space.possible["test_resnet"]["lp_ft"]["penalty"] == Categorical((0.5, 5))
 
 
 def test_of_a_warm_start_what_was_left_out_is_left_out_too(three: Prepared, narrow: Prepared) -> None:
@@ -269,14 +269,14 @@ def test_of_a_warm_start_what_was_left_out_is_left_out_too(three: Prepared, narr
         for params in three.space.known_good()[-2:]
         for name in NETWORKS
     ]
-    left = screening.still_possible(narrow.space, begins)
+    left = screening.remaining_params(narrow.space, begins)
     assert [params["backbone"] for params in left] == ["test_efficientnet", "test_vit"] * 2
-    proposer = Proposer(narrow.space, "tpe", seed=0, warm=left)
+    proposer = AskTellSampler(narrow.space, "tpe", seed=0, warm=left)
     for number in range(6):
-        proposer.propose(f"{number:04d}", number)
+        proposer.ask(f"{number:04d}", number)
         proposer.tell(a_record(f"{number:04d}"))
-    again = Proposer(narrow.space, "tpe", seed=0, warm=left)
-    again.remember({"0000": (left[0], a_record("0000"))})
+    again = AskTellSampler(narrow.space, "tpe", seed=0, warm=left)
+    again.replay({"0000": (left[0], a_record("0000"))})
 
 
 # In a sweep, whose heads are fitted in this very process
@@ -293,7 +293,9 @@ def store(tmp_path: Path, three: Prepared) -> Store:
 def begun(three: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Sweep]:
     """A start of the sweep."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return lambda: Sweep(three, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+    return lambda: Sweep(
+        three, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours")
+    )
 
 
 def test_time_that_is_up_leaves_it_undecided_and_the_next_start_goes_on(
@@ -323,7 +325,7 @@ def test_a_decision_that_was_lost_is_made_again_and_what_was_searched_is_still_k
     assert sweep._proposer is not None
     for number in range(6):
         name = f"{number:04d}"
-        params, config = sweep._proposer.propose(name, number)
+        params, config = sweep._proposer.ask(name, number)
         store.add_trial(Trial(name, "search", params, sweep._prepared.recipe(config).as_dict()))
         store.add_record(a_record(name))
     assert "lp_ft" in {trial.recipe["strategy"]["name"] for trial in store.trials() if trial.phase == "search"}

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from sweeps.engine import launch
-from sweeps.engine.launch import claim
+from sweeps.engine.launch import claim_plan
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import Prepared, prepare
 from sweeps.engine.presearch import advice
-from sweeps.engine.presearch.advice import advice_for, order_of, said
-from sweeps.engine.search_space.distributions import Options
+from sweeps.engine.presearch.advice import recommend_strategies, recommended_strategies, summary_line
+from sweeps.engine.search_space.distributions import Categorical
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.storage.store import Store
-from sweeps.engine.sweep import Means, Sweep
+from sweeps.engine.sweep import RunOptions, Sweep
 from tests.conftest import BACKBONE
 from xfer.models import backbones
 
@@ -79,21 +79,23 @@ def changed(prepared: Prepared, **changes: Any) -> Prepared:
 
 def begun(prepared: Prepared, store: Store, count: int = 3) -> list[str]:
     """The strategies that a sweep begins with, as a driver that starts now would propose them."""
-    sweep = Sweep(prepared, store, Means(tracking_uri=""), NoWatch())  # type: ignore[arg-type]
-    return [str(sweep._proposer.propose(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
+    sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), NoWatch())  # type: ignore[arg-type]
+    return [str(sweep._proposer.ask(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_is_advised_on_its_own_data_and_network(prepared: Prepared) -> None:
-    found = advice_for(prepared)
+    found = recommend_strategies(prepared)
     assert found["measured"]["backbone"] == "test_efficientnet"
     assert found["measured"]["images"] == len(prepared.split.train) == 24
-    assert order_of(json.loads(json.dumps(found))) == order_of(found)  # as plan.json keeps it
+    assert recommended_strategies(json.loads(json.dumps(found))) == recommended_strategies(
+        found
+    )  # as plan.json keeps it
     named = [each["strategy"]["name"] for each in found["recommended"]]
-    assert list(order_of(found)) == [name for name in named if name in STRATEGIES]
-    assert "clip" in order_of(found)
+    assert list(recommended_strategies(found)) == [name for name in named if name in STRATEGIES]
+    assert "clip" in recommended_strategies(found)
 
 
 def test_advice_looks_at_the_training_part_of_the_sweeps_own_seed(
@@ -106,7 +108,7 @@ def test_advice_looks_at_the_training_part_of_the_sweeps_own_seed(
         return Said(("clip",), {})
 
     monkeypatch.setattr(advice, "advise", noted)
-    advice_for(changed(prepared, seed=7))
+    recommend_strategies(changed(prepared, seed=7))
     (backbone,) = prepared.backbones
     assert asked == [(prepared.pack, "test_efficientnet", backbone.file, backbone.args, 7)]
 
@@ -117,7 +119,7 @@ def nothing_pretrained(prepared: Prepared) -> Prepared:
 
 
 def one_strategy(prepared: Prepared) -> Prepared:
-    axes = {**prepared.space.axes, "strategy": Options(("naive",))}
+    axes = {**prepared.space.axes, "strategy": Categorical(("naive",))}
     return dataclasses.replace(prepared, space=dataclasses.replace(prepared.space, axes=axes))
 
 
@@ -135,10 +137,10 @@ def test_where_there_is_nothing_to_order_nothing_is_measured(
     prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch, without: Callable[[Prepared], Prepared]
 ) -> None:
     monkeypatch.setattr(advice, "advise", lambda *about, **how: pytest.fail("measured"))
-    claim(without(prepared), store)
+    claim_plan(without(prepared), store)
     assert (store.plan() or {})["advice"] == {}
-    assert order_of({}) == ()
-    assert said({}) == ""
+    assert recommended_strategies({}) == ()
+    assert summary_line({}) == ""
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_a_person_reads_what_comes_first_and_what_does_not_compete(
     line: str,
 ) -> None:
     advised(*advised_names, **changes)
-    assert said(advice_for(prepared)) == line
+    assert summary_line(recommend_strategies(prepared)) == line
 
 
 # --- what a sweep does with it ---------------------------------------------------------------------------------------
@@ -182,13 +184,13 @@ def test_a_new_sweep_begins_in_the_advised_order(
     prepared: Prepared, store: Store, advised: Callable[..., None]
 ) -> None:
     advised("linear_probe", "lp_ft", "naive")
-    claim(prepared, store)
+    claim_plan(prepared, store)
     assert begun(prepared, store) == ["linear_probe", "naive", "clip"]
 
 
 def test_without_advice_it_begins_in_the_usual_order(prepared: Prepared, store: Store) -> None:
     plain = changed(prepared, advise=False)
-    claim(plain, store)
+    claim_plan(plain, store)
     assert begun(plain, store) == ["clip", "linear_probe", "naive"]
 
 
@@ -196,25 +198,25 @@ def test_a_sweep_gone_on_with_keeps_its_advice_whatever_would_be_said_now(
     prepared: Prepared, store: Store, advised: Callable[..., None]
 ) -> None:
     advised("linear_probe", "naive")
-    claim(prepared, store)
+    claim_plan(prepared, store)
     first = store.plan()
     advised("clip")
     for again in (prepared, changed(prepared, advise=False)):
-        claim(again, store)
+        claim_plan(again, store)
         assert store.plan() == first
         assert begun(again, store) == ["linear_probe", "naive", "clip"]
     more = changed(prepared, trials=9)
-    claim(more, store)
+    claim_plan(more, store)
     plan = store.plan() or {}
     assert (plan["trials"], plan["advice"]) == (9, (first or {})["advice"])
     assert begun(more, store) == ["linear_probe", "naive", "clip"]
 
 
 def test_going_on_measures_nothing(prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim(changed(prepared, advise=False), store)
-    monkeypatch.setattr(launch, "advice_for", lambda prepared, progress: pytest.fail("measured again"))
-    claim(prepared, store)
-    claim(changed(prepared, trials=9), store)
+    claim_plan(changed(prepared, advise=False), store)
+    monkeypatch.setattr(launch, "recommend_strategies", lambda prepared, progress: pytest.fail("measured again"))
+    claim_plan(prepared, store)
+    claim_plan(changed(prepared, trials=9), store)
 
 
 def test_advice_is_no_part_of_what_a_sweep_is_called_or_compared_by(
@@ -236,11 +238,11 @@ def test_a_network_whose_stages_are_unknown_is_said_and_begins_in_the_usual_orde
         return model
 
     monkeypatch.setattr(backbones, "build", without_stages)
-    claim(prepared, store)
+    claim_plan(prepared, store)
     found = (store.plan() or {})["advice"]
     assert list(found) == ["why_none"]
     assert "timm does not say where the stages of EfficientNet end" in found["why_none"]
-    assert said(found) == f"none, so the usual order: {found['why_none']}"
+    assert summary_line(found) == f"none, so the usual order: {found['why_none']}"
     assert begun(prepared, store) == ["clip", "linear_probe", "naive"]
 
 
@@ -251,7 +253,7 @@ def test_whatever_goes_wrong_while_measuring_keeps_no_sweep_from_starting(
         raise TypeError("forward() got an unexpected keyword argument")
 
     monkeypatch.setattr(advice, "advise", broken)
-    assert advice_for(prepared) == {"why_none": "TypeError: forward() got an unexpected keyword argument"}
+    assert recommend_strategies(prepared) == {"why_none": "TypeError: forward() got an unexpected keyword argument"}
 
 
 def test_advice_is_about_as_many_images_as_will_be_trained_on(
@@ -261,5 +263,5 @@ def test_advice_is_about_as_many_images_as_will_be_trained_on(
     monkeypatch.setattr(advice, "advise", lambda *about, **how: asked.append(how["images_per_class"]) or Said((), {}))
     for text, wanted in (("none", None), ("4", 4), ("2,4", None)):
         space = space_for([BACKBONE], 4, edits={"images_per_class": text})
-        advice_for(dataclasses.replace(prepared, space=space))
+        recommend_strategies(dataclasses.replace(prepared, space=space))
         assert asked.pop() == wanted

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 def test_without_a_cluster_file_nothing_can_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XFER_GROWS_TO", raising=False)
-    assert cluster.node_types() == ([], None)
+    assert cluster.worker_node_types() == ([], None)
 
 
 def test_the_shipped_cluster_grows_to_eight_gpus_whichever_they_are(
@@ -23,17 +23,17 @@ def test_the_shipped_cluster_grows_to_eight_gpus_whichever_they_are(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "ray_cluster.yaml").read_text())
-    assert cluster.grows_to("GPU", *cluster.node_types()) == 8
-    assert cluster.grows_to("CPU", *cluster.node_types()) == 64
+    assert cluster.max_resource("GPU", *cluster.worker_node_types()) == 8
+    assert cluster.max_resource("CPU", *cluster.worker_node_types()) == 64
 
 
 def test_where_there_is_no_file_a_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XFER_GROWS_TO", "4 x CPU=8,GPU=1; 2 x CPU=16")
-    assert cluster.grows_to("GPU", *cluster.node_types()) == 4
-    assert cluster.grows_to("CPU", *cluster.node_types()) == 64
+    assert cluster.max_resource("GPU", *cluster.worker_node_types()) == 4
+    assert cluster.max_resource("CPU", *cluster.worker_node_types()) == 64
     monkeypatch.setenv("XFER_GROWS_TO", "plenty")
     with pytest.raises(ValueError, match=r"XFER_GROWS_TO=plenty: write it as 8 x CPU=8,GPU=1; 2 x CPU=16"):
-        cluster.node_types()
+        cluster.worker_node_types()
 
 
 def test_kubernetes_says_what_it_may_grow_to() -> None:
@@ -41,7 +41,7 @@ def test_kubernetes_says_what_it_may_grow_to() -> None:
     parts = {each["kind"]: each for each in yaml.safe_load_all(text) if each}
     ray, said = parts["RayCluster"], parts["ConfigMap"]["data"]["XFER_GROWS_TO"]
     groups = ray["spec"]["workerGroupSpecs"]
-    assert [each.most for each in cluster.workers_from(said)] == [group["maxReplicas"] for group in groups]
+    assert [each.most for each in cluster.parse_worker_types(said)] == [group["maxReplicas"] for group in groups]
 
 
 def test_of_lost_processes_those_of_a_lost_machine_are_told_apart() -> None:

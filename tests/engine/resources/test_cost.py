@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from sweeps.engine.console.progress import Watch
-from sweeps.engine.resources.cost import HERE, UNKNOWN, Machine, Meter, Price, Prices, Spending, check, prices_from
+from sweeps.engine.console.progress import ProgressView
+from sweeps.engine.resources.cost import (
+    LOCAL_NODE_TYPE,
+    UNKNOWN_PRICES,
+    CostLedger,
+    CostTracker,
+    Machine,
+    Price,
+    Prices,
+    check_cost_budget,
+    parse_prices,
+)
 from sweeps.engine.storage.store import Store
 from tests.engine.conftest import a_plan
 
@@ -41,8 +51,8 @@ class Cluster:
             raise ConnectionError("the head is gone")
         return list(self.there)
 
-    def meter(self, store: Store, prices: Prices = UNKNOWN) -> Meter:
-        return Meter(store, prices, self.machines, self.said.append, clock=lambda: self.now)
+    def meter(self, store: Store, prices: Prices = UNKNOWN_PRICES) -> CostTracker:
+        return CostTracker(store, prices, self.machines, self.said.append, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -61,48 +71,48 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_what_a_person_says_counts_before_the_label_and_one_price_may_be_for_all() -> None:
-    by_type, every = prices_from("l4=0.5"), prices_from("0.40")
+    by_type, every = parse_prices("l4=0.5"), parse_prices("0.40")
     assert [by_type.of(machine) for machine in (L4, HEAD, Machine("x"))] == [
         Price(0.5, "--prices"),
         Price(0.18, "label"),
         None,
     ]
-    assert [every.of(machine) for machine in (L4, Machine(HERE))] == 2 * [Price(0.4, "--prices")]
+    assert [every.of(machine) for machine in (L4, Machine(LOCAL_NODE_TYPE))] == 2 * [Price(0.4, "--prices")]
 
 
 @pytest.mark.parametrize("text", ["l4", "=1", "l4=", "l4=-1", "l4=nan", "l4=inf", "l4=20000", "l4=1,l4=2", "1,2"])
 def test_what_is_no_price_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"--prices {text}"):
-        prices_from(text)
+        parse_prices(text)
 
 
 def test_a_cluster_may_have_prices_that_nobody_knows_yet_and_this_machine_has_none_of_itself() -> None:
-    check(prices_from("l4=0.35"), 20.0, joins=True)
-    check(UNKNOWN, 20.0, joins=True)
-    check(prices_from("0.40"), 20.0, joins=False)
-    check(UNKNOWN, None, joins=False)
+    check_cost_budget(parse_prices("l4=0.35"), 20.0, joins=True)
+    check_cost_budget(UNKNOWN_PRICES, 20.0, joins=True)
+    check_cost_budget(parse_prices("0.40"), 20.0, joins=False)
+    check_cost_budget(UNKNOWN_PRICES, None, joins=False)
     with pytest.raises(ValueError, match="nobody has said what this machine costs"):
-        check(UNKNOWN, 20.0, joins=False)
+        check_cost_budget(UNKNOWN_PRICES, 20.0, joins=False)
     with pytest.raises(ValueError, match="names l4, node types of a cluster"):
-        check(prices_from("l4=0.35"), None, joins=False)
+        check_cost_budget(parse_prices("l4=0.35"), None, joins=False)
 
 
 # --- adding up --------------------------------------------------------------------------------------------------------
 
 
 def test_a_machine_is_charged_from_the_look_that_first_saw_it_to_the_one_that_did_not() -> None:
-    spending = Spending()
+    spending = CostLedger()
     spending.look([HEAD], 100.0)
     spending.look([HEAD, L4, L4], 110.0)
     spending.look([HEAD, L4], 120.0)
     spending.look([HEAD], 150.0)
-    spending.pass_time(200.0)
+    spending.advance_to(200.0)
     seconds = {each["node_type"]: each["seconds"] for each in spending.described()}
     assert seconds == {"head": 100.0, "l4": 10.0 * 2 + 30.0}
 
 
 def test_the_rate_is_that_of_the_machines_that_are_there() -> None:
-    spending = Spending(prices_from("l4=1.5"))
+    spending = CostLedger(parse_prices("l4=1.5"))
     spending.look([HEAD, L4, L4, Machine("nameless")], 0.0)
     assert spending.usd_per_hour == pytest.approx(0.18 + 2 * 1.5)
     spending.look([HEAD], 5.0)
@@ -133,7 +143,7 @@ def test_starts_add_up_and_each_keeps_the_price_that_was_paid(cluster: Cluster, 
     with cluster.meter(store) as meter:
         cluster.now += 3600
         assert meter.spent() == 0.36
-    with cluster.meter(store, prices_from("l4=0.5")) as meter:
+    with cluster.meter(store, parse_prices("l4=0.5")) as meter:
         assert meter.spent() == 0.36
         cluster.now += 7200
         assert meter.spent() == pytest.approx(1.36)
@@ -180,18 +190,18 @@ def test_a_disk_that_is_full_does_not_end_the_sweep(
 
 
 def test_without_a_price_nothing_is_written_said_or_spent(cluster: Cluster, store: Store) -> None:
-    cluster.there = [Machine(HERE)]
+    cluster.there = [Machine(LOCAL_NODE_TYPE)]
     with cluster.meter(store) as meter:
         cluster.now += 3600
         assert meter.spent() is None
-        assert meter.unpriced == [HERE]
+        assert meter.unpriced == [LOCAL_NODE_TYPE]
     assert store.spending() == cluster.said == []
     assert store.plan() == a_plan()
 
 
 def test_what_a_machine_costs_is_told_once_and_of_which_nobody_knows_it(cluster: Cluster, store: Store) -> None:
     cluster.there = [HEAD, Machine("h100")]
-    with cluster.meter(store, prices_from("l4=0.5")) as meter:
+    with cluster.meter(store, parse_prices("l4=0.5")) as meter:
         meter.look()
         assert meter.unpriced == []
         cluster.there = [HEAD, L4, L4]
@@ -205,7 +215,7 @@ def test_what_a_machine_costs_is_told_once_and_of_which_nobody_knows_it(cluster:
 
 def test_the_plan_knows_the_price_of_each_node_type_once_it_was_said_or_seen(cluster: Cluster, store: Store) -> None:
     cluster.there = [HEAD]
-    with cluster.meter(store, prices_from("l4=0.5")) as meter:
+    with cluster.meter(store, parse_prices("l4=0.5")) as meter:
         head = {"usd_per_hour": 0.18, "from": "label"}
         assert (store.plan() or {})["prices"] == {"l4": {"usd_per_hour": 0.5, "from": "--prices"}, "head": head}
         cluster.there = [HEAD, A10G]
@@ -216,9 +226,9 @@ def test_the_plan_knows_the_price_of_each_node_type_once_it_was_said_or_seen(clu
 
 
 def test_prices_are_no_change_of_the_plan() -> None:
-    from sweeps.engine.planning.prepare import differences
+    from sweeps.engine.planning.prepare import plan_differences
 
-    assert differences({**a_plan(), "prices": {"l4": {"usd_per_hour": 0.36, "from": "label"}}}, a_plan()) == []
+    assert plan_differences({**a_plan(), "prices": {"l4": {"usd_per_hour": 0.36, "from": "label"}}}, a_plan()) == []
 
 
 def test_a_budget_is_short_of_what_the_machines_that_are_there_would_cost_until_the_end(
@@ -226,7 +236,7 @@ def test_a_budget_is_short_of_what_the_machines_that_are_there_would_cost_until_
 ) -> None:
     cluster.there = [L4, L4]  # 0.72 an hour
     with cluster.meter(store) as meter:
-        short_of, never = meter.short_of(1.0), meter.short_of(None)
+        short_of, never = meter.budget_check(1.0), meter.budget_check(None)
         cluster.now += 3600  # 0.28 are left
         assert not short_of(0.0)
         assert not short_of(1399.0)
@@ -251,18 +261,18 @@ def heads_only(make_plan: Callable[..., Plan], tmp_path: Path, one_thread: None)
 def test_a_sweep_ends_when_its_cost_budget_is_spent_and_goes_on_with_a_larger_one(
     heads_only: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweeps.engine.sweep import Means, Sweep
+    from sweeps.engine.sweep import RunOptions, Sweep
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     store.put_plan(heads_only.described())
     screen = io.StringIO()
 
     def start(budget: float) -> None:
-        watch = Watch(Console(file=screen, width=200), "colours")
-        means = Means(tracking_uri="", prices=Prices(every=3600.0), cost_budget=budget)
+        watch = ProgressView(Console(file=screen, width=200), "colours")
+        means = RunOptions(tracking_uri="", prices=Prices(every=3600.0), cost_budget=budget)
         # Each record takes a second, and each second costs a dollar.
         clock: Callable[[], float] = lambda: float(len(store.records()))  # noqa: E731
-        with Meter(store, means.prices, lambda: [Machine(HERE)], clock=clock) as meter:
+        with CostTracker(store, means.prices, lambda: [Machine(LOCAL_NODE_TYPE)], clock=clock) as meter:
             Sweep(heads_only, store, means, watch, meter).search()
 
     start(10.0)
@@ -284,17 +294,17 @@ def test_a_sweep_ends_when_its_cost_budget_is_spent_and_goes_on_with_a_larger_on
 @pytest.fixture
 def joining(prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
     """A sweep that joins a cluster of these machines."""
-    from sweeps.engine.sweep import Means, Sweep
+    from sweeps.engine.sweep import RunOptions, Sweep
     from sweeps.engine.trials import ray_tune
 
     def sweep(machines: Sequence[Machine], **means: Any) -> Sweep:
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-        monkeypatch.setattr(ray_tune, "connect", lambda: None)
-        monkeypatch.setattr(ray_tune, "places", lambda share: 4)
-        monkeypatch.setattr(ray_tune, "said", lambda: "cluster: four places")
-        monkeypatch.setattr(ray_tune, "machines", lambda: machines)
-        watch = Watch(Console(file=io.StringIO()), "colours")
-        return Sweep(prepared, store, Means(tracking_uri="", **means), watch, Meter(store))
+        monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
+        monkeypatch.setattr(ray_tune, "max_concurrent_trials", lambda share: 4)
+        monkeypatch.setattr(ray_tune, "summary_line", lambda: "cluster: four places")
+        monkeypatch.setattr(ray_tune, "alive_machines", lambda: machines)
+        watch = ProgressView(Console(file=io.StringIO()), "colours")
+        return Sweep(prepared, store, RunOptions(tracking_uri="", **means), watch, CostTracker(store))
 
     return sweep
 
@@ -345,9 +355,9 @@ def test_what_the_finals_will_cost_is_kept_back(joining: Callable[..., Sweep], p
 def test_a_node_type_is_its_name_in_the_cluster_file_or_what_it_is_to_ray(
     labels: dict[str, str], resources: dict[str, float], machine: Machine
 ) -> None:
-    from sweeps.engine.trials.ray_tune import machine_of
+    from sweeps.engine.trials.ray_tune import node_machine
 
-    assert machine_of(labels, resources) == machine
+    assert node_machine(labels, resources) == machine
 
 
 @pytest.mark.slow
@@ -355,7 +365,7 @@ def test_what_ray_up_tells_a_node_of_its_type_and_labels_is_what_we_read(tmp_pat
     labels = {"xfer/usd-per-hour": "0.36"}
     told = {"RAY_NODE_TYPE_NAME": "l4", "RAY_OVERRIDE_LABELS": json.dumps(labels, separators=(",", ":"))}
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    say = "from sweeps.engine import tuning; tuning.connect(); print(tuning.machines())"
+    say = "from sweeps.engine.trials import ray_tune as r; r.connect_ray(); print(r.alive_machines())"
     shown = subprocess.run(
         [sys.executable, "-c", say],
         cwd=Path(__file__).parents[3],

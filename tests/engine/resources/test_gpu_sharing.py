@@ -15,27 +15,34 @@ import torch
 
 from sweeps.engine.resources import gpu_sharing, memory_probe
 from sweeps.engine.resources.gpu_sharing import (
-    CONTEXT_BYTES,
-    MARGIN,
-    SHARES,
-    Probe,
-    Shape,
-    Shares,
-    cap_of,
-    shape_of,
-    share_of,
+    CUDA_CONTEXT_BYTES,
+    GPU_FRACTIONS,
+    MEMORY_MARGIN,
+    GpuAllocation,
+    MemoryProbe,
+    StepShape,
+    gpu_fraction,
+    memory_fraction,
+    step_shape,
 )
-from sweeps.engine.resources.memory_probe import Kind, place_of, probe_each, probed, read, write
+from sweeps.engine.resources.memory_probe import (
+    GpuKind,
+    load_or_run_probes,
+    probe_path,
+    probe_recipes,
+    read_probe,
+    write_probe,
+)
 from sweeps.engine.storage.store import Trial
-from sweeps.engine.sweep import Means, Sweep
+from sweeps.engine.sweep import RunOptions, Sweep
 from sweeps.engine.trials import ray_tune, trainable
-from sweeps.engine.trials.trainable import Site, config_for
+from sweeps.engine.trials.trainable import TrialContext, trial_config
 from xfer.methods.strategies import STRATEGIES
 
 GIGABYTE = 2**30
 CARDS = {"H100": 80 * GIGABYTE, "T4": 16 * GIGABYTE, "laptop": 4 * GIGABYTE}
 """A table of cards that are not here."""
-H100 = Kind("H100", CARDS["H100"], "bfloat16")
+H100 = GpuKind("H100", CARDS["H100"], "bfloat16")
 
 
 class FakeCard:
@@ -53,7 +60,7 @@ class FakeCard:
     def wait(self) -> None:
         self.asked.append("wait")
 
-    def most_bytes(self) -> int:
+    def peak_bytes(self) -> int:
         self.asked.append("bytes")
         return next(self._answers)
 
@@ -65,50 +72,50 @@ class FakeCard:
 def test_a_share_is_the_smallest_that_holds_the_need_and_its_margin_over_the_whole_range(card: int) -> None:
     for thousandth in range(1201):
         needed = card * thousandth // 1000
-        share = share_of(needed, card)
-        assert share in SHARES
-        wanted = needed * (1 + MARGIN) / card
-        assert share == min((each for each in SHARES if each >= wanted), default=1.0)
+        share = gpu_fraction(needed, card)
+        assert share in GPU_FRACTIONS
+        wanted = needed * (1 + MEMORY_MARGIN) / card
+        assert share == min((each for each in GPU_FRACTIONS if each >= wanted), default=1.0)
 
 
 def test_shares_change_exactly_where_the_margin_begins() -> None:
-    for smaller, larger in pairwise(SHARES):
-        edge = int(Fraction(smaller) * CARDS["H100"] / Fraction(str(1 + MARGIN)))
-        assert share_of(edge - 1, CARDS["H100"]) == smaller
-        assert share_of(edge + 2, CARDS["H100"]) == larger
+    for smaller, larger in pairwise(GPU_FRACTIONS):
+        edge = int(Fraction(smaller) * CARDS["H100"] / Fraction(str(1 + MEMORY_MARGIN)))
+        assert gpu_fraction(edge - 1, CARDS["H100"]) == smaller
+        assert gpu_fraction(edge + 2, CARDS["H100"]) == larger
 
 
 def test_nothing_takes_the_smallest_share_and_what_no_card_holds_takes_a_whole_one() -> None:
-    assert share_of(0, CARDS["T4"]) == 0.125
-    assert share_of(10 * CARDS["T4"], CARDS["T4"]) == 1.0
+    assert gpu_fraction(0, CARDS["T4"]) == 0.125
+    assert gpu_fraction(10 * CARDS["T4"], CARDS["T4"]) == 1.0
     for needed, card in ((-1, 1), (1, 0), (1, -5)):
         with pytest.raises(ValueError, match="there is no such share"):
-            share_of(needed, card)
+            gpu_fraction(needed, card)
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_processes_held_to_their_shares_fit_on_a_card_together_with_what_they_hold_beside(card: int) -> None:
-    for share in SHARES[:-1]:
-        cap = cap_of(share, card)
+    for share in GPU_FRACTIONS[:-1]:
+        cap = memory_fraction(share, card)
         assert 0 < cap <= share
-        if share * card >= 2 * CONTEXT_BYTES:
-            assert (cap * card + CONTEXT_BYTES) / share <= card * (1 + 1e-9)
-    assert cap_of(1.0, card) == cap_of(2.0, card) == 1.0
+        if share * card >= 2 * CUDA_CONTEXT_BYTES:
+            assert (cap * card + CUDA_CONTEXT_BYTES) / share <= card * (1 + 1e-9)
+    assert memory_fraction(1.0, card) == memory_fraction(2.0, card) == 1.0
 
 
-@pytest.mark.parametrize("share", SHARES[:-1])
+@pytest.mark.parametrize("share", GPU_FRACTIONS[:-1])
 def test_what_a_probe_saw_fits_under_the_cap_that_follows_from_it(share: float) -> None:
     card = CARDS["H100"]
-    needed = int(share * card / (1 + MARGIN)) - 1  # the most that gets this share
-    assert share_of(needed, card) == share
-    assert needed - CONTEXT_BYTES < cap_of(share, card) * card
+    needed = int(share * card / (1 + MEMORY_MARGIN)) - 1  # the most that gets this share
+    assert gpu_fraction(needed, card) == share
+    assert needed - CUDA_CONTEXT_BYTES < memory_fraction(share, card) * card
 
 
 # Shapes
 
 
 def test_what_has_no_say_in_the_memory_has_none_in_the_shape(make_recipe: Any) -> None:
-    shape = shape_of(make_recipe())
+    shape = step_shape(make_recipe())
     for change in (
         {"learning_rate": 0.5},
         {"optimizer": "adam"},
@@ -124,7 +131,7 @@ def test_what_has_no_say_in_the_memory_has_none_in_the_shape(make_recipe: Any) -
         {"strategy": "layer_decay"},
         {"strategy": "l2_sp"},
     ):
-        assert shape_of(make_recipe(**{"epochs": 4, **change})) == shape, change
+        assert step_shape(make_recipe(**{"epochs": 4, **change})) == shape, change
 
 
 def test_what_has_a_say_in_the_memory_makes_another_shape(make_recipe: Any) -> None:
@@ -143,26 +150,26 @@ def test_what_has_a_say_in_the_memory_makes_another_shape(make_recipe: Any) -> N
         {"strategy": "bitfit"},
         {"strategy": {"name": "early_cut", "stage": 2}},
     ]
-    shapes = Counter(shape_of(make_recipe(**change)) for change in changes)
+    shapes = Counter(step_shape(make_recipe(**change)) for change in changes)
     assert set(shapes.values()) == {1}
     assert len(shapes) == len(changes)
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("lora", "drop_early")])
 def test_every_strategy_has_a_shape(make_recipe: Any, strategy: str) -> None:
-    shape = shape_of(make_recipe(strategy=strategy, epochs=4))
+    shape = step_shape(make_recipe(strategy=strategy, epochs=4))
     assert 0 < shape.moving <= shape.parameters
 
 
 def test_a_head_in_closed_form_has_the_shape_of_one_that_is_trained(make_recipe: Any) -> None:
-    probe = shape_of(make_recipe(strategy="linear_probe", batch_size=64))
-    assert {shape_of(make_recipe(strategy=how)) for how in ("ridge_probe", "logistic_probe")} == {probe}
+    probe = step_shape(make_recipe(strategy="linear_probe", batch_size=64))
+    assert {step_shape(make_recipe(strategy=how)) for how in ("ridge_probe", "logistic_probe")} == {probe}
 
 
 def test_a_shape_says_what_is_frozen_and_what_moves(make_recipe: Any, make_run: Any) -> None:
-    whole = shape_of(make_recipe())
-    probe = shape_of(make_recipe(strategy="linear_probe"))
-    upper = shape_of(make_recipe(strategy={"name": "train_last", "blocks": 2}))
+    whole = step_shape(make_recipe())
+    probe = step_shape(make_recipe(strategy="linear_probe"))
+    upper = step_shape(make_recipe(strategy={"name": "train_last", "blocks": 2}))
     record = make_run(make_recipe()).record()
     assert (whole.frozen_blocks, whole.parameters, whole.moving) == (0, record.parameters, record.trainable_parameters)
     assert probe.moving == make_run(make_recipe(strategy="linear_probe")).record().trainable_parameters
@@ -170,8 +177,8 @@ def test_a_shape_says_what_is_frozen_and_what_moves(make_recipe: Any, make_run: 
 
 
 def test_a_larger_shape_holds_a_smaller_one_and_not_the_other_way_round(make_recipe: Any) -> None:
-    def shape(**changes: Any) -> Shape:
-        return shape_of(make_recipe(**changes))
+    def shape(**changes: Any) -> StepShape:
+        return step_shape(make_recipe(**changes))
 
     whole = shape(batch_size=16)
     for smaller in (
@@ -180,12 +187,12 @@ def test_a_larger_shape_holds_a_smaller_one_and_not_the_other_way_round(make_rec
         shape(batch_size=16, strategy={"name": "train_last", "blocks": 1}),
         shape(batch_size=16, strategy={"name": "early_cut", "stage": 2}),
     ):
-        assert whole.holds(smaller)
-        assert not smaller.holds(whole)
-    assert whole.holds(whole)
+        assert whole.dominates(smaller)
+        assert not smaller.dominates(whole)
+    assert whole.dominates(whole)
     for other in (shape(image_size=16, batch_size=16), shape(activation="mish"), shape(backbone="test_vit")):
-        assert not whole.holds(other)
-        assert not other.holds(whole)
+        assert not whole.dominates(other)
+        assert not other.dominates(whole)
 
 
 # Probes
@@ -204,33 +211,33 @@ def test_a_probe_is_two_steps_and_a_judged_batch_and_everything_is_waited_for(
     monkeypatch.setattr(memory_probe.Learner, "step", step)
     card = FakeCard(3 * GIGABYTE)
     recipe = make_recipe(batch_size=4, optimizer="adam", mixing="cutmix", strategy="freeze_then_unfreeze", epochs=4)
-    probe = memory_probe.measure(recipe, card, "float32")
+    probe = memory_probe.measure_step(recipe, card, "float32")
     assert steps == [(4, 3, 32, 32)] * 2
     assert card.asked == ["begin", *["wait"] * 5, "bytes"]
-    assert (probe.shape, probe.bytes) == (shape_of(recipe), 3 * GIGABYTE)
+    assert (probe.shape, probe.bytes) == (step_shape(recipe), 3 * GIGABYTE)
     assert probe.seconds > 0
 
 
 def test_a_strategy_that_frees_its_body_later_is_probed_as_it_is_then(make_recipe: Any) -> None:
     recipe = make_recipe(strategy={"name": "freeze_then_unfreeze", "freeze_epochs": 3}, epochs=4)
-    learner = memory_probe.Learner(gpu_sharing.usual(recipe), None, torch.device("cpu"))
-    learner.set_pace(gpu_sharing.fullest(recipe))
+    learner = memory_probe.Learner(gpu_sharing.canonical_recipe(recipe), None, torch.device("cpu"))
+    learner.set_pace(gpu_sharing.last_epoch_moment(recipe))
     assert all(parameter.requires_grad for parameter in learner.model.parameters())
 
 
 def test_a_probe_comes_back_as_it_was_kept(tmp_path: Path, make_recipe: Any) -> None:
-    probe = Probe(shape_of(make_recipe()), 12345, 0.25)
-    path = place_of(tmp_path / "probes", probe.shape, H100)
-    assert read(path) is None
-    write(path, probe)
-    assert read(path) == probe
+    probe = MemoryProbe(step_shape(make_recipe()), 12345, 0.25)
+    path = probe_path(tmp_path / "probes", probe.shape, H100)
+    assert read_probe(path) is None
+    write_probe(path, probe)
+    assert read_probe(path) == probe
 
 
 def test_another_card_shape_or_precision_is_another_probe(tmp_path: Path, make_recipe: Any) -> None:
-    shape = shape_of(make_recipe())
+    shape = step_shape(make_recipe())
     kinds = [H100, replace(H100, name="A100"), replace(H100, bytes=1), replace(H100, precision="float32")]
-    places = {place_of(tmp_path, shape, kind) for kind in kinds}
-    places.add(place_of(tmp_path, replace(shape, batch_size=99), H100))
+    places = {probe_path(tmp_path, shape, kind) for kind in kinds}
+    places.add(probe_path(tmp_path, replace(shape, batch_size=99), H100))
     assert len(places) == 5
 
 
@@ -247,14 +254,14 @@ def test_each_shape_is_probed_once_and_never_again(tmp_path: Path, make_recipe: 
         assert function is memory_probe.probe_on_card
         for folder, kind, given in arguments:
             calls.append([each["batch_size"] for each in given])
-            built = [memory_probe.recipe_from(each) for each in given]
-            probe_each(Path(folder), Kind(**kind), built, FakeCard(*range(GIGABYTE, 9 * GIGABYTE, GIGABYTE)))
+            built = [memory_probe.recipe_from_dict(each) for each in given]
+            probe_recipes(Path(folder), GpuKind(**kind), built, FakeCard(*range(GIGABYTE, 9 * GIGABYTE, GIGABYTE)))
 
     float32 = replace(H100, precision="float32")
-    shares = probed(recipes, tmp_path, float32, call)
+    shares = load_or_run_probes(recipes, tmp_path, float32, call)
     assert calls == [[4, 8, 4, 8]]  # one task for the backbone; naive and clip are one shape
     assert len(list(tmp_path.glob("*.json"))) == 4
-    assert probed(recipes, tmp_path, float32, call) == shares
+    assert load_or_run_probes(recipes, tmp_path, float32, call) == shares
     assert len(calls) == 1
 
 
@@ -265,21 +272,21 @@ def test_one_that_cannot_be_probed_is_left_out_and_gets_a_card(
         def wait(self) -> None:
             raise RuntimeError("CUDA error: an illegal memory access")
 
-    shares = probed(
+    shares = load_or_run_probes(
         [make_recipe()],
         tmp_path,
         replace(H100, precision="float32"),
-        lambda function, calls: probe_each(tmp_path, replace(H100, precision="float32"), [make_recipe()], Broken()),
+        lambda function, calls: probe_recipes(tmp_path, replace(H100, precision="float32"), [make_recipe()], Broken()),
     )
     assert shares.probes == []
-    assert shares.of(make_recipe().as_dict()) == shares.smallest() == 1.0
+    assert shares.of(make_recipe().as_dict()) == shares.smallest_fraction() == 1.0
     assert "could not be probed" in caplog.text
 
 
 def test_a_trial_takes_its_share_from_the_smallest_probe_that_holds_it(make_recipe: Any) -> None:
-    whole, half = shape_of(make_recipe(batch_size=64)), shape_of(make_recipe(batch_size=32))
-    probes = [Probe(whole, 30 * GIGABYTE, 0.1), Probe(half, 15 * GIGABYTE, 0.1)]
-    shares = Shares(probes, CARDS["H100"])
+    whole, half = step_shape(make_recipe(batch_size=64)), step_shape(make_recipe(batch_size=32))
+    probes = [MemoryProbe(whole, 30 * GIGABYTE, 0.1), MemoryProbe(half, 15 * GIGABYTE, 0.1)]
+    shares = GpuAllocation(probes, CARDS["H100"])
 
     def share(**changes: Any) -> float:
         return shares.of(make_recipe(**changes).as_dict())
@@ -290,14 +297,14 @@ def test_a_trial_takes_its_share_from_the_smallest_probe_that_holds_it(make_reci
     assert share(batch_size=16, strategy="linear_probe") == 0.25
     assert share(batch_size=65) == 1.0, "nothing so large was probed"
     assert share(batch_size=16, backbone="test_vit") == 1.0
-    assert shares.smallest() == 0.25
+    assert shares.smallest_fraction() == 0.25
 
 
 # Compiling
 
 
 def test_compiling_is_worth_it_where_it_saves_twice_what_it_costs(make_recipe: Any) -> None:
-    needed = 2 * gpu_sharing.COMPILE_SECONDS / gpu_sharing.SAVED
+    needed = 2 * gpu_sharing.COMPILE_SECONDS / gpu_sharing.COMPILE_SAVING
     steady = make_recipe()
     assert not gpu_sharing.worth_compiling(steady, 1000, needed / 1000)
     assert gpu_sharing.worth_compiling(steady, 1001, needed / 1000)
@@ -307,7 +314,7 @@ def test_compiling_is_worth_it_where_it_saves_twice_what_it_costs(make_recipe: A
 
 def test_only_what_was_probed_itself_is_compiled(make_recipe: Any) -> None:
     recipe = make_recipe(batch_size=32, epochs=10)
-    shares = Shares([Probe(shape_of(recipe), GIGABYTE, 0.1)], CARDS["H100"])
+    shares = GpuAllocation([MemoryProbe(step_shape(recipe), GIGABYTE, 0.1)], CARDS["H100"])
     assert shares.compiled(recipe.as_dict(), images=100_000)  # 31,250 steps of 0.1 s
     assert not shares.compiled(recipe.as_dict(), images=1_000)
     assert not shares.compiled(make_recipe(batch_size=16, epochs=10).as_dict(), images=100_000)
@@ -334,33 +341,35 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
 
 def test_a_process_is_held_to_the_share_of_each_trial_anew(fake_gpu: list[tuple[float, int]]) -> None:
     for share in (0.5, 1.0, 0.125):
-        assert trainable.confine(share) == torch.device("cuda")
-    assert fake_gpu == [(cap_of(share, CARDS["H100"]), 0) for share in (0.5, 1.0, 0.125)]
+        assert trainable.limit_gpu_memory(share) == torch.device("cuda")
+    assert fake_gpu == [(memory_fraction(share, CARDS["H100"]), 0) for share in (0.5, 1.0, 0.125)]
     assert fake_gpu[1] == (1.0, 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_a_trial_without_a_gpu_sees_none(fake_gpu: list[tuple[float, int]]) -> None:
-    assert trainable.confine(0.0) == torch.device("cpu")
+    assert trainable.limit_gpu_memory(0.0) == torch.device("cpu")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert fake_gpu == []
 
 
 def test_the_kind_of_card_is_what_torch_says_of_the_first(fake_gpu: list[tuple[float, int]]) -> None:
-    assert memory_probe.kind_here() == H100
+    assert memory_probe.local_gpu_kind() == H100
 
 
 # In a sweep
 
 
 def test_ray_is_asked_for_the_share_that_a_trials_site_says() -> None:
-    site = Site("sweep", "pack", None, threads=2, gpus=0.25)
-    config = config_for(Trial("0000", "search", {}, {}), site)
-    assert ray_tune.resources_of(ray_tune._written(config)).required_resources == {"CPU": 2, "GPU": 0.25}
-    two = config_for(Trial("0000", "search", {}, {}), replace(site, gpus=2.0))
-    assert ray_tune.resources_of(ray_tune._written(two)).bundles == [{"CPU": 2, "GPU": 2}]  # one bundle is of one node
-    nothing = config_for(Trial("0000", "search", {}, {}), replace(site, gpus=0.0))
-    assert ray_tune.resources_of(ray_tune._written(nothing)).required_resources == {"CPU": 2}
+    site = TrialContext("sweep", "pack", None, threads=2, gpus=0.25)
+    config = trial_config(Trial("0000", "search", {}, {}), site)
+    assert ray_tune.placement_resources(ray_tune._written(config)).required_resources == {"CPU": 2, "GPU": 0.25}
+    two = trial_config(Trial("0000", "search", {}, {}), replace(site, gpus=2.0))
+    assert ray_tune.placement_resources(ray_tune._written(two)).bundles == [
+        {"CPU": 2, "GPU": 2}
+    ]  # one bundle is of one node
+    nothing = trial_config(Trial("0000", "search", {}, {}), replace(site, gpus=0.0))
+    assert ray_tune.placement_resources(ray_tune._written(nothing)).required_resources == {"CPU": 2}
 
 
 @pytest.mark.parametrize(("packs", "expected"), [(True, 0.25), (False, 1.0)])
@@ -368,21 +377,21 @@ def test_a_share_that_was_asked_for_overrides_all_probes(
     packs: bool, expected: float, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    shares = Shares([Probe(shape_of(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
-    monkeypatch.setattr(ray_tune, "connect", lambda: None)
-    monkeypatch.setattr(ray_tune, "places", lambda share: asked.append(share) or int(4 / share.gpus))
+    shares = GpuAllocation([MemoryProbe(step_shape(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
+    monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
+    monkeypatch.setattr(ray_tune, "max_concurrent_trials", lambda share: asked.append(share) or int(4 / share.gpus))
     monkeypatch.setattr(Sweep, "_probed", lambda sweep: asked.append("probed") or shares)
     sweep = Sweep.__new__(Sweep)
-    sweep._means = Means(share=trainable.Share(1, 1.0), packs=packs, tracking_uri="")
+    sweep._means = RunOptions(share=trainable.Resources(1, 1.0), packs=packs, tracking_uri="")
     sweep._shares = None
     sweep._proposer = None
     sweep._connect()
-    assert asked.pop() == trainable.Share(1, 1.0)  # while backbones are screened, nobody knows which are trained
+    assert asked.pop() == trainable.Resources(1, 1.0)  # while backbones are screened, nobody knows which are trained
     assert "probed" not in asked
     sweep._proposer = "somebody"  # type: ignore[assignment]
     sweep._connect()
     sweep._connect()
     assert asked.count("probed") == int(packs)
-    assert asked[-1] == trainable.Share(1, expected)
+    assert asked[-1] == trainable.Resources(1, expected)
     assert sweep._concurrent == 4 / expected
     assert sweep._gpus_of(Trial("0000", "search", {}, make_recipe().as_dict())) == expected

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.sweeping import PATIENCE, ROOT
+from tests.sweep_commands import ROOT, TIMEOUT_SECONDS
 
 SCRIPT = '''
 import json
@@ -36,7 +36,7 @@ def trial(config):
 
     gpus = config["site"]["gpus"]
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
-    trainable.confine(gpus)
+    trainable.limit_gpu_memory(gpus)
     note = {"gpus": gpus, "ray": seen, "confined": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid(),
             "allocator": os.environ["PYTORCH_CUDA_ALLOC_CONF"], "began": time.time_ns()}
     (folder / f"begun-{gpus}-{config['trial']}").touch()
@@ -90,7 +90,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         env={**inherited, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]

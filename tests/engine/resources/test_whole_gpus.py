@@ -16,9 +16,9 @@ import pytest
 
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import trainable
-from sweeps.engine.trials.trainable import Site, config_for, train_trial
-from tests.sweeping import PATIENCE, ROOT
-from xfer.distributed.process_group import LostError
+from sweeps.engine.trials.trainable import TrialContext, train_trial, trial_config
+from tests.sweep_commands import ROOT, TIMEOUT_SECONDS
+from xfer.distributed.process_group import WorkerLostError
 from xfer.training import checkpoints
 
 MARK = "XFER_TEST_TEAM"
@@ -32,10 +32,10 @@ def begin(tmp_path, pack, weights_of, make_recipe):
     def begun(name="0000", gpus=2.0, **changes):
         recipe = make_recipe(backbone="test_vit", **changes)
         file = str(weights_of("test_vit"))
-        site = Site(str(store.folder), str(pack.folder), file, 2, gpus, features=str(tmp_path / "features"))
+        site = TrialContext(str(store.folder), str(pack.folder), file, 2, gpus, features=str(tmp_path / "features"))
         trial = Trial(name, "search", {}, recipe.as_dict())
         store.add_trial(trial)
-        return config_for(trial, site)
+        return trial_config(trial, site)
 
     return store, begun
 
@@ -56,10 +56,10 @@ def test_a_trial_whose_other_process_was_lost_is_left_to_ray_without_a_record(be
     store, begun = begin
 
     def lost(config):
-        raise LostError("the process on device 2 of 2 was lost")
+        raise WorkerLostError("the process on device 2 of 2 was lost")
 
     monkeypatch.setattr(trainable, "_run", lost)
-    with pytest.raises(LostError):
+    with pytest.raises(WorkerLostError):
         train_trial(begun())
     assert store.record("0000") is None
 
@@ -78,7 +78,7 @@ def test_whole_gpus_are_devices_of_one_run_and_share_its_cores(begin, monkeypatc
 
 @pytest.mark.slow
 def test_a_trial_on_two_gpus_comes_to_the_record_of_one_on_none(begin, monkeypatch):
-    monkeypatch.setattr(trainable, "report", lambda record: None)
+    monkeypatch.setattr(trainable, "report_to_tune", lambda record: None)
     store, begun = begin
     train_trial(begun("0000", 0.0))
     train_trial(begun("0001", 2.0))
@@ -102,14 +102,14 @@ def test_a_trial_that_is_stopped_at_a_report_leaves_its_checkpoint_and_no_proces
         followers.append(marked(mark))
         raise SystemExit  # as Tune does it
 
-    monkeypatch.setattr(trainable, "report", stop)
+    monkeypatch.setattr(trainable, "report_to_tune", stop)
     store, begun = begin
     with pytest.raises(SystemExit):
         train_trial(begun(epochs=4))
     assert [len(each) for each in followers] == [1]
     assert marked(mark) == []
     assert len(checkpoints.load(store.checkpoints("0000"))["epochs"]) == 1
-    monkeypatch.setattr(trainable, "report", lambda record: None)
+    monkeypatch.setattr(trainable, "report_to_tune", lambda record: None)
     train_trial(begun(epochs=4))
     assert store.record("0000").resumed_at == (1,)
     assert store.record("0000").status == "finished"
@@ -151,18 +151,18 @@ def trial(config):
     first = not note.exists()
     if first:
         note.write_text(json.dumps({"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}))
-    report = trainable.report
+    report = trainable.report_to_tune
 
     def killing(record):
         if first and config["trial"] == "0001":
             os.kill(follower(), signal.SIGKILL)
         report(record)
 
-    trainable.report = killing
+    trainable.report_to_tune = killing
     try:
         trainable.train_trial(config)
     finally:
-        trainable.report = report
+        trainable.report_to_tune = report
 
 
 class Driver:
@@ -200,7 +200,7 @@ def test_ray_gives_a_trial_two_gpus_for_one_run_and_starts_it_again_where_half_o
         env={**inherited, "PYTHONPATH": str(ROOT), MARK: mark},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sweeps.engine.samplers.ask_tell import SAMPLERS, Proposer, count
-from sweeps.engine.search_space.constraints import LEFT
+from sweeps.engine.samplers.ask_tell import SAMPLERS, AskTellSampler, available_trials
+from sweeps.engine.search_space.constraints import CONSTRAINTS
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import AXES, Config
 from tests.engine.conftest import a_record
-from tests.engine.drawing import WIDE, recipe_of, strategy_of, thrown
-from tests.engine.proposing import ASKED
+from tests.engine.random_configs import WIDEST_CHOICES, random_configs, recipe_of, strategy_of
+from tests.engine.sampler_runs import NUM_TRIALS
 from xfer.methods.strategies import STRATEGIES
 
 EPOCHS = 8
@@ -22,7 +22,7 @@ EPOCHS = 8
 @pytest.fixture(scope="module")
 def draws() -> list[Config]:
     """From a space with everything in it."""
-    return [config for config, _ in thrown(space_for(["a", "b"], EPOCHS, edits=WIDE), 2_000)]
+    return [config for config, _ in random_configs(space_for(["a", "b"], EPOCHS, edits=WIDEST_CHOICES), 2_000)]
 
 
 def both(draws: list[Config], one: str, other: str) -> Iterator[tuple[Any, Any]]:
@@ -30,12 +30,12 @@ def both(draws: list[Config], one: str, other: str) -> Iterator[tuple[Any, Any]]
 
 
 def test_an_axis_that_has_conditions_exists() -> None:
-    assert set(LEFT) <= set(AXES)
+    assert set(CONSTRAINTS) <= set(AXES)
 
 
 def test_an_embedding_loss_never_meets_a_batch_that_is_mixed(draws: list[Config]) -> None:
     met = set(both(draws, "embedding_loss", "mixing"))
-    losses, mixings = (set(WIDE[axis].split(",")) for axis in ("embedding_loss", "mixing"))
+    losses, mixings = (set(WIDEST_CHOICES[axis].split(",")) for axis in ("embedding_loss", "mixing"))
     assert met == {(loss, "none") for loss in losses} | {("none", mixing) for mixing in mixings}
 
 
@@ -50,7 +50,7 @@ def test_batch_norm_is_never_frozen_where_nothing_was_learned_before(draws: list
     assert met == {
         (strategy, batch_norm)
         for strategy in STRATEGIES
-        for batch_norm in WIDE["batch_norm"].split(",")
+        for batch_norm in WIDEST_CHOICES["batch_norm"].split(",")
         if (batch_norm != "frozen" or strategy not in random)
         and not (strategy in in_one_go and batch_norm != "with_weights")
     }
@@ -89,9 +89,9 @@ def test_what_a_sampler_proposes_in_a_narrow_space_is_no_contradiction(
     sampler: str, strategies: Sequence[str], edits: dict[str, str]
 ) -> None:
     space = space_for(["a", "b"], EPOCHS, strategies, edits)
-    proposer = Proposer(space, sampler, seed=1)
-    for number in range(count(space, sampler, ASKED.get(sampler, 40))):
-        params, config = proposer.propose(f"{number:04d}", number)
+    proposer = AskTellSampler(space, sampler, seed=1)
+    for number in range(available_trials(space, sampler, NUM_TRIALS.get(sampler, 40))):
+        params, config = proposer.ask(f"{number:04d}", number)
         assert proposer._space.configured(params) == config
         recipe_of(config, EPOCHS)
         proposer.tell(a_record(f"{number:04d}", (0.1, (number % 7) / 7)))
@@ -129,7 +129,7 @@ def test_contradictions_are_refused_with_their_reason(
 def test_a_slower_body_is_never_proposed_where_the_head_alone_moves() -> None:
     space = space_for(["a"], 6, ["linear_probe", "naive", "early_cut"], {"body_rate": "0.1,0.3"})
     rates: dict[object, set[object]] = {}
-    for config, _ in thrown(space, 100):
+    for config, _ in random_configs(space, 100):
         rates.setdefault(config["strategy"], set()).add(config["body_rate"])
     assert rates == {"linear_probe": {1.0}, "early_cut": {1.0}, "naive": {0.1, 0.3}}
 
@@ -140,9 +140,9 @@ def test_a_slower_body_for_a_head_alone_is_refused() -> None:
 
 
 def test_without_steps_only_the_penalty_and_what_shapes_the_network_is_searched() -> None:
-    space = space_for(["a", "b"], 6, edits={**WIDE, "strategy": "ridge_probe,logistic_probe,naive"})
+    space = space_for(["a", "b"], 6, edits={**WIDEST_CHOICES, "strategy": "ridge_probe,logistic_probe,naive"})
     asked_for = {"backbone", "strategy", "penalty", "activation", "colour", "images_per_class"}
-    for config, asked in thrown(space, 200):
+    for config, asked in random_configs(space, 200):
         assert config["epochs"] == (6 if config["strategy"] == "naive" else 1)
         if config["strategy"] != "naive":
             assert {name.rpartition(".")[2] for name in asked} == asked_for

@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 
 from sweeps.engine.search_space.distributions import (
-    LOGARITHMIC,
-    OWN_LIMITS,
-    WHOLE,
-    Domain,
-    Options,
+    INTEGER_AXES,
+    LOG_SCALE_AXES,
+    PARAMETER_LIMITS,
+    Categorical,
+    Distribution,
     Range,
-    domain_from,
-    values_of,
+    domain_values,
+    parse_distribution,
 )
-from sweeps.engine.search_space.space import AXES, LEARNING_RATES, PARAMETERS
-from tests.engine.drawing import OWN
-from xfer.choices import parameters
-from xfer.recipe import LIMITS, TABLES
-from xfer.recipe import WHOLE as WHOLE_IN_RECIPES
+from sweeps.engine.search_space.space import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES
+from tests.engine.random_configs import ENTRY_PARAMETERS
+from xfer.choices import default_parameters
+from xfer.recipe import CHOICE_TABLES, LIMITS
+from xfer.recipe import INTEGER_FIELDS as WHOLE_IN_RECIPES
 
-NAMES = {own for _, _, own in OWN}
+NAMES = {own for _, _, own in ENTRY_PARAMETERS}
 KNOWN = {*AXES, *NAMES, "learning_rate"}
 
 
@@ -30,13 +30,13 @@ KNOWN = {*AXES, *NAMES, "learning_rate"}
 @pytest.mark.parametrize(
     ("axis", "text", "domain"),
     [
-        ("optimizer", "sgd,ranger", Options(("sgd", "ranger"))),
-        ("optimizer", " sgd , sgd ", Options(("sgd",))),
-        ("clip_norm", "none,0.5,1.0", Options((None, 0.5, 1.0))),
-        ("clip_norm", "NONE,2", Options((None, 2))),
+        ("optimizer", "sgd,ranger", Categorical(("sgd", "ranger"))),
+        ("optimizer", " sgd , sgd ", Categorical(("sgd",))),
+        ("clip_norm", "none,0.5,1.0", Categorical((None, 0.5, 1.0))),
+        ("clip_norm", "NONE,2", Categorical((None, 2))),
         ("clip_value", "0.1..0.5", Range(0.1, 0.5)),
         ("batch_size", "16..64", Range(16, 64)),
-        ("images_per_class", "none,10,50", Options((None, 10, 50))),
+        ("images_per_class", "none,10,50", Categorical((None, 10, 50))),
         ("weight_decay", "1e-6..1e-3", Range(1e-6, 1e-3, log=True)),
         ("weight_decay", "0..0.1", Range(0, 0.1)),
         ("body_rate", "0.01..1", Range(0.01, 1.0, log=True)),
@@ -45,8 +45,8 @@ KNOWN = {*AXES, *NAMES, "learning_rate"}
         ("decay", "0.5..1", Range(0.5, 1.0)),
     ],
 )
-def test_a_domain_is_read_as_a_person_means_it(axis: str, text: str, domain: Domain) -> None:
-    assert domain_from(axis, text) == domain
+def test_a_domain_is_read_as_a_person_means_it(axis: str, text: str, domain: Distribution) -> None:
+    assert parse_distribution(axis, text) == domain
 
 
 @pytest.mark.parametrize(
@@ -98,18 +98,21 @@ def test_a_domain_is_read_as_a_person_means_it(axis: str, text: str, domain: Dom
 )
 def test_what_cannot_be_meant_is_refused_with_what_can(axis: str, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        domain_from(axis, text)
+        parse_distribution(axis, text)
 
 
-@pytest.mark.parametrize(("axis", "ends"), (LIMITS | OWN_LIMITS).items())
+@pytest.mark.parametrize(("axis", "ends"), (LIMITS | PARAMETER_LIMITS).items())
 def test_the_ends_of_what_is_within_reason_are_taken_and_nothing_beyond(axis: str, ends: tuple[float, float]) -> None:
     low, high = ends
     for end in ends:
-        assert domain_from(axis, f"{end:.0f}" if axis in (*WHOLE, *WHOLE_IN_RECIPES) else repr(end)) is not None
+        assert (
+            parse_distribution(axis, f"{end:.0f}" if axis in (*INTEGER_AXES, *WHOLE_IN_RECIPES) else repr(end))
+            is not None
+        )
     for beyond in (low - 1, 2 * high + 1):
-        text = f"{beyond:.0f}" if axis in (*WHOLE, *WHOLE_IN_RECIPES) else repr(beyond)
+        text = f"{beyond:.0f}" if axis in (*INTEGER_AXES, *WHOLE_IN_RECIPES) else repr(beyond)
         with pytest.raises(ValueError, match=f"{axis}=.*: it must lie between"):
-            domain_from(axis, text)
+            parse_distribution(axis, text)
 
 
 # --- in step with what there is to choose from -----------------------------------------------------------------------
@@ -117,48 +120,54 @@ def test_the_ends_of_what_is_within_reason_are_taken_and_nothing_beyond(axis: st
 
 def test_every_parameter_of_an_entry_has_limits_and_all_limits_a_parameter() -> None:
     # freeze_epochs is limited by the length of the runs, which a domain does not know
-    assert {*OWN_LIMITS, "freeze_epochs"} == NAMES
+    assert {*PARAMETER_LIMITS, "freeze_epochs"} == NAMES
 
 
 def test_the_names_of_whole_and_of_logarithmic_axes_exist() -> None:
-    assert set(WHOLE) - KNOWN == set()
-    assert set(LOGARITHMIC) - KNOWN == set()
+    assert set(INTEGER_AXES) - KNOWN == set()
+    assert set(LOG_SCALE_AXES) - KNOWN == set()
 
 
 def test_a_parameter_is_whole_exactly_where_its_default_is() -> None:
-    whole = {own for kind, name, own in OWN if isinstance(parameters(TABLES[kind][name])[own], int)}
-    assert {name for name in WHOLE if name in NAMES} == whole
-    assert {name for name in WHOLE if name in AXES} == {name for name in WHOLE_IN_RECIPES if name in AXES}
+    whole = {
+        own
+        for kind, name, own in ENTRY_PARAMETERS
+        if isinstance(default_parameters(CHOICE_TABLES[kind][name])[own], int)
+    }
+    assert {name for name in INTEGER_AXES if name in NAMES} == whole
+    assert {name for name in INTEGER_AXES if name in AXES} == {name for name in WHOLE_IN_RECIPES if name in AXES}
 
 
-@pytest.mark.parametrize(("kind", "name", "own"), OWN)
+@pytest.mark.parametrize(("kind", "name", "own"), ENTRY_PARAMETERS)
 def test_an_entry_takes_whatever_is_within_reason(kind: str, name: str, own: str) -> None:
-    for end in OWN_LIMITS.get(own, (1, 1_000)):
-        TABLES[kind][name](**{own: int(end) if own in WHOLE else end})
+    for end in PARAMETER_LIMITS.get(own, (1, 1_000)):
+        CHOICE_TABLES[kind][name](**{own: int(end) if own in INTEGER_AXES else end})
 
 
 @pytest.mark.parametrize(
     ("axis", "domain"),
     [
-        *((axis, domain) for axis, domain in AXES.items() if axis not in TABLES),
-        *((place.rpartition(".")[2], domain) for place, domain in PARAMETERS.items() if place != "freeze_epochs"),
-        *(("learning_rate", domain) for domain in LEARNING_RATES.values()),
+        *((axis, domain) for axis, domain in AXES.items() if axis not in CHOICE_TABLES),
+        *((place.rpartition(".")[2], domain) for place, domain in PARAMETER_RANGES.items() if place != "freeze_epochs"),
+        *(("learning_rate", domain) for domain in LEARNING_RATE_RANGES.values()),
     ],
     ids=str,
 )
-def test_the_usual_domains_lie_within_reason_and_are_such_as_a_person_could_write(axis: str, domain: Domain) -> None:
-    low, high = (LIMITS | OWN_LIMITS)[axis]
-    for value in values_of(domain):
+def test_the_usual_domains_lie_within_reason_and_are_such_as_a_person_could_write(
+    axis: str, domain: Distribution
+) -> None:
+    low, high = (LIMITS | PARAMETER_LIMITS)[axis]
+    for value in domain_values(domain):
         assert value is None or low <= value <= high  # type: ignore[operator]
     written = str(domain).removesuffix(" log").replace(" ", "")
-    assert domain_from(axis, written) == domain
+    assert parse_distribution(axis, written) == domain
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
 def test_options_and_ranges_read_as_they_are_written() -> None:
-    assert str(Options((None, 0.5, "sgd"))) == "none, 0.5, sgd"
+    assert str(Categorical((None, 0.5, "sgd"))) == "none, 0.5, sgd"
     assert str(Range(1e-4, 1e-2, log=True)) == "0.0001..0.01 log"
     assert str(Range(1, 3)) == "1..3"
 
@@ -166,9 +175,9 @@ def test_options_and_ranges_read_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("domain", "wish", "answer"),
     [
-        (Options((16, 32)), 32, 32),
-        (Options((16, 32)), 64, 16),
-        (Options((None, 1.0)), None, None),
+        (Categorical((16, 32)), 32, 32),
+        (Categorical((16, 32)), 64, 16),
+        (Categorical((None, 1.0)), None, None),
         (Range(1, 4), 9, 4),
         (Range(0.25, 0.75), 0.1, 0.25),
         (Range(1, 4), None, 2),
@@ -177,5 +186,5 @@ def test_options_and_ranges_read_as_they_are_written() -> None:
     ],
     ids=str,
 )
-def test_a_wish_is_moved_into_a_domain(domain: Domain, wish: float | None, answer: object) -> None:
+def test_a_wish_is_moved_into_a_domain(domain: Distribution, wish: float | None, answer: object) -> None:
     assert domain.nearest(wish) == answer

@@ -10,12 +10,12 @@ import pytest
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import Prepared, prepare
-from sweeps.engine.samplers.ask_tell import Proposer
-from sweeps.engine.search_space.distributions import Options, Range
+from sweeps.engine.samplers.ask_tell import AskTellSampler
+from sweeps.engine.search_space.distributions import Categorical, Range
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import Space
 from tests.engine.conftest import a_record
-from tests.engine.drawing import WIDE, thrown
+from tests.engine.random_configs import WIDEST_CHOICES, random_configs
 from xfer.choices import Value
 from xfer.methods.strategies import STRATEGIES
 from xfer.training import networks
@@ -38,25 +38,25 @@ def fits(backbone: str, strategy: str, values: Mapping[str, Value]) -> None:
 
 
 def test_what_is_left_of_a_parameter_is_told_by_network() -> None:
-    space = space_for(["short", "tall"], 6, ["freeze_first", "early_cut", "lora", "naive"], fits=fits)
+    space = space_for(["short", "tall"], 6, ["freeze_first", "early_cut", "lora", "naive"], is_compatible=fits)
     assert space.possible == {
         "short": {
             "freeze_first": {"blocks": Range(1, 2)},
-            "early_cut": {"stage": Options((1, 2, 4))},
+            "early_cut": {"stage": Categorical((1, 2, 4))},
             "naive": {},
         },
         "tall": {
             "freeze_first": {"blocks": Range(1, 8)},
-            "early_cut": {"stage": Options((1, 2, 4))},
-            "lora": {"rank": Options((8, 4))},
+            "early_cut": {"stage": Categorical((1, 2, 4))},
+            "lora": {"rank": Categorical((8, 4))},
             "naive": {},
         },
     }
 
 
 def test_what_is_left_is_all_that_is_drawn() -> None:
-    space = space_for(["short", "tall"], 6, list(STRATEGIES), fits=fits)
-    for config, asked in thrown(space, 1_500):
+    space = space_for(["short", "tall"], 6, list(STRATEGIES), is_compatible=fits)
+    for config, asked in random_configs(space, 1_500):
         backbone, strategy = str(config["backbone"]), str(config["strategy"])
         if backbone != "basic_cnn":
             fits(backbone, strategy, config)
@@ -71,13 +71,13 @@ def tried(space: Space, advised: Sequence[str] = ()) -> list[tuple[Value, Value]
 
 
 def test_a_known_good_recipe_is_tried_on_the_first_network_that_can() -> None:
-    space = space_for(["short", "tall"], 6, ["naive", "lora", "freeze_first"], fits=fits)
+    space = space_for(["short", "tall"], 6, ["naive", "lora", "freeze_first"], is_compatible=fits)
     assert tried(space) == [("naive", "short"), ("naive", "tall"), ("freeze_first", "short"), ("lora", "tall")]
     assert [space.configured(params).get("blocks") for params in space.known_good()] == [None, None, 2, None]
 
 
 def test_the_first_of_known_good_recipes_is_tried_on_those_networks_that_can() -> None:
-    space = space_for(["short", "tall"], 6, ["lora", "naive"], fits=fits)
+    space = space_for(["short", "tall"], 6, ["lora", "naive"], is_compatible=fits)
     assert tried(space, ["lora"]) == [("lora", "tall"), ("naive", "short")]
 
 
@@ -104,8 +104,8 @@ def test_what_no_network_can_is_refused_with_the_reason(
 
 def test_what_was_asked_for_and_one_network_can_is_taken() -> None:
     space = space_for(["short", "tall"], 6, ["train_last"], {"blocks": "2,8"}, fits)
-    assert space.possible["short"]["train_last"] == {"blocks": Options((2,))}
-    assert space.possible["tall"]["train_last"] == {"blocks": Options((2, 8))}
+    assert space.possible["short"]["train_last"] == {"blocks": Categorical((2,))}
+    assert space.possible["tall"]["train_last"] == {"blocks": Categorical((2, 8))}
 
 
 # --- with real networks ----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def plan_for(make_plan: Callable[..., Plan], weights_of: Callable[[str], Path]) 
 @pytest.fixture(scope="module")
 def wide(one_thread: None, plan_for: Callable[..., Plan], storage: Path) -> Prepared:
     """Everything there is, on two networks."""
-    return prepare(plan_for(*NETWORKS, edits=WIDE), storage)
+    return prepare(plan_for(*NETWORKS, edits=WIDEST_CHOICES), storage)
 
 
 def test_lora_enters_transformers_only_and_nothing_else_is_missing(wide: Prepared) -> None:
@@ -145,14 +145,14 @@ def test_numbers_stay_within_what_a_network_has(wide: Prepared) -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "random"])  # the others would need too long to come by everything
 def test_everything_proposed_of_all_there_is_becomes_a_network(wide: Prepared, sampler: str) -> None:
     """Optuna refuses a parameter that changes its values from one trial to the next."""
-    proposer, met = Proposer(wide.space, sampler, seed=1), set()
+    proposer, met = AskTellSampler(wide.space, sampler, seed=1), set()
     for number in range(150):
-        params, config = proposer.propose(f"{number:04d}", number)
+        params, config = proposer.ask(f"{number:04d}", number)
         recipe = wide.recipe(config)
         assert wide.space.configured(params) == config
         met.add((recipe.strategy.name, recipe.backbone))
         if number % 5 == 0:
-            networks.check(recipe)
+            networks.check_network(recipe)
         status = ("finished", "finished", "pruned", "failed")[number % 4]
         curve = (0.1,) if status == "failed" else (0.1, (number % 11) / 11)
         proposer.tell(a_record(f"{number:04d}", curve, status, error="lost" if status == "failed" else None))  # type: ignore[arg-type]
@@ -165,10 +165,10 @@ def test_every_kind_of_choice_goes_with_every_strategy_that_changes_a_convolutio
     one_thread: None, plan_for: Callable[..., Plan], tmp_path: Path
 ) -> None:
     strategies = ("naive", "small_cnn", "early_cut", "drop_early")
-    edits = {kind: WIDE[kind] for kind in ("head", "activation", "colour")}
+    edits = {kind: WIDEST_CHOICES[kind] for kind in ("head", "activation", "colour")}
     found = prepare(plan_for("test_efficientnet", strategies=strategies, edits=edits), tmp_path)
-    for config, _ in thrown(found.space, 40):
-        networks.check(found.recipe(config))
+    for config, _ in random_configs(found.space, 40):
+        networks.check_network(found.recipe(config))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from sweeps.engine.search_space.distributions import Options, Range
-from sweeps.engine.search_space.overrides import OWN_NAMES, space_for
-from sweeps.engine.search_space.space import AXES, LEARNING_RATES
-from tests.engine.drawing import ENTRIES, OWN, WIDE, strategy_of, thrown
+from sweeps.engine.search_space.distributions import Categorical, Range
+from sweeps.engine.search_space.overrides import STRATEGY_PARAMETER_NAMES, space_for
+from sweeps.engine.search_space.space import AXES, LEARNING_RATE_RANGES
+from tests.engine.random_configs import ALL_ENTRIES, ENTRY_PARAMETERS, WIDEST_CHOICES, random_configs, strategy_of
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.strategies import STRATEGIES
-from xfer.recipe import TABLES
+from xfer.recipe import CHOICE_TABLES
 
 IN_ONE_GO = ("ridge_probe", "logistic_probe")
 PRETRAINED = tuple(name for name in STRATEGIES if strategy_of({"strategy": name}).pretrained and name not in IN_ONE_GO)
@@ -23,23 +23,23 @@ NEEDS: dict[tuple[str, str], dict[str, str]] = {("batch_norm", "frozen"): {"stra
 # --- everything can be reached ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+@pytest.mark.parametrize(("kind", "name"), ALL_ENTRIES)
 def test_every_entry_can_be_asked_for_alone(kind: str, name: str) -> None:
     space = space_for(["a"], 6, edits={**NEEDS.get((kind, name), {}), kind: name})
-    assert {config[kind] for config, _ in thrown(space, 20)} == {name}
+    assert {config[kind] for config, _ in random_configs(space, 20)} == {name}
 
 
-@pytest.mark.parametrize(("kind", "name", "own"), OWN)
+@pytest.mark.parametrize(("kind", "name", "own"), ENTRY_PARAMETERS)
 def test_every_parameter_of_an_entry_can_be_fixed(kind: str, name: str, own: str) -> None:
     usual = space_for(["a"], 6, edits={kind: name}).parameter(name, own)
-    value = str(usual.values[-1] if isinstance(usual, Options) else usual.high)
+    value = str(usual.values[-1] if isinstance(usual, Categorical) else usual.high)
     space = space_for(["a"], 6, edits={kind: name, own: value})
-    assert {str(config[own]) for config, _ in thrown(space, 5)} == {value}
+    assert {str(config[own]) for config, _ in random_configs(space, 5)} == {value}
 
 
 def test_all_there_is_can_be_searched_at_once() -> None:
-    draws = [config for config, _ in thrown(space_for(["a", "b"], 8, edits=WIDE), 1_000)]
-    for kind, table in TABLES.items():
+    draws = [config for config, _ in random_configs(space_for(["a", "b"], 8, edits=WIDEST_CHOICES), 1_000)]
+    for kind, table in CHOICE_TABLES.items():
         assert {config[kind] for config in draws} == set(table)
     assert {config["clip_value"] for config in draws} == {None, 0.5}
     assert {config["images_per_class"] for config in draws} == {None, 4}
@@ -62,7 +62,7 @@ def test_what_is_said_of_a_parameter_holds_for_every_entry_that_has_it() -> None
 def test_what_is_not_said_stays_as_it_is() -> None:
     space, usual = space_for(["a"], 6, edits={"optimizer": "sgd,lamb"}), space_for(["a"], 6)
     assert {axis for axis in AXES if space.axes[axis] != usual.axes[axis]} == {"optimizer"}
-    assert (space.parameters, space.learning_rates) == (usual.parameters, LEARNING_RATES)
+    assert (space.parameters, space.learning_rates) == (usual.parameters, LEARNING_RATE_RANGES)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_is_not_said_stays_as_it_is() -> None:
     ],
 )
 def test_a_range_of_a_real_quantity_holds_what_lies_between_whole_numbers(edits: dict[str, str], name: str) -> None:
-    draws = thrown(space_for(["a"], 6, ["naive"], edits), 30)
+    draws = random_configs(space_for(["a"], 6, ["naive"], edits), 30)
     assert not all(float(config[name]).is_integer() for config, _ in draws)  # type: ignore[arg-type]
 
 
@@ -146,7 +146,11 @@ def test_what_makes_no_sense_is_refused_with_its_reason(
 def test_an_unknown_axis_is_answered_with_all_there_are() -> None:
     with pytest.raises(ValueError, match="Known: ") as refused:
         space_for(["a"], 6, edits={"nothing": "1"})
-    assert set(str(refused.value).partition("Known: ")[2].split(", ")) == {*AXES, *OWN_NAMES, "learning_rate"}
+    assert set(str(refused.value).partition("Known: ")[2].split(", ")) == {
+        *AXES,
+        *STRATEGY_PARAMETER_NAMES,
+        "learning_rate",
+    }
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 4, 5, 7, 8, 30])

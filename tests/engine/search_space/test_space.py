@@ -9,16 +9,24 @@ from typing import Any
 
 import pytest
 
-from sweeps.engine.samplers.ask_tell import Proposer
-from sweeps.engine.search_space.distributions import Options, values_of
+from sweeps.engine.samplers.ask_tell import AskTellSampler
+from sweeps.engine.search_space.distributions import Categorical, domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES, GOOD_RATES, KNOWN_GOOD, LEARNING_RATES, PARAMETERS, Config, thaw_by
-from tests.engine.drawing import OWN, WIDE, recipe_of, strategy_of, thrown
-from xfer.choices import parameters
+from sweeps.engine.search_space.space import (
+    AXES,
+    DEFAULT_LEARNING_RATES,
+    KNOWN_GOOD,
+    LEARNING_RATE_RANGES,
+    PARAMETER_RANGES,
+    Config,
+    unfreeze_ranges,
+)
+from tests.engine.random_configs import ENTRY_PARAMETERS, WIDEST_CHOICES, random_configs, recipe_of, strategy_of
+from xfer.choices import default_parameters
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.strategies import STRATEGIES
-from xfer.recipe import LIMITS, MAY_BE_NONE, TABLES, USUAL
+from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES, LIMITS, OPTIONAL_FIELDS
 
 DEFAULT: dict[str, set[Any]] = {
     "strategy": {"scratch", "linear_probe", "freeze_then_unfreeze", "naive", "clip"},
@@ -27,7 +35,7 @@ DEFAULT: dict[str, set[Any]] = {
     "augmentation": {"none", "flip", "randaugment"},
     "mixing": {"none", "cutmix"},
     "loss": {"cross_entropy", "label_smoothing"},
-    **{kind: {name} for kind, name in USUAL.items()},
+    **{kind: {name} for kind, name in DEFAULT_CHOICES.items()},
     "clip_norm": {None, 0.5, 1.0, 5.0},
     "clip_value": {None},
     "batch_size": {16, 32, 64},
@@ -44,71 +52,71 @@ OTHERS = sorted(set(STRATEGIES) - FIVE)
 @pytest.mark.parametrize("axis", DEFAULT)
 def test_the_default_space_stays_the_design_cards(axis: str) -> None:
     domain = AXES[axis]
-    assert isinstance(domain, Options)
+    assert isinstance(domain, Categorical)
     assert set(domain.values) == DEFAULT[axis]
     assert len(domain.values) == len(DEFAULT[axis])
 
 
 def test_every_table_and_every_searched_number_of_a_recipe_is_an_axis() -> None:
     searched = {"learning_rate", *LIMITS} - {"epochs", "image_size", "classes"}
-    assert {*AXES, "learning_rate"} == {*TABLES, *searched}
+    assert {*AXES, "learning_rate"} == {*CHOICE_TABLES, *searched}
     for axis, domain in AXES.items():
-        assert None not in values_of(domain) or axis in MAY_BE_NONE
+        assert None not in domain_values(domain) or axis in OPTIONAL_FIELDS
 
 
 def test_every_parameter_has_a_range_and_every_range_an_entry() -> None:
-    places = {place for _, name, own in OWN for place in (own, f"{name}.{own}")}
-    assert set(PARAMETERS) <= places
-    for _, name, own in OWN:
-        assert (own in PARAMETERS) != (f"{name}.{own}" in PARAMETERS)
+    places = {place for _, name, own in ENTRY_PARAMETERS for place in (own, f"{name}.{own}")}
+    assert set(PARAMETER_RANGES) <= places
+    for _, name, own in ENTRY_PARAMETERS:
+        assert (own in PARAMETER_RANGES) != (f"{name}.{own}" in PARAMETER_RANGES)
 
 
 def test_parameter_names_are_unique_across_tables_and_unlike_any_axis() -> None:
-    counts = Counter(own for kind, own in {(kind, own) for kind, _, own in OWN})
+    counts = Counter(own for kind, own in {(kind, own) for kind, _, own in ENTRY_PARAMETERS})
     assert [name for name, count in counts.items() if count > 1] == []
     assert set(counts) & {*AXES, "learning_rate", "backbone", "weights", "seed", "epochs"} == set()
 
 
-@pytest.mark.parametrize("rates", [LEARNING_RATES, GOOD_RATES], ids=["ranges", "good rates"])
+@pytest.mark.parametrize("rates", [LEARNING_RATE_RANGES, DEFAULT_LEARNING_RATES], ids=["ranges", "good rates"])
 def test_every_optimizer_has_a_learning_rate_and_every_learning_rate_an_optimizer(rates: Mapping[str, Any]) -> None:
     assert sorted(rates) == sorted(OPTIMIZERS)
 
 
-@pytest.mark.parametrize("optimizer", GOOD_RATES)
+@pytest.mark.parametrize("optimizer", DEFAULT_LEARNING_RATES)
 def test_good_rates_lie_within_their_ranges(optimizer: str) -> None:
-    rates = LEARNING_RATES[optimizer]
-    assert rates.low < GOOD_RATES[optimizer] < rates.high
-    assert 10 * GOOD_RATES[optimizer] <= rates.high  # where a head alone begins
+    rates = LEARNING_RATE_RANGES[optimizer]
+    assert rates.low < DEFAULT_LEARNING_RATES[optimizer] < rates.high
+    assert 10 * DEFAULT_LEARNING_RATES[optimizer] <= rates.high  # where a head alone begins
 
 
-@pytest.mark.parametrize(("kind", "name", "own"), OWN)
+@pytest.mark.parametrize(("kind", "name", "own"), ENTRY_PARAMETERS)
 def test_an_entrys_default_lies_within_its_range(kind: str, name: str, own: str) -> None:
-    domain, default = space_for(["a"], 100).parameter(name, own), parameters(TABLES[kind][name])[own]
-    assert default in domain.values if isinstance(domain, Options) else domain.low <= default <= domain.high  # type: ignore[operator]
+    domain, default = space_for(["a"], 100).parameter(name, own), default_parameters(CHOICE_TABLES[kind][name])[own]
+    assert default in domain.values if isinstance(domain, Categorical) else domain.low <= default <= domain.high  # type: ignore[operator]
 
 
 # --- conditional -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("edits", [{}, WIDE], ids=["default", "wide"])
+@pytest.mark.parametrize("edits", [{}, WIDEST_CHOICES], ids=["default", "wide"])
 def test_a_parameter_exists_only_where_its_entry_is_chosen(edits: Mapping[str, str]) -> None:
-    for config, asked in thrown(space_for(["a", "b"], 6, edits=edits)):
-        own = {each for kind, table in TABLES.items() for each in parameters(table[str(config[kind])])}
+    for config, asked in random_configs(space_for(["a", "b"], 6, edits=edits)):
+        own = {each for kind, table in CHOICE_TABLES.items() for each in default_parameters(table[str(config[kind])])}
         assert set(config) == {*AXES, "backbone", "learning_rate", "epochs", *own}
         assert {name.rpartition(".")[2] for name in asked} <= set(config)
 
 
 def test_freeze_epochs_is_asked_for_only_with_freeze_then_unfreeze() -> None:
-    draws = thrown(space_for(["a"], 6))
+    draws = random_configs(space_for(["a"], 6))
     freezing = [("freeze_epochs" in asked, config["strategy"] == "freeze_then_unfreeze") for config, asked in draws]
     assert set(freezing) == {(True, True), (False, False)}
 
 
 def test_a_parameter_that_several_entries_share_is_another_one_for_each() -> None:
     shared = {("alpha", "cutmix"), ("alpha", "mixup"), ("blocks", "freeze_first"), ("weight", "triplet")}
-    edits = {**WIDE, "alpha": "0.1..1.0"}
+    edits = {**WIDEST_CHOICES, "alpha": "0.1..1.0"}
     seen = set()
-    for config, asked in thrown(space_for(["a"], 6, edits=edits)):
+    for config, asked in random_configs(space_for(["a"], 6, edits=edits)):
         assert set(asked) & {"alpha", "blocks", "weight"} == set()
         for own, entry in shared:
             if entry in (config["mixing"], config["strategy"], config["embedding_loss"]):
@@ -119,11 +127,11 @@ def test_a_parameter_that_several_entries_share_is_another_one_for_each() -> Non
 
 def test_the_learning_rate_is_asked_for_as_the_optimizers_own_and_within_its_range() -> None:
     seen = set()
-    for config, asked in thrown(space_for(["a"], 6)):
+    for config, asked in random_configs(space_for(["a"], 6)):
         optimizer = str(config["optimizer"])
         assert [name for name in asked if name.endswith("learning_rate")] == [f"{optimizer}.learning_rate"]
         assert config["learning_rate"] == asked[f"{optimizer}.learning_rate"]
-        rates = LEARNING_RATES[optimizer]
+        rates = LEARNING_RATE_RANGES[optimizer]
         assert rates.low <= config["learning_rate"] <= rates.high  # type: ignore[operator]
         seen.add(optimizer)
     assert seen == set(AXES["optimizer"].values)  # type: ignore[union-attr]
@@ -131,7 +139,7 @@ def test_the_learning_rate_is_asked_for_as_the_optimizers_own_and_within_its_ran
 
 def test_clip_norm_composes_with_every_strategy_and_the_preset_brings_its_own() -> None:
     norms: dict[Any, set[Any]] = {}
-    for config, asked in thrown(space_for(["a"], 6), 800):
+    for config, asked in random_configs(space_for(["a"], 6), 800):
         norms.setdefault(config["strategy"], set()).add(config["clip_norm"])
         assert ("clip_norm" in asked) == (config["strategy"] != "clip")
     assert norms.pop("clip") == {1.0}
@@ -140,27 +148,27 @@ def test_clip_norm_composes_with_every_strategy_and_the_preset_brings_its_own() 
 
 def test_the_preset_takes_another_norm_where_its_own_is_not_among_them() -> None:
     space = space_for(["a"], 6, ["clip"], {"clip_norm": "0.5,5"})
-    assert {config["clip_norm"] for config, _ in thrown(space, 30)} == {0.5, 5}
+    assert {config["clip_norm"] for config, _ in random_configs(space, 30)} == {0.5, 5}
 
 
 def test_a_fixed_axis_is_nobodys_choice() -> None:
     space = space_for(["a"], 6, ["naive"], {"optimizer": "sgd", "learning_rate": "0.01", "clip_norm": "none"})
-    config, asked = thrown(space, 1)[0]
+    config, asked = random_configs(space, 1)[0]
     assert (config["optimizer"], config["learning_rate"], config["clip_norm"]) == ("sgd", 0.01, None)
     assert set(asked) & {"backbone", "strategy", "optimizer", "clip_norm", "sgd.learning_rate"} == set()
 
 
 @pytest.mark.parametrize(("epochs", "most"), [(2, 1), (3, 2), (4, 3), (20, 3)])
 def test_at_least_one_epoch_is_left_after_unfreezing(epochs: int, most: int) -> None:
-    draws = thrown(space_for(["a"], epochs, ["freeze_then_unfreeze"]), 60)
+    draws = random_configs(space_for(["a"], epochs, ["freeze_then_unfreeze"]), 60)
     assert {config["freeze_epochs"] for config, _ in draws} == set(range(1, most + 1))
 
 
 def test_gradual_unfreezing_leaves_an_epoch_too() -> None:
     for epochs in (2, 3, 7):
-        for config, _ in thrown(space_for(["a"], epochs, ["gradual_unfreeze"]), 60):
-            assert recipe_of(config, epochs).settled_after < epochs
-    assert thaw_by(7) == {"freeze_epochs": 6, "until": 0.857}
+        for config, _ in random_configs(space_for(["a"], epochs, ["gradual_unfreeze"]), 60):
+            assert recipe_of(config, epochs).last_unfreeze_epoch < epochs
+    assert unfreeze_ranges(7) == {"freeze_epochs": 6, "until": 0.857}
 
 
 def test_in_a_single_epoch_nothing_is_frozen_first() -> None:
@@ -179,7 +187,7 @@ def test_the_very_first_recipe_trains_everything_from_the_start_with_the_norm_cl
     strategy = recipe.strategy.build(STRATEGIES)
     assert recipe.clip_norm == 1.0
     assert strategy.pretrained
-    assert recipe.settled_after == 0
+    assert recipe.last_unfreeze_epoch == 0
     assert strategy.pace == STRATEGIES["naive"]().pace
 
 
@@ -206,7 +214,7 @@ def test_known_good_recipes_are_what_they_say_and_train(strategies: Sequence[str
     for wish, config in zip(wishes, configs, strict=True):
         optimizer = str(config["optimizer"])
         head_alone = strategy_of(wish).pace == HeadFirst(freeze_epochs=None)
-        rate = wish.get(f"{optimizer}.learning_rate", GOOD_RATES[optimizer] * (10 if head_alone else 1))
+        rate = wish.get(f"{optimizer}.learning_rate", DEFAULT_LEARNING_RATES[optimizer] * (10 if head_alone else 1))
         assert config["learning_rate"] == pytest.approx(rate if strategy_of(wish).steps else 1.0)
         named = {name: value for name, value in wish.items() if not name.endswith(".learning_rate")}
         assert {name: config[name] for name in named} == named
@@ -314,18 +322,18 @@ ODD: list[tuple[Sequence[str], int, dict[str, str]]] = [
 def test_everything_that_a_random_sampler_proposes_becomes_a_recipe(
     strategies: Sequence[str], epochs: int, edits: dict[str, str]
 ) -> None:
-    proposer = Proposer(space_for(["a", "b"], epochs, strategies, edits), "random", seed=1)
+    proposer = AskTellSampler(space_for(["a", "b"], epochs, strategies, edits), "random", seed=1)
     ids = set()
     for number in range(40):
-        _, config = proposer.propose(f"{number:04d}", number)
+        _, config = proposer.ask(f"{number:04d}", number)
         ids.add(recipe_of(config, epochs).id)
     assert len(ids) > 5
 
 
 def test_a_few_hundred_random_proposals_of_the_default_space_become_recipes() -> None:
-    proposer = Proposer(space_for(["a", "b"], 8), "random", seed=2)
-    recipes = [recipe_of(proposer.propose(f"{number:04d}", number)[1], 8) for number in range(300)]
-    for kind in TABLES:
+    proposer = AskTellSampler(space_for(["a", "b"], 8), "random", seed=2)
+    recipes = [recipe_of(proposer.ask(f"{number:04d}", number)[1], 8) for number in range(300)]
+    for kind in CHOICE_TABLES:
         assert {getattr(recipe, kind).name for recipe in recipes} == DEFAULT[kind]
 
 
@@ -333,7 +341,7 @@ def test_a_few_hundred_random_proposals_of_the_default_space_become_recipes() ->
 def test_a_space_is_described_as_json_text_by_axis_entry_and_optimizer(edits: dict[str, str]) -> None:
     described = space_for(["a", "b"], 8, edits=edits).described()
     assert json.loads(json.dumps(described, allow_nan=False)) == described
-    own = {f"{name}.{parameter}" for kind, name, parameter in OWN if name in DEFAULT[kind]}
+    own = {f"{name}.{parameter}" for kind, name, parameter in ENTRY_PARAMETERS if name in DEFAULT[kind]}
     rates = {f"{name}.learning_rate" for name in DEFAULT["optimizer"]}
     assert set(described) == {"backbone", *AXES, *own, *rates}
     assert described["backbone"] == "a, b"

@@ -20,7 +20,7 @@ VALUE = {"name": "über", "accuracy": 0.1 + 0.2, "curve": [1, 2.5, None, True], 
 
 def test_what_was_put_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "one.json"
-    assert json_objects.put(path, VALUE)
+    assert json_objects.put_if_absent(path, VALUE)
     assert json_objects.get(path) == VALUE
     assert [each.name for each in path.parent.iterdir()] == ["one.json"]
 
@@ -31,9 +31,9 @@ def test_nothing_is_there_before(tmp_path: Path) -> None:
 
 def test_put_never_overwrites(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
-    json_objects.put(path, {"first": 1})
+    json_objects.put_if_absent(path, {"first": 1})
     before = path.read_bytes()
-    assert not json_objects.put(path, {"second": 2})
+    assert not json_objects.put_if_absent(path, {"second": 2})
     assert path.read_bytes() == before
 
 
@@ -41,14 +41,14 @@ def test_put_does_not_overwrite_what_another_process_puts_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, sync = tmp_path / "here" / "one.json", os.fsync
-    json_objects.put(tmp_path / "one.json", {"first": 1})
+    json_objects.put_if_absent(tmp_path / "one.json", {"first": 1})
 
     def meanwhile(file: int) -> None:
         path.write_bytes((tmp_path / "one.json").read_bytes())
         sync(file)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    assert not json_objects.put(path, {"second": 2})
+    assert not json_objects.put_if_absent(path, {"second": 2})
     assert json_objects.get(path) == {"first": 1}
     assert [each.name for each in path.parent.iterdir()] == ["one.json"]
 
@@ -83,7 +83,7 @@ def test_a_write_that_breaks_off_leaves_no_trace(
         with pytest.raises(OSError, match="No space left"):
             json_objects.replace(path, VALUE)
         with pytest.raises(OSError, match="No space left"):
-            json_objects.put(tmp_path / "two.json", VALUE)
+            json_objects.put_if_absent(tmp_path / "two.json", VALUE)
     assert [each.name for each in tmp_path.iterdir()] == (["one.json"] if old else [])
     assert json_objects.get(path) == old
 
@@ -96,13 +96,13 @@ def test_an_object_has_its_name_only_once_it_is_on_disk(tmp_path: Path, monkeypa
         sync(file)
 
     monkeypatch.setattr(os, "fsync", looking)
-    json_objects.put(path, VALUE)
+    json_objects.put_if_absent(path, VALUE)
     assert seen[0] is False
     assert path.exists()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("write", [json_objects.put, json_objects.replace])
+@pytest.mark.parametrize("write", [json_objects.put_if_absent, json_objects.replace])
 def test_what_is_no_number_is_refused(tmp_path: Path, number: float, write: Any) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write(tmp_path / "one.json", {"loss": [0.1, number]})
@@ -113,7 +113,7 @@ def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
     chance = random.Random(0)
     drawn = [struct.unpack("d", chance.randbytes(8))[0] for _ in range(2_000)]
     floats = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, *(each for each in drawn if math.isfinite(each))]
-    json_objects.put(tmp_path / "one.json", {"floats": floats})
+    json_objects.put_if_absent(tmp_path / "one.json", {"floats": floats})
     back = (json_objects.get(tmp_path / "one.json") or {})["floats"]
     assert [struct.pack("d", each) for each in back] == [struct.pack("d", each) for each in floats]
 
@@ -133,7 +133,7 @@ def assert_set_aside(path: Path, content: bytes, caplog: pytest.LogCaptureFixtur
     assert str(path) in caplog.text
     assert aside.name in caplog.text
     assert not path.exists()
-    assert json_objects.put(path, VALUE), "what it stood for can be done again"
+    assert json_objects.put_if_absent(path, VALUE), "what it stood for can be done again"
     assert json_objects.get(path) == VALUE
     path.unlink()
     aside.unlink()
@@ -141,7 +141,7 @@ def assert_set_aside(path: Path, content: bytes, caplog: pytest.LogCaptureFixtur
 
 def test_an_object_torn_at_any_byte_is_set_aside_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "one.json"
-    json_objects.put(path, VALUE)
+    json_objects.put_if_absent(path, VALUE)
     whole = path.read_bytes()
     for length in range(len(whole)):
         try:
@@ -157,7 +157,7 @@ def test_an_object_with_a_flipped_bit_in_any_byte_is_set_aside_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, bit: int
 ) -> None:
     path = tmp_path / "one.json"
-    json_objects.put(path, VALUE)
+    json_objects.put_if_absent(path, VALUE)
     whole = path.read_bytes()
     for place in range(len(whole)):
         flipped = bytes([*whole[:place], whole[place] ^ 1 << bit, *whole[place + 1 :]])

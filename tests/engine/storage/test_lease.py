@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sweeps.engine.storage import json_objects, lease
-from sweeps.engine.storage.lease import HeldError, Lease, holder
+from sweeps.engine.storage.lease import Lease, LeaseHeldError, lease_holder
 
 
 def left(folder: Path, **changes: Any) -> None:
@@ -39,7 +39,7 @@ def dead_pid() -> int:
 def test_a_second_driver_is_refused_and_told_who_and_until_when(tmp_path: Path) -> None:
     sweep = tmp_path / "colours"
     with Lease(sweep):
-        with pytest.raises(HeldError) as refused, Lease(sweep):
+        with pytest.raises(LeaseHeldError) as refused, Lease(sweep):
             pytest.fail("two drivers")
         message = str(refused.value)
         assert f"at work on colours: process {os.getpid()} on {socket.gethostname()}" in message
@@ -50,7 +50,7 @@ def test_a_second_driver_is_refused_and_told_who_and_until_when(tmp_path: Path) 
 def test_the_refused_one_leaves_the_holders_lease_alone(tmp_path: Path) -> None:
     with Lease(tmp_path):
         before = (tmp_path / "lease.json").read_bytes()
-        with pytest.raises(HeldError), Lease(tmp_path):
+        with pytest.raises(LeaseHeldError), Lease(tmp_path):
             pass
         assert (tmp_path / "lease.json").read_bytes() == before
         assert list(tmp_path.glob("*.new")) == list(tmp_path.glob("*.old")) == []
@@ -58,7 +58,7 @@ def test_the_refused_one_leaves_the_holders_lease_alone(tmp_path: Path) -> None:
 
 def test_it_is_given_back_at_the_end(tmp_path: Path) -> None:
     with Lease(tmp_path):
-        assert holder(tmp_path) is not None
+        assert lease_holder(tmp_path) is not None
     assert names(tmp_path) == []
     with Lease(tmp_path):
         pass
@@ -73,9 +73,9 @@ def test_also_after_an_exception(tmp_path: Path, error: type[BaseException]) -> 
 
 def test_a_dead_drivers_lease_on_this_host_is_taken_over_at_once(tmp_path: Path, dead_pid: int) -> None:
     left(tmp_path, pid=dead_pid)
-    assert holder(tmp_path) is None
+    assert lease_holder(tmp_path) is None
     with Lease(tmp_path):
-        held = holder(tmp_path)
+        held = lease_holder(tmp_path)
         assert held is not None
         assert held["pid"] == os.getpid()
         assert names(tmp_path) == ["lease.json"]
@@ -84,19 +84,19 @@ def test_a_dead_drivers_lease_on_this_host_is_taken_over_at_once(tmp_path: Path,
 def test_an_expired_lease_is_taken_over_wherever_it_was(tmp_path: Path) -> None:
     left(tmp_path, host="elsewhere", expires=time.time() - 1)
     with Lease(tmp_path):
-        assert (holder(tmp_path) or {})["host"] == socket.gethostname()
+        assert (lease_holder(tmp_path) or {})["host"] == socket.gethostname()
 
 
 def test_another_hosts_unexpired_lease_is_respected(tmp_path: Path, dead_pid: int) -> None:
     left(tmp_path, host="elsewhere", pid=dead_pid)
-    with pytest.raises(HeldError, match=f"process {dead_pid} on elsewhere"), Lease(tmp_path):
+    with pytest.raises(LeaseHeldError, match=f"process {dead_pid} on elsewhere"), Lease(tmp_path):
         pass
-    assert (holder(tmp_path) or {})["host"] == "elsewhere"
+    assert (lease_holder(tmp_path) or {})["host"] == "elsewhere"
 
 
 def test_a_live_process_on_this_host_is_respected(tmp_path: Path) -> None:
     left(tmp_path, pid=os.getppid())
-    with pytest.raises(HeldError), Lease(tmp_path):
+    with pytest.raises(LeaseHeldError), Lease(tmp_path):
         pass
 
 
@@ -106,26 +106,26 @@ def test_another_users_process_counts_as_alive(tmp_path: Path, monkeypatch: pyte
 
     left(tmp_path)
     monkeypatch.setattr(os, "kill", forbidden)
-    with pytest.raises(HeldError), Lease(tmp_path):
+    with pytest.raises(LeaseHeldError), Lease(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("content", [b"", b'{"holder": "ff', b"{}", b"null", b"[]", b'{"expires": "soon"}'], ids=repr)
 def test_a_damaged_lease_is_nobodys(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lease.json").write_bytes(content)
-    assert holder(tmp_path) is None
+    assert lease_holder(tmp_path) is None
     with Lease(tmp_path):
-        assert holder(tmp_path) is not None
+        assert lease_holder(tmp_path) is not None
 
 
 def test_it_is_renewed_in_the_background(tmp_path: Path) -> None:
-    with Lease(tmp_path, seconds=0.6, renewed_every=0.05):
+    with Lease(tmp_path, seconds=0.6, renew_seconds=0.05):
         first = json.loads((tmp_path / "lease.json").read_bytes())["expires"]
         deadline = time.monotonic() + 5
         while json.loads((tmp_path / "lease.json").read_bytes())["expires"] < first + 0.7:
             assert time.monotonic() < deadline, "it was never renewed"
             time.sleep(0.02)
-        with pytest.raises(HeldError), Lease(tmp_path):
+        with pytest.raises(LeaseHeldError), Lease(tmp_path):
             pass
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_does_not_end_the_renewing(tmp_path: Path, monkeypatch: pyte
         calls.append(path)
         raise OSError(28, "No space left on device")
 
-    with Lease(tmp_path, renewed_every=0.02), monkeypatch.context() as patched:
+    with Lease(tmp_path, renew_seconds=0.02), monkeypatch.context() as patched:
         patched.setattr(json_objects, "replace", full)
         deadline = time.monotonic() + 5
         while len(calls) < 3:
@@ -146,11 +146,11 @@ def test_a_full_disk_does_not_end_the_renewing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_who_lost_it_does_not_give_back_or_renew_the_next_ones(tmp_path: Path) -> None:
-    with Lease(tmp_path, renewed_every=0.02):
+    with Lease(tmp_path, renew_seconds=0.02):
         left(tmp_path, host="elsewhere")
         time.sleep(0.1)
-        assert (holder(tmp_path) or {})["host"] == "elsewhere"
-    assert (holder(tmp_path) or {})["host"] == "elsewhere"
+        assert (lease_holder(tmp_path) or {})["host"] == "elsewhere"
+    assert (lease_holder(tmp_path) or {})["host"] == "elsewhere"
 
 
 def test_the_files_of_other_work_are_left_alone(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_of_many_threads_that_race_exactly_one_wins(tmp_path: Path, before: Call
                 with Lease(folder):
                     won.append(me)
                     end.wait()
-            except HeldError:
+            except LeaseHeldError:
                 end.wait()
 
         threads = [threading.Thread(target=driver, args=(me, folder, start, end, won)) for me in range(6)]
@@ -255,7 +255,7 @@ def test_who_saw_an_old_lease_does_not_take_away_the_new_one_of_somebody_quicker
     def race() -> None:
         try:
             quicker.__enter__()
-        except HeldError:
+        except LeaseHeldError:
             entered.append(False)
         else:
             entered.append(True)
@@ -266,7 +266,7 @@ def test_who_saw_an_old_lease_does_not_take_away_the_new_one_of_somebody_quicker
     monkeypatch.setattr(lease, "_alive", look)
     try:
         slower.__enter__()
-    except HeldError:
+    except LeaseHeldError:
         slower_in = False
     else:
         slower_in = True

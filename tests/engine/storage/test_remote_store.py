@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from sweeps.engine.storage import json_objects, lease
-from sweeps.engine.storage.lease import HeldError, Lease
-from sweeps.engine.storage.remote_features import FarShelf
-from sweeps.engine.storage.store import Store, Trial, sweeps_in
-from xfer.features.feature_cache import FeatureStore, Rows
+from sweeps.engine.storage.lease import Lease, LeaseHeldError
+from sweeps.engine.storage.remote_features import RemoteCache
+from sweeps.engine.storage.store import Store, Trial, list_sweeps
+from xfer.features.feature_cache import FeatureCache, Rows
 from xfer.records import Record
 from xfer.storage import local_cache, object_store
-from xfer.storage.object_store import place
+from xfer.storage.object_store import as_path
 
 ROWS: Rows = np.arange(8, dtype=np.float32).reshape(4, 2)
 
 
 @pytest.fixture
 def far(bucket: str) -> Path:
-    return place(f"{bucket}/runs")
+    return as_path(f"{bucket}/runs")
 
 
 def filled(store: Store, record: Record) -> Store:
@@ -50,40 +50,40 @@ def test_a_store_in_a_bucket_says_what_one_in_a_folder_says(far: Path, tmp_path:
     assert there.epochs("0001") == here.epochs("0001") == record.epochs
     assert there.records() == here.records()
     assert there.decisions("finals") == here.decisions("finals")
-    assert [each.name for each in sweeps_in(far)] == ["sweep"]
-    assert there.near == local_cache.cache() / "s3" / str(there.folder).removeprefix("s3://")
+    assert [each.name for each in list_sweeps(far)] == ["sweep"]
+    assert there.near == local_cache.cache_dir() / "s3" / str(there.folder).removeprefix("s3://")
 
 
 def test_an_object_in_a_bucket_never_changes_and_a_damaged_one_is_set_aside(far: Path) -> None:
     path = far / "trials" / "0000" / "record.json"
-    assert json_objects.put(path, {"value": 0.1})
-    assert not json_objects.put(path, {"value": 0.2})
+    assert json_objects.put_if_absent(path, {"value": 0.1})
+    assert not json_objects.put_if_absent(path, {"value": 0.2})
     assert json_objects.get(path) == {"value": 0.1}
-    object_store.write(path, object_store.read(path).replace(b"0.1", b"0.3"))
+    object_store.write_bytes(path, object_store.read_bytes(path).replace(b"0.1", b"0.3"))
     assert json_objects.get(path) is None
     assert json_objects.get(path) is None
     assert [one.suffix for one in path.parent.iterdir()] == [".damaged"]
-    assert json_objects.put(path, {"value": 0.2})
+    assert json_objects.put_if_absent(path, {"value": 0.2})
 
 
 def test_one_driver_at_a_time_and_the_next_one_takes_over_what_expired(
     far: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "SETTLES", 0.0)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
     with (
         Lease(far / "sweep"),
-        pytest.raises(HeldError, match="another driver is at work on sweep"),
+        pytest.raises(LeaseHeldError, match="another driver is at work on sweep"),
         Lease(far / "sweep"),
     ):
         pass
-    assert lease.holder(far / "sweep") is None
+    assert lease.lease_holder(far / "sweep") is None
     said = {"holder": "a lost head", "host": "elsewhere", "pid": 1}
     json_objects.replace(far / "sweep" / "lease.json", {**said, "expires": time.time() + 60})
-    with pytest.raises(HeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
+    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
         pass
     json_objects.replace(far / "sweep" / "lease.json", {**said, "expires": time.time() - 1})
     with Lease(far / "sweep"):
-        assert (lease.holder(far / "sweep") or {})["host"] != "elsewhere"
+        assert (lease.lease_holder(far / "sweep") or {})["host"] != "elsewhere"
 
 
 def test_of_two_who_take_an_expired_lease_the_slower_one_has_it(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +92,13 @@ def test_of_two_who_take_an_expired_lease_the_slower_one_has_it(far: Path, monke
     json_objects.replace(path, {**other, "expires": time.time() - 1})
     later = {**other, "expires": time.time() + 60}
     monkeypatch.setattr(lease.time, "sleep", lambda seconds: json_objects.replace(path, later))
-    with pytest.raises(HeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
+    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
         pass
 
 
-def machine(far: Path, root: Path) -> FeatureStore:
+def machine(far: Path, root: Path) -> FeatureCache:
     """What a machine with a disk of its own keeps features in."""
-    return FeatureStore(root / "features", FarShelf(far / "features"))
+    return FeatureCache(root / "features", RemoteCache(far / "features"))
 
 
 def test_features_are_computed_on_one_machine_and_brought_to_the_others(far: Path, tmp_path: Path) -> None:
@@ -109,16 +109,16 @@ def test_features_are_computed_on_one_machine_and_brought_to_the_others(far: Pat
         yield ROWS
 
     for who in ("a", "b", "a"):
-        rows = machine(far, tmp_path / who).array({"what": 1}, 4, lambda who=who: compute(who))
+        rows = machine(far, tmp_path / who).get_or_compute({"what": 1}, 4, lambda who=who: compute(who))
         assert np.array_equal(rows, ROWS)
     assert calls == ["a"]
 
 
 def test_damaged_features_are_computed_where_they_are_wanted(far: Path, tmp_path: Path) -> None:
-    machine(far, tmp_path / "a").array({"what": 1}, 4, lambda: iter([ROWS]))
+    machine(far, tmp_path / "a").get_or_compute({"what": 1}, 4, lambda: iter([ROWS]))
     [file] = (far / "features").glob("*/features.npy")
-    object_store.write(file, object_store.read(file)[:-1] + b"!")
-    assert np.array_equal(machine(far, tmp_path / "b").array({"what": 1}, 4, lambda: iter([ROWS])), ROWS)
+    object_store.write_bytes(file, object_store.read_bytes(file)[:-1] + b"!")
+    assert np.array_equal(machine(far, tmp_path / "b").get_or_compute({"what": 1}, 4, lambda: iter([ROWS])), ROWS)
 
 
 def test_a_machine_waits_for_another_that_is_at_it(far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +132,13 @@ def test_a_machine_waits_for_another_that_is_at_it(far: Path, tmp_path: Path, mo
     def look_again(seconds: float) -> None:
         waited.append(seconds)  # the other one is done meanwhile
         there = far / "features" / name
-        object_store.write(there / "features.npy", b"rows")
-        object_store.write(there / "features.json", b"{}")
+        object_store.write_bytes(there / "features.npy", b"rows")
+        object_store.write_bytes(there / "features.json", b"{}")
 
     monkeypatch.setattr(remote_features.time, "sleep", look_again)
-    with FarShelf(far / "features").turn(tmp_path / name):
+    with RemoteCache(far / "features").exclusive_compute(tmp_path / name):
         assert (tmp_path / name / "features.npy").read_bytes() == b"rows"
-    assert waited == [remote_features.LOOKED_EVERY]
+    assert waited == [remote_features.POLL_SECONDS]
 
 
 def test_a_driver_waits_for_the_lease_of_a_lost_head_and_not_for_one_that_is_alive(
@@ -148,13 +148,13 @@ def test_a_driver_waits_for_the_lease_of_a_lost_head_and_not_for_one_that_is_ali
     held = {"holder": "other", "host": "elsewhere", "pid": 1}
     json_objects.replace(path, {**held, "expires": time.time() + 60})
     monkeypatch.setattr(lease.time, "sleep", lambda seconds: json_objects.replace(path, {**held, "expires": 0.0}))
-    with Lease(far / "sweep", waiting=said.append):
+    with Lease(far / "sweep", on_wait=said.append):
         pass
     assert said == ["waiting for a sign of life of the driver on elsewhere, for a minute at most"]
     json_objects.replace(path, {**held, "expires": time.time() + 60})
     renewed = {**held, "expires": time.time() + 70}
     monkeypatch.setattr(lease.time, "sleep", lambda seconds: json_objects.replace(path, renewed))
-    with pytest.raises(HeldError, match="process 1 on elsewhere"), Lease(far / "sweep", waiting=said.append):
+    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(far / "sweep", on_wait=said.append):
         pass
 
 
@@ -162,7 +162,7 @@ def test_a_driver_is_told_that_another_has_its_lease_and_a_hiccup_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, path = threading.Event(), tmp_path / "sweep" / "lease.json"
-    with Lease(tmp_path / "sweep", renewed_every=0.01, lost=told.set) as mine:
+    with Lease(tmp_path / "sweep", renew_seconds=0.01, on_lost=told.set) as mine:
         read, hiccups = json_objects.read, iter([PermissionError("expired")] * 3)
         monkeypatch.setattr(json_objects, "read", lambda path: read(path) if next(hiccups, None) is None else denied())
         time.sleep(0.1)
@@ -184,10 +184,10 @@ def denied() -> None:
 def test_a_store_that_is_away_is_no_damaged_object(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = far / "plan.json"
     json_objects.replace(path, {"a": 1})
-    monkeypatch.setattr(object_store, "read", lambda path: (_ for _ in ()).throw(ValueError("400, invalid")))
+    monkeypatch.setattr(object_store, "read_bytes", lambda path: (_ for _ in ()).throw(ValueError("400, invalid")))
     with pytest.raises(ValueError, match="400, invalid"):
         json_objects.get(path)
-    assert object_store.names(far) == ["plan.json"]
+    assert object_store.list_names(far) == ["plan.json"]
 
 
 def test_when_objects_were_written_is_asked_for_once_for_a_whole_trial(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine.storage.store import Decision, Store, Trial, sweeps_in
-from sweeps.engine.trials.stage import history_of
+from sweeps.engine.storage.store import Decision, Store, Trial, list_sweeps
+from sweeps.engine.trials.stage import trial_history
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
 
 
@@ -93,8 +93,8 @@ def test_sweeps_are_found_oldest_first(tmp_path: Path) -> None:
         Store(tmp_path / name).put_plan(a_plan())
         os.utime(tmp_path / name / "plan.json", (1_000 + age, 1_000 + age))
     (tmp_path / "packs").mkdir()
-    assert [store.name for store in sweeps_in(tmp_path)] == ["c", "a", "b"]
-    assert list(sweeps_in(tmp_path / "nowhere")) == []
+    assert [store.name for store in list_sweeps(tmp_path)] == ["c", "a", "b"]
+    assert list(list_sweeps(tmp_path / "nowhere")) == []
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -155,14 +155,14 @@ def damage(store: Store, trial: str, epoch: int) -> None:
 
 def test_a_damaged_epoch_does_not_shift_those_after_it_against_other_trials(store: Store) -> None:
     damage(store, "0002", 1)
-    progress = history_of(store)["0002"]
-    assert [progress.at(epoch) for epoch in (1, 2, 3)] in ([None, 0.4, 0.6], [None, None, None])
+    progress = trial_history(store)["0002"]
+    assert [progress.value_at(epoch) for epoch in (1, 2, 3)] in ([None, 0.4, 0.6], [None, None, None])
 
 
 def test_nor_does_one_of_a_trial_that_has_ended_whose_record_has_them_all(store: Store) -> None:
     damage(store, "0000", 1)
-    progress = history_of(store)["0000"]
-    assert [progress.at(epoch) for epoch in (1, 2, 3, 4)] == [0.2, 0.4, 0.6, 0.8]
+    progress = trial_history(store)["0000"]
+    assert [progress.value_at(epoch) for epoch in (1, 2, 3, 4)] == [0.2, 0.4, 0.6, 0.8]
 
 
 def test_a_plan_torn_at_any_byte_is_refused_with_a_way_to_repair_and_left_where_it_is(store: Store) -> None:

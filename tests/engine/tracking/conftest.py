@@ -8,8 +8,8 @@ import pytest
 
 from sweeps.engine import tracking
 from sweeps.engine.storage.store import Store
-from sweeps.engine.tracking import default_uri
-from tests.engine.tracking.mirroring import PLAN, end
+from sweeps.engine.tracking import default_tracking_uri
+from tests.engine.tracking.mirror_helpers import PLAN, end_trial
 
 
 @pytest.fixture
@@ -20,14 +20,14 @@ def store(tmp_path: Path, empty_database: Path) -> Store:
     (storage / "mlflow.db").write_bytes(empty_database.read_bytes())  # migrating takes 1.5 s, once is enough
     store = Store(storage / PLAN["name"])
     store.put_plan(PLAN)
-    end(store, "0000", 3, "finished")
-    end(store, "0001", 2, "pruned")
-    end(store, "0002", 1, "failed")
+    end_trial(store, "0000", 3, "finished")
+    end_trial(store, "0001", 2, "pruned")
+    end_trial(store, "0002", 1, "failed")
     return store
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mlflow")
-    tracking.connect(default_uri(folder))
+    tracking.connect_mlflow(default_tracking_uri(folder))
     return folder / "mlflow.db"

@@ -15,15 +15,25 @@ import pytest
 from sweeps.engine import tracking
 from sweeps.engine.storage import json_objects
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.tracking import Mirror, default_uri
-from tests.engine.tracking.mirroring import PLAN, RECIPE, begin, end, epoch, opened, shown, uri_of, wait_until
+from sweeps.engine.tracking import Mirror, default_tracking_uri
+from tests.engine.tracking.mirror_helpers import (
+    PLAN,
+    RECIPE,
+    begin_trial,
+    end_trial,
+    epoch,
+    mlflow_contents,
+    uri_of,
+    wait_until,
+    write_test_opening,
+)
 
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_is_a_parent_run_with_a_child_for_every_trial(store: Store) -> None:
     assert Mirror(store, uri_of(store)).sync()
-    runs = shown(store)
+    runs = mlflow_contents(store)
     parent = runs.pop("")
     assert {name: run.title for name, run in runs.items()} == {
         "0000": "0000 freeze_then_unfreeze",
@@ -61,7 +71,7 @@ def test_a_sweep_is_a_parent_run_with_a_child_for_every_trial(store: Store) -> N
 
 def test_a_trial_shows_its_recipe_and_every_epoch_once(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
-    run = shown(store)["0000"]
+    run = mlflow_contents(store)["0000"]
     assert run.params == {
         "data": "77aa",
         "classes": "2",
@@ -103,7 +113,7 @@ def test_a_trial_shows_its_recipe_and_every_epoch_once(store: Store) -> None:
 
 def test_how_a_trial_ended_is_its_status(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
-    runs = shown(store)
+    runs = mlflow_contents(store)
     assert {name: (runs[name].status, runs[name].tags["xfer.status"]) for name in ("0000", "0001", "0002")} == {
         "0000": ("FINISHED", "finished"),
         "0001": ("KILLED", "pruned"),
@@ -114,24 +124,24 @@ def test_how_a_trial_ended_is_its_status(store: Store) -> None:
 
 
 def test_finals_are_children_and_get_their_test_accuracy_once_it_is_opened(store: Store) -> None:
-    end(store, "0000-s1", 3, "finished", "final")
+    end_trial(store, "0000-s1", 3, "finished", "final")
     mirror = Mirror(store, uri_of(store))
     mirror.sync()
-    run = shown(store)["0000-s1"]
+    run = mlflow_contents(store)["0000-s1"]
     assert (run.tags["xfer.phase"], "test_accuracy" in run.values) == ("final", False)
 
     store.decide("openings", {"ranking": ["0000"]})
-    store.add_test("0000-s1", opened(hits=9))
+    store.add_test("0000-s1", write_test_opening(hits=9))
     for one in (mirror, mirror, Mirror(store, uri_of(store))):
         assert one.sync()
-    run = shown(store)["0000-s1"]
+    run = mlflow_contents(store)["0000-s1"]
     assert (run.values["test_accuracy"], run.values["test_loss"]) == ([(0, 0.9)], [(0, 0.4)])
 
 
 def test_a_finished_sweep_counts_its_trials(store: Store) -> None:
     store.decide("openings", {"ranking": ["0000"]})
     Mirror(store, uri_of(store)).sync()
-    parent = shown(store)[""]
+    parent = mlflow_contents(store)[""]
     assert parent.status == "FINISHED"
     assert parent.values == {
         "trials_finished": [(3, 1.0)],
@@ -143,28 +153,28 @@ def test_a_finished_sweep_counts_its_trials(store: Store) -> None:
 
 def test_what_the_machines_cost_is_the_sweeps_and_follows_what_is_spent(store: Store) -> None:
     assert Mirror(store, uri_of(store)).sync()
-    assert "cost_usd" not in shown(store)[""].values  # no price is known
+    assert "cost_usd" not in mlflow_contents(store)[""].values  # no price is known
     machines = {"node_type": "l4", "usd_per_hour": 0.5, "seconds": 7200.0}
     store.put_spending(None, [machines])
     assert Mirror(store, uri_of(store)).sync()
-    assert shown(store)[""].values["cost_usd"] == [(3, 1.0)]
+    assert mlflow_contents(store)[""].values["cost_usd"] == [(3, 1.0)]
     store.put_spending(None, [{**machines, "seconds": 3600.0}])
     assert Mirror(store, uri_of(store)).sync()
     assert Mirror(store, uri_of(store)).sync()
-    assert shown(store)[""].values["cost_usd"] == [(3, 1.0), (3, 1.5)]
+    assert mlflow_contents(store)[""].values["cost_usd"] == [(3, 1.0), (3, 1.5)]
 
 
 def test_a_sweep_without_a_finished_trial_failed(store: Store) -> None:
     other = Store(store.folder.parent / "other")
     other.put_plan({**PLAN, "name": "other", "trials": 1})
-    end(other, "0000", 0, "failed")
+    end_trial(other, "0000", 0, "failed")
     Mirror(other, uri_of(store)).sync()
-    assert {name: run.status for name, run in shown(other).items()} == {"": "FAILED", "0000": "FAILED"}
+    assert {name: run.status for name, run in mlflow_contents(other).items()} == {"": "FAILED", "0000": "FAILED"}
 
 
 def test_a_password_in_the_command_is_not_shown(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
-    everything = json.dumps({name: [run.params, run.tags] for name, run in shown(store).items()})
+    everything = json.dumps({name: [run.params, run.tags] for name, run in mlflow_contents(store).items()})
     assert "python -m sweeps.folder" in everything
     assert "hunter2" not in everything
 
@@ -173,7 +183,7 @@ def test_names_that_hold_markup_are_shown_as_they_are(store: Store) -> None:
     note = "bees\n\n![](http://evil.example/a.png) <img src=x> \x1b[31m could not be read"
     store.put_plan({**PLAN, "data": {**PLAN["data"], "notes": [note]}})
     Mirror(store, uri_of(store)).sync()
-    description = shown(store)[""].tags["mlflow.note.content"]
+    description = mlflow_contents(store)[""].tags["mlflow.note.content"]
     assert "\n    bees\\n\\n![](http://evil.example/a.png) <img src=x> \\u001b[31m could not be read\n" in description
 
 
@@ -183,22 +193,22 @@ def test_names_that_hold_markup_are_shown_as_they_are(store: Store) -> None:
 def test_syncing_again_changes_nothing_whoever_does_it(store: Store) -> None:
     mirror = Mirror(store, uri_of(store))
     mirror.sync()
-    before = shown(store)
+    before = mlflow_contents(store)
     for one in (mirror, mirror, Mirror(store, uri_of(store))):
         assert one.sync()
-    after = shown(store)
+    after = mlflow_contents(store)
     assert {name: vars(run) | {"info": None} for name, run in after.items()} == {
         name: vars(run) | {"info": None} for name, run in before.items()
     }
 
 
 def test_another_mirror_goes_on_in_the_middle_of_a_trial(store: Store) -> None:
-    begin(store, "0003", epochs=1)
+    begin_trial(store, "0003", epochs=1)
     Mirror(store, uri_of(store)).sync()
     store.add_epoch("0003", epoch(2))
     store.add_epoch("0003", epoch(3))
     Mirror(store, uri_of(store)).sync()
-    assert shown(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
+    assert mlflow_contents(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
 
 
 def test_a_trial_of_many_epochs_goes_in_a_few_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +228,7 @@ def test_a_trial_of_many_epochs_goes_in_a_few_batches(store: Store, monkeypatch:
     mirror = Mirror(store, uri_of(store))
     assert mirror.sync()
     assert [count for count in sent if count >= 100] == [440, 440, 440, 110]
-    assert len(shown(store)["0003"].values["val_accuracy"]) == 130
+    assert len(mlflow_contents(store)["0003"].values["val_accuracy"]) == 130
 
     sent.clear()
     mirror.sync()
@@ -241,49 +251,49 @@ def test_a_closed_trial_is_not_read_again(store: Store, monkeypatch: pytest.Monk
 
 
 def test_an_interrupted_sweep_leaves_nothing_running_and_resuming_sets_it_back(store: Store) -> None:
-    begin(store, "0003", epochs=1)
+    begin_trial(store, "0003", epochs=1)
     uri = uri_of(store)
 
     def statuses() -> dict[str, str]:
-        return {name: run.status for name, run in shown(store).items() if name in ("", "0003")}
+        return {name: run.status for name, run in mlflow_contents(store).items() if name in ("", "0003")}
 
     with Mirror(store, uri, period_seconds=0.05):
         wait_until(lambda: statuses() == {"": "RUNNING", "0003": "RUNNING"})
     assert statuses() == {"": "KILLED", "0003": "KILLED"}
-    assert shown(store)["0003"].tags["xfer.status"] == "interrupted"
+    assert mlflow_contents(store)["0003"].tags["xfer.status"] == "interrupted"
     with Mirror(store, uri, period_seconds=0.05) as mirror:
         wait_until(lambda: statuses() == {"": "RUNNING", "0003": "RUNNING"})
-        end(store, "0003", 3, "finished")
+        end_trial(store, "0003", 3, "finished")
         store.decide("openings", {"ranking": ["0003"]})
     assert mirror.complete
     assert statuses() == {"": "FINISHED", "0003": "FINISHED"}
-    assert shown(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
+    assert mlflow_contents(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
 
 
 def test_more_trials_may_be_asked_for(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
     store.put_plan({**PLAN, "trials": 4})
-    begin(store, "0003", epochs=1)
+    begin_trial(store, "0003", epochs=1)
     assert Mirror(store, uri_of(store)).sync()
-    runs = shown(store)
+    runs = mlflow_contents(store)
     assert (runs[""].tags["xfer.trials"], runs["0003"].values["val_accuracy"]) == ("4", [(1, 0.7)])
 
 
 def test_a_run_that_a_person_deleted_stays_deleted(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
-    tracking.connect(uri_of(store)).delete_run(shown(store)["0001"].id)
+    tracking.connect_mlflow(uri_of(store)).delete_run(mlflow_contents(store)["0001"].id)
     assert Mirror(store, uri_of(store)).sync()
-    assert shown(store)["0001"].info.lifecycle_stage == "deleted"
+    assert mlflow_contents(store)["0001"].info.lifecycle_stage == "deleted"
 
 
 def test_two_sweeps_of_one_experiment_stay_apart(store: Store) -> None:
     other = Store(store.folder.parent / 'it\'s "other"')
     other.put_plan({**PLAN, "name": 'it\'s "other"'})
-    begin(other, "0007")
+    begin_trial(other, "0007")
     for one in (store, other):
         assert Mirror(one, uri_of(store)).sync()
         assert Mirror(one, uri_of(store)).sync()
-    client = tracking.connect(uri_of(store))
+    client = tracking.connect_mlflow(uri_of(store))
     experiment = client.get_experiment_by_name("folder")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
@@ -299,7 +309,7 @@ def test_two_sweeps_of_one_experiment_stay_apart(store: Store) -> None:
 
 
 def test_a_sweep_that_was_not_begun_is_nothing_to_mirror(tmp_path: Path) -> None:
-    assert Mirror(Store(tmp_path / "none"), default_uri(tmp_path)).sync()
+    assert Mirror(Store(tmp_path / "none"), default_tracking_uri(tmp_path)).sync()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ import pytest
 from sweeps.engine import tracking
 from sweeps.engine.storage.store import Store
 from sweeps.engine.tracking import Mirror
-from tests.engine.tracking.mirroring import PLAN, shown, uri_of
+from tests.engine.tracking.mirror_helpers import PLAN, mlflow_contents, uri_of
 
 MODEL = {
     "backbone": "mobilenetv2_100",
@@ -60,8 +60,8 @@ def test_the_winners_model_loads_back_and_predicts_without_pickle(
     assert mirror.log_model("0000", exported, {"test_accuracy": 0.93})
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.setattr("pickle.load", None)
-    client = tracking.connect(uri_of(store))
-    parent = shown(store)[""]
+    client = tracking.connect_mlflow(uri_of(store))
+    parent = mlflow_contents(store)[""]
     [model] = client.search_logged_models([parent.info.experiment_id])
     assert (model.name, model.status, model.source_run_id) == (PLAN["name"], "READY", parent.id)
     assert model.params["strategy.freeze_epochs"] == "2"
@@ -96,6 +96,6 @@ def test_the_winners_model_is_logged_once_and_later_if_it_failed(
     monkeypatch.undo()
     assert mirror.sync()
     assert Mirror(store, uri_of(store)).log_model("0000", exported, {"test_accuracy": 0.93})
-    client = tracking.connect(uri_of(store))
-    models = client.search_logged_models([shown(store)[""].info.experiment_id])
+    client = tracking.connect_mlflow(uri_of(store))
+    models = client.search_logged_models([mlflow_contents(store)[""].info.experiment_id])
     assert sorted(str(model.status) for model in models) == ["FAILED", "READY"]

@@ -13,16 +13,16 @@ import pytest
 
 from sweeps.engine import tracking
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.tracking import Mirror, client, default_uri
-from tests.engine.tracking.mirroring import (
+from sweeps.engine.tracking import Mirror, client, default_tracking_uri
+from tests.engine.tracking.mirror_helpers import (
     PLAN,
     RECIPE,
-    begin,
-    end,
+    begin_trial,
+    end_trial,
     epoch,
     free_port,
+    mlflow_contents,
     server,
-    shown,
     uri_of,
     wait_until,
 )
@@ -50,7 +50,7 @@ def test_an_error_at_any_request_is_mended_by_the_next_syncs(
     from mlflow.exceptions import MlflowException
 
     store.put_plan({**PLAN, "trials": 4})  # so that tags of the parent's change as well
-    begin(store, "0003", epochs=2)
+    begin_trial(store, "0003", epochs=2)
     uri = uri_of(store)
     work = getattr(MlflowClient, method)
     calls = 0
@@ -71,7 +71,7 @@ def test_an_error_at_any_request_is_mended_by_the_next_syncs(
         mirror.sync()
     monkeypatch.undo()
     assert mirror.sync()
-    assert {name: (run.status, run.values.get("val_accuracy")) for name, run in shown(store).items()} == {
+    assert {name: (run.status, run.values.get("val_accuracy")) for name, run in mlflow_contents(store).items()} == {
         "": ("KILLED", None),
         "0000": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
         "0001": ("KILLED", [(1, 0.7), (2, 0.8)]),
@@ -83,8 +83,8 @@ def test_an_error_at_any_request_is_mended_by_the_next_syncs(
 def test_a_run_that_was_created_after_all_goes_to_the_bin(store: Store) -> None:
     mirror = Mirror(store, uri_of(store))
     mirror.sync()
-    client = tracking.connect(uri_of(store))
-    original = shown(store)["0001"]
+    client = tracking.connect_mlflow(uri_of(store))
+    original = mlflow_contents(store)["0001"]
     late = client.create_run(
         original.info.experiment_id, tags={k: original.tags[k] for k in ("xfer.sweep", "xfer.trial")}
     )
@@ -98,22 +98,22 @@ def test_one_trial_that_mlflow_refuses_stops_no_other(store: Store) -> None:
     store.add_trial(Trial("0000-bad", "search", {}, {**RECIPE, "a=b?*": "no key for MLflow"}))
     mirror = Mirror(store, uri_of(store))
     assert not mirror.sync()
-    assert shown(store)["0002"].status == "FAILED"
+    assert mlflow_contents(store)["0002"].status == "FAILED"
 
 
 def test_a_damaged_epoch_that_is_trained_again_arrives(store: Store) -> None:
-    begin(store, "0003", epochs=2)
+    begin_trial(store, "0003", epochs=2)
     damaged = store.trial_folder("0003") / "epochs" / "0001.json"
     damaged.write_text('{"epoch": 1, "tra')
     mirror = Mirror(store, uri_of(store))
     assert mirror.sync()
     store.add_epoch("0003", epoch(1))
     assert mirror.sync()
-    assert sorted(shown(store)["0003"].values["val_accuracy"]) == [(1, 0.7), (2, 0.8)]
+    assert sorted(mlflow_contents(store)["0003"].values["val_accuracy"]) == [(1, 0.7), (2, 0.8)]
 
 
 def test_a_server_that_hangs_holds_nobody_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(client.SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setitem(client.MLFLOW_SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
         mirror = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}", period_seconds=0.05).start()
         time.sleep(0.3)
@@ -132,16 +132,18 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(store: Store, tm
     uri = f"http://127.0.0.1:{port}"
     mirror = Mirror(store, uri, period_seconds=0.2).start()
     with server(tmp_path / "server", port):
-        wait_until(lambda: "0002" in shown(store, uri) and shown(store, uri)["0002"].status == "FAILED", 60)
-        begin(store, "0003", epochs=1)
-        wait_until(lambda: "0003" in shown(store, uri), 60)
-    end(store, "0003", 3, "finished")
+        wait_until(
+            lambda: "0002" in mlflow_contents(store, uri) and mlflow_contents(store, uri)["0002"].status == "FAILED", 60
+        )
+        begin_trial(store, "0003", epochs=1)
+        wait_until(lambda: "0003" in mlflow_contents(store, uri), 60)
+    end_trial(store, "0003", 3, "finished")
     time.sleep(1)
     assert not mirror.close()
 
     with server(tmp_path / "server", port):
         wait_until(Mirror(store, uri).sync, 60)
-        runs = shown(store, uri)
+        runs = mlflow_contents(store, uri)
     assert {name: (run.status, run.values.get("val_accuracy")) for name, run in runs.items()} == {
         "": ("KILLED", None),
         "0000": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
@@ -153,12 +155,14 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(store: Store, tm
 
 @pytest.mark.slow
 def test_processes_that_create_the_database_at_once_all_get_it(tmp_path: Path) -> None:
-    code = "import sys; from sweeps.engine.tracking import connect; connect(sys.argv[1]).create_experiment(sys.argv[2])"
+    code = "import sys; from sweeps.engine.tracking import connect_mlflow; connect_mlflow(sys.argv[1]).create_experiment(sys.argv[2])"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, default_uri(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, default_tracking_uri(tmp_path), name], stderr=subprocess.PIPE, text=True
+        )
         for name in ("a", "b")
     ]
     assert [process.communicate(timeout=120)[1] for process in processes] == ["", ""]
-    found = tracking.connect(default_uri(tmp_path)).search_experiments()
+    found = tracking.connect_mlflow(default_tracking_uri(tmp_path)).search_experiments()
     assert sorted(experiment.name for experiment in found) == ["Default", "a", "b"]
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from sweeps.engine.console.progress import Watch
+from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.sweep import Means, Sweep
+from sweeps.engine.sweep import RunOptions, Sweep
 from sweeps.engine.trials import ray_tune
-from sweeps.engine.trials.probe_tasks import Heads, divided, train_heads
-from sweeps.engine.trials.trainable import Share, Site, config_for
+from sweeps.engine.trials.probe_tasks import ProbeTasks, split_into_tasks, train_probes
+from sweeps.engine.trials.trainable import Resources, TrialContext, trial_config
 from xfer.run import Run
 from xfer.training import checkpoints
 
@@ -31,13 +31,13 @@ def configs(store, pack, weights, make_recipe):
     """A trial for each of some recipes, begun in the store."""
 
     def begin(*recipes):
-        site = Site(
+        site = TrialContext(
             str(store.folder), str(pack.folder), str(weights), 1, False, features=str(store.folder.parent / "f")
         )
         trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
         for trial in trials:
             store.add_trial(trial)
-        return [config_for(trial, site) for trial in trials]
+        return [trial_config(trial, site) for trial in trials]
 
     return begin
 
@@ -54,7 +54,7 @@ def some(make_recipe):
 
 def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pack, weights):
     recipes = some(make_recipe)
-    train_heads(configs(*recipes))
+    train_probes(configs(*recipes))
     for number, recipe in enumerate(recipes):
         run = Run(recipe, pack, weights, CPU)
         list(run)
@@ -69,7 +69,7 @@ def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pa
 
 def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe, configs, store, pack, weights):
     recipe = some(make_recipe)[1]
-    train_heads(configs(recipe))
+    train_probes(configs(recipe))
     run = Run(recipe, pack, weights, CPU, store.checkpoints("0000"))
     assert len(run.epochs) == recipe.epochs
     assert run.evaluate("val").loss == pytest.approx(store.record("0000").val.loss, abs=1e-5)
@@ -78,16 +78,16 @@ def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe,
 
 def test_what_has_a_record_is_not_trained_again(make_recipe, configs, store):
     begun = configs(*some(make_recipe))
-    train_heads(begun[:2])
+    train_probes(begun[:2])
     before = {name: store.record(name) for name in ("0000", "0001")}
-    train_heads(begun)
+    train_probes(begun)
     assert {name: store.record(name) for name in before} == before
     assert [record.status for record in store.records()] == ["finished"] * 4
 
 
 def test_one_that_diverges_ends_as_failed_and_says_where(make_recipe, configs, store):
     good, *_ = some(make_recipe)
-    train_heads(configs(replace(good, epochs=90), replace(good, learning_rate=90.0, weight_decay=9.9, epochs=90)))
+    train_probes(configs(replace(good, epochs=90), replace(good, learning_rate=90.0, weight_decay=9.9, epochs=90)))
     assert store.record("0000").status == "finished"
     bad = store.record("0001")
     assert bad.status == "failed"
@@ -97,20 +97,22 @@ def test_one_that_diverges_ends_as_failed_and_says_where(make_recipe, configs, s
 
 def test_what_nobody_foresaw_fails_the_group_and_not_the_sweep(make_recipe, configs, store, tmp_path):
     begun = configs(*some(make_recipe)[:1])
-    begun[0]["site"] = asdict(replace(Site(**begun[0]["site"]), weights=str(tmp_path / "gone.safetensors")))
-    train_heads(begun)
+    begun[0]["site"] = asdict(replace(TrialContext(**begun[0]["site"]), weights=str(tmp_path / "gone.safetensors")))
+    train_probes(begun)
     assert store.record("0000").status == "failed"
     assert "gone.safetensors" in store.record("0000").error
 
 
 def test_trials_are_dealt_so_that_each_version_is_computed_once(make_recipe):
     trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(some(make_recipe))]
-    first, second = divided(trials, 2)
+    first, second = split_into_tasks(trials, 2)
     assert sorted(trial.name for trial in first + second) == ["0000", "0001", "0002", "0003"]
     assert {"0001"} <= {trial.name for trial in first}
     assert {"0002"} <= {trial.name for trial in second}
-    assert [[trial.name for trial in task] for task in divided(trials, 1)] == [["0001", "0002", "0000", "0003"]]
-    assert divided([], 2) == []
+    assert [[trial.name for trial in task] for task in split_into_tasks(trials, 1)] == [
+        ["0001", "0002", "0000", "0003"]
+    ]
+    assert split_into_tasks([], 2) == []
 
 
 class Tasks:
@@ -118,9 +120,9 @@ class Tasks:
 
     def __init__(self, monkeypatch):
         self.started, self.waits, self.begun, self.shares = [], [], [], []
-        monkeypatch.setattr(ray_tune, "beside", self._start)
-        monkeypatch.setattr(ray_tune, "ended", self._ended)
-        monkeypatch.setattr(ray_tune, "error_of", lambda task: None)
+        monkeypatch.setattr(ray_tune, "submit", self._start)
+        monkeypatch.setattr(ray_tune, "finished_tasks", self._ended)
+        monkeypatch.setattr(ray_tune, "task_error", lambda task: None)
 
     def begins(self, trial):
         self.begun.append(trial.name)
@@ -140,12 +142,14 @@ class Tasks:
 def heads_of(store, configs, make_recipe, monkeypatch):
     """Heads that were given four trials, two of which a sampler may propose before it is told; what it was told."""
 
-    def heads(share, beside_trials=False, trials=4):
+    def heads(share, tune_running=False, trials=4):
         tasks, told = Tasks(monkeypatch), []
         begun = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
-        site = Site(**begun[0]["site"])
-        found = Heads(store, lambda trial: site, share, tasks.begins, lambda one: told.append(one.trial), at_once=2)
-        found.beside_trials = beside_trials
+        site = TrialContext(**begun[0]["site"])
+        found = ProbeTasks(
+            store, lambda trial: site, share, tasks.begins, lambda one: told.append(one.trial), batch_size=2
+        )
+        found.tune_running = tune_running
         for config in begun:
             assert found.add(Trial(config["trial"], "search", {}, config["recipe"]))
             found.collect()
@@ -155,14 +159,14 @@ def heads_of(store, configs, make_recipe, monkeypatch):
 
 
 def test_a_sampler_is_told_of_the_heads_before_it_proposes_more_than_so_many(heads_of):
-    _, tasks, told = heads_of(Share())
+    _, tasks, told = heads_of(Resources())
     assert tasks.started == [["0000", "0001"], ["0002", "0003"]]
     assert tasks.begun == ["0000", "0001", "0002", "0003"]
     assert told == ["0000", "0001", "0002", "0003"]
 
 
 def test_what_was_collected_last_is_trained_too(heads_of):
-    heads, tasks, told = heads_of(Share(), trials=3)
+    heads, tasks, told = heads_of(Resources(), trials=3)
     assert told == ["0000", "0001"]
     heads.settle()
     assert tasks.started[-1] == ["0002"]
@@ -170,34 +174,34 @@ def test_what_was_collected_last_is_trained_too(heads_of):
 
 
 def test_nobody_waits_for_heads_whose_gpus_trials_may_hold(heads_of):
-    heads, tasks, told = heads_of(Share(gpus=1.0), beside_trials=True)
+    heads, tasks, told = heads_of(Resources(gpus=1.0), tune_running=True)
     heads.settle()
     assert not any(tasks.waits)
     assert told == []
-    heads.beside_trials = False
+    heads.tune_running = False
     heads.settle()
     assert sorted(told) == ["0000", "0001", "0002", "0003"]
 
 
 @pytest.mark.parametrize(("gpus", "asked"), [(0.0, 0.0), (0.25, 0.25), (2.0, 1.0)])
 def test_heads_ask_for_one_gpu_even_where_trials_are_trained_on_more(heads_of, gpus, asked):
-    _, tasks, _ = heads_of(Share(cpus=2, gpus=gpus), trials=2)
-    assert tasks.shares == [Share(cpus=2, gpus=asked)]
+    _, tasks, _ = heads_of(Resources(cpus=2, gpus=gpus), trials=2)
+    assert tasks.shares == [Resources(cpus=2, gpus=asked)]
 
 
 def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_recipe):
     (config,) = configs(make_recipe())
-    site = Site(**config["site"])
-    heads = Heads(store, lambda trial: site, Share(), lambda trial: None, lambda record: None)
+    site = TrialContext(**config["site"])
+    heads = ProbeTasks(store, lambda trial: site, Resources(), lambda trial: None, lambda record: None)
     assert not heads.add(Trial("0000", "search", {}, config["recipe"]))
 
 
 def test_known_good_heads_are_begun_before_what_is_fine_tuned(prepared, tmp_path):
     store = Store(tmp_path / "colours")
     store.put_plan(prepared.described())
-    sweep = Sweep(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+    sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours"))
     assert sweep._heads_first(sweep._proposer) == list(range(prepared.plan.trials))  # where nobody trains heads apart
-    sweep._heads = Heads(store, sweep._site, Share(), lambda trial: None, lambda record: None)
+    sweep._heads = ProbeTasks(store, sweep._site, Resources(), lambda trial: None, lambda record: None)
     numbers = sweep._heads_first(sweep._proposer)
     known = [prepared.space.configured(params)["strategy"] for params in prepared.space.known_good()]
     assert numbers[0] == known.index("linear_probe") > 0

@@ -14,7 +14,7 @@ import time
 
 import ray
 
-from sweeps.engine import tuning
+from sweeps.engine.trials import ray_tune
 from sweeps.engine.trials.trainable import Share
 
 
@@ -23,7 +23,7 @@ class Trial:
         return os.getpid()
 
 
-tuning.connect()
+ray_tune.connect()
 cores = os.cpu_count() or 1
 trials = [ray.remote(num_cpus=1)(Trial).remote() for _ in range(cores)]
 ray.get([trial.process.remote() for trial in trials])

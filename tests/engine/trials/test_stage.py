@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.engine.console.progress import Watch
-from sweeps.engine.schedulers import History
+from sweeps.engine.console.progress import ProgressView
+from sweeps.engine.schedulers import TrialHistory
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials.stage import Stage, clock, history_of
-from sweeps.engine.trials.trainable import Site
+from sweeps.engine.trials.stage import Stage, time_limit, trial_history
+from sweeps.engine.trials.trainable import TrialContext
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch
-from xfer.recipe import recipe_from
+from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 
 NAMES = ("0000", "0001", "0002")
@@ -30,7 +30,7 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.store = Store(folder / "colours")
         self.screen = io.StringIO()
-        self.watch = Watch(Console(file=self.screen, width=120), "colours")
+        self.watch = ProgressView(Console(file=self.screen, width=120), "colours")
         self.learned: list[Record] = []
         self.judged: list[tuple[dict[str, list[float]], str]] = []
         self.stop: set[tuple[str, int]] = set()
@@ -39,10 +39,12 @@ class Sweep:
         self.watch.begin("search", len(NAMES))
         self.stage = self.start()
 
-    def start(self, to_come: Sequence[str] = ()) -> Stage:
+    def start(self, expected_trials: Sequence[str] = ()) -> Stage:
         learn = self.learned.append
         trials = self.trials()
-        return Stage(self.store, self.watch, trials, self.site, self.judge, learn, self.over, to_come=to_come)
+        return Stage(
+            self.store, self.watch, trials, self.site, self.judge, learn, self.over, expected_trials=expected_trials
+        )
 
     def trials(self) -> Iterator[Trial]:
         for name in NAMES:
@@ -51,10 +53,10 @@ class Sweep:
             self.store.add_trial(trial)
             yield trial
 
-    def site(self, trial: Trial) -> Site:
-        return Site(str(self.store.folder), "pack", None, 1, 0.0)
+    def site(self, trial: Trial) -> TrialContext:
+        return TrialContext(str(self.store.folder), "pack", None, 1, 0.0)
 
-    def judge(self, history: History, trial: str) -> bool | None:
+    def judge(self, history: TrialHistory, trial: str) -> bool | None:
         self.judged.append(({name: list(progress.values) for name, progress in history.items()}, trial))
         return (trial, len(history[trial].values)) not in self.stop
 
@@ -65,7 +67,7 @@ class Sweep:
         """A trial's process has written an epoch down, and says what it has come to."""
         self.store.add_epoch(trial, an_epoch(len(curve), curve[-1]))
         status: Any = "finished" if len(curve) == EPOCHS else "pruned"
-        return self.stage.goes_on(trial, as_dict(a_record(trial, curve, status)))
+        return self.stage.should_continue(trial, as_dict(a_record(trial, curve, status)))
 
     def finishes(self, trial: str, *curve: float) -> None:
         for length in range(1, len(curve) + 1):
@@ -147,17 +149,17 @@ def test_history_knows_what_was_frozen_and_leaves_finals_out(tmp_path: Path) -> 
     store.add_trial(Trial("0000-s1", "final", {}, a_recipe()))
     for name in ("0000", "0000-s1"):
         store.add_epoch(name, an_epoch(1, 0.5))
-    history = history_of(store)
+    history = trial_history(store)
     assert set(history) == {"0000"}
-    assert history["0000"].settled_after == 2
+    assert history["0000"].last_unfreeze_epoch == 2
 
 
 # --- trials that wait for others --------------------------------------------------------------------------------------
 
 
-def top_one(history: History, trial: str) -> bool | None:
+def top_one(history: TrialHistory, trial: str) -> bool | None:
     """After the first epoch everybody waits for everybody, and the best goes on."""
-    if not all(progress.counts for progress in history.values()):
+    if not all(progress.is_comparable for progress in history.values()):
         return None
     return trial == max(history, key=lambda name: history[name].first or 0.0)
 
@@ -166,7 +168,7 @@ def top_one(history: History, trial: str) -> bool | None:
 def waiting(sweep: Sweep) -> Sweep:
     """The first two of three trials have had their epoch."""
     sweep.judge = top_one  # type: ignore[method-assign]
-    sweep.stage = sweep.start(to_come=NAMES)
+    sweep.stage = sweep.start(expected_trials=NAMES)
     for name, value in (("0000", 0.5), ("0001", 0.8)):
         sweep.stage.next_trial()
         assert not sweep.reports(name, value)
@@ -181,12 +183,12 @@ def test_a_trial_that_waits_has_no_record_and_keeps_its_checkpoint(waiting: Swee
 
 
 def test_while_others_run_the_stage_waits_for_them_and_not_otherwise(waiting: Sweep) -> None:
-    assert not waiting.stage.waits()
+    assert not waiting.stage.may_have_more()
     assert waiting.stage.next_trial()["trial"] == "0002"  # type: ignore[index]
     assert waiting.stage.next_trial() is None
-    assert waiting.stage.waits()
+    assert waiting.stage.may_have_more()
     waiting.time_is_up = True
-    assert not waiting.stage.waits()
+    assert not waiting.stage.may_have_more()
 
 
 def test_once_all_have_come_as_far_the_best_is_handed_out_again_and_the_others_end_as_pruned(waiting: Sweep) -> None:
@@ -197,7 +199,7 @@ def test_once_all_have_come_as_far_the_best_is_handed_out_again_and_the_others_e
     assert again is not None
     assert again["trial"] == "0001"
     assert waiting.stage.next_trial() is None
-    assert not waiting.stage.waits()
+    assert not waiting.stage.may_have_more()
     assert [(record.trial, record.status) for record in waiting.learned] == [("0002", "pruned"), ("0000", "pruned")]
     waiting.finishes("0001", 0.8, 0.8, 0.8, 0.9)
     assert [record.status for record in waiting.store.records()] == ["pruned", "finished", "pruned"]
@@ -220,7 +222,7 @@ def test_nobody_waits_for_one_that_failed(waiting: Sweep) -> None:
 
 def test_nor_for_one_that_never_comes(sweep: Sweep) -> None:
     sweep.judge = top_one  # type: ignore[method-assign]
-    sweep.stage = sweep.start(to_come=(*NAMES, "0003", "0004"))
+    sweep.stage = sweep.start(expected_trials=(*NAMES, "0003", "0004"))
     for name, value in zip(NAMES, (0.5, 0.8, 0.6), strict=True):
         sweep.stage.next_trial()
         assert not sweep.reports(name, value)
@@ -229,7 +231,7 @@ def test_nor_for_one_that_never_comes(sweep: Sweep) -> None:
 
 
 def test_in_a_new_start_those_that_waited_wait_on_without_a_process(waiting: Sweep) -> None:
-    waiting.stage = waiting.start(to_come=NAMES)
+    waiting.stage = waiting.start(expected_trials=NAMES)
     assert waiting.stage.next_trial()["trial"] == "0002"  # type: ignore[index]
     assert waiting.stage.next_trial() is None
     waiting.reports("0002", 0.6)
@@ -266,7 +268,7 @@ def test_also_where_it_was_lost_before_its_first_word(sweep: Sweep) -> None:
     sweep.stage.next_trial()
     sweep.stage.ended("0000", "its process was lost 4 times")
     (record,) = sweep.store.records()
-    recipe = recipe_from(a_recipe())
+    recipe = recipe_from_dict(a_recipe())
     assert (record.status, record.epochs, record.parameters) == ("failed", (), None)
     assert (record.key, record.id, record.recipe) == (recipe.key, recipe.id, a_recipe())
 
@@ -317,7 +319,7 @@ def test_a_trial_that_never_said_anything_and_was_not_lost_goes_on_at_the_next_s
 def test_a_stopwatch_counts_what_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    short_of, never = clock(60.0), clock(None)
+    short_of, never = time_limit(60.0), time_limit(None)
     assert not short_of(0.0)
     assert not short_of(59.0)
     assert short_of(61.0)
@@ -335,14 +337,14 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
 
     from sweeps.engine.plan import Plan
     from sweeps.engine.search_space.overrides import space_for
-    from sweeps.engine.sweep import Means
+    from sweeps.engine.sweep import RunOptions
     from sweeps.engine.sweep import Sweep as Launched
 
     prepared: Any = SimpleNamespace(
         plan=Plan("folder", "Which?", trials=10, epochs=EPOCHS),
         space=space_for(["test_efficientnet"], EPOCHS),
         backbones=(),
-        recipe=lambda config: recipe_from(a_recipe()),
+        recipe=lambda config: recipe_from_dict(a_recipe()),
         redraws=False,
     )
     store = Store(tmp_path / "colours")
@@ -352,7 +354,9 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
         store.add_record(a_record(f"{number:04d}"))
     (store.trial_folder("0003") / "config.json").write_bytes(b"{")
     (store.trial_folder("0003") / "record.json").unlink()
-    launched = Launched(prepared, store, Means(tracking_uri=""), Watch(Console(file=io.StringIO()), "colours"))
+    launched = Launched(
+        prepared, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours")
+    )
     handed_out: list[str] = []
 
     def run(phase: str, total: int, ended: Any, trials: Iterator[Trial], *others: Any) -> None:
@@ -366,12 +370,12 @@ def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
 # --- what a person watches -------------------------------------------------------------------------------------------
 
 
-def watch(terminal: bool = False, name: str = "colours") -> tuple[Watch, io.StringIO]:
+def watch(terminal: bool = False, name: str = "colours") -> tuple[ProgressView, io.StringIO]:
     screen = io.StringIO()
-    return Watch(Console(file=screen, width=120, force_terminal=terminal), name), screen
+    return ProgressView(Console(file=screen, width=120, force_terminal=terminal), name), screen
 
 
-def drawn(watch: Watch) -> str:
+def drawn(watch: ProgressView) -> str:
     screen = io.StringIO()
     Console(file=screen, width=120).print(watch._drawn())
     return screen.getvalue()
@@ -383,8 +387,8 @@ def test_elsewhere_than_on_a_terminal_it_is_a_line_for_each_phase() -> None:
         watched.begin("search", 3)
         for name in NAMES:
             watched.started(name, a_recipe())
-            watched.saw(as_dict(a_record(name, (0.5,), "pruned")))
-            watched.saw_end(name, "finished", 0.5)
+            watched.on_epoch(as_dict(a_record(name, (0.5,), "pruned")))
+            watched.on_trial_end(name, "finished", 0.5)
         watched.begin("finals", 6, Counter(finished=2))
     assert screen.getvalue().splitlines() == ["search: 3 runs", "finals: 6 runs, 2 of them done before"]
 
@@ -406,12 +410,12 @@ def test_elsewhere_than_on_a_terminal_it_says_how_far_it_is_when_it_has_said_not
     watched.begin("search", 4)
     for name in NAMES:
         watched.started(name, a_recipe())
-    watched.saw_end("0000", "finished", 0.5)
+    watched.on_trial_end("0000", "finished", 0.5)
     for _ in range(3):
         now[0] += 100
-        watched.saw(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
+        watched.on_epoch(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
     now[0] += 299
-    watched.saw(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
+    watched.on_epoch(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
     assert screen.getvalue().splitlines() == [
         "search: 4 runs, $3.20 of $20",
         "search: 2 running · 1 finished of 4, 8 min 20 s left, $3.20 of $20",
@@ -440,9 +444,9 @@ def test_running_ended_and_best_are_counted() -> None:
     watched.begin("search", 6, Counter(finished=1))
     for name in ("0001", "0002", "0003", "0004"):
         watched.started(name, a_recipe("clip" if name == "0002" else "naive"))
-    watched.saw_end("0001", "finished", 0.5)
-    watched.saw_end("0002", "finished", 0.75)
-    watched.saw_end("0003", "pruned", 0.9)
+    watched.on_trial_end("0001", "finished", 0.5)
+    watched.on_trial_end("0002", "finished", 0.75)
+    watched.on_trial_end("0003", "pruned", 0.9)
     text = drawn(watched)
     assert "1 running · 3 finished · 1 pruned" in text
     assert "best so far: 75.0% on validation, clip (trial 0002)" in text
@@ -453,7 +457,7 @@ def test_an_interrupted_trial_is_neither_running_nor_ended() -> None:
     watched, _ = watch()
     watched.begin("search", 2)
     watched.started("0000", a_recipe())
-    watched.saw_end("0000", None, None)
+    watched.on_trial_end("0000", None, None)
     assert watched.running == {}
     assert watched.ended.total() == 0
 
@@ -487,17 +491,17 @@ def test_the_time_left_follows_from_this_phases_own_pace(
     now[0] += elapsed
     for number in range(finished):
         watched.started(f"{number}", a_recipe())
-        watched.saw_end(f"{number}", "finished", 0.5)
+        watched.on_trial_end(f"{number}", "finished", 0.5)
     for number in range(halfway):
-        watched.saw(as_dict(a_record(f"half{number}", (0.1, 0.2), "pruned")))
+        watched.on_epoch(as_dict(a_record(f"half{number}", (0.1, 0.2), "pruned")))
     assert watched.seconds_left() == pytest.approx(left)
 
 
 MARKUP = "[bold red]ants[/bold red] [link=file:///etc/passwd]x[/link] [/]"
 
 
-@pytest.mark.parametrize("show", [lambda watched: watched.say(MARKUP), lambda watched: watched.begin(MARKUP, 1)])
-def test_markup_in_what_is_said_is_not_interpreted(show: Callable[[Watch], None]) -> None:
+@pytest.mark.parametrize("show", [lambda watched: watched.print_line(MARKUP), lambda watched: watched.begin(MARKUP, 1)])
+def test_markup_in_what_is_said_is_not_interpreted(show: Callable[[ProgressView], None]) -> None:
     watched, screen = watch(terminal=True)
     show(watched)
     assert MARKUP in screen.getvalue()
@@ -511,6 +515,6 @@ def test_markup_in_a_sweeps_name_is_not_interpreted() -> None:
 
 def test_control_characters_in_what_is_said_do_not_reach_the_terminal() -> None:
     watched, screen = watch(terminal=True)
-    watched.say("1 unreadable image: ants/\x1b]0;owned\x07\x1b[2J.jpg")
+    watched.print_line("1 unreadable image: ants/\x1b]0;owned\x07\x1b[2J.jpg")
     assert "\x1b" not in screen.getvalue().replace("\x1b[0m", "")
     assert "\x07" not in screen.getvalue()

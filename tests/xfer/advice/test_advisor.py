@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.advice.advisor import CASES, WIDTH, advice_for, advise
-from xfer.advice.dataset_profile import SMALL_IMAGES, Layer, Measurement
+from xfer.advice.advisor import CASES, LINE_WIDTH, advise, recommend
+from xfer.advice.dataset_profile import SMALL_IMAGES, DatasetProfile, StageScore
 from xfer.choices import choose
 from xfer.data.layouts import folder
 from xfer.data.pack import build_pack
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def layer(stage, accuracy, logme=0.0):
-    return Layer(stage, 32, accuracy, 0.02, logme)
+    return StageScore(stage, 32, accuracy, 0.02, logme)
 
 
 def measurement(**changes):
@@ -44,7 +44,7 @@ def measurement(**changes):
         "blocks": 10,
         "drops_early": True,
     }
-    return Measurement(**{**plain, **changes})
+    return DatasetProfile(**{**plain, **changes})
 
 
 DIFFERENT = {"late": layer("late", 0.72), "gain": 0.02, "margin": -0.08}
@@ -77,38 +77,38 @@ def test_data_is_small_by_images_in_all_or_in_the_median_class(images, median, e
 
 
 def test_data_is_similar_where_late_features_serve_and_leave_a_third_fewer_errors():
-    assert measurement().likeness == "similar"
-    assert measurement(margin=0.0).likeness == "similar"
-    assert measurement(margin=-0.001).likeness == "different"
+    assert measurement().similarity == "similar"
+    assert measurement(margin=0.0).similarity == "similar"
+    assert measurement(margin=-0.001).similarity == "different"
     # Half the way from a chance of 0.275 to 1 is 0.6375.
-    assert measurement(late=layer("late", 0.64)).likeness == "similar"
-    assert measurement(late=layer("late", 0.63)).likeness == "different"
-    assert measurement().removed == pytest.approx(0.25 / 0.3)
-    assert measurement(early=(layer(1, 1.0),), gain=0.0).removed == 0
+    assert measurement(late=layer("late", 0.64)).similarity == "similar"
+    assert measurement(late=layer("late", 0.63)).similarity == "different"
+    assert measurement().error_reduction == pytest.approx(0.25 / 0.3)
+    assert measurement(early=(layer(1, 1.0),), gain=0.0).error_reduction == 0
 
 
 def test_a_verdict_near_its_border_is_a_close_call_and_the_other_advice_is_named():
-    assert measurement().clear
-    assert not measurement(margin=0.05).clear
-    assert not measurement(late=layer("late", 0.66)).clear  # the other condition is nearly missed
-    assert not measurement(margin=-0.05).clear
-    assert measurement(margin=-0.07).clear
-    assert measurement(late=layer("late", 0.55)).clear
-    assert not any("close call" in note for note in advice_for(measurement()).notes)
-    (note,) = (note for note in advice_for(measurement(margin=0.05)).notes if "close call" in note)
+    assert measurement().is_significant
+    assert not measurement(margin=0.05).is_significant
+    assert not measurement(late=layer("late", 0.66)).is_significant  # the other condition is nearly missed
+    assert not measurement(margin=-0.05).is_significant
+    assert measurement(margin=-0.07).is_significant
+    assert measurement(late=layer("late", 0.55)).is_significant
+    assert not any("close call" in note for note in recommend(measurement()).notes)
+    (note,) = (note for note in recommend(measurement(margin=0.05)).notes if "close call" in note)
     assert note == ("a close call: were the data different, train_last(blocks=2) would come first (source 002)")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_case_has_its_example_here(case):
-    assert advice_for(measurement(**EXAMPLES[case])).case == case
+    assert recommend(measurement(**EXAMPLES[case])).case == case
 
 
 # From the case to the advice
 
 
 def test_each_case_starts_with_what_the_sources_advise():
-    first = {case: advice_for(measurement(**changes)).recommended[0] for case, changes in EXAMPLES.items()}
+    first = {case: recommend(measurement(**changes)).recommended[0] for case, changes in EXAMPLES.items()}
     found = {case: (str(each.strategy), each.whose) for case, each in first.items()}
     any_data = "source 000, as the first thing to try on any data"
     assert found == {
@@ -122,7 +122,7 @@ def test_each_case_starts_with_what_the_sources_advise():
 @pytest.mark.parametrize("case", CASES)
 def test_advice_names_strategies_that_there_are_with_parameters_that_they_take(case):
     for gain in (0.02, 0.2):
-        advice = advice_for(measurement(**{**EXAMPLES[case], "gain": gain}))
+        advice = recommend(measurement(**{**EXAMPLES[case], "gain": gain}))
         assert len(set(names(advice))) == len(advice.recommended) >= 3
         for each in advice.recommended:
             choose("strategy", STRATEGIES, each.strategy.name, **dict(each.strategy.values)).build(STRATEGIES)
@@ -132,20 +132,20 @@ def test_advice_names_strategies_that_there_are_with_parameters_that_they_take(c
 
 @pytest.mark.parametrize("case", CASES)
 def test_source_000_is_heard_in_every_case(case):
-    assert whose(advice_for(measurement(**EXAMPLES[case])))["clip"].startswith("source 000")
+    assert whose(recommend(measurement(**EXAMPLES[case])))["clip"].startswith("source 000")
 
 
 @pytest.mark.parametrize("case", [("large", "similar"), ("large", "different")])
 def test_on_much_data_everything_is_trained(case):
-    found = whose(advice_for(measurement(**EXAMPLES[case])))
+    found = whose(recommend(measurement(**EXAMPLES[case])))
     assert list(found)[:2] == ["clip", "naive"]
     assert all(source in found["naive"] for source in ("002", "003", "004"))
 
 
 def test_on_little_different_data_the_sources_disagree_and_measured_features_decide_the_order():
-    as_good = advice_for(measurement(**DIFFERENT))
+    as_good = recommend(measurement(**DIFFERENT))
     assert names(as_good)[:3] == ["early_cut", "train_last", "clip"]
-    worse = advice_for(measurement(**DIFFERENT | {"gain": 0.07}))
+    worse = recommend(measurement(**DIFFERENT | {"gain": 0.07}))
     assert names(worse)[:3] == ["train_last", "clip", "early_cut"]
     assert "serve worse: 70.0% as probed, late ones 72.0%" in worse.recommended[2].reason
     assert whose(worse)["train_last"] == "source 002"
@@ -154,27 +154,27 @@ def test_on_little_different_data_the_sources_disagree_and_measured_features_dec
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_source_003_to_the_letter_is_an_arm_of_its_own_and_the_last_where_the_network_can_do_it(size):
     changes = EXAMPLES[size, "different"]
-    able = advice_for(measurement(**changes))
+    able = recommend(measurement(**changes))
     assert able.recommended[-1].strategy.name == "drop_early"
     assert able.recommended[-1].whose == "source 003 (its steps, to the letter)"
-    unable = advice_for(measurement(**changes, drops_early=False))
+    unable = recommend(measurement(**changes, drops_early=False))
     assert "drop_early" not in names(unable)
     assert any("(drop_early) cannot be built" in note for note in unable.notes)
     assert not any("drop_early" in note for note in able.notes)
 
 
 def test_what_was_left_out_and_who_disagrees_is_noted():
-    notes = advice_for(measurement(images=5000, early=(layer(1, 0.7, logme=0.6),))).notes
+    notes = recommend(measurement(images=5000, early=(layer(1, 0.7, logme=0.6),))).notes
     assert "measured on a stratified sample of 400 of the 5,000 training images" in notes
     assert "LogME disagrees with the probe: it prefers an earlier stage" in notes
     assert len(notes) == 3
-    assert len(advice_for(measurement()).notes) == 1
+    assert len(recommend(measurement()).notes) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_answer_can_be_read_in_a_terminal_and_as_json(case):
-    advice = advice_for(measurement(**EXAMPLES[case]), seconds=2.5)
-    assert max(len(line) for line in advice.lines()) <= WIDTH
+    advice = recommend(measurement(**EXAMPLES[case]), seconds=2.5)
+    assert max(len(line) for line in advice.lines()) <= LINE_WIDTH
     text = " ".join(str(advice).split())
     assert f"The data set is {case[0]}: " in text
     assert f"It is {case[1]} " in text
@@ -201,8 +201,8 @@ def test_what_is_measured_is_said(advice, pack):
     assert found.chance == pytest.approx(1 / 3)
     assert [each.stage for each in (*found.early, found.late)] == [1, 2, 3, 4, "late"]
     assert [each.features for each in (*found.early, found.late)] == [16, 24, 32, 48, 256]
-    assert found.best_early.accuracy > 0.9  # colours are all there is, and every stage sees them
-    assert found.gain == pytest.approx(found.late.accuracy - found.best_early.accuracy)
+    assert found.best_early_stage.accuracy > 0.9  # colours are all there is, and every stage sees them
+    assert found.gain == pytest.approx(found.late.accuracy - found.best_early_stage.accuracy)
     assert (found.backbone, found.image_size, found.cap) == ("test_efficientnet", pack.image_size, 2000)
     assert advice.seconds > 0
 

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests.xfer.conftest import MEASURED
+from tests.xfer.conftest import MEASURED_FIELDS
 from xfer.batched_probes import compatibility
-from xfer.batched_probes.compatibility import beginnings, can_train_together, groups_of
-from xfer.batched_probes.group import Group
-from xfer.batched_probes.heads import WAYS, Head
-from xfer.data.loader import shuffled
-from xfer.features.extract import features
-from xfer.linear_heads import closed_form
+from xfer.batched_probes.compatibility import can_batch, group_recipes, head_inits
+from xfer.batched_probes.group import ProbeGroup
+from xfer.batched_probes.heads import BATCHED_STEPS, Head
+from xfer.data.loader import shuffle_indices
+from xfer.features.extract import extract_features
+from xfer.linear_heads import fit_closed_form
 from xfer.methods.losses import LOSSES
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES
 from xfer.records import as_dict
-from xfer.seeding import seed_for
-from xfer.training.networks import network_of, preparation_for
+from xfer.seeding import derive_seed
+from xfer.training.networks import build_network, build_preprocessor
 
 CPU = torch.device("cpu")
 RATES = {"sgd": 0.01, "nesterov": 0.01, "lion": 0.001}
-TOGETHER = sorted(WAYS)
+TOGETHER = sorted(BATCHED_STEPS)
 
 
 class Frozen:
@@ -34,9 +34,9 @@ class Frozen:
 
     def __init__(self, pack, weights, make_recipe):
         self.asked = []
-        model = network_of(make_recipe(strategy="linear_probe"), weights)
-        prepare = preparation_for(make_recipe(), model, CPU)
-        self.rows = torch.from_numpy(features(model, pack, np.arange(len(pack.labels)), prepare)["late"])
+        model = build_network(make_recipe(strategy="linear_probe"), weights)
+        prepare = build_preprocessor(make_recipe(), model, CPU)
+        self.rows = torch.from_numpy(extract_features(model, pack, np.arange(len(pack.labels)), prepare)["late"])
 
     def __call__(self, recipe, view, places):
         self.asked.append((recipe.augmentation.name, view, tuple(places.tolist())))
@@ -66,7 +66,7 @@ def train(pack, weights, embeddings):
     """A group that has been trained to its end."""
 
     def trained(recipes, begin=None):
-        group = Group(recipes, pack, embeddings, begin or beginnings(recipes, weights), CPU)
+        group = ProbeGroup(recipes, pack, embeddings, begin or head_inits(recipes, weights), CPU)
         list(group)
         return group
 
@@ -79,7 +79,7 @@ def numbers(value):
         return {
             (name, *at): one
             for name, each in value.items()
-            if name not in MEASURED
+            if name not in MEASURED_FIELDS
             for at, one in numbers(each).items()
         }
     if isinstance(value, list | tuple):
@@ -137,7 +137,7 @@ def test_members_may_differ_in_everything_that_is_their_own(probe, train, make_r
         probe(seed=2, loss={"name": "focal", "gamma": 1.5}, schedule="step"),
         probe(seed=0, loss={"name": "focal", "gamma": 0.5}, schedule="cosine_warmup", weight_decay=0.0),
     ]
-    assert groups_of(recipes) == [(0, 1, 2, 3, 4)]
+    assert group_recipes(recipes) == [(0, 1, 2, 3, 4)]
     assert_as_alone(train(recipes), make_run)
 
 
@@ -155,10 +155,10 @@ def test_what_all_members_share_is_heeded(probe, make_run, pack, weights_of, cha
     run = make_run(recipes[0])
 
     def embeddings(recipe, view, places):
-        prepare = preparation_for(recipe, run.model, CPU)
-        return torch.from_numpy(features(run.model, pack, places, prepare)["late"])
+        prepare = build_preprocessor(recipe, run.model, CPU)
+        return torch.from_numpy(extract_features(run.model, pack, places, prepare)["late"])
 
-    group = Group(recipes, pack, embeddings, beginnings(recipes, file), CPU)
+    group = ProbeGroup(recipes, pack, embeddings, head_inits(recipes, file), CPU)
     list(group)
     assert_as_alone(group, make_run)
 
@@ -167,7 +167,7 @@ def test_what_all_members_share_is_heeded(probe, make_run, pack, weights_of, cha
 def test_heads_in_closed_form_come_to_what_they_come_to_alone(probe, train, make_run, how):
     penalties = (0.01, 1.0, 100.0)
     recipes = [probe(strategy={"name": how, "penalty": penalty}, seed=place) for place, penalty in enumerate(penalties)]
-    assert groups_of(recipes) == [(0, 1, 2)]
+    assert group_recipes(recipes) == [(0, 1, 2)]
     group = train(recipes)
     assert_as_alone(group, make_run)
     assert len({bits(group, member) for member in range(3)}) == 3
@@ -188,10 +188,10 @@ def test_a_head_in_closed_form_whose_losses_are_not_finite_leaves_the_others(pro
     healthy = train(recipes)
 
     def ill(how, features, labels, classes, penalties):
-        found = closed_form(how, features, labels, classes, penalties)
+        found = fit_closed_form(how, features, labels, classes, penalties)
         return [found[0], (found[1][0] * math.nan, found[1][1]), found[2]]
 
-    monkeypatch.setattr("xfer.batched_probes.group.closed_form", ill)
+    monkeypatch.setattr("xfer.batched_probes.group.fit_closed_form", ill)
     group = train(recipes)
     assert [bits(group, member) for member in (0, 2)] == [bits(healthy, member) for member in (0, 2)]
     assert (group.record(1).status, group.record(1).error) == (
@@ -206,7 +206,7 @@ def test_a_group_of_two_hundred_is_one_task(probe, train, make_run):
         probe(learning_rate=10 ** chance.uniform(-5, -1), weight_decay=10 ** chance.uniform(-6, 0), seed=place % 3)
         for place in range(200)
     ]
-    assert [len(places) for places in groups_of(recipes)] == [200]
+    assert [len(places) for places in group_recipes(recipes)] == [200]
     group = train(recipes)
     assert len({bits(group, member) for member in range(200)}) == 200
     for member in (0, 77, 199):
@@ -234,7 +234,7 @@ def test_a_member_that_is_no_longer_finite_leaves_the_others_bit_for_bit_as_they
         probe(optimizer=optimizer, loss=loss, seed=place % 2, clip_norm=None if place else 1.0)
         for place, loss in enumerate(losses)
     ]
-    begin = beginnings(recipes, weights)
+    begin = head_inits(recipes, weights)
     healthy = train(recipes, begin)
     ill = train(recipes, [begin[0], poisoned(begin[1], how), *begin[2:]])
     assert [bits(ill, member) for member in (0, 2, 3)] == [bits(healthy, member) for member in (0, 2, 3)]
@@ -260,7 +260,7 @@ def test_a_member_whose_rate_makes_it_diverge_fails_as_alone_and_the_others_do_n
 
 def test_a_member_that_is_stopped_has_no_further_epochs_and_the_others_do_not_notice(probe, pack, weights, embeddings):
     recipes = [probe(learning_rate=rate) for rate in (0.001, 0.003, 0.01)]
-    groups = [Group(recipes, pack, embeddings, beginnings(recipes, weights), CPU) for _ in range(2)]
+    groups = [ProbeGroup(recipes, pack, embeddings, head_inits(recipes, weights), CPU) for _ in range(2)]
     list(groups[0])
     for number, epochs in enumerate(groups[1]):
         assert [epoch is None for epoch in epochs] == [False, number >= 2, False]
@@ -273,7 +273,7 @@ def test_a_member_that_is_stopped_has_no_further_epochs_and_the_others_do_not_no
 
 def test_a_group_without_members_left_ends(probe, train, weights):
     recipes = [probe(), probe(learning_rate=0.01)]
-    group = train(recipes, [poisoned(each, math.nan) for each in beginnings(recipes, weights)])
+    group = train(recipes, [poisoned(each, math.nan) for each in head_inits(recipes, weights)])
     assert [group.record(member).status for member in (0, 1)] == ["failed", "failed"]
 
 
@@ -291,7 +291,9 @@ def test_seconds_are_a_members_share(probe, train):
 def test_every_epoch_sees_the_version_whose_turn_it_is_in_the_order_of_the_seed(probe, train, embeddings, pack):
     recipes = [probe(augmentation="flip", views=3, seed=5), probe(augmentation="none", views=2, seed=5)]
     group = train(recipes)
-    orders = [tuple(shuffled(group._split.train, 8, seed_for(5, "order", epoch)).tolist()) for epoch in range(4)]
+    orders = [
+        tuple(shuffle_indices(group._split.train, 8, derive_seed(5, "order", epoch)).tolist()) for epoch in range(4)
+    ]
     for name, views in (("flip", (0, 1, 2, 0)), ("none", (None,) * 4)):
         seen = [(view, places) for which, view, places in embeddings.asked if which == name and places in orders]
         assert seen == list(zip(views, orders, strict=True))
@@ -311,8 +313,8 @@ def test_members_with_the_same_versions_learn_from_the_same_images_and_others_do
 
 
 def test_every_optimizer_is_run_on_many_heads_or_refused(probe):
-    assert OPTIMIZERS.keys() - WAYS.keys() == {"lamb"}
-    assert {name for name in OPTIMIZERS if can_train_together(probe(optimizer=name))} == WAYS.keys()
+    assert OPTIMIZERS.keys() - BATCHED_STEPS.keys() == {"lamb"}
+    assert {name for name in OPTIMIZERS if can_batch(probe(optimizer=name))} == BATCHED_STEPS.keys()
 
 
 @pytest.mark.parametrize(
@@ -334,17 +336,17 @@ def test_every_optimizer_is_run_on_many_heads_or_refused(probe):
 )
 def test_what_moves_more_than_a_linear_head_on_fixed_embeddings_runs_alone(probe, pack, embeddings, weights, changes):
     recipe = probe(**changes)
-    assert not can_train_together(recipe)
-    assert groups_of([recipe]) == []
+    assert not can_batch(recipe)
+    assert group_recipes([recipe]) == []
     with pytest.raises(ValueError, match="trains more than a linear head on fixed embeddings: it runs alone"):
-        Group([recipe], pack, embeddings, beginnings([probe()], weights), CPU)
+        ProbeGroup([recipe], pack, embeddings, head_inits([probe()], weights), CPU)
 
 
 def test_fixed_versions_and_backbones_that_draw_nothing_may_go_together(probe):
     for changes in ({"augmentation": "randaugment", "views": 4}, {"batch_norm": "frozen"}, {"colour": "grey_stem"}):
-        assert can_train_together(probe(**changes))
-    assert can_train_together(probe(backbone="test_vit", strategy="drop_early"))
-    assert can_train_together(probe(backbone="test_vit", backbone_args={"drop_path_rate": 0.3}))  # in the frozen body
+        assert can_batch(probe(**changes))
+    assert can_batch(probe(backbone="test_vit", strategy="drop_early"))
+    assert can_batch(probe(backbone="test_vit", backbone_args={"drop_path_rate": 0.3}))  # in the frozen body
 
 
 def test_groups_hold_what_takes_the_same_steps_and_no_more_than_asked(probe):
@@ -358,17 +360,17 @@ def test_groups_hold_what_takes_the_same_steps_and_no_more_than_asked(probe):
         probe(learning_rate=0.5),
         probe(strategy="early_cut", backbone="test_resnet"),
     ]
-    assert groups_of(recipes) == [(0, 4, 6), (1,), (3,), (5,), (7,)]
-    assert groups_of(recipes, largest=2) == [(0, 4), (6,), (1,), (3,), (5,), (7,)]
-    assert groups_of([]) == []
+    assert group_recipes(recipes) == [(0, 4, 6), (1,), (3,), (5,), (7,)]
+    assert group_recipes(recipes, largest=2) == [(0, 4), (6,), (1,), (3,), (5,), (7,)]
+    assert group_recipes([]) == []
 
 
 def test_recipes_of_two_groups_or_of_other_data_are_refused(probe, pack, embeddings, weights):
-    begin = beginnings([probe()] * 2, weights)
+    begin = head_inits([probe()] * 2, weights)
     with pytest.raises(ValueError, match="do not take the same steps: groups_of says which do"):
-        Group([probe(), probe(batch_size=12)], pack, embeddings, begin, CPU)
+        ProbeGroup([probe(), probe(batch_size=12)], pack, embeddings, begin, CPU)
     with pytest.raises(ValueError, match="the recipes were made for data ffff"):
-        Group([probe(data="f" * 64)], pack, embeddings, begin[:1], CPU)
+        ProbeGroup([probe(data="f" * 64)], pack, embeddings, begin[:1], CPU)
 
 
 # Where each begins
@@ -378,7 +380,7 @@ def test_recipes_of_two_groups_or_of_other_data_are_refused(probe, pack, embeddi
 def test_a_head_begins_as_in_a_run(probe, make_run, weights_of, changes):
     recipe = probe(**changes)
     state = torch.get_rng_state()
-    (begin,) = beginnings([recipe], weights_of(recipe.backbone))
+    (begin,) = head_inits([recipe], weights_of(recipe.backbone))
     assert torch.equal(torch.get_rng_state(), state)
     run = make_run(recipe)
     head, record = run.model.get_classifier(), run.record()
@@ -391,9 +393,9 @@ def test_each_network_is_built_once(probe, weights, monkeypatch):
     built = []
     compatibility._beginning.cache_clear()
     monkeypatch.setattr(
-        "xfer.batched_probes.compatibility.network_of", lambda *args: built.append(args) or network_of(*args)
+        "xfer.batched_probes.compatibility.build_network", lambda *args: built.append(args) or build_network(*args)
     )
-    found = beginnings([probe(seed=place % 2, learning_rate=0.1 / (place + 1)) for place in range(10)], weights)
+    found = head_inits([probe(seed=place % 2, learning_rate=0.1 / (place + 1)) for place in range(10)], weights)
     assert len(built) == 2
     assert [begin is found[place % 2] for place, begin in enumerate(found)] == [True] * 10
     assert not torch.equal(found[0].head.weight, found[1].head.weight)

@@ -9,22 +9,22 @@ import sys
 
 import pytest
 
-from sweeps.engine.search_space.space import LEARNING_RATES, PARAMETERS
-from tests.xfer.commanding import command
+from sweeps.engine.search_space.space import LEARNING_RATE_RANGES, PARAMETER_RANGES
+from tests.xfer.cli_runner import make_command_runner
 from xfer import __main__ as module
-from xfer.choices import parameters
+from xfer.choices import default_parameters
 from xfer.commands import catalog
-from xfer.commands.catalog import BESIDE, WIDTH
+from xfer.commands.catalog import EXTRA_TABLES, LINE_WIDTH
 from xfer.methods.strategies import STRATEGIES
-from xfer.recipe import TABLES
+from xfer.recipe import CHOICE_TABLES
 
-ALL = {**TABLES, **BESIDE}
+ALL = {**CHOICE_TABLES, **EXTRA_TABLES}
 ENTRIES = [(kind, name) for kind, table in ALL.items() for name in table]
 
 
 @pytest.fixture
 def xfer(capsys):
-    return command(capsys)
+    return make_command_runner(capsys)
 
 
 def tables_in(text):
@@ -56,20 +56,20 @@ def test_every_table_and_every_entry_is_listed_in_order_with_its_first_line(xfer
 
 def test_every_parameter_is_listed_with_its_default_and_its_range(xfer):
     found = tables_in(xfer("catalog").out)
-    for kind, table in TABLES.items():
+    for kind, table in CHOICE_TABLES.items():
         for name, entry in table.items():
             first = found[kind][name][0]
-            for parameter, usual in parameters(entry).items():
-                domain = str(PARAMETERS.get(f"{name}.{parameter}") or PARAMETERS[parameter])
+            for parameter, usual in default_parameters(entry).items():
+                domain = str(PARAMETER_RANGES.get(f"{name}.{parameter}") or PARAMETER_RANGES[parameter])
                 said = f"{usual:g}" if isinstance(usual, float) else str(usual)
                 assert f"{parameter}={said}" + (f" ({domain})" if domain != said else "") in first
-    for name, rate in LEARNING_RATES.items():
+    for name, rate in LEARNING_RATE_RANGES.items():
         assert found["optimizer"][name][0].endswith(f"learning_rate {rate}")
 
 
 def test_the_catalog_fits_a_terminal_and_numbers_are_short(xfer):
     out = xfer("catalog").out
-    assert max(map(len, out.splitlines())) <= WIDTH
+    assert max(map(len, out.splitlines())) <= LINE_WIDTH
     assert "drop_every=0.666667 (0.3..0.7)" in out
     assert not re.search(r"\d\.\d{7}", out)
 
@@ -129,7 +129,7 @@ def test_every_command_explains_its_flags(xfer, name):
 
 def test_train_has_a_flag_for_every_table(xfer):
     out = xfer("train", "--help").out
-    for kind in TABLES:
+    for kind in CHOICE_TABLES:
         assert f"--{kind.replace('_', '-')} NAME" in out
     assert "default: clip" in out
 

@@ -10,19 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.xfer.commanding import Flags, command
+from tests.xfer.cli_runner import Flags, make_command_runner
 from xfer import hashing
 from xfer.__main__ import main
 from xfer.commands import shared
 from xfer.data.pack import load_pack
 from xfer.data.split import split_pack
 from xfer.models import backbones
-from xfer.records import record_from
+from xfer.records import record_from_dict
 
 
 @pytest.fixture
 def xfer(capsys):
-    return command(capsys)
+    return make_command_runner(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def test_as_many_classes_are_named_as_were_asked_for_or_there_are(xfer, out, ima
 
 
 def test_it_is_right_where_the_evaluation_says_that_it_was(xfer, out, flags, image_folder):
-    record = record_from(json.loads((out / "record.json").read_text()))
+    record = record_from_dict(json.loads((out / "record.json").read_text()))
     (pack,) = map(load_pack, (flags.storage / "packs").iterdir())
-    files = {hashing.of_file(path): path for path in image_folder.rglob("*.*")}
+    files = {hashing.sha256_file(path): path for path in image_folder.rglob("*.*")}
     photos = [files[pack.digests[place]] for place in record.val.images]
     found = asked_for_json(xfer("predict", "--model", out / "model", "--json", "--top", 1, *photos))
     assert [each["image"] for each in found] == [str(photo) for photo in photos]

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.xfer.commanding import Flags, command
+from tests.xfer.cli_runner import Flags, make_command_runner
 from xfer.commands import shared, train
-from xfer.commands.train import choice_from
+from xfer.commands.train import parse_choice
 from xfer.data.split import split_pack
 from xfer.models import backbones
-from xfer.recipe import TABLES, recipe_from
-from xfer.records import evaluation_from, record_from
+from xfer.recipe import CHOICE_TABLES, recipe_from_dict
+from xfer.records import evaluation_from_dict, record_from_dict
 
 TIMINGS = ("seconds", "images_per_second", "cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent")
 SHORT = ("--batch-size", 8, "--epochs", 2)
@@ -23,7 +23,7 @@ SHORT = ("--batch-size", 8, "--epochs", 2)
 
 @pytest.fixture
 def xfer(capsys):
-    return command(capsys)
+    return make_command_runner(capsys)
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_a_run_leaves_recipe_checkpoints_record_and_model(xfer, flags, tmp_path)
     ]
     assert sorted(path.name for path in (tmp_path / "out" / "model").iterdir()) == ["model.json", "model.safetensors"]
     assert [path.name for path in flags.storage.iterdir()] == ["packs"]
-    record = record_from(written(tmp_path / "out" / "record.json"))
+    record = record_from_dict(written(tmp_path / "out" / "record.json"))
     assert (record.status, len(record.epochs), record.resumed_at, record.test) == ("finished", 2, (), None)
-    assert recipe_from(written(tmp_path / "out" / "recipe.json")).id == record.id
+    assert recipe_from_dict(written(tmp_path / "out" / "recipe.json")).id == record.id
     lines = ended.out.splitlines()
     assert lines[0] == ("clip on test_efficientnet: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
     assert [line[:14] for line in lines[1:3]] == ["epoch   1 of 2", "epoch   2 of 2"]
@@ -81,8 +81,8 @@ def test_without_out_a_run_lies_in_the_storage_under_a_name_of_its_own(xfer, fla
 
 def test_nothing_said_means_what_every_search_begins_with(xfer, flags, tmp_path):
     assert xfer("train", *flags("--epochs", 1, "--out", tmp_path / "out")).status == 0
-    recipe = recipe_from(written(tmp_path / "out" / "recipe.json"))
-    assert {kind: getattr(recipe, kind).name for kind in TABLES} == train.USED
+    recipe = recipe_from_dict(written(tmp_path / "out" / "recipe.json"))
+    assert {kind: getattr(recipe, kind).name for kind in CHOICE_TABLES} == train.TRAIN_DEFAULTS
     assert (recipe.learning_rate, recipe.clip_norm, recipe.batch_size) == (0.01, 1.0, 16)
 
 
@@ -107,31 +107,31 @@ def test_every_kind_of_choice_is_trained_as_it_was_given(xfer, flags, tmp_path, 
     numbers = ("--learning-rate", 0.001, "--body-rate", 0.5, "--images-per-class", 4, "--seed", 3, "--split-seed", 2)
     ended = xfer("train", *flags("--epochs", 1, *numbers, *choices, "--out", tmp_path / "out"))
     assert (ended.status, ended.err) == (0, "")
-    recipe = recipe_from(written(tmp_path / "out" / "record.json")["recipe"])
+    recipe = recipe_from_dict(written(tmp_path / "out" / "record.json")["recipe"])
     for kind, text in asked.items():
-        assert getattr(recipe, kind) == choice_from(kind, text)
+        assert getattr(recipe, kind) == parse_choice(kind, text)
     assert (recipe.learning_rate, recipe.body_rate, recipe.images_per_class) == (0.001, 0.5, 4)
     assert (recipe.seed, recipe.split_seed, recipe.draw) == (3, 2, 0)
     assert "12 training" in ended.out
 
 
 def test_together_these_are_all_kinds_of_choice():
-    assert {*EVERY_KIND, *TERM} == set(TABLES)
+    assert {*EVERY_KIND, *TERM} == set(CHOICE_TABLES)
 
 
 def test_a_head_in_closed_form_is_one_epoch_and_what_has_no_say_is_refused(xfer, flags, tmp_path):
     ended = xfer("train", *flags("--strategy", "ridge_probe:penalty=10", "--out", tmp_path / "out"))
     assert (ended.status, ended.err) == (0, "")
-    record = record_from(written(tmp_path / "out" / "record.json"))
+    record = record_from_dict(written(tmp_path / "out" / "record.json"))
     assert (record.status, len(record.epochs), record.recipe["strategy"]["penalty"]) == ("finished", 1, 10.0)
     ended = xfer("train", *flags("--strategy", "ridge_probe", "--epochs", 3, "--out", tmp_path / "other"))
     assert (ended.status, "takes no steps: leave epochs at 1, not 3" in ended.err) == (2, True)
 
 
 def test_a_choice_has_all_its_parameters_and_whole_numbers_may_stand_for_others():
-    assert str(choice_from("schedule", "step:drop_to=0.5")) == "step(drop_every=0.6666666666666666, drop_to=0.5)"
-    assert choice_from("mixing", "mixup:alpha=1") == choice_from("mixing", "mixup:alpha=1.0")
-    assert str(choice_from("mixing", " mixup : alpha = 2.5 ")) == "mixup(alpha=2.5)"
+    assert str(parse_choice("schedule", "step:drop_to=0.5")) == "step(drop_every=0.6666666666666666, drop_to=0.5)"
+    assert parse_choice("mixing", "mixup:alpha=1") == parse_choice("mixing", "mixup:alpha=1.0")
+    assert str(parse_choice("mixing", " mixup : alpha = 2.5 ")) == "mixup(alpha=2.5)"
 
 
 def test_a_network_from_random_weights_needs_no_file(xfer, image_folder, tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_the_test_part_is_opened_where_that_is_asked_for(xfer, flags, tmp_path):
     assert "test accuracy" not in closed.out
     assert not (tmp_path / "test.json").exists()
     opened = xfer(*asked, "--test")
-    found = evaluation_from(written(tmp_path / "test.json"))
+    found = evaluation_from_dict(written(tmp_path / "test.json"))
     assert (found.part, len(found.images)) == ("test", 6)
     assert f"\ntest accuracy {found.accuracy:.1%} ({sum(found.correct)} of 6), balanced " in opened.out
 
@@ -312,7 +312,7 @@ def test_a_run_that_diverges_says_so_and_is_recorded(xfer, flags, tmp_path):
     assert ended.status == 1
     assert ended.err.startswith("error: the ")
     assert "Try a lower --learning-rate" in ended.err
-    record = record_from(written(tmp_path / "record.json"))
+    record = record_from_dict(written(tmp_path / "record.json"))
     assert record.status == "failed"
     assert record.error in ended.err
     assert not (tmp_path / "model").exists()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.hub_standin import COMMIT, Hub, serve
+from tests.fake_hub import COMMIT, Hub, serve
 from xfer.data.huggingface import hub as hub_source
 from xfer.data.layouts import folder
 from xfer.data.pack import build_pack

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer.data.images import File
-from xfer.data.layouts import SOURCES, Example, Source, chosen, folder, layout_of, read_source
+from xfer.data.images import ImageFile
+from xfer.data.layouts import SOURCES, Example, Source, detect_layout, folder, read_source, select_classes
 from xfer.data.pack import build_pack
-from xfer.data.uris import parsed
+from xfer.data.uris import parse_uri
 
 
 def photos(root, *names):
@@ -50,14 +50,14 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder_is_known_by_what_lies_in_it(tmp_path, name, kind):
-    assert layout_of(kind(photos(tmp_path, *LAYOUTS[name]))) == name
+    assert detect_layout(kind(photos(tmp_path, *LAYOUTS[name]))) == name
 
 
 @pytest.mark.parametrize(
     ("name", "layout"), [("cat.ndjson", "quickdraw"), ("stanford_cars/devkit/cars_meta.mat", "stanford_cars")]
 )
 def test_a_folder_is_known_by_a_single_sign_too(tmp_path, name, layout):
-    assert layout_of(photos(tmp_path, name)) == layout
+    assert detect_layout(photos(tmp_path, name)) == layout
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_a_folder_is_known_by_a_single_sign_too(tmp_path, name, layout):
     ],
 )
 def test_an_address_is_known_by_its_form(address, layout):
-    assert layout_of(address) == layout
+    assert detect_layout(address) == layout
 
 
 def test_a_folder_whose_name_ends_like_a_table_is_a_folder(tmp_path):
-    assert layout_of(photos(tmp_path / "birds.csv", "a/1.jpg")) == "folder"
+    assert detect_layout(photos(tmp_path / "birds.csv", "a/1.jpg")) == "folder"
 
 
 def test_an_address_of_another_kind_is_refused_with_those_there_are():
@@ -116,12 +116,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     "address", ["hf://owner/name?label=a%26b&config=x y", Path("hf://owner/name?label=a%26b&config=x y")]
 )
 def test_an_address_says_a_name_and_settings(address):
-    assert parsed(address, "hf") == ("owner/name", {"label": "a&b", "config": "x y"})
+    assert parse_uri(address, "hf") == ("owner/name", {"label": "a&b", "config": "x y"})
 
 
 def test_one_thing_said_twice_is_refused():
     with pytest.raises(ValueError, match="says one thing twice"):
-        parsed("hf://owner/name?label=a&label=b", "hf")
+        parse_uri("hf://owner/name?label=a&label=b", "hf")
 
 
 # Which classes
@@ -137,11 +137,11 @@ def shown(source):
 
 
 def test_without_a_choice_all_classes_stay(zoo):
-    assert chosen(zoo, ()) is zoo
+    assert select_classes(zoo, ()) is zoo
 
 
 def test_named_classes_stay_with_their_images_in_the_sources_order(zoo):
-    kept = chosen(zoo, ("dog", "Elk"))
+    kept = select_classes(zoo, ("dog", "Elk"))
     assert kept.classes == ("Elk", "dog")
     assert shown(kept) == [("Elk", "Elk")] * 2 + [("dog", "dog")] * 2
     assert kept.name == zoo.name
@@ -149,8 +149,8 @@ def test_named_classes_stay_with_their_images_in_the_sources_order(zoo):
 
 
 def test_a_number_means_the_first_in_alphabetical_order():
-    source = Source("x", ("c", "a", "b"), tuple(Example(File(Path(f"{n}")), n % 3, "train") for n in range(6)))
-    kept = chosen(source, ("2",))
+    source = Source("x", ("c", "a", "b"), tuple(Example(ImageFile(Path(f"{n}")), n % 3, "train") for n in range(6)))
+    kept = select_classes(source, ("2",))
     assert kept.classes == ("a", "b")
     assert [(str(each.image.path), each.label, each.part) for each in kept.examples] == [
         ("1", 0, "train"),
@@ -161,18 +161,20 @@ def test_a_number_means_the_first_in_alphabetical_order():
 
 
 def test_all_of_them_is_no_choice_worth_a_note(zoo):
-    assert chosen(zoo, ("4",)) == zoo
+    assert select_classes(zoo, ("4",)) == zoo
 
 
 def test_the_choice_of_classes_is_another_pack(zoo, tmp_path):
-    hashes = {build_pack(chosen(zoo, classes), 8, tmp_path / "packs").hash for classes in ((), ("2",), ("cat", "dog"))}
+    hashes = {
+        build_pack(select_classes(zoo, classes), 8, tmp_path / "packs").hash for classes in ((), ("2",), ("cat", "dog"))
+    }
     assert len(hashes) == 3
 
 
 def test_digits_that_are_class_names_are_chosen_by_naming_several():
-    source = Source("digits", tuple("0123"), tuple(Example(File(Path("x")), n) for n in range(4)))
-    assert chosen(source, ("1", "3")).classes == ("1", "3")
-    assert chosen(source, ("3",)).classes == ("0", "1", "2")
+    source = Source("digits", tuple("0123"), tuple(Example(ImageFile(Path("x")), n) for n in range(4)))
+    assert select_classes(source, ("1", "3")).classes == ("1", "3")
+    assert select_classes(source, ("3",)).classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize(
@@ -192,18 +194,18 @@ def test_digits_that_are_class_names_are_chosen_by_naming_several():
 )
 def test_a_choice_that_cannot_be_made_says_why(zoo, classes, message):
     with pytest.raises(ValueError, match=message):
-        chosen(zoo, classes)
+        select_classes(zoo, classes)
 
 
 def test_of_very_many_classes_only_the_nearest_are_named():
     names = tuple(f"class {number}" for number in range(300))
-    source = Source("many", names, tuple(Example(File(Path("x")), n) for n in range(300)))
+    source = Source("many", names, tuple(Example(ImageFile(Path("x")), n) for n in range(300)))
     with pytest.raises(ValueError, match="did you mean") as caught:
-        chosen(source, ("class 12x", "class 1"))
+        select_classes(source, ("class 12x", "class 1"))
     assert len(str(caught.value)) < 150
 
 
 def test_real_drawings_of_the_first_three_classes(shared_data):
-    kept = chosen(read_source(shared_data / "quickdraw"), ("3",))
+    kept = select_classes(read_source(shared_data / "quickdraw"), ("3",))
     assert kept.classes == ("airplane", "banana", "bird")
     assert np.bincount([each.label for each in kept.examples]).tolist() == [4000] * 3

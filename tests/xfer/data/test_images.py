@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from xfer import hashing
-from xfer.data.images import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, File, UnreadableImageError, read_image, squared
+from xfer.data.images import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    MAX_BYTES,
+    MAX_PIXELS,
+    ImageFile,
+    UnreadableImageError,
+    read_image,
+    to_square,
+)
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
 
@@ -155,8 +164,8 @@ def test_content_decides_what_a_file_is_not_its_name(tmp_path):
 def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path):
     path = save(plain("RGB", RED, (30, 20)), tmp_path / "a.jpg")
     assert np.array_equal(read_image(path.read_bytes(), 16), read_image(path, 16))
-    assert np.array_equal(File(path).read(16), read_image(path, 16))
-    assert (File(path).name, File(path).digest()) == ("a.jpg", hashing.of_file(path))
+    assert np.array_equal(ImageFile(path).read(16), read_image(path, 16))
+    assert (ImageFile(path).name, ImageFile(path).digest()) == ("a.jpg", hashing.sha256_file(path))
 
 
 # What is refused
@@ -259,9 +268,9 @@ def test_a_format_that_is_not_on_the_list_is_not_even_tried_whatever_its_name(tm
 
 def test_pixels_that_somebody_else_decoded_are_held_to_the_same_limit():
     with pytest.raises(UnreadableImageError, match="pixels, more than"):
-        squared(Image.new("1", (1, MAX_PIXELS + 1)), 8)
+        to_square(Image.new("1", (1, MAX_PIXELS + 1)), 8)
 
 
 def test_formats_that_run_an_interpreter_are_not_read():
-    assert not {"EPS", "PDF", "WMF", "FITS"} & set(FORMATS)
-    assert not {".eps", ".ps", ".pdf", ".svg"} & SUFFIXES
+    assert not {"EPS", "PDF", "WMF", "FITS"} & set(IMAGE_FORMATS)
+    assert not {".eps", ".ps", ".pdf", ".svg"} & IMAGE_SUFFIXES

@@ -7,8 +7,8 @@ import os
 import pytest
 from PIL import Image
 
-from xfer.data.images import SUFFIXES
-from xfer.data.layouts import PARTS, folder
+from xfer.data.images import IMAGE_SUFFIXES
+from xfer.data.layouts import PART_ALIASES, folder
 
 
 def images(*paths):
@@ -42,7 +42,7 @@ def test_part_folders_give_the_parts(tmp_path, given):
         images(tmp_path / name / "a" / "1.jpg", tmp_path / name / "b" / "1.jpg")
     source = folder(tmp_path)
     assert source.classes == ("a", "b")
-    assert found(source, tmp_path) == {(f"{name}/{c}/1.jpg", c, PARTS[name]) for name in given for c in "ab"}
+    assert found(source, tmp_path) == {(f"{name}/{c}/1.jpg", c, PART_ALIASES[name]) for name in given for c in "ab"}
 
 
 def test_a_train_folder_alone_is_divided_like_a_single_folder(tmp_path):
@@ -81,7 +81,7 @@ def test_hidden_files_and_what_is_no_image_by_name_are_passed_over(tmp_path):
     assert found(folder(tmp_path), tmp_path) == {("a/1.jpg", "a", None), ("b/1.jpg", "b", None)}
 
 
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_suffix_is_known_in_small_and_capital_letters(tmp_path, suffix):
     images(tmp_path / "a" / f"1{suffix}", tmp_path / "a" / f"2{suffix.upper()}", tmp_path / "b" / f"1{suffix}")
     assert len(folder(tmp_path).examples) == 3

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.data.loader import ahead, batches, fed, shuffled
+from xfer.data.loader import iter_batches, prefetch, shuffle_indices, to_device
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 36, 100])
 def test_batches_hold_what_was_asked_for_in_that_order(pack, batch_size):
     places = np.random.default_rng(0).permutation(len(pack.labels))
-    found = list(batches(pack, places, batch_size))
+    found = list(iter_batches(pack, places, batch_size))
     assert [len(labels) for _, labels in found[:-1]] == [batch_size] * (len(found) - 1)
     assert len(found) == -(-len(places) // batch_size)
     images = torch.cat([images for images, _ in found])
@@ -24,14 +24,14 @@ def test_batches_hold_what_was_asked_for_in_that_order(pack, batch_size):
 
 
 def test_a_place_may_be_asked_for_twice(pack):
-    ((images, labels),) = batches(pack, np.array([7, 2, 7]), 8)
+    ((images, labels),) = iter_batches(pack, np.array([7, 2, 7]), 8)
     assert torch.equal(images[0], images[2])
     assert labels.tolist() == [pack.labels[7], pack.labels[2], pack.labels[7]]
 
 
 def test_a_batch_may_be_written_to_without_harm_to_the_pack(pack):
     before = pack.images[:4].copy()
-    ((images, labels),) = batches(pack, np.arange(4), 4)
+    ((images, labels),) = iter_batches(pack, np.arange(4), 4)
     images.zero_()
     labels.fill_(9)
     assert np.array_equal(pack.images[:4], before)
@@ -40,17 +40,17 @@ def test_a_batch_may_be_written_to_without_harm_to_the_pack(pack):
 
 def test_shuffling_follows_from_the_seed_and_loses_nothing():
     places = np.arange(100, 140)
-    assert np.array_equal(shuffled(places, 8, 1), shuffled(places, 8, 1))
-    assert not np.array_equal(shuffled(places, 8, 1), shuffled(places, 8, 2))
-    assert sorted(shuffled(places, 8, 1)) == list(places)
+    assert np.array_equal(shuffle_indices(places, 8, 1), shuffle_indices(places, 8, 1))
+    assert not np.array_equal(shuffle_indices(places, 8, 1), shuffle_indices(places, 8, 2))
+    assert sorted(shuffle_indices(places, 8, 1)) == list(places)
 
 
 def test_no_batch_holds_a_single_image_and_each_time_another_is_left_out():
     places = np.arange(33)
-    orders = [shuffled(places, 8, seed) for seed in range(10)]
+    orders = [shuffle_indices(places, 8, seed) for seed in range(10)]
     assert all(len(order) == 32 == len(set(order)) for order in orders)
     assert len({(set(places) - set(order)).pop() for order in orders}) > 3
-    assert list(shuffled(np.array([4]), 8, 0)) == [4], "a lone image is all there is"
+    assert list(shuffle_indices(np.array([4]), 8, 0)) == [4], "a lone image is all there is"
 
 
 # Read ahead, for a GPU
@@ -65,14 +65,14 @@ def counted(batches, read):
 def test_one_batch_is_read_ahead_and_never_more(pack):
     read = []
     places = np.arange(30)
-    expected = list(batches(pack, places, 5))
-    for number, (images, labels) in enumerate(ahead(counted(batches(pack, places, 5), read))):
+    expected = list(iter_batches(pack, places, 5))
+    for number, (images, labels) in enumerate(prefetch(counted(iter_batches(pack, places, 5), read))):
         assert number < len(read) + 1
         assert len(read) <= min(number + 2, 6)
         assert torch.equal(images, expected[number][0])
         assert torch.equal(labels, expected[number][1])
     assert number == 5
-    assert list(ahead(iter(()))) == []
+    assert list(prefetch(iter(()))) == []
 
 
 def test_the_next_batch_is_read_while_one_is_in_use(pack):
@@ -83,7 +83,7 @@ def test_the_next_batch_is_read_while_one_is_in_use(pack):
         second.set()
         yield 2
 
-    for batch in ahead(slowly()):
+    for batch in prefetch(slowly()):
         assert batch == 2 or second.wait(60), "nobody reads on"
 
 
@@ -92,7 +92,7 @@ def test_an_error_while_reading_ahead_comes_where_its_batch_would_have():
         yield 1
         raise OSError("the disk is gone")
 
-    found = ahead(torn())
+    found = prefetch(torn())
     assert next(found) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
@@ -101,7 +101,7 @@ def test_an_error_while_reading_ahead_comes_where_its_batch_would_have():
 def test_leaving_early_leaves_no_thread_behind(pack):
     before = threading.active_count()
     read = []
-    found = ahead(counted(batches(pack, np.arange(30), 5), read))
+    found = prefetch(counted(iter_batches(pack, np.arange(30), 5), read))
     next(found)
     found.close()
     assert threading.active_count() == before
@@ -120,18 +120,20 @@ def test_for_a_gpu_batches_are_pinned_and_copied_without_waiting_in_their_order(
             done.append((device.type, non_blocking))
             return self
 
-    found = [tuple(each.as_subclass(Watched) for each in batch) for batch in batches(pack, np.arange(10), 5)]
+    found = [tuple(each.as_subclass(Watched) for each in batch) for batch in iter_batches(pack, np.arange(10), 5)]
     cuda = torch.device("cuda")
-    there = list(fed(iter(found), cuda, there=True))
+    there = list(to_device(iter(found), cuda, copy_to_gpu=True))
     assert done.count("pinned") == done.count(("cuda", True)) == 4
     assert all(torch.equal(one[0], other[0]) for one, other in zip(found, there, strict=True))
     done.clear()
-    list(fed(iter(found), cuda, there=False))
+    list(to_device(iter(found), cuda, copy_to_gpu=False))
     assert done == ["pinned"] * 4
 
 
 def test_elsewhere_batches_come_as_they_are_and_no_thread_is_started(pack, monkeypatch):
-    monkeypatch.setattr("xfer.data.loader.ahead", None)
-    plain = list(batches(pack, np.arange(10), 5))
-    for one, other in zip(plain, fed(batches(pack, np.arange(10), 5), torch.device("cpu"), there=True), strict=True):
+    monkeypatch.setattr("xfer.data.loader.prefetch", None)
+    plain = list(iter_batches(pack, np.arange(10), 5))
+    for one, other in zip(
+        plain, to_device(iter_batches(pack, np.arange(10), 5), torch.device("cpu"), copy_to_gpu=True), strict=True
+    ):
         assert torch.equal(one[0], other[0])

@@ -17,7 +17,7 @@ from PIL import Image
 from xfer import hashing
 from xfer.data import images
 from xfer.data import pack as packs
-from xfer.data.images import File, read_image
+from xfer.data.images import ImageFile, read_image
 from xfer.data.layouts import Example, Source, folder
 from xfer.data.pack import build_pack, load_pack
 
@@ -44,7 +44,7 @@ def test_a_pack_holds_every_image_under_its_label(image_folder, pack):
     assert pack.labels.dtype == np.int64
     assert pack.classes == source.classes == ("blue", "green", "red")
     assert (pack.image_size, pack.skipped, set(pack.parts)) == (32, (), {None})
-    by_content = {hashing.of_file(each.image.path): each for each in source.examples}
+    by_content = {hashing.sha256_file(each.image.path): each for each in source.examples}
     for image, label, content in zip(pack.images, pack.labels, pack.digests, strict=True):
         assert label == by_content[content].label
         assert np.array_equal(image, read_image(by_content[content].image.path, 32))
@@ -106,11 +106,11 @@ def test_any_change_of_content_gives_another_pack(few, tmp_path, change):
 
 
 def test_a_label_counts_even_where_the_order_of_images_stays(few, tmp_path):
-    paths = sorted(few.glob("?/*"), key=hashing.of_file)
+    paths = sorted(few.glob("?/*"), key=hashing.sha256_file)
     classes = ("x", "y")
 
     def labelled(*labels):
-        examples = [Example(File(path), label) for path, label in zip(paths, labels, strict=True)]
+        examples = [Example(ImageFile(path), label) for path, label in zip(paths, labels, strict=True)]
         return build_pack(Source("few", classes, tuple(examples)), 8, tmp_path / "packs")
 
     before, after = labelled(0, 0, 0, 1, 1, 1), labelled(0, 0, 1, 1, 1, 1)
@@ -155,7 +155,7 @@ def test_the_photos_of_the_committed_report_give_the_pack_that_it_names(shared_d
 def test_how_many_images_are_on_their_way_at_a_time_does_not_matter(few, tmp_path, monkeypatch, block):
     broken(few / "x" / "9.jpg")
     before = build_pack(folder(few), 8, tmp_path / "packs")
-    monkeypatch.setattr(packs, "BLOCK", block)
+    monkeypatch.setattr(packs, "DECODE_CHUNK", block)
     after = build_pack(folder(few), 8, tmp_path / "others")
     assert (after.folder / "pack.json").read_bytes() == (before.folder / "pack.json").read_bytes()
     assert (after.folder / "images.npy").read_bytes() == (before.folder / "images.npy").read_bytes()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer.data.images import UnreadableImageError, squared
+from xfer.data.images import UnreadableImageError, to_square
 from xfer.data.layouts import quickdraw
 from xfer.data.pack import build_pack, load_pack
-from xfer.data.quickdraw import MAX_LINE, SIDE, drawn
+from xfer.data.quickdraw import BITMAP_SIZE, MAX_LINE_BYTES, render_strokes
 from xfer.data.split import split_pack
 
 BOX = [[[0, 255, 255, 0, 0], [0, 0, 100, 100, 0]]]
@@ -21,7 +21,7 @@ DOT = [[[7], [9]]]
 
 def bitmaps(path, number, seed=0):
     chance = np.random.default_rng([seed, *path.stem.encode()])
-    rows = chance.integers(0, 256, (number, SIDE * SIDE), dtype=np.uint8)
+    rows = chance.integers(0, 256, (number, BITMAP_SIZE * BITMAP_SIZE), dtype=np.uint8)
     np.save(path, rows)
     return rows
 
@@ -49,12 +49,12 @@ def test_every_row_of_a_bitmap_file_is_an_image_of_the_files_class(tmp_path):
         ("hot air balloon.npy row 0", 1, None),
         ("hot air balloon.npy row 1", 1, None),
     ]
-    expected = squared(Image.fromarray(rows["dog"][1].reshape(SIDE, SIDE)), 64)
+    expected = to_square(Image.fromarray(rows["dog"][1].reshape(BITMAP_SIZE, BITMAP_SIZE)), 64)
     assert np.array_equal(source.examples[1].image.read(64), expected)
 
 
 def test_a_bitmap_stays_white_on_black_and_upright(tmp_path):
-    rows = np.zeros((1, SIDE, SIDE), dtype=np.uint8)
+    rows = np.zeros((1, BITMAP_SIZE, BITMAP_SIZE), dtype=np.uint8)
     rows[0, 4:8, 4:24] = 255  # a bar near the top
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", rows)
@@ -97,10 +97,10 @@ WRONG = {
     "a pickle": lambda path: np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True),
     "an archive": lambda path: path.write_bytes(b"PK\x03\x04" + b"\0" * 100),
     "a header of its own": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00__import__('os')"),
-    "floats": lambda path: np.save(path, np.zeros((3, SIDE * SIDE))),
+    "floats": lambda path: np.save(path, np.zeros((3, BITMAP_SIZE * BITMAP_SIZE))),
     "another size": lambda path: np.save(path, np.zeros((3, 1024), dtype=np.uint8)),
-    "one row": lambda path: np.save(path, np.zeros(SIDE * SIDE, dtype=np.uint8)),
-    "no rows": lambda path: np.save(path, np.zeros((0, SIDE * SIDE), dtype=np.uint8)),
+    "one row": lambda path: np.save(path, np.zeros(BITMAP_SIZE * BITMAP_SIZE, dtype=np.uint8)),
+    "no rows": lambda path: np.save(path, np.zeros((0, BITMAP_SIZE * BITMAP_SIZE), dtype=np.uint8)),
 }
 
 
@@ -155,11 +155,15 @@ def test_every_line_is_an_image_of_the_class_it_says(tmp_path):
 
 
 def test_strokes_are_drawn_white_on_black_in_the_middle_and_as_large_as_the_bitmaps(tmp_path):
-    pixels = np.asarray(drawn([np.array(BOX[0], dtype=float)], 8 * SIDE).resize((SIDE, SIDE), Image.Resampling.BOX))
+    pixels = np.asarray(
+        render_strokes([np.array(BOX[0], dtype=float)], 8 * BITMAP_SIZE).resize(
+            (BITMAP_SIZE, BITMAP_SIZE), Image.Resampling.BOX
+        )
+    )
     top, bottom, left, right = ink(pixels[..., None])
-    assert (left + right, top + bottom) == (SIDE - 1, SIDE - 1)
+    assert (left + right, top + bottom) == (BITMAP_SIZE - 1, BITMAP_SIZE - 1)
     assert right - left == 25  # as the median of the published bitmaps
-    assert pixels[SIDE // 2, SIDE // 2] == 0
+    assert pixels[BITMAP_SIZE // 2, BITMAP_SIZE // 2] == 0
     assert pixels.max() == 255
 
 
@@ -239,7 +243,7 @@ def test_lines_that_are_no_json_are_skipped_and_counted_in_the_notes(tmp_path):
     assert source.examples[1].image.read(16).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "no json\n", "x" * (MAX_LINE + 1)])
+@pytest.mark.parametrize("content", ["", "\n\n", "no json\n", "x" * (MAX_LINE_BYTES + 1)])
 def test_a_file_without_any_drawing_is_refused_by_name(tmp_path, content):
     lines(tmp_path / "a.ndjson", content)
     with pytest.raises(ValueError, match=r"a\.ndjson (holds no drawings|line 1 is longer than)"):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xfer.data.pack import Pack
-from xfer.data.split import copies, limited, split_pack
+from xfer.data.split import duplicates_across_splits, split_pack, subsample
 
 PARTS = ("train", "val", "test")
 
@@ -61,7 +61,7 @@ def test_three_given_parts_are_kept_whatever_seed_and_draw():
         assert_divides(pack, split)
         for part in PARTS:
             assert {pack.parts[place] for place in split.of(part)} == {part}
-        assert not split.redrawable
+        assert not split.can_redraw
         assert "as given" in split.how
 
 
@@ -74,7 +74,7 @@ def test_one_given_part_is_the_test_part_and_a_fifth_of_train_is_for_validation(
     assert len(split.test) == 12
     assert per_class(pack, split.val) == {0: 2, 1: 2, 2: 2}
     assert per_class(pack, split.train) == {0: 8, 1: 8, 2: 8}
-    assert split.redrawable
+    assert split.can_redraw
     assert f"the given {part} part is the test part" in split.how
 
 
@@ -85,7 +85,7 @@ def test_a_single_folder_is_divided_70_15_15_in_every_class():
     assert per_class(pack, split.test) == {0: 15, 1: 6, 2: 3}
     assert per_class(pack, split.val) == {0: 15, 1: 6, 2: 3}
     assert per_class(pack, split.train) == {0: 70, 1: 28, 2: 14}
-    assert split.redrawable
+    assert split.can_redraw
     assert "70 / 15 / 15" in split.how
 
 
@@ -121,7 +121,7 @@ def test_copies_stay_together_so_that_none_is_tested_after_being_trained_on():
     for draw in range(4):
         split = split_pack(pack, draw=draw)
         assert_divides(pack, split)
-        assert copies(pack, split) == 0
+        assert duplicates_across_splits(pack, split) == 0
         where = {digest: set() for digest in digests}
         for part in PARTS:
             for place in split.of(part):
@@ -134,11 +134,11 @@ def test_copies_in_given_parts_are_counted():
     #           train             val         test
     digests = ["a", "b", "c", "d", "e", "f", "a", "e", "x", "a"]
     pack = a_pack([0, 1] * 5, parts, digests)
-    assert copies(pack, split_pack(pack)) == 3
+    assert duplicates_across_splits(pack, split_pack(pack)) == 3
 
 
 def test_a_pack_without_copies_has_none(pack):
-    assert copies(pack, split_pack(pack)) == 0
+    assert duplicates_across_splits(pack, split_pack(pack)) == 0
 
 
 # Few images
@@ -186,20 +186,20 @@ def unequal():
 
 def test_a_limit_takes_at_most_so_many_images_of_each_class_from_the_training_part_alone(unequal):
     pack, split = unequal
-    few = limited(split, pack, 10)
+    few = subsample(split, pack, 10)
     assert per_class(pack, split.train) == {0: 42, 1: 21, 2: 7}
     assert per_class(pack, few.train) == {0: 10, 1: 10, 2: 7}
     assert set(few.train) < set(split.train)
     assert list(few.train) == sorted(few.train)
     assert np.array_equal(few.val, split.val)
     assert np.array_equal(few.test, split.test)
-    assert few.redrawable == split.redrawable
+    assert few.can_redraw == split.can_redraw
     assert few.how == f"{split.how}; of the training part 10 images of each class at most"
 
 
 def test_the_images_for_a_smaller_limit_are_among_those_for_a_larger_one(unequal):
     pack, split = unequal
-    sets = [set(limited(split, pack, count).train) for count in (1, 2, 5, 7, 20, 41, 42, 1000)]
+    sets = [set(subsample(split, pack, count).train) for count in (1, 2, 5, 7, 20, 41, 42, 1000)]
     assert all(smaller < larger for smaller, larger in pairwise(sets[:-1]))
     assert len(sets[0]) == 3
     assert sets[-1] == sets[-2] == set(split.train)
@@ -207,10 +207,10 @@ def test_the_images_for_a_smaller_limit_are_among_those_for_a_larger_one(unequal
 
 def test_no_limit_leaves_a_split_as_it_is(unequal):
     pack, split = unequal
-    assert limited(split, pack, None) is split
+    assert subsample(split, pack, None) is split
 
 
 def test_the_seed_decides_which_images_a_limit_takes(unequal):
     pack, split = unequal
-    drawn = {tuple(limited(split, pack, 3, seed).train) for seed in (0, 0, 1, 2)}
+    drawn = {tuple(subsample(split, pack, 3, seed).train) for seed in (0, 0, 1, 2)}
     assert len(drawn) == 3

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from tests.hub_standin import Hub, serve
+from tests.fake_hub import Hub, serve
 from xfer.data.layouts import stanford_cars
-from xfer.data.stanford_cars_download import FIELDS, REPO, REVISIONS, download_stanford_cars
+from xfer.data.stanford_cars_download import ANNOTATION_FIELDS, DEFAULT_REPO, PINNED_REVISIONS, download_stanford_cars
 
 datasets = pytest.importorskip("datasets")
 yaml = pytest.importorskip("yaml")  # which datasets reads its cards with
@@ -54,7 +54,7 @@ def publish(folder: Path, promised: int = 6, **columns: list[int]) -> None:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
-    publish(folder / REPO, label=[0, 1, 2, 0, 1, 2])
+    publish(folder / DEFAULT_REPO, label=[0, 1, 2, 0, 1, 2])
     publish(folder / "someone" / "unlabelled")
     publish(folder / "someone" / "half", label=[0, 1, 2, 0, 1, -1])
     publish(folder / "someone" / "short", promised=8144, label=[0, 1, 2, 0, 1, 2])
@@ -97,13 +97,13 @@ def test_a_downloaded_copy_reads_like_the_original_archive(downloaded: Path) -> 
 
 def test_the_annotations_have_the_published_fields(downloaded: Path) -> None:
     rows = loadmat(downloaded / "cars_test_annos_withlabels.mat", squeeze_me=True)["annotations"]
-    assert rows.dtype.names == FIELDS
-    assert [int(rows[0][field]) for field in FIELDS[:-1]] == [1, 1, 20 + 101, 10, 1]
+    assert rows.dtype.names == ANNOTATION_FIELDS
+    assert [int(rows[0][field]) for field in ANNOTATION_FIELDS[:-1]] == [1, 1, 20 + 101, 10, 1]
     assert str(rows[0]["fname"]) == "00001.jpg"
 
 
 def test_the_usual_copy_is_taken_at_a_fixed_commit_and_without_its_noisy_parts(hub: Hub, downloaded: Path) -> None:
-    assert REVISIONS[REPO] in (downloaded / "README.txt").read_text()
+    assert PINNED_REVISIONS[DEFAULT_REPO] in (downloaded / "README.txt").read_text()
     assert not any("/resolve/main/" in request for request in hub.asked)
     assert not any("contrast" in request for request in hub.asked)
 
@@ -114,7 +114,7 @@ def test_a_broken_attempt_leaves_nothing_and_the_next_one_goes_on(
     hub.refused.add("test-00000-of-00001.parquet")
     broken = download(environment, tmp_path / "data" / "cars")
     assert broken.returncode == 1
-    assert f"ValueError: {REPO} cannot be fetched" in broken.stderr
+    assert f"ValueError: {DEFAULT_REPO} cannot be fetched" in broken.stderr
     assert not (tmp_path / "data").exists()
 
     hub.refused.clear()

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from xfer import hashing
-from xfer.data.images import File, read_image, squared
+from xfer.data.images import ImageFile, read_image, to_square
 from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
 from xfer.data.split import split_pack
@@ -47,7 +47,7 @@ def test_grey_digits_and_clothes_keep_their_official_parts_and_names(tmp_path, n
     assert source.classes == tuple(getattr(datasets, name).classes[:4])  # the other six never occur
     assert [each.part for each in source.examples] == ["train"] * 12 + ["test"] * 5
     assert [each.label for each in source.examples] == [n % 4 for n in (*range(12), *range(5))]
-    assert np.array_equal(source.examples[14].image.read(32), squared(Image.fromarray(pixels["t10k"][2]), 32))
+    assert np.array_equal(source.examples[14].image.read(32), to_square(Image.fromarray(pixels["t10k"][2]), 32))
 
 
 def test_digests_go_by_the_pixels(tmp_path):
@@ -112,7 +112,7 @@ def test_colour_pictures_with_names_from_the_files(cifar):
         (1, "test"),
     ]
     expected = datasets.CIFAR10(cifar, train=False)[0][0]
-    assert np.array_equal(source.examples[3].image.read(20), squared(expected, 20))
+    assert np.array_equal(source.examples[3].image.read(20), to_square(expected, 20))
 
 
 def test_a_file_that_was_tampered_with_is_not_unpickled(cifar):
@@ -132,8 +132,8 @@ def test_where_every_image_is_a_file_torchvision_decodes_none(tmp_path, monkeypa
     source = read_source(f"torchvision://EuroSAT?root={tmp_path}")
     assert source.classes == ("Forest", "River")
     assert {each.part for each in source.examples} == {None}
-    assert all(isinstance(each.image, File) for each in source.examples)
-    assert source.examples[0].image.digest() == hashing.of_file(tmp_path / "eurosat" / "2750" / "Forest" / "0.jpg")
+    assert all(isinstance(each.image, ImageFile) for each in source.examples)
+    assert source.examples[0].image.digest() == hashing.sha256_file(tmp_path / "eurosat" / "2750" / "Forest" / "0.jpg")
 
 
 def test_images_that_torchvision_opens_without_decoding_are_files_too(tmp_path, monkeypatch):

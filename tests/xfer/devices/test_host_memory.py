@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sweeps.engine.trials.ray_tune import ENVIRONMENT
+from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
 
 CODE = """
 import sys
@@ -46,7 +46,7 @@ else:
 def test_what_is_freed_is_kept_once_asked_for_and_given_back_once_asked_for(where):
     """In a thread too, which is where Ray Tune runs a trial, under the environment that a trial's process has."""
     command = [sys.executable, "-c", CODE, where]
-    environment = {**os.environ, **ENVIRONMENT}
+    environment = {**os.environ, **RAY_ENVIRONMENT}
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     given_back, kept, freed = map(int, said.stdout.split())
     assert given_back < 20

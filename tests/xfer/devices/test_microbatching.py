@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from xfer.devices.microbatching import Fit, divided, ran_out
+from xfer.devices.microbatching import MicroBatcher, is_out_of_memory, split_evenly
 from xfer.measure.accuracy import evaluate
 from xfer.training import checkpoints
 
@@ -58,7 +58,7 @@ def assert_same(first, second):
 def test_parts_cover_a_batch_in_order_and_hold_no_more_and_no_fewer_than_allowed(least):
     for images in range(least, 40):
         for most in range(least, 45):
-            parts = divided(images, most, least)
+            parts = split_evenly(images, most, least)
             assert [place for part in parts for place in range(images)[part]] == list(range(images))
             sizes = [part.stop - part.start for part in parts]
             assert min(sizes) >= least
@@ -69,12 +69,12 @@ def test_parts_cover_a_batch_in_order_and_hold_no_more_and_no_fewer_than_allowed
 def test_memory_that_ran_out_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)  # more than any machine has
-    assert ran_out(caught.value)
-    assert ran_out(torch.OutOfMemoryError("CUDA out of memory"))
-    assert ran_out(MemoryError())
-    assert ran_out(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
-    assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not ran_out(ValueError("not enough memory"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("not enough memory"))
 
 
 def test_other_errors_are_not_tried_again():
@@ -85,7 +85,7 @@ def test_other_errors_are_not_tried_again():
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Fit().fitting(8, attempt)
+        MicroBatcher().run_split(8, attempt)
     assert len(tried) == 1
 
 
@@ -102,7 +102,7 @@ def test_what_a_failed_attempt_held_is_free_before_the_next():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return held is not None and list(freed)
 
-    assert Fit().fitting(8, attempt) == [True]
+    assert MicroBatcher().run_split(8, attempt) == [True]
 
 
 # A step in parts

@@ -16,9 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.xfer.teaming import Sum, together
+from tests.xfer.thread_group import ThreadAllReduce, run_on_threads
 from xfer.distributed import process_group
-from xfer.distributed.process_group import ALONE, FollowerError, LostError, Member, check_devices, packed, unpacked
+from xfer.distributed.process_group import (
+    SINGLE_PROCESS,
+    Rank,
+    WorkerError,
+    WorkerLostError,
+    check_devices,
+    deserialize,
+    serialize,
+)
 from xfer.records import as_dict
 from xfer.run import DivergedError, Run
 
@@ -82,8 +90,8 @@ def followed(runs, reference):
     ]
     for run in runs:
         run._set_pace(0)  # a network is cut by tracing it, which is nothing for two threads at a time
-    add = Sum(len(runs))
-    together(len(runs), lambda member: runs[member.rank].follow(member, tasks), add)
+    add = ThreadAllReduce(len(runs))
+    run_on_threads(len(runs), lambda this_rank: runs[this_rank.rank].train_as_worker(this_rank, tasks), add)
     return add
 
 
@@ -127,11 +135,11 @@ def test_loss_hits_and_norm_of_a_step_are_those_of_the_whole_batch(make_recipe, 
     expected = alone._take_steps(0)
     runs = [make_run(recipe) for _ in range(3)]
 
-    def work(member):
-        runs[member.rank]._learner.member = member
-        return runs[member.rank]._take_steps(0)
+    def work(this_rank):
+        runs[this_rank.rank]._learner.this_rank = this_rank
+        return runs[this_rank.rank]._take_steps(0)
 
-    for taken in together(3, work):
+    for taken in run_on_threads(3, work):
         assert taken.hits == expected.hits
         assert taken.losses == pytest.approx(expected.losses, rel=1e-5)
         assert taken.norms == pytest.approx(expected.norms, rel=1e-5)
@@ -151,7 +159,7 @@ def test_each_device_drops_other_activations(make_recipe, make_run, monkeypatch)
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     run._take_steps(0)
     for rank in range(3):
-        run._learner.member = Member(rank, 3, lambda tensor: None)
+        run._learner.this_rank = Rank(rank, 3, lambda tensor: None)
         run._take_steps(0)
     alone, *others = seeds
     assert alone == others[0]
@@ -189,7 +197,7 @@ def test_batch_norms_that_follow_all_devices_cannot_be_divided_by_one(make_recip
     with pytest.raises(
         MemoryError, match="4 images .* because its batch norms follow the images of 2 devices, .*: take a smaller"
     ):
-        run.follow(Member(0, 2, lambda tensor: None), [{"state": None, "epochs": []}])
+        run.train_as_worker(Rank(0, 2, lambda tensor: None), [{"state": None, "epochs": []}])
 
 
 # Devices
@@ -207,16 +215,16 @@ def test_there_must_be_so_many_devices(monkeypatch):
     check_devices(torch.device("cuda", 1), 2)
     with pytest.raises(ValueError, match="2 devices, but from cuda:2 onwards this process sees 1"):
         check_devices(torch.device("cuda", 2), 2)
-    assert process_group.device_of(torch.device("cuda", 1), 1) == torch.device("cuda", 2)
-    assert process_group.device_of(torch.device("cuda"), 1) == torch.device("cuda", 1)
-    assert process_group.device_of(CPU, 1) == CPU
+    assert process_group.worker_device(torch.device("cuda", 1), 1) == torch.device("cuda", 2)
+    assert process_group.worker_device(torch.device("cuda"), 1) == torch.device("cuda", 1)
+    assert process_group.worker_device(CPU, 1) == CPU
 
 
 def test_messages_are_plain_data_and_tensors_and_come_back_as_they_were(make_recipe, make_run):
     run = make_run(make_recipe(optimizer="ranger", epochs=1, embedding_loss="arcface"))
     list(run)
     state = run._learner.state_dict()
-    found = unpacked(packed({"state": state}))["state"]
+    found = deserialize(serialize({"state": state}))["state"]
     assert all(torch.equal(found["model"][name], tensor) for name, tensor in state["model"].items())
     other = make_run(run.recipe)
     other._learner.load_state_dict(found)
@@ -224,10 +232,10 @@ def test_messages_are_plain_data_and_tensors_and_come_back_as_they_were(make_rec
 
 
 def test_one_device_alone_starts_nothing(make_recipe, make_run, monkeypatch):
-    monkeypatch.setattr("xfer.run.Team", None)
+    monkeypatch.setattr("xfer.run.WorkerGroup", None)
     run = make_run(make_recipe(epochs=1))
     list(run)
-    assert run._learner.member is ALONE
+    assert run._learner.this_rank is SINGLE_PROCESS
     assert run.record().arithmetic == "float32"
 
 
@@ -239,12 +247,12 @@ def teams(monkeypatch):
     """The teams that were started."""
     started = []
 
-    class Noted(process_group.Team):
+    class Noted(process_group.WorkerGroup):
         def __init__(self, *given):
             super().__init__(*given)
             started.append(self)
 
-    monkeypatch.setattr("xfer.run.Team", Noted)
+    monkeypatch.setattr("xfer.run.WorkerGroup", Noted)
     return started
 
 
@@ -264,11 +272,11 @@ def is_there(pid):
         return False
 
 
-def assert_gone(processes, seconds=20.0):
+def assert_gone(worker_pids, seconds=20.0):
     until = time.monotonic() + seconds
-    while any(map(is_there, processes)) and time.monotonic() < until:
+    while any(map(is_there, worker_pids)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert [pid for pid in processes if is_there(pid)] == []
+    assert [pid for pid in worker_pids if is_there(pid)] == []
 
 
 def patched(monkeypatch, code):
@@ -300,7 +308,7 @@ def test_a_run_on_two_devices_comes_to_what_one_on_one_comes_to(make_recipe, mak
     list(alone)
     list(run)
     assert len(teams) == 1
-    assert_gone(teams[0].processes, 0)
+    assert_gone(teams[0].worker_pids, 0)
     assert_same_epochs(run, alone, rel=1e-5)
     assert_same_weights(run, alone, rel=1e-5)
     assert run.record().arithmetic == "float32, 2 devices"
@@ -335,7 +343,7 @@ def test_stopped_and_resumed_a_team_comes_to_what_it_comes_to_uninterrupted(
     for epoch in run:
         if epoch.epoch == 3:
             break
-    assert_gone(teams[-1].processes, 0)  # whoever leaves the loop leaves nobody behind
+    assert_gone(teams[-1].worker_pids, 0)  # whoever leaves the loop leaves nobody behind
     resumed = make_team_run(recipe, tmp_path)
     list(resumed)
     assert resumed.resumed_at == (3,)
@@ -371,7 +379,7 @@ def test_followers_end_when_the_one_who_iterates_fails(make_recipe, make_team_ru
 
     with pytest.raises(KeyError):
         fail()
-    assert_gone(teams[0].processes, 0)
+    assert_gone(teams[0].worker_pids, 0)
     assert len(list(run)) == 2  # and a new team goes on
     assert len(teams) == 2
 
@@ -381,13 +389,16 @@ def test_a_loss_that_is_no_number_ends_all(make_recipe, make_team_run, teams):
     run = make_team_run(make_recipe(learning_rate=100.0, epochs=5, backbone="test_resnet", schedule="constant"))
     with pytest.raises(DivergedError):
         list(run)
-    assert_gone(teams[0].processes, 0)
+    assert_gone(teams[0].worker_pids, 0)
 
 
 @pytest.mark.slow
 def test_a_process_that_takes_part_in_something_else_cannot_lead(make_recipe, make_team_run, tmp_path):
     run = make_team_run(make_recipe(epochs=1))
-    with process_group.membership(tmp_path, 0, 1, CPU), pytest.raises(ValueError, match="torch.distributed already"):
+    with (
+        process_group.join_process_group(tmp_path, 0, 1, CPU),
+        pytest.raises(ValueError, match="torch.distributed already"),
+    ):
         list(run)
 
 
@@ -405,15 +416,18 @@ Learner.step = step
 @pytest.mark.parametrize("devices", [2, 3])
 def test_why_another_device_gave_up_is_said(make_recipe, make_team_run, monkeypatch, teams, devices):
     patched(monkeypatch, OUT_OF_MEMORY)
-    with pytest.raises(FollowerError, match=rf"device \d of {devices}: MemoryError: there is no more"):
+    with pytest.raises(WorkerError, match=rf"device \d of {devices}: MemoryError: there is no more"):
         list(make_team_run(make_recipe(), devices=devices))
-    assert_gone(teams[0].processes, 0)
+    assert_gone(teams[0].worker_pids, 0)
 
 
 @pytest.mark.slow
 def test_why_another_device_cannot_begin_is_said(make_recipe, make_team_run, monkeypatch):
-    patched(monkeypatch, "import xfer.distributed.worker\nxfer.follower.load_pack = lambda folder: open('/nowhere')")
-    with pytest.raises(FollowerError, match="device 2 of 2: FileNotFoundError: .*/nowhere"):
+    patched(
+        monkeypatch,
+        "import xfer.distributed.worker\nxfer.distributed.worker.load_pack = lambda folder: open('/nowhere')",
+    )
+    with pytest.raises(WorkerError, match="device 2 of 2: FileNotFoundError: .*/nowhere"):
         list(make_team_run(make_recipe()))
 
 
@@ -421,7 +435,7 @@ def test_why_another_device_cannot_begin_is_said(make_recipe, make_team_run, mon
 @pytest.mark.parametrize("code", [END, OUT_OF_MEMORY.replace("raise", f"{END}  #")])
 def test_a_process_that_was_lost_is_no_failure_of_the_recipe(make_recipe, make_team_run, monkeypatch, code):
     patched(monkeypatch, code)
-    with pytest.raises(LostError, match=r"the process on device 2 of 2 was lost \(exit status 3\)"):
+    with pytest.raises(WorkerLostError, match=r"the process on device 2 of 2 was lost \(exit status 3\)"):
         list(make_team_run(make_recipe()))
 
 
@@ -481,7 +495,7 @@ def test_a_team_listens_on_the_loopback_interface_alone(make_recipe, make_team_r
     ours = listening(os.getpid())
     for address in before:
         ours.remove(address)
-    assert {*ours, *listening(teams[0].processes[0])} <= {"0100007F"}
+    assert {*ours, *listening(teams[0].worker_pids[0])} <= {"0100007F"}
     assert "GLOO_SOCKET_IFNAME" not in os.environ
     run.close()
 

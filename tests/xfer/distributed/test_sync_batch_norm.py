@@ -10,9 +10,9 @@ import torch
 from timm.layers import BatchNormAct2d, ScaledStdConv2d
 from torch import nn
 
-from tests.xfer.teaming import Sum, together
-from xfer.distributed.process_group import ALONE, Member, PartedError
-from xfer.distributed.sync_batch_norm import gathered, synchronised
+from tests.xfer.thread_group import ThreadAllReduce, run_on_threads
+from xfer.distributed.process_group import SINGLE_PROCESS, PeerLostError, Rank
+from xfer.distributed.sync_batch_norm import gather_batch, sync_batch_norm
 
 # Slices
 
@@ -20,7 +20,7 @@ from xfer.distributed.sync_batch_norm import gathered, synchronised
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_slices_cover_a_batch_and_their_weights_add_up_to_one(size):
     for images in range(1, 30):
-        own = [Member(rank, size, ALONE.add).slice_of(images) for rank in range(size)]
+        own = [Rank(rank, size, SINGLE_PROCESS.sum_in_place).shard_of(images) for rank in range(size)]
         counted = [each for each in own if each.weight]
         assert [place for each in counted for place in range(images)[each.place]] == list(range(images))
         sizes = [each.place.stop - each.place.start for each in own]
@@ -31,7 +31,7 @@ def test_slices_cover_a_batch_and_their_weights_add_up_to_one(size):
 
 
 def test_a_batch_with_fewer_images_than_devices_is_everywhere_and_counts_once():
-    own = [Member(rank, 4, ALONE.add).slice_of(3) for rank in range(4)]
+    own = [Rank(rank, 4, SINGLE_PROCESS.sum_in_place).shard_of(3) for rank in range(4)]
     assert {(each.place.start, each.place.stop, each.shared) for each in own} == {(0, 3, False)}
     assert [each.weight for each in own] == [1.0, 0.0, 0.0, 0.0]
 
@@ -40,17 +40,17 @@ def test_a_batch_with_fewer_images_than_devices_is_everywhere_and_counts_once():
 
 
 def test_tensors_of_any_shape_layout_and_kind_are_added_up_in_one_message():
-    def work(member):
+    def work(this_rank):
         given = [
-            torch.full((2, 3), 1.0 + member.rank),
-            torch.arange(16.0).view(1, 4, 2, 2).contiguous(memory_format=torch.channels_last) * (1 + member.rank),
-            torch.tensor(float(member.rank)),
+            torch.full((2, 3), 1.0 + this_rank.rank),
+            torch.arange(16.0).view(1, 4, 2, 2).contiguous(memory_format=torch.channels_last) * (1 + this_rank.rank),
+            torch.tensor(float(this_rank.rank)),
         ]
-        member.add_up(given)
+        this_rank.all_reduce_many(given)
         return given
 
-    add = Sum(3)
-    for block, image, scalar in together(3, work, add):
+    add = ThreadAllReduce(3)
+    for block, image, scalar in run_on_threads(3, work, add):
         assert torch.equal(block, torch.full((2, 3), 6.0))
         assert torch.equal(image, torch.arange(16.0).view(1, 4, 2, 2) * 6)
         assert scalar == 3.0
@@ -59,7 +59,7 @@ def test_tensors_of_any_shape_layout_and_kind_are_added_up_in_one_message():
 
 def test_alone_nothing_is_added():
     tensor = torch.ones(2)
-    Member(0, 1, lambda tensor: tensor.zero_()).add_up([tensor])
+    Rank(0, 1, lambda tensor: tensor.zero_()).all_reduce_many([tensor])
     assert torch.equal(tensor, torch.ones(2))
 
 
@@ -67,8 +67,8 @@ def test_a_device_that_cannot_reach_the_others_says_so():
     def broken(tensor):
         raise RuntimeError("Connection closed by peer")
 
-    with pytest.raises(PartedError):
-        Member(0, 2, broken).add_up([torch.ones(2)])
+    with pytest.raises(PeerLostError):
+        Rank(0, 2, broken).all_reduce_many([torch.ones(2)])
 
 
 # Batch norms
@@ -83,12 +83,12 @@ def norm_of(kind, images):
     return layer
 
 
-def passed(kind, images, wanted, member=ALONE):
+def passed(kind, images, wanted, this_rank=SINGLE_PROCESS):
     """A step's way forth and back, on a device's slice: outputs, gradients of images, of parameters, statistics."""
-    own = member.slice_of(len(images))
+    own = this_rank.shard_of(len(images))
     layer = norm_of(kind, images)
     given = images[own.place].clone().requires_grad_()
-    with synchronised(member, len(images)):
+    with sync_batch_norm(this_rank, len(images)):
         found = layer(given)
     (found * wanted[own.place]).sum().backward()
     parameters = [parameter.grad for parameter in layer.parameters()]
@@ -114,7 +114,7 @@ def test_batch_norm_in_slices_is_that_of_the_whole_batch(kind, size, images):
     given = torch.randn(shape, generator=chance) * 3 + 10  # far from 0: what is left of a variance counts
     wanted = torch.randn(shape, generator=chance)
     outputs, gradient, parameters, statistics = passed(kind, given, wanted)
-    found = together(size, lambda member: passed(kind, given, wanted, member))
+    found = run_on_threads(size, lambda this_rank: passed(kind, given, wanted, this_rank))
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(torch.cat([each[0] for each in found]), outputs, **close)
     torch.testing.assert_close(torch.cat([each[1] for each in found]), gradient, **close)
@@ -128,7 +128,7 @@ def test_batch_norm_in_slices_is_that_of_the_whole_batch(kind, size, images):
 def test_batch_norm_of_half_precision_gives_half_precision_and_keeps_full_statistics():
     given = torch.randn(6, 5, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     whole = passed(nn.BatchNorm2d, given, torch.ones(6, 5, 4, 4))
-    found = together(2, lambda member: passed(nn.BatchNorm2d, given, torch.ones(6, 5, 4, 4), member))
+    found = run_on_threads(2, lambda this_rank: passed(nn.BatchNorm2d, given, torch.ones(6, 5, 4, 4), this_rank))
     for each in found:
         assert (each[0].dtype, each[1].dtype, each[3][0].dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
         torch.testing.assert_close(each[3], whole[3], rtol=1e-2, atol=1e-2)
@@ -142,7 +142,7 @@ def never(tensor):
 def test_a_batch_norm_that_stands_still_asks_nobody():
     layer = nn.BatchNorm2d(5).eval()
     images = torch.randn(4, 5, 2, 2)
-    with synchronised(Member(0, 2, never), 8):
+    with sync_batch_norm(Rank(0, 2, never), 8):
         assert torch.equal(layer(images), nn.BatchNorm2d(5).eval()(images))
 
 
@@ -150,12 +150,12 @@ def test_weights_that_are_standardised_ask_nobody():
     layer = ScaledStdConv2d(5, 4, 3).train()  # as in an NFNet, by torch's batch norm
     images = torch.randn(4, 5, 6, 6)
     expected = layer(images)
-    with synchronised(Member(0, 2, never), 8):
+    with sync_batch_norm(Rank(0, 2, never), 8):
         assert torch.equal(layer(images), expected)
 
 
 def test_a_batch_that_all_devices_have_needs_no_exchange():
-    with synchronised(Member(1, 4, never), 3):
+    with sync_batch_norm(Rank(1, 4, never), 3):
         assert nn.BatchNorm2d(5)(torch.randn(3, 5, 2, 2)).shape == (3, 5, 2, 2)
 
 
@@ -172,19 +172,19 @@ def test_gathered_embeddings_are_those_of_the_whole_batch_and_so_are_their_gradi
     whole = rows.clone().requires_grad_()
     loss(whole).backward()
 
-    def work(member):
-        own = member.slice_of(images)
+    def work(this_rank):
+        own = this_rank.shard_of(images)
         given = rows[own.place].clone().requires_grad_()
-        found = gathered(given, member, images)
+        found = gather_batch(given, this_rank, images)
         (loss(found) * own.weight).backward()
         return found.detach(), given.grad
 
-    found = together(size, work)
+    found = run_on_threads(size, work)
     assert all(torch.equal(each[0], rows) for each in found)
     torch.testing.assert_close(torch.cat([each[1] for each in found]), whole.grad)
 
 
 def test_alone_embeddings_are_left_as_they_are():
     rows = torch.randn(3, 4)
-    assert gathered(rows, ALONE, 3) is rows
-    assert gathered(rows, Member(1, 4, never), 3) is rows
+    assert gather_batch(rows, SINGLE_PROCESS, 3) is rows
+    assert gather_batch(rows, Rank(1, 4, never), 3) is rows

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xfer.choices import choose
-from xfer.features.augmented_views import version_of
+from xfer.features.augmented_views import augmented_view
 from xfer.methods.augmentations import AUGMENTATIONS
 
 IMAGES = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -15,7 +15,7 @@ PLACES = np.arange(6)
 
 
 def drawn(name, places=PLACES, version=0):
-    return version_of(IMAGES[places], places, choose("augmentation", AUGMENTATIONS, name), version)
+    return augmented_view(IMAGES[places], places, choose("augmentation", AUGMENTATIONS, name), version)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

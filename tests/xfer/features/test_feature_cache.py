@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xfer.features import feature_cache
-from xfer.features.feature_cache import FeatureStore
+from xfer.features.feature_cache import FeatureCache
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -31,16 +31,16 @@ def files(root):
 def test_a_second_store_reads_what_the_first_one_wrote(tmp_path):
     calls = []
     for _ in range(2):
-        rows = FeatureStore(tmp_path).array({"what": "a"}, 4, in_two(calls))
+        rows = FeatureCache(tmp_path).get_or_compute({"what": "a"}, 4, in_two(calls))
         assert np.array_equal(rows, ROWS)
     assert calls == [1]
-    FeatureStore(tmp_path).array({"what": "b"}, 4, in_two(calls))
+    FeatureCache(tmp_path).get_or_compute({"what": "b"}, 4, in_two(calls))
     assert calls == [1, 1]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no hash"])
 def test_damaged_features_are_computed_again_and_the_log_says_so(damage, tmp_path, caplog):
-    FeatureStore(tmp_path).array({"what": "a"}, 4, in_two())
+    FeatureCache(tmp_path).get_or_compute({"what": "a"}, 4, in_two())
     (file,) = tmp_path.rglob("features.npy")
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
@@ -50,7 +50,7 @@ def test_damaged_features_are_computed_again_and_the_log_says_so(damage, tmp_pat
         file.write_bytes(content if damage == "flip" else content[:-6])
     feature_cache._is_as_written.cache_clear()  # as in another process
     calls = []
-    assert np.array_equal(FeatureStore(tmp_path).array({"what": "a"}, 4, in_two(calls)), ROWS)
+    assert np.array_equal(FeatureCache(tmp_path).get_or_compute({"what": "a"}, 4, in_two(calls)), ROWS)
     assert calls == [1]
     assert "damaged" in caplog.text
 
@@ -61,9 +61,9 @@ def test_what_fails_half_way_leaves_nothing_behind(tmp_path):
         raise RuntimeError("out of power")
 
     with pytest.raises(RuntimeError, match="out of power"):
-        FeatureStore(tmp_path).array({"what": "a"}, 4, compute)
+        FeatureCache(tmp_path).get_or_compute({"what": "a"}, 4, compute)
     assert files(tmp_path) == []
-    assert np.array_equal(FeatureStore(tmp_path).array({"what": "a"}, 4, in_two()), ROWS)
+    assert np.array_equal(FeatureCache(tmp_path).get_or_compute({"what": "a"}, 4, in_two()), ROWS)
 
 
 def _ask(root, queue):
@@ -72,7 +72,7 @@ def _ask(root, queue):
         time.sleep(0.5)
         yield ROWS
 
-    queue.put(FeatureStore(root).array({"what": "a"}, 4, compute).sum())
+    queue.put(FeatureCache(root).get_or_compute({"what": "a"}, 4, compute).sum())
 
 
 def test_two_processes_that_ask_at_once_compute_once(tmp_path):

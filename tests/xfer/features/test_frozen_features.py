@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xfer.features.feature_cache import FeatureStore
-from xfer.features.frozen_features import Frozen
+from xfer.features.feature_cache import FeatureCache
+from xfer.features.frozen_features import FrozenFeatures
 from xfer.run import Run
 from xfer.training.learner import Learner
 
@@ -26,7 +26,7 @@ FROZEN = {
 @pytest.fixture
 def run_with(pack, weights_of, one_thread):
     def run(recipe, features=None, folder=None):
-        return Run(recipe, pack, weights_of(recipe.backbone), CPU, folder, features=FeatureStore(features))
+        return Run(recipe, pack, weights_of(recipe.backbone), CPU, folder, features=FeatureCache(features))
 
     return run
 
@@ -39,8 +39,8 @@ def numbers(run):
 def counted(monkeypatch, method):
     """How often a method is called from here on, as the length of a list."""
     calls = []
-    original = getattr(Frozen, method)
-    monkeypatch.setattr(Frozen, method, lambda self, *args: calls.append(args[-1:]) or original(self, *args))
+    original = getattr(FrozenFeatures, method)
+    monkeypatch.setattr(FrozenFeatures, method, lambda self, *args: calls.append(args[-1:]) or original(self, *args))
     return calls
 
 
@@ -59,7 +59,7 @@ def test_a_run_on_kept_features_equals_one_on_pixels(strategy, backbone, make_re
     shared = run_with(recipe)
     list(shared)
     assert computed, "nothing was kept"
-    monkeypatch.setattr(Learner, "cut", lambda self: None)
+    monkeypatch.setattr(Learner, "frozen_split", lambda self: None)
     alone = run_with(recipe)
     list(alone)
     # test_vit's kernels are chosen by batch size, so features differ in the last bits
@@ -147,6 +147,6 @@ def test_the_head_of_lp_ft_is_fitted_on_the_features_that_a_probe_has_left(
 
 
 def test_a_store_in_memory_gives_what_was_computed():
-    store = FeatureStore()
-    rows = store.array({"a": 1}, 3, lambda: iter([torch.zeros(2, 4).numpy(), torch.ones(1, 4).numpy()]))
+    store = FeatureCache()
+    rows = store.get_or_compute({"a": 1}, 3, lambda: iter([torch.zeros(2, 4).numpy(), torch.ones(1, 4).numpy()]))
     assert rows.tolist() == [[0] * 4, [0] * 4, [1] * 4]

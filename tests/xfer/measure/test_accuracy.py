@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xfer.measure.accuracy import Answers, calibration_error, evaluate, judged, ranks_of
+from xfer.measure.accuracy import Predictions, calibration_error, evaluate, evaluate_logits, target_ranks
 
 
 class Colour(nn.Module):
@@ -127,7 +127,7 @@ def test_a_network_that_says_the_same_of_every_class_is_not_taken_to_be_right():
 
 def test_what_is_not_a_number_is_no_right_answer():
     logits = torch.tensor([[float("nan"), 1.0, 0.0], [float("nan")] * 3])
-    assert ranks_of(logits, torch.tensor([1, 2])).tolist() == [1, 3]
+    assert target_ranks(logits, torch.tensor([1, 2])).tolist() == [1, 3]
     found = judge(logits, [1, 2])
     assert not any(found.correct)
     assert np.isnan(found.loss)  # the run ends on it: see test_run.py
@@ -175,13 +175,13 @@ def test_batches_of_another_size_change_nothing(random_case):
 
 def test_logits_are_judged_as_a_network_that_says_them(random_case):
     logits, labels = random_case
-    assert judged(logits, labels, "val", range(200)) == judge(logits, labels, batch_size=37)
+    assert evaluate_logits(logits, labels, "val", range(200)) == judge(logits, labels, batch_size=37)
 
 
 def test_answers_of_several_networks_in_turn_come_apart_again(random_case):
     logits, labels = random_case
     said = [logits, logits.flip(0), torch.full_like(logits, float("nan"))]
-    in_turn = Answers.to(torch.stack(said, dim=1).flatten(0, 1), labels.repeat_interleave(3))
+    in_turn = Predictions.to(torch.stack(said, dim=1).flatten(0, 1), labels.repeat_interleave(3))
     for one, answers in zip(said, in_turn.split(3), strict=True):
-        expected, found = judged(one, labels, "val", range(200)), answers.judged("val", range(200))
+        expected, found = evaluate_logits(one, labels, "val", range(200)), answers.to_evaluation("val", range(200))
         assert repr(found) == repr(expected)  # NaN is not equal to itself

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xfer.measure.benefits import asymptote, benefits, curve_of, slope
+from xfer.measure.benefits import accuracy_curve, asymptote, slope, transfer_benefits
 
 accuracy = st.floats(0, 1)
 curves = st.lists(accuracy, min_size=2, max_size=40)
@@ -120,7 +120,7 @@ def test_a_curve_that_is_cut_short_is_followed_to_where_it_goes():
 
 def test_benefits_are_transferred_minus_from_scratch():
     transferred, scratch = saturating(0.95, 0.15, 1.2, 9), saturating(0.8, 0.1, 0.3, 9)
-    found = benefits(transferred, scratch)
+    found = transfer_benefits(transferred, scratch)
     assert found.start == pytest.approx(0.05)
     assert found.early == pytest.approx(transferred[1] - scratch[1])
     assert found.slope == pytest.approx(slope(transferred) - slope(scratch))
@@ -131,11 +131,14 @@ def test_benefits_are_transferred_minus_from_scratch():
 @settings(max_examples=30, deadline=None)
 @given(one=curves, other=curves)
 def test_what_one_gains_the_other_loses(one, other):
-    gained, lost = dataclasses.astuple(benefits(one, other)), dataclasses.astuple(benefits(other, one))
+    gained, lost = (
+        dataclasses.astuple(transfer_benefits(one, other)),
+        dataclasses.astuple(transfer_benefits(other, one)),
+    )
     assert gained == tuple(-each for each in lost)
 
 
-@pytest.mark.parametrize("read", [slope, asymptote, lambda curve: benefits([0.1, 0.2], curve)])
+@pytest.mark.parametrize("read", [slope, asymptote, lambda curve: transfer_benefits([0.1, 0.2], curve)])
 @pytest.mark.parametrize(
     ("curve", "said"),
     [
@@ -154,9 +157,9 @@ def test_what_is_no_curve_is_refused(read, curve, said):
 
 def test_the_curve_of_a_record_begins_before_the_first_step(record):
     measured = dataclasses.replace(record, start_accuracy=0.25)
-    assert curve_of(measured) == (0.25, *(epoch.val_accuracy for epoch in record.epochs))
+    assert accuracy_curve(measured) == (0.25, *(epoch.val_accuracy for epoch in record.epochs))
 
 
 def test_a_record_that_was_not_measured_before_its_first_step_has_no_curve(record):
     with pytest.raises(ValueError, match="trial 0000 was not measured before its first step"):
-        curve_of(dataclasses.replace(record, start_accuracy=None))
+        accuracy_curve(dataclasses.replace(record, start_accuracy=None))

@@ -7,19 +7,19 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from tests.xfer.test_advisor import measurement
 
-from xfer.advice.dataset_profile import measurement_from
-from xfer.measure.feature_spread import Spread, spread
+from tests.xfer.advice.test_advisor import measurement
+from xfer.advice.dataset_profile import profile_from_dict
+from xfer.measure.feature_spread import FeatureSpread, feature_spread
 
 
 def test_points_on_the_axes_have_known_numbers():
-    found = spread(np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
-    assert found == Spread(norm=3.0, variance_share=1.0, dimensions=pytest.approx(2.0))
+    found = feature_spread(np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
+    assert found == FeatureSpread(norm=3.0, variance_share=1.0, dimensions=pytest.approx(2.0))
 
 
 def test_far_from_the_origin_little_of_the_norm_is_variance():
-    found = spread(np.array([[9.0, 1.0], [9.0, -1.0]]))
+    found = feature_spread(np.array([[9.0, 1.0], [9.0, -1.0]]))
     assert found.variance_share == pytest.approx(1 / 82)
     assert found.dimensions == pytest.approx(1.0)
 
@@ -28,20 +28,20 @@ def test_far_from_the_origin_little_of_the_norm_is_variance():
 def test_dimensions_follow_from_the_eigenvalues_whichever_matrix_is_smaller(shape):
     features = np.random.default_rng(0).normal(size=shape) * np.arange(1, shape[1] + 1)
     shares = np.linalg.eigvalsh(np.cov(features.T))
-    assert spread(features).dimensions == pytest.approx(shares.sum() ** 2 / np.square(shares).sum())
+    assert feature_spread(features).dimensions == pytest.approx(shares.sum() ** 2 / np.square(shares).sum())
 
 
 @pytest.mark.parametrize("features", [np.ones((5, 3)), np.ones((1, 3)), np.ones(3)], ids=["equal", "one", "no matrix"])
 def test_where_nothing_differs_there_is_no_spread(features):
     with pytest.raises(ValueError, match="two different rows"):
-        spread(features)
+        feature_spread(features)
 
 
 def test_a_measurement_comes_back_from_json_and_so_does_one_of_an_earlier_version():
-    whole = measurement(spread=Spread(1.5, 0.25, 7.0))
+    whole = measurement(spread=FeatureSpread(1.5, 0.25, 7.0))
     plain = json.loads(json.dumps(asdict(whole)))
-    assert measurement_from(plain) == whole
+    assert profile_from_dict(plain) == whole
     del plain["spread"]
-    assert measurement_from(plain) == measurement()
+    assert profile_from_dict(plain) == measurement()
     with pytest.raises((KeyError, TypeError)):
-        measurement_from({"classes": 3})
+        profile_from_dict({"classes": 3})

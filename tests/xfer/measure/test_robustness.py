@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from xfer.data.loader import batches
+from xfer.data.loader import iter_batches
 from xfer.measure.accuracy import evaluate
-from xfer.measure.robustness import GRADES, GREY, NOISES, SEVERITIES, noisy_accuracies, noisy_copy
-from xfer.seeding import seed_for
+from xfer.measure.robustness import NOISES, OCCLUSION_GREY, SEVERITIES, SEVERITY_VALUES, noisy_accuracies, noisy_batches
+from xfer.seeding import derive_seed
 
 each_noise = pytest.mark.parametrize("kind", NOISES)
 WITHOUT_CHANCE = {"blur", "jpeg", "grey"}
@@ -50,7 +50,7 @@ def prepare(pixels):
 
 
 def test_every_kind_has_its_grades():
-    assert NOISES.keys() == GRADES.keys()
+    assert NOISES.keys() == SEVERITY_VALUES.keys()
     assert {"gaussian", "salt_and_pepper", "speckle", "occlusion", "blur", "jpeg", "grey"} == NOISES.keys()
 
 
@@ -121,7 +121,7 @@ def test_a_card_says_what_it_does_and_when_that_matters(kind):
 def test_gaussian_noise_has_the_deviation_that_it_says(severity):
     flat = torch.full((4, 3, 64, 64), 127, dtype=torch.uint8)
     draws = torch.randn(flat.shape, generator=chance(1))
-    expected = (127 + 255 * GRADES["gaussian"][severity - 1] * draws).round().clamp(0, 255)
+    expected = (127 + 255 * SEVERITY_VALUES["gaussian"][severity - 1] * draws).round().clamp(0, 255)
     assert torch.equal(NOISES["gaussian"](flat, severity, chance(1)).float(), expected)
 
 
@@ -130,7 +130,7 @@ def test_salt_and_pepper_turn_their_share_of_the_pixels_black_or_white(severity)
     flat = torch.full((8, 3, 100, 100), 90, dtype=torch.uint8)
     found = NOISES["salt_and_pepper"](flat, severity, chance())
     assert torch.equal(found.amin(dim=1), found.amax(dim=1))  # all three channels together
-    share = GRADES["salt_and_pepper"][severity - 1]
+    share = SEVERITY_VALUES["salt_and_pepper"][severity - 1]
     for value in (0, 255):
         assert float((found == value).double().mean()) == pytest.approx(share / 2, rel=0.2)
     assert set(found.unique().tolist()) == {0, 90, 255}
@@ -148,8 +148,8 @@ def test_speckle_leaves_black_black_and_is_proportional_elsewhere():
 @pytest.mark.parametrize("size", [28, 50])
 def test_occlusion_is_one_grey_square_wholly_inside(severity, size):
     images = torch.zeros(64, 3, size, size, dtype=torch.uint8)
-    hidden = NOISES["occlusion"](images, severity, chance()) == GREY
-    side = round(GRADES["occlusion"][severity - 1] * size)
+    hidden = NOISES["occlusion"](images, severity, chance()) == OCCLUSION_GREY
+    side = round(SEVERITY_VALUES["occlusion"][severity - 1] * size)
     for axis in (2, 3):
         assert (hidden.any(dim=axis).sum(dim=-1) == side).all()
     assert (hidden.sum(dim=(2, 3)) == side**2).all()
@@ -163,7 +163,7 @@ def test_blur_is_scipys_gaussian_and_scales_with_the_image():
 
     for size in (40, 80):
         image = natural(1, size)
-        deviation = GRADES["blur"][4] * size
+        deviation = SEVERITY_VALUES["blur"][4] * size
         expected = gaussian_filter(image[0].double().numpy(), (0, deviation, deviation), mode="mirror", truncate=3)
         assert np.abs(NOISES["blur"](image, 5, chance())[0].numpy() - expected).max() < 2
 
@@ -172,7 +172,9 @@ def test_blur_is_scipys_gaussian_and_scales_with_the_image():
 def test_grey_at_severity_5_is_pillows_and_before_it_the_way_there(severity):
     images = natural(2, 32)
     luminance = np.stack([np.asarray(Image.fromarray(each.permute(1, 2, 0).numpy()).convert("L")) for each in images])
-    expected = images + GRADES["grey"][severity - 1] * (torch.from_numpy(luminance.astype(float))[:, None] - images)
+    expected = images + SEVERITY_VALUES["grey"][severity - 1] * (
+        torch.from_numpy(luminance.astype(float))[:, None] - images
+    )
     found = NOISES["grey"](images, severity, chance())
     assert (found - expected).abs().max() <= 1.01
     assert torch.equal(found[:, 0], found[:, 2]) is (severity == 5)
@@ -187,7 +189,7 @@ def by_hand(images, labels, places, kind, severity):
     """Which of the images are right under one kind and severity, one at a time."""
     right = []
     for image, label, place in zip(images, labels, places, strict=True):
-        draws = chance(seed_for("noise", kind, severity, int(place)))
+        draws = chance(derive_seed("noise", kind, severity, int(place)))
         right.append(bool(Brightest()(NOISES[kind](image[None], severity, draws).float()).argmax() == label))
     return right
 
@@ -214,13 +216,13 @@ def test_the_noisy_copy_deals_all_kinds_and_severities_in_turn(part):
     images, labels, _ = part
     images, labels = images.repeat(2, 1, 1, 1)[:40], labels.repeat(2)[:40]
     places = range(200, 240)
-    (found, same), *rest = noisy_copy([(images, labels)], places)
+    (found, same), *rest = noisy_batches([(images, labels)], places)
     assert rest == []
     assert torch.equal(same, labels)
     dealt = [(kind, severity) for severity in SEVERITIES for kind in NOISES]
     for position, (copy, image) in enumerate(zip(found, images, strict=True)):
         kind, severity = dealt[position % 35]
-        draws = chance(seed_for("noise", kind, severity, places[position]))
+        draws = chance(derive_seed("noise", kind, severity, places[position]))
         assert torch.equal(copy, NOISES[kind](image[None], severity, draws)[0]), position
 
 
@@ -233,20 +235,20 @@ def test_the_size_of_the_batches_has_no_say(part, size):
     images, labels, places = part
     whole = noisy_accuracies(Brightest(), lambda: [(images, labels)], prepare, places)
     assert noisy_accuracies(Brightest(), lambda: iter(split(images, labels, size)), prepare, places) == whole
-    ((copy, _),) = noisy_copy([(images, labels)], places)
-    assert torch.equal(torch.cat([some for some, _ in noisy_copy(split(images, labels, size), places)]), copy)
+    ((copy, _),) = noisy_batches([(images, labels)], places)
+    assert torch.equal(torch.cat([some for some, _ in noisy_batches(split(images, labels, size), places)]), copy)
 
 
 def test_images_from_a_pack_come_in_their_order_in_memory_and_are_left_alone(pack):
     places = np.arange(len(pack.labels))[4:20]
-    clean = [(images.clone(), labels) for images, labels in batches(pack, places, 6)]
-    held = list(batches(pack, places, 6))
-    copies = list(noisy_copy(held, places))
+    clean = [(images.clone(), labels) for images, labels in iter_batches(pack, places, 6)]
+    held = list(iter_batches(pack, places, 6))
+    copies = list(noisy_batches(held, places))
     for (copy, _), (image, _), (before, _) in zip(copies, held, clean, strict=True):
         assert copy.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(image, before)
         assert not torch.equal(copy, before)
-    found = evaluate(Brightest(), noisy_copy(held, places), prepare, "val", places)
+    found = evaluate(Brightest(), noisy_batches(held, places), prepare, "val", places)
     assert found.images == tuple(places)
 
 
@@ -272,4 +274,4 @@ def test_places_that_do_not_belong_to_the_images_are_refused(part, places, said)
     with pytest.raises(ValueError, match=f"{said}: give the place in the pack of every image"):
         noisy_accuracies(Brightest(), lambda: [(images, labels)], prepare, range(places))
     with pytest.raises(ValueError, match=said):
-        list(noisy_copy([(images, labels)], range(places)))
+        list(noisy_batches([(images, labels)], range(places)))

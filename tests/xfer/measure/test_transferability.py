@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from xfer.measure.transferability import PENALTIES, Probe, difference, logme, probe_accuracy
+from xfer.measure.transferability import RIDGE_PENALTIES, LinearProbe, logme, paired_difference, probe_accuracy
 from xfer.measure.transferability import _stratified as stratified
 
 
@@ -94,10 +94,10 @@ def slow_probe(features, labels, folds, seed):
     x = (features - features.mean(axis=0)) / features.std(axis=0)
     n, d = x.shape
     part = stratified(labels, folds, seed)
-    hits, errors = np.zeros((len(PENALTIES), n), bool), np.zeros((len(PENALTIES), n))
+    hits, errors = np.zeros((len(RIDGE_PENALTIES), n), bool), np.zeros((len(RIDGE_PENALTIES), n))
     wanted = np.eye(labels.max() + 1)[labels]
     design = np.hstack([np.ones((n, 1)), x])
-    for row, penalty in enumerate(PENALTIES):
+    for row, penalty in enumerate(RIDGE_PENALTIES):
         ridge = penalty * n * np.diag([0.0, *np.ones(d)])
         for fold in range(folds):
             held = part == fold
@@ -152,26 +152,26 @@ def test_few_images_of_a_class_mean_fewer_folds():
 
 
 def test_the_standard_error_is_that_of_a_share_and_never_nothing():
-    many = Probe(np.arange(1000) % 4 > 0, 5)
+    many = LinearProbe(np.arange(1000) % 4 > 0, 5)
     assert many.accuracy == 0.75
     assert many.standard_error == pytest.approx(np.sqrt(0.75 * 0.25 / 1000), rel=0.01)
-    assert 0.05 < Probe(np.ones(10, bool), 5).standard_error < 0.1
+    assert 0.05 < LinearProbe(np.ones(10, bool), 5).standard_error < 0.1
 
 
 def test_probes_are_compared_image_by_image():
     one, other = np.ones(100, bool), np.ones(100, bool)
     one[:2], other[:12] = False, False
-    gain, error = difference(Probe(one, 5), Probe(other, 5))
+    gain, error = paired_difference(LinearProbe(one, 5), LinearProbe(other, 5))
     assert gain == pytest.approx(0.1)
     # Ten images on which they differ, all one way: about sqrt(10) of them is the chance in that.
     assert error == pytest.approx(np.sqrt(10 * 0.9) / 100, rel=0.15)
-    assert difference(Probe(one, 5), Probe(one, 5))[0] == 0
-    assert difference(Probe(one, 5), Probe(one, 5))[1] > 0
+    assert paired_difference(LinearProbe(one, 5), LinearProbe(one, 5))[0] == 0
+    assert paired_difference(LinearProbe(one, 5), LinearProbe(one, 5))[1] > 0
     # Ten of twelve errors are gone: more than two thirds of them, less than nine tenths.
-    assert difference(Probe(one, 5), Probe(other, 5), share=2 / 3)[0] == pytest.approx(0.1 - 0.08)
-    assert difference(Probe(one, 5), Probe(other, 5), share=0.9)[0] < 0
+    assert paired_difference(LinearProbe(one, 5), LinearProbe(other, 5), share=2 / 3)[0] == pytest.approx(0.1 - 0.08)
+    assert paired_difference(LinearProbe(one, 5), LinearProbe(other, 5), share=0.9)[0] < 0
     with pytest.raises(ValueError, match="probes of 100 and 3 images"):
-        difference(Probe(one, 5), Probe(one[:3], 5))
+        paired_difference(LinearProbe(one, 5), LinearProbe(one[:3], 5))
 
 
 @pytest.mark.parametrize("score", [logme, probe_accuracy])

@@ -12,8 +12,8 @@ from timm.layers import activations as timms
 from timm.layers import activations_me
 from torch import nn
 
-from xfer.methods.activations import ACTIVATIONS, SWAPPED, swap
-from xfer.training.networks import check, network_of
+from xfer.methods.activations import ACTIVATIONS, REPLACEABLE_ACTIVATIONS, replace_activations
+from xfer.training.networks import build_network, check_network
 
 NETWORKS = {
     "test_resnet": {"ReLU": 12},
@@ -35,7 +35,7 @@ def build(make_recipe, weights_of):
         recipe = make_recipe(**({"strategy": "small_cnn"} if name == "basic_cnn" else {"backbone": name}), **choices)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            return network_of(recipe, weights_of(name) if recipe.weights else None).eval()
+            return build_network(recipe, weights_of(name) if recipe.weights else None).eval()
 
     return network
 
@@ -57,7 +57,7 @@ def test_the_table_is_covered_here():
 def test_all_activations_are_replaced_and_no_other_module(build, network, name):
     before, after = kinds(build(network)), kinds(build(network, activation=name))
     assert before.keys() == after.keys()
-    old = {place for place, kind in before.items() if kind in SWAPPED}
+    old = {place for place, kind in before.items() if kind in REPLACEABLE_ACTIVATIONS}
     assert {kind: sum(before[place] == kind for place in old) for kind in NETWORKS[network]} == NETWORKS[network]
     assert len(old) == sum(NETWORKS[network].values())
     assert {after[place] for place in old} == {NEW[name].__name__}
@@ -115,7 +115,7 @@ def test_a_gradient_reaches_everything_and_a_step_brings_the_loss_down(build, ne
 def test_keep_keeps_every_module_as_it_is(build, network):
     model = build(network)
     before = dict(model.named_modules())
-    assert swap(model, ACTIVATIONS["keep"]()) is model
+    assert replace_activations(model, ACTIVATIONS["keep"]()) is model
     assert all(module is before[name] for name, module in model.named_modules())
 
 
@@ -134,8 +134,8 @@ def other_network(request):
 
 @each_new
 def test_outputs_of_other_families_stay_finite(other_network, name):
-    model = swap(copy.deepcopy(other_network), ACTIVATIONS[name]())
-    assert not [kind for kind in kinds(model).values() if kind in SWAPPED - {NEW[name].__name__}]
+    model = replace_activations(copy.deepcopy(other_network), ACTIVATIONS[name]())
+    assert not [kind for kind in kinds(model).values() if kind in REPLACEABLE_ACTIVATIONS - {NEW[name].__name__}]
     with torch.no_grad():
         assert model(images(size=64)).isfinite().all()
     assert kinds(model) != kinds(other_network)
@@ -161,7 +161,7 @@ class Gated(nn.Module):
 
 @each_new
 def test_one_that_stands_in_two_places_is_replaced_in_both(name):
-    model = swap(Gated(), ACTIVATIONS[name]())
+    model = replace_activations(Gated(), ACTIVATIONS[name]())
     assert isinstance(model.shared, NEW[name])
     assert isinstance(model.again, NEW[name])
     model(torch.randn(2, 4)).sum().backward()
@@ -172,25 +172,25 @@ def test_one_that_stands_in_two_places_is_replaced_in_both(name):
 def test_gates_and_softmax_are_no_activations_and_stay(name):
     model = Gated()
     gates = list(model.gates)
-    assert list(swap(model, ACTIVATIONS[name]()).gates) == gates
+    assert list(replace_activations(model, ACTIVATIONS[name]()).gates) == gates
 
 
 @each_new
 def test_what_worked_in_place_does_so_again(name):
-    inner = swap(Gated(), ACTIVATIONS[name]()).inner
+    inner = replace_activations(Gated(), ACTIVATIONS[name]()).inner
     assert [inner[1].inplace, inner[2].inplace, inner[3][0].inplace] == [True, False, False]
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Softmax(dim=1))])
 def test_a_network_without_activations_is_refused(model):
     with pytest.raises(ValueError, match=f"{type(model).__name__} has no activations .* leave activation at keep"):
-        swap(model, ACTIVATIONS["mish"]())
-    assert swap(model, ACTIVATIONS["keep"]()) is model
+        replace_activations(model, ACTIVATIONS["mish"]())
+    assert replace_activations(model, ACTIVATIONS["keep"]()) is model
 
 
 def test_a_recipe_that_asks_for_one_is_checked(make_recipe):
     for name in ACTIVATIONS:
-        check(make_recipe(activation=name))
+        check_network(make_recipe(activation=name))
 
 
 # What counts as an activation
@@ -206,14 +206,14 @@ def test_timms_activations_are_known_and_its_gates_are_not():
         if inspect.isclass(kind) and issubclass(kind, nn.Module)
     }
     assert {"GELUTanh", "QuickGELU", "HardMish", "Mish"} <= found
-    assert found - GATES <= SWAPPED
-    assert not GATES & SWAPPED
+    assert found - GATES <= REPLACEABLE_ACTIVATIONS
+    assert not GATES & REPLACEABLE_ACTIVATIONS
 
 
 def test_torchs_activations_are_known_and_its_gates_are_not():
-    torchs = {name for name in SWAPPED if hasattr(nn, name)}
-    own = {name for name in SWAPPED if hasattr(timms, name) or hasattr(activations_me, name)}
-    assert torchs | own == SWAPPED
+    torchs = {name for name in REPLACEABLE_ACTIVATIONS if hasattr(nn, name)}
+    own = {name for name in REPLACEABLE_ACTIVATIONS if hasattr(timms, name) or hasattr(activations_me, name)}
+    assert torchs | own == REPLACEABLE_ACTIVATIONS
     assert torchs >= {
         "ReLU",
         "ReLU6",
@@ -227,4 +227,4 @@ def test_torchs_activations_are_known_and_its_gates_are_not():
         "Hardswish",
         "Softplus",
     }
-    assert not {"Sigmoid", "Hardsigmoid", "Softmax", "Tanh", "GLU", "LogSigmoid"} & SWAPPED
+    assert not {"Sigmoid", "Hardsigmoid", "Softmax", "Tanh", "GLU", "LogSigmoid"} & REPLACEABLE_ACTIVATIONS

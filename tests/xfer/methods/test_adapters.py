@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from xfer.methods.adapters import LowRank, add_low_rank, plain_copy
-from xfer.models.params import params_of
+from xfer.methods.adapters import LowRankAdapter, add_low_rank, merge_adapters
+from xfer.models.params import named_params
 
 RANK = 3
 
@@ -32,13 +32,13 @@ def adapted():
     model = a_vit()
     add_low_rank(model, RANK, model.get_classifier())
     for module in model.modules():
-        if isinstance(module, LowRank):
+        if isinstance(module, LowRankAdapter):
             nn.init.normal_(module.up, std=0.1)
     return model
 
 
 def adapters_of(model):
-    return [module for module in model.modules() if isinstance(module, LowRank)]
+    return [module for module in model.modules() if isinstance(module, LowRankAdapter)]
 
 
 def test_putting_adapters_in_does_not_change_what_a_network_says(images):
@@ -53,7 +53,11 @@ def test_every_linear_layer_below_the_head_gets_one_and_the_head_none():
     model = a_vit()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "head"]
     add_low_rank(model, RANK, model.get_classifier())
-    found = [name.removesuffix(".parametrizations.weight.0") for name, m in model.named_modules() if type(m) is LowRank]
+    found = [
+        name.removesuffix(".parametrizations.weight.0")
+        for name, m in model.named_modules()
+        if type(m) is LowRankAdapter
+    ]
     assert sorted(found) == sorted(linear)
     assert len(linear) == 4 * 6
 
@@ -84,13 +88,13 @@ def test_only_adapters_and_head_move_and_the_weights_move_by_no_more_than_the_ra
     )
     run = make_run(recipe)
     start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    plain = {name: tensor.clone() for name, tensor in plain_copy(run.model).state_dict().items()}
+    plain = {name: tensor.clone() for name, tensor in merge_adapters(run.model).state_dict().items()}
     list(run)
     end = run.model.state_dict()
-    params = params_of(run.model)
+    params = named_params(run.model)
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     assert moved == {name for name, param in params.items() if param.depth == 0 or param.kind == "adapter"}
-    merged = plain_copy(run.model).state_dict()
+    merged = merge_adapters(run.model).state_dict()
     changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
     assert changed == {
         *(name for name in plain if ("attn" in name or "mlp" in name) and name.endswith("weight")),
@@ -104,16 +108,16 @@ def test_only_adapters_and_head_move_and_the_weights_move_by_no_more_than_the_ra
 def test_the_distance_is_that_of_the_weights_that_are_computed_with(make_recipe, make_run):
     run = make_run(make_recipe(strategy="lora", backbone="test_vit", optimizer="adam", learning_rate=0.01))
     assert run._learner.distance() == 0.0
-    start = plain_copy(run.model).state_dict()
+    start = merge_adapters(run.model).state_dict()
     list(run)
-    end = plain_copy(run.model).state_dict()
+    end = merge_adapters(run.model).state_dict()
     body = [name for name in start if not name.startswith("head.")]
     before, after = (torch.cat([state[name].flatten().double() for name in body]) for state in (start, end))
     assert run.epochs[-1].distance == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
 
 
 def test_a_plain_copy_says_the_same_in_the_shapes_of_the_original(adapted, images):
-    plain = plain_copy(adapted)
+    plain = merge_adapters(adapted)
     with torch.no_grad():
         assert torch.equal(plain(images), adapted(images))
     original = a_vit()
@@ -133,7 +137,7 @@ def test_a_plain_copy_leaves_the_network_as_it_is(adapted, images):
     names = list(adapted.state_dict())
     with torch.no_grad():
         before = adapted(images)
-        plain = plain_copy(adapted)
+        plain = merge_adapters(adapted)
         for parameter in plain.parameters():
             parameter.zero_()
         assert torch.equal(adapted(images), before)
@@ -145,7 +149,7 @@ def test_a_plain_copy_leaves_the_network_as_it_is(adapted, images):
 
 def test_a_plain_copy_of_a_copy_leaves_both_as_they_are(adapted, images):
     other = copy.deepcopy(adapted)
-    plain_copy(other)
+    merge_adapters(other)
     with torch.no_grad():
         assert torch.equal(adapted(images), other(images))
 
@@ -153,19 +157,19 @@ def test_a_plain_copy_of_a_copy_leaves_both_as_they_are(adapted, images):
 def test_a_plain_copy_draws_nothing_and_keeps_the_mode(adapted):
     adapted.train()
     state = torch.get_rng_state()
-    plain = plain_copy(adapted)
+    plain = merge_adapters(adapted)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in plain.modules())
 
 
 def test_a_network_without_adapters_is_its_own_plain_copy():
     model = a_vit()
-    assert plain_copy(model) is model
+    assert merge_adapters(model) is model
 
 
 def test_the_product_is_scaled_alike_at_every_rank():
     for rank in (1, 4):
-        adapter = LowRank(torch.zeros(6, 5), rank)
+        adapter = LowRankAdapter(torch.zeros(6, 5), rank)
         assert torch.equal(adapter(torch.ones(6, 5)), torch.ones(6, 5))
         nn.init.ones_(adapter.up)
         nn.init.ones_(adapter.down)

@@ -7,9 +7,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from xfer.methods.augmentations import AUGMENTATIONS, CROP_ASPECTS
+from xfer.methods.augmentations import AUGMENTATIONS, CROP_ASPECT_RATIOS
 from xfer.methods.boxes import draw_boxes
-from xfer.seeding import drawing_from
+from xfer.seeding import use_generator
 
 KINDS = {"none": 1, "flip": 2, "grey": 4}
 """How many different images these can make of one; all others more than ten."""
@@ -136,7 +136,7 @@ def test_randaugment_is_stronger_with_magnitude(images):
 def test_what_torchvision_has_is_torchvisions_on_one_mirrored_image_after_another(name, reference, images):
     generator = chance(21)
     mirrored = AUGMENTATIONS["flip"]()(images, generator)
-    with drawing_from(generator):
+    with use_generator(generator):
         expected = torch.stack([reference(image) for image in mirrored])
     assert torch.equal(AUGMENTATIONS[name]()(images, chance(21)), expected)
 
@@ -144,7 +144,7 @@ def test_what_torchvision_has_is_torchvisions_on_one_mirrored_image_after_anothe
 def test_a_random_resized_crop_is_torchvisions_crop_of_the_boxes_that_are_drawn(images):
     generator = chance(22)
     mirrored = AUGMENTATIONS["flip"]()(images, generator)
-    boxes = draw_boxes(16, 24, 20, (0.3, 1.0), CROP_ASPECTS, generator)
+    boxes = draw_boxes(16, 24, 20, (0.3, 1.0), CROP_ASPECT_RATIOS, generator)
     expected = torch.stack(
         [functional.resized_crop(image, *box, size=[24, 20]) for image, box in zip(mirrored, boxes, strict=True)]
     )
@@ -291,14 +291,14 @@ def test_a_value_that_makes_no_sense_is_refused_before_any_training(name, values
 
 def test_drawing_from_puts_the_global_generator_back_even_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), drawing_from(chance()):
+    with pytest.raises(KeyError), use_generator(chance()):
         {}[float(torch.rand(1))]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_drawing_from_draws_what_the_generator_would_and_moves_it_on():
     ours, theirs = chance(5), chance(5)
-    with drawing_from(ours):
+    with use_generator(ours):
         first = torch.rand(3)
     assert torch.equal(first, torch.rand(3, generator=theirs))
     assert torch.equal(torch.rand(3, generator=ours), torch.rand(3, generator=theirs))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from xfer.data.loader import batches
-from xfer.methods.batch_norm import BATCH_NORMS
-from xfer.models.params import params_of
+from xfer.data.loader import iter_batches
+from xfer.methods.batch_norm import BATCH_NORM_MODES
+from xfer.models.params import named_params
 
 LAST = 2  # how many blocks train_last trains here
 
@@ -20,7 +20,7 @@ STRATEGIES = {
     "bitfit": {"name": "bitfit"},
 }
 
-each_mode = pytest.mark.parametrize("mode", BATCH_NORMS)
+each_mode = pytest.mark.parametrize("mode", BATCH_NORM_MODES)
 each_network = pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet"])
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -51,7 +51,7 @@ def layers_of(model):
 
 def following(model, strategy, mode):
     """The layers whose statistics should follow: by their weights, all, or none."""
-    depths = {name: param.depth for name, param in params_of(model).items()}
+    depths = {name: param.depth for name, param in named_params(model).items()}
     trained_up_to = {"naive": 99, "bitfit": 99, "linear_probe": 0, "train_last": LAST}[strategy]
     with_weights = {name for name in layers_of(model) if depths[f"{name}.weight"] <= trained_up_to}
     return {"with_weights": with_weights, "frozen": set(), "always": set(layers_of(model))}[mode]
@@ -80,8 +80,8 @@ def test_training_the_last_blocks_lets_some_statistics_follow_and_not_all(traine
 @each_network
 def test_batch_norm_has_no_say_in_which_weights_move(trained, mode, strategy, network):
     run, moved = trained(mode, strategy, network)
-    depths = {name: param.depth for name, param in params_of(run.model).items()}
-    kinds = {name: param.kind for name, param in params_of(run.model).items()}
+    depths = {name: param.depth for name, param in named_params(run.model).items()}
+    kinds = {name: param.kind for name, param in named_params(run.model).items()}
     head = {name for name, depth in depths.items() if depth == 0}
     expected = {
         "naive": set(depths),
@@ -101,7 +101,7 @@ def test_a_network_is_judged_by_its_running_statistics_whatever_it_was_trained_w
 @each_mode
 def test_the_first_loss_is_that_of_evaluation_where_statistics_stand_still(make_recipe, make_run, mode):
     run = make_run(make_recipe(backbone="test_resnet", batch_norm=mode, epochs=1, batch_size=24))
-    images, labels = next(batches(run.pack, run.split.train, 24))
+    images, labels = next(iter_batches(run.pack, run.split.train, 24))
     with torch.no_grad():
         inputs = run._learner.prepare(images)
         expected = nn.functional.cross_entropy(run.model.eval()(inputs), labels).item()
@@ -114,7 +114,7 @@ def test_statistics_that_follow_are_the_running_mean_of_the_batches(make_recipe,
         make_recipe(strategy="linear_probe", batch_norm="always", backbone="test_resnet", epochs=1, batch_size=24)
     )
     layer, stem = run.model.bn1, run.model.conv1
-    images, _ = next(batches(run.pack, run.split.train, 24))
+    images, _ = next(iter_batches(run.pack, run.split.train, 24))
     with torch.no_grad():
         features = stem(run._learner.prepare(images))
         expected = 0.9 * layer.running_mean + 0.1 * features.mean(dim=(0, 2, 3))
@@ -126,7 +126,7 @@ def test_statistics_that_follow_are_the_running_mean_of_the_batches(make_recipe,
 @each_strategy
 def test_networks_without_batch_norm_are_indifferent(make_recipe, make_run, network, strategy):
     found = []
-    for mode in BATCH_NORMS:
+    for mode in BATCH_NORM_MODES:
         run = make_run(make_recipe(strategy=STRATEGIES[strategy], backbone=network, batch_norm=mode, epochs=1))
         assert not layers_of(run.model)
         list(run)
@@ -144,7 +144,7 @@ def test_statistics_of_no_image_are_not_to_be_kept(make_recipe, strategy):
 
 
 def test_each_mode_says_when_statistics_follow():
-    assert {name: [mode()(moves) for moves in (False, True)] for name, mode in BATCH_NORMS.items()} == {
+    assert {name: [mode()(moves) for moves in (False, True)] for name, mode in BATCH_NORM_MODES.items()} == {
         "with_weights": [False, True],
         "frozen": [False, False],
         "always": [True, True],
@@ -154,7 +154,7 @@ def test_each_mode_says_when_statistics_follow():
 @each_strategy
 def test_only_batch_norm_is_asked_about_and_other_modules_train_with_their_weights(make_recipe, make_run, strategy):
     found = []
-    for mode in BATCH_NORMS:
+    for mode in BATCH_NORM_MODES:
         run = make_run(make_recipe(strategy=STRATEGIES[strategy], backbone="test_resnet", batch_norm=mode, epochs=1))
         others = {name: module for name, module in run.model.named_modules() if not isinstance(module, _BatchNorm)}
         modes = []

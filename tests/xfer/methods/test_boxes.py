@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from xfer.methods.boxes import draw_boxes, draw_squares, inside
+from xfer.methods.boxes import crop_box, draw_boxes, draw_squares
 
 MANY, HEIGHT, WIDTH = 4000, 300, 400
 
@@ -73,7 +73,7 @@ def test_a_square_is_centred_on_every_pixel_alike_and_cut_off_at_the_border():
 
 def test_what_is_assigned_inside_changes_only_the_box():
     image = torch.zeros(3, 5, 6)
-    inside(image, (1, 2, 3, 4))[:] = 1
+    crop_box(image, (1, 2, 3, 4))[:] = 1
     assert image[:, 1:4, 2:6].all()
     assert image.sum() == 3 * 3 * 4
 

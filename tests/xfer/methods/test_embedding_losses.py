@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingTerm
+from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 
 N, D, C = 12, 6, 4
 TERMS = [name for name in EMBEDDING_LOSSES if name != "none"]
@@ -208,7 +208,7 @@ def test_the_state_of_a_term_can_be_saved_and_loaded(name, embeddings, labels):
 def test_a_term_says_how_much_it_counts(name):
     assert EMBEDDING_LOSSES[name]().weight == 1.0
     term = EMBEDDING_LOSSES[name](weight=0.25)
-    assert isinstance(term, EmbeddingTerm)
+    assert isinstance(term, EmbeddingLoss)
     assert term.weight == 0.25
 
 

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xfer.choices import choose
-from xfer.methods.freezing import FromTheTop, HeadUntilConverged, Moment, OneQuarter, SlowerWithDepth
+from xfer.methods.freezing import (
+    GradualUnfreeze,
+    HeadUntilConverged,
+    SlowerWithDepth,
+    TrainingProgress,
+    TrainOneQuarter,
+)
 from xfer.methods.strategies import STRATEGIES
 from xfer.models.params import Param
 
@@ -40,7 +46,7 @@ def params(blocks):
 
 
 def moving(pace, blocks, epoch, epochs, val_losses=()):
-    return {param for param in params(blocks) if pace(param, Moment(epoch, epochs, val_losses)) > 0}
+    return {param for param in params(blocks) if pace(param, TrainingProgress(epoch, epochs, val_losses)) > 0}
 
 
 # Every pace
@@ -51,8 +57,8 @@ def test_the_head_moves_at_full_pace_whatever_else_does_and_nothing_moves_faster
     pace = pace_of(setting)
     for epoch in range(9):
         for param in params(8):
-            assert 0 <= pace(param, Moment(epoch, 9)) <= 1
-            assert param.depth > 0 or pace(param, Moment(epoch, 9)) == 1
+            assert 0 <= pace(param, TrainingProgress(epoch, 9)) <= 1
+            assert param.depth > 0 or pace(param, TrainingProgress(epoch, 9)) == 1
 
 
 @each_setting
@@ -62,7 +68,7 @@ def test_settles_after_is_the_last_epoch_at_which_more_begins_to_move(setting, e
     for blocks in (5, 7, 48):
         sets = [moving(pace, blocks, epoch, epochs) for epoch in range(epochs)]
         changes = [epoch for epoch in range(1, epochs) if sets[epoch] != sets[epoch - 1]]
-        settled = pace.settles_after(epochs)
+        settled = pace.unfreezing_ends_after(epochs)
         if settled < epochs:  # otherwise a recipe refuses it
             assert settled == max(changes, default=0)
         assert all(before <= after for before, after in pairwise(sets)), "nothing freezes again"
@@ -72,19 +78,19 @@ def test_settles_after_is_the_last_epoch_at_which_more_begins_to_move(setting, e
 @pytest.mark.parametrize("epochs", range(2, 13))
 def test_a_recipe_takes_a_strategy_that_settles_before_its_last_epoch_and_no_other(make_recipe, setting, epochs):
     pace = pace_of(setting)
-    settled = pace.settles_after(epochs)
+    settled = pace.unfreezing_ends_after(epochs)
     if settled < epochs:
-        assert make_recipe(strategy=setting, epochs=epochs).settled_after == settled
+        assert make_recipe(strategy=setting, epochs=epochs).last_unfreeze_epoch == settled
     else:
-        enough = next(more for more in range(epochs, 99) if pace.settles_after(more) < more)
+        enough = next(more for more in range(epochs, 99) if pace.unfreezing_ends_after(more) < more)
         message = f"{spelled_out(setting)} would never unfreeze in {epochs} epochs: it needs at least {enough}, or"
         with pytest.raises(ValueError, match=re.escape(message)):
             make_recipe(strategy=setting, epochs=epochs)
-        assert make_recipe(strategy=setting, epochs=enough).settled_after < enough
+        assert make_recipe(strategy=setting, epochs=enough).last_unfreeze_epoch < enough
 
 
 def test_which_strategies_take_their_time():
-    settled = {name: STRATEGIES[name]().pace.settles_after(8) for name in STRATEGIES}
+    settled = {name: STRATEGIES[name]().pace.unfreezing_ends_after(8) for name in STRATEGIES}
     assert {name: epochs for name, epochs in settled.items() if epochs} == {
         "freeze_then_unfreeze": 2,
         "freeze_until_converged": 4,
@@ -118,20 +124,20 @@ def test_one_epoch_is_too_short_for_two_phases(make_recipe, name):
 def test_the_body_is_freed_once_the_loss_no_longer_falls_and_at_half_of_the_epochs(patience, losses, thaws):
     pace = HeadUntilConverged(patience)
     after = (*losses, *losses[-1:] * 12)
-    frozen = [epoch for epoch in range(12) if pace(Param(1), Moment(epoch, 12, after[:epoch])) == 0]
+    frozen = [epoch for epoch in range(12) if pace(Param(1), TrainingProgress(epoch, 12, after[:epoch])) == 0]
     assert frozen == list(range(thaws))
 
 
 def test_what_was_freed_stays_free_when_the_loss_falls_again():
     pace = HeadUntilConverged(patience=1)
     losses = (1.0, 1.0, 0.5, 0.2)
-    assert [pace(Param(1), Moment(epoch, 12, losses[:epoch])) for epoch in range(5)] == [0, 0, 1, 1, 1]
+    assert [pace(Param(1), TrainingProgress(epoch, 12, losses[:epoch])) for epoch in range(5)] == [0, 0, 1, 1, 1]
 
 
 @given(st.lists(st.floats(0.01, 9), max_size=12), st.integers(1, 4))
 def test_a_body_once_free_is_never_frozen_again(losses, patience):
     pace = HeadUntilConverged(patience)
-    paces = [pace(Param(3), Moment(epoch, 14, tuple(losses[:epoch]))) for epoch in range(len(losses) + 1)]
+    paces = [pace(Param(3), TrainingProgress(epoch, 14, tuple(losses[:epoch]))) for epoch in range(len(losses) + 1)]
     assert paces == sorted(paces)
 
 
@@ -180,19 +186,19 @@ def test_a_resumed_run_remembers_that_the_head_had_converged(make_recipe, make_r
 
 
 def test_gradual_unfreezing_comes_down_in_equal_steps():
-    pace = FromTheTop(blocks=2, until=0.5)
+    pace = GradualUnfreeze(blocks=2, until=0.5)
     freed = [max(param.depth for param in moving(pace, 6, epoch, 12)) for epoch in range(12)]
     assert freed == [0, 0, 2, 2, 4, 4, 6, 6, 6, 6, 6, 6]
 
 
 @given(st.integers(1, 9), st.integers(1, 99), st.integers(4, 60), st.integers(2, 120))
 def test_gradual_unfreezing_has_freed_all_at_its_share_of_the_epochs_and_not_before(steps, percent, blocks, epochs):
-    pace = FromTheTop(steps, percent / 100)
+    pace = GradualUnfreeze(steps, percent / 100)
     settled = math.ceil(percent * epochs / 100 - 1e-9)
-    assert pace.settles_after(epochs) == settled
+    assert pace.unfreezing_ends_after(epochs) == settled
     lowest = Param(blocks, "weight", 0)
-    assert pace(lowest, Moment(settled, epochs)) == 1
-    assert pace(lowest, Moment(settled - 1, epochs)) == 0
+    assert pace(lowest, TrainingProgress(settled, epochs)) == 1
+    assert pace(lowest, TrainingProgress(settled - 1, epochs)) == 0
 
 
 def test_a_run_comes_down_step_by_step(make_recipe, make_run):
@@ -211,7 +217,7 @@ def test_a_run_comes_down_step_by_step(make_recipe, make_run):
 
 @pytest.mark.parametrize("blocks", [4, 5, 6, 7, 16, 18, 50])
 def test_the_quarters_divide_the_blocks_without_overlap_and_as_evenly_as_can_be(blocks):
-    quarters = [moving(OneQuarter(quarter), blocks, 0, 4) for quarter in (1, 2, 3, 4)]
+    quarters = [moving(TrainOneQuarter(quarter), blocks, 0, 4) for quarter in (1, 2, 3, 4)]
     heights = [{param.height for param in quarter if param.depth > 0} for quarter in quarters]
     assert sorted(height for quarter in heights for height in quarter) == list(range(blocks))
     assert max(map(len, heights)) - min(map(len, heights)) <= 1
@@ -222,8 +228,8 @@ def test_a_network_without_four_blocks_has_no_quarters():
     with pytest.raises(
         ValueError, match="a quarter of 3 blocks is less than one: surgical needs a network of at least 4"
     ):
-        OneQuarter(1).check(3)
-    OneQuarter(1).check(4)
+        TrainOneQuarter(1).check(3)
+    TrainOneQuarter(1).check(4)
 
 
 def test_freeze_first_and_train_last_are_two_ways_to_say_one_thing():
@@ -233,7 +239,7 @@ def test_freeze_first_and_train_last_are_two_ways_to_say_one_thing():
 
 def test_layer_decay_multiplies_from_block_to_block(make_recipe, make_run):
     pace = SlowerWithDepth(0.5)
-    assert [pace(Param(depth), Moment(0, 4)) for depth in range(4)] == [1, 0.5, 0.25, 0.125]
+    assert [pace(Param(depth), TrainingProgress(0, 4)) for depth in range(4)] == [1, 0.5, 0.25, 0.125]
     run = make_run(make_recipe(strategy={"name": "layer_decay", "decay": 0.5}, learning_rate=0.08, schedule="constant"))
     next(iter(run))
     groups = run.state_dict()["optimizer"]["param_groups"]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from xfer.methods.heads import HEADS
-from xfer.models.params import params_of
-from xfer.training.networks import check, network_of
+from xfer.models.params import named_params
+from xfer.training.networks import build_network, check_network
 
 NETWORKS = {
     "test_resnet": {"backbone": "test_resnet"},
@@ -33,7 +33,7 @@ def build(make_recipe, weights_of):
         recipe = make_recipe(**NETWORKS[name], head=head)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            return network_of(recipe, weights_of(recipe.backbone) if recipe.weights else None).eval()
+            return build_network(recipe, weights_of(recipe.backbone) if recipe.weights else None).eval()
 
     return network
 
@@ -62,14 +62,14 @@ def test_logits_are_what_the_head_says_of_the_embeddings(build, head, network):
 @each_network
 def test_a_heads_parameters_and_no_others_have_depth_0(build, head, network):
     model = build(network, head)
-    depths = {name: param.depth for name, param in params_of(model).items()}
+    depths = {name: param.depth for name, param in named_params(model).items()}
     own = {id(parameter) for parameter in model.get_classifier().parameters()}
     assert {name for name, parameter in model.named_parameters() if id(parameter) in own} == {
         name for name, depth in depths.items() if depth == 0
     }
-    assert len({param.blocks for param in params_of(model).values()}) == 1
-    usual = params_of(build(network, "linear"))
-    body = {name: param for name, param in params_of(model).items() if param.depth}
+    assert len({param.blocks for param in named_params(model).values()}) == 1
+    usual = named_params(build(network, "linear"))
+    body = {name: param for name, param in named_params(model).items() if param.depth}
     assert body == {name: param for name, param in usual.items() if param.depth}
 
 
@@ -145,13 +145,13 @@ def test_a_new_head_prefers_no_class_and_follows_from_torchs_seed(head):
 @pytest.mark.parametrize("hidden", [0, -3, 2.5])
 def test_a_hidden_layer_without_whole_units_is_refused(make_recipe, hidden):
     with pytest.raises(ValueError, match=f"hidden is {hidden}; .* at least 1, or linear is meant"):
-        check(make_recipe(head={"name": "mlp", "hidden": hidden}))
+        check_network(make_recipe(head={"name": "mlp", "hidden": hidden}))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_a_scale_that_is_no_size_is_refused(make_recipe, scale):
     with pytest.raises(ValueError, match=f"cosine_scale is {scale}; it must be above 0"):
-        check(make_recipe(head={"name": "cosine", "cosine_scale": scale}))
+        check_network(make_recipe(head={"name": "cosine", "cosine_scale": scale}))
 
 
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "linear"])
@@ -161,13 +161,13 @@ def test_a_network_that_does_not_end_in_one_linear_layer_keeps_its_own_head(make
         f"head {head}(.*) takes the place of one linear layer, and {backbone} ends in {ends_in}: leave head at linear"
     )
     with pytest.raises(ValueError, match=message):
-        check(make_recipe(backbone=backbone, head=head, weights="w"))
-    check(make_recipe(backbone=backbone, weights="w"))
+        check_network(make_recipe(backbone=backbone, head=head, weights="w"))
+    check_network(make_recipe(backbone=backbone, weights="w"))
 
 
 @pytest.mark.parametrize(("strategy", "term"), [("lp_ft", "none"), ("naive", "arcface")])
 def test_what_asks_the_head_apart_from_the_body_is_refused_where_the_two_do_not_fit(make_recipe, strategy, term):
     asker = "strategy lp_ft" if term == "none" else re.escape("embedding_loss arcface(")
     with pytest.raises(ValueError, match=f"{asker}.* asks the head about embeddings .* resnetv2_18 ends in Conv2d"):
-        check(make_recipe(backbone="resnetv2_18", strategy=strategy, embedding_loss=term, weights="w"))
-    check(make_recipe(backbone="test_resnet", strategy=strategy, embedding_loss=term, weights="w"))
+        check_network(make_recipe(backbone="resnetv2_18", strategy=strategy, embedding_loss=term, weights="w"))
+    check_network(make_recipe(backbone="test_resnet", strategy=strategy, embedding_loss=term, weights="w"))

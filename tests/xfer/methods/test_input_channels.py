@@ -8,16 +8,16 @@ import safetensors.torch
 import torch
 from torchvision.transforms import functional as first_version
 
-from xfer.methods.input_channels import COLOURS
-from xfer.models.backbones import InputStatistics, Preparation, build, input_statistics
+from xfer.methods.input_channels import INPUT_CHANNELS
+from xfer.models.backbones import InputStatistics, Preprocessor, build, input_statistics
 from xfer.training.export import Classifier
-from xfer.training.networks import check, network_of, preparation_for
+from xfer.training.networks import build_network, build_preprocessor, check_network
 
 STEMS = {"test_resnet": "conv1.0", "test_efficientnet": "conv_stem", "test_vit": "patch_embed.proj"}
 CHANNELS = {"rgb": 3, "grey": 3, "grey_stem": 1}
 CPU = torch.device("cpu")
 
-each_colour = pytest.mark.parametrize("colour", COLOURS)
+each_colour = pytest.mark.parametrize("colour", INPUT_CHANNELS)
 each_network = pytest.mark.parametrize("network", STEMS)
 
 
@@ -33,8 +33,8 @@ def network_and_preparation(make_recipe, weights_of):
         recipe = make_recipe(backbone=network, colour=colour)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            model = network_of(recipe, weights_of(network)).eval()
-        return model, preparation_for(recipe, model, CPU)
+            model = build_network(recipe, weights_of(network)).eval()
+        return model, build_preprocessor(recipe, model, CPU)
 
     return made
 
@@ -44,14 +44,14 @@ def network_and_preparation(make_recipe, weights_of):
 
 def test_rgb_leaves_every_pixel_as_it_is():
     before = images()
-    assert torch.equal(COLOURS["rgb"]().convert(before), before)
+    assert torch.equal(INPUT_CHANNELS["rgb"]().convert(before), before)
 
 
 @pytest.mark.parametrize("colour", ["grey", "grey_stem"])
 def test_grey_is_torchvisions_luminance_on_as_many_channels_as_the_stem_takes(colour):
     before = images()
     kept = before.clone()
-    built = COLOURS[colour]()
+    built = INPUT_CHANNELS[colour]()
     found = built.convert(before)
     assert (found.dtype, found.shape) == (torch.uint8, (4, CHANNELS[colour], 32, 32))
     assert built.channels == CHANNELS[colour]
@@ -69,7 +69,7 @@ def test_pixels_are_scaled_as_the_network_was_pretrained(network_and_preparation
     model, prepare = network_and_preparation(network, colour)
     statistics = input_statistics(model)
     assert len(statistics.mean) == len(statistics.std) == 3
-    seen = COLOURS[colour]().convert(images()).float() / 255
+    seen = INPUT_CHANNELS[colour]().convert(images()).float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (statistics.mean, statistics.std))
     if colour == "grey_stem":
         mean, std = mean.mean(dim=1, keepdim=True), std.mean(dim=1, keepdim=True)
@@ -105,7 +105,7 @@ def test_a_grey_stem_sees_what_three_grey_channels_show_where_all_were_scaled_al
     for colour in ("grey", "grey_stem"):
         model, _ = network_and_preparation(network, colour)
         with torch.no_grad():
-            prepare = Preparation(alike, CPU, CHANNELS[colour], COLOURS[colour]().convert)
+            prepare = Preprocessor(alike, CPU, CHANNELS[colour], INPUT_CHANNELS[colour]().convert)
             found.append(model.forward_head(model.forward_features(prepare(images())), pre_logits=True))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found[0][0], found[0][1], atol=1e-2)
@@ -114,9 +114,9 @@ def test_a_grey_stem_sees_what_three_grey_channels_show_where_all_were_scaled_al
 def test_a_network_of_ours_and_one_from_random_weights_take_one_channel_too(make_recipe):
     for changes in ({"strategy": "small_cnn"}, {"strategy": "scratch"}, {"strategy": "early_cut"}):
         recipe = make_recipe(**changes, colour="grey_stem")
-        model = network_of(recipe, None).eval()
-        assert model(preparation_for(recipe, model, CPU)(images())).shape == (4, 3)
-        check(recipe)
+        model = build_network(recipe, None).eval()
+        assert model(build_preprocessor(recipe, model, CPU)(images())).shape == (4, 3)
+        check_network(recipe)
     assert build("basic_cnn", 3, 32, channels=1).features[0].weight.shape[1] == 1
 
 

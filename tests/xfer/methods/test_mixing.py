@@ -8,7 +8,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from xfer.methods.mixing import MIXINGS
-from xfer.seeding import drawing_from
+from xfer.seeding import use_generator
 
 N, C, SIDE = 8, 8, 20
 
@@ -113,7 +113,7 @@ def test_mixup_blends_pixels_and_targets_in_the_same_proportion(seed):
 
 def test_mixup_is_torchvisions_on_floats(batch):
     images, targets = MIXINGS["mixup"](alpha=0.4)(*batch, chance(3))
-    with drawing_from(chance(3)):
+    with use_generator(chance(3)):
         expected, expected_targets = v2.MixUp(alpha=0.4, num_classes=C)(batch[0].float(), torch.arange(N))
     assert torch.equal(images.float(), expected.round())
     torch.testing.assert_close(targets, expected_targets)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xfer.methods.optimizers import OPTIMIZERS, groups_of
-from xfer.models.params import Param, params_of
+from xfer.methods.optimizers import OPTIMIZERS, build_param_groups
+from xfer.models.params import Param, named_params
 from xfer.training import checkpoints
 
 STEPS = 37
@@ -258,7 +258,7 @@ def grouped(request):
     size = {"img_size": 32} if request.param == "test_vit" else {}
     with torch.device("meta"):
         network = timm.create_model(request.param, num_classes=3, **size)
-    return network, groups_of(network, params_of(network), DECAY)
+    return network, build_param_groups(network, named_params(network), DECAY)
 
 
 def test_every_parameter_is_in_exactly_one_group(grouped):
@@ -273,7 +273,7 @@ def place(group):
 
 def test_there_is_one_group_for_each_depth_and_kind_head_first(grouped):
     network, groups = grouped
-    params = params_of(network)
+    params = named_params(network)
     places = [place(group) for group in groups]
     assert places == sorted(set(params.values()))
     assert len({(each.depth, each.kind) for each in places}) == len(places)
@@ -293,14 +293,14 @@ def test_only_weights_are_decayed(grouped):
     ("kind", "decay"), [("weight", DECAY), ("adapter", DECAY), ("bias", 0.0), ("scale", 0.0), ("shift", 0.0)]
 )
 def test_of_all_kinds_weights_and_adapters_are_decayed(kind, decay):
-    (group,) = groups_of(nn.Linear(2, 2, bias=False), {"weight": Param(depth=1, kind=kind)}, DECAY)
+    (group,) = build_param_groups(nn.Linear(2, 2, bias=False), {"weight": Param(depth=1, kind=kind)}, DECAY)
     assert (group["kind"], group["weight_decay"]) == (kind, decay)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_keeps_what_its_groups_say_about_themselves(name):
     network = timm.create_model("test_efficientnet", num_classes=3)
-    groups = groups_of(network, params_of(network), DECAY)
+    groups = build_param_groups(network, named_params(network), DECAY)
     optimizer = OPTIMIZERS[name](groups, RATE)
     said = ("depth", "kind", "height", "pace", "weight_decay")
     kept = [[group[key] for key in said] for group in optimizer.param_groups]

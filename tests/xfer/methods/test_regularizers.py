@@ -19,7 +19,7 @@ def test_the_pull_is_the_gradient_of_the_penalty():
     expected = torch.autograd.grad(penalty, parameters)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    L2SP(0.7).pull(parameters, start)
+    L2SP(0.7).add_gradient(parameters, start)
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient + 1)
 
@@ -27,17 +27,17 @@ def test_the_pull_is_the_gradient_of_the_penalty():
 def test_at_the_start_there_is_nothing_to_pull():
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 2.0)
-    L2SP(5.0).pull([parameter], [torch.ones(3)])
+    L2SP(5.0).add_gradient([parameter], [torch.ones(3)])
     assert torch.equal(parameter.grad, torch.full((3,), 2.0))
 
 
 def test_parameters_without_a_gradient_are_passed_over():
     frozen, moving = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     moving.grad = torch.zeros(3)
-    L2SP(0.5).pull([frozen, moving], [torch.zeros(3), torch.zeros(3)])
+    L2SP(0.5).add_gradient([frozen, moving], [torch.zeros(3), torch.zeros(3)])
     assert frozen.grad is None
     assert torch.equal(moving.grad, torch.full((3,), 0.5))
-    L2SP(0.5).pull([frozen], [torch.zeros(3)])
+    L2SP(0.5).add_gradient([frozen], [torch.zeros(3)])
     assert frozen.grad is None
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from xfer.data.layouts import folder
 from xfer.data.pack import build_pack
 from xfer.methods.strategies import STRATEGIES
-from xfer.models.params import params_of
-from xfer.recipe import recipe_from
+from xfer.models.params import named_params
+from xfer.recipe import recipe_from_dict
 from xfer.run import Run
 from xfer.training import networks
 
@@ -83,7 +83,7 @@ def trained(request, make_recipe, make_run):
         strategy=strategy, backbone=network, epochs=EPOCHS, batch_size=12, learning_rate=0.05, weight_decay=0.1
     )
     run = make_run(recipe)
-    params = params_of(run.model)
+    params = named_params(run.model)
     start = before = snapshot(run)
     epochs = []
     for epoch in run:
@@ -112,9 +112,9 @@ def test_a_strategy_that_does_not_fit_a_network_is_refused_with_the_reason_and_n
             recipe = make_recipe(strategy=strategy, backbone=network, epochs=EPOCHS)
             if (strategy, network) in REFUSED:
                 with pytest.raises(ValueError, match=REFUSED[strategy, network]):
-                    networks.check(recipe)
+                    networks.check_network(recipe)
             else:
-                networks.check(recipe)
+                networks.check_network(recipe)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_a_strategy_that_does_not_fit_a_network_is_refused_with_the_reason_and_n
 def test_more_blocks_than_a_network_has_are_refused(make_recipe, strategy, network, reason):
     recipe = make_recipe(strategy=strategy, backbone=network, epochs=EPOCHS)
     if reason is None:
-        networks.check(recipe)
+        networks.check_network(recipe)
     else:
         with pytest.raises(ValueError, match=reason):
-            networks.check(recipe)
+            networks.check_network(recipe)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_parameter_that_makes_no_sense_is_refused_and_says_what_was_meant(make
 def test_a_network_of_its_own_stands_in_the_recipe(make_recipe):
     assert make_recipe(strategy="small_cnn").backbone == "basic_cnn"
     with pytest.raises(ValueError, match="strategy small_cnn brings basic_cnn.* the recipe says test_resnet"):
-        recipe_from({**make_recipe(strategy="small_cnn").as_dict(), "backbone": "test_resnet"})
+        recipe_from_dict({**make_recipe(strategy="small_cnn").as_dict(), "backbone": "test_resnet"})
 
 
 # What moves
@@ -300,7 +300,7 @@ def by_heart(make_recipe, weights_of, handful):
             epochs=40,
         )
         batch = {"batch_size": 6} if recipe.epochs > 1 else {}
-        recipe = recipe_from({**recipe.as_dict(), "data": handful.hash, **batch})
+        recipe = recipe_from_dict({**recipe.as_dict(), "data": handful.hash, **batch})
         return Run(recipe, handful, weights_of(network) if recipe.weights else None, torch.device("cpu"))
 
     return run

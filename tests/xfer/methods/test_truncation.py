@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xfer.methods.truncation import EarlyCut, drop_stages, stages_of
-from xfer.models.params import params_of
+from xfer.methods.truncation import TruncatedModel, drop_stages, stage_end_modules
+from xfer.models.params import named_params
 from xfer.training import networks
 
 STAGES = {"test_resnet": 5, "test_efficientnet": 5, "test_vit": 6}
@@ -63,7 +63,7 @@ def test_a_cut_network_is_a_linear_classifier_on_the_normalised_mean_of_a_stage(
     for stage in range(1, STAGES[network]):
         whole = built(network)
         expected = by_hand(network, whole, images, stage)
-        cut = EarlyCut(built(network), stage).eval()
+        cut = TruncatedModel(built(network), stage).eval()
         embeddings = functional.layer_norm(expected.mean(dim=(2, 3)), (expected.shape[1],))
         with torch.no_grad():
             torch.testing.assert_close(cut.forward_features(images), expected)
@@ -76,25 +76,26 @@ def test_a_cut_network_is_a_linear_classifier_on_the_normalised_mean_of_a_stage(
 
 @each_network
 def test_the_stages_are_those_of_timm_lowest_first(network):
-    assert len(stages_of(built(network))) == STAGES[network]
+    assert len(stage_end_modules(built(network))) == STAGES[network]
 
 
 @each_network
 def test_all_above_the_stage_is_gone(network):
     sizes = [
-        sum(p.numel() for p in EarlyCut(built(network), stage).parameters()) for stage in range(1, STAGES[network])
+        sum(p.numel() for p in TruncatedModel(built(network), stage).parameters())
+        for stage in range(1, STAGES[network])
     ]
     assert sizes == sorted(set(sizes))
     assert sizes[-1] < sum(p.numel() for p in built(network).parameters())
-    names = EarlyCut(built("test_efficientnet"), 2).state_dict()
+    names = TruncatedModel(built("test_efficientnet"), 2).state_dict()
     assert not [name for name in names if name.startswith(("body.blocks.2", "body.conv_head", "body.classifier"))]
     assert [name for name in names if name.startswith("body.blocks.1")]
 
 
 @each_network
 def test_the_order_of_blocks_is_that_of_the_whole_network_seen_from_the_new_head(network):
-    whole = params_of(built(network))
-    cut = params_of(EarlyCut(built(network), 2))
+    whole = named_params(built(network))
+    cut = named_params(TruncatedModel(built(network), 2))
     assert {name for name, param in cut.items() if param.depth == 0} == {"classifier.weight", "classifier.bias"}
     below = {name: param for name, param in cut.items() if param.depth > 0}
     assert {param.depth for param in below.values()} == set(range(1, max(param.depth for param in below.values()) + 1))
@@ -116,19 +117,19 @@ def test_a_stage_that_is_not_there_or_the_last_is_refused_with_those_that_can_be
         rf"early_cut\(stage={stage}\): this network has {last} stages, so stage can be 1 to {last - 1}; .* linear_"
     )
     with pytest.raises(ValueError, match=message):
-        networks.check(recipe)
+        networks.check_network(recipe)
 
 
 @pytest.mark.parametrize("strategy", ["early_cut", "drop_early"])
 def test_a_network_whose_stages_nobody_knows_is_refused(make_recipe, strategy):
     recipe = make_recipe(strategy=strategy, backbone="basic_cnn", weights="e" * 64)
     with pytest.raises(ValueError, match="timm does not say where the stages of BasicCNN end, so it cannot be cut"):
-        networks.check(recipe)
+        networks.check_network(recipe)
 
 
 def test_a_cut_network_takes_every_kind_of_head(make_recipe):
     for head in ("linear", "mlp", "cosine"):
-        networks.check(make_recipe(strategy="early_cut", head=head))
+        networks.check_network(make_recipe(strategy="early_cut", head=head))
 
 
 # drop_early
@@ -144,7 +145,7 @@ def test_a_vit_without_its_early_blocks_is_the_one_that_has_only_the_others(imag
         assert torch.equal(dropped(images), whole(images))
         assert not torch.allclose(dropped(images), before)
     assert sum(p.numel() for p in dropped.parameters()) == sum(p.numel() for p in whole.parameters())
-    assert {param.blocks for param in params_of(dropped).values()} == {7 - stage}
+    assert {param.blocks for param in named_params(dropped).values()} == {7 - stage}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_convolutional_network_whose_stages_happen_to_fit_can_do_without_them(
 def test_stages_that_cannot_be_left_out_are_refused_with_the_reason(make_recipe, network, stage, reason):
     recipe = make_recipe(strategy={"name": "drop_early", "stage": stage}, backbone=network)
     with pytest.raises(ValueError, match=reason):
-        networks.check(recipe)
+        networks.check_network(recipe)
 
 
 def test_trying_whether_it_fits_changes_neither_mode_nor_statistics():

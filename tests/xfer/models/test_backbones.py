@@ -12,8 +12,8 @@ import timm
 import torch
 
 from xfer.models.backbones import (
-    OWN,
-    Preparation,
+    CUSTOM_BACKBONES,
+    Preprocessor,
     build,
     check_name,
     default_image_size,
@@ -209,7 +209,7 @@ def test_what_is_no_name_at_all_is_refused(name):
 # Our own
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", CUSTOM_BACKBONES)
 def test_a_network_of_ours_is_built_by_its_name_and_is_not_pretrained(weights, name):
     check_name(name)
     assert build(name, 3, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
@@ -259,7 +259,7 @@ def test_pixels_are_scaled_as_the_network_was_pretrained():
     assert statistics.mean == pytest.approx((0.485, 0.456, 0.406))
     images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     before = images.clone()
-    found = Preparation(statistics, torch.device("cpu"))(images)
+    found = Preprocessor(statistics, torch.device("cpu"))(images)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (statistics.mean, statistics.std))
     torch.testing.assert_close(found, (images / 255 - mean) / std)
     assert found.is_contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ import torch
 
 from xfer.models import backbones
 from xfer.models.basic_cnn import BasicCNN
-from xfer.recipe import recipe_from
+from xfer.recipe import recipe_from_dict
 
 
 def size(model):
@@ -56,7 +56,7 @@ def test_the_strategy_that_brings_it_wants_no_other_backbone(make_recipe):
     plain = make_recipe(strategy="small_cnn").as_dict()
     assert plain["backbone"] == "basic_cnn"
     with pytest.raises(ValueError, match="strategy small_cnn brings basic_cnn.* the recipe says test_resnet"):
-        recipe_from({**plain, "backbone": "test_resnet"})
+        recipe_from_dict({**plain, "backbone": "test_resnet"})
 
 
 def test_it_can_be_trained_from_random_weights_by_name_too(make_recipe, make_run):

@@ -9,7 +9,7 @@ from torch import nn
 
 from xfer.methods.adapters import add_low_rank
 from xfer.models.basic_cnn import BasicCNN
-from xfer.models.params import NORMS, Param, params_of
+from xfer.models.params import NORMS, Param, named_params
 
 FAMILIES = {
     "test_resnet": {},
@@ -31,11 +31,11 @@ def network(request):
 
 
 def test_every_parameter_is_somewhere(network):
-    assert params_of(network).keys() == dict(network.named_parameters()).keys()
+    assert named_params(network).keys() == dict(network.named_parameters()).keys()
 
 
 def test_depth_0_is_exactly_the_classifier(network):
-    params = params_of(network)
+    params = named_params(network)
     head = {id(parameter) for parameter in network.get_classifier().parameters()}
     assert head
     assert {name for name, param in params.items() if param.depth == 0} == {
@@ -44,7 +44,7 @@ def test_depth_0_is_exactly_the_classifier(network):
 
 
 def test_depths_follow_each_other_without_a_gap_down_to_the_stem(network):
-    params = params_of(network)
+    params = named_params(network)
     depths = {param.depth for param in params.values()}
     assert depths == set(range(len(depths)))
     assert len(depths) > 3
@@ -53,7 +53,7 @@ def test_depths_follow_each_other_without_a_gap_down_to_the_stem(network):
 
 
 def test_heights_count_the_same_blocks_from_below(network):
-    params = params_of(network)
+    params = named_params(network)
     blocks = max(param.depth for param in params.values())
     assert {param.height for param in params.values()} == set(range(blocks + 1))
     assert {param.depth + param.height for param in params.values()} == {param.blocks for param in params.values()}
@@ -61,7 +61,7 @@ def test_heights_count_the_same_blocks_from_below(network):
 
 
 def test_kinds_tell_norms_and_biases_from_the_weights_proper(network):
-    params = params_of(network)
+    params = named_params(network)
     for module_name, module in network.named_modules():
         for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
             if isinstance(module, NORMS):
@@ -72,7 +72,7 @@ def test_kinds_tell_norms_and_biases_from_the_weights_proper(network):
 
 
 def test_every_normalisation_layer_with_two_parameters_has_a_scale_and_a_shift(network):
-    params = params_of(network)
+    params = named_params(network)
     norms = [name for name, module in network.named_modules() if isinstance(module, NORMS)]
     with_both = [name for name in norms if {f"{name}.weight", f"{name}.bias"} <= params.keys()]
     assert [params[f"{name}.weight"].kind for name in with_both] == ["scale"] * len(with_both)
@@ -82,15 +82,15 @@ def test_every_normalisation_layer_with_two_parameters_has_a_scale_and_a_shift(n
 def test_a_norm_that_only_scales_is_known_by_its_name():
     with torch.device("meta"):
         vit = timm.create_model("test_vit3", num_classes=3, img_size=32, norm_layer="rmsnorm")
-    kinds = {name: param.kind for name, param in params_of(vit).items()}
+    kinds = {name: param.kind for name, param in named_params(vit).items()}
     assert kinds["blocks.0.norm1.weight"] == "scale"
     assert "blocks.0.norm1.bias" not in kinds
 
 
 def test_an_adapter_is_told_from_the_weight_that_it_adapts_and_stands_where_that_stood():
     vit = timm.create_model("test_vit", num_classes=3, img_size=32)
-    before = params_of(vit)
-    after = params_of(add_low_rank(vit, 2, vit.get_classifier()))
+    before = named_params(vit)
+    after = named_params(add_low_rank(vit, 2, vit.get_classifier()))
     place = "blocks.3.attn.qkv.parametrizations.weight"
     assert after[f"{place}.original"] == before["blocks.3.attn.qkv.weight"] == Param(3, "weight", 4)
     assert after[f"{place}.0.down"] == after[f"{place}.0.up"] == Param(3, "adapter", 4)
@@ -103,14 +103,14 @@ def test_an_adapter_is_told_from_the_weight_that_it_adapts_and_stands_where_that
 
 
 def test_a_network_of_our_own_is_seen_in_the_same_way():
-    depth = {name: param.depth for name, param in params_of(BasicCNN(num_classes=3)).items()}
+    depth = {name: param.depth for name, param in named_params(BasicCNN(num_classes=3)).items()}
     order = ["classifier.weight", "hidden.2.weight", "features.6.weight", "features.3.weight", "features.0.weight"]
     assert [depth[name] for name in order] == [0, 1, 2, 3, 4]
 
 
 def test_depth_counts_blocks_upwards_from_the_stem():
     with torch.device("meta"):
-        params = params_of(timm.create_model("test_resnet", num_classes=3))
+        params = named_params(timm.create_model("test_resnet", num_classes=3))
     depth = {name: param.depth for name, param in params.items()}
     assert depth["fc.weight"] == 0
     assert depth["layer4.0.conv1.weight"] == 1

@@ -131,7 +131,7 @@ def test_the_state_of_a_real_optimizer_comes_back_bit_for_bit(tmp_path):
 
 def test_a_name_says_the_epoch_and_what_the_content_hashes_to(tmp_path):
     (path,) = saved(tmp_path / "new" / "folder", 3)
-    name = checkpoints.NAME.fullmatch(path.name)
+    name = checkpoints.FILE_PATTERN.fullmatch(path.name)
     assert name[1] == "0003"
     assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(name[2])
 

@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 
-from xfer.data.loader import batches
-from xfer.recipe import recipe_from
+from xfer.data.loader import iter_batches
+from xfer.recipe import recipe_from_dict
 from xfer.training.export import load_classifier, save_classifier
 
 NETWORKS = ["test_resnet", "test_efficientnet", "test_vit"]
@@ -56,7 +56,7 @@ def probabilities_of(run, places):
     run.model.eval()
     with torch.inference_mode():
         return torch.cat(
-            [run.model(run._learner.prepare(images)) for images, _ in batches(run.pack, places, 64)]
+            [run.model(run._learner.prepare(images)) for images, _ in iter_batches(run.pack, places, 64)]
         ).softmax(1)
 
 
@@ -125,7 +125,7 @@ def test_the_card_is_plain_json_and_nothing_is_pickled(make_recipe, make_run, tm
     assert (card["backbone"], card["image_size"]) == ("test_efficientnet", 32)
     assert card["resize"] == "squash to a square, then the middle 87.5% of each side"
     assert len(card["mean"]) == len(card["std"]) == 3
-    assert recipe_from(card["recipe"]) == run.recipe == classifier.recipe
+    assert recipe_from_dict(card["recipe"]) == run.recipe == classifier.recipe
     assert classifier.classes == classes
     assert classifier.image_size == 32
 

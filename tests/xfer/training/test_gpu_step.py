@@ -14,8 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xfer.methods.augmentations import AUGMENTATIONS, ON_ANY_DEVICE
-from xfer.methods.freezing import Moment
+from xfer.methods.augmentations import AUGMENTATIONS, GPU_AUGMENTATIONS
+from xfer.methods.freezing import TrainingProgress
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.training.learner import Learner
 
@@ -49,17 +49,17 @@ def test_what_counts_waiting_sees_it():
 def test_no_step_asks_for_a_number(make_recipe, make_run, strategy, clipping, augmentation):
     run = make_run(make_recipe(strategy=strategy, augmentation=augmentation, optimizer="sgd", **clipping))
     images, labels = next(run._batches(run.split.train))
-    run._learner.set_pace(Moment(0, 2))
+    run._learner.set_pace(TrainingProgress(0, 2))
     with Waiting() as waiting:
         for _ in range(3):
-            run._learner.step(*run._learner.augmented(images, labels, torch.Generator()), 0.01)
+            run._learner.step(*run._learner.augment_batch(images, labels, torch.Generator()), 0.01)
     assert waiting.counted == {}
 
 
 @pytest.fixture
 def without_a_driver(monkeypatch):
     """What only a GPU's driver can do is left out."""
-    monkeypatch.setattr("xfer.training.learner.state_of", lambda device: torch.zeros(0))
+    monkeypatch.setattr("xfer.training.learner.get_rng_state", lambda device: torch.zeros(0))
     monkeypatch.setattr(nn.Module, "to", lambda self, *where, **how: self)  # made there; fake ones cannot be moved
     monkeypatch.setattr(Learner, "_computing", lambda self: torch.no_grad())
 
@@ -88,11 +88,11 @@ def test_a_batch_on_the_gpu_stays_there_and_meets_nothing_from_elsewhere(
     with FakeTensorMode():
         learner = learner_on_cuda(recipe)
         without_a_driver(learner)
-        learner.set_pace(Moment(0, 2))
+        learner.set_pace(TrainingProgress(0, 2))
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=CUDA)
         labels = torch.zeros(8, dtype=torch.long, device=CUDA)
         for _ in range(2):
-            found = learner.step(*learner.augmented(images, labels, torch.Generator()), 0.1)
+            found = learner.step(*learner.augment_batch(images, labels, torch.Generator()), 0.1)
         assert {each.device.type for each in found} == {"cuda"}
         with pytest.raises(DataDependentOutputException):
             found[0].item()  # so a step that asked would have failed
@@ -102,18 +102,18 @@ def test_a_batch_from_main_memory_is_brought_to_the_gpu(make_recipe, without_a_d
     with FakeTensorMode():
         learner = learner_on_cuda(make_recipe(augmentation="flip"))
         without_a_driver(learner)
-        learner.set_pace(Moment(0, 2))
+        learner.set_pace(TrainingProgress(0, 2))
         images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.long)
-        found = learner.step(*learner.augmented(images, labels, torch.Generator()), 0.1)
+        found = learner.step(*learner.augment_batch(images, labels, torch.Generator()), 0.1)
         assert {each.device.type for each in found} == {"cuda"}
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_only_what_works_anywhere_is_given_images_on_a_device(make_recipe, make_run, name):
-    assert make_run(make_recipe(augmentation=name))._learner.augments_anywhere == (name in ON_ANY_DEVICE)
+    assert make_run(make_recipe(augmentation=name))._learner.can_augment_on_device == (name in GPU_AUGMENTATIONS)
 
 
-@pytest.mark.parametrize("name", sorted(ON_ANY_DEVICE))
+@pytest.mark.parametrize("name", sorted(GPU_AUGMENTATIONS))
 def test_what_works_anywhere_does_on_tensors_that_hold_no_numbers(name, monkeypatch):
     # On the meta device whoever asks for a number, or mixes in a tensor from elsewhere, fails. Draws stay in memory.
     monkeypatch.setattr(torch.Tensor, "to", staged(torch.Tensor.to))

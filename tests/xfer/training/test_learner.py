@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from xfer.features.model_split import Embedder
-from xfer.methods.batch_norm import BATCH_NORMS
+from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
-from xfer.methods.freezing import Moment
-from xfer.recipe import recipe_from
+from xfer.methods.freezing import TrainingProgress
+from xfer.recipe import recipe_from_dict
 from xfer.training import checkpoints
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
@@ -73,7 +73,7 @@ def test_gradient_norms_are_those_of_the_first_epoch_and_their_mean_is_its_gradi
 
 def test_no_more_gradient_norms_are_kept_than_the_first_steps(make_recipe, make_run, monkeypatch):
     every = next(iter(make_run(make_recipe(batch_size=2)))).gradient_norms
-    monkeypatch.setattr("xfer.run.FIRST_STEPS", 5)
+    monkeypatch.setattr("xfer.run.LOGGED_GRADIENT_NORMS", 5)
     few = next(iter(make_run(make_recipe(batch_size=2)))).gradient_norms
     assert (len(every), few) == (12, every[:5])
 
@@ -131,7 +131,7 @@ def running(run):
 
 
 @pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet"])
-@pytest.mark.parametrize("batch_norm", BATCH_NORMS)
+@pytest.mark.parametrize("batch_norm", BATCH_NORM_MODES)
 @pytest.mark.parametrize("strategy", ["linear_probe", "naive"])
 def test_statistics_follow_the_images_as_batch_norm_says(make_recipe, make_run, network, batch_norm, strategy):
     follow = {"with_weights": strategy == "naive", "frozen": False, "always": True}
@@ -146,7 +146,7 @@ def test_statistics_follow_the_images_as_batch_norm_says(make_recipe, make_run, 
 def test_dropout_in_a_frozen_part_is_silent_and_above_it_is_not(make_recipe, make_run):
     run = make_run(make_recipe(strategy={"name": "freeze_first", "blocks": 3}, backbone_args={"drop_path_rate": 0.5}))
     next(iter(run))
-    run._learner.set_pace(Moment(1, 2))
+    run._learner.set_pace(TrainingProgress(1, 2))
     modes = {name: module.training for name, module in run.model.named_modules() if isinstance(module, nn.Sequential)}
     assert [modes[f"blocks.{stage}"] for stage in range(5)] == [False, False, True, True, True]
 
@@ -230,7 +230,7 @@ def test_a_run_with_a_term_without_parameters_can_be_resumed(make_recipe, make_r
 def test_a_term_on_embeddings_and_batch_mixing_are_refused_together(make_recipe, term, mixing):
     with pytest.raises(ValueError, match=f"embedding_loss {term}.* needs one class an image, and mixing {mixing}"):
         make_recipe(embedding_loss=term, mixing=mixing)
-    assert recipe_from({**make_recipe(embedding_loss=term).as_dict(), "mixing": {"name": "none"}})
+    assert recipe_from_dict({**make_recipe(embedding_loss=term).as_dict(), "mixing": {"name": "none"}})
 
 
 def test_the_term_is_asked_with_the_embeddings_that_the_head_is_asked_with(make_recipe, make_run, monkeypatch):

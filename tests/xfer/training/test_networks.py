@@ -12,13 +12,15 @@ import torch
 
 from xfer.measure.cost import count_parameters
 from xfer.methods.strategies import STRATEGIES
-from xfer.models.params import params_of
-from xfer.recipe import TABLES
+from xfer.models.params import named_params
+from xfer.recipe import CHOICE_TABLES
 from xfer.training import networks
-from xfer.training.networks import _check_shape, check, network_of
+from xfer.training.networks import _check_shape, build_network, check_network
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
-SHAPING = [(kind, name) for kind in ("strategy", "head", "activation", "batch_norm", "colour") for name in TABLES[kind]]
+SHAPING = [
+    (kind, name) for kind in ("strategy", "head", "activation", "batch_norm", "colour") for name in CHOICE_TABLES[kind]
+]
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +38,9 @@ def test_the_check_says_what_the_network_itself_would(make_recipe, weights_of, n
     file = weights_of(network) if recipe.weights else None
 
     def ask_the_network():
-        assert network_of(recipe, file)(torch.rand(2, 1 if name == "grey_stem" else 3, 32, 32)).shape == (2, 3)
+        assert build_network(recipe, file)(torch.rand(2, 1 if name == "grey_stem" else 3, 32, 32)).shape == (2, 3)
 
-    said = [refusal(ask_the_network), refusal(lambda: check(recipe))]
+    said = [refusal(ask_the_network), refusal(lambda: check_network(recipe))]
     assert said[0] == said[1]
     assert (said[0] is None) == possible(network, name)
 
@@ -61,7 +63,7 @@ def possible(network, name):
 def test_a_network_has_random_weights_without_a_file_and_the_same_shape(make_recipe, weights_of, strategy):
     recipe = make_recipe(backbone="test_vit", strategy=strategy, epochs=9)
     weights = weights_of("test_vit") if recipe.weights else None
-    filled, empty = network_of(recipe, weights).state_dict(), network_of(recipe, None).state_dict()
+    filled, empty = build_network(recipe, weights).state_dict(), build_network(recipe, None).state_dict()
     assert {name: tensor.shape for name, tensor in filled.items()} == {
         name: tensor.shape for name, tensor in empty.items()
     }
@@ -72,12 +74,12 @@ def test_choices_of_shape_compose(make_recipe, weights_of):
     recipe = make_recipe(
         backbone="test_vit", strategy="lora", head="cosine", activation="mish", colour="grey_stem", batch_norm="frozen"
     )
-    check(recipe)
-    model = network_of(recipe, weights_of("test_vit"))
+    check_network(recipe)
+    model = build_network(recipe, weights_of("test_vit"))
     assert model(torch.rand(2, 1, 32, 32)).shape == (2, 3)
-    kinds = {param.kind for param in params_of(model).values()}
+    kinds = {param.kind for param in named_params(model).values()}
     assert "adapter" in kinds
-    assert type(model.get_classifier()).__name__ == "Cosine"
+    assert type(model.get_classifier()).__name__ == "CosineClassifier"
 
 
 # The check leaves no trace
@@ -86,9 +88,9 @@ def test_choices_of_shape_compose(make_recipe, weights_of):
 def test_the_check_draws_no_random_number_and_leaves_torch_as_it_was(make_recipe):
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     for changes in ({"strategy": "scratch"}, {"head": "mlp"}, {"strategy": "small_cnn"}, {"colour": "grey_stem"}):
-        check(make_recipe(**changes))
+        check_network(make_recipe(**changes))
     for network in NETWORKS:
-        check(make_recipe(backbone=network))
+        check_network(make_recipe(backbone=network))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
@@ -98,8 +100,10 @@ def test_the_check_draws_no_random_number_and_leaves_torch_as_it_was(make_recipe
 
 def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
     built = []
-    monkeypatch.setattr(networks, "network_of", lambda *arguments: built.append(network_of(*arguments)) or built[0])
-    check(make_recipe(backbone="vgg11", weights="w", head="mlp"))
+    monkeypatch.setattr(
+        networks, "build_network", lambda *arguments: built.append(build_network(*arguments)) or built[0]
+    )
+    check_network(make_recipe(backbone="vgg11", weights="w", head="mlp"))
     (model,) = built
     assert count_parameters(model) > 10**8
     assert all(tensor.is_meta for tensor in model.state_dict().values())
@@ -107,9 +111,9 @@ def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
 
 def test_each_shape_is_checked_once(make_recipe):
     for changes in ({}, {"learning_rate": 0.5}, {"weight_decay": 0.1}, {"seed": 7}, {"draw": 3}):
-        check(make_recipe(**changes))
+        check_network(make_recipe(**changes))
     assert _check_shape.cache_info().misses == 1
-    check(make_recipe(head="mlp"))
+    check_network(make_recipe(head="mlp"))
     assert _check_shape.cache_info().misses == 2
 
 
@@ -206,17 +210,19 @@ def test_what_cannot_be_built_is_refused_with_the_reason(make_recipe, case):
     recipe = make_recipe(weights="" if changes.get("strategy") == "small_cnn" else "w", **changes)
     for _ in range(2):  # a refusal is not forgotten
         with pytest.raises(ValueError, match=re.escape(message)):
-            check(recipe)
+            check_network(recipe)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
 def test_every_stage_but_the_last_can_be_cut_after(make_recipe, stage):
-    check(make_recipe(strategy={"name": "early_cut", "stage": stage}))
+    check_network(make_recipe(strategy={"name": "early_cut", "stage": stage}))
 
 
 @pytest.mark.parametrize("backbone", ["resnetv2_18", "crossvit_9_240", "repvit_m1"])
 def test_a_cut_network_gets_a_head_of_its_own_whatever_the_whole_one_ends_in(make_recipe, backbone):
-    check(make_recipe(backbone=backbone, strategy={"name": "early_cut", "stage": 1}, weights="w", image_size=240))
+    check_network(
+        make_recipe(backbone=backbone, strategy={"name": "early_cut", "stage": 1}, weights="w", image_size=240)
+    )
 
 
 def test_a_missing_library_is_found_before_anything_is_trained(make_recipe, monkeypatch):
@@ -224,4 +230,4 @@ def test_a_missing_library_is_found_before_anything_is_trained(make_recipe, monk
         monkeypatch.setitem(sys.modules, name, None)
     _check_shape.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'xfer\[metric\]'"):
-        check(make_recipe(embedding_loss="arcface"))
+        check_network(make_recipe(embedding_loss="arcface"))

@@ -12,7 +12,7 @@ from xfer.__main__ import main
 
 
 @dataclass(frozen=True)
-class Ended:
+class CompletedCommand:
     """How a command ended."""
 
     status: int
@@ -20,7 +20,7 @@ class Ended:
     err: str
 
 
-Command = Callable[..., Ended]
+Command = Callable[..., CompletedCommand]
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Flags:
         return [*map(str, named), "--backbone", "test_efficientnet", "--image-size", "32", *map(str, more)]
 
 
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
+def make_command_runner(capsys: pytest.CaptureFixture[str]) -> Command:
     """Gives a command line and says how that ended."""
 
-    def give(*arguments: object) -> Ended:
+    def give(*arguments: object) -> CompletedCommand:
         capsys.readouterr()
         try:
             status = main([str(each) for each in arguments])
         except SystemExit as ended:  # argparse's own way out
             status = int(ended.code or 0)
         said = capsys.readouterr()
-        return Ended(status, said.out, said.err)
+        return CompletedCommand(status, said.out, said.err)
 
     return give

@@ -6,15 +6,17 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.engine.search_space.space import Config, Space, recipe_data
-from xfer.choices import Value, parameters
+from sweeps.engine.search_space.space import Config, Space, config_to_recipe
+from xfer.choices import Value, default_parameters
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.recipe import TABLES, Recipe, recipe_from
+from xfer.recipe import CHOICE_TABLES, Recipe, recipe_from_dict
 
-ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
-OWN = [(kind, name, own) for kind, name in ENTRIES for own in parameters(TABLES[kind][name])]
-WIDE = {
-    **{kind: ",".join(table) for kind, table in TABLES.items()},
+ALL_ENTRIES = [(kind, name) for kind, table in CHOICE_TABLES.items() for name in table]
+ENTRY_PARAMETERS = [
+    (kind, name, own) for kind, name in ALL_ENTRIES for own in default_parameters(CHOICE_TABLES[kind][name])
+]
+WIDEST_CHOICES = {
+    **{kind: ",".join(table) for kind, table in CHOICE_TABLES.items()},
     "clip_value": "none,0.5",
     "body_rate": "0.1..1",
     "images_per_class": "none,4",
@@ -22,8 +24,8 @@ WIDE = {
 """Edits that name everything there is."""
 
 
-class Dice:
-    """An `Asked` that throws dice and remembers what it was asked for."""
+class RandomTrial:
+    """An `SuggestTrial` that throws dice and remembers what it was asked for."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -44,11 +46,11 @@ class Dice:
         return value
 
 
-def thrown(space: Space, count: int = 400) -> list[tuple[Config, dict[str, Any]]]:
+def random_configs(space: Space, count: int = 400) -> list[tuple[Config, dict[str, Any]]]:
     """Configurations, each with what was asked for on the way."""
     found = []
     for seed in range(count):
-        dice = Dice(seed)
+        dice = RandomTrial(seed)
         found.append((space.suggest(dice), dice.asked))
     return found
 
@@ -63,4 +65,4 @@ def recipe_of(config: Mapping[str, Any], epochs: int) -> Recipe:
     """The recipe of a configuration, on data that nobody has."""
     weights = "w" if strategy_of(config).pretrained else ""
     about = {"data": "d", "classes": 3, "image_size": 32, "weights": weights, "epochs": epochs}
-    return recipe_from({**about, **recipe_data(dict(config))})
+    return recipe_from_dict({**about, **config_to_recipe(dict(config))})

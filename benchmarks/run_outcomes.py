@@ -24,7 +24,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """A command from its start to its end."""
 
     command: str
@@ -41,7 +41,7 @@ class Outcome:
         """The highest accuracy of any trial after any epoch: the definition that targets are set and met by."""
         return max((point.accuracy for point in self.points), default=0.0)
 
-    def best_of(self, first: int) -> float:
+    def best_of_first(self, first: int) -> float:
         """The highest accuracy of the first so many trials, by when their first epochs were over."""
         begun = dict.fromkeys(point.trial for point in sorted(self.points, key=lambda point: point.at))
         among = list(begun)[:first]
@@ -62,13 +62,13 @@ class Outcome:
         return asdict(self)
 
 
-def outcome_from(plain: dict[str, Any]) -> Outcome:
+def outcome_from_dict(plain: dict[str, Any]) -> RunOutcome:
     """What `Outcome.as_dict` made."""
-    return Outcome(**{**plain, "points": tuple(Point(**point) for point in plain["points"])})
+    return RunOutcome(**{**plain, "points": tuple(Point(**point) for point in plain["points"])})
 
 
 @dataclass(frozen=True)
-class Spread:
+class MedianRange:
     """A few numbers: their median, the smallest and the largest."""
 
     values: tuple[float, ...]
@@ -78,42 +78,42 @@ class Spread:
         return f"{median(self.values):.3g} ({low:.3g} to {high:.3g}, n={len(self.values)})"
 
 
-def ratios(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> MedianRange:
     """How many times as much theirs are, repeat by repeat.
 
     >>> str(ratios([100.0, 90.0, 120.0], [2.0, 3.0, 2.0]))
     '50 (30 to 60, n=3)'
     """
-    return Spread(tuple(their / our for their, our in zip(theirs, ours, strict=True)))
+    return MedianRange(tuple(their / our for their, our in zip(theirs, ours, strict=True)))
 
 
-def scaled(outcome: Outcome, trials: int) -> float:
+def extrapolate_seconds(outcome: RunOutcome, trials: int) -> float:
     """The seconds that an outcome's command would take for so many trials: in proportion, but for its start-up.
 
-    >>> scaled(Outcome("", 110.0, 10.0, (Point("a", 1, 50.0, 0.5, 1.0), Point("b", 1, 90.0, 0.5, 1.0)), ""), 8)
+    >>> extrapolate_seconds(RunOutcome("", 110.0, 10.0, (Point("a", 1, 50.0, 0.5, 1.0), Point("b", 1, 90.0, 0.5, 1.0)), ""), 8)
     410.0
     """
     return outcome.ready + (outcome.seconds - outcome.ready) * trials / len(outcome.last)
 
 
-def seconds_to(outcome: Outcome, target: float) -> float | None:
+def seconds_to_accuracy(outcome: RunOutcome, target: float) -> float | None:
     """When the first trial had reached an accuracy, after whichever epoch; None where none did."""
     return min((point.at for point in outcome.points if point.accuracy >= target), default=None)
 
 
-def speedup(theirs: Outcome, ours: Outcome, target: float) -> float:
+def speedup(theirs: RunOutcome, ours: RunOutcome, target: float) -> float:
     """How many times sooner ours had reached a target.
 
     Where theirs never did, their whole time counts, so that the ratio is a lower bound. Where ours never did it is 0.
     """
-    our_seconds = seconds_to(ours, target)
+    our_seconds = seconds_to_accuracy(ours, target)
     if our_seconds is None:
         return 0.0
-    their_seconds = seconds_to(theirs, target)
+    their_seconds = seconds_to_accuracy(theirs, target)
     return (theirs.seconds if their_seconds is None else their_seconds) / our_seconds
 
 
-def images_per_second(outcome: Outcome) -> float:
+def images_per_second(outcome: RunOutcome) -> float:
     """Training images a second of all trials that ran side by side: of each the median over its epochs from the second.
 
     Epochs during which another trial had not begun or had ended already do not count.

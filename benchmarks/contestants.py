@@ -14,20 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.curves import Outcome, Point, outcome_from
-from sweeps.engine.console.provenance import now
-from sweeps.engine.storage.store import Store, sweeps_in
+from benchmarks.run_outcomes import Point, RunOutcome, outcome_from_dict
+from sweeps.engine.console.provenance import utc_now
+from sweeps.engine.storage.store import Store, list_sweeps
 from xfer.choices import Value
 
 ROOT = Path(__file__).parents[1]
-PLAIN = Path(__file__).with_name("plain.py")
-LEFT_OUT = ("OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "RAY_ADDRESS")
+PLAIN_SCRIPT = Path(__file__).with_name("plain.py")
+REMOVED_ENV_VARS = ("OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "RAY_ADDRESS")
 """Variables that a command does not inherit: each side sets what it wants itself."""
-PAUSE = 5.0  # seconds after a command, for Ray's processes end a little later than their driver
+PAUSE_SECONDS = 5.0  # seconds after a command, for Ray's processes end a little later than their driver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class BenchmarkTask:
     """What both sides are asked to do."""
 
     data: Path
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScriptSetting:
     """How the plain script uses the machine."""
 
     workers: int
@@ -58,14 +58,14 @@ class Setting:
         return said + (", channels_last" if self.channels_last else "")
 
 
-def ours(task: Task, storage: Path, log: Path, more: Sequence[str] = ()) -> Outcome:
+def run_ours(task: BenchmarkTask, storage: Path, log: Path, extra_flags: Sequence[str] = ()) -> RunOutcome:
     """Run a sweep as a user would; another one in the same storage starts anew, on what is cached there.
 
     Args:
         task: what to do. The test part stays closed.
         storage: the sweep's storage.
         log: what it says is added to this file.
-        more: further flags.
+        extra_flags: further flags.
     """
     flags = {
         **_shared(task),
@@ -77,29 +77,29 @@ def ours(task: Task, storage: Path, log: Path, more: Sequence[str] = ()) -> Outc
     }
     held = [word for axis, value in task.fixed.items() for word in ("--fix", f"{axis}={_written(value)}")]
     fresh = ["--fresh"] if storage.exists() else []
-    command = ["-m", "sweeps.folder", *_words(flags), *held, *fresh, *more]
+    command = ["-m", "sweeps.folder", *_words(flags), *held, *fresh, *extra_flags]
     began, seconds = _timed(command, log)
-    newest = max(sweeps_in(storage), key=lambda store: (store.folder / "plan.json").stat().st_mtime)
-    return Outcome(_said(command), seconds, 0.0, tuple(_points(newest, began)), now())
+    newest = max(list_sweeps(storage), key=lambda store: (store.folder / "plan.json").stat().st_mtime)
+    return RunOutcome(_said(command), seconds, 0.0, tuple(_points(newest, began)), utc_now())
 
 
-def plain(
-    task: Task,
-    setting: Setting,
+def run_plain(
+    task: BenchmarkTask,
+    setting: ScriptSetting,
     scratch: Path,
-    again: bool = False,
+    rerun: bool = False,
     limit: float | None = None,
-    more: Sequence[str] = (),
-) -> Outcome:
+    extra_flags: Sequence[str] = (),
+) -> RunOutcome:
     """Run the plain script, unless this very run stands in the scratch folder.
 
     Args:
         task: what to do.
         setting: how to use the machine.
         scratch: where finished runs are kept.
-        again: whether to run it even so.
+        rerun: whether to run it even so.
         limit: seconds after which it is given up.
-        more: further flags.
+        extra_flags: further flags.
 
     Raises:
         RuntimeError: it, or one of its trials, failed.
@@ -114,12 +114,18 @@ def plain(
         "--concurrent": setting.concurrent,
         "--fix": json.dumps(dict(task.fixed)),
     }
-    command = ["-m", "benchmarks.plain", *_words(flags), *(["--channels-last"] if setting.channels_last else []), *more]
-    identity = [command, hashlib.sha256(PLAIN.read_bytes()).hexdigest()]
+    command = [
+        "-m",
+        "benchmarks.plain",
+        *_words(flags),
+        *(["--channels-last"] if setting.channels_last else []),
+        *extra_flags,
+    ]
+    identity = [command, hashlib.sha256(PLAIN_SCRIPT.read_bytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     kept, folder = scratch / "plain" / f"{name}.json", scratch / "plain" / name
-    if kept.exists() and not again:
-        return outcome_from(json.loads(kept.read_text()))
+    if kept.exists() and not rerun:
+        return outcome_from_dict(json.loads(kept.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     told = folder / "told.json"
     where = ["--storage", str(folder / f"storage-{time.time_ns()}"), "--json", str(told)]
@@ -138,12 +144,12 @@ def plain(
         for number, trial in enumerate(found["trials"])
         for epoch in trial["epochs"]
     )
-    outcome = Outcome(_said(command), seconds, found["ready"] - began, tuple(points), now())
+    outcome = RunOutcome(_said(command), seconds, found["ready"] - began, tuple(points), utc_now())
     kept.write_text(json.dumps(outcome.as_dict()))
     return outcome
 
 
-def _shared(task: Task) -> dict[str, object]:
+def _shared(task: BenchmarkTask) -> dict[str, object]:
     """What both sides call by the same name."""
     return {
         "--data": task.data,
@@ -176,7 +182,7 @@ def _timed(command: Sequence[str], log: Path, limit: float | None = None) -> tup
         RuntimeError: it failed; the message ends with the last it said.
         subprocess.TimeoutExpired: it took longer than the limit.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+    environment = {name: value for name, value in os.environ.items() if name not in REMOVED_ENV_VARS}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
@@ -195,7 +201,7 @@ def _timed(command: Sequence[str], log: Path, limit: float | None = None) -> tup
             process.wait()
             raise
         seconds = time.monotonic() - clock
-    time.sleep(PAUSE)
+    time.sleep(PAUSE_SECONDS)
     if status:
         said = "\n".join(log.read_text().splitlines()[-20:])
         raise RuntimeError(f"{_said(command)} ended with status {status}:\n{said}")

@@ -9,22 +9,28 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.curves import Outcome
-from benchmarks.sides import Setting, Task, plain
+from benchmarks.contestants import BenchmarkTask, ScriptSetting, run_plain
+from benchmarks.run_outcomes import RunOutcome
 
-TRIED = (
-    *(Setting(0, 1, 2), Setting(1, 1, 2), Setting(2, 1, 2)),
-    *(Setting(0, 1, 1), Setting(1, 1, 1), Setting(2, 1, 1), Setting(0, 2, 1), Setting(1, 2, 1)),
+CANDIDATE_SETTINGS = (
+    *(ScriptSetting(0, 1, 2), ScriptSetting(1, 1, 2), ScriptSetting(2, 1, 2)),
+    *(
+        ScriptSetting(0, 1, 1),
+        ScriptSetting(1, 1, 1),
+        ScriptSetting(2, 1, 1),
+        ScriptSetting(0, 2, 1),
+        ScriptSetting(1, 2, 1),
+    ),
 )
 """Two trials at a time and one, with some loader processes and threads each: for a machine of two cores."""
-TOO_SLOW = 300.0  # seconds: two threads beside a loader process can be ten times slower than one
-USUAL = {concurrent: Setting(1, 1, concurrent) for concurrent in (1, 2)}
+TIME_LIMIT_SECONDS = 300.0  # seconds: two threads beside a loader process can be ten times slower than one
+DEFAULT_SETTINGS = {concurrent: ScriptSetting(1, 1, concurrent) for concurrent in (1, 2)}
 
 
-def setting_from(text: str) -> Setting:
+def parse_setting(text: str) -> ScriptSetting:
     """A setting as a person writes it.
 
-    >>> str(setting_from("1,1,2"))
+    >>> str(parse_setting("1,1,2"))
     '2 at a time, 1 loader processes and 1 threads each'
 
     Raises:
@@ -34,12 +40,12 @@ def setting_from(text: str) -> Setting:
         workers, threads, concurrent = map(int, text.split(","))
     except ValueError as error:
         raise ValueError(f"{text}: WORKERS,THREADS,CONCURRENT are wanted, as in 1,1,2") from error
-    return Setting(workers, threads, concurrent)
+    return ScriptSetting(workers, threads, concurrent)
 
 
-def tune(
-    name: str, task: Task, scratch: Path, concurrent: tuple[int, ...], cost: Callable[[Outcome], float]
-) -> Setting:
+def tune_setting(
+    name: str, task: BenchmarkTask, scratch: Path, concurrent: tuple[int, ...], cost: Callable[[RunOutcome], float]
+) -> ScriptSetting:
     """Try every setting with so many trials at a time, say what each cost, and keep the best in the scratch folder.
 
     Args:
@@ -49,12 +55,12 @@ def tune(
         concurrent: trials at a time.
         cost: of an outcome, lower is better.
     """
-    costs: dict[Setting, float] = {}
-    for setting in TRIED:
+    costs: dict[ScriptSetting, float] = {}
+    for setting in CANDIDATE_SETTINGS:
         if setting.concurrent not in concurrent:
             continue
         try:
-            costs[setting] = cost(plain(task, setting, scratch, limit=TOO_SLOW))
+            costs[setting] = cost(run_plain(task, setting, scratch, limit=TIME_LIMIT_SECONDS))
         except subprocess.TimeoutExpired:
             costs[setting] = math.inf
         print(f"  tried {setting}: {costs[setting]:.4g}", flush=True)
@@ -64,10 +70,10 @@ def tune(
     return best
 
 
-def tuned(name: str, scratch: Path) -> Setting | None:
-    """What an earlier `tune` of that name found."""
+def load_tuned_setting(name: str, scratch: Path) -> ScriptSetting | None:
+    """What an earlier `tune_setting` of that name found."""
     file = _file(scratch, name)
-    return Setting(**json.loads(file.read_text())) if file.exists() else None
+    return ScriptSetting(**json.loads(file.read_text())) if file.exists() else None
 
 
 def _file(scratch: Path, name: str) -> Path:

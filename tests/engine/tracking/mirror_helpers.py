@@ -17,7 +17,7 @@ from typing import Any
 
 from sweeps.engine import tracking
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.tracking import default_uri
+from sweeps.engine.tracking import default_tracking_uri
 from xfer.records import Epoch, Evaluation, Phase, Record, Status
 
 PLAN: dict[str, Any] = {
@@ -92,14 +92,14 @@ def epoch(number: int) -> Epoch:
     )
 
 
-def begin(store: Store, name: str, epochs: int = 0, phase: Phase = "search") -> None:
+def begin_trial(store: Store, name: str, epochs: int = 0, phase: Phase = "search") -> None:
     store.add_trial(Trial(name, phase, {"strategy": "naive"}, RECIPE))
     for number in range(1, epochs + 1):
         store.add_epoch(name, epoch(number))
 
 
-def end(store: Store, name: str, epochs: int, status: Status, phase: Phase = "search") -> None:
-    begin(store, name, epochs, phase)
+def end_trial(store: Store, name: str, epochs: int, status: Status, phase: Phase = "search") -> None:
+    begin_trial(store, name, epochs, phase)
     store.add_record(
         Record(
             trial=name,
@@ -117,19 +117,19 @@ def end(store: Store, name: str, epochs: int, status: Status, phase: Phase = "se
     )
 
 
-def opened(hits: int) -> Evaluation:
+def write_test_opening(hits: int) -> Evaluation:
     return Evaluation("test", 0.4, tuple(range(10)), tuple(place < hits for place in range(10)))
 
 
 def uri_of(store: Store) -> str:
-    return default_uri(store.folder.parent)
+    return default_tracking_uri(store.folder.parent)
 
 
-def shown(store: Store, uri: str | None = None) -> dict[str, Any]:
+def mlflow_contents(store: Store, uri: str | None = None) -> dict[str, Any]:
     """Everything that MLflow has, bin included: by trial, the parent under ''."""
     from mlflow.entities import ViewType
 
-    client = tracking.connect(uri or uri_of(store))
+    client = tracking.connect_mlflow(uri or uri_of(store))
     experiment = client.get_experiment_by_name("folder")
     runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL) if experiment else []
     result: dict[str, Any] = {}
@@ -193,7 +193,12 @@ def server(folder: Path, port: int) -> Iterator[None]:
     """A real MLflow server, killed the hard way."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", default_uri(folder), "--artifacts-destination", str(folder / "artifacts")]
+    command += [
+        "--backend-store-uri",
+        default_tracking_uri(folder),
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = subprocess.Popen(
         command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,7 +1,7 @@
 """Run on the head: trials that ask for shares of GPUs, and say what they see. `python shares.py FOLDER`, then JSON.
 
 They go through the same door as real ones (`tuning.run_trials`). What they see is Ray's doing and the cluster file's;
-real training would also confine itself (`trainable.confine`), and would hide what is wrong.
+real training would also confine itself (`trainable.limit_gpu_memory`), and would hide what is wrong.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Driver:
     def next_trial(self):
         return self._left.pop() if self._left else None
 
-    def waits(self):
+    def may_have_more(self):
         return False
 
-    def goes_on(self, trial, record):
+    def should_continue(self, trial, record):
         return True
 
     def ended(self, trial, error):
@@ -60,7 +60,7 @@ def trainable(folder):
 
 
 def main(folder):
-    ray_tune.connect()
+    ray_tune.connect_ray()
     for name, count, gpus in (("half", 4, 0.5), ("none", 2, 0.0), ("both", 1, 2.0)):
         driver = Driver(name, count, gpus)
         ray_tune.run_trials(driver, count, trainable(folder))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sweeps.engine.console.provenance import provenance
 
-TARGET = Path(__file__).with_name("RESULTS.md")
+RESULTS_FILE = Path(__file__).with_name("RESULTS.md")
 WIDTH = 120
-ROWS = ("probes", "finetune", "search", "search quickdraw", "search cars")
+SECTION_ORDER = ("probes", "finetune", "search", "search quickdraw", "search cars")
 """In this order; a search of one of its data sets has a section of its own."""
 HEADER = """# Results: this project against the script that one would write instead
 
@@ -22,17 +22,17 @@ its repeats. Where a bar was not met, the section says what bounds it.
 """
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """A table in Markdown.
 
-    >>> table(("a", "b"), [(1, 2)])
+    >>> markdown_table(("a", "b"), [(1, 2)])
     ['| a | b |', '| --- | --- |', '| 1 | 2 |']
     """
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """Processor, cores, memory and versions, in one line, with the date and the commit."""
     found = provenance()
     cpuinfo = Path("/proc/cpuinfo")
@@ -53,17 +53,17 @@ def section(row: str, title: str, lines: Sequence[str]) -> str:
     return "\n".join([f"## {row}: {title}", "", *wrapped]).strip() + "\n"
 
 
-def replaced(page: str, row: str, text: str) -> str:
-    """The page with this section in the place of the one it had for that row, in the order of `ROWS`.
+def replace_section(page: str, row: str, text: str) -> str:
+    """The page with this section in the place of the one it had for that row, in the order of `SECTION_ORDER`.
 
     What stands before the first of them stays there.
 
     Args:
         page: the whole page; empty for a new one.
-        row: a name in `ROWS`.
+        row: a name in `SECTION_ORDER`.
         text: the new section, from its heading on.
     """
-    header, *rest = re.split(rf"^(?=## (?:{'|'.join(ROWS)}|Row \d): )", page or HEADER, flags=re.MULTILINE)
+    header, *rest = re.split(rf"^(?=## (?:{'|'.join(SECTION_ORDER)}|Row \d): )", page or HEADER, flags=re.MULTILINE)
     sections = {each[3:].partition(":")[0].strip(): each for each in rest} | {row: text}
-    ordered = [sections.pop(name) for name in ROWS if name in sections]
+    ordered = [sections.pop(name) for name in SECTION_ORDER if name in sections]
     return "\n\n".join(each.strip() for each in (header, *ordered, *sections.values())) + "\n"

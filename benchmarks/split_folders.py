@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xfer.data.images import File
+from xfer.data.images import ImageFile
 from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
-from xfer.data.quickdraw import SIDE, Bitmap
+from xfer.data.quickdraw import BITMAP_SIZE, BitmapDrawing
 from xfer.data.source import Example, Source
 from xfer.data.split import split_pack
 
-Parted = Iterable[tuple[str, Example]]
+PartExamples = Iterable[tuple[str, Example]]
 """Images, each with the name of its part."""
 
 
-def as_split(data: Path, scratch: Path) -> Path:
+def write_split(data: Path, scratch: Path) -> Path:
     """A folder of images as `xfer.data.split` divides it."""
 
     def divided(source: Source) -> Iterator[tuple[str, Example]]:
@@ -36,7 +36,7 @@ def as_split(data: Path, scratch: Path) -> Path:
     return _written(scratch / "data" / source.name, source, divided(source))
 
 
-def folds(data: Path, scratch: Path, classes: int, fold: int, count: int = 3, tested: int = 2) -> Path:
+def write_fold(data: Path, scratch: Path, classes: int, fold: int, count: int = 3, tested: int = 2) -> Path:
     """The first classes of a data set, one of `count` stratified folds as val part.
 
     Every image but the `tested` a class that make up a small test part, the same in every fold, stands in the val part
@@ -55,7 +55,7 @@ def folds(data: Path, scratch: Path, classes: int, fold: int, count: int = 3, te
     return _written(scratch / "data" / f"{source.name}-{classes}-fold{fold}", source, divided())
 
 
-def drawn(data: Path, scratch: Path, seed: int, train: int, val: int, test: int = 10) -> Path:
+def write_drawings(data: Path, scratch: Path, seed: int, train: int, val: int, test: int = 10) -> Path:
     """Drawings, so many a class in each part, another draw for each seed."""
     source = read_source(data)
 
@@ -69,12 +69,12 @@ def drawn(data: Path, scratch: Path, seed: int, train: int, val: int, test: int 
     return _written(scratch / "data" / f"{source.name}-{train}-{val}-seed{seed}", source, divided())
 
 
-def images_in(folder: Path, part: str) -> int:
+def count_images(folder: Path, part: str) -> int:
     """How many images a part has."""
     return sum(path.is_file() for path in (folder / part).rglob("*"))
 
 
-def _written(folder: Path, source: Source, parted: Parted) -> Path:
+def _written(folder: Path, source: Source, parted: PartExamples) -> Path:
     """The folder, made unless it is there. Copies, for links that lead out of a folder are passed over by a sweep."""
     if folder.exists():
         return folder
@@ -83,10 +83,10 @@ def _written(folder: Path, source: Source, parted: Parted) -> Path:
     for number, (part, example) in enumerate(parted):
         top = temporary / part / source.classes[example.label].replace("/", "_")
         top.mkdir(parents=True, exist_ok=True)
-        if isinstance(example.image, File):
+        if isinstance(example.image, ImageFile):
             shutil.copyfile(example.image.path, top / f"{number:05d}{example.image.path.suffix}")
-        elif isinstance(example.image, Bitmap):
-            pixels = np.asarray(example.image.rows[example.image.index]).reshape(SIDE, SIDE)
+        elif isinstance(example.image, BitmapDrawing):
+            pixels = np.asarray(example.image.rows[example.image.index]).reshape(BITMAP_SIZE, BITMAP_SIZE)
             Image.fromarray(pixels).save(top / f"{number:05d}.png")
         else:
             raise ValueError(f"{example.image.name}: files and bitmaps are compared, nothing else")

@@ -11,14 +11,14 @@ from unittest.mock import patch
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
-FILE = ROOT / "ray_cluster.yaml"
+CLUSTER_FILE = ROOT / "ray_cluster.yaml"
 IMAGE = "ami-0123456789abcdef0"
 ACCOUNT, REGION, BUCKET, OFFICE = "123456789012", "us-east-1", "my-results", "203.0.113.7/32"
 
 
-def filled_in(**provider: Any) -> dict[str, Any]:
+def filled_cluster_config(**provider: Any) -> dict[str, Any]:
     """The file with its three values, and other values of its provider where given."""
-    config: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    config: dict[str, Any] = yaml.safe_load(CLUSTER_FILE.read_text())
     config["provider"] |= {"region": REGION, "ssh_from": OFFICE, "bucket": BUCKET} | provider
     return config
 
@@ -32,7 +32,7 @@ def prepared_by_ray(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def account(home: Path) -> Iterator[None]:
+def mock_aws_account(home: Path) -> Iterator[None]:
     """An empty account with a default network and the image that the file names; `home` is the user's folder."""
     from moto import mock_aws
     from moto.ec2.models import ec2_backends
@@ -57,12 +57,12 @@ def account(home: Path) -> Iterator[None]:
     _clear_provider_cache()
     with (
         patch.dict("os.environ", environment),
-        patch.object(access, "SETTLE_SECONDS", 0),
+        patch.object(access, "IAM_PROPAGATION_SECONDS", 0),
         patch.object(node_provider, "TAG_BATCH_DELAY", 0),
         mock_aws(),
     ):
         ec2 = ec2_backends[ACCOUNT][REGION]
-        name = filled_in()["provider"]["image"]
+        name = filled_cluster_config()["provider"]["image"]
         ec2.amis["ami-0123456789abcdef0"] = Ami(
             ec2, "ami-0123456789abcdef0", name=name, owner_alias="amazon", public=True
         )

@@ -18,9 +18,9 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import Prepared, prepare
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import KNOWN_GOOD, Config
-from xfer.devices.host_memory import keep_freed_memory
+from xfer.devices.host_memory import retain_freed_memory
 from xfer.recipe import Recipe
-from xfer.records import Record, as_dict, record_from
+from xfer.records import Record, as_dict, record_from_dict
 from xfer.training import networks
 
 
@@ -30,7 +30,7 @@ def known_good(strategy: str) -> Config:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """An entry in a recipe."""
 
     kind: str
@@ -45,10 +45,10 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Result:
+class VariantResult:
     """What an arm came to on its seeds."""
 
-    arm: Arm
+    arm: Variant
     records: tuple[Record, ...]
 
     @property
@@ -70,16 +70,16 @@ class Result:
         return sum(len(record.val.correct) for record in self.records if record.val)
 
 
-def prepared(data: str, backbone: str, weights: str, image_size: int, epochs: int, storage: Path) -> Prepared:
+def prepare_data(data: str, backbone: str, weights: str, image_size: int, epochs: int, storage: Path) -> Prepared:
     """Images and a network, as for a sweep."""
     plan = Plan("arms", "What does each of them do?", data=data, backbones=(backbone,), weights={backbone: weights})
     settings = {"image_size": image_size, "epochs": epochs, "strategies": ("naive",), "advise": False}
     return prepare(replace(plan, **settings), storage)  # type: ignore[arg-type]  # of mixed types
 
 
-def arms(
+def build_variants(
     prepared: Prepared, wishes: Iterable[tuple[str, Config]], edits: Mapping[str, str] | None = None
-) -> Iterator[Arm]:
+) -> Iterator[Variant]:
     """The recipe of each wish, which is the kind of entry that it is about, and what is asked for.
 
     Args:
@@ -93,24 +93,24 @@ def arms(
     for kind, wish in wishes:
         recipe = prepared.recipe(space.configured({"backbone": backbone.name, **wish}))
         try:
-            networks.check(recipe)
-            yield Arm(kind, str(wish[kind]), where, recipe, (str(prepared.pack.folder), str(backbone.file)))
+            networks.check_network(recipe)
+            yield Variant(kind, str(wish[kind]), where, recipe, (str(prepared.pack.folder), str(backbone.file)))
         except ValueError as error:
-            yield Arm(kind, str(wish[kind]), where, None, refusal=str(error))
+            yield Variant(kind, str(wish[kind]), where, None, refusal=str(error))
 
 
-def run(asked: Iterable[Arm], seeds: Sequence[int], folder: Path, workers: int) -> list[Result]:
+def run_variants(asked: Iterable[Variant], seeds: Sequence[int], folder: Path, workers: int) -> list[VariantResult]:
     """Run every arm on every seed, in processes of one thread each, but for what has been run."""
     asked = list(asked)
     folder.mkdir(parents=True, exist_ok=True)
-    repeats = [(arm.recipe.repeated(seed, seed), arm.job) for seed in seeds for arm in asked if arm.recipe]
+    repeats = [(arm.recipe.with_seeds(seed, seed), arm.job) for seed in seeds for arm in asked if arm.recipe]
     jobs = {recipe.id: (recipe, job) for recipe, job in repeats if not (folder / f"{recipe.id}.json").exists()}
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=keep_freed_memory) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=retain_freed_memory) as pool:
         running = [pool.submit(_run_one, recipe, *job, folder) for recipe, job in jobs.values()]
         for done, future in enumerate(as_completed(running), start=1):
             print(f"{done} of {len(running)}: {future.result()}", flush=True)
-    return [Result(arm, tuple(_records(arm, seeds, folder))) for arm in asked]
+    return [VariantResult(arm, tuple(_records(arm, seeds, folder))) for arm in asked]
 
 
 def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
@@ -132,7 +132,7 @@ def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
     return f"{recipe.strategy} {record.val_accuracy if error is None else error}"
 
 
-def _records(arm: Arm, seeds: Sequence[int], folder: Path) -> Iterator[Record]:
+def _records(arm: Variant, seeds: Sequence[int], folder: Path) -> Iterator[Record]:
     for seed in seeds if arm.recipe else ():
         assert arm.recipe is not None
-        yield record_from(json.loads((folder / f"{arm.recipe.repeated(seed, seed).id}.json").read_text()))
+        yield record_from_dict(json.loads((folder / f"{arm.recipe.with_seeds(seed, seed).id}.json").read_text()))

@@ -15,13 +15,13 @@ from tests.cluster.lab.cloud import OFFICE, PORT, ROUTER
 from tests.cluster.lab.laboratory import ROOT
 
 SHIPPED = ROOT / "ray_cluster.yaml"
-LEFT_OUT = ("/pip ", "nvidia-smi")
+SKIPPED_COMMANDS = ("/pip ", "nvidia-smi")
 """A command with one of these in it is not run here."""
 WORKER = "l4"
 """The one of its kinds of workers that is taken."""
 
 
-def on_the_lab(
+def lab_cluster_config(
     key: Path, storage: str, resources: dict[str, float], workers: int = 2, idle_minutes: float = 0.2
 ) -> dict[str, Any]:
     """`ray_cluster.yaml` for the laboratory.
@@ -56,7 +56,7 @@ def on_the_lab(
     }
 
 
-def project() -> str:
+def project_folder() -> str:
     """The folder that the cluster file brings the packages to, on every machine."""
     mounts = yaml.safe_load(SHIPPED.read_text())["file_mounts"]
     (there,) = [far.removesuffix("/xfer") for far, near in mounts.items() if near == "xfer"]
@@ -64,4 +64,4 @@ def project() -> str:
 
 
 def _can_run(command: str) -> bool:
-    return not any(each in command for each in LEFT_OUT)
+    return not any(each in command for each in SKIPPED_COMMANDS)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from xfer.distributed.process_group import Member, PartedError
+from xfer.distributed.process_group import PeerLostError, Rank
 
 
-class Sum:
+class ThreadAllReduce:
     """Adds up what so many threads give."""
 
     def __init__(self, size):
@@ -34,13 +34,13 @@ class Sum:
         self._met.abort()
 
 
-def together(size, work, add=None):
+def run_on_threads(size, work, add=None):
     """What each of so many devices comes to, which is given its Member."""
-    add = add or Sum(size)
+    add = add or ThreadAllReduce(size)
 
     def device(rank):
         try:
-            return work(Member(rank, size, add.of(rank)))
+            return work(Rank(rank, size, add.of(rank)))
         except BaseException:
             add.part()
             raise
@@ -48,6 +48,6 @@ def together(size, work, add=None):
     with ThreadPoolExecutor(size) as devices:
         running = [devices.submit(device, rank) for rank in range(size)]
     failed = [each.exception() for each in running if each.exception()]
-    for error in sorted(failed, key=lambda error: isinstance(error, PartedError)):
+    for error in sorted(failed, key=lambda error: isinstance(error, PeerLostError)):
         raise error
     return [each.result() for each in running]

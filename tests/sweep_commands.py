@@ -20,13 +20,13 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
-MARK = "XFER_TEST_MARK"
-PATIENCE = 600
+MARKER_ENV_VAR = "XFER_TEST_MARK"
+TIMEOUT_SECONDS = 600
 """Seconds after which a command counts as hung, on a machine that does other things too."""
 
 
 @dataclass(frozen=True)
-class Ended:
+class CompletedCommand:
     """How a command ended."""
 
     status: int
@@ -42,7 +42,7 @@ class Command:
         page: the experiment, or `sweeps` itself where empty.
         flags: what follows.
         logs: a folder for what it prints.
-        observer: a folder made by `observer`, to learn which epochs were trained where.
+        observer: a folder made by `install_observer`, to learn which epochs were trained where.
         cwd: where it is started; the checkout unless given.
     """
 
@@ -60,7 +60,11 @@ class Command:
         self._out, self._err = logs / f"{self._mark}.out", logs / f"{self._mark}.err"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         path = [str(ROOT)] if observer is None else [str(observer), str(ROOT)]
-        more = {"PYTHONPATH": os.pathsep.join(path), MARK: self._mark, "XFER_TEST_PAUSE": str(seconds_per_epoch)}
+        more = {
+            "PYTHONPATH": os.pathsep.join(path),
+            MARKER_ENV_VAR: self._mark,
+            "XFER_TEST_PAUSE": str(seconds_per_epoch),
+        }
         self._began = time.monotonic()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -73,15 +77,15 @@ class Command:
                 start_new_session=True,
             )
 
-    def end(self) -> Ended:
+    def end(self) -> CompletedCommand:
         """Wait for it to end by itself, and for all that it started."""
         try:
-            status = self.process.wait(PATIENCE)
+            status = self.process.wait(TIMEOUT_SECONDS)
         finally:
             self.clear()
-        return Ended(status, self._out.read_text(), self._err.read_text(), time.monotonic() - self._began)
+        return CompletedCommand(status, self._out.read_text(), self._err.read_text(), time.monotonic() - self._began)
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has not ended yet."""
         return self.process.poll() is None
 
@@ -89,20 +93,20 @@ class Command:
         """Send a signal to its whole process group, as a terminal does."""
         os.killpg(self.process.pid, number)
 
-    def wait_until(self, seen: Callable[[], Any], what: str) -> Any:
+    def wait_until(self, condition: Callable[[], Any], what: str) -> Any:
         """Whatever `seen` finds first, asked often; the command must be running until then."""
-        limit = time.monotonic() + PATIENCE
+        limit = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < limit:
-            if found := seen():
+            if found := condition():
                 return found
-            if not self.runs():
+            if not self.is_running():
                 pytest.fail(f"it ended before {what}:\n{self._out.read_text()}\n{self._err.read_text()}")
             time.sleep(0.05)
-        return pytest.fail(f"not seen in {PATIENCE} s: {what}")
+        return pytest.fail(f"not seen in {TIMEOUT_SECONDS} s: {what}")
 
     def clear(self) -> None:
         """See that nothing of it lives on: Ray's processes notice within seconds that their driver has gone."""
-        if self.runs():
+        if self.is_running():
             self.signal(signal.SIGKILL)
             self.process.wait()
         limit = time.monotonic() + 30
@@ -113,7 +117,7 @@ class Command:
                 os.kill(pid, signal.SIGKILL)
 
 
-def run(page: str, flags: Iterable[object], logs: Path, cwd: Path = ROOT) -> Ended:
+def run(page: str, flags: Iterable[object], logs: Path, cwd: Path = ROOT) -> CompletedCommand:
     """A command from its start to its end."""
     return Command(page, flags, logs, cwd=cwd).end()
 
@@ -123,12 +127,12 @@ def _marked(mark: str) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended meanwhile, or is somebody else's
-            if f"{MARK}={mark}".encode() in entry.read_bytes():
+            if f"{MARKER_ENV_VAR}={mark}".encode() in entry.read_bytes():
                 found.append(int(entry.parent.name))
     return found
 
 
-OBSERVER = '''
+OBSERVER_SOURCE = '''
 """Read by every Python that finds it on its path: notes each epoch that is trained, and takes its time over it."""
 
 import importlib.machinery
@@ -169,15 +173,15 @@ sys.meta_path.insert(0, Observer())
 '''
 
 
-def observer(folder: Path) -> Path:
+def install_observer(folder: Path) -> Path:
     """A folder that, on a command's PYTHONPATH, gets a note of every epoch whose training is begun."""
     folder.mkdir(parents=True)
-    (folder / "sitecustomize.py").write_text(OBSERVER)
+    (folder / "sitecustomize.py").write_text(OBSERVER_SOURCE)
     return folder
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartedEpoch:
     """One epoch whose training was begun."""
 
     trial: str
@@ -185,21 +189,23 @@ class Begun:
     pid: int
 
 
-def begun(observer: Path) -> list[Begun]:
+def started_epochs(observer: Path) -> list[StartedEpoch]:
     """Every epoch whose training was begun, in that order."""
     notes = [path.read_text().split() for path in sorted(observer.glob("begun-*"))]
-    return [Begun(note[0], int(note[1]), int(note[2])) for note in notes if len(note) == 3]  # one may be half written
+    return [
+        StartedEpoch(note[0], int(note[1]), int(note[2])) for note in notes if len(note) == 3
+    ]  # one may be half written
 
 
 @dataclass(frozen=True)
-class Left:
+class SweepFolder:
     """What a sweep has left on disk, read without a line of the code that wrote it."""
 
     folder: Path
 
     def read(self, *names: str) -> Any:
         """One object."""
-        return unsealed(self.folder.joinpath(*names))
+        return read_without_checksum(self.folder.joinpath(*names))
 
     @property
     def plan(self) -> Any:
@@ -219,18 +225,18 @@ class Left:
     def epochs(self, trial: str) -> list[Any]:
         """What stands under epochs/."""
         paths = sorted((self.folder / "trials" / trial / "epochs").glob("*.json"))
-        return [unsealed(path) for path in paths]
+        return [read_without_checksum(path) for path in paths]
 
     def checkpoints(self, trial: str) -> list[Path]:
         """A trial's checkpoints, the newest last."""
         return sorted((self.folder / "trials" / trial / "checkpoints").glob("epoch-*.safetensors"))
 
-    def half_way(self, least: int = 1) -> list[str]:
+    def unfinished_trials(self, min_epochs: int = 1) -> list[str]:
         """Trials without a record that have so many epochs and a checkpoint."""
         ended = {path.parent.name for path in self.folder.glob("trials/*/record.json")}
         open_ = [path.parent.name for path in self.folder.glob("trials/*/config.json")]
         count = {name: len(list((self.folder / "trials" / name / "epochs").glob("*.json"))) for name in open_}
-        return [name for name in open_ if name not in ended and count[name] >= least and self.checkpoints(name)]
+        return [name for name in open_ if name not in ended and count[name] >= min_epochs and self.checkpoints(name)]
 
     def times(self) -> dict[str, int]:
         """When each object of each trial was written."""
@@ -238,27 +244,27 @@ class Left:
         return {str(path.relative_to(self.folder)): path.stat().st_mtime_ns for path in files}
 
 
-def only_sweep(storage: Path) -> Left:
+def only_sweep(storage: Path) -> SweepFolder:
     """The one sweep in a storage folder."""
     plans = list(storage.glob("*/plan.json"))
     assert len(plans) == 1, f"{storage} holds {len(plans)} sweeps"
-    return Left(plans[0].parent)
+    return SweepFolder(plans[0].parent)
 
 
-TIMES = (
+TIMING_FIELDS = (
     *("seconds", "images_per_second", "cpu_percent", "memory_mb", "peak_memory_mb"),
     *("gpu_memory_mb", "gpu_percent"),
 )
 
 
-def without_times(record: Any) -> Any:
+def without_timings(record: Any) -> Any:
     """A record without what no two runs share: how long it took, on what, and how often it was interrupted."""
-    epochs = [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in record["epochs"]]
-    rest = {name: value for name, value in record.items() if name not in (*TIMES, "resumed_at")}
+    epochs = [{name: value for name, value in epoch.items() if name not in TIMING_FIELDS} for epoch in record["epochs"]]
+    rest = {name: value for name, value in record.items() if name not in (*TIMING_FIELDS, "resumed_at")}
     return {**rest, "epochs": epochs}
 
 
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def build_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that is made once, however many processes share the tests."""
     root = factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
@@ -271,12 +277,12 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
     return folder
 
 
-def lines(text: str) -> Iterator[str]:
+def nonempty_lines(text: str) -> Iterator[str]:
     """The lines of a text that are not empty."""
     return (line for line in text.splitlines() if line.strip())
 
 
-def unsealed(path: Path) -> Any:
+def read_without_checksum(path: Path) -> Any:
     """A stored object without its checksum, read without our own code."""
     plain = json.loads(path.read_bytes())
     plain.pop("sha256", None)
