@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.variants import VariantResult, build_variants, known_good, prepare_data, run_variants
-from sweeps.engine.planning.prepare import Prepared
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
 from sweeps.engine.search_space.space import Config
 from xfer.choices import default_parameters

@@ -185,7 +185,9 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
     with (
         redirect_output(store.folder / "logs" / "driver.log") as console,
         Timed(Console(quiet=True), store.name) as watch,
+        launch.leased(store, watch.print_line),
     ):
+        launch.claim_plan(prepared, store)
         if not launch.run_sweep(prepared, store, means, watch):
             console.print("MLflow has not received everything")
     ended, processor = time.perf_counter(), time.process_time() - used[0]

@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import Prepared, prepare
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import KNOWN_GOOD, Config
 from xfer.devices.host_memory import retain_freed_memory

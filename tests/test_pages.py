@@ -156,6 +156,7 @@ def test_the_report_will_say_that_the_official_test_labels_of_the_cars_are_absen
 @pytest.mark.slow
 def test_all_cars_are_read_and_a_part_of_them_is_held_out(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
+    from sweeps.engine.planning.plan_file import describe_plan
     from sweeps.engine.planning.prepare import prepare
 
     prepared = prepare(_options(stanford_cars, shared_data, "stanford_cars"), tmp_path)
@@ -164,7 +165,7 @@ def test_all_cars_are_read_and_a_part_of_them_is_held_out(shared_data: Path, tmp
     assert parts[1] == pytest.approx(0.15 * 8144, rel=0.05)
     assert parts[2] == pytest.approx(0.15 * 8144, rel=0.05)
     assert "are absent" in " ".join(prepared.notes)
-    assert "are absent" in " ".join(prepared.described()["data"]["notes"])
+    assert "are absent" in " ".join(describe_plan(prepared)["data"]["notes"])
 
 
 def test_ants_and_bees_are_divided_with_their_val_part_as_test_part(shared_data: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from xfer.storage import local_cache, object_store
 if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
     from collections.abc import Iterator
 
-    from sweeps.engine.planning.prepare import Prepared
+    from sweeps.engine.planning.prepared import Prepared
     from sweeps.engine.sweep import RunOptions
     from sweeps.reporting.results import Results
 
@@ -119,11 +119,12 @@ def run_experiment(page: Plan, asked: Options, program: str) -> int:
         tracking_uri=tracking.resolve_tracking_uri(asked.tracking_uri, asked.storage),
     )
     store = Store(asked.storage / _name(asked, prepared))
-    with _watched("measuring the data") as progress:
-        launch.claim_plan(prepared, store, progress)
-    with redirect_output(store.near / "logs" / "driver.log") as console, _interruptible():
-        status = _sweep(prepared, store, means, console)
-        _say_end(store, asked, console, program, status)
+    with _interruptible(), launch.leased(store, on_wait=_print_line):
+        with _watched("measuring the data") as progress:
+            launch.claim_plan(prepared, store, progress)
+        with redirect_output(store.near / "logs" / "driver.log") as console:
+            status = _sweep(prepared, store, means, console)
+            _say_end(store, asked, console, program, status)
     local_cache.upload_if_exists(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
@@ -157,6 +158,10 @@ def _sweep(prepared: Prepared, store: Store, run_options: RunOptions, console: C
         console.print(Text(f"MLflow has not received everything yet (see {store.near}/logs/driver.log)"))
     searched = [record for record in store.records() if record.phase != "screen"]
     return EXIT_OK if any(record.status == "finished" for record in searched) else EXIT_NO_RESULT
+
+
+def _print_line(line: str) -> None:
+    Console().print(Text(escape_control_characters(line)))
 
 
 def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:
@@ -215,7 +220,9 @@ def _ranking(results: Results) -> Drawn:
 
 
 def _name(asked: Options, prepared: Prepared) -> str:
-    name = asked.name or prepared.default_name()
+    from sweeps.engine.planning.plan_file import default_name
+
+    name = asked.name or default_name(prepared)
     if Path(name).name != name or name.startswith(".") or not name.isprintable() or len(name) > 100:
         raise ValueError(f"--name {name!r}: a plain name is wanted, without slashes, of at most 100 characters")
     if not asked.fresh:

@@ -1,13 +1,15 @@
-"""Plan to records: claims a sweep's folder, mirrors it, and runs its stages."""
+"""Launch: takes the lease of a sweep's folder, writes or checks plan.json, and runs the stages under the mirror."""
 
 from __future__ import annotations
 
 import _thread
+from collections.abc import Callable
 from contextlib import suppress
 
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.console.provenance import provenance
-from sweeps.engine.planning.prepare import Prepared, plan_differences
+from sweeps.engine.planning.plan_file import describe_plan, resumed_plan
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import recommend_strategies
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.resources import cluster
@@ -21,86 +23,88 @@ from xfer.data.pack import Progress
 from xfer.storage import local_cache, object_store
 
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
-"""Seconds between two syncs of MLflow. In an object store a look at a running trial is three requests, to be paid."""
+"""Seconds between two syncs of MLflow. In an object store each look at a running trial costs three paid requests."""
 
 
-class PlanChangedError(ValueError):
-    """The plan is not the one that the sweep was started with."""
+def leased(store: Store, on_wait: Callable[[str], None]) -> Lease:
+    """Return the lease of a sweep's folder, a context manager to be held while the sweep is claimed and run.
+
+    If another driver takes the lease over, the main thread is interrupted.
+
+    Args:
+        store: the sweep's.
+        on_wait: called with a message if the driver on another host has to be waited for.
+    """
+    return Lease(store.folder, on_wait=on_wait, on_lost=_thread.interrupt_main)
 
 
 def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda done, total: None) -> None:
-    """Fix the plan of a new sweep, or see that an old one is gone on with unchanged.
+    """Write plan.json for a new sweep, or check that a resumed sweep has the same plan.
+
+    Call it once, under the lease. Advice and warm start are decided here, and only for a new sweep: the order of its
+    first trials must not change afterwards.
 
     Args:
         prepared: the plan.
         store: the sweep's.
-        progress: told how many images have been measured for the advice that a new sweep begins with.
+        progress: called with the number of images that have been measured for the advice.
 
     Raises:
-        ChangedPlanError: anything but the number of trials changed; the message lists what.
+        PlanChangedError: anything but the number of trials has changed; the message lists the changes.
+        ValueError: plan.json is missing or damaged, and there are trials.
     """
-    asked = {**prepared.described(), "name": store.name, "provenance": provenance()}
+    plan = {**describe_plan(prepared), "name": store.name, "provenance": provenance()}
     stored = store.plan()
     if stored is not None:
-        changes = plan_differences(stored, asked)
-        if changes:
-            raise PlanChangedError(
-                f"{store.name} was started with another plan, and its trials can only be compared under one:\n  "
-                + "\n  ".join(changes)
-                + "\nGive it as it was, or start anew beside it with --fresh, or under another --name"
-            )
-        if stored["trials"] == asked["trials"]:
+        plan = resumed_plan(stored, plan)
+        if plan["trials"] == stored["trials"]:
             return
-        # The sweep stays the one that was begun then.
-        asked["provenance"]["created"] = stored["provenance"]["created"]
-        asked.update({name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored})
     elif object_store.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
-        asked["advice"] = recommend_strategies(
-            prepared, progress
-        )  # once: the order of the first trials must not change afterwards
+        plan["advice"] = recommend_strategies(prepared, progress)
         if prepared.plan.warm_start:
-            asked["warm_start"] |= find_warm_start(prepared, store, asked["advice"], progress)
-    store.put_plan(asked)
+            plan["warm_start"] |= find_warm_start(prepared, store, plan["advice"], progress)
+    store.put_plan(plan)
 
 
 def local_machines() -> list[Machine]:
-    """What a sweep is paid for before it has joined a cluster, and where it joins none: this machine alone."""
+    """Return the machines that are paid for before a cluster is joined: this one, unless a cluster will be joined."""
     return [] if cluster.has_cluster_address() else [Machine(LOCAL_NODE_TYPE)]
 
 
-def run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, watch: ProgressView) -> bool:
-    """Run a sweep to its end, or on from where it was left; says whether all of it reached MLflow.
+def run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, view: ProgressView) -> bool:
+    """Run a claimed sweep, or resume it: screening, search, finals, test part, export.
 
-    Screening, where there are many backbones; search; then finals on new seeds; then, once their ranking is fixed, the
-    test part for the finalists. Whatever has been done in an earlier start is not done again; where nothing is left to
-    do, no Ray is started.
+    What an earlier start has done is not repeated; if nothing is left to do, Ray is not started.
+
+    Args:
+        prepared: the plan.
+        store: the sweep's, whose lease is held and whose plan has been claimed.
+        run_options: what this start may use.
+        view: shows the progress.
+
+    Returns:
+        Whether MLflow has received everything.
 
     Raises:
-        HeldError: another driver is at work on it.
-        ChangedPlanError: see `claim_plan`.
-        ValueError: the cluster has not what a trial asks for.
+        ValueError: the cluster lacks the resources of a single trial.
     """
-    with Lease(store.folder, on_wait=watch.print_line, on_lost=_thread.interrupt_main):
-        claim_plan(prepared, store)
-        period = REMOTE_SYNC_SECONDS if object_store.is_remote(store.folder) else LOCAL_SYNC_SECONDS
-        with Mirror(store, run_options.tracking_uri, period) as mirror:
-            # Within the mirror, so that MLflow is told what was spent up to the end.
-            with CostTracker(store, run_options.prices, local_machines, watch.print_line) as meter:
-                watch.cost = lambda: format_cost_so_far(meter.spent(), run_options.cost_budget)
-                sweep = Sweep(prepared, store, run_options, watch, meter)
-                try:
-                    sweep.screen()
-                    sweep.search()
-                    sweep.finals()
-                    sweep.open_test()
-                    winner = sweep.export()
-                finally:
-                    with suppress(OSError):  # it is a copy, and must not hide why the sweep has ended
-                        sweep.export_study()
-            if winner is not None:
-                mirror.log_model(
-                    winner.trial, local_cache.sync_down(store.folder / "model"), sweep.winner_metrics(winner)
-                )
-            return mirror.close()
+    period = REMOTE_SYNC_SECONDS if object_store.is_remote(store.folder) else LOCAL_SYNC_SECONDS
+    with Mirror(store, run_options.tracking_uri, period) as mirror:
+        # Within the mirror, so that MLflow receives the final cost.
+        with CostTracker(store, run_options.prices, local_machines, view.print_line) as cost_tracker:
+            view.cost = lambda: format_cost_so_far(cost_tracker.spent(), run_options.cost_budget)
+            sweep = Sweep(prepared, store, run_options, view, cost_tracker)
+            try:
+                sweep.screen()
+                sweep.search()
+                sweep.finals()
+                sweep.open_test()
+                winner = sweep.export()
+            finally:
+                with suppress(OSError):  # the study is a copy: failing to write it must not hide the original error
+                    sweep.export_study()
+        if winner is not None:
+            mirror.log_model(winner.trial, local_cache.sync_down(store.folder / "model"), sweep.winner_metrics(winner))
+        return mirror.close()

@@ -43,6 +43,11 @@ def finalist_trials(finalists: Sequence[Record], plan: Plan, redraws: bool) -> l
     ]
 
 
+def final_rounds(plan: Plan, concurrent: int) -> int:
+    """Return how many rounds of `concurrent` trials the finals of a plan take."""
+    return math.ceil(plan.finalists * plan.seeds / concurrent)
+
+
 def search_trial_name(trial: str) -> str:
     """The search trial that a final run repeats, or the trial itself.
 

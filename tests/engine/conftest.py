@@ -18,7 +18,7 @@ from xfer.records import Epoch, Evaluation, Part, Record, Status
 
 if TYPE_CHECKING:
     from sweeps.engine.plan import Plan
-    from sweeps.engine.planning.prepare import Prepared
+    from sweeps.engine.planning.prepared import Prepared
 
 EPOCHS = 4
 

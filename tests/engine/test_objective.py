@@ -20,7 +20,10 @@ from rich.console import Console
 from sweeps.engine import selection
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import plan_differences
+from sweeps.engine.planning.plan_file import plan_differences
+from sweeps.engine.planning.prepared import Backbone
+from sweeps.engine.resources.budget import Budget
+from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.samplers.ask_tell import SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import SCHEDULERS, TrialHistory
 from sweeps.engine.search_space.overrides import space_for
@@ -28,8 +31,9 @@ from sweeps.engine.search_space.space import Space
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.sweep import RunOptions
 from sweeps.engine.sweep import Sweep as Launched
+from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.stage import Stage, trial_history
-from sweeps.engine.trials.trainable import TrialContext
+from sweeps.engine.trials.trainable import Resources, TrialContext
 from tests.engine import sampler_runs
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch, an_evaluation
 from xfer.objectives import OBJECTIVES, parse_objectives
@@ -297,6 +301,7 @@ def launched(folder: Path, *objective: str) -> Launched:
         recipe=lambda config: recipe_from_dict(a_recipe()),
         redraws=False,
         backbones=(),
+        backbone=lambda name: Backbone(name, {}, None, ""),
     )
     store = Store(folder / "colours")
     params = prepared.space.known_good()[0]
@@ -309,19 +314,27 @@ def launched(folder: Path, *objective: str) -> Launched:
 def test_a_sweep_keeps_and_finishes_what_its_objective_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for objective, best in (("loss", "0001"), ("accuracy", "0000")):
         sweep = launched(tmp_path / objective, objective)
-        began: list[str] = []
-        monkeypatch.setattr(sweep, "_run", lambda *about, began=began: began.extend(trial.name for trial in about[3]))
+        started: list[str] = []
+        monkeypatch.setattr(
+            Stage, "run", lambda stage, *_, started=started: started.append(stage.next_trial()["trial"])
+        )
         sweep.finals()
-        assert began == [f"{best}-s1"]
-        assert [decision["finalists"] for decision in sweep._store.decisions("finals")] == [[best]]
+        assert started == [f"{best}-s1"]
+        decisions = Store(tmp_path / objective / "colours").decisions("finals")
+        assert [decision["finalists"] for decision in decisions] == [[best]]
 
 
 @pytest.mark.parametrize(("objective", "noisy"), [("accuracy", False), ("noisy_accuracy", True)])
 def test_noise_is_measured_after_every_epoch_only_where_it_is_searched_for(
     objective: str, noisy: bool, tmp_path: Path
 ) -> None:
-    trial = Trial("0000", "search", {}, {**a_recipe("scratch")})
-    assert launched(tmp_path, objective)._site(trial).noisy is noisy
+    prepared: Any = SimpleNamespace(
+        plan=Plan("folder", "Which?", objective=(objective,)), pack=SimpleNamespace(folder=tmp_path / "pack")
+    )
+    store = Store(tmp_path / "colours")
+    view = ProgressView(Console(file=io.StringIO()), "colours")
+    placement = Placement(prepared, store, view, Budget(CostTracker(store)), Resources())
+    assert placement.context(Trial("0000", "search", {}, a_recipe("scratch"))).noisy is noisy
 
 
 # --- what a person watches -------------------------------------------------------------------------------------------

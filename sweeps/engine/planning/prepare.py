@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,132 +14,22 @@ import torch
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
+from sweeps.engine.planning.prepared import Backbone, Prepared, common_images_per_class
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS, SAMPLERS, available_trials
 from sweeps.engine.schedulers import SCHEDULERS, top_k_count
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES, Config, Space, config_to_recipe
+from sweeps.engine.search_space.space import AXES
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
-from xfer.data.layouts import detect_layout, fetch_data, read_source, select_classes
+from xfer.data.layouts import fetch_data, read_source, select_classes
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.split import Split, duplicates_across_splits, split_pack, subsample
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
-from xfer.recipe import CHOICE_TABLES, Recipe, closed_form_values, recipe_from_dict
+from xfer.recipe import CHOICE_TABLES, closed_form_values, recipe_from_dict
 from xfer.storage import local_cache, object_store
 from xfer.training import networks
-
-RESPLIT_BELOW = 2_000
-"""Below so many training images one validation part is too few to rest a ranking on: finalists draw theirs anew."""
-
-IGNORED_PLAN_KEYS = (
-    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices"),
-    *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
-)
-"""What may differ between two starts of one sweep: it does not change what any trial is."""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network with the weights it starts from."""
-
-    name: str
-    args: Mapping[str, Any]
-    file: Path | None
-    """None where only strategies from random weights compete."""
-    sha256: str
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A plan whose data are read, whose weights are found and whose space is checked."""
-
-    plan: Plan
-    space: Space
-    pack: Pack
-    split: Split
-    image_size: int
-    backbones: tuple[Backbone, ...]
-    notes: tuple[str, ...]
-    """What a reader of the report should know about the data."""
-    source: str
-    """The data set's name."""
-
-    @property
-    def redraws(self) -> bool:
-        """Whether each seed of a finalist draws the validation part anew."""
-        return self.split.can_redraw and len(self.split.train) < RESPLIT_BELOW
-
-    def recipe(self, config: Config) -> Recipe:
-        """The recipe of a configuration, on the plan's seed."""
-        strategy: Strategy = STRATEGIES[str(config["strategy"])]()
-        backbone = None if strategy.backbone else self.backbone(str(config["backbone"]))
-        return recipe_from_dict(
-            {
-                **config_to_recipe(config),
-                "data": self.pack.hash,
-                "classes": len(self.pack.classes),
-                "image_size": self.image_size,
-                "weights": backbone.sha256 if backbone and strategy.pretrained else "",
-                "backbone_args": dict(backbone.args) if backbone else {},
-                "split_seed": self.plan.seed,
-                "seed": self.plan.seed,
-            }
-        )
-
-    def backbone(self, name: str) -> Backbone:
-        """One of the backbones, by name."""
-        return next(each for each in self.backbones if each.name == name)
-
-    def described(self) -> dict[str, Any]:
-        """What plan.json says: everything that decides what is run, by content and not by name or place."""
-        plan, screens = self.plan, screening.describe(self)
-        return {
-            "experiment": plan.experiment,
-            "question": plan.question,
-            "data": {
-                "source": plan.source or detect_layout(plan.data),
-                "folder": self.source,
-                "pack": self.pack.hash,
-                "classes": list(self.pack.classes),
-                "train": len(self.split.train),
-                "val": len(self.split.val),
-                "test": len(self.split.test),
-                "split": self.split.how,
-                "redraws": self.redraws,
-                "notes": list(self.notes),
-            },
-            "backbones": [
-                {
-                    "name": each.name,
-                    "args": dict(each.args),
-                    "weights": each.sha256,
-                    "file": each.file.name if each.file else None,
-                }
-                for each in self.backbones
-            ],
-            "image_size": self.image_size,
-            "space": self.space.described(),
-            "arms": [dict(arm) for arm in plan.arms],
-            "trials": plan.trials,
-            "epochs": plan.epochs,
-            # Absent unless asked for: plans from before there was a choice may be gone on with.
-            **({"warm_start": {"asked": True}} if plan.warm_start else {}),
-            **({"screening": screens} if screens else {}),
-            "objective": list(plan.objective),
-            "sampler": plan.sampler,
-            "scheduler": plan.scheduler,
-            "finalists": plan.finalists,
-            "seeds": plan.seeds,
-            "seed": plan.seed,
-        }
-
-    def default_name(self) -> str:
-        """Experiment, data folder and six digits of the plan's hash: two plans or two folders never share a name."""
-        identity = {name: value for name, value in _flat(self.described()).items() if name not in IGNORED_PLAN_KEYS}
-        folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in self.source)
-        return f"{self.plan.experiment}-{folder[:40] or 'data'}-{hashing.sha256_json(identity)[:6]}"
 
 
 def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: None) -> Prepared:
@@ -190,25 +79,6 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         prepared.recipe(space.configured(params))
     screening.screening_trials(prepared)
     return prepared
-
-
-def common_images_per_class(space: Space) -> int | None:
-    """How many images of each class all recipes of a space train on; None where they differ, or take all."""
-    numbers = domain_values(space.axes["images_per_class"])
-    return int(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], int) else None
-
-
-def plan_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What changed since a sweep was started, a line each, empty where it may go on; more trials are no change."""
-    old, new = _flat(stored), _flat(asked)
-    changed = [
-        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(IGNORED_PLAN_KEYS)
-    ]
-    if new["trials"] < old["trials"]:
-        changed.append(f"trials: {old['trials']} -> {new['trials']} (more may be added, none taken away)")
-    return changed
 
 
 def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
@@ -281,15 +151,3 @@ def _notes(notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
     if twice := duplicates_across_splits(pack, split):
         found.append(f"{twice} images of the test part stand in the training or validation part too, byte for byte.")
     return tuple(found)
-
-
-def _flat(plan: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in plan.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{place}{name}."))
-        elif name == "backbones":
-            flat[name] = [{key: each[key] for key in ("name", "args", "weights")} for each in value]
-        else:
-            flat[f"{place}{name}"] = value
-    return flat

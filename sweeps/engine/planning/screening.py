@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sweeps.engine import selection
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
 from sweeps.engine.search_space.distributions import Categorical, domain_values
 from sweeps.engine.search_space.space import PARAMETER_RANGES, NearestTrial, Space
@@ -22,9 +23,6 @@ from xfer.objectives import ACCURACY, OBJECTIVES, Objective
 from xfer.recipe import Recipe
 from xfer.records import Record
 from xfer.training import networks
-
-if TYPE_CHECKING:  # a plan says whether it screens
-    from sweeps.engine.planning.prepare import Prepared
 
 SCREENING_PENALTIES: dict[str, tuple[float, ...]] = {
     "logistic_probe": (0.01, 0.1, 1.0, 10.0, 100.0),

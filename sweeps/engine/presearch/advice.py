@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.engine.planning.prepare import Prepared, common_images_per_class
+from sweeps.engine.planning.prepared import Prepared, common_images_per_class
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
 

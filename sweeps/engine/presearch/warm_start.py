@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.engine import selection
-from sweeps.engine.planning.prepare import Prepared
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import measure_dataset
 from sweeps.engine.presearch.dataset_distance import MAX_DISTANCE, DatasetView, dataset_distance
 from sweeps.engine.search_space.space import NearestTrial, Space

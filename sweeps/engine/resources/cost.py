@@ -303,7 +303,7 @@ class CostTracker:
             return [] if self._spending.prices else self._spending.unknown
 
     def budget_check(self, budget: float | None) -> Callable[[float], bool]:
-        """Like `stage.time_limit`: would so many seconds more, on the machines that are there, cost more than is left?"""
+        """Like `budget.time_limit`: would so many seconds more, on the machines that are there, cost more than is left?"""
 
         def short(reserve: float) -> bool:
             if budget is None:

@@ -34,7 +34,7 @@ from xfer.storage.object_store import absolute_uri, as_path
 from xfer.training.learner import Learner, Precision
 
 if TYPE_CHECKING:  # a process that probes needs none of what a plan needs
-    from sweeps.engine.planning.prepare import Prepared
+    from sweeps.engine.planning.prepared import Prepared
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.resources import cluster
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.trainable import (
@@ -74,118 +75,129 @@ def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
 
 
 class ProbeTasks:
-    """Collects the trials that can be trained side by side, and starts a task whenever there are enough.
+    """Collects linear probes into batches, trains them, and returns their records.
+
+    A batch is trained in Ray tasks beside Ray Tune, or in this process as long as Ray Tune does not run: in a search of
+    nothing but probes, starting other processes would take longer than all of the training.
 
     Args:
         store: the sweep's.
-        site: where a trial finds what it needs.
-        share: what a task gets of a machine.
-        on_start: told of each trial that is begun.
-        ended: told of each record.
-        batch_size: how many are collected before they are trained.
-        tasks: how many tasks they are divided between, where there are many.
-        in_process: whether heads are trained in this process as long as no Tuner runs: where nothing but heads is searched,
-            starting other processes would take longer than all of them.
-
-    Set `beside_trials` once a Tuner runs: its trials may hold the GPUs that heads want, and end only while the driver
-    attends to them, so it must not wait for heads then.
+        view: told of each trial that is started.
+        context: returns what a trial's process needs to know.
+        resources: what a task gets of a machine. Probes need one GPU at most, whatever a trial gets.
+        batch_size: number of probes that are collected before they are trained.
+        tasks: number of Ray tasks that a large batch is divided between.
+        in_process: whether probes are trained in this process while Ray Tune does not run.
     """
 
     def __init__(
         self,
         store: Store,
-        site: Callable[[Trial], TrialContext],
-        share: Resources,
-        on_start: Callable[[Trial], None],
-        ended: Callable[[Record], None],
+        view: ProgressView,
+        context: Callable[[Trial], TrialContext],
+        resources: Resources,
         batch_size: int = PROBE_BATCH_SIZE,
         tasks: int = 1,
         in_process: bool = False,
     ) -> None:
         self._store = store
-        self._site = site
-        self._share = replace(share, gpus=min(share.gpus, 1.0))  # however many a trial is trained on, heads need one
-        self._begun = on_start
-        self._ended = ended
-        self._at_once = batch_size
-        self._tasks = tasks
-        self._here = in_process
-        self.tune_running = False
+        self._view = view
+        self._context = context
+        self._resources = replace(resources, gpus=min(resources.gpus, 1.0))
+        self._batch_size = batch_size
+        self._num_tasks = tasks
+        self._in_process = in_process
+        self.tune_is_running = False
+        """Whether Ray Tune runs. Its trials may hold the GPUs that probes need and can only finish inside the Tune
+        loop, so nothing here blocks on probes then."""
         self._collected: list[Trial] = []
-        self._running: dict[Any, list[Trial]] = {}
+        self._running: dict[Any, list[Trial]] = {}  # by Ray task
 
     def add(self, trial: Trial) -> bool:
-        """Take a trial; False where it has to run alone."""
-        if self._site(trial).noisy or not can_batch(recipe_from_dict(trial.recipe)):
+        """Add a trial to the next batch.
+
+        Returns:
+            False if it cannot be batched and has to run alone.
+        """
+        if self._context(trial).noisy or not can_batch(recipe_from_dict(trial.recipe)):
             return False
         self._collected.append(trial)
-        if len(self._collected) >= self._at_once:
-            self._start()
         return True
 
-    def start(self) -> None:
-        """Begin to train what has been collected, if that is to be done elsewhere."""
-        if self.tune_running or not self._here:
-            self._start()
+    def start(self) -> list[Record]:
+        """Start the collected probes, unless they are trained in this process and the batch is not full.
 
-    def _start(self) -> None:
-        if self._here and not self.tune_running:
-            self._train_here()
-            return
+        Returns:
+            The records of probes that were trained in this process.
+        """
+        if self._trains_here and len(self._collected) < self._batch_size:
+            return []
+        return self._start()
+
+    def collect(self) -> list[Record]:
+        """Start a full batch and return the records of finished probes.
+
+        Waits for running probes if there is a whole batch of them, so that the sampler learns from it first.
+        """
+        records = self._start() if len(self._collected) >= self._batch_size else []
+        if sum(map(len, self._running.values())) >= self._batch_size:
+            records += self.settle()
+        return records + self._finished(wait=False)
+
+    def settle(self) -> list[Record]:
+        """Start the collected probes and return the records of all, except of those that must not be waited for."""
+        records = self._start()
+        needs_tune_loop = self.tune_is_running and (self._resources.gpus > 0 or cluster.has_cluster_address())
+        return records + self._finished(wait=not needs_tune_loop)
+
+    @property
+    def _trains_here(self) -> bool:
+        return self._in_process and not self.tune_is_running
+
+    def _start(self) -> list[Record]:
+        trials, self._collected = self._collected, []
+        if self._trains_here:
+            return self._train_here(trials)
         from sweeps.engine.trials import ray_tune  # Ray takes a second to import
 
-        for trials in split_into_tasks(
-            self._collected, self._tasks if len(self._collected) >= MIN_PROBES_PER_TASK else 1
-        ):
-            configs = [trial_config(trial, self._site(trial)) for trial in trials]
-            for trial in trials:
-                self._begun(trial)
-            self._running[ray_tune.submit(train_probes, configs, self._share)] = trials
-        self._collected = []
+        for batch in split_into_tasks(trials, self._num_tasks if len(trials) >= MIN_PROBES_PER_TASK else 1):
+            configs = [trial_config(trial, self._context(trial)) for trial in batch]
+            self._show(batch)
+            self._running[ray_tune.submit(train_probes, configs, self._resources)] = batch
+        return []
 
-    def collect(self) -> None:
-        """Hand in the records of all tasks that have ended; of all there are where a sampler should first be told."""
-        if sum(map(len, self._running.values())) >= self._at_once:
-            self.settle()
-        self._hand_in(wait=False)
-
-    def settle(self) -> None:
-        """Train what has been collected and hand in all records, once they are there, unless that could be never."""
-        self._start()
-        holds = (
-            self._share.gpus or cluster.has_cluster_address()
-        )  # what trials hold, they give back only while we attend to them
-        self._hand_in(wait=not (self.tune_running and holds))
-
-    def _train_here(self) -> None:
-        trials, self._collected = self._collected, []
+    def _train_here(self, trials: Sequence[Trial]) -> list[Record]:
+        if not trials:
+            return []
+        self._show(trials)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        for trial in trials:
-            self._begun(trial)
-        if trials:
-            threads = torch.get_num_threads()
-            train_probes([trial_config(trial, replace(self._site(trial), threads=cores)) for trial in trials])
-            torch.set_num_threads(threads)
-            release_freed_memory()
-        for trial in trials:
-            if (record := self._store.record(trial.name)) is not None:
-                self._ended(record)
+        threads = torch.get_num_threads()
+        train_probes([trial_config(trial, replace(self._context(trial), threads=cores)) for trial in trials])
+        torch.set_num_threads(threads)
+        release_freed_memory()
+        return [record for trial in trials if (record := self._store.record(trial.name)) is not None]
 
-    def _hand_in(self, wait: bool) -> None:
+    def _finished(self, wait: bool) -> list[Record]:
         if not self._running:
-            return
+            return []
         from sweeps.engine.trials import ray_tune
 
+        records = []
         for task in ray_tune.finished_tasks(list(self._running), wait):
             trials = self._running.pop(task)
             error = ray_tune.task_error(task)
             for trial in trials:
                 record = self._store.record(trial.name)
                 if record is None and error is not None:
-                    record = failed_record(trial_config(trial, self._site(trial)), error)
+                    record = failed_record(trial_config(trial, self._context(trial)), error)
                     self._store.add_record(record)
                 if record is not None:
-                    self._ended(record)
+                    records.append(record)
+        return records
+
+    def _show(self, trials: Iterable[Trial]) -> None:
+        for trial in trials:
+            self._view.started(trial.name, dict(trial.recipe))
 
 
 def train_probes(configs: list[dict[str, Any]]) -> None:

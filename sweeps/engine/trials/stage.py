@@ -1,8 +1,7 @@
-"""Stage: trials that run side by side, and what the driver makes of what they say."""
+"""Stage: runs the trials of one phase, as batched probes or in Ray Tune, and ends each with a record."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,200 +9,236 @@ from typing import Any
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.schedulers import LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials.trainable import TrialContext, failed_record, trial_config
+from sweeps.engine.trials.placement import Placement
+from sweeps.engine.trials.probe_tasks import ProbeTasks
+from sweeps.engine.trials.trainable import Trainable, TrialContext, failed_record, train_trial, trial_config
 from xfer.objectives import ACCURACY, Objective
 from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict, epoch_from_dict, record_from_dict
 
 StoppingRule = Callable[[TrialHistory, str], bool | None]
-"""Does this trial go on after its newest epoch? None: it waits until others have come as far."""
+"""Returns whether a trial continues after its newest epoch; None if it waits until others have come as far."""
 
 
 class Stage:
-    """A `tuning.Driver`: hands out trials, stops those that the judge stops, and ends each with a record.
+    """Runs trials; the `ray_tune.TrialSource` that Ray Tune's loop asks for trials and for decisions.
+
+    A waiting trial looks to the store like an interrupted one: its checkpoint stays and it has no record yet. It is
+    started again once the stopping rule has decided, in this start of the sweep or in a later one.
 
     Args:
         store: the sweep's.
-        watch: told what happens.
-        trials: what to run, asked for one at a time when there is room.
-        site: where a trial finds what it needs.
-        stopping_rule: who goes on.
-        on_record: told of each record.
-        out_of_budget: whether the time for this stage is up; what is running then is left for the next start.
-        objective: whose scores trials are judged by.
-        expected_trials: the names of trials that the judge should expect.
-
-    A trial that waits is to the store as one that was interrupted: its checkpoint stays and there is no record yet. It
-    is handed out again once the judge knows what becomes of it, in this start or in another.
+        view: shows the progress.
+        trials: the trials to run, taken one at a time when there is room.
+        context: returns what a trial's process needs to know.
+        stopping_rule: decides which trials continue.
+        on_record: called with each record.
+        out_of_budget: returns whether the budget of the stage is spent; running trials are then interrupted, and
+            resumed by the next start of the sweep.
+        objective: whose scores the stopping rule compares.
+        history: learning curves of the sweep's trials so far, and empty ones of trials that are still to come.
+        probes: trains linear probes in batches; None if all trials run in Ray Tune.
     """
 
     def __init__(
         self,
         store: Store,
-        watch: ProgressView,
+        view: ProgressView,
         trials: Iterator[Trial],
-        site: Callable[[Trial], TrialContext],
+        context: Callable[[Trial], TrialContext],
         stopping_rule: StoppingRule,
         on_record: Callable[[Record], None],
         out_of_budget: Callable[[], bool] = lambda: False,
         objective: Objective = ACCURACY,
-        expected_trials: Iterable[str] = (),
+        history: TrialHistory | None = None,
+        probes: ProbeTasks | None = None,
     ) -> None:
         self._store = store
-        self._watch = watch
+        self._view = view
         self._trials = trials
-        self._site = site
-        self._judge = stopping_rule
-        self._learn = on_record
-        self._over = out_of_budget
+        self._exhausted = False
+        self._context = context
+        self._stopping_rule = stopping_rule
+        self._on_record = on_record
+        self._out_of_budget = out_of_budget
         self._objective = objective
-        self._history = {**{name: LearningCurve(()) for name in expected_trials}, **trial_history(store, objective)}
-        self._first: Trial | None = None
+        self._history = dict(history or {})
+        self._probes = probes
+        self._next: Trial | None = None
         self._waiting: dict[str, Trial] = {}
         self._running: dict[str, Trial] = {}
         self._configs: dict[str, dict[str, Any]] = {}
-        self._newest: dict[str, dict[str, Any]] = {}
+        self._newest: dict[str, dict[str, Any]] = {}  # the last report of each trial in Ray Tune
         self._stopped: set[str] = set()
 
+    def run(self, placement: Placement, trainable: Trainable = train_trial) -> None:
+        """Run all trials. Ray Tune is started only if there is a trial that cannot be batched.
+
+        Args:
+            placement: connects to Ray and says how many trials run at a time.
+            trainable: what runs in a trial's process.
+        """
+        if self.has_next():
+            from sweeps.engine.trials import ray_tune  # Ray takes a second to import
+
+            placement.connect()
+            if self._probes is not None:
+                self._probes.tune_is_running = True
+                self._end_probes(self._probes.start())
+            ray_tune.run_trials(self, placement.concurrent, trainable)
+        if self._probes is not None:
+            self._probes.tune_is_running = False
+            self._end_probes(self._probes.settle())
+
     def has_next(self) -> bool:
-        """Whether there is anything to hand out; where there is not, no Tuner need be started."""
-        if self._first is None and not self._over():
-            self._first = self._next_new() or self._next_waiting()
-        return self._first is not None
+        """Return whether there is a trial for Ray Tune to run. Probes that come before it are trained meanwhile."""
+        if self._next is None and not self._out_of_budget():
+            self._next = self._next_new() or self._next_waiting()
+        return self._next is not None
 
-    def on_probe_start(self, trial: Trial) -> None:
-        """Take note of a trial that another than the Tuner begins to train."""
-        self._watch.started(trial.name, dict(trial.recipe))
-
-    def on_probe_end(self, record: Record) -> None:
-        """Take note of what came of it."""
-        scores = self._objective.scores(record.epochs)
-        self._history[record.trial] = LearningCurve(scores, comparable_after(record.recipe))
-        self._watch.on_epoch(as_dict(record))
-        self._note_end(record)
+    # --- TrialSource ------------------------------------------------------------------------------------------------
 
     def next_trial(self) -> dict[str, Any] | None:
-        """See `tuning.Driver`."""
-        trial = self._first if self.has_next() and not self._over() else None
-        self._first = None
+        """See `ray_tune.TrialSource`."""
+        trial = self._next if self.has_next() and not self._out_of_budget() else None
+        self._next = None
         if trial is None:
             return None
-        config = trial_config(trial, self._site(trial))
+        config = trial_config(trial, self._context(trial))
         self._configs[trial.name] = config
         self._running[trial.name] = trial
-        self._watch.started(trial.name, dict(trial.recipe))
+        self._view.started(trial.name, dict(trial.recipe))
         return config
 
     def may_have_more(self) -> bool:
-        """See `tuning.Driver`."""
-        return bool(self._waiting and self._running) and not self._over()
-
-    def _next_new(self) -> Trial | None:
-        for trial in self._trials:
-            settled = comparable_after(trial.recipe)
-            progress = replace(self._history.get(trial.name, LearningCurve(())), last_unfreeze_epoch=settled)
-            self._history[trial.name] = progress
-            if not progress.values or self._judge(self._history, trial.name) is not None:
-                return trial
-            self._waiting[trial.name] = trial  # since an earlier start
-        # There are fewer than were expected: nobody need wait for the others.
-        for name in [name for name, seen in self._history.items() if not seen.ended and not self._begun(name)]:
-            del self._history[name]
-        return None
-
-    def _begun(self, trial: str) -> bool:
-        return trial in self._running or trial in self._waiting
-
-    def _next_waiting(self) -> Trial | None:
-        """The next trial that has waited long enough; one that goes no further is ended on the way."""
-        for name, trial in list(self._waiting.items()):
-            goes_on = None if name in self._running else self._judge(self._history, name)
-            if goes_on is None:
-                continue
-            del self._waiting[name]
-            if goes_on or name not in self._newest:  # what it came to is known to its process alone
-                return trial
-            self._end(record_from_dict(self._newest.pop(name)))
-        return None
+        """See `ray_tune.TrialSource`."""
+        return bool(self._waiting and self._running) and not self._out_of_budget()
 
     def should_continue(self, trial: str, record: dict[str, Any]) -> bool:
-        """See `tuning.Driver`."""
+        """See `ray_tune.TrialSource`."""
         self._newest[trial] = record
-        self._watch.on_epoch(record)
+        self._view.on_epoch(record)
         scores = self._objective.scores([epoch_from_dict(epoch) for epoch in record["epochs"]])
         self._history[trial] = replace(self._history[trial], values=scores)
         if record["status"] == "finished":
             return True
-        if self._over():
+        if self._out_of_budget():
             return False
-        goes_on = self._judge(self._history, trial)
-        if goes_on is None:
+        continues = self._stopping_rule(self._history, trial)
+        if continues is None:
             self._waiting[trial] = self._running[trial]
-        elif not goes_on:
+        elif not continues:
             self._stopped.add(trial)
-        return bool(goes_on)
+        return bool(continues)
 
     def ended(self, trial: str, error: str | None) -> None:
-        """See `tuning.Driver`."""
-        # First what can fail: this may be told again.
+        """See `ray_tune.TrialSource`."""
+        # What can fail comes first, because Ray Tune may then report the end of the trial again.
         newest, record = self._newest.get(trial), self._store.record(trial)
         config = self._configs.pop(trial)
         self._running.pop(trial, None)
         if record is None and error is None and trial in self._waiting:
-            self._watch.on_trial_end(trial, None, None)
+            self._view.on_trial_end(trial, None, None)
             return
         self._waiting.pop(trial, None)
         self._newest.pop(trial, None)
         if record is None and error is not None:
-            lost = failed_record(config, error)
             record = (
-                lost if newest is None else replace(record_from_dict(newest), status="failed", error=error, val=None)
+                failed_record(config, error)
+                if newest is None
+                else replace(record_from_dict(newest), status="failed", error=error, val=None)
             )
             self._store.add_record(record)
         elif record is None and newest is not None and trial in self._stopped:
             record = record_from_dict(newest)
             self._store.add_record(record)
         self._stopped.discard(trial)
-        if record is None:  # it was interrupted, and goes on at the next start
-            self._watch.on_trial_end(trial, None, None)
+        if record is None:  # interrupted: the next start of the sweep resumes it
+            self._view.on_trial_end(trial, None, None)
             return
-        self._note_end(record)
+        self._end(record)
+
+    # --- which trial is next ----------------------------------------------------------------------------------------
+
+    def _next_new(self) -> Trial | None:
+        for trial in self._trials:
+            if self._batch(trial):
+                continue
+            comparable = comparable_after(trial.recipe)
+            curve = replace(self._history.get(trial.name, LearningCurve(())), last_unfreeze_epoch=comparable)
+            self._history[trial.name] = curve
+            if not curve.values or self._stopping_rule(self._history, trial.name) is not None:
+                return trial
+            self._waiting[trial.name] = trial  # since an earlier start
+        if self._probes is not None and not self._exhausted:
+            self._end_probes(self._probes.settle())  # a stopping rule that waits for all trials needs their results
+        self._exhausted = True
+        # There are fewer trials than expected: none has to wait for the missing ones.
+        started = self._running.keys() | self._waiting.keys()
+        self._history = {name: curve for name, curve in self._history.items() if curve.ended or name in started}
+        return None
+
+    def _next_waiting(self) -> Trial | None:
+        """Return the next trial that has waited long enough; end those on the way that are stopped."""
+        for name, trial in list(self._waiting.items()):
+            continues = None if name in self._running else self._stopping_rule(self._history, name)
+            if continues is None:
+                continue
+            del self._waiting[name]
+            if continues or name not in self._newest:  # without a report only its own process knows its record
+                return trial
+            record = record_from_dict(self._newest.pop(name))
+            self._store.add_record(record)
+            self._end(record)
+        return None
+
+    # --- probes -----------------------------------------------------------------------------------------------------
+
+    def _batch(self, trial: Trial) -> bool:
+        """Add a trial to the next batch of probes, if it can be batched, and collect finished probes."""
+        if self._probes is None:
+            return False
+        batched = self._probes.add(trial)
+        if not batched:
+            self._end_probes(self._probes.start())  # they run beside the trial
+        self._end_probes(self._probes.collect())
+        return batched
+
+    def _end_probes(self, records: Iterable[Record]) -> None:
+        for record in records:
+            scores = self._objective.scores(record.epochs)
+            self._history[record.trial] = LearningCurve(scores, comparable_after(record.recipe))
+            self._view.on_epoch(as_dict(record))
+            self._end(record)
 
     def _end(self, record: Record) -> None:
-        self._store.add_record(record)
-        self._note_end(record)
-
-    def _note_end(self, record: Record) -> None:
-        seen = self._history.get(record.trial, LearningCurve(()))
-        self._history[record.trial] = replace(seen, ended=True)
-        self._learn(record)
-        self._watch.on_trial_end(record.trial, record.status, self._objective.value(record.epochs))
+        curve = self._history.get(record.trial, LearningCurve(()))
+        self._history[record.trial] = replace(curve, ended=True)
+        self._on_record(record)
+        self._view.on_trial_end(record.trial, record.status, self._objective.value(record.epochs))
 
 
 def trial_history(store: Store, objective: Objective = ACCURACY) -> dict[str, LearningCurve]:
-    """How far every search trial of a sweep has come."""
-    ended = {record.trial: record.epochs for record in store.records()}
+    """Return the learning curve of every search trial in a store."""
+    records = {record.trial: record.epochs for record in store.records()}
     history = {}
     for trial in store.trials():
         if trial.phase == "search":
-            epochs = ended.get(trial.name) or store.epochs(trial.name)
-            # After a damaged one the others would count for the wrong epoch.
-            whole = [each for place, each in enumerate(epochs, start=1) if each.epoch == place]
-            scores = objective.scores(whole)
-            history[trial.name] = LearningCurve(scores, comparable_after(trial.recipe), trial.name in ended)
+            epochs = records.get(trial.name) or store.epochs(trial.name)
+            # Scores after a damaged epoch would be attributed to the wrong one.
+            intact = [epoch for number, epoch in enumerate(epochs, start=1) if epoch.epoch == number]
+            scores = objective.scores(intact)
+            history[trial.name] = LearningCurve(scores, comparable_after(trial.recipe), trial.name in records)
     return history
 
 
 def comparable_after(recipe: Any) -> int:
-    """After how many epochs a recipe's values say what it will come to, as others' do.
+    """Return the number of epochs before a trial's scores are comparable with those of others.
 
-    Never, for a head in closed form: what it comes to in its only epoch is not to be held against others' first.
+    Closed-form heads finish in one epoch and are never compared mid-run.
+
+    Args:
+        recipe: the recipe as plain data.
     """
     built = recipe_from_dict(recipe)
     return built.last_unfreeze_epoch if built.uses_gradient_steps else built.epochs
-
-
-def time_limit(seconds: float | None) -> Callable[[float], bool]:
-    """A stopwatch that starts now: is less than `reserve` left of so many seconds? Never, without a limit."""
-    began = time.monotonic()
-    return lambda reserve: seconds is not None and time.monotonic() - began + reserve > seconds

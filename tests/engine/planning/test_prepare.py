@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning import prepare as module
-from sweeps.engine.planning.prepare import Prepared, prepare
+from sweeps.engine.planning.plan_file import default_name, describe_plan
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.planning.prepared import RESPLIT_BELOW, Prepared
 from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import write_noise_images
 from xfer.methods.strategies import STRATEGIES
@@ -264,11 +265,11 @@ def test_a_strategy_that_brings_a_network_takes_neither_weights_nor_arguments(al
 def test_some_classes_may_be_chosen(make_plan: Callable[..., Plan], storage: Path) -> None:
     named = prepare(make_plan(classes=("red", "blue")), storage)
     assert named.pack.classes == ("blue", "red")
-    assert named.described()["data"]["classes"] == ["blue", "red"]
+    assert describe_plan(named)["data"]["classes"] == ["blue", "red"]
     assert named.notes == ("2 of 3 classes were chosen; the images of the others are left out.",)
     counted = prepare(make_plan(classes=("2",)), storage)
-    assert counted.described()["data"]["classes"] == ["blue", "green"]
-    assert counted.default_name() != named.default_name()
+    assert describe_plan(counted)["data"]["classes"] == ["blue", "green"]
+    assert default_name(counted) != default_name(named)
 
 
 def test_a_recipe_takes_the_plans_seed_and_arguments(make_plan: Callable[..., Plan], storage: Path) -> None:
@@ -285,7 +286,7 @@ def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
 ) -> None:
     split = dataclasses.replace(prepared.split, train=np.arange(images), can_redraw=can_redraw)
     assert dataclasses.replace(prepared, split=split).redraws is redraws
-    assert module.RESPLIT_BELOW == 2_000
+    assert RESPLIT_BELOW == 2_000
 
 
 def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
@@ -293,7 +294,7 @@ def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
 ) -> None:
     everything, few = prepare(make_plan(), storage), prepare(make_plan(edits={"images_per_class": "3"}), storage)
     several = prepare(make_plan(edits={"images_per_class": "3,5"}), storage)
-    assert len(few.split.train) == few.described()["data"]["train"] == 3 * len(few.pack.classes)
+    assert len(few.split.train) == describe_plan(few)["data"]["train"] == 3 * len(few.pack.classes)
     assert (few.split.val.tolist(), few.split.test.tolist()) == (
         everything.split.val.tolist(),
         everything.split.test.tolist(),
@@ -308,7 +309,7 @@ def test_a_grid_has_as_many_trials_as_there_are_combinations_and_says_so(
     edits |= {"schedule": "cosine", "augmentation": "none", "mixing": "none", "loss": "cross_entropy"}
     plan = make_plan(sampler="grid", strategies=("naive",), edits={**edits, "clip_norm": "none,1"}, trials=24)
     found = prepare(plan, storage)
-    assert found.plan.trials == found.described()["trials"] == 4
+    assert found.plan.trials == describe_plan(found)["trials"] == 4
     assert found.notes[-1] == "--sampler grid: 4 combinations, the known good ones among them, are all there are."
     found = prepare(dataclasses.replace(plan, trials=3), storage)
     assert found.plan.trials == 3

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import Prepared, plan_differences, prepare
+from sweeps.engine.planning.plan_file import default_name, describe_plan, plan_differences
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.planning.prepared import Prepared
 from tests.conftest import BACKBONE
 from tests.engine.conftest import write_noise_images
 
@@ -21,7 +23,9 @@ from tests.engine.conftest import write_noise_images
 
 def stored(prepared: Prepared, **changes: Any) -> dict[str, Any]:
     """What plan.json says, as it comes back from disk."""
-    found: dict[str, Any] = json.loads(json.dumps({**prepared.described(), "name": "n", "provenance": {}, **changes}))
+    found: dict[str, Any] = json.loads(
+        json.dumps({**describe_plan(prepared), "name": "n", "provenance": {}, **changes})
+    )
     return found
 
 
@@ -32,7 +36,7 @@ def names(changes: list[str]) -> list[str]:
 def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
     assert plan_differences(stored(prepared), stored(prepared)) == []
     assert (
-        plan_differences(stored(prepared), {**prepared.described(), "name": "other", "provenance": {"commit": "x"}})
+        plan_differences(stored(prepared), {**describe_plan(prepared), "name": "other", "provenance": {"commit": "x"}})
         == []
     )
 
@@ -120,14 +124,14 @@ def test_all_classes_by_name_are_the_same_sweep_as_all_of_them(
 ) -> None:
     named = prepare(make_plan(classes=("red", "green", "blue")), storage)
     assert plan_differences(stored(prepared), stored(named)) == []
-    assert named.default_name() == prepared.default_name()
+    assert default_name(named) == default_name(prepared)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_is_named_by_experiment_folder_and_six_digits(prepared: Prepared) -> None:
-    experiment, folder, digits = prepared.default_name().split("-")
+    experiment, folder, digits = default_name(prepared).split("-")
     assert (experiment, folder) == ("folder", "colours")
     assert len(digits) == 6
     assert set(digits) <= set("0123456789abcdef")
@@ -137,9 +141,9 @@ def test_two_folders_with_other_content_never_share_a_name(
     make_plan: Callable[..., Plan], prepared: Prepared, two_classes: Path, storage: Path, tmp_path: Path
 ) -> None:
     two_classes.rename(tmp_path / "colours")
-    other = prepare(make_plan(data=str(tmp_path / "colours")), storage).default_name()
+    other = default_name(prepare(make_plan(data=str(tmp_path / "colours")), storage))
     assert other.startswith("folder-colours-")
-    assert other != prepared.default_name()
+    assert other != default_name(prepared)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,7 @@ def test_two_folders_with_other_content_never_share_a_name(
 def test_the_name_follows_what_is_run(
     prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], same: bool
 ) -> None:
-    assert (prepare(make_plan(**changes), storage).default_name() == prepared.default_name()) is same
+    assert (default_name(prepare(make_plan(**changes), storage)) == default_name(prepared)) is same
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,6 @@ def test_the_name_follows_what_is_run(
     ],
 )
 def test_a_data_sets_name_becomes_a_plain_one(prepared: Prepared, source: str, shown: str) -> None:
-    name = dataclasses.replace(prepared, source=source).default_name()
+    name = default_name(dataclasses.replace(prepared, source=source))
     assert name.removeprefix("folder-")[:-7] == shown
     assert Path(name).name == name

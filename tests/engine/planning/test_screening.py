@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from rich.console import Console
 
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
-from sweeps.engine.planning.prepare import Prepared, plan_differences, prepare
+from sweeps.engine.planning.plan_file import describe_plan, plan_differences
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.search_space.distributions import Categorical
 from sweeps.engine.storage.store import Store, Trial
@@ -84,17 +87,17 @@ def test_it_screens_where_there_are_backbones_to_drop_or_a_head_to_choose(
     prepared = preparing(*backbones, **changes)
     assert (screening.drops_backbones(prepared), screening.selects_initial_head(prepared)) == (drops, chooses)
     assert bool(screening.screening_trials(prepared)) == bool(screening.describe(prepared)) == (drops or chooses)
-    assert ("screening" in prepared.described()) == (drops or chooses)
+    assert ("screening" in describe_plan(prepared)) == (drops or chooses)
 
 
 def test_a_sweep_that_screened_cannot_go_on_with_another_number_to_keep(preparing: Preparing) -> None:
     strategies = ("clip", "linear_probe")
     kept = {keep: preparing(*NETWORKS, "test_convnext", keep_backbones=keep, strategies=strategies) for keep in (2, 3)}
-    assert plan_differences(kept[2].described(), kept[3].described()) == ["screening.keep: 2 -> 3"]
+    assert plan_differences(describe_plan(kept[2]), describe_plan(kept[3])) == ["screening.keep: 2 -> 3"]
 
 
 def test_a_number_that_drops_nobody_is_no_part_of_a_plan(preparing: Preparing) -> None:
-    assert preparing(keep_backbones=3).described() == preparing(keep_backbones=5).described()
+    assert describe_plan(preparing(keep_backbones=3)) == describe_plan(preparing(keep_backbones=5))
 
 
 @pytest.mark.parametrize("keep", [-1, 0, 1])
@@ -285,7 +288,7 @@ def test_of_a_warm_start_what_was_left_out_is_left_out_too(three: Prepared, narr
 @pytest.fixture
 def store(tmp_path: Path, three: Prepared) -> Store:
     found = Store(tmp_path / "colours")
-    found.put_plan(three.described())
+    found.put_plan(describe_plan(three))
     return found
 
 
@@ -302,7 +305,7 @@ def test_time_that_is_up_leaves_it_undecided_and_the_next_start_goes_on(
     store: Store, begun: Callable[[], Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = begun()
-    monkeypatch.setattr(sweep, "_short_of", lambda reserve: len(store.records()) >= 10)
+    monkeypatch.setattr(sweep.budget, "exceeded", lambda: len(store.records()) >= 10)
     sweep.screen()
     sweep.search()
     first = {record.trial: record for record in store.records()}
@@ -322,16 +325,17 @@ def test_a_decision_that_was_lost_is_made_again_and_what_was_searched_is_still_k
     sweep = begun()
     sweep.screen()
     [decision] = store.decisions("screening")
-    assert sweep._proposer is not None
+    assert sweep.sampler is not None
     for number in range(6):
         name = f"{number:04d}"
-        params, config = sweep._proposer.ask(name, number)
-        store.add_trial(Trial(name, "search", params, sweep._prepared.recipe(config).as_dict()))
+        params, config = sweep.sampler.ask(name, number)
+        store.add_trial(Trial(name, "search", params, sweep.prepared.recipe(config).as_dict()))
         store.add_record(a_record(name))
     assert "lp_ft" in {trial.recipe["strategy"]["name"] for trial in store.trials() if trial.phase == "search"}
     (store.folder / "screening" / "0001.json").write_text("{")
     again = begun()
     again.screen()
     assert [{**each, "at": ""} for each in store.decisions("screening")] == [{**decision, "at": ""}]
-    assert again._proposer is not None
-    assert len(again._proposer._study.trials) == 6
+    again.export_study()
+    study = optuna.load_study(study_name=store.name, storage=f"sqlite:///{store.near / 'study.sqlite3'}")
+    assert len(study.trials) == 6

@@ -13,7 +13,9 @@ import pytest
 from sweeps.engine import launch
 from sweeps.engine.launch import claim_plan
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import Prepared, prepare
+from sweeps.engine.planning.plan_file import default_name, describe_plan
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch import advice
 from sweeps.engine.presearch.advice import recommend_strategies, recommended_strategies, summary_line
 from sweeps.engine.search_space.distributions import Categorical
@@ -80,7 +82,7 @@ def changed(prepared: Prepared, **changes: Any) -> Prepared:
 def begun(prepared: Prepared, store: Store, count: int = 3) -> list[str]:
     """The strategies that a sweep begins with, as a driver that starts now would propose them."""
     sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), NoWatch())  # type: ignore[arg-type]
-    return [str(sweep._proposer.ask(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
+    return [str(sweep.sampler.ask(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
@@ -223,8 +225,8 @@ def test_advice_is_no_part_of_what_a_sweep_is_called_or_compared_by(
     prepared: Prepared, advised: Callable[..., None]
 ) -> None:
     advised("linear_probe")
-    assert prepared.default_name() == changed(prepared, advise=False).default_name()
-    assert "advice" not in prepared.described()
+    assert default_name(prepared) == default_name(changed(prepared, advise=False))
+    assert "advice" not in describe_plan(prepared)
 
 
 def test_a_network_whose_stages_are_unknown_is_said_and_begins_in_the_usual_order(

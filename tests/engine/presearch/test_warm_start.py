@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from sweeps.engine import selection
-from sweeps.engine.launch import PlanChangedError, claim_plan
+from sweeps.engine.launch import claim_plan
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import Prepared, plan_differences
+from sweeps.engine.planning.plan_file import PlanChangedError, default_name, describe_plan, plan_differences
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch import advice, warm_start
 from sweeps.engine.presearch.dataset_distance import MAX_DISTANCE, DatasetView
 from sweeps.engine.presearch.warm_start import (
@@ -300,10 +301,10 @@ def test_a_sweep_gone_on_with_takes_the_same_whatever_was_added_since(
     claim_plan(more, mine)
     assert (begun(mine), (mine.plan() or {})["trials"]) == (first, 40)
     sweep = Sweep(more, mine, RunOptions(tracking_uri=""), None)  # type: ignore[arg-type]
-    params, config = sweep._proposer.ask("0000", 0)
+    params, config = sweep.sampler.ask("0000", 0)
     assert [params] == warm_start_params(mine.plan() or {})
     assert config["learning_rate"] == pytest.approx(1.1e-3)
-    assert [sweep._proposer.is_known_good(number) for number in (0, 1)] == [False, True]
+    assert [sweep.sampler.is_known_good(number) for number in (0, 1)] == [False, True]
 
 
 def test_whether_to_begin_warm_cannot_be_changed_later(
@@ -319,8 +320,8 @@ def test_whether_to_begin_warm_cannot_be_changed_later(
     assert "warm_start" not in (other.plan() or {})  # as in plans from before there was a choice
     with pytest.raises(PlanChangedError, match=r"warm_start.asked: absent -> True"):
         claim_plan(warm, other)
-    assert warm.default_name() != cold.default_name()
-    assert plan_differences(mine.plan() or {}, {**warm.described(), "trials": 12}) == []
+    assert default_name(warm) != default_name(cold)
+    assert plan_differences(mine.plan() or {}, {**describe_plan(warm), "trials": 12}) == []
 
 
 def test_damaged_sweeps_are_passed_over_and_named(warm: Prepared, left: Callable[..., Store], mine: Store) -> None:

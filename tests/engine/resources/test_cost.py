@@ -31,8 +31,9 @@ from tests.engine.conftest import a_plan
 
 if TYPE_CHECKING:
     from sweeps.engine.plan import Plan
-    from sweeps.engine.planning.prepare import Prepared
-    from sweeps.engine.sweep import Sweep
+    from sweeps.engine.planning.prepared import Prepared
+    from sweeps.engine.resources.budget import Budget
+    from sweeps.engine.trials.placement import Placement
 
 L4, A10G, HEAD = Machine("l4", 0.36), Machine("a10g", 0.72), Machine("head", 0.18)
 
@@ -226,7 +227,7 @@ def test_the_plan_knows_the_price_of_each_node_type_once_it_was_said_or_seen(clu
 
 
 def test_prices_are_no_change_of_the_plan() -> None:
-    from sweeps.engine.planning.prepare import plan_differences
+    from sweeps.engine.planning.plan_file import plan_differences
 
     assert plan_differences({**a_plan(), "prices": {"l4": {"usd_per_hour": 0.36, "from": "label"}}}, a_plan()) == []
 
@@ -261,10 +262,11 @@ def heads_only(make_plan: Callable[..., Plan], tmp_path: Path, one_thread: None)
 def test_a_sweep_ends_when_its_cost_budget_is_spent_and_goes_on_with_a_larger_one(
     heads_only: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from sweeps.engine.planning.plan_file import describe_plan
     from sweeps.engine.sweep import RunOptions, Sweep
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    store.put_plan(heads_only.described())
+    store.put_plan(describe_plan(heads_only))
     screen = io.StringIO()
 
     def start(budget: float) -> None:
@@ -292,51 +294,56 @@ def test_a_sweep_ends_when_its_cost_budget_is_spent_and_goes_on_with_a_larger_on
 
 
 @pytest.fixture
-def joining(prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
-    """A sweep that joins a cluster of these machines."""
-    from sweeps.engine.sweep import RunOptions, Sweep
+def joining(
+    prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Placement, Budget]]:
+    """Connects to a cluster of these machines, within a budget."""
+    from sweeps.engine.resources.budget import Budget
     from sweeps.engine.trials import ray_tune
+    from sweeps.engine.trials.placement import Placement
+    from sweeps.engine.trials.trainable import Resources
 
-    def sweep(machines: Sequence[Machine], **means: Any) -> Sweep:
+    def join(machines: Sequence[Machine], usd: float | None = None) -> tuple[Placement, Budget]:
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
         monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
         monkeypatch.setattr(ray_tune, "max_concurrent_trials", lambda share: 4)
         monkeypatch.setattr(ray_tune, "summary_line", lambda: "cluster: four places")
         monkeypatch.setattr(ray_tune, "alive_machines", lambda: machines)
-        watch = ProgressView(Console(file=io.StringIO()), "colours")
-        return Sweep(prepared, store, RunOptions(tracking_uri="", **means), watch, CostTracker(store))
+        budget = Budget(CostTracker(store), usd=usd)
+        view = ProgressView(Console(file=io.StringIO()), "colours")
+        placement = Placement(prepared, store, view, budget, Resources())
+        placement.connect()
+        return placement, budget
 
-    return sweep
+    return join
 
 
 def test_a_cluster_on_which_nothing_has_a_price_is_refused_with_a_budget_and_taken_without(
-    joining: Callable[..., Sweep],
+    joining: Callable[..., tuple[Placement, Budget]],
 ) -> None:
     with pytest.raises(ValueError) as refused:
-        joining([Machine("head"), Machine("l4"), Machine("l4")], cost_budget=20.0)._connect()
+        joining([Machine("head"), Machine("l4"), Machine("l4")], usd=20.0)
     assert str(refused.value) == (
         "--cost-budget 20: nobody has said what the machines of this cluster cost, so there is no telling when that is "
         "spent. Give --prices head=PRICE,l4=PRICE in US dollars an hour, or write "
         'labels: {xfer/usd-per-hour: "PRICE"} under each node type of the cluster file'
     )
-    joining([Machine("head")])._connect()
-    joining([HEAD, Machine("l4")], cost_budget=20.0)._connect()
+    joining([Machine("head")])
+    joining([HEAD, Machine("l4")], usd=20.0)
 
 
-def test_what_the_finals_will_cost_is_kept_back(joining: Callable[..., Sweep], prepared: Prepared) -> None:
-    from dataclasses import replace
+def test_what_the_finals_will_cost_is_kept_back(
+    joining: Callable[..., tuple[Placement, Budget]], prepared: Prepared
+) -> None:
+    from sweeps.engine.selection import final_rounds
 
-    from sweeps.engine.storage.store import Trial
-    from tests.engine.conftest import a_recipe, a_record
-
-    sweep = joining([Machine("l4", 1.0)], cost_budget=1.5)
-    sweep._connect()
-    sweep._trials["0000"] = Trial("0000", "search", {}, a_recipe())
-    sweep._note(replace(a_record("0000"), seconds=600.0))
+    placement, budget = joining([Machine("l4", 1.0)], usd=1.5)
     assert prepared.plan.finalists * prepared.plan.seeds == 9
-    assert sweep._expected_finals() == 1800.0  # 9 runs, of which the last goes alone after two rounds of 4
-    assert not sweep._short_of(5300.0)
-    assert sweep._short_of(5500.0)
+    reserve = final_rounds(prepared.plan, placement.concurrent) * 600.0
+    assert reserve == 1800.0  # 9 runs, of which the last goes alone after two rounds of 4
+    assert not budget.exceeded(5300.0)
+    assert budget.exceeded(5500.0)
+    assert "and the finals will cost about $1.53" in budget.cost_message("The search ends", 5500.0)
 
 
 # --- Ray's word for it ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from dataclasses import replace
@@ -12,8 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from sweeps.engine.console.progress import ProgressView
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.resources import gpu_sharing, memory_probe
+from sweeps.engine.resources.budget import Budget
+from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.resources.gpu_sharing import (
     CUDA_CONTEXT_BYTES,
     GPU_FRACTIONS,
@@ -33,9 +39,9 @@ from sweeps.engine.resources.memory_probe import (
     read_probe,
     write_probe,
 )
-from sweeps.engine.storage.store import Trial
-from sweeps.engine.sweep import RunOptions, Sweep
+from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import ray_tune, trainable
+from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.trainable import TrialContext, trial_config
 from xfer.methods.strategies import STRATEGIES
 
@@ -372,26 +378,25 @@ def test_ray_is_asked_for_the_share_that_a_trials_site_says() -> None:
     assert ray_tune.placement_resources(ray_tune._written(nothing)).required_resources == {"CPU": 2}
 
 
-@pytest.mark.parametrize(("packs", "expected"), [(True, 0.25), (False, 1.0)])
-def test_a_share_that_was_asked_for_overrides_all_probes(
-    packs: bool, expected: float, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shares", "expected"), [(True, 0.25), (False, 1.0)])
+def test_gpus_are_shared_by_memory_probes_unless_a_share_was_asked_for(
+    shares: bool, expected: float, make_recipe: Any, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    shares = GpuAllocation([MemoryProbe(step_shape(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
+    allocation = GpuAllocation([MemoryProbe(step_shape(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
     monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
     monkeypatch.setattr(ray_tune, "max_concurrent_trials", lambda share: asked.append(share) or int(4 / share.gpus))
-    monkeypatch.setattr(Sweep, "_probed", lambda sweep: asked.append("probed") or shares)
-    sweep = Sweep.__new__(Sweep)
-    sweep._means = RunOptions(share=trainable.Resources(1, 1.0), packs=packs, tracking_uri="")
-    sweep._shares = None
-    sweep._proposer = None
-    sweep._connect()
-    assert asked.pop() == trainable.Resources(1, 1.0)  # while backbones are screened, nobody knows which are trained
-    assert "probed" not in asked
-    sweep._proposer = "somebody"  # type: ignore[assignment]
-    sweep._connect()
-    sweep._connect()
-    assert asked.count("probed") == int(packs)
+    monkeypatch.setattr(memory_probe, "local_gpu_kind", lambda: H100)
+    monkeypatch.setattr(memory_probe, "load_or_run_probes", lambda *about: asked.append("probed") or allocation)
+    store, view = Store(tmp_path / "colours"), ProgressView(Console(file=io.StringIO()), "colours")
+    placement = Placement(prepared, store, view, Budget(CostTracker(store)), trainable.Resources(1, 1.0))
+    placement.connect()
+    assert asked == [trainable.Resources(1, 1.0)]  # while backbones are screened, nobody knows which are trained
+    if shares:
+        placement.share_gpus(prepared)
+    placement.connect()
+    placement.connect()
+    assert asked.count("probed") == int(shares)
     assert asked[-1] == trainable.Resources(1, expected)
-    assert sweep._concurrent == 4 / expected
-    assert sweep._gpus_of(Trial("0000", "search", {}, make_recipe().as_dict())) == expected
+    assert placement.concurrent == 4 / expected
+    assert placement.context(Trial("0000", "search", {}, make_recipe().as_dict())).gpus == expected

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.prepare import Prepared, prepare
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.search_space.distributions import Categorical, Range
 from sweeps.engine.search_space.overrides import space_for

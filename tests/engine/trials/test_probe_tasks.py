@@ -11,7 +11,6 @@ from rich.console import Console
 
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.sweep import RunOptions, Sweep
 from sweeps.engine.trials import ray_tune
 from sweeps.engine.trials.probe_tasks import ProbeTasks, split_into_tasks, train_probes
 from sweeps.engine.trials.trainable import Resources, TrialContext, trial_config
@@ -115,94 +114,82 @@ def test_trials_are_dealt_so_that_each_version_is_computed_once(make_recipe):
     assert split_into_tasks([], 2) == []
 
 
-class Tasks:
-    """Stands for the cluster: tasks are noted, and end when somebody waits for them."""
+class FakeCluster:
+    """Stands for Ray: notes which tasks are submitted; a task ends when it is waited for."""
 
     def __init__(self, monkeypatch):
-        self.started, self.waits, self.begun, self.shares = [], [], [], []
-        monkeypatch.setattr(ray_tune, "submit", self._start)
-        monkeypatch.setattr(ray_tune, "finished_tasks", self._ended)
+        self.submitted, self.waits, self.resources = [], [], []
+        monkeypatch.setattr(ray_tune, "submit", self.submit)
+        monkeypatch.setattr(ray_tune, "finished_tasks", self.finished_tasks)
         monkeypatch.setattr(ray_tune, "task_error", lambda task: None)
 
-    def begins(self, trial):
-        self.begun.append(trial.name)
-
-    def _start(self, function, configs, share):
-        self.shares.append(share)
-        self.started.append([config["trial"] for config in configs])
+    def submit(self, function, configs, resources):
+        self.resources.append(resources)
+        self.submitted.append([config["trial"] for config in configs])
         function(configs)
-        return len(self.started)
+        return len(self.submitted)
 
-    def _ended(self, tasks, wait):
+    def finished_tasks(self, tasks, wait):
         self.waits.append(wait)
         return tasks if wait else []
 
 
+def names(records):
+    return [record.trial for record in records]
+
+
 @pytest.fixture
-def heads_of(store, configs, make_recipe, monkeypatch):
-    """Heads that were given four trials, two of which a sampler may propose before it is told; what it was told."""
-
-    def heads(share, tune_running=False, trials=4):
-        tasks, told = Tasks(monkeypatch), []
-        begun = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
-        site = TrialContext(**begun[0]["site"])
-        found = ProbeTasks(
-            store, lambda trial: site, share, tasks.begins, lambda one: told.append(one.trial), batch_size=2
-        )
-        found.tune_running = tune_running
-        for config in begun:
-            assert found.add(Trial(config["trial"], "search", {}, config["recipe"]))
-            found.collect()
-        return found, tasks, told
-
-    return heads
+def view():
+    return ProgressView(Console(file=io.StringIO()), "colours")
 
 
-def test_a_sampler_is_told_of_the_heads_before_it_proposes_more_than_so_many(heads_of):
-    _, tasks, told = heads_of(Resources())
-    assert tasks.started == [["0000", "0001"], ["0002", "0003"]]
-    assert tasks.begun == ["0000", "0001", "0002", "0003"]
-    assert told == ["0000", "0001", "0002", "0003"]
+@pytest.fixture
+def collect_probes(store, view, configs, make_recipe, monkeypatch):
+    """Adds linear probes one after another, in batches of two; returns the tasks, the cluster and the records."""
+
+    def collect(resources, tune_is_running=False, trials=4):
+        cluster, records = FakeCluster(monkeypatch), []
+        started = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
+        context = TrialContext(**started[0]["site"])
+        probes = ProbeTasks(store, view, lambda trial: context, resources, batch_size=2)
+        probes.tune_is_running = tune_is_running
+        for config in started:
+            assert probes.add(Trial(config["trial"], "search", {}, config["recipe"]))
+            records += probes.collect()
+        return probes, cluster, records
+
+    return collect
 
 
-def test_what_was_collected_last_is_trained_too(heads_of):
-    heads, tasks, told = heads_of(Resources(), trials=3)
-    assert told == ["0000", "0001"]
-    heads.settle()
-    assert tasks.started[-1] == ["0002"]
-    assert told[-1] == "0002"
+def test_a_full_batch_is_trained_before_more_probes_are_proposed(collect_probes, view):
+    _, cluster, records = collect_probes(Resources())
+    assert cluster.submitted == [["0000", "0001"], ["0002", "0003"]]
+    assert list(view.running) == ["0000", "0001", "0002", "0003"]
+    assert names(records) == ["0000", "0001", "0002", "0003"]
 
 
-def test_nobody_waits_for_heads_whose_gpus_trials_may_hold(heads_of):
-    heads, tasks, told = heads_of(Resources(gpus=1.0), tune_running=True)
-    heads.settle()
-    assert not any(tasks.waits)
-    assert told == []
-    heads.tune_running = False
-    heads.settle()
-    assert sorted(told) == ["0000", "0001", "0002", "0003"]
+def test_the_last_incomplete_batch_is_trained_too(collect_probes):
+    probes, cluster, records = collect_probes(Resources(), trials=3)
+    assert names(records) == ["0000", "0001"]
+    assert names(probes.settle()) == ["0002"]
+    assert cluster.submitted[-1] == ["0002"]
 
 
-@pytest.mark.parametrize(("gpus", "asked"), [(0.0, 0.0), (0.25, 0.25), (2.0, 1.0)])
-def test_heads_ask_for_one_gpu_even_where_trials_are_trained_on_more(heads_of, gpus, asked):
-    _, tasks, _ = heads_of(Resources(cpus=2, gpus=gpus), trials=2)
-    assert tasks.shares == [Resources(cpus=2, gpus=asked)]
+def test_probes_are_not_waited_for_while_trials_may_hold_their_gpus(collect_probes):
+    probes, cluster, records = collect_probes(Resources(gpus=1.0), tune_is_running=True)
+    assert probes.settle() == records == []
+    assert not any(cluster.waits)
+    probes.tune_is_running = False
+    assert sorted(names(probes.settle())) == ["0000", "0001", "0002", "0003"]
 
 
-def test_a_recipe_that_moves_more_than_a_head_runs_alone(store, configs, make_recipe):
+@pytest.mark.parametrize(("gpus", "requested"), [(0.0, 0.0), (0.25, 0.25), (2.0, 1.0)])
+def test_probes_request_one_gpu_even_if_trials_are_trained_on_more(collect_probes, gpus, requested):
+    _, cluster, _ = collect_probes(Resources(cpus=2, gpus=gpus), trials=2)
+    assert cluster.resources == [Resources(cpus=2, gpus=requested)]
+
+
+def test_a_recipe_that_trains_more_than_a_head_cannot_be_batched(store, view, configs, make_recipe):
     (config,) = configs(make_recipe())
-    site = TrialContext(**config["site"])
-    heads = ProbeTasks(store, lambda trial: site, Resources(), lambda trial: None, lambda record: None)
-    assert not heads.add(Trial("0000", "search", {}, config["recipe"]))
-
-
-def test_known_good_heads_are_begun_before_what_is_fine_tuned(prepared, tmp_path):
-    store = Store(tmp_path / "colours")
-    store.put_plan(prepared.described())
-    sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours"))
-    assert sweep._heads_first(sweep._proposer) == list(range(prepared.plan.trials))  # where nobody trains heads apart
-    sweep._heads = ProbeTasks(store, sweep._site, Resources(), lambda trial: None, lambda record: None)
-    numbers = sweep._heads_first(sweep._proposer)
-    known = [prepared.space.configured(params)["strategy"] for params in prepared.space.known_good()]
-    assert numbers[0] == known.index("linear_probe") > 0
-    assert numbers[1:] == [number for number in range(prepared.plan.trials) if number != numbers[0]]
+    probes = ProbeTasks(store, view, lambda trial: TrialContext(**config["site"]), Resources())
+    assert not probes.add(Trial("0000", "search", {}, config["recipe"]))

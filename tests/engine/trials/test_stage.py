@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from sweeps.engine.console.progress import ProgressView
-from sweeps.engine.schedulers import TrialHistory
+from sweeps.engine.schedulers import LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials.stage import Stage, time_limit, trial_history
+from sweeps.engine.trials.stage import Stage, trial_history
 from sweeps.engine.trials.trainable import TrialContext
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch
 from xfer.recipe import recipe_from_dict
@@ -40,10 +40,16 @@ class Sweep:
         self.stage = self.start()
 
     def start(self, expected_trials: Sequence[str] = ()) -> Stage:
-        learn = self.learned.append
-        trials = self.trials()
+        history = {name: LearningCurve(()) for name in expected_trials} | trial_history(self.store)
         return Stage(
-            self.store, self.watch, trials, self.site, self.judge, learn, self.over, expected_trials=expected_trials
+            self.store,
+            self.watch,
+            self.trials(),
+            self.site,
+            self.judge,
+            self.learned.append,
+            self.over,
+            history=history,
         )
 
     def trials(self) -> Iterator[Trial]:
@@ -314,57 +320,6 @@ def test_a_trial_that_never_said_anything_and_was_not_lost_goes_on_at_the_next_s
     sweep.stage.ended("0000", None)
     assert sweep.store.records() == []
     assert [trial.name for trial in sweep.store.trials()] == ["0000"]
-
-
-def test_a_stopwatch_counts_what_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    short_of, never = time_limit(60.0), time_limit(None)
-    assert not short_of(0.0)
-    assert not short_of(59.0)
-    assert short_of(61.0)
-    now[0] = 155.0
-    assert not short_of(4.0)
-    assert short_of(6.0)
-    assert not never(1e9)
-
-
-def test_a_damaged_trial_is_begun_again_under_its_own_number_and_none_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Given ten trials, of which the fourth's config.json is torn: that one is missing, not an eleventh."""
-    from types import SimpleNamespace
-
-    from sweeps.engine.plan import Plan
-    from sweeps.engine.search_space.overrides import space_for
-    from sweeps.engine.sweep import RunOptions
-    from sweeps.engine.sweep import Sweep as Launched
-
-    prepared: Any = SimpleNamespace(
-        plan=Plan("folder", "Which?", trials=10, epochs=EPOCHS),
-        space=space_for(["test_efficientnet"], EPOCHS),
-        backbones=(),
-        recipe=lambda config: recipe_from_dict(a_recipe()),
-        redraws=False,
-    )
-    store = Store(tmp_path / "colours")
-    params = prepared.space.known_good()[0]
-    for number in range(10):
-        store.add_trial(Trial(f"{number:04d}", "search", params, a_recipe()))
-        store.add_record(a_record(f"{number:04d}"))
-    (store.trial_folder("0003") / "config.json").write_bytes(b"{")
-    (store.trial_folder("0003") / "record.json").unlink()
-    launched = Launched(
-        prepared, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours")
-    )
-    handed_out: list[str] = []
-
-    def run(phase: str, total: int, ended: Any, trials: Iterator[Trial], *others: Any) -> None:
-        handed_out.extend(trial.name for trial in trials)
-
-    monkeypatch.setattr(launched, "_run", run)
-    launched.search()
-    assert handed_out == ["0003"]
 
 
 # --- what a person watches -------------------------------------------------------------------------------------------

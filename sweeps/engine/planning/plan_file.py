@@ -1,0 +1,134 @@
+"""The content of plan.json: what decides which trials a sweep runs, and whether a later start asks for the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.engine.planning import screening
+from sweeps.engine.planning.prepared import Prepared
+from xfer import hashing
+from xfer.data.layouts import detect_layout
+
+IGNORED_PLAN_KEYS = (
+    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices"),
+    *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
+)
+"""Keys that may differ between two starts of one sweep, because no trial depends on them."""
+
+
+class PlanChangedError(ValueError):
+    """A sweep cannot be resumed because it was started with another plan."""
+
+
+def describe_plan(prepared: Prepared) -> dict[str, Any]:
+    """Return the content of plan.json: everything that decides what is run, by content hash instead of name or path."""
+    plan, screening_settings = prepared.plan, screening.describe(prepared)
+    return {
+        "experiment": plan.experiment,
+        "question": plan.question,
+        "data": {
+            "source": plan.source or detect_layout(plan.data),
+            "folder": prepared.source,
+            "pack": prepared.pack.hash,
+            "classes": list(prepared.pack.classes),
+            "train": len(prepared.split.train),
+            "val": len(prepared.split.val),
+            "test": len(prepared.split.test),
+            "split": prepared.split.how,
+            "redraws": prepared.redraws,
+            "notes": list(prepared.notes),
+        },
+        "backbones": [
+            {
+                "name": backbone.name,
+                "args": dict(backbone.args),
+                "weights": backbone.sha256,
+                "file": backbone.file.name if backbone.file else None,
+            }
+            for backbone in prepared.backbones
+        ],
+        "image_size": prepared.image_size,
+        "space": prepared.space.described(),
+        "arms": [dict(arm) for arm in plan.arms],
+        "trials": plan.trials,
+        "epochs": plan.epochs,
+        # Absent by default, so that sweeps from before these options existed can be resumed.
+        **({"warm_start": {"asked": True}} if plan.warm_start else {}),
+        **({"screening": screening_settings} if screening_settings else {}),
+        "objective": list(plan.objective),
+        "sampler": plan.sampler,
+        "scheduler": plan.scheduler,
+        "finalists": plan.finalists,
+        "seeds": plan.seeds,
+        "seed": plan.seed,
+    }
+
+
+def default_name(prepared: Prepared) -> str:
+    """Return the default name of a sweep: experiment, data folder and six hex digits of the plan's hash.
+
+    Two different plans, or the same plan on two data folders, never share a name.
+    """
+    flat = _flatten(describe_plan(prepared))
+    identity = {name: value for name, value in flat.items() if name not in IGNORED_PLAN_KEYS}
+    folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in prepared.source)
+    return f"{prepared.plan.experiment}-{folder[:40] or 'data'}-{hashing.sha256_json(identity)[:6]}"
+
+
+def plan_differences(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """List the changes that keep a sweep from being resumed.
+
+    Args:
+        stored: the plan.json that the sweep was started with.
+        plan: the plan.json of this start.
+
+    Returns:
+        One line per changed key, empty if the sweep can be resumed. A larger number of trials is not a change.
+    """
+    old, new = _flatten(stored), _flatten(plan)
+    changes = [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(IGNORED_PLAN_KEYS)
+    ]
+    if new["trials"] < old["trials"]:
+        changes.append(f"trials: {old['trials']} -> {new['trials']} (more may be added, none taken away)")
+    return changes
+
+
+def resumed_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan.json of a sweep that is resumed, possibly with more trials.
+
+    Args:
+        stored: the plan.json that the sweep was started with.
+        plan: the plan.json of this start, with `name` and `provenance`.
+
+    Returns:
+        `plan` with everything that was decided once, at the first start.
+
+    Raises:
+        PlanChangedError: anything but the number of trials has changed; the message lists the changes.
+    """
+    changes = plan_differences(stored, plan)
+    if changes:
+        raise PlanChangedError(
+            f"{plan['name']} was started with another plan, and its trials can only be compared under one:\n  "
+            + "\n  ".join(changes)
+            + "\nGive it as it was, or start anew beside it with --fresh, or under another --name"
+        )
+    decided = {name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored}
+    provenance = {**plan["provenance"], "created": stored["provenance"]["created"]}
+    return {**plan, "provenance": provenance, **decided}
+
+
+def _flatten(plan: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plan.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        elif name == "backbones":
+            flat[name] = [{key: backbone[key] for key in ("name", "args", "weights")} for backbone in value]
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

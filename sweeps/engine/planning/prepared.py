@@ -1,0 +1,85 @@
+"""Prepared: a plan whose data are packed, whose weights are found and whose search space is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.search_space.distributions import domain_values
+from sweeps.engine.search_space.space import Config, Space, config_to_recipe
+from xfer.data.pack import Pack
+from xfer.data.split import Split
+from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.recipe import Recipe, recipe_from_dict
+
+RESPLIT_BELOW = 2_000
+"""Number of training images below which each seed of a finalist draws its own validation part: one small part is too
+little evidence for a ranking."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network and the weights it starts from."""
+
+    name: str
+    args: Mapping[str, Any]
+    file: Path | None
+    """File of the pretrained weights; None if every competing strategy starts from random weights."""
+    sha256: str
+    """Hash of that file; empty without one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A plan, and everything that `prepare` has resolved for it."""
+
+    plan: Plan
+    space: Space
+    pack: Pack
+    split: Split
+    image_size: int
+    """Side length in pixels."""
+    backbones: tuple[Backbone, ...]
+    notes: tuple[str, ...]
+    """Remarks on the data for the reader of the report."""
+    source: str
+    """Name of the data set."""
+
+    @property
+    def redraws(self) -> bool:
+        """Whether each seed of a finalist draws its own validation part."""
+        return self.split.can_redraw and len(self.split.train) < RESPLIT_BELOW
+
+    def recipe(self, config: Config) -> Recipe:
+        """Return the recipe of a configuration, with the seed of the plan."""
+        strategy: Strategy = STRATEGIES[str(config["strategy"])]()
+        backbone = None if strategy.backbone else self.backbone(str(config["backbone"]))
+        return recipe_from_dict(
+            {
+                **config_to_recipe(config),
+                "data": self.pack.hash,
+                "classes": len(self.pack.classes),
+                "image_size": self.image_size,
+                "weights": backbone.sha256 if backbone and strategy.pretrained else "",
+                "backbone_args": dict(backbone.args) if backbone else {},
+                "split_seed": self.plan.seed,
+                "seed": self.plan.seed,
+            }
+        )
+
+    def backbone(self, name: str) -> Backbone:
+        """Return the backbone of this name."""
+        return next(backbone for backbone in self.backbones if backbone.name == name)
+
+
+def common_images_per_class(space: Space) -> int | None:
+    """Return the number of training images per class if it is the same for all recipes of a space.
+
+    Returns:
+        The number; None if recipes differ in it, or train on all images.
+    """
+    numbers = domain_values(space.axes["images_per_class"])
+    return int(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], int) else None
