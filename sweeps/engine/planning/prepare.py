@@ -17,9 +17,10 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS, SAMPLERS, available_trials
 from sweeps.engine.schedulers import SCHEDULERS, top_k_count
-from sweeps.engine.search_space.distributions import domain_values
+from sweeps.engine.search_space.defaults import AXES
+from sweeps.engine.search_space.distributions import Config, domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES, Config, Space, config_to_recipe
+from sweeps.engine.search_space.space import Space, config_to_recipe
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
 from xfer.data.layouts import detect_layout, fetch_data, read_source, select_classes
