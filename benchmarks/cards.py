@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.variants import VariantResult, build_variants, known_good, prepare_data, run_variants
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
-from sweeps.engine.search_space.space import Config
+from sweeps.engine.search_space.distributions import Config
 from xfer.choices import default_parameters
 from xfer.recipe import CHOICE_TABLES
 
@@ -128,7 +128,7 @@ def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
             f"its own; the test parts stayed closed. {asked.epochs} epochs. A strategy is run with its known good "
             f"recipe, every other entry in `clip` with SGD (batch norm `always` in `linear_probe`, for where "
             f"everything is trained it changes nothing), without augmentation but where that is the entry. Rates and "
-            f"recipes are those that sweeps/engine/search_space/space.py had on the day below; nothing was tuned for "
+            f"recipes are those that sweeps/engine/search_space/known_good.py had on the day below; nothing was tuned for "
             f"these runs, so an entry that wants another rate or more epochs looks worse here than it is. Differences "
             f"below about five points are noise.",
             WIDTH,

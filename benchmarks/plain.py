@@ -3,7 +3,7 @@
     python -m benchmarks.plain --data DIR --weights FILE --trials 24 --epochs 8 --search optuna --scheduler asha
 
 DIR holds train/<class>/*.jpg and val/<class>/*.jpg. It knows the same strategies, axes and ranges as
-sweeps/engine/search_space/space.py (tests/test_benchmarks.py compares them), and frames photos as xfer/data/images.py
+sweeps/engine/search_space/defaults.py (tests/test_benchmarks.py compares them), and frames photos as xfer/data/images.py
 does. It is
 meant as a good script: a frozen body stands in evaluation mode and gets no gradient, loader processes live as long as
 their trial, the sampler models conditional parameters together. What it leaves alone is what such scripts leave alone:

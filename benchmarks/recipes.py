@@ -5,7 +5,7 @@
 
 Optimizers and learning rates of each strategy are tried on several data sets, all else being as a search begins with
 it. What a recipe falls short of the best of its strategy there, in points of validation accuracy, is its regret; the
-one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/search_space/space.py should name, if such a
+one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/search_space/known_good.py should name, if such a
 choice holds on
 data that it was not made on: each data set is left out in turn. The test parts stay closed; QuickDraw and
 Stanford Cars, on which row 3 of RESULTS.md is measured, are not looked at.
@@ -27,7 +27,7 @@ from statistics import fmean
 
 from benchmarks.results_page import markdown_table
 from benchmarks.variants import VariantResult, build_variants, known_good, prepare_data, run_variants
-from sweeps.engine.search_space.space import Config
+from sweeps.engine.search_space.distributions import Config
 
 OUTPUT_FILE = Path(__file__).with_name("RECIPES.md")
 WIDTH = 112

@@ -17,8 +17,9 @@ from statistics import fmean, stdev
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
+from sweeps.engine.search_space.distributions import Config
+from sweeps.engine.search_space.known_good import KNOWN_GOOD
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import KNOWN_GOOD, Config
 from xfer.devices.host_memory import retain_freed_memory
 from xfer.recipe import Recipe
 from xfer.records import Record, as_dict, record_from_dict

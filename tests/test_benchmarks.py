@@ -22,10 +22,12 @@ from benchmarks.run_outcomes import (
     speedup,
 )
 from sweeps.engine.plan import Plan
-from sweeps.engine.search_space.distributions import Categorical, Distribution, domain_values
+from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES
+from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES, Space
+from sweeps.engine.search_space.space import Space
 from xfer.choices import default_parameters
+from xfer.hyperparameters import Categorical, Distribution
 from xfer.recipe import CHOICE_TABLES
 
 FREE = {axis: domain for axis, domain in AXES.items() if len(domain_values(domain)) > 1}

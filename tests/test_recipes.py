@@ -7,9 +7,9 @@ import re
 import pytest
 
 from benchmarks import recipes
-from sweeps.engine.search_space.distributions import domain_values
+from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES
+from sweeps.engine.search_space.distributions import Config, domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES, LEARNING_RATE_RANGES, Config
 
 SPACE = space_for(["mobilenetv2_100"], epochs=5)
 

@@ -35,20 +35,34 @@ class Choice:
         return table[self.name](*arguments, **dict(self.values))
 
 
+ALIASES: dict[str, dict[str, str]] = {"strategy": {"full_finetune": "naive"}}
+"""Other names of entries, by kind of choice. Recipes and reports hold the entry's own name."""
+
+
+def canonical_name(kind: str, name: str) -> str:
+    """Return the entry's own name for an alias, and any other name as it is.
+
+    >>> canonical_name("strategy", "full_finetune"), canonical_name("strategy", "clip")
+    ('naive', 'clip')
+    """
+    return ALIASES.get(kind, {}).get(name, name)
+
+
 def choose(kind: str, table: Mapping[str, Callable[..., Any]], name: str, **values: Value) -> Choice:
     """A Choice with all parameters spelled out, defaults included: what was not said must not change with the code.
 
     Args:
         kind: what the table holds, for messages: "strategy".
         table: the entries by name.
-        name: the entry.
+        name: the entry, or an alias of it.
         values: some of its parameters.
 
     Raises:
         ValueError: no such entry, or it has no such parameter. The nearest known names are offered.
     """
+    name = canonical_name(kind, name)
     if name not in table:
-        raise ValueError(unknown_name_message(kind, name, table))
+        raise ValueError(unknown_name_message(kind, name, [*table, *ALIASES.get(kind, {})]))
     known = default_parameters(table[name])
     for parameter in values:
         if parameter not in known:

@@ -10,6 +10,7 @@ from typing import Any
 
 from xfer import hashing
 from xfer.choices import Choice, Value, choose
+from xfer.hyperparameters import NUMBERS, default_choice
 from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.augmentations import AUGMENTATIONS
 from xfer.methods.batch_norm import BATCH_NORM_MODES
@@ -39,34 +40,18 @@ CHOICE_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
 """Every kind of choice that a recipe makes from a table, in the order in which people speak of them."""
 
 DEFAULT_CHOICES: dict[str, str] = {
-    "embedding_loss": "none",
-    "head": "linear",
-    "activation": "keep",
-    "batch_norm": "with_weights",
-    "colour": "rgb",
+    kind: default_choice(kind) for kind in ("embedding_loss", "head", "activation", "batch_norm", "colour")
 }
-"""What is meant where a recipe does not say: the network as it was pretrained."""
+"""Choices that a recipe may leave out, with their defaults: the network as it was pretrained."""
 
-LIMITS: dict[str, tuple[float, float]] = {
-    "clip_norm": (1e-6, 1e6),
-    "clip_value": (1e-9, 1e6),
-    "learning_rate": (1e-9, 1e2),
-    "body_rate": (1e-6, 1.0),
-    "weight_decay": (0.0, 10.0),
-    "batch_size": (2, 65_536),
-    "epochs": (1, 100_000),
-    "image_size": (8, 2_048),
-    "classes": (2, 1_000_000),
-    "images_per_class": (1, 1_000_000_000),
-    "views": (1, 1_000),
-}
-"""What is within reason, both ends included: a value beyond is a slip of the keyboard."""
+LIMITS: dict[str, tuple[float, float]] = {name: row.limits for name, row in NUMBERS.items() if row.limits}
+"""Smallest and largest accepted value of every number of a recipe."""
 
-INTEGER_FIELDS = ("batch_size", "epochs", "image_size", "classes", "images_per_class", "views")
-"""The limited values that are whole numbers."""
+INTEGER_FIELDS = tuple(name for name, row in NUMBERS.items() if row.is_integer)
+"""The numbers that must be integers."""
 
-OPTIONAL_FIELDS = ("clip_norm", "clip_value", "images_per_class", "views")
-"""The limited values that may be absent."""
+OPTIONAL_FIELDS = tuple(name for name, row in NUMBERS.items() if row.optional)
+"""The numbers that may be None."""
 
 CLOSED_FORM_VALUES: dict[str, Any] = {
     "optimizer": Choice("sgd"),

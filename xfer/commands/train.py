@@ -12,34 +12,42 @@ from typing import Any
 
 from xfer.choices import Choice, Value, choose, default_parameters, unknown_name_message
 from xfer.commands import shared
+from xfer.hyperparameters import NUMBERS, OPTIMIZERS, default_choice, default_number
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
+from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import DivergedError, Run
 from xfer.training import networks
 from xfer.training.export import save_classifier
 
-TRAIN_DEFAULTS = {
-    **DEFAULT_CHOICES,
-    "strategy": "clip",
-    "optimizer": "sgd",
-    "schedule": "onecycle",
-    "augmentation": "flip",
-    "mixing": "none",
-    "loss": "cross_entropy",
+TRAIN_DEFAULTS = {kind: default_choice(kind) for kind in CHOICE_TABLES}
+"""Default of every choice: what every search begins with."""
+
+DEFAULT_TEXTS = {
+    "learning_rate": f"{default_number('learning_rate'):g}, for {TRAIN_DEFAULTS['optimizer']}",
+    "clip_norm": "what the strategy implies",
+    "images_per_class": "all",
 }
-"""What is meant where nothing is said: what every search begins with."""
+"""How `--help` writes a default that is not a plain number."""
+
+
+def default_text(name: str) -> str:
+    """Return the default of a number as `--help` writes it."""
+    default = default_number(name)
+    return DEFAULT_TEXTS.get(name, "none" if default is None else f"{default:g}")
+
+
 NUMERIC_FLAGS: dict[str, tuple[float | None, str]] = {
-    "learning_rate": (None, "the peak rate (default: 0.01, for sgd)"),
-    "weight_decay": (1e-4, "default: 0.0001"),
-    "batch_size": (16, "default: 16"),
-    "epochs": (8, "default: 8"),
-    "clip_norm": (None, "the gradient's largest norm; what the strategy stands for unless given"),
-    "clip_value": (None, "the gradient's largest absolute value (default: none)"),
-    "body_rate": (1.0, "the rate below the head as a share of the head's (default: 1)"),
-    "images_per_class": (None, "train on so many images of each class (default: all)"),
+    name: (
+        None if name == "learning_rate" else default_number(name),
+        f"{NUMBERS[name].help} (default: {default_text(name)})",
+    )
+    for name in (
+        *("learning_rate", "weight_decay", "batch_size", "epochs", "clip_norm", "clip_value"),
+        *("body_rate", "images_per_class"),
+    )
 }
-SGD_RATE = 0.01
+"""The flags for numbers: default and help. The rate's default is filled in once the optimizer is known."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +146,7 @@ def _rate(args: argparse.Namespace, optimizer: Choice) -> float:
             f"--optimizer {args.optimizer}: say --learning-rate too, for good rates differ between optimizers by "
             f"orders of magnitude; python -m xfer catalog optimizer shows their ranges"
         )
-    return SGD_RATE if args.learning_rate is None else float(args.learning_rate)
+    return OPTIMIZERS["sgd"].default_learning_rate if args.learning_rate is None else float(args.learning_rate)
 
 
 def _unused(args: argparse.Namespace, strategy: Strategy) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Strategies: what of the pretrained network moves, and when. One short function each.
 
-A strategy's signature is the list of its hyperparameters; the values worth trying stand in
-sweeps/engine/search_space/space.py.
+A strategy's signature is the list of its hyperparameters; the values worth trying stand in xfer/hyperparameters.py.
 Gradient clipping, batch norm, head and activation are axes of their own and compose with every strategy; a preset may
 bring a value for one. Blocks are timm's, counted without the head; stages are described in cuts.py.
 """

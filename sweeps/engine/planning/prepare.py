@@ -17,9 +17,9 @@ from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Backbone, Prepared, common_images_per_class
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS, SAMPLERS, available_trials
 from sweeps.engine.schedulers import SCHEDULERS, top_k_count
+from sweeps.engine.search_space.defaults import AXES
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import AXES
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
 from xfer.data.layouts import fetch_data, read_source, select_classes

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.search_space.distributions import domain_values
-from sweeps.engine.search_space.space import Config, Space, config_to_recipe
+from sweeps.engine.search_space.distributions import Config, domain_values
+from sweeps.engine.search_space.space import Space, config_to_recipe
 from xfer.data.pack import Pack
 from xfer.data.split import Split
 from xfer.methods.strategies import STRATEGIES, Strategy

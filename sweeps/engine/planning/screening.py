@@ -15,10 +15,13 @@ from typing import Any
 from sweeps.engine import selection
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
-from sweeps.engine.search_space.distributions import Categorical, domain_values
-from sweeps.engine.search_space.space import PARAMETER_RANGES, NearestTrial, Space
+from sweeps.engine.search_space.defaults import PARAMETER_RANGES
+from sweeps.engine.search_space.distributions import domain_values
+from sweeps.engine.search_space.space import Space
+from sweeps.engine.search_space.suggest import NearestTrial
 from sweeps.engine.storage.store import Trial
 from xfer.choices import Value
+from xfer.hyperparameters import Categorical
 from xfer.objectives import ACCURACY, OBJECTIVES, Objective
 from xfer.recipe import Recipe
 from xfer.records import Record

@@ -22,7 +22,8 @@ from sweeps.engine import selection
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import measure_dataset
 from sweeps.engine.presearch.dataset_distance import MAX_DISTANCE, DatasetView, dataset_distance
-from sweeps.engine.search_space.space import NearestTrial, Space
+from sweeps.engine.search_space.space import Space
+from sweeps.engine.search_space.suggest import NearestTrial
 from sweeps.engine.storage.store import Store, list_sweeps
 from xfer.advice.dataset_profile import profile_from_dict
 from xfer.choices import default_parameters

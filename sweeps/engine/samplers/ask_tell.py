@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 from sweeps.engine.samplers import dashboard
 from sweeps.engine.samplers.bounded_storage import BoundedStorage, JointGPSampler
 from sweeps.engine.samplers.grid import grid
-from sweeps.engine.search_space.space import Config, Space
+from sweeps.engine.search_space.distributions import Config
+from sweeps.engine.search_space.space import Space
 from xfer.choices import Value
 from xfer.objectives import ACCURACY, Objective
 from xfer.records import Record

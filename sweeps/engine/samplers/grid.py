@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sweeps.engine.search_space.distributions import Range
 from sweeps.engine.search_space.space import Space
 from xfer.choices import Value
+from xfer.hyperparameters import Range
 
 POINTS_PER_RANGE = 3
 """At so many values a range of numbers is tried: both ends and the middle, the geometric one of a logarithmic range."""

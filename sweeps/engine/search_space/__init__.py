@@ -1,1 +1,1 @@
-"""The search space: axes, ranges, constraints, known good recipes."""
+"""The search space: defaults, overrides, constraints, known good recipes."""

@@ -1,138 +1,173 @@
-"""Conditions: what earlier choices leave of an axis, so that no contradiction is ever proposed."""
+"""Constraints: which values of an axis remain after earlier choices, so that no contradiction is ever proposed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Callable, Mapping
+from typing import Protocol, get_args
 
-from sweeps.engine.search_space.distributions import Categorical, Distribution, Range, domain_values
+from sweeps.engine.search_space.distributions import Config, domain_values
 from xfer.choices import Value, default_parameters
+from xfer.hyperparameters import Categorical, Distribution, Range
 from xfer.methods.freezing import HeadFirst, TrainingProgress
 from xfer.methods.strategies import STRATEGIES
 from xfer.models.params import Kind, Param
 from xfer.recipe import CHOICE_TABLES, CLOSED_FORM_VALUES
 
-if TYPE_CHECKING:
-    from sweeps.engine.search_space.space import Config, Space
-
 MAX_DEPTH = 1_000
-"""Blocks below the head: more than a strategy counts from the top."""
+"""Number of blocks below the head that exceeds what any strategy counts from the top."""
+
+Feasible = Mapping[str, Mapping[str, Mapping[str, Distribution]]]
+"""The remaining distribution of each strategy's parameters, by backbone, strategy and parameter. A strategy that is
+absent is impossible on that backbone."""
 
 Constrained = tuple[Distribution, str]
-"""What is left of an axis after earlier choices, and which of them is to blame; nobody where all of it is left."""
+"""The remaining distribution, and the axis that restricted it ('' if unrestricted)."""
 
 
-def allowed_values(space: Space, axis: str, domain: Distribution, config: Config) -> Constrained:
-    """What earlier choices leave of an axis.
+class SpaceView(Protocol):
+    """The part of a space that constraints depend on."""
+
+    @property
+    def axes(self) -> Mapping[str, Distribution]:
+        """Every axis with its distribution."""
+        ...
+
+    @property
+    def possible(self) -> Feasible:
+        """What each backbone can do."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Length of a run."""
+        ...
+
+
+def allowed_values(space: SpaceView, axis: str, distribution: Distribution, config: Config) -> Constrained:
+    """Return what earlier choices leave of an axis.
+
+    Args:
+        space: the space that the axis belongs to.
+        axis: the axis to choose next.
+        distribution: all values of the axis.
+        config: the choices made so far.
+
+    Returns:
+        The remaining distribution, and the axis that restricted it ('' if unrestricted).
 
     Raises:
-        ValueError: the axes as given contradict each other.
+        ValueError: the axes of the space contradict each other.
     """
     if axis in CLOSED_FORM_VALUES and not takes_steps(config):
         return Categorical((value_without_steps(axis),)), "strategy"
-    return CONSTRAINTS[axis](space, domain, config) if axis in CONSTRAINTS else (domain, "")
+    return CONSTRAINTS[axis](space, distribution, config) if axis in CONSTRAINTS else (distribution, "")
 
 
 def takes_steps(config: Config) -> bool:
-    """Whether the strategy that was chosen takes steps at all: where not, most axes have no say."""
+    """Whether the chosen strategy takes gradient steps. If not, most axes have no effect."""
     return STRATEGIES[str(config["strategy"])]().steps
 
 
 def value_without_steps(axis: str) -> Value:
-    """What an axis is where no step is taken."""
+    """Return the value of an axis for strategies without gradient steps."""
     value: Value = CLOSED_FORM_VALUES[axis].name if axis in CHOICE_TABLES else CLOSED_FORM_VALUES[axis]
     return value
 
 
-def _strategies_left(space: Space, domain: Distribution, config: Config) -> Constrained:
+def _strategies(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
     backbone = str(config["backbone"])
     if backbone not in space.possible:
-        return domain, ""
-    return _only(domain, backbone, lambda name: name in space.possible[backbone])
+        return distribution, ""
+    return _only(distribution, backbone, lambda name: name in space.possible[backbone])
 
 
-def _clip_norms_left(space: Space, domain: Distribution, config: Config) -> Constrained:
+def _clip_norms(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
     strategy = str(config["strategy"])
     preset = STRATEGIES[strategy]().clip_norm
     by_value = None not in domain_values(space.axes["clip_value"])
     if preset is None:
         if not by_value:
-            return domain, ""
-        if None not in domain_values(domain):
+            return distribution, ""
+        if None not in domain_values(distribution):
             raise ValueError(
-                f"clip_norm={domain} and clip_value={space.axes['clip_value']}: a gradient is clipped once"
+                f"clip_norm={distribution} and clip_value={space.axes['clip_value']} exclude each other: clip the "
+                f"gradient by one of them"
             )
         return Categorical((None,)), "clip_value"
-    clipping = tuple(value for value in domain_values(domain) if value is not None)
-    if not clipping or by_value:
-        what = "clip_norm=none" if not clipping else f"clip_value={space.axes['clip_value']}"
-        raise ValueError(f"{what} takes from strategy clip what it is: name the others with --strategies")
-    if isinstance(domain, Range):
-        return domain, ""
-    return Categorical((preset,) if preset in clipping else clipping), strategy
-
-
-def _clip_values_left(space: Space, domain: Distribution, config: Config) -> Constrained:
-    return (domain, "") if config["clip_norm"] is None else (Categorical((None,)), "clip_norm")
-
-
-def _embedding_losses_left(space: Space, domain: Distribution, config: Config) -> Constrained:
-    # They need one class an image.
-    if "none" in domain_values(space.axes["mixing"]):
-        return domain, ""
-    if "none" not in domain_values(domain):
+    norms = tuple(value for value in domain_values(distribution) if value is not None)
+    if not norms or by_value:
+        conflict = "clip_norm=none" if not norms else f"clip_value={space.axes['clip_value']}"
         raise ValueError(
-            f"embedding_loss={domain} needs one class an image, and mixing={space.axes['mixing']} gives it two"
-        )
-    return _only(domain, "mixing", lambda name: name == "none")
-
-
-def _mixings_left(space: Space, domain: Distribution, config: Config) -> Constrained:
-    if config["embedding_loss"] == "none":
-        # Features of a frozen body are computed once; a mixed image is another one in every step, and has none.
-        fixed = _only_head_moves(config) and domain_values(space.axes["views"]) != (None,)
-        if fixed and "none" in domain_values(domain):
-            return _only(domain, "views", lambda name: name == "none")
-        return domain, ""
-    return _only(domain, "embedding_loss", lambda name: name == "none")
-
-
-def _batch_norms_left(space: Space, domain: Distribution, config: Config) -> Constrained:
-    strategy = str(config["strategy"])
-    if STRATEGIES[strategy]().pretrained:
-        return domain, ""
-    if domain_values(domain) == ("frozen",):
-        raise ValueError(
-            f"batch_norm=frozen needs pretrained statistics, and strategy {strategy} starts without: name the others "
+            f"{conflict} contradicts strategy {strategy}, which clips the gradient norm: list the other strategies "
             f"with --strategies"
         )
-    return _only(domain, strategy, lambda name: name != "frozen")
+    if isinstance(distribution, Range):
+        return distribution, ""
+    return Categorical((preset,) if preset in norms else norms), strategy
 
 
-def _views_left(space: Space, domain: Distribution, config: Config) -> Constrained:
-    # There are versions of augmented images only, and only while something is frozen that sees them.
-    for axis, without in (("augmentation", "none"), ("mixing", None)):
-        if (config[axis] == without) if without else (config[axis] != "none"):
-            return Categorical((None,)), axis
-    return (domain, "") if _begins_frozen(config, space.epochs) else (Categorical((None,)), "strategy")
+def _clip_values(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    return (distribution, "") if config["clip_norm"] is None else (Categorical((None,)), "clip_norm")
 
 
-def _body_rates_left(space: Space, domain: Distribution, config: Config) -> Constrained:
-    # Where the head alone moves there is nothing to be slower.
-    return (Categorical((1.0,)), "strategy") if _only_head_moves(config) else (domain, "")
+def _embedding_losses(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    # An embedding loss needs exactly one class per image.
+    if "none" in domain_values(space.axes["mixing"]):
+        return distribution, ""
+    if "none" not in domain_values(distribution):
+        raise ValueError(
+            f"embedding_loss={distribution} needs one class per image, but mixing={space.axes['mixing']} gives it two"
+        )
+    return _only(distribution, "mixing", lambda name: name == "none")
 
 
-CONSTRAINTS: dict[str, Callable[[Space, Distribution, Config], Constrained]] = {
-    "strategy": _strategies_left,
-    "clip_norm": _clip_norms_left,
-    "clip_value": _clip_values_left,
-    "embedding_loss": _embedding_losses_left,
-    "mixing": _mixings_left,
-    "views": _views_left,
-    "batch_norm": _batch_norms_left,
-    "body_rate": _body_rates_left,
+def _mixings(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    if config["embedding_loss"] == "none":
+        # Features of a frozen body are computed once. Mixing makes a new image in every step, which has none.
+        cached = _only_head_moves(config) and domain_values(space.axes["views"]) != (None,)
+        if cached and "none" in domain_values(distribution):
+            return _only(distribution, "views", lambda name: name == "none")
+        return distribution, ""
+    return _only(distribution, "embedding_loss", lambda name: name == "none")
+
+
+def _batch_norms(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    strategy = str(config["strategy"])
+    if STRATEGIES[strategy]().pretrained:
+        return distribution, ""
+    if domain_values(distribution) == ("frozen",):
+        raise ValueError(
+            f"batch_norm=frozen needs pretrained statistics, but strategy {strategy} starts from random weights: list "
+            f"the other strategies with --strategies"
+        )
+    return _only(distribution, strategy, lambda name: name != "frozen")
+
+
+def _views(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    # Only augmented images have views, and only while frozen layers see them.
+    if config["augmentation"] == "none":
+        return Categorical((None,)), "augmentation"
+    if config["mixing"] != "none":
+        return Categorical((None,)), "mixing"
+    return (distribution, "") if _begins_frozen(config, space.epochs) else (Categorical((None,)), "strategy")
+
+
+def _body_rates(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    # If only the head moves, no body learns more slowly.
+    return (Categorical((1.0,)), "strategy") if _only_head_moves(config) else (distribution, "")
+
+
+CONSTRAINTS: dict[str, Callable[[SpaceView, Distribution, Config], Constrained]] = {
+    "strategy": _strategies,
+    "clip_norm": _clip_norms,
+    "clip_value": _clip_values,
+    "embedding_loss": _embedding_losses,
+    "mixing": _mixings,
+    "views": _views,
+    "batch_norm": _batch_norms,
+    "body_rate": _body_rates,
 }
-"""The axes of which earlier choices may leave less, beside those that have no say without steps."""
+"""The axes that earlier choices may restrict, apart from those without effect when no gradient step is taken."""
 
 
 def _only_head_moves(config: Config) -> bool:
@@ -140,13 +175,13 @@ def _only_head_moves(config: Config) -> bool:
 
 
 def _begins_frozen(config: Config, epochs: int) -> bool:
-    """Whether the lowest block of a deep network stands still in the first epoch."""
+    """Whether the lowest block of a deep network is frozen in the first epoch."""
     name = str(config["strategy"])
-    own = {parameter: config[parameter] for parameter in default_parameters(STRATEGIES[name])}
-    pace, start = STRATEGIES[name](**own).pace, TrainingProgress(0, epochs)
+    parameters = {parameter: config[parameter] for parameter in default_parameters(STRATEGIES[name])}
+    pace, start = STRATEGIES[name](**parameters).pace, TrainingProgress(0, epochs)
     return all(pace(Param(depth=MAX_DEPTH, kind=kind), start) == 0 for kind in get_args(Kind))
 
 
-def _only(domain: Distribution, because: str, allowed: Callable[[Value], bool]) -> Constrained:
-    left = Categorical(tuple(value for value in domain_values(domain) if allowed(value)))
-    return (domain, "") if left == domain else (left, because)
+def _only(distribution: Distribution, because: str, allowed: Callable[[Value], bool]) -> Constrained:
+    remaining = Categorical(tuple(value for value in domain_values(distribution) if allowed(value)))
+    return (distribution, "") if remaining == distribution else (remaining, because)

@@ -67,7 +67,7 @@ class Harmful:
         ),
         (
             {"arms": ({"strategy": "naive", "batch_size": 48},)},
-            r"an arm wants batch_size=48, which this space does not",
+            r"an arm has batch_size=48, which lies outside the search space",
         ),
         ({"backbone_args": {"no_such_argument": 1}}, r"test_efficientnet cannot be built as asked: .*no_such_argument"),
         ({"backbone_args": {"no_such_argument": 1}, "strategies": ("scratch",)}, r"cannot be built as asked"),

@@ -19,10 +19,10 @@ from sweeps.engine.planning.plan_file import describe_plan, plan_differences
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.samplers.ask_tell import AskTellSampler
-from sweeps.engine.search_space.distributions import Categorical
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.sweep import RunOptions, Sweep
 from tests.engine.conftest import a_record
+from xfer.hyperparameters import Categorical
 from xfer.objectives import OBJECTIVES
 from xfer.recipe import Recipe
 from xfer.records import Record
@@ -102,7 +102,7 @@ def test_a_number_that_drops_nobody_is_no_part_of_a_plan(preparing: Preparing) -
 
 @pytest.mark.parametrize("keep", [-1, 0, 1])
 def test_fewer_than_two_are_never_kept(make_plan: Callable[..., Plan], keep: int) -> None:
-    with pytest.raises(ValueError, match=f"keep_backbones is {keep}; it must lie between 2 and 100"):
+    with pytest.raises(ValueError, match=f"keep_backbones is {keep}; must be between 2 and 100"):
         make_plan(keep_backbones=keep)
 
 

@@ -18,11 +18,11 @@ from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch import advice
 from sweeps.engine.presearch.advice import recommend_strategies, recommended_strategies, summary_line
-from sweeps.engine.search_space.distributions import Categorical
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import RunOptions, Sweep
 from tests.conftest import BACKBONE
+from xfer.hyperparameters import Categorical
 from xfer.models import backbones
 
 STRATEGIES = ("naive", "clip", "linear_probe")

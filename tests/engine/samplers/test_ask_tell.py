@@ -24,8 +24,9 @@ from sweeps.engine.samplers.ask_tell import (
 )
 from sweeps.engine.samplers.bounded_storage import BoundedStorage
 from sweeps.engine.samplers.grid import grid
+from sweeps.engine.search_space.distributions import Config
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import Config, Space, config_to_recipe
+from sweeps.engine.search_space.space import Space, config_to_recipe
 from tests.engine import sampler_runs
 from tests.engine.conftest import a_record
 from xfer.methods.strategies import STRATEGIES

@@ -1,4 +1,4 @@
-"""Edits: what a user says of the space reaches everything there is, and what makes no sense is refused."""
+"""Overrides: every axis can be set by the user, and values without effect or meaning are refused."""
 
 from __future__ import annotations
 
@@ -6,38 +6,42 @@ from collections.abc import Sequence
 
 import pytest
 
-from sweeps.engine.search_space.distributions import Categorical, Range
-from sweeps.engine.search_space.overrides import STRATEGY_PARAMETER_NAMES, space_for
-from sweeps.engine.search_space.space import AXES, LEARNING_RATE_RANGES
+from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES
+from sweeps.engine.search_space.overrides import space_for
 from tests.engine.random_configs import ALL_ENTRIES, ENTRY_PARAMETERS, WIDEST_CHOICES, random_configs, strategy_of
+from xfer.hyperparameters import PARAMETERS, Categorical, Range
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import CHOICE_TABLES
 
-IN_ONE_GO = ("ridge_probe", "logistic_probe")
-PRETRAINED = tuple(name for name in STRATEGIES if strategy_of({"strategy": name}).pretrained and name not in IN_ONE_GO)
-NEEDS: dict[tuple[str, str], dict[str, str]] = {("batch_norm", "frozen"): {"strategy": ",".join(PRETRAINED)}}
-"""What else has to be said where an entry contradicts the default space."""
+CLOSED_FORM = ("ridge_probe", "logistic_probe")
+PRETRAINED = tuple(
+    name for name in STRATEGIES if strategy_of({"strategy": name}).pretrained and name not in CLOSED_FORM
+)
+NEEDS: dict[tuple[str, str], dict[str, str]] = {
+    ("batch_norm", "frozen"): {"strategy": ",".join(name for name in PRETRAINED if name not in CLOSED_FORM)}
+}
+"""Further edits that an entry needs because it contradicts the default space."""
 
 
-# --- everything can be reached ---------------------------------------------------------------------------------------
+# --- every axis can be set
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL_ENTRIES)
-def test_every_entry_can_be_asked_for_alone(kind: str, name: str) -> None:
+def test_every_entry_can_be_searched_alone(kind: str, name: str) -> None:
     space = space_for(["a"], 6, edits={**NEEDS.get((kind, name), {}), kind: name})
     assert {config[kind] for config, _ in random_configs(space, 20)} == {name}
 
 
-@pytest.mark.parametrize(("kind", "name", "own"), ENTRY_PARAMETERS)
-def test_every_parameter_of_an_entry_can_be_fixed(kind: str, name: str, own: str) -> None:
-    usual = space_for(["a"], 6, edits={kind: name}).parameter(name, own)
-    value = str(usual.values[-1] if isinstance(usual, Categorical) else usual.high)
-    space = space_for(["a"], 6, edits={kind: name, own: value})
-    assert {str(config[own]) for config, _ in random_configs(space, 5)} == {value}
+@pytest.mark.parametrize(("kind", "name", "parameter"), ENTRY_PARAMETERS)
+def test_every_parameter_of_an_entry_can_be_fixed(kind: str, name: str, parameter: str) -> None:
+    default = space_for(["a"], 6, edits={kind: name}).parameter(name, parameter)
+    value = str(default.values[-1] if isinstance(default, Categorical) else default.high)
+    space = space_for(["a"], 6, edits={kind: name, parameter: value})
+    assert {str(config[parameter]) for config, _ in random_configs(space, 5)} == {value}
 
 
-def test_all_there_is_can_be_searched_at_once() -> None:
+def test_every_entry_can_be_searched_at_once() -> None:
     draws = [config for config, _ in random_configs(space_for(["a", "b"], 8, edits=WIDEST_CHOICES), 1_000)]
     for kind, table in CHOICE_TABLES.items():
         assert {config[kind] for config in draws} == set(table)
@@ -45,24 +49,24 @@ def test_all_there_is_can_be_searched_at_once() -> None:
     assert {config["images_per_class"] for config in draws} == {None, 4}
 
 
-def test_edits_reach_parameters_and_learning_rates_too() -> None:
+def test_edits_apply_to_parameters_and_learning_rates_too() -> None:
     space = space_for(["a"], 9, edits={"freeze_epochs": "2..5", "learning_rate": "1e-4..1e-3"})
     assert space.parameter("freeze_then_unfreeze", "freeze_epochs") == Range(2, 5)
     assert set(space.learning_rates.values()) == {Range(1e-4, 1e-3, log=True)}
     assert set(space.learning_rates) == set(OPTIMIZERS)
 
 
-def test_what_is_said_of_a_parameter_holds_for_every_entry_that_has_it() -> None:
+def test_an_edit_of_a_parameter_holds_for_every_entry_that_has_it() -> None:
     space = space_for(["a"], 6, edits={"mixing": "cutmix,mixup", "alpha": "0.3..0.4"})
     assert space.parameter("cutmix", "alpha") == space.parameter("mixup", "alpha") == Range(0.3, 0.4)
-    unsaid = space_for(["a"], 6, edits={"mixing": "cutmix,mixup"})
-    assert unsaid.parameter("cutmix", "alpha") != unsaid.parameter("mixup", "alpha")
+    unedited = space_for(["a"], 6, edits={"mixing": "cutmix,mixup"})
+    assert unedited.parameter("cutmix", "alpha") != unedited.parameter("mixup", "alpha")
 
 
-def test_what_is_not_said_stays_as_it_is() -> None:
-    space, usual = space_for(["a"], 6, edits={"optimizer": "sgd,lamb"}), space_for(["a"], 6)
-    assert {axis for axis in AXES if space.axes[axis] != usual.axes[axis]} == {"optimizer"}
-    assert (space.parameters, space.learning_rates) == (usual.parameters, LEARNING_RATE_RANGES)
+def test_axes_that_are_not_edited_keep_their_defaults() -> None:
+    space, default = space_for(["a"], 6, edits={"optimizer": "sgd,lamb"}), space_for(["a"], 6)
+    assert {axis for axis in AXES if space.axes[axis] != default.axes[axis]} == {"optimizer"}
+    assert (space.parameters, space.learning_rates) == (default.parameters, LEARNING_RATE_RANGES)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +79,27 @@ def test_what_is_not_said_stays_as_it_is() -> None:
         ({"learning_rate": "1..10"}, "learning_rate"),
     ],
 )
-def test_a_range_of_a_real_quantity_holds_what_lies_between_whole_numbers(edits: dict[str, str], name: str) -> None:
+def test_a_range_of_a_real_quantity_holds_values_between_integers(edits: dict[str, str], name: str) -> None:
     draws = random_configs(space_for(["a"], 6, ["naive"], edits), 30)
     assert not all(float(config[name]).is_integer() for config, _ in draws)  # type: ignore[arg-type]
 
 
-def test_strategies_may_be_named_either_way() -> None:
+def test_strategies_may_be_given_as_a_list_or_as_an_axis() -> None:
     assert space_for(["a"], 6, ["naive", "clip"]).strategies() == ("naive", "clip")
     assert space_for(["a"], 6, edits={"strategy": "naive,clip"}).strategies() == ("naive", "clip")
 
 
-# --- what makes no sense ---------------------------------------------------------------------------------------------
+def test_naive_is_also_called_full_finetune() -> None:
+    assert space_for(["a"], 6, ["full_finetune", "clip"]).strategies() == ("naive", "clip")
+    assert space_for(["a"], 6, edits={"strategy": "full_finetune"}).strategies() == ("naive",)
+    (params,) = space_for(["a"], 6).known_good([{"strategy": "full_finetune"}])
+    assert params["strategy"] == "naive"
+
+
+# --- refusals
 
 REFUSED: list[tuple[Sequence[str], int, dict[str, str], str]] = [
-    # unknown names, the nearest offered
+    # unknown names: the closest known names are offered
     ((), 6, {"optimiser": "sgd"}, r"unknown axis 'optimiser': did you mean optimizer\? Known: strategy, clip_norm"),
     ((), 6, {"freeze_epoch": "2"}, r"unknown axis 'freeze_epoch': did you mean freeze_epochs"),
     ((), 6, {"lerning_rate": "2"}, r"unknown axis 'lerning_rate': did you mean learning_rate"),
@@ -97,14 +108,14 @@ REFUSED: list[tuple[Sequence[str], int, dict[str, str], str]] = [
     ((), 6, {"backbone": "resnet18"}, r"unknown axis 'backbone'"),
     (("clp",), 6, {}, r"unknown strategy 'clp': did you mean clip\?"),
     (("l2sp",), 6, {}, r"unknown strategy 'l2sp': did you mean l2_sp"),
-    # an entry knows best which of its values make no sense
+    # values outside the limits
     ((), 6, {"freeze_epochs": "0"}, r"freeze_epochs is 0; at least 1 is needed"),
     ((), 6, {"mixing": "cutmix", "alpha": "-1"}, r"alpha"),
     ((), 6, {"smoothing": "5"}, r"smoothing"),
     ((), 6, {"magnitude": "100"}, r"magnitude"),
     ((), 6, {"num_ops": "1000000000"}, r"num_ops"),
-    (("surgical",), 6, {"block": "5"}, r"block=5: it must lie between 1 and 4"),
-    # nothing would be left to train once everything is free
+    (("surgical",), 6, {"block": "5"}, r"block=5: must be between 1 and 4"),
+    # no epoch would remain after unfreezing
     ((), 6, {"freeze_epochs": "1..6"}, r"with 6 epochs, freeze_epochs can be at most 5"),
     ((), 6, {"freeze_epochs": "1,9"}, r"with 6 epochs, freeze_epochs can be at most 5"),
     (
@@ -118,12 +129,12 @@ REFUSED: list[tuple[Sequence[str], int, dict[str, str], str]] = [
         ((name,), 1, {}, rf"{name} needs an epoch after it unfreezes: with 1 epochs, that is too few")
         for name in ("freeze_then_unfreeze", "freeze_until_converged", "gradual_unfreeze")
     ),
-    # what nobody would be asked for
+    # parameters of entries that the sweep does not try
     (
         ("naive",),
         6,
         {"freeze_epochs": "2"},
-        r"freeze_epochs belongs to freeze_then_unfreeze, which this sweep does not try: name it with --strategies",
+        r"freeze_epochs belongs to freeze_then_unfreeze, which this sweep does not try: add it with --strategies",
     ),
     ((), 6, {"blocks": "2"}, r"blocks belongs to freeze_first, train_last and gradual_unfreeze, which this sweep"),
     ((), 6, {"augmentation": "flip", "magnitude": "3"}, r"magnitude belongs to randaugment, .* --vary augmentation"),
@@ -136,19 +147,19 @@ REFUSED: list[tuple[Sequence[str], int, dict[str, str], str]] = [
 @pytest.mark.parametrize(
     ("strategies", "epochs", "edits", "message"), REFUSED, ids=[f"{','.join(case[0])}{case[1:3]}" for case in REFUSED]
 )
-def test_what_makes_no_sense_is_refused_with_its_reason(
+def test_meaningless_edits_are_refused_with_the_reason(
     strategies: Sequence[str], epochs: int, edits: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         space_for(["a"], epochs, strategies, edits)
 
 
-def test_an_unknown_axis_is_answered_with_all_there_are() -> None:
+def test_the_refusal_of_an_unknown_axis_lists_all_axes() -> None:
     with pytest.raises(ValueError, match="Known: ") as refused:
         space_for(["a"], 6, edits={"nothing": "1"})
     assert set(str(refused.value).partition("Known: ")[2].split(", ")) == {
         *AXES,
-        *STRATEGY_PARAMETER_NAMES,
+        *PARAMETERS,
         "learning_rate",
     }
 
@@ -158,7 +169,7 @@ def test_an_unknown_axis_is_answered_with_all_there_are() -> None:
     ("strategy", "name", "late"),
     [("gradual_unfreeze", "until", "0.99"), ("freeze_then_unfreeze", "freeze_epochs", "30")],
 )
-def test_what_a_refusal_calls_the_latest_unfreezing_is_taken(strategy: str, name: str, late: str, epochs: int) -> None:
+def test_the_latest_unfreezing_named_by_a_refusal_is_accepted(strategy: str, name: str, late: str, epochs: int) -> None:
     with pytest.raises(ValueError, match=f"with {epochs} epochs, {name} can be at most") as refused:
         space_for(["a"], epochs, [strategy], {name: late})
     latest = str(refused.value).rpartition(" ")[2]
