@@ -1,1 +1,1 @@
-"""Which recipes to try, where, and when to stop: Ray Tune schedules, Optuna proposes, MLflow shows."""
+"""Which recipes to try, where, and when to stop: Ray Tune schedules, Optuna suggests, MLflow displays."""

@@ -1,8 +1,9 @@
-"""What can be done with sweeps that ran or run: python -m sweeps ui | list | status RUN | report RUN | sync RUN."""
+"""Inspect sweeps: python -m sweeps ui | list | status RUN | report RUN | sync RUN."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -28,9 +29,9 @@ def ui(storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> in
     """Open the MLflow UI on 127.0.0.1.
 
     Args:
-        storage: where the sweeps were written to: a folder, s3://..., gs://...
-        tracking_uri: MLflow's address, where --tracking-uri was given to the sweep.
-        port: where to listen; the next free one where it is taken.
+        storage: storage of the sweeps: a folder, s3://..., gs://...
+        tracking_uri: MLflow address, if the sweeps were started with --tracking-uri.
+        port: port to listen on; if it is taken, the next free one is used.
     """
     from sweeps.engine.console.ui import serve_ui
 
@@ -39,56 +40,58 @@ def ui(storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> in
 
 @app.command(name="list")
 def list_(storage: Place = STORAGE) -> int:
-    """What ran, and how far it came.
+    """List all sweeps and their progress.
 
     Args:
-        storage: where the sweeps were written to: a folder, s3://..., gs://...
+        storage: storage of the sweeps: a folder, s3://..., gs://...
     """
     name = Column("sweep", no_wrap=True, overflow="ignore")
-    table = Table(name, "trials", "finals", "best on validation", "begun", box=None, pad_edge=False)
+    table = Table(name, "trials", "finals", "best validation accuracy", "started", box=None, pad_edge=False)
     for store in list_sweeps(storage):
         try:
             plan = store.plan() or {}
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             continue
-        searched = [record for record in store.records() if record.phase == "search"]
+        search = [record for record in store.records() if record.phase == "search"]
         finals = sum(record.phase == "final" for record in store.records())
-        values = [record.val_accuracy for record in searched if record.status == "finished" and record.val_accuracy]
-        best = f"{max(values):.1%}" if values else "-"
-        begun = plan["provenance"]["created"]
-        table.add_row(Text(store.name), f"{len(searched)}/{plan['trials']}", str(finals), best, begun)
+        accuracies = [record.val_accuracy for record in search if record.status == "finished" and record.val_accuracy]
+        best = f"{max(accuracies):.1%}" if accuracies else "-"
+        started = plan["provenance"]["created"]
+        table.add_row(Text(store.name), f"{len(search)}/{plan['trials']}", str(finals), best, started)
     if not table.row_count:
-        print(f"nothing ran in {storage} yet: python -m sweeps.quickstart takes three minutes")
+        print(f"There are no sweeps in {storage} yet. To start one (three minutes): python -m sweeps.quickstart")
         return 0
-    # A name is there to be copied: where nobody looks at a screen, nothing is cut off.
+    # Names are meant to be copied: without a terminal, nothing is cut off.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
     return 0
 
 
 @app.command
 def status(run: Run, storage: Place = STORAGE) -> int:
-    """How far a sweep is, and whether somebody is at work on it.
+    """Show the progress of a sweep, and the process that runs it.
 
     Args:
-        run: its name, or its folder.
-        storage: where it was written to, where only its name is given.
+        run: name or folder of the sweep.
+        storage: storage of the sweep, if `run` is a name.
     """
     from sweeps.engine.console.reports import load_results
     from sweeps.reporting.cost import describe_cost
+    from sweeps.reporting.formatting import format_status
     from sweeps.reporting.summary import headline
 
-    store = _found(run, storage)
+    store = _find_sweep(run, storage)
     results = load_results(store)
     plan = results.plan
     print(f"{store.name}: {plan['question']}")
     heads = sum(trial.phase == "screen" for trial in store.trials())
-    wanted_of = {"screen": heads, "search": plan["trials"], "final": plan["finalists"] * plan["seeds"]}
-    for phase, wanted in list(wanted_of.items())[0 if heads else 1 :]:
-        records = [record for record in results.records if record.phase == phase]
-        states = sorted({record.status for record in records})
-        counts = ", ".join(f"{sum(record.status == state for record in records)} {state}" for state in states)
-        print(f"  {phase:<7} {len(records)} of {wanted} runs" + (f": {counts}" if counts else ""))
+    planned = {"screen": heads, "search": plan["trials"], "final": plan["finalists"] * plan["seeds"]}
+    if not heads:
+        del planned["screen"]
+    for phase, total in planned.items():
+        counts = Counter(record.status for record in results.records if record.phase == phase)
+        details = ", ".join(f"{count} {format_status(status)}" for status, count in sorted(counts.items()))
+        print(f"  {phase:<7} {counts.total()} of {total} runs" + (f": {details}" if details else ""))
     for name in results.unfinished:
         print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
     driver = lease.lease_holder(store.folder)
@@ -101,53 +104,53 @@ def status(run: Run, storage: Place = STORAGE) -> int:
 
 @app.command
 def report(run: Run, storage: Place = STORAGE, reports: Path = Path("reports")) -> int:
-    """Render a sweep's report again, from what has been stored by now.
+    """Render a sweep's report again from the stored results.
 
     Args:
-        run: its name, or its folder.
-        storage: where it was written to, where only its name is given.
+        run: name or folder of the sweep.
+        storage: storage of the sweep, if `run` is a name.
         reports: folder for the report.
     """
-    from sweeps.engine.console.reports import render_report as render
+    from sweeps.engine.console.reports import render_report
 
-    print(render(_found(run, storage), reports))
+    print(render_report(_find_sweep(run, storage), reports))
     return 0
 
 
 @app.command
 def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
-    """Bring MLflow to what has been stored, for instance after its server was away.
+    """Copy a sweep's stored results to MLflow, for instance after its server was unavailable.
 
     Args:
-        run: the sweep's name, or its folder.
-        storage: where it was written to, where only its name is given.
-        tracking_uri: MLflow's address; the database in the storage folder unless given.
+        run: name or folder of the sweep.
+        storage: storage of the sweep, if `run` is a name.
+        tracking_uri: MLflow address (default: the database in the storage folder).
     """
     from sweeps.engine.tracking import Mirror, resolve_tracking_uri
 
-    store = _found(run, storage)
+    store = _find_sweep(run, storage)
     if driver := lease.lease_holder(store.folder):
-        raise ValueError("{name} is being run by process {pid} on {host}, which does this".format(name=run, **driver))
+        process = "process {pid} on {host}".format(**driver)
+        raise ValueError(f"{run} is being run by {process}, which also updates MLflow: wait until it has ended")
     uri = resolve_tracking_uri(tracking_uri, store.folder.parent)
     if not Mirror(store, uri).sync():
-        print(f"MLflow could not be reached, or did not take everything: {uri}", file=sys.stderr)
+        print(f"MLflow is unavailable or did not accept all results: {uri}", file=sys.stderr)
         return 1
-    print(f"MLflow has everything of {store.name}")
+    print(f"MLflow has all results of {store.name}")
     return 0
 
 
-def _found(run: str, storage: Path) -> Store:
+def _find_sweep(run: str, storage: Path) -> Store:
     for folder in (storage / run, as_path(run)):
         if exists(folder / "plan.json"):
             return Store(folder if is_remote(folder) else folder.resolve())
-    known = [store.name for store in list_sweeps(storage)]
     from xfer.choices import unknown_name_message
 
-    raise ValueError(unknown_name_message("sweep", run, known))
+    raise ValueError(unknown_name_message("sweep", run, [store.name for store in list_sweeps(storage)]))
 
 
 def main() -> NoReturn:
-    """Run the command that was asked for, and exit."""
+    """Run the command named on the command line and exit."""
     subcommands.run_command(app, "python -m sweeps", __doc__)
 
 

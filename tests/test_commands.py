@@ -431,7 +431,7 @@ def test_a_cost_budget_ends_the_search_in_order_and_with_a_larger_one_the_same_c
     [cost] = [line for line in nonempty_lines(ended.out) if line.startswith("cost     ")]
     assert cost.startswith(f"cost     ${spent:,.2f} for ")
     assert cost.endswith(" of this machine at $10,000 an hour")
-    assert f"It cost ${spent:,.2f} for " in (tmp_path / "reports" / left.folder.name / "report.html").read_text()
+    assert f"The sweep cost ${spent:,.2f} for " in (tmp_path / "reports" / left.folder.name / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_lp_ft_starts_with_the_head_that_a_record_of_the_screening_tells_of(left
 def test_the_report_shows_what_each_backbone_came_to(sweep: tuple[Path, CompletedCommand], left: SweepFolder) -> None:
     decision = left.read("screening", "0001.json")
     page = (sweep[0] / "reports" / left.folder.name / "report.md").read_text()
-    section = page[page.index("## Backbones, frozen") : page.index("## Strategies")]
+    section = page[page.index("## Backbone screening") : page.index("## Strategies")]
     rows = [line.split(" | ")[:2] for line in section.splitlines() if line.startswith("| test_")]
     assert rows == [
         *([f"| {name}", "yes"] for name in decision["kept"]),

@@ -492,7 +492,7 @@ def test_more_trials_add_the_difference_and_leave_what_is_done_alone(
     left = only_sweep(storage)
     assert left.plan["trials"] == TRIALS + 2
     assert left.trials("search") == [f"{number:04d}" for number in range(TRIALS + 2)]
-    assert f"search: {TRIALS + 2} runs, {TRIALS} of them done before" in ended.out.splitlines()
+    assert f"search: {TRIALS + 2} runs, {TRIALS} already done" in ended.out.splitlines()
     after = left.times()
     objects = [path for path in before if path.endswith(".json")]
     assert {path: after[path] for path in objects} == {path: before[path] for path in objects}

@@ -1,7 +1,7 @@
-"""The embedded default: real images and a pretrained network that need no download.
+"""Images and pretrained weights for the quickstart, without a download.
 
-scikit-learn ships 1,797 handwritten digits (Alpaydin & Kaynak 1998: scans of 43 people's writing, 8 x 8 pixels). A
-small network is pretrained on the digits 0 to 4, and the digits 5 to 9 are what it is transferred to.
+scikit-learn ships 1,797 handwritten digits (Alpaydin & Kaynak 1998: scans of 43 people's handwriting, 8 x 8 pixels). A
+small network is pretrained on the digits 0 to 4 and then transferred to the digits 5 to 9.
 """
 
 from __future__ import annotations
@@ -9,20 +9,26 @@ from __future__ import annotations
 from pathlib import Path
 
 SOURCE_CLASSES = range(5)
+"""Digits of the pretraining data."""
 TARGET_CLASSES = range(5, 10)
+"""Digits of the transfer data."""
 TRAINING_IMAGES = 30
-"""Of each class; the others are the test part."""
+"""Number of training images per target class; the others are test images."""
 PRETRAINING_EPOCHS = 12
-"""How long the network is pretrained."""
+"""Number of epochs of pretraining."""
 
 
 def write_digits(folder: Path, classes: range, training_images: int | None = None) -> Path:
-    """Write digits as PNG files, unless they are there: `folder`/<digit>/, or divided into train and test.
+    """Write digits as PNG files, unless they exist.
 
     Args:
-        folder: where to.
-        classes: which digits.
-        training_images: how many of each go into `folder`/train, the others into `folder`/test; None for no division.
+        folder: the target folder; the files go to `folder`/<digit>/, or to `folder`/<split>/<digit>/ with a split.
+        classes: the digits to write.
+        training_images: number of images per digit in `folder`/train, while the others go to `folder`/test; None for
+            no split.
+
+    Returns:
+        `folder`.
     """
     done = folder / ".done"
     if done.exists():
@@ -34,10 +40,10 @@ def write_digits(folder: Path, classes: range, training_images: int | None = Non
     scans = load_digits()
     for digit in classes:
         images = scans.images[scans.target == digit]
-        # They come writer by writer: in that order, training and test part would be by different hands.
-        for number, pixels in enumerate(np.random.default_rng(digit).permutation(images)):
-            part = "" if training_images is None else "train" if number < training_images else "test"
-            path = folder / part / str(digit) / f"{number:03d}.png"
+        # The scans are sorted by writer: without shuffling, training and test set would have different writers.
+        for index, pixels in enumerate(np.random.default_rng(digit).permutation(images)):
+            split = "" if training_images is None else "train" if index < training_images else "test"
+            path = folder / split / str(digit) / f"{index:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((pixels * (255 / 16)).astype("uint8")).save(path)
     done.touch()
@@ -45,10 +51,18 @@ def write_digits(folder: Path, classes: range, training_images: int | None = Non
 
 
 def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
-    """A file with weights of `backbone`, trained on `SOURCE_CLASSES` unless it is there.
+    """Pretrain a backbone on `SOURCE_CLASSES`, unless its weights exist.
+
+    Args:
+        folder: folder for the weights and the pretraining images.
+        backbone: name of a timm network.
+        image_size: side of the images in pixels.
+
+    Returns:
+        The path of a safetensors file.
 
     Raises:
-        ValueError: timm knows no such network, or it cannot take images of this size.
+        ValueError: timm has no such network, or the network does not accept this image size.
     """
     file = folder / f"{backbone}-digits-0-4-{image_size}px.safetensors"
     if file.exists():
@@ -63,7 +77,7 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
     from xfer.run import Run
 
     backbones.check_name(backbone)
-    print(f"pretraining {backbone} on the digits 0 to 4, once", flush=True)
+    print(f"pretraining {backbone} on the digits 0 to 4 (only once)", flush=True)
     pack = build_pack(source(write_digits(folder / "digits-0-4", SOURCE_CLASSES)), image_size, folder / "packs")
     recipe = recipe_from_dict(
         {
@@ -75,7 +89,7 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
             "strategy": {"name": "scratch"},
             "optimizer": {"name": "adam"},
             "schedule": {"name": "onecycle"},
-            "augmentation": {"name": "none"},  # a mirrored digit is none
+            "augmentation": {"name": "none"},  # a mirrored digit is not a digit
             "mixing": {"name": "none"},
             "loss": {"name": "cross_entropy"},
             "learning_rate": 3e-3,
@@ -84,7 +98,7 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
             "epochs": PRETRAINING_EPOCHS,
         }
     )
-    torch.set_num_threads(1)  # so small a network only loses by more
+    torch.set_num_threads(1)  # more threads slow down such a small network
     run = Run(recipe, pack, device=torch.device("cpu"))
     for _ in run:
         pass

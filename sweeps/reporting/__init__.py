@@ -1,1 +1,1 @@
-"""What a sweep found out: records in, a ranked and honest report out, on any machine that has no torch."""
+"""Reporting: turns the records of a sweep into a ranking and a report. Needs neither torch nor Ray."""

@@ -1,4 +1,4 @@
-"""The report's figures: what each strategy reached, the finalists, learning curves, and cost against accuracy."""
+"""Figures of the report: results by strategy, finalists, learning curves, cost against accuracy."""
 
 from __future__ import annotations
 
@@ -36,31 +36,38 @@ SECONDS = OBJECTIVES["seconds"]
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure ready for a report."""
+    """A rendered figure with its title and caption."""
 
     name: str
-    """Of its file, without the ending."""
+    """File name without its extension."""
     title: str
     caption: str
     svg: str
 
 
 def report_figures(results: Results) -> list[ReportFigure]:
-    """Every figure that there is something to show in; none before the first epoch of the first trial."""
+    """Render every figure that has data to show.
+
+    Returns:
+        The figures in report order; an empty list before the first epoch of the first trial.
+    """
     trials = ranked_trials(results)
     if not _measured(trials):
         return []
-    looks = assign_strategy_styles(trial.strategy for trial in trials)
-    words = {"label": results.objective.label, "second": results.objectives[-1].label}
-    drawn = [
-        (name, title.format(**words), caption.format(**words), render_svg(partial(draw, trials, looks), salt=name))
+    styles = assign_strategy_styles(trial.strategy for trial in trials)
+    labels = {"first": results.objective.label, "second": results.objectives[-1].label}
+    rendered = [
+        (name, title.format(**labels), caption.format(**labels), render_svg(partial(draw, trials, styles), salt=name))
         for name, title, caption, draw in _FIGURES
     ]
-    return [ReportFigure(name, title, caption, svg) for name, title, caption, svg in drawn if svg]
+    return [ReportFigure(name, title, caption, svg) for name, title, caption, svg in rendered if svg]
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, value) that no other point beats in one and equals in the other, cheapest first.
+    """Pareto front of (cost, value) points: low cost and high value are better.
+
+    Returns:
+        The points that are not dominated by another point, cheapest first.
 
     >>> pareto_front([(1, 0.5), (2, 0.4), (3, 0.9)])
     [(1, 0.5), (3, 0.9)]
@@ -72,43 +79,49 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def spread_labels(places: Sequence[float], gap: float) -> list[float]:
-    """The ascending places, moved up as little as it takes for neighbours to stand `gap` apart, then centred again.
+def spread_labels(positions: Sequence[float], gap: float) -> list[float]:
+    """Move label positions apart until neighbours are at least `gap` apart, keeping each cluster centred.
+
+    Args:
+        positions: ascending positions of the labels.
+        gap: minimum distance of neighbours, in the same unit.
 
     >>> spread_labels([1.0, 1.0, 5.0], gap=2.0)
     [0.0, 2.0, 5.0]
     """
-    moved: list[float] = []
-    group: list[int] = []  # how many labels stand in each run of touching labels
-    for place in places:
-        group.append(1)
-        moved.append(place)
-        # A run keeps its centre, so moving it can make it touch the one below.
-        while len(moved) > 1 and moved[-1] - moved[-2] < gap * (group[-1] + group[-2]) / 2:
-            size, centre = group.pop(), moved.pop()
-            moved[-1] = (moved[-1] * group[-1] + centre * size) / (group[-1] + size)
-            group[-1] += size
-    return [centre + gap * (i - (size - 1) / 2) for centre, size in zip(moved, group, strict=True) for i in range(size)]
+    centres: list[float] = []
+    sizes: list[int] = []  # number of labels in each cluster of touching labels
+    for position in positions:
+        sizes.append(1)
+        centres.append(position)
+        # A cluster keeps its centre, so growing it can make it touch the cluster below.
+        while len(centres) > 1 and centres[-1] - centres[-2] < gap * (sizes[-1] + sizes[-2]) / 2:
+            size, centre = sizes.pop(), centres.pop()
+            centres[-1] = (centres[-1] * sizes[-1] + centre * size) / (sizes[-1] + size)
+            sizes[-1] += size
+    return [
+        centre + gap * (i - (size - 1) / 2) for centre, size in zip(centres, sizes, strict=True) for i in range(size)
+    ]
 
 
 def _strategies(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure:
     tallies, objective = tally_by_strategy(trials), trials[0].objectives[0]
     figure, axes = new_figure(height=0.9 + 0.5 * len(tallies), left=0.24, right=0.8)
     for row, tally in enumerate(tallies):
-        look = styles[tally.strategy]
-        axes.barh(row, tally.best or 0, height=0.62, color=look.colour, alpha=0.3)
+        style = styles[tally.strategy]
+        axes.barh(row, tally.best or 0, height=0.62, color=style.colour, alpha=0.3)
         for i, trial in enumerate(_measured(tally.trials)):
-            plot_run(axes, _value(trial), row + 0.14 * (i % 3 - 1), look, hollow=trial.status != "finished")
+            plot_run(axes, _value(trial), row + 0.14 * (i % 3 - 1), style, hollow=trial.status != "finished")
         best = "none finished" if tally.best is None else f"best {format_objective(objective, tally.best)}"
         annotate_row(axes, row, f"{best}, n = {len(tally.trials)}")
     classes = trials[0].search.recipe["classes"]
-    guessing = 1 / classes if objective.unit == "share" else math.log(classes)
-    axes.axvline(guessing, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.text(guessing, 1.0, "guessing", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=MUTED)
-    set_row_labels(axes, [_name(tally.strategy) for tally in tallies])
-    most = max(guessing, *map(_value, _measured(trials)))
-    axes.set_xlim(0, 1 if objective.unit == "share" else 1.05 * most)
-    format_objective_axis(axes.xaxis, objective, "" if objective == ACCURACY else _on_validation(objective))
+    chance = 1 / classes if objective.unit == "share" else math.log(classes)
+    axes.axvline(chance, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.text(chance, 1.0, "chance", transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=MUTED)
+    set_row_labels(axes, [_strategy_label(tally.strategy) for tally in tallies])
+    largest = max(chance, *map(_value, _measured(trials)))
+    axes.set_xlim(0, 1 if objective.unit == "share" else 1.05 * largest)
+    format_objective_axis(axes.xaxis, objective, "" if objective == ACCURACY else _axis_label(objective))
     return figure
 
 
@@ -118,14 +131,16 @@ def _finalists(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure 
         return None
     figure, axes = new_figure(height=1.2 + 0.62 * len(finalists), left=0.3, right=0.76)
     for row, trial in enumerate(finalists):
-        look = PlotStyle(styles[trial.strategy].colour, "o")
-        parts = {"validation": trial.validation, "test": trial.test}
-        for (part, estimate), place in zip(parts.items(), (row - 0.15, row + 0.15), strict=True):
+        style = PlotStyle(styles[trial.strategy].colour, "o")
+        estimates = {"validation": trial.validation, "test": trial.test}
+        for (split, estimate), y in zip(estimates.items(), (row - 0.15, row + 0.15), strict=True):
             if estimate:
-                axes.plot([estimate.low, estimate.high], [place, place], color=look.colour, linewidth=1.6)
-                plot_run(axes, estimate.mean, place, look, hollow=part == "validation", size=7)
-        annotate_row(axes, row, "\n".join(f"{part} {format_percent(e.mean)}" for part, e in parts.items() if e))
-    set_row_labels(axes, [f"{escape_control_characters(trial.name)}  {_name(trial.strategy)}" for trial in finalists])
+                axes.plot([estimate.low, estimate.high], [y, y], color=style.colour, linewidth=1.6)
+                plot_run(axes, estimate.mean, y, style, hollow=split == "validation", size=7)
+        annotate_row(axes, row, "\n".join(f"{split} {format_percent(e.mean)}" for split, e in estimates.items() if e))
+    set_row_labels(
+        axes, [f"{escape_control_characters(trial.name)}  {_strategy_label(trial.strategy)}" for trial in finalists]
+    )
     axes.plot([], [], "o", color=INK, markerfacecolor=PAPER, label="validation")
     if any(trial.test for trial in finalists):
         axes.plot([], [], "o", color=INK, label="test")
@@ -138,27 +153,27 @@ def _learning_curves(trials: Sequence[RankedTrial], styles: StrategyStyles) -> F
     figure, axes = new_figure(height=4.2, right=0.74)
     objective = trials[0].objectives[0]
     best: dict[str, RankedTrial] = {}
-    for trial in sorted(_measured(trials), key=_score):  # the best on top
-        epochs, ended = trial.search.epochs, trial.status == "finished"
+    for trial in sorted(_measured(trials), key=_score):  # the best are drawn last, on top
+        epochs, finished = trial.search.epochs, trial.status == "finished"
         axes.plot(
             [epoch.epoch for epoch in epochs],
             [math.nan if score is None else objective.to_score(score) for score in objective.scores(epochs)],
             color=styles[trial.strategy].colour,
-            linewidth=2.4 if trial.is_finalist else 1.1 if ended else 0.7,
+            linewidth=2.4 if trial.is_finalist else 1.1 if finished else 0.7,
             alpha=1.0 if trial.is_finalist else 0.6,
-            marker="o" if ended else "x",
-            markersize=3 if ended else 5,
+            marker="o" if finished else "x",
+            markersize=3 if finished else 5,
             markevery=[len(epochs) - 1],
         )
         best[trial.strategy] = trial
     low, high = axes.get_ylim()
     labelled = sorted(best.values(), key=_value)
-    places = spread_labels([_value(trial) for trial in labelled], gap=0.055 * (high - low))
-    for trial, place in zip(labelled, places, strict=True):
+    label_positions = spread_labels([_value(trial) for trial in labelled], gap=0.055 * (high - low))
+    for trial, position in zip(labelled, label_positions, strict=True):
         axes.annotate(
-            _name(trial.strategy),
+            _strategy_label(trial.strategy),
             xy=(trial.search.epochs[-1].epoch, _value(trial)),
-            xytext=(1.04, place),
+            xytext=(1.04, position),
             textcoords=axes.get_yaxis_transform(),
             va="center",
             annotation_clip=False,
@@ -166,41 +181,41 @@ def _learning_curves(trials: Sequence[RankedTrial], styles: StrategyStyles) -> F
         )
     axes.set_xlim(0.8, max(len(trial.search.epochs) for trial in trials) + 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-    axes.set_xlabel("epochs trained")
-    format_objective_axis(axes.yaxis, objective, _on_validation(objective))
+    axes.set_xlabel("epoch")
+    format_objective_axis(axes.yaxis, objective, _axis_label(objective))
     return figure
 
 
 def _cost(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure:
-    return _against(trials, styles, SECONDS)
+    return _scatter(trials, styles, SECONDS)
 
 
 def _trade(trials: Sequence[RankedTrial], styles: StrategyStyles) -> Figure | None:
-    """One objective against the other, where the cost is none of them."""
+    """The two objectives of the search against each other, unless `_cost` shows them already."""
     second = trials[0].objectives[-1]
-    return None if second in (trials[0].objectives[0], SECONDS) else _against(trials, styles, second)
+    return None if second in (trials[0].objectives[0], SECONDS) else _scatter(trials, styles, second)
 
 
-def _against(trials: Sequence[RankedTrial], styles: StrategyStyles, second: Objective) -> Figure:
-    """Every search run in the objective that decides and in another one, with the Pareto front of the finished."""
+def _scatter(trials: Sequence[RankedTrial], styles: StrategyStyles, second: Objective) -> Figure:
+    """Plot every search run by the main objective and `second`, with the Pareto front of the finished runs."""
     figure, axes = new_figure(height=4.0, right=0.72)
     first = trials[0].objectives[0]
-    places = {
+    points = {
         trial.name: (max(x, 0.01) if second == SECONDS else x, _value(trial))
         for trial in _measured(trials)
         if (x := second.value(trial.search.epochs)) is not None
     }
-    shown = [trial for trial in trials if trial.name in places]
-    ended = {trial.name: places[trial.name] for trial in shown if trial.status == "finished"}
-    steps = pareto_front((-second.to_score(x), first.to_score(y)) for x, y in ended.values())
-    front = [(second.to_score(-cost), first.to_score(score)) for cost, score in steps]
+    shown = [trial for trial in trials if trial.name in points]
+    finished = {trial.name: points[trial.name] for trial in shown if trial.status == "finished"}
+    scores = pareto_front((-second.to_score(x), first.to_score(y)) for x, y in finished.values())
+    front = [(second.to_score(-cost), first.to_score(score)) for cost, score in scores]
     axes.step([x for x, _ in front], [y for _, y in front], where="post", color=MUTED, linewidth=1)
     for trial in shown:
-        plot_run(axes, *places[trial.name], styles[trial.strategy], hollow=trial.name not in ended, size=7)
-    if second in trials[0].objectives:  # the front is what was searched for
+        plot_run(axes, *points[trial.name], styles[trial.strategy], hollow=trial.name not in finished, size=7)
+    if second in trials[0].objectives:  # the front was the goal of the search
         axes.plot(
-            [place[0] for place in front],
-            [place[1] for place in front],
+            [x for x, _ in front],
+            [y for _, y in front],
             "o",
             markersize=13,
             markerfacecolor="none",
@@ -209,12 +224,12 @@ def _against(trials: Sequence[RankedTrial], styles: StrategyStyles, second: Obje
             clip_on=False,
             label="Pareto front",
         )
-    labelled = front[:: -(len(front) // 8 + 1)]  # from the best down, no more than can be read
-    for name, place in ended.items():
-        if place in labelled:
+    labelled = front[:: -(len(front) // 8 + 1)]  # from the best down, at most as many as stay readable
+    for name, point in finished.items():
+        if point in labelled:
             axes.annotate(
                 escape_control_characters(name),
-                place,
+                point,
                 (-6, 7),
                 textcoords="offset points",
                 ha="right",
@@ -223,68 +238,67 @@ def _against(trials: Sequence[RankedTrial], styles: StrategyStyles, second: Obje
             )
 
     if second == SECONDS:
-        seconds = [x for x, _ in places.values()]
-        # Room for at least two of the marks 1, 2, 5, 10, ... that the axis is read by.
-        room = max(1.2, math.sqrt(6.5 * min(seconds) / max(seconds)))
+        seconds = [x for x, _ in points.values()]
+        # Keep at least two of the ticks 1, 2, 5, 10, ... in view, so that the axis can be read.
+        margin = max(1.2, math.sqrt(6.5 * min(seconds) / max(seconds)))
         axes.set_xscale("log")
-        axes.set_xlim(min(seconds) / room, max(seconds) * room)
+        axes.set_xlim(min(seconds) / margin, max(seconds) * margin)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.set_xlabel("seconds for the run (log scale)")
+        axes.set_xlabel("run time in seconds (log scale)")
     else:
-        format_objective_axis(axes.xaxis, second, _on_validation(second))
+        format_objective_axis(axes.xaxis, second, _axis_label(second))
     for strategy in sorted({trial.strategy for trial in shown}):
-        axes.plot([], [], styles[strategy].marker, color=styles[strategy].colour, label=_name(strategy))
+        axes.plot([], [], styles[strategy].marker, color=styles[strategy].colour, label=_strategy_label(strategy))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    format_objective_axis(axes.yaxis, first, _on_validation(first))
+    format_objective_axis(axes.yaxis, first, _axis_label(first))
     return figure
 
 
 _FIGURES: tuple[tuple[str, str, str, FigureFunction], ...] = (
     (
         "strategies",
-        "What each strategy reached",
-        "The bar is the strategy's best search run on the validation part, every dot one trial on one seed; a hollow "
-        "dot was stopped early or failed and does not count for the bar.",
+        "Validation {first} by strategy",
+        "A bar is the strategy's best finished search run, a dot is one trial on one seed. Hollow dots were stopped "
+        "early or failed, and do not count towards the bar.",
         _strategies,
     ),
     (
         "finalists",
-        "The finalists on new seeds",
-        "Accuracy: the mean over a finalist's seeds and its 95% interval, in the order fixed on the validation part.",
+        "Finalists on new seeds",
+        "Mean accuracy over each finalist's seeds with its 95% interval, in the order fixed on the validation set.",
         _finalists,
     ),
     (
         "learning_curves",
         "Learning curves",
-        "The {label} on the validation part after each epoch of the search. Bold: finalists; a cross: stopped early or "
-        "failed.",
+        "Validation {first} after each epoch of the search. Bold: finalists. Cross: stopped early or failed.",
         _learning_curves,
     ),
     (
         "cost",
-        "Cost against {label}",
-        "Every search run; the line joins those that no other finished run beats in both time and {label}. Hollow: "
-        "stopped early or failed.",
+        "Run time against {first}",
+        "Every search run. The line connects the finished runs that no other finished run beats in both run time and "
+        "{first}. Hollow: stopped early or failed.",
         _cost,
     ),
     (
         "trade",
-        "What {label} costs in {second}",
-        "Every search run; ringed and joined by the line are those that no other finished run beats in both. Hollow: "
-        "stopped early or failed.",
+        "Trade-off between {first} and {second}",
+        "Every search run. The line connects the ringed runs, which no other finished run beats in both objectives. "
+        "Hollow: stopped early or failed.",
         _trade,
     ),
 )
 
 
-def _name(strategy: str) -> str:
+def _strategy_label(strategy: str) -> str:
     return truncate(escape_control_characters(strategy), 24)
 
 
-def _on_validation(objective: Objective) -> str:
-    return f"{objective.label} on the validation part{'' if objective.higher_is_better else ' (lower is better)'}"
+def _axis_label(objective: Objective) -> str:
+    return f"validation {objective.label}{'' if objective.higher_is_better else ' (lower is better)'}"
 
 
 def _measured(trials: Sequence[RankedTrial]) -> list[RankedTrial]:
@@ -292,7 +306,7 @@ def _measured(trials: Sequence[RankedTrial]) -> list[RankedTrial]:
 
 
 def _value(trial: RankedTrial) -> float:
-    assert trial.search_value is not None, "only measured trials are drawn"
+    assert trial.search_value is not None, "only trials with a value are drawn"
     return trial.search_value
 
 

@@ -1,7 +1,7 @@
-"""Recipes and numbers in words, and untrusted names made harmless.
+"""Format recipes and numbers as text, and escape untrusted names.
 
-Class, file and experiment names come from whoever made the data set, so every text passes through `escape_control_characters` on its
-way to a page, a figure, a table cell or a terminal; escaping for HTML and Markdown comes on top of that.
+Class, file and experiment names come from outside. Every text therefore passes through `escape_control_characters`
+before it reaches a page, a figure, a table cell or a terminal. Escaping for HTML and Markdown is applied on top.
 """
 
 from __future__ import annotations
@@ -14,61 +14,67 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.objectives import Objective, Unit
 
-if TYPE_CHECKING:  # SciPy takes half a second, and these words are also what --help waits for
+if TYPE_CHECKING:  # importing SciPy takes half a second, and --help imports this module
     from sweeps.reporting.statistics import Estimate
 
 
 MISSING = "\N{EN DASH}"
+"""Table cell for a value that was not measured."""
 
-# Control, format (bidirectional overrides among them), surrogate and unassigned characters, line and paragraph ends.
-_INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
-_JOINERS = "\u200c\u200d"  # of the format characters, these two belong to ordinary words in Persian and in Hindi
+# Unicode categories: control, format (including bidirectional overrides), surrogate, unassigned, line and paragraph
+# separators.
+_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # format characters that are part of ordinary words in Persian and Hindi
 
 
 def escape_control_characters(text: object) -> str:
-    r"""The text with every character that acts instead of showing (ANSI escapes, newlines, overrides) spelled out.
+    r"""Replace invisible characters (ANSI escapes, newlines, bidirectional overrides) by their escape sequences.
 
     >>> print(escape_control_characters("ants\x1b[31m"))
     ants\x1b[31m
     """
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
+        if unicodedata.category(character) in _INVISIBLE_CATEGORIES and character not in _JOINERS
         else character
         for character in str(text)
     )
 
 
 def truncate(text: str, length: int) -> str:
-    """The text, cut to `length` characters with an ellipsis where it is longer."""
+    """Cut the text to `length` characters; a longer text ends with an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def escape_markdown(text: object) -> str:
-    r"""The text so that Markdown shows it as it is, anywhere in a line or in a table cell.
+    r"""Escape the text so that Markdown shows it literally, anywhere in a line or in a table cell.
 
     >>> print(escape_markdown("freeze_then_unfreeze | *<b>*"))
     freeze_then_unfreeze &#124; \*&lt;b&gt;\*
     """
     entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
     plain = re.sub(r"[\\`*\[\]~$!]", r"\\\g<0>", escape_control_characters(text))
-    # An underscore within a word is no markup, and most of our names have one: leave them readable.
+    # An underscore inside a word is not markup, and most of our names have one: leave it readable.
     plain = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", plain)
-    plain = re.sub(r"[&<>|]", lambda found: entities[found.group()], plain)
-    # What would open a heading, a list or an underline at the start of a line.
+    plain = re.sub(r"[&<>|]", lambda match: entities[match.group()], plain)
+    # These start a heading, a list or an underline at the beginning of a line.
     plain = re.sub(r"^( *)([-+=#])", r"\1\\\2", plain)
     return re.sub(r"^( *\d+)([.)])(?= |$)", r"\1\\\2", plain)
 
 
-def format_choice(choice: Mapping[str, Any], leave_out: frozenset[str] = frozenset()) -> str:
-    """A choice and its parameters, as one would call it.
+def format_choice(choice: Mapping[str, Any], omit: frozenset[str] = frozenset()) -> str:
+    """Format a choice and its parameters as a function call.
+
+    Args:
+        choice: `name` and the parameters.
+        omit: parameters to leave out.
 
     >>> format_choice({"name": "sgd", "momentum": 0.9})
     'sgd(momentum=0.9)'
     """
-    parameters = {key: value for key, value in choice.items() if key != "name" and key not in leave_out}
-    inside = ", ".join(f"{key}={format_setting(value)}" for key, value in parameters.items())
-    return escape_control_characters(f"{choice['name']}({inside})" if inside else choice["name"])
+    parameters = {key: value for key, value in choice.items() if key != "name" and key not in omit}
+    arguments = ", ".join(f"{key}={format_setting(value)}" for key, value in parameters.items())
+    return escape_control_characters(f"{choice['name']}({arguments})" if arguments else choice["name"])
 
 
 DEFAULT_CHOICES: dict[str, object] = {
@@ -82,16 +88,32 @@ DEFAULT_CHOICES: dict[str, object] = {
     "images_per_class": None,
     "views": None,
 }
-"""What a recipe means that does not say it, as those of older versions do not (`xfer.recipe`)."""
+"""Defaults for settings that a recipe may omit, as recipes written by older versions do (`xfer.recipe`)."""
+
+_STATUS_LABELS = {"pruned": "stopped early"}
+
+
+def format_status(status: str, epochs: int | None = None) -> str:
+    """Format a run's status for a reader.
+
+    Args:
+        status: `xfer.records.Status`.
+        epochs: number of completed epochs, shown for a run that was stopped early.
+
+    >>> format_status("finished", 6), format_status("pruned", 3), format_status("pruned")
+    ('finished', 'stopped early at epoch 3', 'stopped early')
+    """
+    label = _STATUS_LABELS.get(status, status)
+    return f"{label} at epoch {epochs}" if status == "pruned" and epochs is not None else label
 
 
 def rare_settings(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What stands in a recipe under the names in `DEFAULT_CHOICES`, in words.
+    """Format the settings of a recipe that are listed in `DEFAULT_CHOICES`.
 
     >>> rare_settings({"head": {"name": "mlp", "width": 256}})["head"], rare_settings({})["clip_value"]
     ('mlp(width=256)', 'none')
     """
-    values = {name: recipe.get(name, usual) for name, usual in DEFAULT_CHOICES.items()}
+    values = {name: recipe.get(name, default) for name, default in DEFAULT_CHOICES.items()}
     return {
         name: format_choice(value) if isinstance(value, Mapping) else "none" if value is None else format_setting(value)
         for name, value in values.items()
@@ -99,14 +121,14 @@ def rare_settings(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe_recipe(recipe: Mapping[str, Any]) -> str:
-    """Everything a person would want to know of a recipe, in one line."""
+    """Describe a complete recipe in one line."""
     backbone = format_choice({"name": recipe["backbone"], **recipe["backbone_args"]})
     mixing = format_choice(recipe["mixing"])
     augmentation = format_choice(recipe["augmentation"])
     clip_norm = recipe["clip_norm"]
-    usual = rare_settings({})
-    rare = [
-        f"{name.replace('_', ' ')} {value}" for name, value in rare_settings(recipe).items() if value != usual[name]
+    defaults = rare_settings({})
+    changed = [
+        f"{name.replace('_', ' ')} {value}" for name, value in rare_settings(recipe).items() if value != defaults[name]
     ]
     return ", ".join(
         [
@@ -118,42 +140,42 @@ def describe_recipe(recipe: Mapping[str, Any]) -> str:
             "no mixing" if mixing == "none" else f"{mixing} mixing",
             f"{format_choice(recipe['loss'])} loss",
             "no clipping" if clip_norm is None else f"gradients clipped at norm {format_setting(clip_norm)}",
-            f"batches of {recipe['batch_size']}",
+            f"batch size {recipe['batch_size']}",
             f"{recipe['epochs']} epochs",
-            *rare,
+            *changed,
         ]
     )
 
 
 def format_setting(value: object) -> str:
-    """A setting as a person writes it: three digits for a float, everything else as it is."""
+    """Format a setting: floats with three significant digits, everything else unchanged."""
     if isinstance(value, float):
         return f"{value:.3g}"
     return escape_control_characters(value)
 
 
 def format_percent(accuracy: float | None) -> str:
-    """An accuracy in [0, 1] as a percentage with one decimal."""
+    """Format an accuracy in [0, 1] as a percentage with one decimal; `MISSING` for None or NaN."""
     return MISSING if accuracy is None or not math.isfinite(accuracy) else f"{100 * accuracy:.1f}%"
 
 
 def format_objective(objective: Objective, value: float | None) -> str:
-    """What was reached in an objective, as a person writes it.
+    """Format a value of the objective in the objective's unit; `MISSING` for None.
 
     >>> from xfer.objectives import OBJECTIVES
     >>> [format_objective(OBJECTIVES[name], 0.4567) for name in ("balanced_accuracy", "loss", "seconds")]
     ['45.7%', '0.457', '0.5 s']
     """
-    write: dict[Unit, Callable[[float], str]] = {
+    formatters: dict[Unit, Callable[[float], str]] = {
         "share": format_percent,
         "nats": format_setting,
         "seconds": format_duration,
     }
-    return MISSING if value is None else write[objective.unit](value)
+    return MISSING if value is None else formatters[objective.unit](value)
 
 
 def format_percentage_points(difference: float) -> str:
-    """A difference of two accuracies in percentage points, with its sign.
+    """Format a difference of two accuracies in percentage points, with its sign.
 
     >>> format_percentage_points(0.1234), format_percentage_points(-0.02), format_percentage_points(0.0)
     ('+12.3', '-2.0', '0.0')
@@ -163,21 +185,27 @@ def format_percentage_points(difference: float) -> str:
 
 
 def format_interval(low: float, high: float) -> str:
-    """An interval within [0, 1] in percent.
+    """Format an interval within [0, 1] in percent, without percent signs.
 
     >>> format_interval(0.914, 1.0)
-    '91.4% to 100.0%'
+    '91.4 to 100.0'
     """
-    return f"{format_percent(low)} to {format_percent(high)}"
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """An estimate with its interval and what it rests on, for a sentence."""
-    return f"{format_percent(estimate.mean)} ({format_interval(estimate.low, estimate.high)}; {format_sample_size(estimate)})"
+    """Format an estimate with its interval and sample size, for use in a sentence.
+
+    >>> from sweeps.reporting.statistics import Estimate
+    >>> format_estimate(Estimate(0.915, 0.86, 0.95, images=153, seeds=3))
+    '91.5% (95% interval 86.0 to 95.0; 153 images, 3 seeds)'
+    """
+    interval = format_interval(estimate.low, estimate.high)
+    return f"{format_percent(estimate.mean)} (95% interval {interval}; {format_sample_size(estimate)})"
 
 
 def format_sample_size(estimate: Estimate) -> str:
-    """What an estimate rests on.
+    """Format the number of images and seeds behind an estimate.
 
     >>> from sweeps.reporting.statistics import Estimate
     >>> format_sample_size(Estimate(0.9, 0.8, 0.95, images=153, seeds=3))
@@ -187,7 +215,7 @@ def format_sample_size(estimate: Estimate) -> str:
 
 
 def pluralize(count: int, noun: str) -> str:
-    """A count with its noun.
+    """Format a count with its noun in the singular or plural.
 
     >>> pluralize(1, "trial"), pluralize(2, "trial")
     ('1 trial', '2 trials')
@@ -196,7 +224,7 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A time span to two or three digits.
+    """Format a duration with two or three significant digits.
 
     >>> format_duration(4.2), format_duration(75), format_duration(8000)
     ('4.2 s', '1 min 15 s', '2 h 13 min')
@@ -210,7 +238,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_dollars(amount: float) -> str:
-    """An amount of money as one writes it: whole dollars without cents, a price an hour to its last digit.
+    """Format US dollars: whole amounts without cents, other amounts with two to four decimals.
 
     >>> format_dollars(20.0), format_dollars(3.2), format_dollars(0.8048), format_dollars(1234.5)
     ('$20', '$3.20', '$0.8048', '$1,234.50')
@@ -221,7 +249,7 @@ def format_dollars(amount: float) -> str:
 
 
 def format_cost_so_far(spent: float | None, budget: float | None) -> str:
-    """What has been spent, and of how much; nothing where no price is known.
+    """Format the cost so far and the cost budget; "" if no price is known.
 
     >>> format_cost_so_far(3.2, 20.0), format_cost_so_far(3.204, None), format_cost_so_far(None, None)
     ('$3.20 of $20', '$3.20 so far', '')
@@ -232,7 +260,7 @@ def format_cost_so_far(spent: float | None, budget: float | None) -> str:
 
 
 def join_words(items: list[str]) -> str:
-    """Items as one says them.
+    """Join items as an English enumeration.
 
     >>> join_words(["a", "b", "c"])
     'a, b and c'

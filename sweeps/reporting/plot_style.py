@@ -1,7 +1,7 @@
-"""Ink, paper and colours: how every figure looks, and how it becomes SVG text.
+"""Plot style: colours, markers and layout of all figures, and their rendering to SVG.
 
-No window system and no state that outlives a figure; the same figure gives the same bytes. Names stay text in the
-SVG, where matplotlib escapes them.
+Rendering needs no window system, leaves no global state, and gives the same bytes for the same figure. Names remain
+text in the SVG, where matplotlib escapes them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from xfer.objectives import Objective
 
 INK, MUTED, PAPER = "#24292e", "#767e87", "#fefefe"
 
-# Okabe and Ito (2008), to be told apart with any colour vision; their yellow is left out, too faint on white, and their
-# black is the ink, so that it turns light on a dark page.
+# Palette of Okabe and Ito (2008), distinguishable with any colour vision. Yellow is omitted because it is too faint on
+# white. Black is replaced by INK, which turns light on a dark page.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", INK)
 _MARKERS = "osD^vPX*<>"
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
     "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -50,7 +50,7 @@ _WIDTH = 8.6  # inches of 72 points
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """How a strategy is drawn, in every figure: colour and shape say the same, for those who see only one of them."""
+    """Colour and marker of a strategy in every figure. Either is enough to identify it, for colour-blind readers."""
 
     colour: str
     marker: str
@@ -60,7 +60,7 @@ StrategyStyles = Mapping[str, PlotStyle]
 
 
 def assign_strategy_styles(strategies: Iterable[str]) -> dict[str, PlotStyle]:
-    """A look for each strategy, whatever it is called; colours repeat after seven, with other markers."""
+    """Assign each strategy a style by its alphabetical order; colours repeat after seven, with other markers."""
     return {
         strategy: PlotStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
         for i, strategy in enumerate(sorted(set(strategies)))
@@ -68,14 +68,20 @@ def assign_strategy_styles(strategies: Iterable[str]) -> dict[str, PlotStyle]:
 
 
 def new_figure(height: float, left: float = 0.09, right: float = 0.97) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, between `left` and `right` of its width; `height` is in inches."""
+    """Create a figure with one pair of axes.
+
+    Args:
+        height: of the figure in inches.
+        left: left end of the axes as a fraction of the figure's width.
+        right: right end of the axes as a fraction of the figure's width.
+    """
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.add_axes((left, 0.48 / height, right - left, 1 - 0.78 / height))
     return figure, axes
 
 
 def plot_run(axes: Axes, x: float, y: float, style: PlotStyle, hollow: bool, size: float = 6) -> None:
-    """One run: filled if it counts, hollow if it was cut short; `size` is in points."""
+    """Plot one run as a marker of `size` points, hollow if the run is not to be counted."""
     face, edge, width = (PAPER, style.colour, 1.2) if hollow else (style.colour, PAPER, 0.5)
     axes.plot(
         [x],
@@ -90,19 +96,19 @@ def plot_run(axes: Axes, x: float, y: float, style: PlotStyle, hollow: bool, siz
 
 
 def set_row_labels(axes: Axes, names: Sequence[str]) -> None:
-    """The vertical axis as a list of names, the first on top."""
+    """Label the rows of the vertical axis with names, the first on top."""
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def annotate_row(axes: Axes, row: int, text: str) -> None:
-    """A remark to the right of a row."""
+    """Write text to the right of a row."""
     axes.text(1.03, row, text, transform=axes.get_yaxis_transform(), va="center")
 
 
 def format_percent_axis(axis: Axis, label: str = "") -> None:
-    """Accuracies in [0, 1], read in percent."""
+    """Format an axis of accuracies in [0, 1] in percent."""
     axis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}%"))
     axis.grid(True, color=MUTED, alpha=0.25, linewidth=0.6)
     axis.set_label_text(label)
@@ -110,19 +116,24 @@ def format_percent_axis(axis: Axis, label: str = "") -> None:
 
 
 def format_objective_axis(axis: Axis, objective: Objective, label: str) -> None:
-    """Values of an objective, as a person reads them."""
+    """Format an axis in the unit of the objective."""
     format_percent_axis(axis, label)
     if objective.unit != "share":
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def render_svg(draw: Callable[[], Figure | None], salt: str) -> str | None:
-    """What `draw` draws, as an SVG file; None if it has nothing to draw.
+    """Render the figure that `draw` returns.
 
-    Element names are salted, so that several figures can stand in one page.
+    Args:
+        draw: creates the figure under the report's style; None means that there is nothing to draw.
+        salt: makes element ids unique, so that several figures fit in one page.
+
+    Returns:
+        The content of an SVG file, or None.
     """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        # Letters that the font at hand lacks are measured roughly; the reader's browser has fonts of its own.
+        # Characters missing from the installed font only affect layout: the reader's browser uses its own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = draw()
         if figure is None:
@@ -133,7 +144,11 @@ def render_svg(draw: Callable[[], Figure | None], salt: str) -> str | None:
 
 
 def inline_svg(svg: str) -> str:
-    """The SVG element alone, its inks replaced by the page's `--ink`, `--muted` and `--paper`, light or dark."""
+    """Extract the SVG element, with its colours replaced by the page's CSS variables for light and dark mode.
+
+    Args:
+        svg: the content of an SVG file, as returned by `render_svg`.
+    """
     element = svg[svg.index("<svg") :]
     for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (PAPER, "--paper")):
         element = re.sub(rf"\b(fill|stroke): {colour}", rf"\1: var({variable})", element)

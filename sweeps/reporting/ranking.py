@@ -1,4 +1,4 @@
-"""Who came where: trials in order, as a table, as CSV, and strategy by strategy."""
+"""Rank the trials, as a list, a data frame and CSV, and tally them by strategy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RANKING_COLUMNS = (
     *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
     *DEFAULT_CHOICES,
 )
-_WHOLE = (
+_INTEGER_COLUMNS = (
     "rank",
     "freeze_epochs",
     "batch_size",
@@ -41,65 +41,63 @@ _WHOLE = (
     "images_per_class",
     "views",
 )
-_TEXT = (
+_TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
     *("objective", "on_front", "embedding_loss", "head", "activation", "batch_norm", "colour"),
 )
-
-_NUMBERS = ("body_rate", "clip_value", "images_per_class", "views")
-"""Of the settings that are rarely changed those that stay numbers."""
-
-_PLACE = {"finished": 1, "pruned": 2, "failed": 3}  # finalists stand before them, at 0
+_NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
+_STATUS_ORDER = {"finished": 1, "pruned": 2, "failed": 3}  # finalists come first, at 0
 
 
 def ranked_trials(results: Results) -> list[RankedTrial]:
-    """All trials, best first.
+    """Rank all trials, best first.
 
-    Finalists stand first, in the order that was fixed before the test part was last opened: what the test part said
-    must not move them. Before it is opened they go by the mean of their final runs on the validation part, in the
-    objective that decides. Then come the other finished trials by the same, and pruned and failed ones by how far they
-    got.
+    Finalists come first, in the order that was fixed before the last use of the test set: test results must not change
+    it. Before the first use they are ordered by the mean of the deciding objective over their final runs, on the
+    validation set. The other finished trials follow by the same score, then pruned and failed trials by the number of
+    epochs they completed.
     """
     fixed_order = list(results.openings[-1]["finalists"]) if results.openings else []
 
-    def place(trial: RankedTrial) -> tuple[float, ...]:
+    def sort_key(trial: RankedTrial) -> tuple[float, ...]:
         score = -math.inf if trial.score is None else trial.score
         if trial.is_finalist:
-            opened = fixed_order.index(trial.name) if trial.name in fixed_order else len(fixed_order)
-            return 0, opened, -score
-        reached = 0 if trial.status == "finished" else len(trial.search.epochs)
-        return _PLACE[trial.status], -reached, -score
+            position = fixed_order.index(trial.name) if trial.name in fixed_order else len(fixed_order)
+            return 0, position, -score
+        epochs = 0 if trial.status == "finished" else len(trial.search.epochs)
+        return _STATUS_ORDER[trial.status], -epochs, -score
 
-    return sorted(results.trials, key=place)
+    return sorted(results.trials, key=sort_key)
 
 
 def ranking_frame(results: Results) -> pd.DataFrame:
-    """One row for each trial, best first, with the columns `RANKING_COLUMNS`.
+    """Build a data frame with the columns `RANKING_COLUMNS` and one row per trial, best first.
 
-    Accuracies and interval ends are in [0, 1]. A finalist's are means over its final runs, any other trial's
-    validation accuracy is that of its search run; what was not measured is missing. `epochs` counts the epochs that
-    were trained in the search, `seeds` the runs behind `val_accuracy`, `seconds` search and final runs together.
-    `objective` says what the sweep searched for, and `pareto_mask`, where that were two things, who is beaten by none in
-    both. `gap` is training minus validation accuracy (`Epoch.gap`), `flops` are those of one image's way forward.
+    Accuracies and interval bounds are in [0, 1]; values that were not measured are missing. A finalist's values are
+    means over its final runs; the validation accuracy of any other trial is that of its search run. `epochs` is the
+    number of epochs of the search run, `seeds` the number of runs behind `val_accuracy`, and `seconds` the total time
+    of search and final runs. `objective` lists the objectives of the sweep. With two objectives, `on_front` says
+    whether the trial is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts
+    the forward pass of one image.
     """
     rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked_trials(results), start=1)]
     frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
-    types = {
-        column: "Int64" if column in _WHOLE else "object" if column in _TEXT else "Float64"
+    dtypes = {
+        column: "Int64" if column in _INTEGER_COLUMNS else "object" if column in _TEXT_COLUMNS else "Float64"
         for column in RANKING_COLUMNS
     }
-    return frame.astype(types)
+    return frame.astype(dtypes)
 
 
 def ranking_csv(frame: pd.DataFrame) -> str:
-    """The ranking as CSV that a spreadsheet takes for data, whatever its cells say."""
-    return frame.map(_no_formula).to_csv(index=False, lineterminator="\n")
+    """Format the ranking as CSV in which no cell can act as a spreadsheet formula."""
+    return frame.map(_escape_formula).to_csv(index=False, lineterminator="\n")
 
 
-def _no_formula(cell: Any) -> Any:
-    """A cell with an apostrophe in front of any text that a spreadsheet would run as a formula (OWASP, CSV injection).
+def _escape_formula(cell: Any) -> Any:
+    """Prefix text that a spreadsheet would evaluate as a formula with an apostrophe (OWASP, CSV injection).
 
-    Numbers stay numbers. Full-width signs count as well: some spreadsheets run them too.
+    Numbers are left unchanged. Full-width signs are escaped too, because some spreadsheets evaluate them.
     """
     if not isinstance(cell, str):
         return cell
@@ -109,19 +107,19 @@ def _no_formula(cell: Any) -> Any:
 
 @dataclass(frozen=True)
 class StrategyTally:
-    """How the trials of one strategy went."""
+    """Results of all trials of one strategy."""
 
     strategy: str
     trials: tuple[RankedTrial, ...]
 
     @property
     def accuracies(self) -> list[float]:
-        """What its finished search runs reached on the validation part: one seed each, so strategies compare."""
+        """Validation accuracies of the finished search runs: one seed each, so strategies are comparable."""
         return [t.search_accuracy for t in self.trials if t.status == "finished" and t.search_accuracy is not None]
 
     @property
     def values(self) -> list[float]:
-        """What they reached in the objective that decides."""
+        """Values of the deciding objective of the finished search runs."""
         return [t.search_value for t in self.trials if t.status == "finished" and t.search_value is not None]
 
     @property
@@ -136,16 +134,16 @@ class StrategyTally:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many trials finished, were pruned and failed."""
+        """Number of trials by status."""
         return Counter(trial.status for trial in self.trials)
 
 
 def tally_by_strategy(trials: Iterable[RankedTrial]) -> list[StrategyTally]:
-    """A tally for each strategy, the one with the best finished trial first."""
-    members: dict[str, list[RankedTrial]] = defaultdict(list)
+    """Tally the trials by strategy, the strategy with the best finished trial first."""
+    by_strategy: dict[str, list[RankedTrial]] = defaultdict(list)
     for trial in trials:
-        members[trial.strategy].append(trial)
-    tallies = [StrategyTally(strategy, tuple(group)) for strategy, group in members.items()]
+        by_strategy[trial.strategy].append(trial)
+    tallies = [StrategyTally(strategy, tuple(group)) for strategy, group in by_strategy.items()]
     return sorted(tallies, key=lambda tally: (-_score(tally), tally.strategy))
 
 
@@ -159,7 +157,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
     return {
         "rank": rank,
         "trial": escape_control_characters(trial.name),
-        "strategy": format_choice(recipe["strategy"], leave_out=frozenset({"freeze_epochs"})),
+        "strategy": format_choice(recipe["strategy"], omit=frozenset({"freeze_epochs"})),
         "freeze_epochs": recipe["strategy"].get("freeze_epochs"),
         "clip_norm": recipe["clip_norm"],
         "backbone": format_choice({"name": recipe["backbone"], **recipe["backbone_args"]}),
@@ -170,36 +168,35 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         "val_accuracy": trial.val_accuracy,
         "seeds": trial.seeds,
         "seconds": trial.seconds,
-        **_estimated("val", trial.validation),
-        **_estimated("test", trial.test),
+        **_estimate_cells("val", trial.validation),
+        **_estimate_cells("test", trial.test),
         "test_accuracy": trial.test.mean if trial.test else None,
         "search_val_accuracy": trial.search_accuracy,
         "key": trial.search.key,
-        "objective": ",".join(each.name for each in results.objectives),
+        "objective": ",".join(objective.name for objective in results.objectives),
         "on_front": ("yes" if trial.name in results.pareto_front else "no") if results.objectives[1:] else None,
-        **{name: trial.mean(partial(_last, name)) for name in _PER_EPOCH},
-        **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _PER_PART},
+        **{name: trial.mean(partial(_last_epoch_value, name)) for name in _EPOCH_FIELDS},
+        **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _EVALUATION_FIELDS},
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),
-        **{setting: recipe.get(setting, DEFAULT_CHOICES[setting]) for setting in _NUMBERS},
+        **{setting: recipe.get(setting, DEFAULT_CHOICES[setting]) for setting in _NUMERIC_RARE_SETTINGS},
     }
 
 
-_PER_EPOCH = (
+_EPOCH_FIELDS = (
     *("val_loss", "val_balanced_accuracy", "val_top5_accuracy", "val_calibration_error", "val_noisy_accuracy"),
     *("gap", "distance", "peak_memory_mb"),
 )
-_PER_PART = ("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy")
+_EVALUATION_FIELDS = ("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy")
 
 
-def _last(name: str, record: Record) -> float | None:
-    """What an epoch's field was after the last one."""
+def _last_epoch_value(name: str, record: Record) -> float | None:
     value: float | None = getattr(record.epochs[-1], name) if record.epochs else None
     return value
 
 
-def _estimated(part: str, estimate: Estimate | None) -> dict[str, float | int | None]:
+def _estimate_cells(split: str, estimate: Estimate | None) -> dict[str, float | int]:
     if estimate is None:
         return {}
-    return {f"{part}_ci_low": estimate.low, f"{part}_ci_high": estimate.high, f"{part}_images": estimate.images}
+    return {f"{split}_ci_low": estimate.low, f"{split}_ci_high": estimate.high, f"{split}_images": estimate.images}

@@ -1,4 +1,4 @@
-"""Writes a report: report.md, report.html, ranking.csv, and the figures that report.md shows."""
+"""Write a report: report.md, report.html, ranking.csv, and the figures of report.md."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from sweeps.reporting.ranking import ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_TOP = 10  # rows of the ranking in report.md; report.html and ranking.csv have all of them
+_TOP_ROWS = 10  # of the ranking in report.md; report.html and ranking.csv have all rows
 
 
 def render(results: Results, folder: Path) -> Path:
-    """Write the report into `folder`, made if need be, over an older one; returns the path of report.html.
+    """Write the report into `folder`, replacing an older one. Every file is replaced atomically.
 
-    Every file is written under another name and renamed, so that none is ever half there.
+    Returns:
+        The path of report.html.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     context = _context(results)
-    for drawing in context["drawings"]:
-        _write(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
+    for figure in context["figures"]:
+        _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
     _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
-    _write(folder / "report.md", _markdown_pages().get_template("report.md.j2").render(context))
-    _write(folder / "report.html", _html_pages().get_template("report.html.j2").render(context))
+    _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
+    _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"
 
 
 def _context(results: Results) -> dict[str, Any]:
-    """All that the two templates fill in; they say the same."""
+    """Variables of the two templates, which have the same content."""
     return {
         "plan": results.plan,
         "headline": summary.headline(results),
@@ -47,46 +48,46 @@ def _context(results: Results) -> dict[str, Any]:
         "winning_recipe": summary.winning_recipe(results),
         "how_to_read": summary.how_to_read(results),
         "ranking": tables.ranking_table(results),
-        "top": _TOP,
+        "top_rows": _TOP_ROWS,
         "finalists": sum(trial.is_finalist for trial in results.trials),
         "common_settings": tables.common_settings(results),
         "strategies": tables.strategies_table(results),
         "failures": tables.failures_table(results),
         "objectives": [objective.label for objective in results.objectives],
-        "beside_accuracy": secondary_metrics.secondary_metrics_table(results),
+        "secondary_metrics": secondary_metrics.secondary_metrics_table(results),
+        "secondary_metrics_caption": secondary_metrics.SECONDARY_METRICS_CAPTION,
         "most_confused": secondary_metrics.most_confused(results),
-        "beside_in_words": secondary_metrics.SECONDARY_METRICS_CAPTION,
         "screening": screening.screening_table(results),
-        "screening_in_words": screening.SCREENING_CAPTION,
+        "screening_caption": screening.SCREENING_CAPTION,
         "transfer": secondary_metrics.transfer_benefits_table(results),
-        "transfer_in_words": secondary_metrics.TRANSFER_BENEFITS_CAPTION,
-        "drawings": report_figures(results),
+        "transfer_caption": secondary_metrics.TRANSFER_BENEFITS_CAPTION,
+        "figures": report_figures(results),
         "runs": pluralize(len(results.records), "run"),
-        "time_spent": format_duration(results.seconds),
+        "run_time": format_duration(results.seconds),
     }
 
 
-def _html_pages() -> Environment:
-    """Templates in which everything that is filled in is made visible and escaped."""
-    pages = _pages(
+def _html_environment() -> Environment:
+    """Templates that escape every value for HTML and make invisible characters visible."""
+    environment = _environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else escape_control_characters(value)
     )
-    # matplotlib escaped the names in it already.
-    pages.filters["in_page"] = lambda svg: Markup(inline_svg(svg))
-    return pages
+    # matplotlib has already escaped the names in the SVG.
+    environment.filters["inline"] = lambda svg: Markup(inline_svg(svg))
+    return environment
 
 
-def _markdown_pages() -> Environment:
-    """Templates in which everything that is filled in is made visible and escaped for Markdown."""
-    pages = _pages(
+def _markdown_environment() -> Environment:
+    """Templates that escape every value for Markdown and make invisible characters visible."""
+    environment = _environment(
         autoescape=False, finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(value)
     )
-    # For indented code blocks only: they show every character, and end at the line's end.
-    pages.filters["verbatim"] = lambda text: Markup(escape_control_characters(text))
-    return pages
+    # Only for indented code blocks, which show every character literally and end with the line.
+    environment.filters["verbatim"] = lambda text: Markup(escape_control_characters(text))
+    return environment
 
 
-def _pages(**settings: Any) -> Environment:
+def _environment(**settings: Any) -> Environment:
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -98,6 +99,6 @@ def _pages(**settings: Any) -> Environment:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    unfinished.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)

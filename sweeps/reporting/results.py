@@ -1,4 +1,4 @@
-"""Results: what a report is made of; Trial: a search run together with its final runs."""
+"""The input of a report: all records of a sweep, grouped into trials."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from xfer.records import Evaluation, Record
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a sweep has left behind so far."""
+    """Everything that a sweep has stored so far."""
 
     plan: Mapping[str, Any]
-    """The sweep's plan.json."""
+    """Content of the sweep's plan.json."""
     records: Sequence[Record]
-    """Every run that has ended: heads of the screening, search and finals."""
+    """All runs that have ended, of the phases screen, search and final."""
     openings: Sequence[Mapping[str, Any]] = ()
-    """Each time the test part was opened: `at`, an ISO time, and `finalists`, trials in the order fixed before."""
+    """Each use of the test set: `at`, an ISO time, and `finalists`, trial names in the order fixed beforehand."""
     unfinished: Sequence[str] = ()
-    """Trials that were begun and have no record yet."""
+    """Names of trials that have started and have no record yet."""
     screening: Mapping[str, Any] | None = None
-    """What was decided about the backbones before the search, where anything was
+    """The decision about the backbones before the search; None without a screening
     (`sweeps.engine.planning.screening`)."""
     spending: Sequence[Mapping[str, Any]] = ()
-    """What the machines of each start came to, where prices are known (`sweeps.engine.resources.cost`)."""
+    """Machine time and prices of each start of the sweep (`sweeps.engine.resources.cost`)."""
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
-        """What was searched for, the one that decides first; a plan from before there was a choice means accuracy."""
+        """Objectives of the search, the deciding one first. Older plans name none and mean accuracy."""
         return parse_objectives(",".join(self.plan.get("objective", [ACCURACY.name])))
 
     @property
     def objective(self) -> Objective:
-        """What trials are ranked by."""
+        """The objective by which trials are ranked."""
         return self.objectives[0]
 
     @cached_property
     def pareto_front(self) -> frozenset[str]:
-        """Of two objectives: the finished trials whose search run no other one beats in both. Else nobody."""
+        """Names of the finished trials on the Pareto front of two objectives; empty with one objective."""
         if len(self.objectives) < 2:
             return frozenset()
         finished = [trial for trial in self.trials if trial.status == "finished"]
@@ -53,36 +53,37 @@ class Results:
             trial.name: tuple(-math.inf if score is None else score for score in trial.search_scores)
             for trial in finished
         }
-        return frozenset(name for name, best in zip(scores, pareto_mask(list(scores.values())), strict=True) if best)
+        on_front = pareto_mask(list(scores.values()))
+        return frozenset(name for name, is_on_front in zip(scores, on_front, strict=True) if is_on_front)
 
     @cached_property
     def trials(self) -> tuple[RankedTrial, ...]:
-        """One for each search run, in the order of their names."""
+        """One trial per search run, in the order of their names."""
         finals: dict[str, list[Record]] = defaultdict(list)
         for record in self.records:
             if record.phase == "final":
                 finals[record.trial.rpartition("-s")[0]].append(record)
-        searched = sorted((r for r in self.records if r.phase == "search"), key=lambda record: record.trial)
-        return tuple(RankedTrial(record, tuple(finals[record.trial]), self.objectives) for record in searched)
+        search = sorted((r for r in self.records if r.phase == "search"), key=lambda record: record.trial)
+        return tuple(RankedTrial(record, tuple(finals[record.trial]), self.objectives) for record in search)
 
     @property
     def seconds(self) -> float:
-        """Wall clock of all runs added up, as if they had run one after another."""
+        """Total wall-clock time of all runs, as if they had run one after another."""
         return sum(record.seconds for record in self.records)
 
 
 @dataclass(frozen=True)
 class RankedTrial:
-    """A search run together with the final runs of the same recipe on other seeds."""
+    """A search run with the final runs of the same recipe on other seeds."""
 
     search: Record
     finals: tuple[Record, ...] = ()
     objectives: tuple[Objective, ...] = (ACCURACY,)
-    """What its sweep searched for, the one that decides first."""
+    """Objectives of the sweep, the deciding one first."""
 
     @property
     def name(self) -> str:
-        """`0007` for the seventh trial after `0000`."""
+        """Name of the search run, as in `0007`."""
         return self.search.trial
 
     @property
@@ -92,23 +93,23 @@ class RankedTrial:
 
     @property
     def status(self) -> str:
-        """How the search run ended: finished, pruned or failed."""
+        """Status of the search run: finished, pruned or failed."""
         return self.search.status
 
     @cached_property
     def is_finalist(self) -> bool:
-        """Whether at least one final run got as far as being measured."""
+        """Whether at least one final run was evaluated."""
         return any(record.val for record in self.finals)
 
     @cached_property
     def search_accuracy(self) -> float | None:
-        """Validation accuracy after the search run's last epoch."""
+        """Validation accuracy after the last epoch of the search run."""
         value = self.search.val_accuracy
         return value if value is not None and math.isfinite(value) else None
 
     @cached_property
     def validation(self) -> Estimate | None:
-        """On the validation part: a finalist's final runs together, else the search run if it finished."""
+        """Estimate on the validation set: over a finalist's final runs, else from the search run if it finished."""
         evaluations = [record.val for record in self.finals if record.val]
         if not evaluations and self.search.val:
             evaluations = [self.search.val]
@@ -116,58 +117,65 @@ class RankedTrial:
 
     @cached_property
     def test(self) -> Estimate | None:
-        """On the test part: a finalist's final runs together, once the test part has been opened."""
+        """Estimate on the test set over a finalist's final runs; None before the test set is used."""
         evaluations = [record.test for record in self.finals if record.test]
         return pooled_estimate(evaluations) if evaluations else None
 
     @property
     def val_accuracy(self) -> float | None:
-        """Validation accuracy: a finalist's over its final runs, any other trial's of its search run."""
+        """Validation accuracy: over a finalist's final runs, else of the search run."""
         return self.validation.mean if self.is_finalist and self.validation else self.search_accuracy
 
     @property
     def search_value(self) -> float | None:
-        """What the search run came to in the objective that decides: what finalists were chosen by."""
+        """The search run's value of the deciding objective, by which finalists were selected."""
         return self.objectives[0].value(self.search.epochs)
 
     @property
     def search_scores(self) -> tuple[float | None, ...]:
-        """What the search run came to in every objective, higher is better."""
-        return tuple(each.score(self.search.epochs) for each in self.objectives)
+        """The search run's score in every objective; higher is better."""
+        return tuple(objective.score(self.search.epochs) for objective in self.objectives)
 
     def value(self, objective: Objective) -> float | None:
-        """What the trial came to on the validation part: a finalist's mean over its final runs, else the search's."""
+        """Value on the validation set: a finalist's mean over its final runs, else that of the search run."""
         if objective == ACCURACY:
             return self.val_accuracy
         return self.mean(lambda record: objective.value(record.epochs))
 
     @property
     def score(self) -> float | None:
-        """What the trial is ranked by, higher is better."""
+        """Score in the deciding objective, by which the trial is ranked; higher is better."""
         value = self.value(self.objectives[0])
         return None if value is None else self.objectives[0].to_score(value)
 
     def test_value(self, objective: Objective) -> float | None:
-        """What the trial came to on the test part, as the mean over its final runs."""
+        """Mean value on the test set over the final runs; None if unknown."""
         return self.test_mean(objective.on)
 
     def mean(self, read: Callable[[Record], float | None]) -> float | None:
-        """The mean of something over a finalist's measured runs, else the search run's; None where it is not known."""
+        """Average a quantity over a finalist's evaluated final runs, or read it from the search run.
+
+        Args:
+            read: returns the quantity of one run; None or NaN values are ignored.
+
+        Returns:
+            None if no run has a value.
+        """
         runs = [record for record in self.finals if record.val] or [self.search]
         return _mean(read(record) for record in runs)
 
     def test_mean(self, read: Callable[[Evaluation], float | None]) -> float | None:
-        """The mean over the final runs of something that the test part said; None where it is not known."""
+        """Average a quantity over the test evaluations of the final runs; None if no evaluation has a value."""
         return _mean(read(record.test) for record in self.finals if record.test)
 
     @property
     def seeds(self) -> int:
-        """How many runs stand behind `val_accuracy`."""
+        """Number of runs behind `val_accuracy`."""
         return self.validation.seeds if self.validation else int(self.search_accuracy is not None)
 
     @property
     def seconds(self) -> float:
-        """Wall clock of the search run and the final runs together."""
+        """Total wall-clock time of the search run and the final runs."""
         return self.search.seconds + sum(record.seconds for record in self.finals)
 
 

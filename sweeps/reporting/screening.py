@@ -1,4 +1,4 @@
-"""What heads on frozen features said of each backbone, before the search."""
+"""Table of the backbone screening: linear heads on frozen features, fitted before the search."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from xfer.objectives import ACCURACY, OBJECTIVES
 from xfer.records import Record
 
 SCREENING_CAPTION = (
-    "Heads in closed form on what each frozen backbone makes of the images, on the validation part, under several "
-    "penalties: the best of them is shown, so its accuracy is a little too good, for every backbone alike. How a "
-    "network serves frozen is only a sign of how it serves fine-tuned. The search was about the backbones that went "
-    "on, and lp_ft started with the penalty that stands here, unless penalties had been asked for."
+    "Linear heads fitted in closed form on frozen features of each backbone, with several penalties, evaluated on the "
+    "validation set. Only the best head is shown, so its accuracy is slightly optimistic, for every backbone alike. "
+    "Accuracy on frozen features is only a hint of accuracy after fine-tuning. The search used the selected backbones, "
+    "and lp_ft started with the penalty shown here unless the sweep set penalties explicitly."
 )
 
 
 def screening_table(results: Results) -> Table:
-    """For each backbone its best head, the best first, and whether the search went on with it; empty without one."""
+    """Show the best head of each backbone, best first, and whether the backbone was selected for the search.
+
+    Returns:
+        A table without rows if the sweep had no screening.
+    """
     if results.screening is None:
         return Table((), ())
     decision, objective = results.screening, OBJECTIVES[results.screening["by"]]
@@ -33,7 +37,7 @@ def screening_table(results: Results) -> Table:
         heads = [record for record in results.records if record.phase == "screen" and record.recipe["backbone"] == name]
         finished = [record for record in heads if record.status == "finished"]
         best = min(
-            finished, key=lambda one: (-(objective.score(one.epochs) or 0.0), one.epochs[-1].val_loss), default=None
+            finished, key=lambda head: (-(objective.score(head.epochs) or 0.0), head.epochs[-1].val_loss), default=None
         )
         value = objective.value(best.epochs) if best else None
         rows.append(
@@ -47,8 +51,9 @@ def screening_table(results: Results) -> Table:
                 str(len(heads)),
             )
         )
-    beside = (objective.label,) * (objective != ACCURACY)
-    return Table(("backbone", "goes on", "best head", *beside, "validation", "lp_ft penalty", "heads"), tuple(rows))
+    objective_column = (objective.label,) * (objective != ACCURACY)
+    header = ("backbone", "selected", "best head", *objective_column, "validation", "lp_ft penalty", "heads")
+    return Table(header, tuple(rows))
 
 
 def _accuracy(record: Record | None) -> str:

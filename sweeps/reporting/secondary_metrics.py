@@ -1,4 +1,4 @@
-"""What there is to know beside accuracy: calibration, noise and confusion, and what transfer brought."""
+"""Results other than accuracy: calibration, robustness to noise, confusion, and the benefits of transfer."""
 
 from __future__ import annotations
 
@@ -22,120 +22,124 @@ from xfer.measure.benefits import TransferBenefits, accuracy_curve, transfer_ben
 from xfer.records import Evaluation
 
 BASELINE = "scratch"
-"""The strategy that transfers nothing: what the others are held against."""
+"""Strategy without transfer, with which the others are compared."""
 NUM_CONFUSED_PAIRS = 3
-"""How many pairs of classes are named for each finalist."""
+"""Number of confused class pairs listed per finalist."""
 
 SECONDARY_METRICS_CAPTION = (
-    "The finalists on the test part, as means over their seeds. Balanced accuracy counts every class the same. "
-    "Calibration error is how far the probability of the most likely class lies from how often it is the right one; "
-    "lower is better. Under noise is the mean over the kinds of noise beside it, each at five severities. None of it "
-    "has an interval here, and small differences are chance."
+    "Means over each finalist's seeds on the test set. Balanced accuracy weights every class equally. Calibration "
+    "error is the mean gap between the confidence in the predicted class and how often it is correct; lower is better. "
+    "Under noise is the mean over the noise types to its right, each at five severities. No intervals are given here; "
+    "small differences may be chance."
 )
 TRANSFER_BENEFITS_CAPTION = (
-    "The validation accuracy of each strategy's best search run minus that of the best run from scratch on the same "
-    "backbone, in percentage points: before the first step (start), after the first epoch (early), the gain in each "
-    "epoch until half of the rise is done (slope), and where the curve converges (asymptote). A strategy that starts "
-    "high has less left to gain, so its slope may well be lower. Each run has its own optimizer and rate, and each is "
-    "one seed: these are differences between recipes."
+    "Validation accuracy of each strategy's best search run minus that of the best run from scratch on the same "
+    "backbone, in percentage points: before the first step (start), after the first epoch (early), gain per epoch "
+    "until half of the rise is complete (slope), and at convergence (asymptote). A strategy that starts high has less "
+    "left to gain, so its slope may well be lower. Each run has its own optimizer and learning rate, and a single "
+    "seed: these are differences between recipes."
 )
 
 
 def secondary_metrics_table(results: Results) -> Table:
-    """What else the test part said of the finalists, in their order; no rows before it was opened.
+    """Tabulate further test metrics of the finalists, as means over their seeds.
 
-    Means over a finalist's seeds. What was not measured, as in sweeps of older versions, has no column.
+    Returns:
+        One row per finalist in ranking order; no rows before the test set is used. Metrics that were not measured, as
+        in sweeps of older versions, have no column.
     """
     tested = [trial for trial in ranked_trials(results) if trial.test]
     kinds = dict.fromkeys(
         noisy.kind for trial in tested for record in trial.finals if record.test for noisy in record.test.noisy
     )
     columns: dict[str, Callable[[Evaluation], float | None]] = {
-        "top-5": lambda on: on.top5_accuracy,
-        "balanced": lambda on: on.balanced_accuracy,
-        "calibration error": lambda on: on.calibration_error,
-        "under noise": lambda on: on.noisy_accuracy,
-        **{kind: _under(kind) for kind in kinds},
+        "top-5": lambda evaluation: evaluation.top5_accuracy,
+        "balanced": lambda evaluation: evaluation.balanced_accuracy,
+        "calibration error": lambda evaluation: evaluation.calibration_error,
+        "under noise": lambda evaluation: evaluation.noisy_accuracy,
+        **{kind: _accuracy_under(kind) for kind in kinds},
     }
-    cells = {name: [trial.test_mean(read) for trial in tested] for name, read in columns.items()}
-    known = {name: values for name, values in cells.items() if any(value is not None for value in values)}
+    all_values = {name: [trial.test_mean(read) for trial in tested] for name, read in columns.items()}
+    measured = {name: values for name, values in all_values.items() if any(value is not None for value in values)}
     rows = [
         (
             escape_control_characters(trial.name),
             format_choice(trial.search.recipe["strategy"]),
             format_percent(trial.test.mean if trial.test else None),
-            *(format_percent(values[place]) for values in known.values()),
+            *(format_percent(values[row]) for values in measured.values()),
         )
-        for place, trial in enumerate(tested)
+        for row, trial in enumerate(tested)
     ]
-    return Table(
-        ("trial", "strategy", "accuracy", *map(escape_control_characters, known)), tuple(rows) if known else ()
-    )
+    header = ("trial", "strategy", "accuracy", *map(escape_control_characters, measured))
+    return Table(header, tuple(rows) if measured else ())
 
 
 def most_confused(results: Results) -> list[str]:
-    """For each finalist, the pairs of classes that it took for each other most often on the test part; a sentence."""
+    """Name the class pairs that each finalist confused most often on the test set, one sentence per finalist."""
     classes = results.plan["data"]["classes"]
-    said = []
+    sentences = []
     for trial in ranked_trials(results):
-        wrong: Counter[tuple[int, int]] = Counter()
+        errors: Counter[tuple[int, int]] = Counter()
         tests = [record.test for record in trial.finals if record.test and record.test.confusion]
         for test in tests:
-            wrong.update({(true, taken): count for true, taken, count in test.confusion if true != taken})
-        if not tests or not wrong:
+            errors.update({(true, predicted): n for true, predicted, n in test.confusion if true != predicted})
+        if not tests or not errors:
             continue
-        first = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONFUSED_PAIRS]
-        pairs = [f"{_name(classes, true)} for {_name(classes, taken)} ({count})" for (true, taken), count in first]
+        most_common = sorted(errors.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONFUSED_PAIRS]
+        pairs = [
+            f"{_class_name(classes, true)} as {_class_name(classes, predicted)} ({count})"
+            for (true, predicted), count in most_common
+        ]
         total = sum(len(test.images) for test in tests)
-        said.append(
-            f"{escape_control_characters(trial.name)} was wrong {pluralize(wrong.total(), 'time')} in {total:,} looks at a test image, "
-            f"most often taking {join_words(pairs)}."
+        sentences.append(
+            f"{escape_control_characters(trial.name)} made {pluralize(errors.total(), 'error')} in {total:,} test "
+            f"predictions over {pluralize(len(tests), 'seed')}, most often classifying {join_words(pairs)}."
         )
-    return said
+    return sentences
 
 
 def transfer_benefits_table(results: Results) -> Table:
-    """Each strategy's best search run held against the best one from scratch on the same backbone.
+    """Compare each strategy's best search run with the best run from scratch on the same backbone.
 
-    Start, early, slope and asymptote are differences in validation accuracy (`xfer.measure.benefits`); no rows where
-    nothing from scratch finished, or in sweeps of older versions, which do not know how a run started.
+    Returns:
+        Start, early, slope and asymptote as differences in validation accuracy (`xfer.measure.benefits`). The table
+        has no rows if no run from scratch finished, or if an older version did not measure the accuracy at the start.
     """
     best: dict[tuple[str, str], RankedTrial] = {}
     for trial in sorted(filter(_has_curve, results.trials), key=lambda trial: (-_accuracy(trial), trial.name)):
         best.setdefault((format_choice(_backbone(trial)), trial.strategy), trial)
     rows = []
     for (backbone, strategy), trial in best.items():
-        bare = best.get((backbone, BASELINE))
-        if bare is None or strategy == BASELINE:
+        baseline = best.get((backbone, BASELINE))
+        if baseline is None or strategy == BASELINE:
             continue
-        brought = transfer_benefits(accuracy_curve(trial.search), accuracy_curve(bare.search))
-        against = f"{escape_control_characters(trial.name)} against {escape_control_characters(bare.name)}"
-        rows.append((escape_control_characters(strategy), backbone, against, *_differences(brought)))
+        benefits = transfer_benefits(accuracy_curve(trial.search), accuracy_curve(baseline.search))
+        names = f"{escape_control_characters(trial.name)} vs. {escape_control_characters(baseline.name)}"
+        rows.append((escape_control_characters(strategy), backbone, names, *_benefit_cells(benefits)))
     return Table(("strategy", "backbone", "trials", "start", "early", "slope", "asymptote"), tuple(rows))
 
 
-def _differences(brought: TransferBenefits) -> Sequence[str]:
-    slope = f"{format_percentage_points(brought.slope)} an epoch"
+def _benefit_cells(benefits: TransferBenefits) -> Sequence[str]:
     return (
-        format_percentage_points(brought.start),
-        format_percentage_points(brought.early),
-        slope,
-        format_percentage_points(brought.asymptote),
+        format_percentage_points(benefits.start),
+        format_percentage_points(benefits.early),
+        f"{format_percentage_points(benefits.slope)} per epoch",
+        format_percentage_points(benefits.asymptote),
     )
 
 
-def _under(kind: str) -> Callable[[Evaluation], float | None]:
-    def accuracy(on: Evaluation) -> float | None:
-        found = [noisy.accuracy for noisy in on.noisy if noisy.kind == kind]
-        return fmean(found) if found else None
+def _accuracy_under(kind: str) -> Callable[[Evaluation], float | None]:
+    def accuracy(evaluation: Evaluation) -> float | None:
+        accuracies = [noisy.accuracy for noisy in evaluation.noisy if noisy.kind == kind]
+        return fmean(accuracies) if accuracies else None
 
     return accuracy
 
 
 def _has_curve(trial: RankedTrial) -> bool:
     run = trial.search
-    whole = all(math.isfinite(epoch.val_accuracy) for epoch in run.epochs)
-    return run.status == "finished" and run.start_accuracy is not None and bool(run.epochs) and whole
+    is_complete = bool(run.epochs) and all(math.isfinite(epoch.val_accuracy) for epoch in run.epochs)
+    return run.status == "finished" and run.start_accuracy is not None and is_complete
 
 
 def _accuracy(trial: RankedTrial) -> float:
@@ -148,5 +152,5 @@ def _backbone(trial: RankedTrial) -> dict[str, object]:
     return {"name": recipe["backbone"], **recipe["backbone_args"]}
 
 
-def _name(classes: Sequence[str], place: int) -> str:
-    return escape_control_characters(classes[place] if place < len(classes) else f"class {place}")
+def _class_name(classes: Sequence[str], index: int) -> str:
+    return escape_control_characters(classes[index] if index < len(classes) else f"class {index}")

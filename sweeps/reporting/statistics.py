@@ -1,4 +1,4 @@
-"""How sure an accuracy is, when a few seeds were all tested on much the same images."""
+"""Confidence intervals for accuracies of a few seeds that were evaluated on largely the same images."""
 
 from __future__ import annotations
 
@@ -13,52 +13,65 @@ from scipy import stats
 from xfer.records import Evaluation
 
 CONFIDENCE = 0.95
+"""Coverage that every interval aims for."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy in [0, 1], its 95% interval, and what it was counted on."""
+    """An accuracy in [0, 1], its 95% interval and its sample size."""
 
     mean: float
     low: float
     high: float
     images: int
-    """How many different images were looked at."""
+    """Number of distinct images."""
     seeds: int
 
     def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals share a value; if so, neither is shown to be the better one."""
+        """Whether the two intervals share a value; if so, neither estimate is shown to be better."""
         return self.low <= other.high and other.low <= self.high
 
 
 def estimate_accuracy(seed: ArrayLike, image: ArrayLike, correct: ArrayLike) -> Estimate:
-    """Mean and 95% interval of the accuracy seen in observations (seed, image, correct), each an array of length N.
+    """Estimate mean and 95% interval of an accuracy from N observations.
 
-    The interval is meant to cover the accuracy that the same recipe would reach with other seeds on other images from
-    the same source. Three networks that look at the same 100 images are not 300 images: they err on the same ones. So
-    the variance is clustered by image and by seed (Cameron, Gelbach and Miller, 2011), turned into the number of
-    independent images that would be as informative (Korn and Graubard, 1998), and given to Wilson's score interval
-    (1927), which keeps a width even where every answer was right. With one seed it is exactly Wilson's interval, and
-    covers the chance of the images only.
+    The interval aims to cover the accuracy that the same recipe would reach with other seeds on other images from the
+    same source. Three networks evaluated on the same 100 images do not amount to 300 images: they fail on the same
+    ones. The variance is therefore clustered by image and by seed (Cameron, Gelbach and Miller, 2011), converted to
+    the number of independent images that would be as informative (Korn and Graubard, 1998), and passed to Wilson's
+    score interval (1927), which keeps a positive width even if every answer is correct. With one seed the result is
+    exactly Wilson's interval and covers only the sampling of images.
 
-    It does not cover a recipe that was chosen because of these very images, nor images from somewhere else.
+    The interval covers neither the selection of a recipe on these very images nor images from another source.
+
+    Args:
+        seed: shape [N], the seed behind each observation.
+        image: shape [N], the image of each observation.
+        correct: shape [N], whether the prediction was correct.
+
+    Raises:
+        ValueError: N is 0.
     """
     hits = np.asarray(correct, dtype=float)
     if hits.size == 0:
-        raise ValueError("an accuracy needs at least one observation, and none came")
+        raise ValueError("estimating an accuracy needs at least one observation, got 0")
     seeds, seed_index = np.unique(np.asarray(seed), return_inverse=True)
     images, image_index = np.unique(np.asarray(image), return_inverse=True)
     mean = float(hits.mean())
 
-    variance, freedom = _variance(hits - mean, seed_index, len(seeds), image_index)
-    # Where all answers agree the variance is 0, and the images are what is left to count.
+    variance, degrees_of_freedom = _variance(hits - mean, seed_index, len(seeds), image_index)
+    # If all answers agree, the variance is 0: use the number of images.
     effective = min(mean * (1 - mean) / variance, len(images)) if variance > 0 else len(images)
-    low, high = _wilson(mean, effective, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)))
+    low, high = _wilson(mean, effective, float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)))
     return Estimate(mean, low, high, len(images), len(seeds))
 
 
 def pooled_estimate(evaluations: Sequence[Evaluation]) -> Estimate:
-    """The accuracy over evaluations of one recipe, each from a seed of its own; their images may differ or repeat."""
+    """Estimate the accuracy of one recipe from evaluations of several seeds.
+
+    Args:
+        evaluations: one per seed, at least one; their images may differ or repeat.
+    """
     sizes = [len(evaluation.images) for evaluation in evaluations]
     return estimate_accuracy(
         seed=np.repeat(np.arange(len(evaluations)), sizes),
@@ -68,26 +81,26 @@ def pooled_estimate(evaluations: Sequence[Evaluation]) -> Estimate:
 
 
 def _variance(errors: NDArray[np.float64], seed: NDArray[Any], seeds: int, image: NDArray[Any]) -> tuple[float, float]:
-    """The two-way clustered variance of a mean, and the degrees of freedom with which it is known.
+    """Two-way clustered variance of a mean, and its degrees of freedom.
 
-    With 3 seeds the part due to seeds is a guess from 3 numbers. Satterthwaite's (1946) degrees of freedom let that
-    part, and only that part, widen the interval: infinitely many where seeds make no difference, or where there is
-    only one of them.
+    With 3 seeds, the variance component of the seeds is estimated from 3 numbers. Satterthwaite's (1946) degrees of
+    freedom let that component, and only that one, widen the interval. They are infinite if seeds make no difference or
+    if there is only one seed.
     """
-    by_each = float(np.sum(errors**2))
+    by_observation = float(np.sum(errors**2))
     by_image = float(np.sum(np.bincount(image, errors) ** 2))
-    by_seed = float(np.sum(np.bincount(seed, errors) ** 2)) * seeds / (seeds - 1) if seeds > 1 else by_each
-    due_to_seeds = max(by_seed - by_each, 0.0)
-    # The difference can come out too small by chance; no observation is worth more than an independent one.
-    variance = max(by_image + by_seed - by_each, by_image, by_each)
-    freedom = (seeds - 1) * (variance / due_to_seeds) ** 2 if due_to_seeds > 0 else np.inf
-    return variance / errors.size**2, freedom
+    by_seed = float(np.sum(np.bincount(seed, errors) ** 2)) * seeds / (seeds - 1) if seeds > 1 else by_observation
+    due_to_seeds = max(by_seed - by_observation, 0.0)
+    # By chance the difference can be too small; no observation is worth more than an independent one.
+    variance = max(by_image + by_seed - by_observation, by_image, by_observation)
+    degrees_of_freedom = (seeds - 1) * (variance / due_to_seeds) ** 2 if due_to_seeds > 0 else np.inf
+    return variance / errors.size**2, degrees_of_freedom
 
 
 def _wilson(mean: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's score interval (1927) around `mean` of `n` independent observations; n need not be whole."""
+    """Wilson's score interval (1927) for the mean of `n` independent observations; n need not be an integer."""
     weight = quantile**2 / n
     centre = (mean + weight / 2) / (1 + weight)
     half_width = np.sqrt(weight * mean * (1 - mean) + weight**2 / 4) / (1 + weight)
-    # It always holds the mean and stays in [0, 1]; rounding must not say otherwise.
+    # In exact arithmetic the interval contains the mean and lies in [0, 1]; guard against rounding.
     return max(0.0, min(mean, float(centre - half_width))), min(1.0, max(mean, float(centre + half_width)))

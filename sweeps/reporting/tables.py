@@ -1,4 +1,4 @@
-"""Tables of text for a person: the ranking, the strategies, what failed."""
+"""Text tables for a reader: ranking, strategies, failed runs."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from sweeps.reporting.formatting import (
     escape_control_characters,
     format_choice,
     format_duration,
+    format_interval,
     format_objective,
     format_percent,
     format_setting,
+    format_status,
     rare_settings,
     truncate,
 )
 from sweeps.reporting.ranking import ranked_trials, tally_by_strategy
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
+from sweeps.reporting.strategy_descriptions import STRATEGY_DESCRIPTIONS
 from xfer.objectives import ACCURACY, OBJECTIVES
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of plain text, harmless to print; escape them for HTML or Markdown."""
+    """Cells of plain text that are safe to print; escape them for HTML or Markdown."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def select_columns(self, *columns: str) -> Table:
-        """The same table with some of its columns, in the order given."""
-        places = [self.header.index(column) for column in columns]
-        return Table(columns, tuple(tuple(row[place] for place in places) for row in self.rows))
+        """Return a table with these columns, in this order."""
+        indices = [self.header.index(column) for column in columns]
+        return Table(columns, tuple(tuple(row[index] for index in indices) for row in self.rows))
 
 
 def summary_table(results: Results, top: int = 10) -> Table:
-    """The first rows of the ranking, narrow enough for a terminal."""
+    """Top rows of the ranking, with few enough columns for a terminal."""
     table = _ranking(results, ranked_trials(results)[:top], ())
     return table.select_columns(
         "rank", "trial", "strategy", "status", *_objective_columns(results), "validation", "test"
@@ -43,43 +46,48 @@ def summary_table(results: Results, top: int = 10) -> Table:
 
 
 def ranking_table(results: Results, top: int | None = None) -> Table:
-    """The ranking with a column for each setting that is not the same in all trials.
+    """Ranking with a column for each setting that varies between trials.
 
-    `validation` and `test` are accuracies, whatever was searched for.
+    Args:
+        results: of the sweep.
+        top: maximum number of rows; None for all.
+
+    Returns:
+        A table whose columns `validation` and `test` are accuracies, whatever the objective of the search.
     """
-    same = _shared_settings(results)
+    shared = _shared_settings(results)
     trials = ranked_trials(results)
-    differing = [setting for trial in trials[:1] for setting in _settings(trial) if setting not in {*same, "strategy"}]
-    return _ranking(results, trials[:top], differing)
+    varying = [setting for trial in trials[:1] for setting in _settings(trial) if setting not in {*shared, "strategy"}]
+    return _ranking(results, trials[:top], varying)
 
 
 def common_settings(results: Results) -> dict[str, str]:
-    """The settings that all trials share, and their values: what a table need not repeat in every row.
-
-    Rare settings are left out where they are as usual.
-    """
-    usual = _with_spaces(rare_settings({}))
-    return {setting: value for setting, value in _shared_settings(results).items() if usual.get(setting) != value}
+    """Settings that are the same in all trials, without rare settings that have their default."""
+    defaults = _with_spaces(rare_settings({}))
+    return {setting: value for setting, value in _shared_settings(results).items() if defaults.get(setting) != value}
 
 
 def _shared_settings(results: Results) -> dict[str, str]:
-    columns = [_settings(trial) for trial in results.trials]
+    settings = [_settings(trial) for trial in results.trials]
     return {
         setting: value
-        for setting, value in (columns[0] if columns else {}).items()
-        if all(column[setting] == value for column in columns)
+        for setting, value in (settings[0] if settings else {}).items()
+        if all(other[setting] == value for other in settings)
     }
 
 
 def strategies_table(results: Results) -> Table:
-    """How many trials each strategy had and what they came to, in the search and on its validation part.
+    """Count the trials of each strategy and summarise their search runs on the validation set.
 
-    Best and median are of the objective that decides; where that is not accuracy, the best accuracy stands beside it.
+    Best and median refer to the deciding objective. If that is not accuracy, a column with the best accuracy is added.
     """
     objective = results.objective
-    beside = objective != ACCURACY
+    show_accuracy = objective != ACCURACY
     return Table(
-        ("strategy", "trials", "finished", "best", "median", *(("best accuracy",) * beside), "pruned", "failed"),
+        (
+            *("strategy", "trials", "finished", "best", "median", *(("best accuracy",) * show_accuracy)),
+            *(format_status("pruned"), format_status("failed"), "description"),
+        ),
         tuple(
             (
                 escape_control_characters(tally.strategy),
@@ -87,9 +95,10 @@ def strategies_table(results: Results) -> Table:
                 str(tally.counts["finished"]),
                 format_objective(objective, tally.best),
                 format_objective(objective, tally.median_value),
-                *((format_percent(max(tally.accuracies, default=None)),) * beside),
+                *((format_percent(max(tally.accuracies, default=None)),) * show_accuracy),
                 str(tally.counts["pruned"]),
                 str(tally.counts["failed"]),
+                STRATEGY_DESCRIPTIONS.get(tally.strategy, ""),
             )
             for tally in tally_by_strategy(results.trials)
         ),
@@ -97,7 +106,7 @@ def strategies_table(results: Results) -> Table:
 
 
 def failures_table(results: Results) -> Table:
-    """Every run that failed, whatever it was for, with its reason."""
+    """List the failed runs of all phases with their errors."""
     failed = sorted((record for record in results.records if record.status == "failed"), key=lambda r: r.trial)
     return Table(
         ("trial", "strategy", "epochs", "reason"),
@@ -106,7 +115,7 @@ def failures_table(results: Results) -> Table:
                 escape_control_characters(record.trial),
                 format_choice(record.recipe["strategy"]),
                 str(len(record.epochs)),
-                truncate(escape_control_characters(record.error or "no reason was recorded"), 300),
+                truncate(escape_control_characters(record.error or "no error was recorded"), 300),
             )
             for record in failed
         ),
@@ -114,31 +123,34 @@ def failures_table(results: Results) -> Table:
 
 
 def _objective_columns(results: Results) -> tuple[str, ...]:
-    """A column for each objective that has none yet, and for two of them whether a trial is on the front."""
-    labels = [each.label for each in results.objectives if each not in (ACCURACY, OBJECTIVES["seconds"])]
+    """Columns for objectives without a column of their own and, with two objectives, for the Pareto front."""
+    has_column = (ACCURACY, OBJECTIVES["seconds"])
+    labels = [objective.label for objective in results.objectives if objective not in has_column]
     return (*labels, *(("front",) if results.objectives[1:] else ()))
 
 
 def _ranking(results: Results, trials: Sequence[RankedTrial], settings: Sequence[str]) -> Table:
-    """What was reached stands before the settings, so that no screen is too narrow to show it."""
+    """Results come before settings, so that they are visible on a narrow screen."""
     rows = []
     for rank, trial in enumerate(trials, start=1):
-        chosen = _settings(trial)
-        reached = {each.label: format_objective(each, trial.value(each)) for each in results.objectives}
+        all_settings = _settings(trial)
+        reached = {
+            objective.label: format_objective(objective, trial.value(objective)) for objective in results.objectives
+        }
         reached["front"] = "yes" if trial.name in results.pareto_front else ""
         rows.append(
             (
                 str(rank),
                 escape_control_characters(trial.name),
-                chosen["strategy"],
+                all_settings["strategy"],
                 *(reached[column] for column in _objective_columns(results)),
                 format_accuracy_interval(trial.val_accuracy, trial.validation),
                 format_accuracy_interval(trial.test.mean if trial.test else None, trial.test),
                 str(trial.seeds),
-                trial.status,
+                format_status(trial.status, len(trial.search.epochs)),
                 str(len(trial.search.epochs)),
                 format_duration(trial.seconds),
-                *(chosen[setting] for setting in settings),
+                *(all_settings[setting] for setting in settings),
             )
         )
     first = ("rank", "trial", "strategy", *_objective_columns(results))
@@ -169,7 +181,11 @@ def _with_spaces(settings: dict[str, str]) -> dict[str, str]:
 
 
 def format_accuracy_interval(accuracy: float | None, estimate: Estimate | None) -> str:
-    """An accuracy as a percentage, and behind it its 95% interval where there is one."""
+    """Format an accuracy with its 95% interval, if there is one.
+
+    >>> format_accuracy_interval(0.915, Estimate(0.915, 0.86, 0.95, images=153, seeds=3))
+    '91.5% (86.0 to 95.0)'
+    """
     if estimate is None:
         return format_percent(accuracy)
-    return f"{format_percent(accuracy)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+    return f"{format_percent(accuracy)} ({format_interval(estimate.low, estimate.high)})"

@@ -74,7 +74,7 @@ def test_a_page_runs_by_ray_submit_and_is_seen_by_ray_exec(cluster: Scenario) ->
     flags += ["--image-size", "32", "--strategies", "linear_probe", "--gpus-per-trial", "0", "--name", "submitted"]
     flags += ["--trials", "2", "--epochs", "1", "--finalists", "0", "--reports", "/tmp/reports"]
     said = cluster.cluster.submit_script("sweeps/folder.py", shlex.join(flags))
-    assert "Ahead is linear_probe" in said, said
+    assert "Best on validation is linear_probe" in said, said
     listed = cluster.cluster.exec("python -m sweeps list")
     assert re.search(r"submitted +2/2", listed), listed
 

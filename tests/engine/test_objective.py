@@ -347,9 +347,9 @@ def watched(objective: str, *ends: tuple[str, float, dict[str, float]]) -> str:
     for name, accuracy, measures in ends:
         record = a_run(name, (accuracy,), **measures)
         watch.on_epoch(json.loads(json.dumps(as_dict(record))))
-        Console(file=screen, width=150).print(watch._drawn())
+        Console(file=screen, width=150).print(watch.render())
         watch.on_trial_end(name, "finished", OBJECTIVES[objective].value(record.epochs))
-    Console(file=screen, width=150).print(watch._drawn())
+    Console(file=screen, width=150).print(watch.render())
     return screen.getvalue()
 
 

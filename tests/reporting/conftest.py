@@ -1,4 +1,4 @@
-"""Synthetic records, small enough to see through: a sweep is a few calls of `a_record`."""
+"""Builders of small synthetic records: a sweep is a few calls of `a_record`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CURVE = (0.5, 0.7, 0.9)
 
 
 def an_evaluation(part: Part, correct: int, images: int = 100, first: int = 0) -> Evaluation:
-    """The first `correct` of `images` images right, the images numbered from `first`."""
+    """An evaluation of `images` images, numbered from `first`, of which the first `correct` are correct."""
     hits = tuple(i < correct for i in range(images))
     return Evaluation(part, loss=0.3, images=tuple(range(first, first + images)), correct=hits)
 
@@ -59,7 +59,7 @@ def a_record(
     images: int = 100,
     **recipe: Any,
 ) -> Record:
-    """A run with these validation accuracies after its epochs; a final run if the name says so (`0007-s1`)."""
+    """A run with these validation accuracies after its epochs; a final run if named like one (`0007-s1`)."""
     name, _, seed = trial.partition("-s")
     phase: Literal["search", "final"] = "final" if seed else "search"
     epochs = tuple(
@@ -67,20 +67,20 @@ def a_record(
         for i, accuracy in enumerate(curve, start=1)
     )
     val = an_evaluation("val", round(curve[-1] * images), images) if status == "finished" else None
-    plain = a_recipe(seed=int(seed or 0), **recipe)
+    recipe_data = a_recipe(seed=int(seed or 0), **recipe)
     return Record(
-        trial, phase, f"key-{name}", f"id-{trial}", plain, status, epochs, 1000, 10, seconds, val, test, error
+        trial, phase, f"key-{name}", f"id-{trial}", recipe_data, status, epochs, 1000, 10, seconds, val, test, error
     )
 
 
 def some_finals(trial: str, accuracy: float, test: float | None = None, seeds: int = 3, **recipe: Any) -> list[Record]:
-    """Final runs of a trial, all alike but for their seeds; with `test`, the test part has been opened."""
-    opened = None if test is None else an_evaluation("test", round(test * 100), first=1000)
-    return [a_record(f"{trial}-s{seed}", (0.5, accuracy), test=opened, **recipe) for seed in range(1, seeds + 1)]
+    """Final runs of a trial that differ only in their seeds; with `test`, they have been evaluated on the test set."""
+    evaluation = None if test is None else an_evaluation("test", round(test * 100), first=1000)
+    return [a_record(f"{trial}-s{seed}", (0.5, accuracy), test=evaluation, **recipe) for seed in range(1, seeds + 1)]
 
 
 def a_plan(**changes: Any) -> dict[str, Any]:
-    """A plan.json."""
+    """Content of plan.json."""
     plan = {
         "experiment": "folder",
         "name": "folder-hymenoptera-3fa2c1",
@@ -93,7 +93,7 @@ def a_plan(**changes: Any) -> dict[str, Any]:
             "train": 195,
             "val": 49,
             "test": 153,
-            "split": "train and val were given: val became the test part, validation is a stratified part of train.",
+            "split": "train and val were given: val is the test set, validation is a stratified sample of train.",
             "notes": ["1 file could not be read and was skipped: train/bees/broken.jpg."],
             "redraws": True,
         },
@@ -121,14 +121,14 @@ def a_plan(**changes: Any) -> dict[str, Any]:
 
 
 def results_of(records: Iterable[Record], *openings: Sequence[str], **plan: Any) -> Results:
-    """Results of these records; each of the openings is the order of finalists it was fixed with."""
+    """Results of these records; each opening of the test set lists the finalists in their fixed order."""
     opened = [{"at": f"2025-11-2{i}T12:00:00+00:00", "finalists": list(names)} for i, names in enumerate(openings)]
     return Results(a_plan(**plan), list(records), opened)
 
 
 @pytest.fixture
 def opened() -> Results:
-    """A sweep that has come to its end: two finalists, the second better on the test part, and all kinds of others."""
+    """A finished sweep: two finalists, the second better on the test set, and other trials of every status."""
     return results_of(
         [
             a_record("0000", (0.5, 0.8), strategy="scratch"),

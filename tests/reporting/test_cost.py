@@ -1,4 +1,4 @@
-"""What a sweep cost, from what its starts wrote down."""
+"""Cost of a sweep, from the records of its starts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ L4 = {"node_type": "l4", "usd_per_hour": 0.35, "from": "label", "seconds": 7_200
 FREE = {"node_type": "a10g", "usd_per_hour": None, "from": None, "seconds": 90.0}
 
 
-def test_what_is_spent_is_the_sum_over_all_starts_by_node_type_and_price() -> None:
-    dearer = {**L4, "usd_per_hour": 0.5, "seconds": 3_600.0}
-    starts = [{"machines": [HEAD, L4]}, {"machines": [L4, dearer]}]
+def test_the_cost_is_summed_over_all_starts_by_node_type_and_price() -> None:
+    expensive = {**L4, "usd_per_hour": 0.5, "seconds": 3_600.0}
+    starts = [{"machines": [HEAD, L4]}, {"machines": [L4, expensive]}]
     assert cost_by_node_type(starts) == [
         NodeTypeCost("head", 0.192, 36_000.0),
         NodeTypeCost("l4", 0.35, 14_400.0),
@@ -30,7 +30,7 @@ def test_what_is_spent_is_the_sum_over_all_starts_by_node_type_and_price() -> No
     )
 
 
-def test_where_no_price_is_known_nothing_is_said_of_costs() -> None:
+def test_without_a_price_no_cost_is_reported() -> None:
     assert total_usd([]) is total_usd([{"machines": [FREE]}]) is None
     assert describe_cost([]) is describe_cost([{"machines": [FREE]}]) is None
     results = results_of([a_record("0000")])
@@ -38,25 +38,25 @@ def test_where_no_price_is_known_nothing_is_said_of_costs() -> None:
     assert COST_COVERAGE_NOTE not in how_to_read(results)
 
 
-def test_what_is_not_counted_is_told() -> None:
+def test_machines_without_a_price_are_listed_as_not_counted() -> None:
     assert describe_cost([{"machines": [HEAD, FREE]}]) == (
-        "$1.92 for 10 h 0 min of head at $0.192 an hour; not counted, for want of a price: 1 min 30 s of a10g"
+        "$1.92 for 10 h 0 min of head at $0.192 an hour; not counted, price unknown: 1 min 30 s of a10g"
     )
 
 
-def test_a_machine_that_costs_nothing_has_a_price() -> None:
+def test_a_price_of_zero_is_a_known_price() -> None:
     assert total_usd([{"machines": [{**HEAD, "usd_per_hour": 0.0}]}]) == 0.0
 
 
-def test_the_report_says_what_it_cost_and_how_that_is_counted(opened: Results, tmp_path: Path) -> None:
-    costly = dataclasses.replace(opened, spending=[{"machines": [L4]}])
-    assert cost_sentence(costly) == "It cost $0.70 for 2 h 0 min of l4 at $0.35 an hour."
-    assert how_to_read(costly)[-1] == COST_COVERAGE_NOTE
-    html = render(costly, tmp_path).read_text(encoding="utf-8")
-    assert "<p>It cost $0.70 for 2 h 0 min of l4 at $0.35 an hour.</p>" in html
-    assert r"It cost \$0.70 for 2 h 0 min of l4 at \$0.35 an hour." in (tmp_path / "report.md").read_text()
+def test_the_report_states_the_cost_and_how_it_is_counted(opened: Results, tmp_path: Path) -> None:
+    results = dataclasses.replace(opened, spending=[{"machines": [L4]}])
+    assert cost_sentence(results) == "The sweep cost $0.70 for 2 h 0 min of l4 at $0.35 an hour."
+    assert how_to_read(results)[-1] == COST_COVERAGE_NOTE
+    html = render(results, tmp_path).read_text(encoding="utf-8")
+    assert "<p>The sweep cost $0.70 for 2 h 0 min of l4 at $0.35 an hour.</p>" in html
+    assert r"The sweep cost \$0.70 for 2 h 0 min of l4 at \$0.35 an hour." in (tmp_path / "report.md").read_text()
 
 
-def test_a_node_types_name_is_only_shown() -> None:
-    said = describe_cost([{"machines": [{**L4, "node_type": "l4\x1b[31m"}]}])
-    assert said == r"$0.70 for 2 h 0 min of l4\x1b[31m at $0.35 an hour"
+def test_control_characters_in_a_node_type_are_escaped() -> None:
+    text = describe_cost([{"machines": [{**L4, "node_type": "l4\x1b[31m"}]}])
+    assert text == r"$0.70 for 2 h 0 min of l4\x1b[31m at $0.35 an hour"

@@ -1,4 +1,4 @@
-"""The figures: well-formed, the same every time, and drawn from whatever there is."""
+"""The figures are well-formed and deterministic, and are drawn at every stage of a sweep."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STRANGE = "<script>$x_1$ & --> \x1b[31m\u202e\ud800"
 
 
 def test_there_are_four_figures_and_each_is_well_formed(opened: Results) -> None:
-    drawn = report_figures(opened)
-    assert [drawing.name for drawing in drawn] == ["strategies", "finalists", "learning_curves", "cost"]
-    for drawing in drawn:
-        assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
+    figures = report_figures(opened)
+    assert [figure.name for figure in figures] == ["strategies", "finalists", "learning_curves", "cost"]
+    for figure in figures:
+        assert ElementTree.fromstring(figure.svg).tag.endswith("svg")
 
 
 def test_the_same_results_give_the_same_bytes(opened: Results) -> None:
@@ -42,42 +42,42 @@ def test_the_same_results_give_the_same_bytes(opened: Results) -> None:
     ],
     ids=["one trial of one epoch", "none finished", "a gap in a curve", "forty trials of eleven strategies"],
 )
-def test_figures_are_drawn_from_what_there_is(records: list[Record]) -> None:
-    drawn = report_figures(results_of(records))
-    assert [drawing.name for drawing in drawn] == ["strategies", "learning_curves", "cost"]
-    for drawing in drawn:
-        ElementTree.fromstring(drawing.svg)
+def test_figures_are_drawn_at_every_stage(records: list[Record]) -> None:
+    figures = report_figures(results_of(records))
+    assert [figure.name for figure in figures] == ["strategies", "learning_curves", "cost"]
+    for figure in figures:
+        ElementTree.fromstring(figure.svg)
 
 
-def test_before_the_first_epoch_there_is_nothing_to_draw() -> None:
+def test_there_are_no_figures_before_the_first_epoch() -> None:
     assert report_figures(results_of([])) == []
     assert report_figures(results_of([a_record("0000", (), "failed")])) == []
 
 
-def test_names_in_a_figure_stay_text() -> None:
-    for drawing in report_figures(results_of([a_record("0000", strategy=STRANGE), *some_finals("0000", 0.9)])):
-        root = ElementTree.fromstring(drawing.svg)
+def test_names_in_a_figure_are_plain_text() -> None:
+    for figure in report_figures(results_of([a_record("0000", strategy=STRANGE), *some_finals("0000", 0.9)])):
+        root = ElementTree.fromstring(figure.svg)
         assert not any(element.tag.endswith("script") for element in root.iter())
-        assert "\x1b" not in drawing.svg
-        assert "\u202e" not in drawing.svg
-        drawing.svg.encode()
+        assert "\x1b" not in figure.svg
+        assert "\u202e" not in figure.svg
+        figure.svg.encode()
 
 
-def test_figures_in_a_page_take_its_colours_and_share_no_name(opened: Results) -> None:
-    pages = [inline_svg(drawing.svg) for drawing in report_figures(opened)]
-    assert all(page.startswith("<svg") and INK not in page and "var(--ink)" in page for page in pages)
-    ids = [element.get("id") for page in pages for element in ElementTree.fromstring(page).iter() if element.get("id")]
+def test_inline_figures_use_the_colours_of_the_page_and_have_unique_ids(opened: Results) -> None:
+    svgs = [inline_svg(figure.svg) for figure in report_figures(opened)]
+    assert all(svg.startswith("<svg") and INK not in svg and "var(--ink)" in svg for svg in svgs)
+    ids = [element.get("id") for svg in svgs for element in ElementTree.fromstring(svg).iter() if element.get("id")]
     assert len(ids) == len(set(ids))
 
 
-def test_a_strategy_looks_the_same_wherever_it_stands() -> None:
-    looks = assign_strategy_styles(["naive", "clip", "naive"])
-    assert looks == assign_strategy_styles(["clip", "naive"])
+def test_a_strategy_has_the_same_style_in_every_figure() -> None:
+    styles = assign_strategy_styles(["naive", "clip", "naive"])
+    assert styles == assign_strategy_styles(["clip", "naive"])
     assert len(set(assign_strategy_styles(f"way_{i}" for i in range(40)).values())) == 40
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=20))
-def test_no_point_beats_one_on_the_front(points: list[tuple[int, int]]) -> None:
+def test_no_point_dominates_a_point_on_the_pareto_front(points: list[tuple[int, int]]) -> None:
     front = pareto_front(points)
     assert bool(front) == bool(points)
     for cost, value in front:
@@ -85,7 +85,7 @@ def test_no_point_beats_one_on_the_front(points: list[tuple[int, int]]) -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12).map(sorted))
-def test_labels_stand_apart_and_in_order(places: list[float]) -> None:
-    moved = spread_labels(places, gap=0.1)
-    assert len(moved) == len(places)
+def test_labels_keep_their_order_and_a_minimum_gap(positions: list[float]) -> None:
+    moved = spread_labels(positions, gap=0.1)
+    assert len(moved) == len(positions)
     assert all(above - below >= 0.1 - 1e-9 for below, above in pairwise(moved))

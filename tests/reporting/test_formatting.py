@@ -1,4 +1,4 @@
-"""Names from outside are shown as they are and do nothing else."""
+"""Untrusted names are shown literally, and recipes and lists are formatted as text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from sweeps.reporting.formatting import describe_recipe, escape_control_characters, escape_markdown, join_words
+from sweeps.reporting.strategy_descriptions import STRATEGY_DESCRIPTIONS
 from tests.reporting.conftest import a_recipe
 
 
@@ -24,12 +25,12 @@ from tests.reporting.conftest import a_recipe
         ("Ameise ä 蟻 🐜", "Ameise ä 蟻 🐜"),
     ],
 )
-def test_what_acts_instead_of_showing_is_spelled_out(text: str, shown: str) -> None:
+def test_control_characters_are_replaced_by_escape_sequences(text: str, shown: str) -> None:
     assert escape_control_characters(text) == shown
 
 
 @given(st.text())
-def test_visible_text_is_one_printable_line(text: str) -> None:
+def test_escaped_text_is_one_printable_line(text: str) -> None:
     shown = escape_control_characters(text)
     assert len(shown.splitlines()) <= 1
     assert not any(unicodedata.category(character) in ("Cc", "Cs") for character in shown)
@@ -37,7 +38,7 @@ def test_visible_text_is_one_printable_line(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S"]), min_size=1))
-def test_markdown_shows_the_text_in_a_single_table_cell(text: str) -> None:
+def test_escaped_markdown_shows_the_text_literally_in_one_table_cell(text: str) -> None:
     tokens = (
         MarkdownIt("commonmark").enable("table").parse(f"| a | b |\n| - | - |\n| {escape_markdown(text)} | end |\n")
     )
@@ -49,18 +50,23 @@ def test_markdown_shows_the_text_in_a_single_table_cell(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["# no heading", "- no item", "1. no item", "=", "---", "+ no item", "> no quote"])
-def test_markdown_opens_no_block_at_the_start_of_a_line(text: str) -> None:
+def test_escaped_markdown_starts_no_block(text: str) -> None:
     tokens = MarkdownIt("commonmark").parse(f"{escape_markdown(text)}\n")
     assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
 
 
-def test_a_recipe_in_words_leaves_nothing_out() -> None:
+def test_the_description_of_a_recipe_is_complete() -> None:
     assert describe_recipe(a_recipe("freeze_then_unfreeze", clip_norm=1.0)) == (
         "freeze_then_unfreeze(freeze_epochs=2) on mobilenetv2_100 at 128 px, adam with learning rate 0.001 and weight "
         "decay 0.0001, onecycle schedule, flip augmentation, no mixing, cross_entropy loss, gradients clipped at norm "
-        "1, batches of 32, 6 epochs"
+        "1, batch size 32, 6 epochs"
     )
 
 
-def test_lists_read_as_one_says_them() -> None:
+def test_items_are_joined_as_an_english_enumeration() -> None:
     assert [join_words(items) for items in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]
+
+
+def test_every_strategy_has_a_description() -> None:
+    strategies = pytest.importorskip("xfer.methods.strategies")
+    assert STRATEGY_DESCRIPTIONS.keys() == strategies.STRATEGIES.keys()

@@ -1,4 +1,4 @@
-"""Who comes where, and what the table and the CSV say about them."""
+"""The order of the ranking, and the columns of its data frame and CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUIRED = (
     "rank,trial,strategy,freeze_epochs,clip_norm,backbone,optimizer,schedule,augmentation,mixing,loss,learning_rate,"
     "weight_decay,batch_size,epochs,status,val_accuracy,test_accuracy,test_ci_low,test_ci_high,seeds,seconds"
 )
-AFTER = (
+FURTHER = (
     ",val_ci_low,val_ci_high,val_images,test_images,search_val_accuracy,key,objective,on_front,val_loss,"
     "val_balanced_accuracy,val_top5_accuracy,val_calibration_error,val_noisy_accuracy,test_loss,"
     "test_balanced_accuracy,test_top5_accuracy,test_calibration_error,test_noisy_accuracy,gap,distance,start_accuracy,"
@@ -29,31 +29,31 @@ def names(results: Results) -> list[str]:
     return [trial.name for trial in ranked_trials(results)]
 
 
-def test_finalists_keep_the_order_fixed_before_the_test_part_was_opened(opened: Results) -> None:
+def test_finalists_keep_the_order_fixed_before_the_test_set_was_used(opened: Results) -> None:
     assert names(opened) == ["0002", "0004", "0000", "0001", "0003"]
     reversed_order = Results(opened.plan, opened.records, [{"at": "later", "finalists": ["0004", "0002"]}])
     assert names(reversed_order)[:2] == ["0004", "0002"]
 
 
-def test_the_last_opening_decides() -> None:
+def test_the_last_use_of_the_test_set_decides() -> None:
     records = [
         record for name in ("0000", "0001") for record in (a_record(name), *some_finals(name, accuracy=0.9, test=0.9))
     ]
     assert names(results_of(records, ["0000", "0001"], ["0001", "0000"])) == ["0001", "0000"]
 
 
-def test_a_finalist_that_came_after_the_opening_stands_behind_those_of_the_opening() -> None:
+def test_a_finalist_added_after_the_test_set_was_used_ranks_behind_the_tested_ones() -> None:
     late = [a_record("0001"), *some_finals("0001", 0.99)]
     assert names(results_of([a_record("0000"), *some_finals("0000", 0.8, 0.8), *late], ["0000"])) == ["0000", "0001"]
 
 
-def test_unopened_finalists_go_by_the_mean_of_their_final_runs() -> None:
+def test_untested_finalists_are_ranked_by_the_mean_of_their_final_runs() -> None:
     lucky = [a_record("0000", (0.99,)), *some_finals("0000", 0.85)]
     solid = [a_record("0001", (0.95,)), *some_finals("0001", 0.90)]
     assert names(results_of([*lucky, *solid, a_record("0002", (0.97,))])) == ["0001", "0000", "0002"]
 
 
-def test_others_go_by_accuracy_then_by_how_far_they_got() -> None:
+def test_other_trials_are_ranked_by_accuracy_then_by_completed_epochs() -> None:
     results = results_of(
         [
             a_record("0000", (), "failed"),
@@ -68,12 +68,12 @@ def test_others_go_by_accuracy_then_by_how_far_they_got() -> None:
     assert names(results) == ["0005", "0004", "0003", "0002", "0001", "0006", "0000"]
 
 
-def test_the_columns_stand_in_the_promised_order(opened: Results) -> None:
-    assert ranking_csv(ranking_frame(opened)).splitlines()[0] == REQUIRED + AFTER
-    assert ranking_csv(ranking_frame(results_of([]))) == REQUIRED + AFTER + "\n"
+def test_the_columns_are_in_the_documented_order(opened: Results) -> None:
+    assert ranking_csv(ranking_frame(opened)).splitlines()[0] == REQUIRED + FURTHER
+    assert ranking_csv(ranking_frame(results_of([]))) == REQUIRED + FURTHER + "\n"
 
 
-def test_a_finalist_is_measured_by_its_final_runs(opened: Results) -> None:
+def test_the_values_of_a_finalist_come_from_its_final_runs(opened: Results) -> None:
     row = ranking_frame(opened).iloc[0]
     assert row["val_accuracy"] == pytest.approx(0.94)
     assert row["search_val_accuracy"] == pytest.approx(0.95)
@@ -84,8 +84,8 @@ def test_a_finalist_is_measured_by_its_final_runs(opened: Results) -> None:
     assert (row["freeze_epochs"], row["epochs"], row["key"]) == (2, 2, "key-0002")
 
 
-def test_other_trials_are_measured_by_their_search_run_and_never_tested(opened: Results) -> None:
-    finished, pruned, failed = (ranking_frame(opened).iloc[place] for place in (2, 3, 4))
+def test_the_values_of_other_trials_come_from_their_search_run_and_are_never_test_values(opened: Results) -> None:
+    finished, pruned, failed = (ranking_frame(opened).iloc[row] for row in (2, 3, 4))
     assert finished["val_accuracy"] == pytest.approx(0.8)
     assert finished["val_ci_low"] < 0.8 < finished["val_ci_high"]
     assert pruned["val_accuracy"] == pytest.approx(0.7)
@@ -95,13 +95,13 @@ def test_other_trials_are_measured_by_their_search_run_and_never_tested(opened: 
     assert ranking_frame(opened)["test_accuracy"].iloc[2:].isna().all()
 
 
-def test_a_final_run_that_failed_costs_time_and_measures_nothing() -> None:
+def test_a_failed_final_run_adds_only_its_time() -> None:
     finals = [*some_finals("0000", 0.9, seeds=2), a_record("0000-s3", (), "failed", error="out of memory")]
     row = ranking_frame(results_of([a_record("0000"), *finals])).iloc[0]
     assert (row["seeds"], row["seconds"]) == (2, 40.0)
 
 
-def test_the_csv_comes_back_as_it_was(opened: Results) -> None:
+def test_the_csv_can_be_read_back(opened: Results) -> None:
     read = pd.read_csv(io.StringIO(ranking_csv(ranking_frame(opened))), dtype={"trial": str})
     assert list(read["rank"]) == [1, 2, 3, 4, 5]
     assert list(read["trial"]) == names(opened)
@@ -112,18 +112,18 @@ def test_the_csv_comes_back_as_it_was(opened: Results) -> None:
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "\N{FULLWIDTH EQUALS SIGN}1"])
-def test_no_cell_is_a_formula(name: str) -> None:
+def test_no_csv_cell_is_a_formula(name: str) -> None:
     text = ranking_csv(ranking_frame(results_of([a_record("0000", strategy=name)])))
     cell = pd.read_csv(io.StringIO(text))["strategy"].iloc[0]
     assert cell.lstrip(" ")[0] in "'\\"
 
 
-def test_numbers_stay_numbers() -> None:
+def test_negative_numbers_remain_numbers() -> None:
     frame = pd.read_csv(io.StringIO(ranking_csv(ranking_frame(results_of([a_record("0000", weight_decay=-1.0)])))))
     assert frame["weight_decay"].iloc[0] == -1.0
 
 
-def test_parameters_of_a_choice_are_shown() -> None:
+def test_the_parameters_of_a_choice_are_shown() -> None:
     record = a_record("0000", optimizer={"name": "sgd", "momentum": 0.9}, backbone_args={"pad_type": "same"})
     row = ranking_frame(results_of([record])).iloc[0]
     assert (row["optimizer"], row["backbone"]) == ("sgd(momentum=0.9)", "mobilenetv2_100(pad_type=same)")

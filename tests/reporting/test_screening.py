@@ -1,4 +1,4 @@
-"""What heads on frozen features said of each backbone, as a reader sees it."""
+"""The table of the backbone screening."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from xfer.records import Record
 DECISION = {"by": "accuracy", "kept": ["vit", "resnet"], "dropped": ["old"], "penalties": {"vit": 0.1, "resnet": 10.0}}
 
 
-def a_head(number: int, backbone: str, how: str, penalty: float, accuracy: float, **changes: Any) -> Record:
-    strategy = {"name": how, "penalty": penalty}
+def a_head(number: int, backbone: str, probe: str, penalty: float, accuracy: float, **changes: Any) -> Record:
+    strategy = {"name": probe, "penalty": penalty}
     record = a_record(f"screen-{number:02d}", [accuracy], backbone=backbone)
     val = an_evaluation("val", round(100 * accuracy))
     return replace(
@@ -33,10 +33,10 @@ def heads() -> list[Record]:
     ]
 
 
-def test_every_backbone_is_a_row_with_its_best_head_the_best_first() -> None:
+def test_each_backbone_has_a_row_with_its_best_head_best_first() -> None:
     results = replace(results_of([*heads(), a_record("0000")]), screening=DECISION)
     table = screening_table(results)
-    assert table.header == ("backbone", "goes on", "best head", "validation", "lp_ft penalty", "heads")
+    assert table.header == ("backbone", "selected", "best head", "validation", "lp_ft penalty", "heads")
     assert table.rows == (
         ("vit", "yes", "ridge_probe(penalty=100)", "90.0% (82.6 to 94.5)", "0.1", "2"),
         ("resnet", "yes", "logistic_probe(penalty=10)", "70.0% (60.4 to 78.1)", "10", "1"),
@@ -44,26 +44,26 @@ def test_every_backbone_is_a_row_with_its_best_head_the_best_first() -> None:
     )
 
 
-def test_what_decided_stands_beside_the_accuracy_where_it_is_something_else() -> None:
-    found = [
+def test_the_deciding_objective_has_a_column_if_it_is_not_accuracy() -> None:
+    records = [
         replace(head, epochs=tuple(replace(e, val_balanced_accuracy=0.25) for e in head.epochs)) for head in heads()
     ]
-    table = screening_table(replace(results_of(found), screening={**DECISION, "by": "balanced_accuracy"}))
+    table = screening_table(replace(results_of(records), screening={**DECISION, "by": "balanced_accuracy"}))
     assert table.header[2:5] == ("best head", "balanced accuracy", "validation")
     assert [row[3] for row in table.rows] == ["25.0%", "25.0%", MISSING]
 
 
-def test_heads_are_no_trials_and_a_report_shows_them_apart(tmp_path: Path) -> None:
+def test_heads_are_not_trials_and_have_their_own_section(tmp_path: Path) -> None:
     results = replace(results_of([*heads(), a_record("0000")]), screening=DECISION)
     assert [trial.name for trial in results.trials] == ["0000"]
     page = render(results, tmp_path)
     for text in (page.read_text(), page.with_name("report.md").read_text()):
-        assert "Backbones, frozen" in text
+        assert "Backbone screening" in text
         assert "ridge" in text
-        assert "no memory" in text  # what failed, whatever it was for
+        assert "no memory" in text  # failed runs of all phases are listed
     assert SCREENING_CAPTION in page.read_text()
 
 
-def test_without_a_screening_nothing_is_said_of_one(tmp_path: Path) -> None:
+def test_without_a_screening_there_is_no_section(tmp_path: Path) -> None:
     page = render(results_of([a_record("0000")]), tmp_path)
-    assert "Backbones, frozen" not in page.read_text()
+    assert "Backbone screening" not in page.read_text()

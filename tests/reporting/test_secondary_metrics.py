@@ -1,4 +1,4 @@
-"""Beside accuracy: what the test part said of the finalists, and what transfer brought."""
+"""Further test metrics of the finalists, and the benefits of transfer."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ CLASSES = ["ants", "bees", "wasps"]
 DATA = {**a_plan()["data"], "classes": CLASSES}
 
 
-def a_tested_run(trial: str, seed: int, **said: object) -> Record:
-    """A finalist's run, of which the test part said this."""
-    test = replace(an_evaluation("test", 80, first=1000), **said)  # type: ignore[arg-type]
+def a_tested_run(trial: str, seed: int, **metrics: object) -> Record:
+    """A final run with these test metrics."""
+    test = replace(an_evaluation("test", 80, first=1000), **metrics)  # type: ignore[arg-type]
     return a_record(f"{trial}-s{seed}", (0.5, 0.8), test=test)
 
 
 @pytest.fixture
 def finished() -> Results:
-    """A finalist on two seeds."""
+    """A sweep with a finalist on two seeds."""
     noisy = [
         (CorruptionScore("blur", 1, 10, 9), CorruptionScore("blur", 5, 10, 5), CorruptionScore("grey", 1, 20, 18)),
         (CorruptionScore("blur", 1, 10, 7), CorruptionScore("blur", 5, 10, 3), CorruptionScore("grey", 1, 20, 14)),
     ]
-    cells = [((0, 0, 50), (0, 1, 3), (1, 0, 5), (2, 1, 12)), ((0, 1, 4), (1, 2, 1), (2, 0, 15))]
+    confusions = [((0, 0, 50), (0, 1, 3), (1, 0, 5), (2, 1, 12)), ((0, 1, 4), (1, 2, 1), (2, 0, 15))]
     runs = [
         a_tested_run("0000", seed + 1, balanced_accuracy=0.7, calibration_error=0.1 * seed, noisy=n, confusion=c)
-        for seed, (n, c) in enumerate(zip(noisy, cells, strict=True))
+        for seed, (n, c) in enumerate(zip(noisy, confusions, strict=True))
     ]
     return results_of([a_record("0000", (0.5, 0.8)), a_record("0001"), *runs], ["0000"], data=DATA)
 
 
-def test_the_test_part_is_read_as_means_over_seeds_noise_by_kind(finished: Results) -> None:
+def test_test_metrics_are_means_over_seeds_with_a_column_for_each_noise_type(finished: Results) -> None:
     table = secondary_metrics_table(finished)
     assert table.header == (
         *("trial", "strategy", "accuracy", "balanced", "calibration error", "under noise", "blur", "grey"),
@@ -50,31 +50,31 @@ def test_the_test_part_is_read_as_means_over_seeds_noise_by_kind(finished: Resul
     assert table.rows == (("0000", "naive", "80.0%", "70.0%", "5.0%", "70.0%", "60.0%", "80.0%"),)
 
 
-def test_top_five_has_a_column_where_there_are_more_classes_than_that() -> None:
+def test_top_five_accuracy_has_a_column_if_it_was_measured() -> None:
     results = results_of([a_record("0000"), a_tested_run("0000", 1, top5_accuracy=0.95)], ["0000"])
     assert secondary_metrics_table(results).header == ("trial", "strategy", "accuracy", "top-5")
     assert secondary_metrics_table(results).rows == (("0000", "naive", "80.0%", "95.0%"),)
 
 
-def test_nothing_is_said_of_older_sweeps_nor_before_the_test_part_was_opened(opened: Results) -> None:
+def test_the_table_is_empty_for_older_sweeps_and_before_the_test_set_is_used(opened: Results) -> None:
     assert secondary_metrics_table(opened).rows == ()
     assert most_confused(opened) == []
     assert secondary_metrics_table(results_of([a_record("0000")])).rows == ()
 
 
-def test_the_classes_taken_for_each_other_most_often_are_named_over_all_seeds(finished: Results) -> None:
+def test_the_most_confused_classes_are_listed_over_all_seeds(finished: Results) -> None:
     assert most_confused(finished) == [
-        "0000 was wrong 40 times in 200 looks at a test image, most often taking wasps for ants (15), wasps for bees "
-        "(12) and ants for bees (7)."
+        "0000 made 40 errors in 200 test predictions over 2 seeds, most often classifying wasps as ants (15), wasps as "
+        "bees (12) and ants as bees (7)."
     ]
 
 
-def test_a_finalist_that_was_always_right_is_not_accused() -> None:
+def test_a_finalist_without_errors_is_not_listed() -> None:
     results = results_of([a_record("0000"), a_tested_run("0000", 1, confusion=((0, 0, 50), (1, 1, 50)))], ["0000"])
     assert most_confused(results) == []
 
 
-# --- what transfer brought -------------------------------------------------------------------------------------------
+# --- benefits of transfer --------------------------------------------------------------------------------------------
 
 
 def a_run(trial: str, strategy: str, start: float | None, curve: Sequence[float], **recipe: object) -> Record:
@@ -84,7 +84,7 @@ def a_run(trial: str, strategy: str, start: float | None, curve: Sequence[float]
 SCRATCH, NAIVE = (0.3, 0.5, 0.6), (0.8, 0.9, 0.9)
 
 
-def test_each_strategys_best_run_is_held_against_the_best_from_scratch() -> None:
+def test_the_best_run_of_each_strategy_is_compared_with_the_best_from_scratch() -> None:
     results = results_of(
         [
             a_run("0000", "scratch", 0.1, SCRATCH),
@@ -96,19 +96,19 @@ def test_each_strategys_best_run_is_held_against_the_best_from_scratch() -> None
     )
     table = transfer_benefits_table(results)
     assert table.header == ("strategy", "backbone", "trials", "start", "early", "slope", "asymptote")
-    found = transfer_benefits([0.2, *NAIVE], [0.1, *SCRATCH])
-    assert table.rows[0][:3] == ("naive", "mobilenetv2_100", "0002 against 0000")
+    benefits = transfer_benefits([0.2, *NAIVE], [0.1, *SCRATCH])
+    assert table.rows[0][:3] == ("naive", "mobilenetv2_100", "0002 vs. 0000")
     assert table.rows[0][3:] == (
         "+10.0",
         "+50.0",
-        f"{100 * found.slope:+.1f} an epoch",
-        f"{100 * found.asymptote:+.1f}",
+        f"{100 * benefits.slope:+.1f} per epoch",
+        f"{100 * benefits.asymptote:+.1f}",
     )
     assert [row[0] for row in table.rows] == ["naive", "linear_probe"]
     assert table.rows[1][3:5] == ("0.0", "-20.0")
 
 
-def test_only_networks_of_one_kind_are_compared() -> None:
+def test_only_runs_on_the_same_backbone_are_compared() -> None:
     results = results_of(
         [
             a_run("0000", "scratch", 0.1, SCRATCH, backbone="resnet18"),
@@ -120,7 +120,7 @@ def test_only_networks_of_one_kind_are_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    "bare",
+    "baseline",
     [
         a_run("0000", "scratch", None, SCRATCH),
         replace(a_run("0000", "scratch", 0.1, SCRATCH), status="pruned"),
@@ -129,32 +129,27 @@ def test_only_networks_of_one_kind_are_compared() -> None:
     ],
     ids=["start not measured", "pruned", "a gap in the curve", "no scratch"],
 )
-def test_without_a_whole_curve_from_scratch_nothing_is_claimed(bare: Record) -> None:
-    assert transfer_benefits_table(results_of([bare, a_run("0001", "naive", 0.2, NAIVE)])).rows == ()
+def test_without_a_complete_curve_from_scratch_there_is_no_comparison(baseline: Record) -> None:
+    assert transfer_benefits_table(results_of([baseline, a_run("0001", "naive", 0.2, NAIVE)])).rows == ()
 
 
 # --- in the report ---------------------------------------------------------------------------------------------------
 
 
-def test_both_pages_have_both_sections_once_there_is_something_to_say(finished: Results, tmp_path: Path) -> None:
+def test_both_pages_have_both_sections_once_there_are_results(finished: Results, tmp_path: Path) -> None:
     curves = [a_run("0002", "scratch", 0.1, SCRATCH), a_run("0003", "naive", 0.2, NAIVE)]
     results = Results(finished.plan, [*finished.records, *curves], finished.openings)
     html = render(results, tmp_path / "new")
     for page in (html.read_text(), (tmp_path / "new" / "report.md").read_text()):
-        for said in (
-            "Beside accuracy",
-            "most often taking wasps for ants",
-            "What transfer brought",
-            "0003 against 0002",
-        ):
-            assert said in page
+        for text in ("Further test metrics", "wasps as ants (15)", "Benefits of transfer", "0003 vs. 0002"):
+            assert text in page
     html = render(results_of([a_record("0000")]), tmp_path / "old")
     for page in (html.read_text(), (tmp_path / "old" / "report.md").read_text()):
-        assert "Beside accuracy" not in page
-        assert "What transfer brought" not in page
+        assert "Further test metrics" not in page
+        assert "Benefits of transfer" not in page
 
 
-def test_a_class_with_a_strange_name_stays_text(finished: Results, tmp_path: Path) -> None:
+def test_a_hostile_class_name_is_plain_text(finished: Results, tmp_path: Path) -> None:
     evil = ["<script>alert(1)</script>", "`bees`|\x1b[31m", "wasps"]
     results = Results({**finished.plan, "data": {**DATA, "classes": evil}}, finished.records, finished.openings)
     html = render(results, tmp_path)
@@ -164,6 +159,6 @@ def test_a_class_with_a_strange_name_stays_text(finished: Results, tmp_path: Pat
     assert "\x1b" not in markdown
 
 
-def test_it_renders_where_there_is_no_torch() -> None:
+def test_reporting_imports_neither_torch_nor_ray() -> None:
     code = "import sys, sweeps.reporting.secondary_metrics; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""How sure an accuracy is: against references, by simulation, and for any data at all."""
+"""Confidence intervals: compared with references, by simulation, and as properties of arbitrary data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ observations = st.lists(
 
 
 def estimate_of(answers: NDArray[np.bool_]) -> Estimate:
-    """The estimate from answers [seeds, images], every seed having seen every image."""
+    """Estimate from answers of shape [seeds, images], where every seed saw every image."""
     seed, image = np.indices(answers.shape)
     return estimate_accuracy(seed.ravel(), image.ravel(), answers.ravel())
 
@@ -32,26 +32,26 @@ def test_one_seed_gives_exactly_the_wilson_interval(right: int, images: int) -> 
 
 
 def test_seeds_that_agree_on_every_image_count_as_one() -> None:
-    once, thrice = (pooled_estimate([an_evaluation("test", 90)] * seeds) for seeds in (1, 3))
-    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
-    assert (thrice.images, thrice.seeds) == (100, 3)
+    one_seed, three_seeds = (pooled_estimate([an_evaluation("test", 90)] * seeds) for seeds in (1, 3))
+    assert (three_seeds.low, three_seeds.high) == pytest.approx((one_seed.low, one_seed.high))
+    assert (three_seeds.images, three_seeds.seeds) == (100, 3)
 
 
-def test_validation_parts_drawn_anew_count_as_more_images() -> None:
+def test_redrawn_validation_sets_count_as_more_images() -> None:
     same = pooled_estimate([an_evaluation("val", 90, first=0) for _ in range(3)])
-    anew = pooled_estimate([an_evaluation("val", 90, first=100 * seed) for seed in range(3)])
-    assert anew.images == 300
-    assert anew.high - anew.low < same.high - same.low
+    redrawn = pooled_estimate([an_evaluation("val", 90, first=100 * seed) for seed in range(3)])
+    assert redrawn.images == 300
+    assert redrawn.high - redrawn.low < same.high - same.low
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
-    alike = pooled_estimate([an_evaluation("test", right) for right in (80, 80, 80)])
-    apart = pooled_estimate([an_evaluation("test", right) for right in (60, 80, 100)])
-    assert apart.mean == pytest.approx(alike.mean)
-    assert apart.high - apart.low > alike.high - alike.low
+    agreeing = pooled_estimate([an_evaluation("test", right) for right in (80, 80, 80)])
+    disagreeing = pooled_estimate([an_evaluation("test", right) for right in (60, 80, 100)])
+    assert disagreeing.mean == pytest.approx(agreeing.mean)
+    assert disagreeing.high - disagreeing.low > agreeing.high - agreeing.low
 
 
-def test_all_right_is_not_all_sure() -> None:
+def test_a_perfect_score_still_has_an_interval() -> None:
     estimate = pooled_estimate([an_evaluation("test", 50, 50)] * 3)
     assert estimate.high == estimate.mean == 1.0
     assert estimate.low == pytest.approx(stats.binomtest(50, 50).proportion_ci(method="wilson").low)
@@ -64,25 +64,21 @@ def test_all_right_is_not_all_sure() -> None:
 def test_the_interval_covers_new_seeds_and_new_images(
     seeds: int, images: int, level: float, image_spread: float, seed_spread: float
 ) -> None:
-    """Crossed random effects: each image has its difficulty, each seed its luck, both on the logit scale."""
-    chance = np.random.default_rng(0)
+    """Simulates crossed random effects of images and seeds on the logit scale."""
+    rng = np.random.default_rng(0)
     total_spread = np.hypot(image_spread, seed_spread)
-    truth = float(np.mean(1 / (1 + np.exp(-level - total_spread * chance.standard_normal(200_000)))))
+    truth = float(np.mean(1 / (1 + np.exp(-level - total_spread * rng.standard_normal(200_000)))))
     covered = 0
     for _ in range(300):
-        logits = (
-            level
-            + image_spread * chance.standard_normal((1, images))
-            + seed_spread * chance.standard_normal((seeds, 1))
-        )
-        estimate = estimate_of(chance.random(logits.shape) < 1 / (1 + np.exp(-logits)))
+        logits = level + image_spread * rng.standard_normal((1, images)) + seed_spread * rng.standard_normal((seeds, 1))
+        estimate = estimate_of(rng.random(logits.shape) < 1 / (1 + np.exp(-logits)))
         covered += estimate.low <= truth <= estimate.high
     assert covered / 300 >= 0.9
 
 
 @given(observations)
-def test_an_interval_lies_in_0_to_1_and_holds_its_mean(seen: list[tuple[int, int, bool]]) -> None:
-    seed, image, correct = zip(*seen, strict=True)
+def test_an_interval_lies_in_0_to_1_and_contains_its_mean(sample: list[tuple[int, int, bool]]) -> None:
+    seed, image, correct = zip(*sample, strict=True)
     estimate = estimate_accuracy(seed, image, correct)
     assert 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
     assert estimate.low < estimate.high
@@ -91,7 +87,7 @@ def test_an_interval_lies_in_0_to_1_and_holds_its_mean(seen: list[tuple[int, int
 
 
 @given(right=st.integers(0, 30), wrong=st.integers(0, 30), times=st.integers(2, 5))
-def test_an_interval_shrinks_with_the_images(right: int, wrong: int, times: int) -> None:
+def test_an_interval_shrinks_with_more_images(right: int, wrong: int, times: int) -> None:
     images = right + wrong
     if images == 0:
         return
@@ -99,7 +95,7 @@ def test_an_interval_shrinks_with_the_images(right: int, wrong: int, times: int)
     assert many.high - many.low < few.high - few.low
 
 
-def test_intervals_overlap_where_they_share_a_value() -> None:
+def test_intervals_overlap_if_they_share_a_value() -> None:
     low, middle, high = (Estimate(m, m - 0.1, m + 0.1, 10, 1) for m in (0.2, 0.35, 0.5))
     assert low.overlaps(middle)
     assert middle.overlaps(high)
@@ -107,6 +103,6 @@ def test_intervals_overlap_where_they_share_a_value() -> None:
     assert not high.overlaps(low)
 
 
-def test_no_observation_is_an_error_that_says_so() -> None:
+def test_an_estimate_without_observations_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one observation"):
         estimate_accuracy([], [], [])

@@ -1,1 +1,1 @@
-"""What a user sees: progress, MLflow UI, reports, logs."""
+"""Console: progress, reports, logs and the MLflow UI."""

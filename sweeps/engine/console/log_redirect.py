@@ -1,4 +1,4 @@
-"""Quiet: what engines and libraries print goes to a log file; the screen belongs to us."""
+"""Redirect the output of libraries to a log file, so that the screen shows only our own lines."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from pathlib import Path
 from rich.console import Console
 
 PLAIN_CONSOLE_WIDTH = 120
-"""Columns where the output is no terminal, whose width could be asked."""
+"""Line width in columns if the output is not a terminal."""
 
 
 @contextlib.contextmanager
 def redirect_output(path: Path) -> Iterator[Console]:
-    """Send everything that this process and its children print to `path`; yields a console on the real output.
+    """Redirect everything that this process and its children print to `path`.
 
-    The redirection is of file descriptors, so that it also holds for C++ and for processes that are started meanwhile.
+    File descriptors are redirected, so C++ code and processes started in the meantime are included. Log records of
+    level INFO and above go to the same file.
+
+    Args:
+        path: the log file, which is appended to; its folder is created if necessary.
+
+    Yields:
+        A console on the original standard output.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a person watches meanwhile: how far it is, what is best so far, how long it will take."""
+"""Progress of a running sweep: trials by state, the best so far, and the time left."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ from sweeps.reporting.formatting import (
     format_duration,
     format_objective,
     format_percent,
+    format_status,
     pluralize,
 )
 from xfer.objectives import ACCURACY, Objective
 from xfer.records import epoch_from_dict
 
 MAX_SHOWN_TRIALS = 8
-"""How many running trials are listed."""
+"""Maximum number of running trials listed."""
 
 PLAIN_OUTPUT_SECONDS = 300.0
-"""Seconds between two lines about how far it is where there is no live view, as in a job's log."""
+"""Seconds between two progress lines without a live view, as in a job's log."""
 
 
 @dataclass
 class ProgressView:
-    """A live view of a sweep on a terminal; a few plain lines elsewhere.
+    """Live view of a sweep on a terminal; a few plain lines elsewhere.
 
-    Use as `with Watch(console, name):` around the sweep, and tell it what happens.
+    Use as a context manager around the sweep, and report events through its methods.
     """
 
     console: Console
     name: str
     objective: Objective = ACCURACY
-    """What the best is the best in."""
+    """Objective by which the best trial is selected."""
     phase: str = ""
     total: int = 0
-    """Trials in this phase, those of earlier starts included."""
+    """Number of trials in this phase, including those of earlier starts."""
     ended: Counter[str] = field(default_factory=Counter)
-    """Trials of this phase by status."""
+    """Number of ended trials of this phase by status."""
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The newest record of each running trial as plain data, by name."""
+    """Latest record of each running trial as plain data, by trial name."""
     best: tuple[float, str, str] | None = None
-    """The objective's value, trial and strategy of the best finished one."""
+    """Objective value, trial name and strategy of the best finished trial."""
     best_accuracy: float | None = None
-    """Its validation accuracy."""
+    """Validation accuracy of the best finished trial."""
     cost: Callable[[], str] = lambda: ""
-    """Says what has been spent so far; nothing where no price is known."""
-    _said: float = field(default_factory=time.monotonic)
-    _began: float = field(default_factory=time.monotonic)
-    _inherited: int = 0
+    """Returns the cost so far as text; "" if no price is known."""
+    _last_line_at: float = field(default_factory=time.monotonic)
+    _phase_began_at: float = field(default_factory=time.monotonic)
+    _ended_before: int = 0
     _live: Live | None = None
 
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
             self._live = Live(
-                get_renderable=self._drawn,
+                get_renderable=self.render,
                 console=self.console,
                 refresh_per_second=2,
                 transient=True,
-                redirect_stdout=False,  # what others print goes to the log, not here
+                redirect_stdout=False,  # the output of libraries goes to the log
                 redirect_stderr=False,
             )
             self._live.start()
@@ -81,32 +82,44 @@ class ProgressView:
             self._live = None
 
     def begin(self, phase: str, total: int, ended: Counter[str] | None = None) -> None:
-        """A phase begins, some of whose trials may have ended in an earlier start."""
+        """Start a phase and print its first line.
+
+        Args:
+            phase: as in "search".
+            total: number of trials, including those of earlier starts.
+            ended: number of trials that ended in earlier starts, by status.
+        """
         self.phase, self.total, self.ended = phase, total, Counter(ended)
-        self._inherited, self._began = self.ended.total(), time.monotonic()
+        self._ended_before, self._phase_began_at = self.ended.total(), time.monotonic()
         self.running = {}
         if phase == "search":
-            self.best = self.best_accuracy = None  # a head of the screening is no candidate
-        done = f", {self._inherited} of them done before" if self._inherited else ""
+            self.best = self.best_accuracy = None  # heads of the screening do not compete with trials
+        done = f", {self._ended_before} already done" if self._ended_before else ""
         spent = f", {cost}" if (cost := self.cost()) else ""
         self.print_line(f"{phase}: {pluralize(total, 'run')}{done}{spent}")
 
     def print_line(self, line: str) -> None:
-        """One line that stays."""
-        self._said = time.monotonic()
+        """Print a permanent line, above the live view if there is one."""
+        self._last_line_at = time.monotonic()
         self.console.print(Text(escape_control_characters(line)))
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        """A running trial finished an epoch."""
+        """Update a running trial after an epoch."""
         self.running[record["trial"]] = record
-        self._say_now_and_then()
+        self._print_progress_if_due()
 
     def started(self, trial: str, recipe: dict[str, Any]) -> None:
-        """A trial was handed out."""
+        """Add a running trial."""
         self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
 
     def on_trial_end(self, trial: str, status: str | None, value: float | None) -> None:
-        """A trial ended, with this value of the objective; without a status it was only interrupted."""
+        """Remove a running trial.
+
+        Args:
+            trial: its name.
+            status: how it ended; None if it was interrupted and will be resumed.
+            value: its final value of the objective, if known.
+        """
         record = self.running.pop(trial, None)
         if status is None:
             return
@@ -118,56 +131,55 @@ class ProgressView:
             self.best_accuracy = record["epochs"][-1]["val_accuracy"] if record["epochs"] else None
 
     def seconds_left(self) -> float | None:
-        """An estimate for this phase from its own pace; None while there is nothing to go by."""
-        epochs_each = [record["recipe"]["epochs"] for record in self.running.values()]
-        halves = sum(
-            len(record["epochs"]) / epochs for record, epochs in zip(self.running.values(), epochs_each, strict=True)
-        )
-        done = self.ended.total() - self._inherited + halves
-        left = self.total - self.ended.total() - halves
-        return left * (time.monotonic() - self._began) / done if done > 0.2 else None
+        """Estimate the seconds left in this phase from its own pace; None before a fifth of a trial is done."""
+        partial = sum(len(record["epochs"]) / record["recipe"]["epochs"] for record in self.running.values())
+        done = self.ended.total() - self._ended_before + partial
+        left = self.total - self.ended.total() - partial
+        return left * (time.monotonic() - self._phase_began_at) / done if done > 0.2 else None
 
-    def _states(self) -> tuple[list[str], str, str]:
-        """How many trials are in which state, how long it will take, and what has been spent."""
-        states = [f"{len(self.running)} running"] + [f"{n} {status}" for status, n in sorted(self.ended.items())]
+    def _counts_and_forecast(self) -> tuple[list[str], str, str]:
+        """Number of trials by state, the time left, and the cost so far."""
+        counts = [f"{len(self.running)} running"]
+        counts += [f"{count} {format_status(status)}" for status, count in sorted(self.ended.items())]
         left = self.seconds_left()
-        return states, f"{format_duration(left)} left" if left else "", self.cost()
+        return counts, f"{format_duration(left)} left" if left else "", self.cost()
 
-    def _say_now_and_then(self) -> None:
-        if self._live is not None or time.monotonic() - self._said < PLAIN_OUTPUT_SECONDS:
+    def _print_progress_if_due(self) -> None:
+        if self._live is not None or time.monotonic() - self._last_line_at < PLAIN_OUTPUT_SECONDS:
             return
-        states, left, cost = self._states()
-        self.print_line(", ".join(filter(None, [f"{self.phase}: {' · '.join(states)} of {self.total}", left, cost])))
+        counts, left, cost = self._counts_and_forecast()
+        self.print_line(", ".join(filter(None, [f"{self.phase}: {' · '.join(counts)} of {self.total}", left, cost])))
 
-    def _drawn(self) -> RenderableType:
-        states, left, cost = self._states()
-        line = Text.assemble((self.name, "bold"), "  ", self.phase, "  ", " · ".join(states), "  ", left)
+    def render(self) -> RenderableType:
+        """Draw the live view."""
+        counts, left, cost = self._counts_and_forecast()
+        line = Text.assemble((self.name, "bold"), "  ", self.phase, "  ", " · ".join(counts), "  ", left)
         if cost:
             line.append("  " if left else "").append(cost)
         best = Text("best so far: ")
         if self.best is None:
             best.append("none yet")
         else:
-            reached = self._in_words(self.best[0], self.best_accuracy)
-            best.append(f"{reached} on validation, {self.best[2]} (trial {self.best[1]})")
+            value = self._format_value(self.best[0], self.best_accuracy)
+            best.append(f"{value} on validation, {self.best[2]} (trial {self.best[1]})")
         table = Table.grid(padding=(0, 2))
         for record in list(self.running.values())[:MAX_SHOWN_TRIALS]:
             recipe, epochs = record["recipe"], record["epochs"]
-            value = self.objective.value([epoch_from_dict(epoch) for epoch in epochs])
+            current = self.objective.value([epoch_from_dict(epoch) for epoch in epochs])
             table.add_row(
                 record["trial"],
                 recipe["strategy"]["name"],
                 recipe["optimizer"]["name"],
                 f"lr {recipe['learning_rate']:.1e}",
                 f"epoch {len(epochs)}/{recipe['epochs']}",
-                self._in_words(value, epochs[-1]["val_accuracy"]) if epochs else "…",
+                self._format_value(current, epochs[-1]["val_accuracy"]) if epochs else "…",
             )
         bar = ProgressBar(total=max(1, self.total), completed=self.ended.total(), width=60)
         return Group(line, Columns([bar]), best, table)
 
-    def _in_words(self, value: float | None, accuracy: float | None) -> str:
-        """The objective's value, and beside it the accuracy where that is something else."""
+    def _format_value(self, value: float | None, accuracy: float | None) -> str:
+        """The value of the objective, followed by the accuracy if that is not the objective."""
         if self.objective == ACCURACY:
             return format_objective(ACCURACY, value)
-        beside = "" if accuracy is None else f", accuracy {format_percent(accuracy)}"
-        return f"{self.objective.label} {format_objective(self.objective, value)}{beside}"
+        suffix = "" if accuracy is None else f", accuracy {format_percent(accuracy)}"
+        return f"{self.objective.label} {format_objective(self.objective, value)}{suffix}"

@@ -1,4 +1,4 @@
-"""Provenance: which command, code, versions and machine made a result."""
+"""Provenance: the command, commit, package versions and machine behind a result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "ray", "optuna", "mlflow", "pandas", "scipy")
+"""Packages whose versions are stored with a result."""
 
 
 def provenance() -> dict[str, Any]:
-    """Command, commit, versions, machine and time, as plain data."""
+    """Collect the command, commit, versions, machine and time as plain data."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "command": _command(),
@@ -30,7 +31,7 @@ def provenance() -> dict[str, Any]:
 
 
 def utc_now() -> str:
-    """The time in UTC, to the second."""
+    """Current time in UTC in ISO format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -41,9 +42,9 @@ def _command() -> str:
 
 
 def _commit(checkout: Path) -> str | None:
-    def git(*words: str) -> str:
+    def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(checkout), *args], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     try:

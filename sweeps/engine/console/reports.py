@@ -1,4 +1,4 @@
-"""From a store to a report."""
+"""Load the results of a sweep from its store and render its report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xfer.storage import local_cache, object_store
 
 
 def load_results(store: Store) -> Results:
-    """Everything that a sweep has left behind so far.
+    """Load everything that a sweep has stored so far.
 
     Raises:
-        ValueError: there is no sweep in this folder.
+        ValueError: the store's folder holds no sweep.
     """
     plan = store.plan()
     if plan is None:
@@ -22,15 +22,21 @@ def load_results(store: Store) -> Results:
     records = store.records()
     ended = {record.trial for record in records}
     unfinished = [trial.name for trial in store.trials() if trial.name not in ended]
-    screened = store.decisions("screening")
-    decision = screened[-1] if screened else None
-    return Results(plan, records, store.decisions("openings"), unfinished, decision, store.spending())
+    screenings = store.decisions("screening")
+    screening = screenings[-1] if screenings else None
+    return Results(plan, records, store.decisions("openings"), unfinished, screening, store.spending())
 
 
 def render_report(store: Store, reports: Path) -> Path:
-    """Render a sweep's report to `reports`/<name>/; says where report.html is.
+    """Render a sweep's report to `reports`/<name>/.
 
-    Where the sweep is kept in an object store, the report is put beside it: the machine it was made on may go.
+    If the sweep is in an object store, the report is also uploaded there, because this machine may go away.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ValueError: the store's folder holds no sweep.
     """
     page = render(load_results(store), reports / store.name)
     if object_store.is_remote(store.folder):

@@ -1,4 +1,4 @@
-"""Subcommands: how a program of several commands is run, and what it says where one cannot be done."""
+"""Run a program with several commands, and report wrong input in one message."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import NoReturn
 from tyro.extras import SubcommandApp
 
 
-def run_command(app: SubcommandApp, program: str, about: str | None) -> NoReturn:
-    """Run the command that was asked for, and exit; with status 2 and one message where the input was wrong.
+def run_command(app: SubcommandApp, program: str, description: str | None) -> NoReturn:
+    """Run the command named on the command line and exit with its status.
+
+    On a ValueError or OSError, print one message and exit with status 2.
 
     Args:
-        app: the commands; each gives its exit status.
-        program: what is typed to get here.
-        about: what it is for.
+        app: the commands, each of which returns its exit status.
+        program: how the program is invoked, for help texts.
+        description: what the program does, for help texts.
     """
     try:
-        status = app.cli(prog=program, description=about)
-    except (ValueError, OSError) as error:  # a storage that cannot be reached is an OSError
+        status = app.cli(prog=program, description=description)
+    except (ValueError, OSError) as error:  # unreachable storage raises an OSError
         print(f"error: {error}", file=sys.stderr)
         status = 2
     sys.exit(status)

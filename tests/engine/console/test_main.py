@@ -1,8 +1,9 @@
-"""python -m sweeps list | status | report, on a sweep made by hand, and what stands between store and report."""
+"""python -m sweeps list | status | report on a synthetic sweep, and the way from a store to a report."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,27 +12,29 @@ from pathlib import Path
 import pytest
 
 from sweeps import __main__ as program
+from sweeps.engine.console.log_redirect import redirect_output
 from sweeps.engine.console.reports import load_results, render_report
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store, Trial
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
+from xfer.storage.object_store import StorageUnavailableError
 
 NAME = "folder-hymenoptera_of_last_summer-3fa2c1"
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    """One sweep that has come to its end, but for one trial that was interrupted."""
+    """A sweep that is finished except for one interrupted trial."""
     store = Store(tmp_path / "runs" / NAME)
     store.put_plan(a_plan(name=NAME))
-    ended = [
+    records = [
         a_record("0000", recipe=a_recipe("clip")),
         a_record("0001", (0.2, 0.3), "pruned", recipe=a_recipe("scratch")),
         a_record("0002", (), "failed", error="the loss is nan at step 3", recipe=a_recipe("linear_probe")),
         a_record("0000-s1", (0.5, 0.7), recipe=a_recipe("clip", seed=1)),
         a_record("0000-s2", (0.5, 0.9), recipe=a_recipe("clip", seed=2)),
     ]
-    for record in ended:
+    for record in records:
         store.add_trial(Trial(record.trial, record.phase, {}, record.recipe))
         for epoch in record.epochs:
             store.add_epoch(record.trial, epoch)
@@ -47,13 +50,13 @@ def storage(tmp_path: Path) -> Path:
 
 def sweeps(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["sweeps", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         program.main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
 
 
-def test_results_are_all_that_the_sweep_left_behind(storage: Path) -> None:
+def test_results_contain_everything_that_the_sweep_stored(storage: Path) -> None:
     results = load_results(Store(storage / NAME))
     assert [record.trial for record in results.records] == ["0000", "0000-s1", "0000-s2", "0001", "0002"]
     assert results.unfinished == ["0003"]
@@ -62,24 +65,24 @@ def test_results_are_all_that_the_sweep_left_behind(storage: Path) -> None:
     assert results.plan["name"] == NAME
 
 
-def test_results_of_no_sweep_are_refused(tmp_path: Path) -> None:
+def test_loading_results_from_a_folder_without_a_sweep_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no sweep in .*nothing"):
         load_results(Store(tmp_path / "nothing"))
 
 
-def test_list_says_what_ran_and_how_far_it_came(
+def test_list_shows_each_sweep_and_its_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    Store(storage / "begun").put_plan(a_plan(name="begun"))
+    Store(storage / "started").put_plan(a_plan(name="started"))
     assert sweeps(monkeypatch, "list", "--storage", str(storage)) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0][:3] == ["sweep", "trials", "finals"]
     assert [NAME, "3/4", "2", "80.0%"] in [line[:4] for line in lines]
-    assert ["begun", "0/4", "0", "-"] in [line[:4] for line in lines]
+    assert ["started", "0/4", "0", "-"] in [line[:4] for line in lines]
 
 
-def test_list_gives_each_sweep_one_line_however_it_is_called(
+def test_list_gives_each_sweep_one_line_whatever_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -91,7 +94,7 @@ def test_list_gives_each_sweep_one_line_however_it_is_called(
     assert name in lines[0]
 
 
-def test_list_of_nothing_says_how_to_begin(
+def test_list_of_an_empty_storage_says_how_to_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert sweeps(monkeypatch, "list", "--storage", str(tmp_path / "none")) == 0
@@ -100,7 +103,7 @@ def test_list_of_nothing_says_how_to_begin(
 
 
 @pytest.mark.parametrize("by", ["name", "folder", "relative folder"])
-def test_status_says_how_far_a_sweep_is(
+def test_status_shows_the_progress_of_a_sweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path, by: str
 ) -> None:
     monkeypatch.chdir(storage)
@@ -110,15 +113,17 @@ def test_status_says_how_far_a_sweep_is(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{NAME}: Which way of adapting a pretrained network serves these images best?"
     assert lines[1:5] == [
-        "  search  3 of 4 runs: 1 failed, 1 finished, 1 pruned",
+        "  search  3 of 4 runs: 1 failed, 1 finished, 1 stopped early",
         "  final   2 of 2 runs: 2 finished",
         "  0003    1 of 4 epochs",
         "  driver  none",
     ]
-    assert lines[5].startswith("Best is clip on test_efficientnet with adam at learning rate 0.001 (trial 0000): 70.0%")
+    assert lines[5].startswith(
+        "Best is clip on test_efficientnet with adam at learning rate 0.001 (trial 0000): test accuracy 70.0%"
+    )
 
 
-def test_status_says_what_it_has_cost_so_far(
+def test_status_shows_the_cost_so_far(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
 ) -> None:
     Store(storage / NAME).put_spending(None, [{"node_type": "l4", "usd_per_hour": 0.35, "seconds": 36_000.0}])
@@ -126,7 +131,7 @@ def test_status_says_what_it_has_cost_so_far(
     assert "  cost    $3.50 for 10 h 0 min of l4 at $0.35 an hour" in capsys.readouterr().out.splitlines()
 
 
-def test_status_says_who_is_at_work(
+def test_status_shows_the_process_that_runs_the_sweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
 ) -> None:
     with Lease(storage / NAME):
@@ -134,7 +139,7 @@ def test_status_says_who_is_at_work(
     assert f"  driver  process {os.getpid()} on " in capsys.readouterr().out
 
 
-def test_report_renders_again_and_says_where(
+def test_report_renders_again_and_prints_the_path(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path, tmp_path: Path
 ) -> None:
     reports = tmp_path / "reports"
@@ -145,14 +150,14 @@ def test_report_renders_again_and_says_where(
     assert "0000" in (page.parent / "ranking.csv").read_text()
 
 
-def test_a_report_of_a_sweep_that_has_just_begun_renders_too(tmp_path: Path) -> None:
-    store = Store(tmp_path / "begun")
-    store.put_plan(a_plan(name="begun"))
+def test_a_sweep_that_has_just_started_has_a_report(tmp_path: Path) -> None:
+    store = Store(tmp_path / "started")
+    store.put_plan(a_plan(name="started"))
     assert render_report(store, tmp_path / "reports").is_file()
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
-def test_an_unknown_sweep_is_refused_with_the_nearest_names(
+def test_an_unknown_sweep_is_an_error_that_suggests_similar_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path, command: str
 ) -> None:
     assert sweeps(monkeypatch, command, NAME[:-2], "--storage", str(storage)) == 2
@@ -162,14 +167,14 @@ def test_an_unknown_sweep_is_refused_with_the_nearest_names(
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
-def test_where_nothing_ran_nothing_is_known(
+def test_an_empty_storage_has_no_known_sweeps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     assert sweeps(monkeypatch, command, "x", "--storage", str(tmp_path)) == 2
     assert "Known: none" in capsys.readouterr().err
 
 
-def test_a_damaged_plan_is_refused_with_a_way_to_repair(
+def test_a_damaged_plan_is_an_error_that_says_how_to_repair_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
 ) -> None:
     (storage / NAME / "plan.json").write_text("{")
@@ -180,39 +185,52 @@ def test_a_damaged_plan_is_refused_with_a_way_to_repair(
 def test_one_damaged_sweep_does_not_hide_the_others_from_the_list(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
 ) -> None:
-    Store(storage / "begun").put_plan(a_plan(name="begun"))
-    (storage / "begun" / "plan.json").write_text("{")
+    Store(storage / "started").put_plan(a_plan(name="started"))
+    (storage / "started" / "plan.json").write_text("{")
     sweeps(monkeypatch, "list", "--storage", str(storage))
     assert NAME in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [(), ("lst",), ("status",), ("list", "--nope")], ids=str)
-def test_what_cannot_be_read_has_status_2(
+def test_a_wrong_command_line_has_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     assert sweeps(monkeypatch, *arguments) == 2
     assert capsys.readouterr().err
 
 
-def test_the_command_itself_needs_neither_torch_nor_ray(storage: Path) -> None:
+def test_list_and_status_import_neither_torch_nor_ray(storage: Path) -> None:
     run = "import sys, json\nfrom sweeps.__main__ import main\ntry:\n main()\nexcept SystemExit as e: code = e.code\n"
-    say = "print(json.dumps([code, sorted(n for n in ('torch', 'ray', 'optuna', 'mlflow') if n in sys.modules)]))"
+    show = "print(json.dumps([code, sorted(n for n in ('torch', 'ray', 'optuna', 'mlflow') if n in sys.modules)]))"
     for arguments in (["list"], ["status", NAME]):
-        command = [sys.executable, "-c", run + say, *arguments, "--storage", str(storage)]
+        command = [sys.executable, "-c", run + show, *arguments, "--storage", str(storage)]
         shown = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60)
         assert json.loads(shown.stdout.splitlines()[-1]) == [0, []]
 
 
-def test_a_storage_that_cannot_be_reached_is_one_message(monkeypatch, capsys):
-    from sweeps import __main__ as program
-    from xfer.storage import object_store
+def test_an_unavailable_storage_is_reported_in_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "s3://bucket/runs could not be reached: PermissionError: denied"
 
-    def away(storage):
-        raise object_store.StorageUnavailableError("s3://bucket/runs could not be reached: PermissionError: denied")
+    def unavailable(storage: Path) -> list[Store]:
+        raise StorageUnavailableError(message)
 
-    monkeypatch.setattr(program, "list_sweeps", away)
-    monkeypatch.setattr("sys.argv", ["sweeps", "list"])
-    with pytest.raises(SystemExit) as left:
-        program.main()
-    assert left.value.code == 2
-    assert capsys.readouterr().err == "error: s3://bucket/runs could not be reached: PermissionError: denied\n"
+    monkeypatch.setattr(program, "list_sweeps", unavailable)
+    assert sweeps(monkeypatch, "list") == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_output_goes_to_the_log_file_and_the_console_stays_on_the_original_output(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "logs" / "driver.log"
+    with redirect_output(path) as console:
+        os.write(1, b"from C++\n")
+        subprocess.run(["echo", "from a child"], check=True)
+        logging.getLogger("library").info("from a logger")
+        console.print("for the user")
+    assert capfd.readouterr().out == "for the user\n"
+    text = path.read_text()
+    assert all(line in text for line in ("from C++", "from a child", "INFO library: from a logger"))
+    assert "for the user" not in text

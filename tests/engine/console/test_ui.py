@@ -147,7 +147,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def front_page(storage: Path) -> Iterator[str]:
-    """The page that `serve` sends people to; at the end it is sent a Ctrl-C."""
+    """The page that `serve_ui` prints; the server is stopped with Ctrl-C."""
     process = start(storage, free_port())
     try:
         yield page_of(process)
@@ -162,8 +162,8 @@ def address(front_page: str) -> str:
 
 
 def start(storage: Path, port: int) -> subprocess.Popen[str]:
-    code = "import sys; from pathlib import Path; from sweeps.engine.console.ui import serve\n"
-    code += "sys.exit(serve(Path(sys.argv[1]), None, int(sys.argv[2])))"
+    code = "import sys; from pathlib import Path; from sweeps.engine.console.ui import serve_ui\n"
+    code += "sys.exit(serve_ui(Path(sys.argv[1]), None, int(sys.argv[2])))"
     command = [sys.executable, "-c", code, str(storage), str(port)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -195,7 +195,9 @@ def answer(address: str, method: str = "GET", path: str = "/", **headers: str) -
 # --- before a server is started -----------------------------------------------------------------------------------
 
 
-def test_nothing_tracked_says_which_command_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_without_a_database_names_the_command_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert serve_ui(tmp_path / "none", None, 5000) == 2
     assert "make quickstart" in capsys.readouterr().err
     Store(tmp_path / "one").put_plan({})
@@ -206,9 +208,9 @@ def test_nothing_tracked_says_which_command_to_run(tmp_path: Path, capsys: pytes
 
 def test_a_tracking_server_has_a_ui_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve_ui(tmp_path, "https://me:hunter2@tracking.example", 5000) == 0
-    said = capsys.readouterr().out
-    assert "https://tracking.example" in said
-    assert "hunter2" not in said
+    out = capsys.readouterr().out
+    assert "https://tracking.example" in out
+    assert "hunter2" not in out
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -418,7 +418,8 @@ def test_a_second_sweep_begins_with_the_first_ones_best_recipe(tmp_path: Path) -
     recipes = {name: {trial.name: trial.recipe for trial in store.trials()} for name, store in stores.items()}
     assert recipes["second"]["0000"] == recipes["first"][best]
     assert (
-        "The search began with 1 recipe taken from first" in (tmp_path / "reports" / "second" / "report.md").read_text()
+        "The search started with 1 recipe from earlier sweeps on similar data: first"
+        in (tmp_path / "reports" / "second" / "report.md").read_text()
     )
     kept = stores["second"].plan()
     again = run("quickstart", (*flags, *places, "--name", "second", "--warm-start"), tmp_path / "logs")

@@ -289,7 +289,7 @@ def test_a_sweep_ends_when_its_cost_budget_is_spent_and_goes_on_with_a_larger_on
         "search: 20 runs",
         f"cost budget: $16.00 of $10 spent. {ends}",
         f"cost budget: $16.00 of $12 spent. {ends}",
-        "search: 20 runs, 16 of them done before",
+        "search: 20 runs, 16 already done",
     ]
 
 

@@ -332,7 +332,7 @@ def watch(terminal: bool = False, name: str = "colours") -> tuple[ProgressView, 
 
 def drawn(watch: ProgressView) -> str:
     screen = io.StringIO()
-    Console(file=screen, width=120).print(watch._drawn())
+    Console(file=screen, width=120).print(watch.render())
     return screen.getvalue()
 
 
@@ -345,7 +345,7 @@ def test_elsewhere_than_on_a_terminal_it_is_a_line_for_each_phase() -> None:
             watched.on_epoch(as_dict(a_record(name, (0.5,), "pruned")))
             watched.on_trial_end(name, "finished", 0.5)
         watched.begin("finals", 6, Counter(finished=2))
-    assert screen.getvalue().splitlines() == ["search: 3 runs", "finals: 6 runs, 2 of them done before"]
+    assert screen.getvalue().splitlines() == ["search: 3 runs", "finals: 6 runs, 2 already done"]
 
 
 def test_where_a_price_is_known_each_phase_begins_with_what_has_been_spent() -> None:
@@ -403,7 +403,7 @@ def test_running_ended_and_best_are_counted() -> None:
     watched.on_trial_end("0002", "finished", 0.75)
     watched.on_trial_end("0003", "pruned", 0.9)
     text = drawn(watched)
-    assert "1 running · 3 finished · 1 pruned" in text
+    assert "1 running · 3 finished · 1 stopped early" in text
     assert "best so far: 75.0% on validation, clip (trial 0002)" in text
     assert "epoch 0/4" in text
 
