@@ -233,7 +233,7 @@ class Sweep:
     def export_study(self) -> None:
         """Write the study where optuna-dashboard finds it."""
         if self._proposer is not None:
-            copy = self._store.near / "study.sqlite3"
+            copy = self._store.local_folder / "study.sqlite3"
             self._proposer.export_sqlite(copy, self._store.name)
             local_cache.upload_if_exists(copy, self._store.folder / copy.name)
 
