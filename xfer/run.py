@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xfer import hashing
 from xfer.data.loader import Batch, iter_batches, shuffle_indices, to_device
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, split_pack, subsample
+from xfer.data.split import Indices, split_pack
 from xfer.distributed.process_group import SINGLE_PROCESS, Rank, WorkerGroup, check_devices
 from xfer.features.augmented_views import augmented_view
 from xfer.features.feature_cache import FeatureCache
@@ -141,8 +141,7 @@ class Run:
             raise ValueError(f"the recipe was made for weights {recipe.weights[:12]}, which {weights} does not hold")
         self.recipe = recipe
         self.pack = pack
-        whole = split_pack(pack, recipe.split_seed, recipe.draw)
-        self.split = subsample(whole, pack, recipe.images_per_class, recipe.split_seed)
+        self.split = split_pack(pack, recipe.split_seed, recipe.draw, recipe.images_per_class)
         self._store = features or FeatureCache()
         self._frozen: FrozenFeatures | None = None
         self.device = device or default_device()

@@ -122,10 +122,10 @@ def run_experiment(page: Plan, asked: Options, program: str) -> int:
     with _interruptible(), launch.leased(store, on_wait=_print_line):
         with _watched("measuring the data") as progress:
             launch.claim_plan(prepared, store, progress)
-        with redirect_output(store.near / "logs" / "driver.log") as console:
+        with redirect_output(store.local_folder / "logs" / "driver.log") as console:
             status = _sweep(prepared, store, means, console)
             _say_end(store, asked, console, program, status)
-    local_cache.upload_if_exists(store.near / "logs" / "driver.log", store.folder / "logs" / "driver.log")
+    local_cache.upload_if_exists(store.local_folder / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
 
@@ -155,7 +155,7 @@ def _sweep(prepared: Prepared, store: Store, run_options: RunOptions, console: C
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     if not mirrored:
-        console.print(Text(f"MLflow has not received everything yet (see {store.near}/logs/driver.log)"))
+        console.print(Text(f"MLflow has not received everything yet (see {store.local_folder}/logs/driver.log)"))
     searched = [record for record in store.records() if record.phase != "screen"]
     return EXIT_OK if any(record.status == "finished" for record in searched) else EXIT_NO_RESULT
 

@@ -75,6 +75,7 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
     from xfer.models import backbones
     from xfer.recipe import recipe_from_dict
     from xfer.run import Run
+    from xfer.storage.atomic import atomic_write
 
     backbones.check_name(backbone)
     print(f"pretraining {backbone} on the digits 0 to 4 (only once)", flush=True)
@@ -102,8 +103,6 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
     run = Run(recipe, pack, device=torch.device("cpu"))
     for _ in run:
         pass
-    temporary = file.with_suffix(".tmp")
     state = {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
-    safetensors.torch.save_file(state, temporary)
-    temporary.replace(file)
+    atomic_write(file, lambda temporary: safetensors.torch.save_file(state, temporary))
     return file

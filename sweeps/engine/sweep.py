@@ -223,7 +223,7 @@ class Sweep:
     def export_study(self) -> None:
         """Write a copy of the study for optuna-dashboard."""
         if self.sampler is not None:
-            copy = self._store.near / "study.sqlite3"
+            copy = self._store.local_folder / "study.sqlite3"
             self.sampler.export_sqlite(copy, self._store.name)
             local_cache.upload_if_exists(copy, self._store.folder / copy.name)
 

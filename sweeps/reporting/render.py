@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sweeps.reporting.formatting import escape_control_characters, escape_markdo
 from sweeps.reporting.plot_style import inline_svg
 from sweeps.reporting.ranking import ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
+from xfer.storage.atomic import atomic_write
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TOP_ROWS = 10  # of the ranking in report.md; report.html and ranking.csv have all rows
@@ -29,10 +29,10 @@ def render(results: Results, folder: Path) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     context = _context(results)
     for figure in context["figures"]:
-        _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
-    _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
-    _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
-    _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
+        atomic_write(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
+    atomic_write(folder / "ranking.csv", ranking_csv(ranking_frame(results)).encode())
+    atomic_write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context).encode())
+    atomic_write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context).encode())
     return folder / "report.html"
 
 
@@ -96,9 +96,3 @@ def _environment(**settings: Any) -> Environment:
         keep_trailing_newline=True,
         **settings,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)

@@ -144,7 +144,7 @@ def test_a_crash_while_writing_keeps_the_older_report(
     def no_space(*_: object, **__: object) -> int:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", no_space)
+    monkeypatch.setattr(Path, "write_bytes", no_space)
     with pytest.raises(OSError, match="no space"):
         render(opened, tmp_path)
     monkeypatch.undo()

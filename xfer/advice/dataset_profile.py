@@ -17,7 +17,7 @@ import torch
 
 from xfer.choices import Value
 from xfer.data.pack import Pack, Progress
-from xfer.data.split import Indices, split_pack, subsample
+from xfer.data.split import Indices, split_pack
 from xfer.features.extract import Features, Stage, earlier_stages, extract_features
 from xfer.measure.feature_spread import FeatureSpread, feature_spread
 from xfer.measure.transferability import LinearProbe, logme, paired_difference, probe_accuracy
@@ -154,7 +154,7 @@ def profile_dataset(
     """Find out about the training part of a pack; arguments and errors are those of `xfer.advice.advisor.advise`."""
     if cap < 2:
         raise ValueError(f"cap is {cap}; a probe needs images to learn from and to be asked about: give at least 2")
-    split = subsample(split_pack(pack, split_seed), pack, images_per_class, split_seed)
+    split = split_pack(pack, split_seed, images_per_class=images_per_class)
     places = _once_each(pack, split.train)
     counts = np.bincount(pack.labels[places], minlength=len(pack.classes))
     chosen = _sample(pack.labels, places, cap, derive_seed(split_seed, "advice"))

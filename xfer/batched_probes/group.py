@@ -19,7 +19,7 @@ from xfer.batched_probes.compatibility import HeadInit, can_batch, data_order_ke
 from xfer.batched_probes.heads import BatchedHeads, Head
 from xfer.data.loader import shuffle_indices
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, split_pack, subsample
+from xfer.data.split import Indices, split_pack
 from xfer.linear_heads import fit_closed_form
 from xfer.measure.accuracy import Predictions
 from xfer.measure.cost import ResourceUsage
@@ -83,9 +83,7 @@ class ProbeGroup:
         strategy: Strategy = first.strategy.build(STRATEGIES)
         self._fit = strategy.fit
         self._labels = torch.from_numpy(pack.labels)
-        self._split = subsample(
-            split_pack(pack, first.split_seed, first.draw), pack, first.images_per_class, first.split_seed
-        )
+        self._split = split_pack(pack, first.split_seed, first.draw, first.images_per_class)
         self._embeddings = embeddings
         self._begin = begin
         self._device = device or default_device()

@@ -1,4 +1,4 @@
-"""Split: which images are trained on, chosen on and tested on."""
+"""Split a pack into training, validation and test part."""
 
 from __future__ import annotations
 
@@ -12,118 +12,106 @@ from xfer.records import Part
 from xfer.seeding import derive_seed
 
 VAL_FRACTION_OF_TRAIN = 0.2
-"""The share of the training part that is drawn for validation where train and test are given."""
+"""Fraction of the training part that is drawn for validation if the data set has a training and a test part."""
 HOLDOUT_FRACTION = 0.15
-"""The share of all images that each of them gets where nothing is given: 70 / 15 / 15."""
+"""Fraction of all images drawn for each of validation and test if the data set has no parts: 70 / 15 / 15."""
 
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Places in a pack, each sorted: every image stands in exactly one part."""
+    """Sorted indices into a pack. The parts are disjoint, and without a limit per class they cover the pack."""
 
     train: Indices
     val: Indices
     test: Indices
-    how: str
-    """How the parts came about, one sentence for the report."""
+    description: str
+    """How the parts were made, one sentence for the report. It is part of a sweep's plan, so rewording it would make
+    existing sweeps look changed."""
     can_redraw: bool
     """Whether another draw gives another validation part."""
 
     @property
     def train_and_val(self) -> Indices:
-        """The places of all that is not tested on: the same for every draw, unless images per class are limited."""
+        """Indices outside the test part: the same for every draw, unless images per class are limited."""
         return np.union1d(self.train, self.val)
 
     def of(self, part: Part) -> Indices:
-        """The places of one part."""
+        """Return the indices of a part."""
         return {"train": self.train, "val": self.val, "test": self.test}[part]
 
 
-def split_pack(pack: Pack, seed: int = 0, draw: int = 0) -> Split:
-    """Divide a pack into training, validation and test part.
+def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int | None = None) -> Split:
+    """Split a pack into training, validation and test part.
 
-    Train, val and test given: as given, always. Train and val given: val is the test part, and validation is drawn
-    from train. Train and test given: likewise. One folder: 70 / 15 / 15. All draws are stratified by class, and copies
-    of an image stay together.
+    Parts of the data set are kept if it has all three. If it has a training and one other part, the other one is the
+    test part and validation is drawn from training. If it has none, the split is 70 / 15 / 15. Draws are stratified by
+    class, and copies of an image stay in one part.
 
     Args:
         pack: the data.
-        seed: decides which images are the test part, where that is drawn.
-        draw: decides which of the others are the validation part, where that is drawn; the test part never moves.
+        seed: determines the test part, if it is drawn, and the images that `images_per_class` keeps.
+        draw: determines the validation part, if it is drawn; the test part is the same for all draws.
+        images_per_class: maximum number of training images per class, at least 1; None keeps all. The images of a
+            smaller number are a subset of those of a larger one. Validation and test part are not affected.
 
     Raises:
         ValueError: a part would be empty.
     """
-    places = np.arange(len(pack.labels))
-    given = np.array([part or "" for part in pack.parts])
-    has_val, has_test = "val" in given, "test" in given
-    drawn_from_train = ", and a stratified fifth of the training part is drawn for validation"
+    indices = np.arange(len(pack.labels))
+    parts = np.array([part or "" for part in pack.parts])
+    has_val, has_test = "val" in parts, "test" in parts
     if has_val and has_test:
-        how = "training, validation and test part are as given"
-        train, val, test = places[given == "train"], places[given == "val"], places[given == "test"]
+        description = "training, validation and test part are as given"
+        train, val, test = indices[parts == "train"], indices[parts == "val"], indices[parts == "test"]
     elif has_val or has_test:
         part = "val" if has_val else "test"
-        how = f"the given {part} part is the test part{drawn_from_train}"
-        test, rest = places[given == part], places[given == "train"]
-        val = _drawn(pack, rest, VAL_FRACTION_OF_TRAIN, derive_seed(seed, "val", draw))
+        description = (
+            f"the given {part} part is the test part, "
+            "and a stratified fifth of the training part is drawn for validation"
+        )
+        test, rest = indices[parts == part], indices[parts == "train"]
+        val = _stratified_sample(pack, rest, VAL_FRACTION_OF_TRAIN, derive_seed(seed, "val", draw))
         train = np.setdiff1d(rest, val)
     else:
-        how = "70 / 15 / 15, stratified by class"
-        test = _drawn(pack, places, HOLDOUT_FRACTION, derive_seed(seed, "test"))
-        rest = np.setdiff1d(places, test)
-        val = _drawn(pack, rest, HOLDOUT_FRACTION / (1 - HOLDOUT_FRACTION), derive_seed(seed, "val", draw))
+        description = "70 / 15 / 15, stratified by class"
+        test = _stratified_sample(pack, indices, HOLDOUT_FRACTION, derive_seed(seed, "test"))
+        rest = np.setdiff1d(indices, test)
+        val = _stratified_sample(pack, rest, HOLDOUT_FRACTION / (1 - HOLDOUT_FRACTION), derive_seed(seed, "val", draw))
         train = np.setdiff1d(rest, val)
-    split = Split(train, val, test, how, can_redraw=not (has_val and has_test))
-    _check(pack, split)
-    return split
-
-
-def subsample(split: Split, pack: Pack, images_per_class: int | None, seed: int = 0) -> Split:
-    """A split whose training part has at most so many images of each class; validation and test part stay.
-
-    The images for a smaller number are among those for a larger one, so that only their number differs.
-
-    Args:
-        split: how `pack` was divided.
-        pack: the data.
-        images_per_class: at least 1; None leaves the split as it is.
-        seed: decides which images.
-    """
-    if images_per_class is None:
-        return split
-    order = np.random.default_rng(derive_seed(seed, "images per class")).permutation(len(pack.labels))
-    taken = [
-        of_class[np.argsort(order[of_class])][:images_per_class]
-        for label in np.unique(pack.labels[split.train])
-        for of_class in [split.train[pack.labels[split.train] == label]]
-    ]
-    how = f"{split.how}; of the training part {images_per_class:,} images of each class at most"
-    return replace(split, train=np.sort(np.concatenate(taken)), how=how)
+    for name, part_indices in (("train", train), ("val", val), ("test", test)):
+        if not len(part_indices):
+            raise ValueError(f"the {name} part would be empty: {len(indices)} images are too few to be divided")
+    split = Split(train, val, test, description, can_redraw=not (has_val and has_test))
+    return split if images_per_class is None else _limit_per_class(split, pack, images_per_class, seed)
 
 
 def duplicates_across_splits(pack: Pack, split: Split) -> int:
-    """How many images of the test part stand, byte for byte, in the training or validation part too."""
-    seen = {pack.digests[place] for place in (*split.train, *split.val)}
-    return sum(pack.digests[place] in seen for place in split.test)
+    """Return the number of test images with an identical file in the training or validation part."""
+    seen = {pack.digests[index] for index in (*split.train, *split.val)}
+    return sum(pack.digests[index] in seen for index in split.test)
 
 
-def _drawn(pack: Pack, places: Indices, share: float, seed: int) -> Indices:
-    """A stratified share of `places`, at least one of each class that has two different images."""
-    generator = np.random.default_rng(seed)
-    digests = np.array(pack.digests)[places]
-    taken: list[Indices] = []
-    for label in np.unique(pack.labels[places]):
-        of_class = pack.labels[places] == label
-        different = np.unique(digests[of_class])
-        count = max(1, round(share * len(different))) if len(different) > 1 else 0
-        chosen = generator.permutation(different)[:count]
-        taken.append(places[of_class & np.isin(digests, chosen)])
-    return np.sort(np.concatenate(taken))
+def _limit_per_class(split: Split, pack: Pack, images_per_class: int, seed: int) -> Split:
+    rank = np.random.default_rng(derive_seed(seed, "images per class")).permutation(len(pack.labels))
+    selected = []
+    for label in np.unique(pack.labels[split.train]):
+        of_class = split.train[pack.labels[split.train] == label]
+        selected.append(of_class[np.argsort(rank[of_class])][:images_per_class])
+    description = f"{split.description}; of the training part {images_per_class:,} images of each class at most"
+    return replace(split, train=np.sort(np.concatenate(selected)), description=description)
 
 
-def _check(pack: Pack, split: Split) -> None:
-    for name in ("train", "val", "test"):
-        if not len(split.of(name)):
-            raise ValueError(f"the {name} part would be empty: {len(pack.labels)} images are too few to be divided")
+def _stratified_sample(pack: Pack, indices: Indices, fraction: float, seed: int) -> Indices:
+    """Draw a fraction of the distinct images per class, at least one of each class that has two distinct images."""
+    rng = np.random.default_rng(seed)
+    digests = np.array(pack.digests)[indices]
+    selected: list[Indices] = []
+    for label in np.unique(pack.labels[indices]):
+        of_class = pack.labels[indices] == label
+        distinct = np.unique(digests[of_class])
+        count = max(1, round(fraction * len(distinct))) if len(distinct) > 1 else 0
+        drawn = rng.permutation(distinct)[:count]
+        selected.append(indices[of_class & np.isin(digests, drawn)])
+    return np.sort(np.concatenate(selected))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -17,6 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from xfer import hashing
+from xfer.storage.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,7 @@ class FeatureCache:
 
 
 def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> None:
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
+    with atomic_folder(folder) as temporary:
         file, done = temporary / "features.npy", 0
         array: np.memmap[Any, np.dtype[np.float32]] | None = None
         for rows in compute():
@@ -103,9 +101,6 @@ def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Co
         assert array is not None, "features of no images were asked for"
         array.flush()
         (temporary / METADATA_FILE).write_text(json.dumps({**description, "sha256": hashing.sha256_file(file)}))
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:

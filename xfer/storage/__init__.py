@@ -1,1 +1,1 @@
-"""Local folders and object stores behind one kind of path."""
+"""Read and write files on local disks and in object stores through one kind of path."""

@@ -1,7 +1,7 @@
-"""Local: files and folders of this machine that stand for far ones.
+"""Local copies of remote files and folders.
 
-What is large and never changes (packs, features, weights, photos) is brought to this machine's disk once, whoever comes
-first, and used from there; what is written here is sent to where others find it.
+Large files that never change (packs, features, weights, images) are downloaded once per machine and read from its disk.
+For a path that is local already, every function here returns or uses the path itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,220 +21,207 @@ from typing import Any, cast
 from filelock import FileLock
 
 from xfer.storage import object_store
+from xfer.storage.atomic import atomic_folder, atomic_write
 
 DOWNLOAD_BATCH = 256
-"""Photos that are brought in one go, before somebody is told how far it is."""
+"""Number of files downloaded between two reports of progress."""
 
 PULL_ATTEMPTS = 5
-"""Tries to copy a folder that somebody else is still at."""
+"""Number of attempts to copy a folder while another process changes it."""
 
 
 def cache_dir() -> Path:
-    """Where this machine keeps what it has brought: $XFER_CACHE, or ~/.cache/xfer."""
+    """Return the folder of this machine's downloads: $XFER_CACHE, or ~/.cache/xfer."""
     return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
 
 
 def local_path(path: Path) -> Path:
-    """The path on this machine that stands for a far one; the path itself where it is not far."""
+    """Return the path of the local copy; the path itself if it is local."""
     if not object_store.is_remote(path):
         return path
     return cache_dir() / str(cast(Any, path).protocol) / object_store.object_key(path).strip("/")
 
 
 def fetch_cached(folder: Path, marker_file: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
-    """A folder whose content never changes, on this machine: brought by whoever comes first, while others wait.
+    """Return the local copy of an immutable folder, downloaded once per machine; concurrent callers wait on a lock.
 
     Args:
-        folder: where it is.
-        marker_file: the file in it that `publish` wrote last.
-        check: is shown the copy before it is used, and raises where that is not what was written.
+        folder: a remote or local folder.
+        marker_file: the file that `publish` writes last; without it the folder is incomplete.
+        check: called with the downloaded folder before it is used; raises if the content is not as written.
 
     Raises:
-        FileNotFoundError: it is not there, or not whole.
+        FileNotFoundError: the folder does not exist or is incomplete.
     """
-    here = local_path(folder)
-    if not object_store.is_remote(folder) or (here / marker_file).exists():
-        return here
-    here.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(here.with_name(f".{here.name}.lock")):
-        if not (here / marker_file).exists():
-            fetch_folder(folder, here, marker_file, check)
-    return here
+    local = local_path(folder)
+    if object_store.is_remote(folder) and not (local / marker_file).exists():
+        with _locked(local):
+            if not (local / marker_file).exists():
+                fetch_folder(folder, local, marker_file, check)
+    return local
 
 
 def fetch_folder(
-    folder: Path, here: Path, marker_file: str, check: Callable[[Path], None] = lambda folder: None
+    folder: Path, local: Path, marker_file: str, check: Callable[[Path], None] = lambda folder: None
 ) -> None:
-    """What `fetch_cached` does the first time, for whoever sees to it that nobody else does the same meanwhile."""
+    """Download an immutable folder like `fetch_cached`, for callers that hold a lock of their own."""
     if not object_store.exists(folder / marker_file):
         raise FileNotFoundError(f"{folder} has no {marker_file}")
-    temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        _get(folder, temporary, list(object_store.list_objects(folder)))
+    with atomic_folder(local) as temporary:
+        _download(folder, temporary, object_store.list_objects(folder))
         check(temporary)
-        shutil.rmtree(here, ignore_errors=True)
-        temporary.rename(here)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def publish(here: Path, folder: Path, marker_file: str) -> None:
-    """Put a finished folder of this machine to where others find it, unless it is there.
-
-    Args:
-        here: the folder.
-        folder: where to; nothing is done where that is on this machine, for then it is the same.
-        marker_file: the file in it that is written last: with it the folder is whole.
-    """
-    if not object_store.is_remote(folder) or object_store.exists(folder / marker_file):
-        return
-    files = [str(path.relative_to(here)) for path in sorted(here.rglob("*")) if path.is_file()]
-    others = [name for name in files if name != marker_file]
-    object_store.map_concurrently(lambda name: object_store.upload(here / name, folder / name), others, concurrent=True)
-    object_store.upload(here / marker_file, folder / marker_file)
-
-
-def publish_file(file: Path, folder: Path, name: str) -> Path:
-    """A file of this machine in a folder that others see; what has this name there is taken for the same."""
-    there = folder / name
-    if not object_store.exists(there):
-        if object_store.is_remote(folder):
-            object_store.upload(file, there)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-            shutil.copyfile(file, temporary)
-            temporary.replace(there)
-    return there
+        shutil.rmtree(local, ignore_errors=True)
 
 
 def fetch_file(file: Path, refresh: bool = False) -> Path:
-    """A file, on this machine: as it was when it was first brought or, with `anew`, as it is now.
+    """Return the local copy of a file, downloaded if it is missing or `refresh` is set.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
     """
-    here = local_path(file)
-    if not object_store.is_remote(file) or (here.exists() and not refresh):
-        return here
-    here.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(here.with_name(f".{here.name}.lock")):
-        if refresh or not here.exists():
-            temporary = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}.tmp")
-            object_store.download(file, temporary)
-            temporary.replace(here)
-    return here
+    local = local_path(file)
+    if object_store.is_remote(file) and (refresh or not local.exists()):
+        with _locked(local):
+            if refresh or not local.exists():
+                atomic_write(local, lambda temporary: object_store.download(file, temporary))
+    return local
 
 
-def pull(folder: Path) -> Path:
-    """A copy to work on of a folder that changes; the folder itself where it is not far.
-
-    This process has one at a time, so that nothing piles up: pulling another one removes it, and what processes that
-    are no more have left.
-    """
-    if not object_store.is_remote(folder):
-        return folder
-    host, root = socket.gethostname(), cache_dir() / "pulled"
-    root.mkdir(parents=True, exist_ok=True)
-    for old in root.glob(f"{host}~*"):  # others' too, of a disk that several machines share, are told by the name
-        pid = int(old.name.split("~")[1])
-        if pid == os.getpid() or not _runs(pid):
-            shutil.rmtree(old, ignore_errors=True)
-    here = root / f"{host}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
-    atexit.register(shutil.rmtree, here, ignore_errors=True)
-    here.mkdir()
-    for _ in range(PULL_ATTEMPTS):
-        try:
-            _get(folder, here, list(object_store.list_objects(folder)))
-            break
-        except FileNotFoundError:  # whoever had it before is still at it, and removed one after we had listed it
-            continue
-    return here
+def publish(local: Path, folder: Path, marker_file: str) -> None:
+    """Upload a finished local folder unless the remote one is complete; `marker_file` is uploaded last."""
+    if object_store.is_remote(folder) and not object_store.exists(folder / marker_file):
+        _upload(local, folder, [name for name in _file_names(local) if name != marker_file])
+        _upload(local, folder, [marker_file])
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def push(here: Path, folder: Path) -> None:
-    """Bring a far folder to what a copy of it is by now: first what is new, then without what is older and gone.
-
-    Names are taken to sort by age. What is newer than all of ours is another machine's, which was given our work when
-    we could not be reached.
-    """
-    if not object_store.is_remote(folder):
-        return
-    now = {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")}
-    there = set(object_store.list_names(folder))
-    for name in sorted(now - there):
-        object_store.upload(here / name, folder / name)
-    for name in sorted(there - now):
-        if now and name < max(now):
-            object_store.unlink(folder / name)
+def publish_file(file: Path, folder: Path, name: str) -> Path:
+    """Copy a local file to `folder / name` unless that exists, and return that path."""
+    if not object_store.exists(folder / name):
+        object_store.upload(file, folder / name)
+    return folder / name
 
 
 def upload_if_exists(file: Path, to: Path) -> None:
-    """Copy a file of this machine to where others find it, over what is there; nothing where that is the same."""
+    """Copy a local file, replacing the target; do nothing if it does not exist or both paths are equal."""
     if file != to and file.exists():
         object_store.upload(file, to)
 
 
 @contextmanager
 def staged_upload(folder: Path) -> Iterator[Path]:
-    """A folder of this machine to write into; of a far one its files are sent there at the end, over what is there."""
+    """Yield a local folder to write to; if `folder` is remote, the files are uploaded to it at the end."""
     if not object_store.is_remote(folder):
         yield folder
         return
     with TemporaryDirectory(prefix="xfer-") as temporary:
-        here = Path(temporary)
-        yield here
-        for path in sorted(here.rglob("*")):
-            if path.is_file():
-                object_store.upload(path, folder / str(path.relative_to(here)))
+        yield Path(temporary)
+        _upload(Path(temporary), folder, _file_names(Path(temporary)))
 
 
-def sync_down(address: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """A copy on this machine of a far folder of photos, brought up to date: only what is new or changed is fetched.
+def pull(folder: Path) -> Path:
+    """Return a working copy of a remote folder that changes; write changes back with `push`.
+
+    A process has one working copy at a time: pulling another removes it, and those that ended processes left.
+    """
+    if not object_store.is_remote(folder):
+        return folder
+    host, root = socket.gethostname(), cache_dir() / "pulled"
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(f"{host}~*"):  # the name keeps hosts apart that share a disk
+        pid = int(old.name.split("~")[1])
+        if pid == os.getpid() or not process_exists(pid):
+            shutil.rmtree(old, ignore_errors=True)
+    local = root / f"{host}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
+    atexit.register(shutil.rmtree, local, ignore_errors=True)
+    local.mkdir()
+    for _ in range(PULL_ATTEMPTS):
+        try:
+            _download(folder, local, object_store.list_objects(folder))
+            break
+        except FileNotFoundError:  # its last owner is still running, and removed a file after it was listed
+            continue
+    return local
+
+
+def push(local: Path, folder: Path) -> None:
+    """Upload the new files of a working copy, then remove the remote files that it no longer has.
+
+    File names must sort by age. Remote files newer than all local ones are kept: they belong to another machine, which
+    took over the work while this one was unreachable.
+    """
+    if not object_store.is_remote(folder):
+        return
+    names = {path.name for path in local.iterdir() if path.is_file() and not path.name.startswith(".")}
+    remote_names = set(object_store.list_names(folder))
+    for name in sorted(names - remote_names):
+        object_store.upload(local / name, folder / name)
+    for name in sorted(remote_names - names):
+        if names and name < max(names):
+            object_store.unlink(folder / name)
+
+
+def sync_down(remote: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Return a local copy of a remote folder of images, downloading only new and changed files.
 
     Args:
-        address: the folder; or a file, which is brought with the folder it stands in, for a table names photos there.
-        progress: told how many files are here, of how many.
+        remote: a folder, or a file (a table of images), which is downloaded with the folder that contains it.
+        progress: called with the number of files present and in total.
 
     Raises:
-        ValueError: there is nothing.
+        ValueError: there are no files.
     """
-    if not object_store.is_remote(address):
-        return address
-    here = local_path(address)
-    if object_store.is_file(address):
-        return sync_down(address.parent, progress) / address.name
-    there = object_store.list_objects(address)
-    if not there:
-        raise ValueError(f"there is nothing at {address}")
-    here.mkdir(parents=True, exist_ok=True)
-    with FileLock(here.with_name(f".{here.name}.lock")):
-        index = here.with_name(f".{here.name}.json")
-        had: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
-        for name in had.keys() - there.keys():
+    if not object_store.is_remote(remote):
+        return remote
+    if object_store.is_file(remote):
+        return sync_down(remote.parent, progress) / remote.name
+    fingerprints = object_store.list_objects(remote)
+    if not fingerprints:
+        raise ValueError(f"there are no files at {remote}")
+    local = local_path(remote)
+    with _locked(local):
+        index = local.with_name(f".{local.name}.json")
+        old: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
+        for name in old.keys() - fingerprints.keys():
             object_store.check_relative_name(name, index)
-            (here / name).unlink(missing_ok=True)
-        missing = [name for name, mark in there.items() if had.get(name) != mark or not (here / name).exists()]
+            (local / name).unlink(missing_ok=True)
+        missing = [name for name, mark in fingerprints.items() if old.get(name) != mark or not (local / name).exists()]
         for start in range(0, len(missing), DOWNLOAD_BATCH):
-            progress(len(there) - len(missing) + start, len(there))
-            _get(address, here, missing[start : start + DOWNLOAD_BATCH])
-        temporary = index.with_suffix(".tmp")
-        temporary.write_text(json.dumps(there))
-        temporary.replace(index)
-    return here
+            progress(len(fingerprints) - len(missing) + start, len(fingerprints))
+            _download(remote, local, missing[start : start + DOWNLOAD_BATCH])
+        atomic_write(index, json.dumps(fingerprints).encode())
+    return local
 
 
-def _get(folder: Path, to: Path, names: list[str]) -> None:
+def process_exists(pid: int) -> bool:
+    """Return whether a process runs on this machine, under any user."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs as another user
+        pass
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def _file_names(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _upload(local: Path, folder: Path, names: Iterable[str]) -> None:
+    object_store.map_concurrently(lambda name: object_store.upload(local / name, folder / name), names, concurrent=True)
+
+
+def _download(folder: Path, local: Path, names: Iterable[str]) -> None:
+    names = list(names)
     for name in names:
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-    object_store.map_concurrently(lambda name: object_store.download(folder / name, to / name), names, concurrent=True)
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+    object_store.map_concurrently(
+        lambda name: object_store.download(folder / name, local / name), names, concurrent=True
+    )

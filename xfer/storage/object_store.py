@@ -1,13 +1,12 @@
-"""Places: folders on this machine, or in an object store that many machines share, by one kind of path.
+"""File operations on paths that are local or in an object store, with retries for object stores.
 
-An address is a folder, or whatever fsspec knows: s3://bucket/runs, gs://bucket/runs, file:///shared/runs. What is small
-(the objects of a sweep) is read and written here, where it is; for what is large see `xfer.storage.local_cache`.
+A path is a `pathlib.Path`, or a `UPath` for any URI that fsspec supports: s3://bucket/runs, gs://bucket/runs. Use this
+module for small objects that are read and written in place, and `xfer.storage.local_cache` for large files.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -18,156 +17,201 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from xfer.storage.atomic import atomic_write
+
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_CONCURRENT_REQUESTS = 32
-"""Requests to an object store that are on their way at a time: each takes some 20 ms, most of it waiting."""
+"""Maximum number of concurrent requests to an object store. One takes about 20 ms, most of it waiting."""
 
 FILESYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": MAX_CONCURRENT_REQUESTS}}
 }
-"""What is told to a kind of store: botocore would otherwise keep ten connections, whoever asks at the same time."""
+"""Filesystem options by scheme. By default botocore keeps only ten connections."""
 
 RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
-"""Seconds between two tries to reach a store that does not answer, or refuses: a hiccup of two minutes, or credentials
-that are just being renewed, must not end what has been trained for hours."""
+"""Seconds between attempts of a failed request. An outage of two minutes, or credentials that are being renewed, must
+not end a run that has trained for hours."""
+
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError)
+"""Errors that answer the request and are never retried."""
 
 EXTRA_FOR_SCHEME = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-"""The extra of this project that brings what an address of some kind needs."""
+"""Extra of this project that installs the package for a scheme."""
 
 
 class StorageUnavailableError(OSError):
-    """An object store did not do what was asked of it, however often; the message says where, and what it said."""
+    """An object store did not complete a request after all retries; the message holds the path and the last error."""
 
 
-def as_path(address: str | Path) -> Path:
-    """The path at an address.
-
-    To whoever uses it a place in an object store is a path like any other: it has `/`, `name`, `parent`, `glob`,
-    `exists`, `iterdir` and `unlink`. What differs (renaming, whole folders, many files) has a function here.
+def as_path(uri: str | Path) -> Path:
+    """Return the path of a folder name or URI; one in an object store supports the methods of `pathlib.Path`.
 
     >>> as_path("file:///shared/runs"), as_path("runs")
     (PosixPath('/shared/runs'), PosixPath('runs'))
 
     Raises:
-        ValueError: fsspec knows no such kind of address, or a package for it is missing.
+        ValueError: fsspec does not know the scheme, or a package for it is missing.
     """
-    if isinstance(address, Path) or "://" not in str(address):
-        return Path(address) if isinstance(address, str) else address
+    if isinstance(uri, Path) or "://" not in str(uri):
+        return Path(uri) if isinstance(uri, str) else uri
     from upath import UPath
 
-    scheme = address.partition("://")[0]
+    scheme, _, rest = uri.partition("://")
     if scheme in ("file", "local"):
-        return Path(address.partition("://")[2])
+        return Path(rest)
     try:
-        # What others write meanwhile has to be seen: no listing is remembered.
-        path = UPath(address, use_listings_cache=False, **FILESYSTEM_OPTIONS.get(scheme, {}))
-        path.fs  # noqa: B018  imports what the kind of address needs
+        # Without a listings cache, files that other machines write are visible at once.
+        path = UPath(uri, use_listings_cache=False, **FILESYSTEM_OPTIONS.get(scheme, {}))
+        path.fs  # noqa: B018  imports the package that the scheme needs
     except ImportError as error:
-        extra = (
-            f"pip install 'xfer[{EXTRA_FOR_SCHEME[scheme]}]'"
-            if scheme in EXTRA_FOR_SCHEME
-            else f"see fsspec's own list ({error})"
-        )
-        raise ValueError(f"{address}: a package for {scheme}:// is missing. {extra}") from error
+        extra = EXTRA_FOR_SCHEME.get(scheme)
+        hint = f"pip install 'xfer[{extra}]'" if extra else f"see fsspec's list of filesystems ({error})"
+        raise ValueError(f"{uri}: a package for {scheme}:// is missing. {hint}") from error
     except ValueError as error:
-        raise ValueError(
-            f"{address}: {scheme}:// is no kind of address that is known. A folder is, or s3://, gs://, file://"
-        ) from error
+        raise ValueError(f"{uri}: unknown scheme {scheme}://. Give a folder, s3://, gs:// or file://") from error
     return cast(Path, path)
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path leads beyond this machine's file systems."""
+    """Return whether a path is in an object store."""
     return not isinstance(path, Path)
 
 
 def absolute_uri(path: Path) -> str:
-    """The address of a path, as every machine that can see it understands it."""
+    """Return the URI or absolute path under which every machine with access finds a path."""
     return str(path) if is_remote(path) else str(path.resolve())
 
 
+def object_key(path: Path) -> str:
+    """Return the key of a remote path in its store, including the bucket."""
+    return str(cast(Any, path).path)
+
+
+def check_relative_name(name: str, folder: Path) -> None:
+    """Check that a name listed in `folder` stays below it.
+
+    Stores accept any name, so without this check a writer of the store could have files placed outside the folder.
+
+    Raises:
+        ValueError: the name is absolute, or contains `..` or a null byte.
+    """
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise ValueError(f"{folder} lists {name!r}, which is outside of it: refusing to download it")
+
+
 def read_bytes(path: Path) -> bytes:
-    """What stands at a far path: one request. A `FileNotFoundError` where nothing does."""
-    # By itself s3fs asks for the size first, to see whether it should read in parts.
-    whole = {"max_concurrency": 1} if cast(Any, path).protocol == "s3" else {}
-    found: bytes = _ask(path, "cat_file", object_key(path), **whole)
-    return found
+    """Return the content of a file. A remote one takes a single request."""
+    if not is_remote(path):
+        return path.read_bytes()
+    # By default s3fs requests the size first, to decide whether to read in parts.
+    options = {"max_concurrency": 1} if cast(Any, path).protocol == "s3" else {}
+    content: bytes = _request(path, "cat_file", object_key(path), **options)
+    return content
 
 
 def write_bytes(path: Path, content: bytes, exclusive: bool = False) -> None:
-    """Put bytes at a far path in one step: readers see all of them or what was there before.
+    """Write a file atomically: readers see the complete new content or what was there before.
 
     Args:
-        path: where.
-        content: what.
-        exclusive: whether it is a `FileExistsError` if something stands there, of whoever else was quicker too.
+        path: the file to write.
+        content: its bytes.
+        exclusive: fail if `path` exists, even if another process creates it in the meantime.
+
+    Raises:
+        FileExistsError: `exclusive` is set and `path` exists.
     """
-    _ask(path, "pipe_file", object_key(path), content, mode="create" if exclusive else "overwrite")
+    if is_remote(path):
+        _request(path, "pipe_file", object_key(path), content, mode="create" if exclusive else "overwrite")
+    else:
+        atomic_write(path, content, exclusive)
+
+
+def download(file: Path, to: Path) -> None:
+    """Copy a remote file to a local path."""
+    _request(file, "get_file", object_key(file), str(to))
+
+
+def upload(file: Path, to: Path) -> None:
+    """Copy a local file to a remote or local path, replacing what is there."""
+    if is_remote(to):
+        _request(to, "put_file", str(file), object_key(to))
+    else:
+        atomic_write(to, lambda temporary: shutil.copyfile(file, temporary))
 
 
 def exists(path: Path) -> bool:
-    """Whether a file or a folder is there."""
-    return bool(_ask(path, "exists", object_key(path))) if is_remote(path) else path.exists()
+    """Return whether a file or folder exists."""
+    return bool(_request(path, "exists", object_key(path))) if is_remote(path) else path.exists()
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there, and no folder."""
-    return bool(_ask(path, "isfile", object_key(path))) if is_remote(path) else path.is_file()
+    """Return whether a path is an existing file, not a folder."""
+    return bool(_request(path, "isfile", object_key(path))) if is_remote(path) else path.is_file()
 
 
 def list_names(folder: Path) -> list[str]:
-    """The names of what stands in a folder, sorted; none where there is no folder."""
+    """Return the sorted names of the files and folders in a folder; empty if it does not exist."""
     if not is_remote(folder):
-        return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    key = object_key(folder)
     try:
-        found = _ask(folder, "ls", object_key(folder), detail=False)
+        keys = [str(entry).rstrip("/") for entry in _request(folder, "ls", key, detail=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    inside = (str(each).rstrip("/").rpartition("/")[2] for each in found if str(each).strip("/") != object_key(folder))
-    return sorted(set(inside))
+    return sorted({entry.rpartition("/")[2] for entry in keys if entry.strip("/") != key})
+
+
+def list_objects(folder: Path) -> dict[str, str]:
+    """Return every file below a remote folder: relative name to a fingerprint that changes with its content."""
+    marks = ("ETag", "etag", "LastModified", "created")
+    return {
+        name: f"{info.get('size')} {next((info[mark] for mark in marks if info.get(mark)), '')}"
+        for name, info in _find(folder)
+    }
 
 
 def unlink(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file if it exists."""
     if not is_remote(path):
         path.unlink(missing_ok=True)
     else:
         with suppress(FileNotFoundError):
-            _ask(path, "rm_file", object_key(path))
+            _request(path, "rm_file", object_key(path))
 
 
 def rename(path: Path, to: Path) -> None:
-    """Give a file another name, in the place of whatever has that name."""
+    """Rename a file, replacing an existing one."""
     if is_remote(path):
-        _ask(path, "mv", object_key(path), object_key(to))
+        _request(path, "mv", object_key(path), object_key(to))
     else:
         path.replace(to)
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with everything in it, if it is there."""
+    """Remove a folder and its content if it exists."""
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
     else:
         with suppress(FileNotFoundError):
-            _ask(folder, "rm", object_key(folder), recursive=True)
+            _request(folder, "rm", object_key(folder), recursive=True)
 
 
 def check_writable(folder: Path) -> None:
-    """See whether a far folder can be written to, by writing and removing a file.
+    """Check that a remote folder is writable, by writing and removing a file without retries.
 
     Raises:
-        ValueError: it cannot; the message says what the store said.
+        ValueError: it is not; the message holds the store's error.
     """
     probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
     try:
-        _fs(probe).pipe_file(object_key(probe), b"")
-        _fs(probe).rm_file(object_key(probe))
-    except Exception as error:  # of the store's own library, and each has its own
+        filesystem = cast(Any, probe).fs
+        filesystem.pipe_file(object_key(probe), b"")
+        filesystem.rm_file(object_key(probe))
+    except Exception as error:  # every store's library has its own error types
         raise ValueError(
             f"{folder} cannot be written to: {type(error).__name__}: {error}. Does the bucket exist, and does this "
             f"machine have credentials for it?"
@@ -175,113 +219,65 @@ def check_writable(folder: Path) -> None:
 
 
 def modified_ms(path: Path) -> int | None:
-    """When a file that never changes was written, in ms since 1970; None where there is none.
+    """Return when an immutable file was written, in ms since 1970; None if it does not exist.
 
-    In an object store all files beside and below it are asked for at once, and remembered.
+    In an object store, the times of all files in and below the same folder are listed at once and cached.
     """
     if not is_remote(path):
         return path.stat().st_mtime_ns // 10**6 if path.exists() else None
-    if str(path) not in _written_at:
-        for name, said in _found(path.parent):
-            at = next((said[key] for key in ("LastModified", "mtime", "updated", "created") if said.get(key)), None)
-            _written_at[f"{path.parent}/{name}"] = int(_seconds(at) * 1000)
-    return _written_at.get(str(path))
+    if str(path) not in _modified_cache:
+        for name, info in _find(path.parent):
+            written = next((info[key] for key in ("LastModified", "mtime", "updated", "created") if info.get(key)), 0)
+            if isinstance(written, str):
+                written = datetime.fromisoformat(written)
+            seconds = written.timestamp() if isinstance(written, datetime) else float(written)
+            _modified_cache[f"{path.parent}/{name}"] = int(seconds * 1000)
+    return _modified_cache.get(str(path))
 
 
-_written_at: dict[str, int] = {}
-
-
-def _seconds(at: Any) -> float:
-    """A moment as stores say it: a datetime, a text, or seconds."""
-    if isinstance(at, str):
-        at = datetime.fromisoformat(at)
-    return at.timestamp() if isinstance(at, datetime) else float(at or 0)
+_modified_cache: dict[str, int] = {}
 
 
 def map_concurrently(function: Callable[[Item], Result], items: Iterable[Item], concurrent: bool) -> list[Result]:
-    """A function's results for some items in their order; with `far`, where each is a request, many at a time."""
-    all_of_them = list(items)
-    if not concurrent or len(all_of_them) < 2:
-        return [function(item) for item in all_of_them]
-    with ThreadPoolExecutor(min(MAX_CONCURRENT_REQUESTS, len(all_of_them))) as threads:
-        return list(threads.map(function, all_of_them))
+    """Apply a function to items and return the results in order; use threads if `concurrent` (one request each)."""
+    items = list(items)
+    if not concurrent or len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(MAX_CONCURRENT_REQUESTS, len(items))) as threads:
+        return list(threads.map(function, items))
 
 
-def list_objects(folder: Path) -> dict[str, str]:
-    """Every file below a far folder, by its name from there, with what changes when its content does."""
-    marks = ("ETag", "etag", "LastModified", "created")
-    return {
-        name: f"{said.get('size')} {next((said[mark] for mark in marks if said.get(mark)), '')}"
-        for name, said in _found(folder)
-    }
-
-
-def download(file: Path, to: Path) -> None:
-    """Copy a far file to this machine."""
-    _ask(file, "get_file", object_key(file), str(to))
-
-
-def upload(file: Path, to: Path) -> None:
-    """Copy a file of this machine to a place, over what is there."""
-    if is_remote(to):
-        _ask(to, "put_file", str(file), object_key(to))
-    else:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, to)
-
-
-def check_relative_name(name: str, where: Path) -> None:
-    """See that a name leads to below the folder it is in.
-
-    A store takes any name, and whoever may write to it could ask for files elsewhere on this machine.
+def _request(path: Path, method: str, *args: Any, **options: Any) -> Any:
+    """Call a method of the filesystem of a remote path, with retries.
 
     Raises:
-        ValueError: it does not.
+        FileNotFoundError, FileExistsError, NotADirectoryError: the store's answer.
+        StorageUnavailableError: every attempt failed otherwise.
     """
-    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-        raise ValueError(f"{where} names {name!r}, which would lie outside of it: such a file is not brought")
-
-
-def object_key(path: Path) -> str:
-    """What the store calls a far path, its bucket included."""
-    return str(cast(Any, path).path)
-
-
-def _fs(path: Path) -> Any:
-    return cast(Any, path).fs
-
-
-def _ask(path: Path, method: str, *arguments: Any, **settings: Any) -> Any:
-    """A request to the store that a path is in, again and again while it does not answer.
-
-    Raises:
-        FileNotFoundError, FileExistsError, NotADirectoryError: so it says.
-        AwayError: it could not be reached, or refused, to the end.
-    """
-    for wait in (*RETRY_DELAYS, None):
+    for delay in (*RETRY_DELAYS, None):
         try:
-            return getattr(_fs(path), method)(*arguments, **settings)
-        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            return getattr(cast(Any, path).fs, method)(*args, **options)
+        except FINAL_ERRORS:
             raise
-        except Exception as error:  # of the store's own library, and each has its own
-            if wait is None:
+        except Exception as error:  # every store's library has its own error types
+            if delay is None:
                 raise StorageUnavailableError(
                     f"{path} could not be reached: {type(error).__name__}: {error}"
                 ) from error
-            log.warning("%s: %s: %s; tried again in %g s", path, type(error).__name__, error, wait)
-        time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+            log.warning("%s: %s: %s; retrying in %g s", path, type(error).__name__, error, delay)
+        time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _found(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every file below a far folder, by its name from there, with what the store says of it."""
+def _find(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the relative name and the store's metadata of every file below a remote folder."""
     root = object_key(folder).rstrip("/") + "/"
     try:
-        found = _ask(folder, "find", root, detail=True)
+        objects = _request(folder, "find", root, detail=True)
     except FileNotFoundError:
         return
-    for key, said in sorted(found.items()):
+    for key, info in sorted(objects.items()):
         name = str(key).removeprefix(root)
-        if name and not name.endswith("/"):  # a name with a slash at its end marks a folder
+        if name and not name.endswith("/"):  # a key that ends in a slash marks a folder
             check_relative_name(name, folder)
-            yield name, said
+            yield name, info

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from xfer.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,7 @@ def save(folder: Path, epoch: int, state: Mapping[str, Any], keep: int = 2) -> P
     plain = _without_tensors(state, tensors, "")
     content = safetensors.torch.save(tensors, metadata={"plain": json.dumps(plain)})
     path = folder / f"epoch-{epoch:04d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(path, content)
     for old in _found(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path

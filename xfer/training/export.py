@@ -15,6 +15,7 @@ from torch import nn
 from xfer.data.images import CENTER_CROP_FRACTION
 from xfer.models import backbones
 from xfer.recipe import Recipe, recipe_from_dict
+from xfer.storage.atomic import atomic_write
 from xfer.training import networks
 
 
@@ -66,10 +67,9 @@ def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tup
         "std": list(statistics.std),
         "recipe": recipe.as_dict(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    (folder / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False))
+    atomic_write(folder / "model.safetensors", lambda temporary: safetensors.torch.save_file(tensors, temporary))
+    atomic_write(folder / "model.json", json.dumps(card, indent=1, ensure_ascii=False).encode())
 
 
 def load_classifier(folder: Path) -> Classifier:

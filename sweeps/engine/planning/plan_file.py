@@ -35,7 +35,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
             "train": len(prepared.split.train),
             "val": len(prepared.split.val),
             "test": len(prepared.split.test),
-            "split": prepared.split.how,
+            "split": prepared.split.description,
             "redraws": prepared.redraws,
             "notes": list(prepared.notes),
         },

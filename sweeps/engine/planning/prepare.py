@@ -24,7 +24,7 @@ from xfer import hashing
 from xfer.choices import choose, unknown_name_message
 from xfer.data.layouts import fetch_data, read_source, select_classes
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
-from xfer.data.split import Split, duplicates_across_splits, split_pack, subsample
+from xfer.data.split import Split, duplicates_across_splits, split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
 from xfer.recipe import CHOICE_TABLES, closed_form_values, recipe_from_dict
@@ -69,7 +69,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
-    split = subsample(split_pack(pack, plan.seed), pack, common_images_per_class(space), plan.seed)
+    split = split_pack(pack, plan.seed, images_per_class=common_images_per_class(space))
     # One more than asked for, to see whether they are all.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
     plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))

@@ -18,6 +18,8 @@ from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from xfer.storage.atomic import atomic_write
+
 log = logging.getLogger(__name__)
 
 
@@ -33,10 +35,17 @@ def write_study(
         labels: what the objectives are called.
         trials: in their order.
     """
-    if _count(path) == len(trials):
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    if _count(path) != len(trials):
+        atomic_write(path, lambda temporary: _write(temporary, name, directions, labels, trials))
+
+
+def _write(
+    temporary: Path,
+    name: str,
+    directions: Sequence[StudyDirection],
+    labels: Sequence[str],
+    trials: Sequence[FrozenTrial],
+) -> None:
     url = f"sqlite:///{quote(str(temporary))}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -47,7 +56,6 @@ def write_study(
     except Exception as error:  # a version of Optuna with other tables: its own way knows them, one by one
         log.warning("the study's copy cannot be written in one transaction (%s): trials go one by one", error)
         study.add_trials(trials)
-    temporary.replace(path)
 
 
 def _add(url: str, study: int, trials: Sequence[FrozenTrial]) -> None:

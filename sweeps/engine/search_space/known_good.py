@@ -54,7 +54,7 @@ the choice made without a data set did no better on it. The rest of each recipe 
 KNOWN_GOOD: tuple[Config, ...] = (
     *RESEARCHED,
     *(
-        {"strategy": name}
+        Config({"strategy": name})
         for name in CHOICES["strategy"].entries
         if name not in {row["strategy"] for row in RESEARCHED}
     ),

@@ -1,8 +1,7 @@
-"""Immutable JSON objects in a folder: the one way in which a sweep writes anything down.
+"""Immutable JSON objects in a folder: the only format in which a sweep stores its state.
 
-An object is written under a temporary name, flushed to disk and renamed, so under its own name it is whole or absent,
-and `put_if_absent` never changes it afterwards. An object store offers the same by one request, so a sweep can live on one
-(`xfer.storage.object_store`).
+An object is written atomically (`xfer.storage.object_store.write_bytes`), so it is complete or absent under its name,
+and `put_if_absent` never changes it afterwards. This holds for local folders and object stores alike.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +20,46 @@ from xfer.storage import object_store
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**20
-"""No object of ours comes near this; a larger file was not written by us and is not read into memory."""
+"""Maximum size of an object. Ours are far smaller, so a larger file is foreign and not read into memory."""
+
+CHECKSUM_KEY = "sha256"
+"""Key of the hash of an object's other values. Without it a flipped bit would go unnoticed: it is often still JSON."""
 
 
 class CorruptObjectError(ValueError):
-    """What stands there is not what was written."""
-
-
-CHECKSUM_KEY = "sha256"
-"""The key under which an object says what the rest of it hashes to: a flipped bit is still JSON."""
+    """An object's content is not what was written."""
 
 
 def put_if_absent(path: Path, value: Mapping[str, Any]) -> bool:
-    """Write `value` as JSON unless an object stands there already; says whether it was written.
+    """Write `value` as JSON unless `path` exists; return whether it was written.
 
-    Numbers come back bit for bit. NaN and infinities are refused with a `ValueError`: they are no JSON, and no caller
-    has a use for them.
+    Floats are read back bit for bit.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     try:
-        if object_store.is_remote(path):
-            object_store.write_bytes(path, _sealed(value), exclusive=True)
-        elif path.exists():
-            return False
-        else:
-            _write(path, value, os.link)  # unlike a rename, it fails where a name is taken
+        object_store.write_bytes(path, _encode(value), exclusive=True)
     except FileExistsError:
         return False
     return True
 
 
 def replace(path: Path, value: Mapping[str, Any]) -> None:
-    """Put `value` at `path` in one step: readers see the old object or the new one, never a part of either."""
-    if object_store.is_remote(path):
-        object_store.write_bytes(path, _sealed(value))
-    else:
-        _write(path, value, os.replace)
+    """Write `value` as JSON atomically: readers see the old object or the new one, never a part of either."""
+    object_store.write_bytes(path, _encode(value))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object at `path`.
+    """Return the object at `path`.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedError: it is damaged.
+        FileNotFoundError: it does not exist.
+        CorruptObjectError: its content is not what was written.
     """
     if not object_store.is_remote(path) and path.stat().st_size > MAX_BYTES:
         raise CorruptObjectError(f"larger than {MAX_BYTES} bytes")
-    content = object_store.read_bytes(path) if object_store.is_remote(path) else path.read_bytes()
+    content = object_store.read_bytes(path)
     try:
         value = json.loads(content)
     except ValueError as error:
@@ -79,50 +70,35 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def get(path: Path) -> dict[str, Any] | None:
-    """The object at `path`; None where there is none.
+    """Return the object at `path`; None if it does not exist or is corrupt.
 
-    A damaged one (torn by a broken disk, edited by hand) is set aside under the name `*.damaged` and named in the log,
-    so that whatever it stood for is done again and nobody builds on half an object.
+    A corrupt object (damaged by a broken disk, edited by hand) is renamed to `*.damaged` and logged, so that its
+    work is done again and nothing builds on half an object.
     """
     try:
         return read(path)
     except FileNotFoundError:
         return None
     except CorruptObjectError as error:
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
-        with contextlib.suppress(FileNotFoundError):  # another reader was quicker
-            object_store.rename(path, aside)
-        log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
+        damaged = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
+        with contextlib.suppress(FileNotFoundError):  # another reader has renamed it first
+            object_store.rename(path, damaged)
+        log.warning("%s is damaged (%s): renamed to %s", path, error, damaged.name)
         return None
 
 
 def list_objects(folder: Path) -> list[Path]:
-    """Where the objects of a folder stand, by name; none where there is no folder."""
-    return [
-        folder / name for name in object_store.list_names(folder) if name.endswith(".json") and not name.startswith(".")
-    ]
+    """Return the paths of the objects in a folder, sorted by name; empty if it does not exist."""
+    names = object_store.list_names(folder)
+    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
 def get_all(paths: Iterable[Path]) -> list[dict[str, Any] | None]:
-    """`get` for each of some paths, in their order; from an object store many at a time."""
-    listed = list(paths)
-    return object_store.map_concurrently(get, listed, concurrent=bool(listed) and object_store.is_remote(listed[0]))
+    """Return the result of `get` for each path, in order; concurrently if they are remote."""
+    paths = list(paths)
+    return object_store.map_concurrently(get, paths, concurrent=bool(paths) and object_store.is_remote(paths[0]))
 
 
-def _sealed(value: Mapping[str, Any]) -> bytes:
-    sealed = {**value, CHECKSUM_KEY: hashing.sha256_json(dict(value))}
-    return json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode()
-
-
-def _write(path: Path, value: Mapping[str, Any], name: Callable[[Path, Path], None]) -> None:
-    content = _sealed(value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        name(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _encode(value: Mapping[str, Any]) -> bytes:
+    with_checksum = {**value, CHECKSUM_KEY: hashing.sha256_json(dict(value))}
+    return json.dumps(with_checksum, indent=1, allow_nan=False, ensure_ascii=False).encode()

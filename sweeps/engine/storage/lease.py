@@ -1,4 +1,4 @@
-"""Lease: one driver at a time works on a sweep."""
+"""Lease: a lock file that expires, so that only one driver works on a sweep."""
 
 from __future__ import annotations
 
@@ -17,36 +17,41 @@ from typing import Any
 
 from sweeps.engine.storage import json_objects
 from xfer.storage import object_store
+from xfer.storage.local_cache import process_exists
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-"""A lease that has not been renewed for so long is nobody's."""
+"""Seconds after the last renewal at which a lease expires."""
 SETTLE_SECONDS = 2.0
-"""In an object store, where nobody can lock, whoever took a lease looks so much later whether it is still theirs."""
+"""Seconds after which a taken lease is checked again. Object stores have no locks, so two drivers may replace an
+expired lease at the same time; the last writer wins."""
 RENEW_SECONDS = 10.0
+"""Seconds between renewals."""
 POLL_SECONDS = 1.0
+"""Seconds between two looks at another host's lease."""
 
 
 class LeaseHeldError(RuntimeError):
-    """Another driver is at work on this sweep."""
+    """Another driver is working on this sweep."""
 
 
 class Lease:
-    """Held while a driver works: `with Lease(folder): ...`. Renewed in the background, given back at the end.
+    """Hold the lease of a sweep while a driver works: `with Lease(folder): ...`.
 
-    A lease left by a killed driver is taken over: at once where that was on this host, else once it has expired.
+    The lease is renewed in the background and released at the end. The lease of a killed driver is taken over: at once
+    on the same host, otherwise once it has expired.
 
     Args:
-        folder: the sweep's.
-        seconds: how long it lasts without being renewed.
-        renew_seconds: seconds between two renewals.
-        on_wait: told that another host's lease is waited for, until it has run out or shows a sign of life: a head that
-            was lost gives none. Unless given, nobody waits.
-        on_lost: called, once, should another driver have taken it, because it could not be renewed in time.
+        folder: the sweep's folder.
+        seconds: seconds that the lease lasts without renewal.
+        renew_seconds: seconds between renewals.
+        on_wait: called with a message before waiting for another host's lease to expire or be renewed (a lost host does
+            not renew it). By default an unexpired lease is refused without waiting.
+        on_lost: called once if another driver has taken the lease because it could not be renewed in time.
 
     Raises:
-        HeldError: another driver holds it; the message says who, and until when.
+        LeaseHeldError: another driver holds the lease; the message names its process, host and expiry.
     """
 
     def __init__(
@@ -59,79 +64,82 @@ class Lease:
     ) -> None:
         self._path = folder / "lease.json"
         self._seconds = seconds
-        self._renewed_every = renew_seconds
-        self._waiting = on_wait
-        self._lost = on_lost
+        self._renew_seconds = renew_seconds
+        self._on_wait = on_wait
+        self._on_lost = on_lost
         self._holder = uuid.uuid4().hex
-        self._done = threading.Event()
-        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._released = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        self._wait_for_a_lost_host()
+        self._wait_for_other_host()
         if object_store.is_remote(self._path):
-            self._take_far()
+            self._acquire_remote()
         else:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with (self._path.with_name(".lease.lock")).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and taking; let go of by the system, in any case
+            with self._path.with_name(".lease.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # between check and write; the system releases it if we are killed
                 self._check_free()
-                json_objects.replace(self._path, self._said())
-        self._renewing.start()
+                json_objects.replace(self._path, self._content())
+        self._renewer.start()
         return self
 
-    def _take_far(self) -> None:
-        self._check_free()
-        if not json_objects.put_if_absent(
-            self._path, self._said()
-        ):  # of several who find none, the store takes the first
-            if self._mine():  # the answer to the first try had been lost
-                return
-            self._check_free()
-            json_objects.replace(self._path, self._said())  # one that has expired: of several the last has it
-            time.sleep(SETTLE_SECONDS)
-            if not self._mine():
-                self._check_free()
-
-    def _check_free(self) -> None:
-        held = _read(self._path)
-        if held is not None and _alive(held):
-            raise LeaseHeldError(
-                f"another driver is at work on {self._path.parent.name}: process {held['pid']} on {held['host']}. "
-                f"Wait for it or stop it; without a sign of life its lease ends "
-                f"{max(0, held['expires'] - time.time()):.0f} s from now"
-            )
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._done.set()
-        self._renewing.join()
+        self._released.set()
+        self._renewer.join()
         with contextlib.suppress(OSError):
-            if self._mine():
+            if self._is_mine():
                 object_store.unlink(self._path)
 
-    def _wait_for_a_lost_host(self) -> None:
-        held = _read(self._path)
-        if self._waiting is None or held is None or not _alive(held) or held["host"] == socket.gethostname():
+    def _acquire_remote(self) -> None:
+        self._check_free()
+        if json_objects.put_if_absent(self._path, self._content()):  # of several drivers, the store accepts the first
             return
-        self._waiting(f"waiting for a sign of life of the driver on {held['host']}, for a minute at most")
-        while (now := _read(self._path)) == held and now["expires"] > time.time():
+        if self._is_mine():  # written by a first attempt whose answer was lost
+            return
+        self._check_free()
+        json_objects.replace(
+            self._path, self._content()
+        )  # replaces an expired lease; of several drivers, the last wins
+        time.sleep(SETTLE_SECONDS)
+        if not self._is_mine():
+            self._check_free()
+
+    def _check_free(self) -> None:
+        lease = _read(self._path)
+        if lease is not None and _is_active(lease):
+            raise LeaseHeldError(
+                f"another driver is at work on {self._path.parent.name}: process {lease['pid']} on {lease['host']}. "
+                f"Wait for it or stop it; unless renewed, its lease expires in "
+                f"{max(0, lease['expires'] - time.time()):.0f} s"
+            )
+
+    def _wait_for_other_host(self) -> None:
+        if self._on_wait is None:
+            return
+        lease = _read(self._path)
+        if lease is None or not _is_active(lease) or lease["host"] == socket.gethostname():
+            return
+        self._on_wait(f"waiting up to a minute for the driver on {lease['host']} to show that it is alive")
+        while (latest := _read(self._path)) == lease and latest["expires"] > time.time():
             time.sleep(POLL_SECONDS)
 
     def _renew(self) -> None:
-        while not self._done.wait(self._renewed_every):
+        while not self._released.wait(self._renew_seconds):
             try:
-                if self._mine():
-                    json_objects.replace(self._path, self._said())
-                elif (held := _read(self._path)) is not None and _alive(held):
-                    self._lost()
+                if self._is_mine():
+                    json_objects.replace(self._path, self._content())
+                elif (lease := _read(self._path)) is not None and _is_active(lease):
+                    self._on_lost()
                     return
-            except Exception as error:  # a full disk, a store that is away: the lease has 60 s
+            except Exception as error:  # a full disk or an unavailable store: the lease lasts 60 s
                 log.warning("the lease could not be renewed: %s", error)
 
-    def _mine(self) -> bool:
-        held = _read(self._path)
-        return held is not None and held["holder"] == self._holder
+    def _is_mine(self) -> bool:
+        lease = _read(self._path)
+        return lease is not None and lease["holder"] == self._holder
 
-    def _said(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         return {
             "holder": self._holder,
             "host": socket.gethostname(),
@@ -141,9 +149,9 @@ class Lease:
 
 
 def lease_holder(folder: Path) -> dict[str, Any] | None:
-    """Who is at work on the sweep in `folder`: host, pid, expires; None where nobody is."""
-    held = _read(folder / "lease.json")
-    return held if held is not None and _alive(held) else None
+    """Return holder, host, pid and expiry (`expires`) of the active lease of a sweep's folder, if there is one."""
+    lease = _read(folder / "lease.json")
+    return lease if lease is not None and _is_active(lease) else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -153,15 +161,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _alive(held: dict[str, Any]) -> bool:
-    if held["expires"] < time.time():
+def _is_active(lease: dict[str, Any]) -> bool:
+    if lease["expires"] < time.time():
         return False
-    if held["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(held["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return lease["host"] != socket.gethostname() or process_exists(lease["pid"])

@@ -1,4 +1,4 @@
-"""Shelf: features that one machine of a cluster has computed, for all the others."""
+"""Share computed features between the machines of a cluster through an object store."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from xfer.features.feature_cache import METADATA_FILE
 from xfer.storage import local_cache, object_store
 
 POLL_SECONDS = 2.0
-"""Seconds between two looks at whether another machine is done."""
+"""Seconds between two checks whether another machine has finished."""
 
 
 class RemoteCache:
-    """Arrays in an object store (`feature_store.Shelf`).
+    """Arrays of features in an object store, for `xfer.features.feature_cache.FeatureCache`.
 
     Args:
-        folder: the far folder that holds one for each array, by the same name as on every machine.
+        folder: the remote folder; it holds one folder per array, named as in the local cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,18 +27,23 @@ class RemoteCache:
 
     @contextmanager
     def exclusive_compute(self, folder: Path) -> Iterator[None]:
-        """See `feature_store.Shelf`. A machine that is lost gives up its turn within a minute."""
-        there = self._folder / folder.name
-        while not object_store.exists(there / METADATA_FILE):
+        """Let one machine compute and upload an array while the others wait and download it.
+
+        A machine that is lost gives up its turn within a minute, when its lease expires.
+
+        Args:
+            folder: the local folder of the array. The body must compute it if it is missing.
+        """
+        remote = self._folder / folder.name
+        while not object_store.exists(remote / METADATA_FILE):
             try:
                 with Lease(self._folder / ".turns" / folder.name):
-                    if not object_store.exists(
-                        there / METADATA_FILE
-                    ):  # it may have come between the look and the lease
+                    # Another machine may have finished between the check and the lease.
+                    if not object_store.exists(remote / METADATA_FILE):
                         yield
-                        local_cache.publish(folder, there, METADATA_FILE)
+                        local_cache.publish(folder, remote, METADATA_FILE)
                         return
             except LeaseHeldError:
                 time.sleep(POLL_SECONDS)
-        local_cache.fetch_folder(there, folder, METADATA_FILE)
+        local_cache.fetch_folder(remote, folder, METADATA_FILE)
         yield

@@ -34,7 +34,7 @@ from sweeps.engine.trials.trainable import (
 from xfer.batched_probes.compatibility import can_batch, group_recipes, head_inits, network_key
 from xfer.batched_probes.group import ProbeGroup
 from xfer.data.pack import Pack
-from xfer.data.split import Indices, split_pack, subsample
+from xfer.data.split import Indices, split_pack
 from xfer.devices.host_memory import release_freed_memory
 from xfer.features.feature_cache import FeatureCache
 from xfer.features.frozen_features import FrozenFeatures
@@ -294,8 +294,7 @@ class _Embedded:
         """The names of the head's tensors in the network's state."""
         self._below = split_at_classifier(model)
         self._pack = pack
-        whole = split_pack(pack, recipe.split_seed, recipe.draw)
-        self._split = subsample(whole, pack, recipe.images_per_class, recipe.split_seed)
+        self._split = split_pack(pack, recipe.split_seed, recipe.draw, recipe.images_per_class)
         self._prepare = build_preprocessor(recipe, model, device)
         self._store = store
         self._frozen: dict[Any, FrozenFeatures] = {}

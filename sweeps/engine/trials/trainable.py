@@ -156,7 +156,7 @@ def open_context(site: TrialContext) -> tuple[Pack, torch.device]:
             f"{socket.gethostname()} sees no {store.folder}: on a cluster --storage must be where every machine can "
             f"reach it, in a bucket (s3://bucket/runs, gs://bucket/runs) or in a folder that they share"
         )
-    logs = store.near / "logs"
+    logs = store.local_folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
     torch.set_num_threads(site.threads)

@@ -337,5 +337,5 @@ def test_a_decision_that_was_lost_is_made_again_and_what_was_searched_is_still_k
     again.screen()
     assert [{**each, "at": ""} for each in store.decisions("screening")] == [{**decision, "at": ""}]
     again.export_study()
-    study = optuna.load_study(study_name=store.name, storage=f"sqlite:///{store.near / 'study.sqlite3'}")
+    study = optuna.load_study(study_name=store.name, storage=f"sqlite:///{store.local_folder / 'study.sqlite3'}")
     assert len(study.trials) == 6

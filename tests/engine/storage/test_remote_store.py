@@ -1,4 +1,4 @@
-"""A sweep's folder in an object store: the same objects, one driver at a time, features computed once."""
+"""A sweep in an object store: the same objects as in a local folder, one driver at a time, features computed once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sweeps.engine.storage import json_objects, lease
+from sweeps.engine.storage import json_objects, lease, remote_features
 from sweeps.engine.storage.lease import Lease, LeaseHeldError
 from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial, list_sweeps
@@ -24,12 +25,12 @@ ROWS: Rows = np.arange(8, dtype=np.float32).reshape(4, 2)
 
 
 @pytest.fixture
-def far(bucket: str) -> Path:
+def remote(bucket: str) -> Path:
     return as_path(f"{bucket}/runs")
 
 
-def filled(store: Store, record: Record) -> Store:
-    """A store with a plan, two trials, one of them ended, and a decision."""
+def fill(store: Store, record: Record) -> Store:
+    """Write a plan, two trials, one of them ended, and two decisions to a store."""
     store.put_plan({"name": store.name, "trials": 2})
     for name in ("0001", "0000"):
         store.add_trial(Trial(name, "search", {"a": 1}, {"b": [2]}))
@@ -41,169 +42,170 @@ def filled(store: Store, record: Record) -> Store:
     return store
 
 
-def test_a_store_in_a_bucket_says_what_one_in_a_folder_says(far: Path, tmp_path: Path, record: Record) -> None:
-    here, there = (filled(Store(folder / "sweep"), record) for folder in (tmp_path, far))
-    assert there.name == here.name == "sweep"
-    assert there.plan() == here.plan()
-    assert there.trials() == here.trials()
-    assert [trial.name for trial in there.trials()] == ["0000", "0001"]
-    assert there.epochs("0001") == here.epochs("0001") == record.epochs
-    assert there.records() == here.records()
-    assert there.decisions("finals") == here.decisions("finals")
-    assert [each.name for each in list_sweeps(far)] == ["sweep"]
-    assert there.near == local_cache.cache_dir() / "s3" / str(there.folder).removeprefix("s3://")
+def test_a_store_in_a_bucket_returns_the_same_as_one_in_a_folder(remote: Path, tmp_path: Path, record: Record) -> None:
+    local, in_bucket = (fill(Store(folder / "sweep"), record) for folder in (tmp_path, remote))
+    assert in_bucket.name == local.name == "sweep"
+    assert in_bucket.plan() == local.plan()
+    assert in_bucket.trials() == local.trials()
+    assert [trial.name for trial in in_bucket.trials()] == ["0000", "0001"]
+    assert in_bucket.epochs("0001") == local.epochs("0001") == record.epochs
+    assert in_bucket.records() == local.records()
+    assert in_bucket.decisions("finals") == local.decisions("finals")
+    assert [store.name for store in list_sweeps(remote)] == ["sweep"]
+    assert in_bucket.local_folder == local_cache.cache_dir() / "s3" / str(in_bucket.folder).removeprefix("s3://")
 
 
-def test_an_object_in_a_bucket_never_changes_and_a_damaged_one_is_set_aside(far: Path) -> None:
-    path = far / "trials" / "0000" / "record.json"
+def test_an_object_in_a_bucket_never_changes_and_a_damaged_one_is_renamed(remote: Path) -> None:
+    path = remote / "trials" / "0000" / "record.json"
     assert json_objects.put_if_absent(path, {"value": 0.1})
     assert not json_objects.put_if_absent(path, {"value": 0.2})
     assert json_objects.get(path) == {"value": 0.1}
     object_store.write_bytes(path, object_store.read_bytes(path).replace(b"0.1", b"0.3"))
     assert json_objects.get(path) is None
     assert json_objects.get(path) is None
-    assert [one.suffix for one in path.parent.iterdir()] == [".damaged"]
+    assert [entry.suffix for entry in path.parent.iterdir()] == [".damaged"]
     assert json_objects.put_if_absent(path, {"value": 0.2})
 
 
-def test_one_driver_at_a_time_and_the_next_one_takes_over_what_expired(
-    far: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_driver_at_a_time_and_the_next_takes_over_an_expired_lease(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
     with (
-        Lease(far / "sweep"),
+        Lease(remote / "sweep"),
         pytest.raises(LeaseHeldError, match="another driver is at work on sweep"),
-        Lease(far / "sweep"),
+        Lease(remote / "sweep"),
     ):
         pass
-    assert lease.lease_holder(far / "sweep") is None
-    said = {"holder": "a lost head", "host": "elsewhere", "pid": 1}
-    json_objects.replace(far / "sweep" / "lease.json", {**said, "expires": time.time() + 60})
-    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
+    assert lease.lease_holder(remote / "sweep") is None
+    other = {"holder": "a lost head", "host": "elsewhere", "pid": 1}
+    json_objects.replace(remote / "sweep" / "lease.json", {**other, "expires": time.time() + 60})
+    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(remote / "sweep"):
         pass
-    json_objects.replace(far / "sweep" / "lease.json", {**said, "expires": time.time() - 1})
-    with Lease(far / "sweep"):
-        assert (lease.lease_holder(far / "sweep") or {})["host"] != "elsewhere"
+    json_objects.replace(remote / "sweep" / "lease.json", {**other, "expires": time.time() - 1})
+    with Lease(remote / "sweep"):
+        assert (lease.lease_holder(remote / "sweep") or {})["host"] != "elsewhere"
 
 
-def test_of_two_who_take_an_expired_lease_the_slower_one_has_it(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = far / "sweep" / "lease.json"
+def test_of_two_drivers_that_take_an_expired_lease_the_later_one_holds_it(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = remote / "sweep" / "lease.json"
     other = {"holder": "other", "host": "elsewhere", "pid": 1}
     json_objects.replace(path, {**other, "expires": time.time() - 1})
     later = {**other, "expires": time.time() + 60}
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: json_objects.replace(path, later))
-    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(far / "sweep"):
+    monkeypatch.setattr(time, "sleep", lambda seconds: json_objects.replace(path, later))
+    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(remote / "sweep"):
         pass
 
 
-def machine(far: Path, root: Path) -> FeatureCache:
-    """What a machine with a disk of its own keeps features in."""
-    return FeatureCache(root / "features", RemoteCache(far / "features"))
+def machine(remote: Path, root: Path) -> FeatureCache:
+    """The feature cache of a machine with its own disk."""
+    return FeatureCache(root / "features", RemoteCache(remote / "features"))
 
 
-def test_features_are_computed_on_one_machine_and_brought_to_the_others(far: Path, tmp_path: Path) -> None:
-    calls: list[str] = []
+def test_features_are_computed_on_one_machine_and_downloaded_by_the_others(remote: Path, tmp_path: Path) -> None:
+    computed: list[str] = []
 
-    def compute(who: str) -> Iterator[Rows]:
-        calls.append(who)
+    def compute(name: str) -> Iterator[Rows]:
+        computed.append(name)
         yield ROWS
 
-    for who in ("a", "b", "a"):
-        rows = machine(far, tmp_path / who).get_or_compute({"what": 1}, 4, lambda who=who: compute(who))
+    for name in ("a", "b", "a"):
+        rows = machine(remote, tmp_path / name).get_or_compute({"what": 1}, 4, lambda name=name: compute(name))
         assert np.array_equal(rows, ROWS)
-    assert calls == ["a"]
+    assert computed == ["a"]
 
 
-def test_damaged_features_are_computed_where_they_are_wanted(far: Path, tmp_path: Path) -> None:
-    machine(far, tmp_path / "a").get_or_compute({"what": 1}, 4, lambda: iter([ROWS]))
-    [file] = (far / "features").glob("*/features.npy")
+def test_damaged_features_are_computed_again(remote: Path, tmp_path: Path) -> None:
+    machine(remote, tmp_path / "a").get_or_compute({"what": 1}, 4, lambda: iter([ROWS]))
+    [file] = (remote / "features").glob("*/features.npy")
     object_store.write_bytes(file, object_store.read_bytes(file)[:-1] + b"!")
-    assert np.array_equal(machine(far, tmp_path / "b").get_or_compute({"what": 1}, 4, lambda: iter([ROWS])), ROWS)
+    assert np.array_equal(machine(remote, tmp_path / "b").get_or_compute({"what": 1}, 4, lambda: iter([ROWS])), ROWS)
 
 
-def test_a_machine_waits_for_another_that_is_at_it(far: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeps.engine.storage import remote_features
-
+def test_a_machine_waits_while_another_computes(remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "ab" * 16
-    at_it = far / "features" / ".turns" / name / "lease.json"
-    json_objects.replace(at_it, {"holder": "b", "host": "elsewhere", "pid": 1, "expires": time.time() + 60})
+    other_lease = remote / "features" / ".turns" / name / "lease.json"
+    json_objects.replace(other_lease, {"holder": "b", "host": "elsewhere", "pid": 1, "expires": time.time() + 60})
     waited: list[float] = []
 
-    def look_again(seconds: float) -> None:
-        waited.append(seconds)  # the other one is done meanwhile
-        there = far / "features" / name
-        object_store.write_bytes(there / "features.npy", b"rows")
-        object_store.write_bytes(there / "features.json", b"{}")
+    def finish(seconds: float) -> None:
+        waited.append(seconds)
+        array = remote / "features" / name
+        object_store.write_bytes(array / "features.npy", b"rows")
+        object_store.write_bytes(array / "features.json", b"{}")
 
-    monkeypatch.setattr(remote_features.time, "sleep", look_again)
-    with RemoteCache(far / "features").exclusive_compute(tmp_path / name):
+    monkeypatch.setattr(time, "sleep", finish)
+    with RemoteCache(remote / "features").exclusive_compute(tmp_path / name):
         assert (tmp_path / name / "features.npy").read_bytes() == b"rows"
     assert waited == [remote_features.POLL_SECONDS]
 
 
-def test_a_driver_waits_for_the_lease_of_a_lost_head_and_not_for_one_that_is_alive(
-    far: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_waits_for_the_lease_of_a_lost_host_but_not_of_a_running_one(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, said = far / "sweep" / "lease.json", []
+    path, messages = remote / "sweep" / "lease.json", []
     held = {"holder": "other", "host": "elsewhere", "pid": 1}
     json_objects.replace(path, {**held, "expires": time.time() + 60})
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: json_objects.replace(path, {**held, "expires": 0.0}))
-    with Lease(far / "sweep", on_wait=said.append):
+    monkeypatch.setattr(time, "sleep", lambda seconds: json_objects.replace(path, {**held, "expires": 0.0}))
+    with Lease(remote / "sweep", on_wait=messages.append):
         pass
-    assert said == ["waiting for a sign of life of the driver on elsewhere, for a minute at most"]
+    assert messages == ["waiting up to a minute for the driver on elsewhere to show that it is alive"]
     json_objects.replace(path, {**held, "expires": time.time() + 60})
     renewed = {**held, "expires": time.time() + 70}
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: json_objects.replace(path, renewed))
-    with pytest.raises(LeaseHeldError, match="process 1 on elsewhere"), Lease(far / "sweep", on_wait=said.append):
+    monkeypatch.setattr(time, "sleep", lambda seconds: json_objects.replace(path, renewed))
+    with (
+        pytest.raises(LeaseHeldError, match="process 1 on elsewhere"),
+        Lease(remote / "sweep", on_wait=messages.append),
+    ):
         pass
 
 
-def test_a_driver_is_told_that_another_has_its_lease_and_a_hiccup_is_none(
+def test_a_driver_learns_that_it_lost_its_lease_and_ignores_failed_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, path = threading.Event(), tmp_path / "sweep" / "lease.json"
-    with Lease(tmp_path / "sweep", renew_seconds=0.01, on_lost=told.set) as mine:
-        read, hiccups = json_objects.read, iter([PermissionError("expired")] * 3)
-        monkeypatch.setattr(json_objects, "read", lambda path: read(path) if next(hiccups, None) is None else denied())
+    lost, path = threading.Event(), tmp_path / "sweep" / "lease.json"
+    read, failures = json_objects.read, [PermissionError("expired")] * 3
+
+    def unreliable(path: Path) -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return read(path)
+
+    with Lease(tmp_path / "sweep", renew_seconds=0.01, on_lost=lost.set):
+        monkeypatch.setattr(json_objects, "read", unreliable)
         time.sleep(0.1)
-        assert mine._renewing.is_alive()
-        assert not told.is_set()
+        assert failures == []
+        assert "lease" in [thread.name for thread in threading.enumerate()]
+        assert not lost.is_set()
         other = {"holder": "other", "host": "elsewhere", "pid": 1, "expires": time.time() + 60}
-        for _ in range(100):  # not once: it may just have been found to be ours, and be about to be renewed
+        for _ in range(100):  # a single write may be overwritten by a renewal that has already checked the holder
             json_objects.replace(path, other)
-            if told.wait(0.1):
+            if lost.wait(0.1):
                 break
-        assert told.is_set()
+        assert lost.is_set()
     assert json_objects.read(path) == other
 
 
-def denied() -> None:
-    raise PermissionError("expired")
-
-
-def test_a_store_that_is_away_is_no_damaged_object(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = far / "plan.json"
+def test_an_object_that_cannot_be_fetched_is_not_damaged(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = remote / "plan.json"
     json_objects.replace(path, {"a": 1})
     monkeypatch.setattr(object_store, "read_bytes", lambda path: (_ for _ in ()).throw(ValueError("400, invalid")))
     with pytest.raises(ValueError, match="400, invalid"):
         json_objects.get(path)
-    assert object_store.list_names(far) == ["plan.json"]
+    assert object_store.list_names(remote) == ["plan.json"]
 
 
-def test_when_objects_were_written_is_asked_for_once_for_a_whole_trial(
-    far: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+def test_modification_times_of_a_whole_trial_take_one_request(
+    remote: Path, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = filled(Store(far / "sweep"), record)
-    folder, asked = store.trial_folder("0001"), []
-    ask = object_store._ask
-    monkeypatch.setattr(object_store, "_ask", lambda *given, **more: (asked.append(given[1]), ask(*given, **more))[1])
-    at = [object_store.modified_ms(path) for path in (folder / "record.json", *objects_of(folder))]
-    assert all(abs(each - time.time() * 1000) < 600_000 for each in at if each)
-    assert len(at) > 2
-    assert None not in at
-    assert asked == ["find"]
+    store = fill(Store(remote / "sweep"), record)
+    folder, requests = store.trial_folder("0001"), []
+    find = folder.fs.find
+    monkeypatch.setattr(folder.fs, "find", lambda *args, **options: (requests.append(args), find(*args, **options))[1])
+    monkeypatch.setattr(folder.fs, "info", None)  # any other request for a time fails
+    times = [object_store.modified_ms(folder / name) for name in ("record.json", "config.json", "epochs/0001.json")]
+    assert all(abs(time_ms - time.time() * 1000) < 600_000 for time_ms in times)
+    assert len(requests) == 1
     assert object_store.modified_ms(folder / "test.json") is None
-
-
-def objects_of(folder: Path) -> list[Path]:
-    return [folder / "config.json", folder / "epochs" / "0001.json"]

@@ -72,7 +72,7 @@ def test_without_test_labels_or_photos_a_part_is_left_to_be_held_out_and_the_rep
     assert "held out" in source.notes[0]
     split = split_pack(build_pack(source, 8, tmp_path / "packs"))
     assert len(split.test) > 0
-    assert "stratified" in split.how
+    assert "stratified" in split.description
 
 
 def test_torchvisions_layout_with_a_folder_of_its_own_is_entered(tmp_path):

@@ -64,7 +64,7 @@ def test_they_become_a_pack_with_the_official_test_part(tmp_path):
     assert (len(pack.labels), pack.skipped) == (48, ())
     split = split_pack(pack)
     assert len(split.test) == 8
-    assert "the given test part" in split.how
+    assert "the given test part" in split.description
 
 
 def test_an_argument_of_its_own_is_said_in_the_address(tmp_path):
