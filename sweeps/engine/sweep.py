@@ -20,7 +20,8 @@ from sweeps.engine.planning.prepare import Prepared
 from sweeps.engine.presearch.advice import recommended_strategies
 from sweeps.engine.presearch.warm_start import warm_start_params
 from sweeps.engine.resources import cluster, gpu_sharing, memory_probe
-from sweeps.engine.resources.cost import UNKNOWN_PRICES, CostTracker, Prices, missing_prices_message
+from sweeps.engine.resources.cost import CostTracker
+from sweeps.engine.resources.prices import UNKNOWN_PRICES, Prices, missing_prices_message
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import KEEPS_KNOWN_GOOD, SCHEDULERS, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
