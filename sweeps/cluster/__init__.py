@@ -1,1 +1,1 @@
-"""Machines to run sweeps on: what Ray's cluster launcher needs besides the cluster files themselves."""
+"""Cloud clusters to run sweeps on: checks before the start, Ray's AWS provider, and MLflow's server on the head."""

@@ -1,4 +1,4 @@
-"""A cluster from a file: python -m sweeps.cluster check FILE | up FILE | ui FILE; and, on its head, mlflow."""
+"""Manages a cluster: python -m sweeps.cluster check FILE | up FILE | ui FILE; on the head: mlflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from sweeps.cluster.preflight import CheckResult, load_cluster_file, ray_cli_environment, run_checks
+from sweeps.cluster.check_result import CheckResult
+from sweeps.cluster.preflight import load_cluster_file, ray_cli_environment, run_checks
 from sweeps.engine.console import subcommands
 
 app = tyro.extras.SubcommandApp()
@@ -21,33 +22,33 @@ File = Annotated[Path, tyro.conf.Positional]
 
 @app.command
 def check(file: File = Path("ray_cluster.yaml")) -> int:
-    """Say what is in place for a cluster and what is missing; nothing is started.
+    """Check what is in place for a cluster and what is missing; starts nothing.
 
     Args:
         file: the cluster file.
     """
-    return 0 if _shown(run_checks(file)) else 1
+    return 0 if _print_results(run_checks(file)) else 1
 
 
 @app.command
 def up(file: File = Path("ray_cluster.yaml")) -> int:
-    """Check, and then start the cluster or bring it to what the file says now: `ray up`.
+    """Check, then start the cluster or update it to the file, with `ray up`.
 
-    A cluster that runs is restarted; sweeps on it go on when their commands are given again.
+    A running cluster is restarted. Sweeps on it resume when their commands are run again.
 
     Args:
         file: the cluster file.
     """
-    if not _shown(run_checks(file)):
-        print("Nothing was started. What is missing is said above; then the same command again.", file=sys.stderr)
+    if not _print_results(run_checks(file)):
+        print("Nothing was started. Fix what is missing above, then run the command again.", file=sys.stderr)
         return 1
-    # Not from Ray's copy of an earlier answer: what others opened meanwhile is closed again.
-    return _ray("up", "--yes", "--no-config-cache", str(file), provider=load_cluster_file(file)["provider"]["type"])
+    # Without Ray's cache of an earlier result, so that manual changes to the security group are undone.
+    return _run_ray("up", "--yes", "--no-config-cache", str(file), provider=load_cluster_file(file)["provider"]["type"])
 
 
 @app.command
 def ui(file: File = Path("ray_cluster.yaml")) -> int:
-    """Open the cluster's MLflow at http://localhost:5000, through an SSH tunnel, until Ctrl-C.
+    """Make the cluster's MLflow available at http://localhost:5000 through an SSH tunnel, until Ctrl-C.
 
     Args:
         file: the cluster file.
@@ -60,21 +61,21 @@ def ui(file: File = Path("ray_cluster.yaml")) -> int:
         try:
             probe.bind(("127.0.0.1", PORT))
         except OSError:
-            raise ValueError(f"port {PORT} is taken on this machine: end the program that has it") from None
+            raise ValueError(f"port {PORT} is in use on this machine: stop the program that uses it") from None
     address = f"http://localhost:{PORT}/#/experiments?workflowType=machine_learning"
     print(f"The cluster's MLflow, until Ctrl-C: {address}", flush=True)
-    return _ray("dashboard", "--port", str(PORT), "--remote-port", str(PORT), str(file), provider=provider)
+    return _run_ray("dashboard", "--port", str(PORT), "--remote-port", str(PORT), str(file), provider=provider)
 
 
 @app.command
 def mlflow(artifacts: str, folder: Path = Path("~/.xfer/mlflow"), backend: str = "", stay: bool = False) -> int:
-    """Start MLflow's server in the background, on this machine's 127.0.0.1:5000, unless it answers already.
+    """Start MLflow's server in the background, on 127.0.0.1:5000, unless it is already running.
 
     Args:
-        artifacts: address that files are kept at, such as s3://bucket/mlartifacts.
-        folder: where its database and log are kept.
-        backend: the database's address, such as postgresql://host/mlflow; SQLite in the folder unless given.
-        stay: wait until the server ends, as a container does.
+        artifacts: URI where artifacts are stored, such as s3://bucket/mlartifacts.
+        folder: folder of its database and log.
+        backend: URI of the database, such as postgresql://host/mlflow. Defaults to SQLite in the folder.
+        stay: wait until the server exits, as a container must.
     """
     from sweeps.cluster.tracking_server import start_tracking_server
 
@@ -82,18 +83,18 @@ def mlflow(artifacts: str, folder: Path = Path("~/.xfer/mlflow"), backend: str =
     return server.wait() if stay and server else 0
 
 
-def _shown(looked: Iterable[CheckResult]) -> bool:
-    """Print what was looked at, as it comes; is nothing missing?"""
+def _print_results(results: Iterable[CheckResult]) -> bool:
+    """Print each check as soon as it is done; return True if nothing is missing."""
     complete = True
-    for one in looked:
-        print(f"  {one.status:<8} {one.name:<20} {one.said}", flush=True)
-        complete &= one.status != "missing"
+    for result in results:
+        print(f"  {result.status:<8} {result.name:<20} {result.message}", flush=True)
+        complete &= result.status != "missing"
     return complete
 
 
-def _ray(*arguments: str, provider: str) -> int:
-    """Run a command of Ray's launcher; its status."""
-    # Fixed hosts need the first autoscaler: the second counts the head as one of the workers.
+def _run_ray(*arguments: str, provider: str) -> int:
+    """Run a command of Ray's launcher and return its exit status."""
+    # Fixed hosts need autoscaler v1: v2 counts the head as one of the workers.
     version = {"RAY_UP_enable_autoscaler_v2": "0" if provider == "local" else "1"}
     try:
         command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
@@ -103,7 +104,7 @@ def _ray(*arguments: str, provider: str) -> int:
 
 
 def main() -> NoReturn:
-    """Run the command that was asked for, and exit."""
+    """Run the command given on the command line, and exit."""
     subcommands.run_command(app, "python -m sweeps.cluster", __doc__)
 
 

@@ -1,4 +1,4 @@
-"""MLflow's server on the head of a cluster, reached through a tunnel only."""
+"""Starts MLflow's server on the head of a cluster, where it is reachable only through an SSH tunnel."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ from sweeps.engine.tracking import redact_password, server
 from sweeps.engine.tracking.server import LOCALHOST, is_listening
 
 PORT = 5000
+"""Port of the server, on the head and on the user's machine."""
 
 
 def start_tracking_server(
     artifacts: str, folder: Path, backend: str = "", port: int = PORT
 ) -> subprocess.Popen[bytes] | None:
-    """Start the server in the background and say where it is; None where one answers already.
+    """Start the server in the background and print its address, unless a server already answers on the port.
 
-    The database is rebuilt from the sweeps' storage with `python -m sweeps sync` where it is lost with the head, so
-    SQLite will do; Postgres is for many sweeps at a time, and for a history that outlives the cluster.
+    SQLite is enough: if the database is lost with the head, `python -m sweeps sync` rebuilds it from the sweeps'
+    storage. Postgres is for many concurrent sweeps, and for a history that outlives the cluster.
 
     Args:
-        artifacts: address that files are kept at.
-        folder: for the database and the log; made where it is missing.
-        backend: address of a database, without a password: libpq reads ~/.pgpass. SQLite in the folder where empty.
-        port: where to listen, on 127.0.0.1 alone.
+        artifacts: URI where artifacts are stored.
+        folder: folder of the database and the log; created if it does not exist.
+        backend: URI of the database, without a password: libpq reads ~/.pgpass. Defaults to SQLite in the folder.
+        port: port to listen on, on 127.0.0.1 only.
+
+    Returns:
+        The server's process, or None if a server answered already.
 
     Raises:
-        ValueError: it ended, or did not answer in two minutes; or the database's driver is missing.
+        ValueError: the server exited or did not answer within two minutes, or the database's driver is missing.
     """
     if is_listening(port):
-        print(f"MLflow answers already at http://{LOCALHOST}:{port}")
+        print(f"MLflow is already running at http://{LOCALHOST}:{port}")
         return None
     if backend.startswith("postgresql") and not importlib.util.find_spec("psycopg2"):
-        raise ValueError("for Postgres MLflow needs psycopg2: add `pip install psycopg2-binary` to head_setup_commands")
+        raise ValueError("MLflow needs psycopg2 for Postgres: add `pip install psycopg2-binary` to head_setup_commands")
     folder.mkdir(parents=True, exist_ok=True)
     uri = backend or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-    flags, artifacts_at = ["--serve-artifacts"], {"MLFLOW_ARTIFACTS_DESTINATION": artifacts}
+    flags, settings = ["--serve-artifacts"], {"MLFLOW_ARTIFACTS_DESTINATION": artifacts}
     log = folder / "mlflow.log"
-    with log.open("ab") as said:  # its process group outlives the SSH connection that started it
-        process = server.start_server(
-            uri, port, folder, said, flags, workers=2 if backend else 1, settings=artifacts_at
-        )
+    with log.open("ab") as output:  # its process group outlives the SSH connection that started it
+        process = server.start_server(uri, port, folder, output, flags, workers=2 if backend else 1, settings=settings)
     if server.wait_until_ready(process, port):
-        print(f"MLflow is at http://{LOCALHOST}:{port}, its log is {log}", flush=True)
+        print(f"MLflow is running at http://{LOCALHOST}:{port}, logging to {log}", flush=True)
         return process
-    last_words = redact_password(log.read_text(errors="replace")[-2000:])
-    raise ValueError(f"MLflow did not answer at http://{LOCALHOST}:{port}. Its last words, from {log}:\n{last_words}")
+    log_tail = redact_password(log.read_text(errors="replace")[-2000:])
+    raise ValueError(f"MLflow did not answer at http://{LOCALHOST}:{port}. The end of its log, {log}:\n{log_tail}")

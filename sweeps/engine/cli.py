@@ -20,7 +20,8 @@ from rich.text import Text
 from sweeps.engine import options
 from sweeps.engine.options import Options
 from sweeps.engine.plan import Plan
-from sweeps.engine.resources import cluster, cost
+from sweeps.engine.resources import cluster
+from sweeps.engine.resources.prices import check_cost_budget, parse_prices
 from sweeps.engine.storage.lease import LeaseHeldError
 from sweeps.engine.storage.store import Store
 from sweeps.reporting.formatting import escape_control_characters
@@ -92,8 +93,8 @@ def run_experiment(page: Plan, asked: Options, program: str) -> int:
     """
     plan = options.build_plan(page, asked)
     budget = options.parse_duration(asked.time_budget)
-    prices = cost.parse_prices(asked.prices)
-    cost.check_cost_budget(prices, asked.cost_budget, joins=cluster.has_cluster_address())
+    prices = parse_prices(asked.prices)
+    check_cost_budget(prices, asked.cost_budget, joins=cluster.has_cluster_address())
     if not plan.data:
         raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it. {URI_FORMATS}")
     _writable(asked.storage)

@@ -13,7 +13,8 @@ from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import recommend_strategies
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.resources import cluster
-from sweeps.engine.resources.cost import LOCAL_NODE_TYPE, CostTracker, Machine
+from sweeps.engine.resources.cost import CostTracker
+from sweeps.engine.resources.prices import LOCAL_NODE_TYPE, Machine
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import RunOptions, Sweep

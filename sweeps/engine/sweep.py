@@ -16,7 +16,8 @@ from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import recommended_strategies
 from sweeps.engine.presearch.warm_start import warm_start_params
 from sweeps.engine.resources.budget import Budget
-from sweeps.engine.resources.cost import UNKNOWN_PRICES, CostTracker, Prices
+from sweeps.engine.resources.cost import CostTracker
+from sweeps.engine.resources.prices import UNKNOWN_PRICES, Prices
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import KEEPS_KNOWN_GOOD, SCHEDULERS, LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial

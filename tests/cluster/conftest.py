@@ -1,4 +1,4 @@
-"""What the scenarios share: photos and weights, the sweep that they play, and what it comes to when left in peace."""
+"""Fixtures of the cluster scenarios: photos, weights, and the result of the same sweep without disturbances."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ PHOTOS_PER_CLASS = 20
 
 @pytest.fixture(scope="session")
 def can_have_a_laboratory() -> None:
-    """Skips where there can be none, and says why."""
+    """Skip the test, with the reason, on a machine that cannot run the laboratory."""
     if why := missing_requirements():
         pytest.skip(why)
 
 
 @pytest.fixture(scope="module")
 def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new folder for what a module's laboratory is made of."""
+    """A new folder for the files of a module's laboratory."""
     return tmp_path_factory.mktemp("lab")
 
 
 @pytest.fixture(scope="module")
 def lab(can_have_a_laboratory: None, lab_folder: Path) -> Iterator[Laboratory]:
-    """A cloud without machines, and a desk."""
+    """A simulated cloud without machines, and the user's machine outside it."""
     with Laboratory(lab_folder) as laboratory:
         yield laboratory
 
 
 @pytest.fixture(scope="session")
 def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few real photos of ants and bees."""
+    """A folder with a few real photos of ants and bees."""
     folder = tmp_path_factory.mktemp("photos") / "insects"
     for kind in ("ants", "bees"):
         (folder / kind).mkdir(parents=True)
@@ -48,17 +48,17 @@ def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretrained(shared_data: Path) -> Path:
-    """Real weights of the sweep's network."""
+    """The pretrained weights of the sweep's network."""
     return shared_data / "weights" / "mobilenetv2_100.safetensors"
 
 
 @pytest.fixture(scope="session")
 def undisturbed(photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same sweep, run on this machine alone and left in peace."""
+    """The folder of the same sweep, run on this machine only and without disturbances."""
 
     def make(folder: Path) -> None:
-        places = ["--storage", folder / "runs", "--reports", folder / "reports"]
-        ended = run("folder", [*SWEEP_FLAGS, "--data", photos, "--weights", pretrained, *places], folder / "logs")
-        assert ended.status == 0, ended.out + ended.err
+        folders = ["--storage", folder / "runs", "--reports", folder / "reports"]
+        result = run("folder", [*SWEEP_FLAGS, "--data", photos, "--weights", pretrained, *folders], folder / "logs")
+        assert result.status == 0, result.out + result.err
 
     return only_sweep(build_once(tmp_path_factory, "undisturbed-cluster", make) / "runs").folder

@@ -1,4 +1,4 @@
-"""A stand-in for AWS, and the cluster file for it as somebody would have filled it in."""
+"""A mock AWS account, and the cluster file with the values that a user would fill in for it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ACCOUNT, REGION, BUCKET, OFFICE = "123456789012", "us-east-1", "my-results", "20
 
 
 def filled_cluster_config(**provider: Any) -> dict[str, Any]:
-    """The file with its three values, and other values of its provider where given."""
+    """The cluster file with its three values filled in, and any other values of `provider` replaced."""
     config: dict[str, Any] = yaml.safe_load(CLUSTER_FILE.read_text())
     config["provider"] |= {"region": REGION, "ssh_from": OFFICE, "bucket": BUCKET} | provider
     return config
 
 
 def prepared_by_ray(config: dict[str, Any]) -> dict[str, Any]:
-    """What Ray hands to a provider."""
+    """The configuration that Ray passes to a provider."""
     from ray.autoscaler._private.util import prepare_config
 
     prepared: dict[str, Any] = prepare_config(config)
@@ -33,14 +33,14 @@ def prepared_by_ray(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def mock_aws_account(home: Path) -> Iterator[None]:
-    """An empty account with a default network and the image that the file names; `home` is the user's folder."""
+    """Mock an empty account with a default VPC and the image of the cluster file; `home` becomes the home directory."""
     from moto import mock_aws
     from moto.ec2.models import ec2_backends
     from moto.ec2.models.amis import Ami
     from ray.autoscaler._private.aws import config, node_provider, utils
     from ray.autoscaler._private.providers import _clear_provider_cache
 
-    from sweeps.cluster import access
+    from sweeps.cluster import iam
 
     environment = {
         "HOME": str(home),
@@ -57,7 +57,7 @@ def mock_aws_account(home: Path) -> Iterator[None]:
     _clear_provider_cache()
     with (
         patch.dict("os.environ", environment),
-        patch.object(access, "IAM_PROPAGATION_SECONDS", 0),
+        patch.object(iam, "IAM_PROPAGATION_SECONDS", 0),
         patch.object(node_provider, "TAG_BATCH_DELAY", 0),
         mock_aws(),
     ):

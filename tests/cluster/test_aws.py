@@ -1,4 +1,4 @@
-"""What the AWS provider makes in an account: a stand-in of AWS tells."""
+"""What the AWS provider creates in an account, as seen in a mock of AWS."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
-from sweeps.cluster.access import CLUSTER_TAG, AwsAccount, head_policy, worker_policy
 from sweeps.cluster.aws import NodeProvider
+from sweeps.cluster.iam import CLUSTER_TAG, AwsAccount, head_policy, worker_policy
 from sweeps.cluster.network import ensure_security_group
 from sweeps.cluster.settings import ClusterSettings, parse_settings
 from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
@@ -39,7 +39,7 @@ HEAD, WORKER = f"xfer-{REGION}-head", f"xfer-{REGION}-worker"
 
 @pytest.fixture
 def aws(tmp_path: Path) -> Iterator[Any]:
-    """EC2 of an account in which nothing was made yet."""
+    """EC2 client of an empty mock account."""
     with mock_aws_account(tmp_path / "home"):
         yield boto3.client("ec2", REGION)
 
@@ -48,21 +48,22 @@ def bootstrap(**provider: Any) -> dict[str, Any]:
     return NodeProvider.bootstrap_config(prepared_by_ray(filled_cluster_config(**provider)))
 
 
-def let_in(ec2: Any) -> set[tuple[str, Any, str]]:
-    """Protocol, port and source of all that the cluster's group lets in; itself is 'the group'."""
+def ingress_rules(ec2: Any) -> set[tuple[str, Any, str]]:
+    """Protocol, port and source of every ingress rule of the cluster's group; its own id reads 'the group'."""
     [group] = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["xfer-ray"]}])["SecurityGroups"]
     rules = set()
     for permission in group["IpPermissions"]:
-        sources = [each["CidrIp"] for each in permission["IpRanges"]]
-        sources += [each["CidrIpv6"] for each in permission["Ipv6Ranges"]]
-        sources += [each["GroupId"].replace(group["GroupId"], "the group") for each in permission["UserIdGroupPairs"]]
+        sources = [source["CidrIp"] for source in permission["IpRanges"]]
+        sources += [source["CidrIpv6"] for source in permission["Ipv6Ranges"]]
+        pairs = permission["UserIdGroupPairs"]
+        sources += [pair["GroupId"].replace(group["GroupId"], "the group") for pair in pairs]
         assert permission.get("FromPort") == permission.get("ToPort")
         rules |= {(permission["IpProtocol"], permission.get("FromPort"), source) for source in sources}
     return rules
 
 
 def policy(role: str) -> list[dict[str, Any]]:
-    """The statements of all that a role may do."""
+    """The statements of a role's only policy."""
     iam = boto3.client("iam")
     assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
     assert iam.list_role_policies(RoleName=role)["PolicyNames"] == ["xfer"]
@@ -72,8 +73,8 @@ def policy(role: str) -> list[dict[str, Any]]:
     return statements
 
 
-def made(ec2: Any) -> tuple[Any, ...]:
-    """All that a provider could have made."""
+def created_resources(ec2: Any) -> tuple[Any, ...]:
+    """The names or counts of all resources that a provider could have created."""
     iam = boto3.client("iam")
     groups = ec2.describe_security_groups()["SecurityGroups"]
     return (
@@ -88,15 +89,17 @@ def made(ec2: Any) -> tuple[Any, ...]:
 # --- the network ---------------------------------------------------------------------------------------------------
 
 
-def test_only_ssh_from_one_address_and_the_cluster_itself_come_in_and_the_second_time_changes_nothing(aws: Any) -> None:
+def test_only_ssh_from_one_address_and_the_cluster_itself_are_allowed_and_a_second_bootstrap_changes_nothing(
+    aws: Any,
+) -> None:
     first = bootstrap()
-    assert let_in(aws) == {("tcp", 22, OFFICE), ("-1", None, "the group")}
-    before = made(aws), let_in(aws), policy(HEAD), policy(WORKER)
+    assert ingress_rules(aws) == {("tcp", 22, OFFICE), ("-1", None, "the group")}
+    before = created_resources(aws), ingress_rules(aws), policy(HEAD), policy(WORKER)
     assert bootstrap() == first
-    assert (made(aws), let_in(aws), policy(HEAD), policy(WORKER)) == before
+    assert (created_resources(aws), ingress_rules(aws), policy(HEAD), policy(WORKER)) == before
 
 
-def test_a_group_that_others_opened_is_closed_again(aws: Any) -> None:
+def test_a_group_that_was_opened_manually_is_closed_again(aws: Any) -> None:
     vpc = aws.describe_vpcs()["Vpcs"][0]["VpcId"]
     group = aws.create_security_group(GroupName="xfer-ray", Description="open", VpcId=vpc)["GroupId"]
     open_to_all = {"IpRanges": [{"CidrIp": "0.0.0.0/0"}], "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}
@@ -109,15 +112,15 @@ def test_a_group_that_others_opened_is_closed_again(aws: Any) -> None:
         ],
     )
     config = bootstrap()
-    assert let_in(aws) == {("tcp", 22, OFFICE), ("-1", None, "the group")}
+    assert ingress_rules(aws) == {("tcp", 22, OFFICE), ("-1", None, "the group")}
     assert config["available_node_types"]["head"]["node_config"]["SecurityGroupIds"] == [group]
 
 
-def test_another_address_takes_the_place_of_the_first(aws: Any) -> None:
+def test_a_new_address_replaces_the_previous_one(aws: Any) -> None:
     [vpc] = aws.describe_vpcs()["Vpcs"]
     for address in (OFFICE, "198.51.100.0/24", "2001:db8::/48"):
         ensure_security_group(aws, vpc["VpcId"], "xfer-ray", "xfer", address)
-        assert let_in(aws) == {("tcp", 22, address), ("-1", None, "the group")}
+        assert ingress_rules(aws) == {("tcp", 22, address), ("-1", None, "the group")}
 
 
 # --- what machines may do ------------------------------------------------------------------------------------------
@@ -125,61 +128,61 @@ def test_another_address_takes_the_place_of_the_first(aws: Any) -> None:
 
 SETTINGS = ClusterSettings("xfer", REGION, OFFICE, BUCKET, ("photos",), "")
 GROUP = "sg-0123456789abcdef0"
-MAY = {
+POLICIES = {
     "head": head_policy(SETTINGS, AwsAccount("aws", ACCOUNT), GROUP, ["m6i.xlarge", "g6.2xlarge", "g6.2xlarge"]),
     "worker": worker_policy(SETTINGS, AwsAccount("aws", ACCOUNT)),
 }
 
 
-def test_no_action_is_allowed_by_a_wildcard_and_only_looking_at_everything() -> None:
-    for statement in MAY["head"]["Statement"] + MAY["worker"]["Statement"]:
+def test_no_action_is_a_wildcard_and_only_describing_applies_to_every_resource() -> None:
+    for statement in POLICIES["head"]["Statement"] + POLICIES["worker"]["Statement"]:
         assert statement["Effect"] == "Allow"
         assert all(re.fullmatch(r"[a-z0-9]+:[A-Za-z]+", action) for action in statement["Action"])
         if "*" in statement["Resource"]:
             assert statement["Action"] == ["ec2:DescribeInstances"]
 
 
-def test_workers_may_use_the_bucket_read_data_and_nothing_else() -> None:
-    statements = MAY["worker"]["Statement"]
-    may = {(action, resource) for each in statements for action in each["Action"] for resource in each["Resource"]}
+def test_workers_may_use_the_bucket_and_read_data_and_nothing_else() -> None:
+    statements = POLICIES["worker"]["Statement"]
+    allowed = {(action, resource) for item in statements for action in item["Action"] for resource in item["Resource"]}
     own, data = f"arn:aws:s3:::{BUCKET}", "arn:aws:s3:::photos"
     writing = {"PutObject", "DeleteObject", "AbortMultipartUpload", "ListMultipartUploadParts"}
-    assert may == (
+    assert allowed == (
         {(f"s3:{action}", bucket) for action in ("ListBucket", "GetBucketLocation") for bucket in (own, data)}
         | {("s3:GetObject", f"{own}/*"), ("s3:GetObject", f"{data}/*")}
         | {(f"s3:{action}", f"{own}/*") for action in writing}
     )
 
 
-def test_the_head_starts_only_its_own_kinds_of_machines_and_ends_only_its_own() -> None:
-    may = {statement["Sid"]: statement for statement in MAY["head"]["Statement"]}
+def test_the_head_starts_only_its_own_instance_types_and_terminates_only_its_own_machines() -> None:
+    statements = {statement["Sid"]: statement for statement in POLICIES["head"]["Statement"]}
 
-    def who(action: str, resource: str) -> list[str]:
-        return [sid for sid, each in may.items() if action in each["Action"] and resource in each["Resource"]]
+    def allowing(action: str, resource: str) -> list[str]:
+        return [sid for sid, item in statements.items() if action in item["Action"] and resource in item["Resource"]]
 
     machines = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"
-    assert [sid for sid, each in may.items() if "ec2:TerminateInstances" in each["Action"]] == ["OwnMachines"]
-    assert may["OwnMachines"]["Condition"] == {"StringEquals": {f"aws:ResourceTag/{CLUSTER_TAG}": "xfer"}}
-    assert who("ec2:RunInstances", machines) == ["Start"]
-    assert may["Start"]["Condition"]["StringEquals"] == {
+    assert [sid for sid, item in statements.items() if "ec2:TerminateInstances" in item["Action"]] == ["OwnMachines"]
+    assert statements["OwnMachines"]["Condition"] == {"StringEquals": {f"aws:ResourceTag/{CLUSTER_TAG}": "xfer"}}
+    assert allowing("ec2:RunInstances", machines) == ["Start"]
+    assert statements["Start"]["Condition"]["StringEquals"] == {
         f"aws:RequestTag/{CLUSTER_TAG}": "xfer",
         "ec2:InstanceType": ["g6.2xlarge", "m6i.xlarge"],
     }
-    assert may["StartDisks"]["Condition"]["Bool"] == {"ec2:Encrypted": "true"}
-    groups = [each for each in may["StartWith"]["Resource"] if ":security-group/" in each]
+    assert statements["StartDisks"]["Condition"]["Bool"] == {"ec2:Encrypted": "true"}
+    groups = [arn for arn in statements["StartWith"]["Resource"] if ":security-group/" in arn]
     assert groups == [f"arn:aws:ec2:{REGION}:{ACCOUNT}:security-group/{GROUP}"]
-    assert may["WorkerRole"]["Resource"] == [f"arn:aws:iam::{ACCOUNT}:role/{WORKER}"]
-    assert may["WorkerRole"]["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
+    assert statements["WorkerRole"]["Resource"] == [f"arn:aws:iam::{ACCOUNT}:role/{WORKER}"]
+    assert statements["WorkerRole"]["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
 
 
 def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_disks(aws: Any) -> None:
     config = bootstrap()
     [group] = aws.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["xfer-ray"]}])["SecurityGroups"]
-    account_of = AwsAccount("aws", ACCOUNT)
+    account = AwsAccount("aws", ACCOUNT)
     settings = parse_settings(filled_cluster_config())
-    assert policy(WORKER) == worker_policy(settings, account_of)["Statement"]
+    assert policy(WORKER) == worker_policy(settings, account)["Statement"]
     kinds = ["m6i.xlarge", "g6.2xlarge", "g5.2xlarge"]
-    assert policy(HEAD) == head_policy(settings, account_of, group["GroupId"], kinds)["Statement"]
+    assert policy(HEAD) == head_policy(settings, account, group["GroupId"], kinds)["Statement"]
     provider = NodeProvider(config["provider"], config["cluster_name"])
     for kind in ("head", "l4", "a10g"):
         started = provider.create_node(
@@ -188,7 +191,7 @@ def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_d
         [machine] = aws.describe_instances(InstanceIds=list(started))["Reservations"][0]["Instances"]
         role = HEAD if kind == "head" else WORKER
         assert machine["IamInstanceProfile"]["Arn"] == f"arn:aws:iam::{ACCOUNT}:instance-profile/{role}"
-        assert [each["GroupId"] for each in machine["SecurityGroups"]] == [group["GroupId"]]
+        assert [item["GroupId"] for item in machine["SecurityGroups"]] == [group["GroupId"]]
         assert {CLUSTER_TAG: "xfer", "project": "xfer"}.items() <= {
             tag["Key"]: tag["Value"] for tag in machine["Tags"]
         }.items()
@@ -198,48 +201,51 @@ def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_d
         assert (machine.get("InstanceLifecycle") == "spot") == (kind != "head")
 
 
-# --- what is refused, before anything is made ----------------------------------------------------------------------
+# --- what is rejected before anything is created ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("invalid", "message"),
     [
         ({"region": "FILL-IN"}, "provider.region is 'FILL-IN': write the AWS region"),
         ({"region": "us-east"}, "provider.region is 'us-east': write the AWS region"),
         ({"ssh_from": "FILL-IN"}, "such as 203.0.113.7/32"),
         ({"bucket": None}, "write the name of a private S3 bucket"),
         ({"ssh_from": "0.0.0.0/0"}, "4294967296 addresses"),
-        ({"ssh_from": "::/0"}, "or a network of at most /32"),
+        ({"ssh_from": "::/0"}, "or a prefix of at least /32"),
         ({"ssh_from": "203.0.113.7/24"}, "has host bits set"),
         ({"bucket": "s3://my-results/runs"}, "without s3://"),
-        ({"data_buckets": "photos"}, "a list of names"),
-        ({"sssh_from": OFFICE}, "provider.sssh_from is not known here"),
-        ({"aws_credentials": {}}, "provider.aws_credentials is not known here"),
+        ({"data_buckets": "photos"}, "write a list of names"),
+        ({"sssh_from": OFFICE}, "provider.sssh_from is not a known key"),
+        ({"aws_credentials": {}}, "provider.aws_credentials is not a known key"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
-        parse_settings(filled_cluster_config(**wrong))
+def test_invalid_settings_are_rejected(invalid: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_settings(filled_cluster_config(**invalid))
 
 
-def test_what_aws_refuses_is_said_in_a_line(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any) -> Any:
+def test_a_request_that_aws_denies_is_reported_in_one_line(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any) -> Any:
         raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "not you"}}, "DescribeImages")
 
-    monkeypatch.setattr(BaseClient, "_make_api_call", refused)
+    monkeypatch.setattr(BaseClient, "_make_api_call", denied)
     with pytest.raises(click.ClickException, match="calling the DescribeImages operation: not you"):
         bootstrap()
 
 
-def test_nothing_is_made_for_a_file_that_is_not_filled_in_or_names_an_unknown_image(aws: Any) -> None:
-    before = made(aws)
-    for wrong, said in ({"bucket": "FILL-IN"}, "provider.bucket"), ({"image": "Windows 95"}, "is called 'Windows 95'"):
-        with pytest.raises(click.ClickException, match=said):
-            bootstrap(**wrong)
-    assert made(aws) == before
+def test_nothing_is_created_for_an_incomplete_file_or_an_unknown_image(aws: Any) -> None:
+    before = created_resources(aws)
+    for invalid, message in (
+        ({"bucket": "FILL-IN"}, "provider.bucket"),
+        ({"image": "Windows 95"}, "is called 'Windows 95'"),
+    ):
+        with pytest.raises(click.ClickException, match=message):
+            bootstrap(**invalid)
+    assert created_resources(aws) == before
 
 
-def test_a_group_or_role_of_ones_own_is_not_silently_replaced(aws: Any) -> None:
+def test_a_security_group_set_by_the_user_is_not_silently_replaced(aws: Any) -> None:
     config = filled_cluster_config()
     config["available_node_types"]["l4"]["node_config"]["SecurityGroupIds"] = ["sg-mine"]
     with pytest.raises(click.ClickException, match=r"l4\.node_config\.SecurityGroupIds"):
@@ -358,7 +364,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
         Instance(instance_id="1", cloud_instance_id=machine, instance_type="l4"), "10.0.0.1"
     )
     provider.terminate_node(machine)
-    may = {action for statement in MAY["head"]["Statement"] for action in statement["Action"]}
+    may = {action for statement in POLICIES["head"]["Statement"] for action in statement["Action"]}
     assert asked == {"ec2:RunInstances", "ec2:CreateTags", "ec2:DescribeInstances", "ec2:TerminateInstances"}
     assert asked <= may
     told = "\n".join(worker.said)

@@ -1,4 +1,4 @@
-"""Every cluster file, without a cloud: Ray's own schema, and a stricter look at what Ray lets through."""
+"""Validates every cluster file without a cloud: Ray's own schema, and a stricter check of what Ray accepts unseen."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ clouds = pytest.mark.parametrize("name", CLOUDS)
 
 
 def read(name: str) -> dict[str, Any]:
-    """A file in which what an anchor stands for is a copy everywhere."""
+    """Load a file, with a copy instead of a reference for each YAML alias."""
     config: dict[str, Any] = json.loads(json.dumps(yaml.safe_load(LAUNCHED[name].read_text())))
     return config
 
 
-# --- the keys of provider and machines: Ray lets them all through, and a cloud refuses them much later --------------
+# --- the keys of provider and machines: Ray accepts them all, and a cloud rejects them much later --------------------
 
 PROVIDER = {
     "aws": {"type", "module", "region", "ssh_from", "bucket", "data_buckets", "image", "cache_stopped_nodes"},
@@ -44,7 +44,7 @@ PROVIDER = {
     "on premises": {"type", "head_ip", "worker_ips"},
 }
 ANY: Any = object()
-"""A value that is not looked into."""
+"""Shape of a value that is not checked."""
 
 GCP_NODE = {  # https://cloud.google.com/compute/docs/reference/rest/v1/instances/insert
     "machineType": str,
@@ -69,45 +69,45 @@ GCP_NODE = {  # https://cloud.google.com/compute/docs/reference/rest/v1/instance
 }
 
 
-def wrong(value: Any, shape: Any, path: str) -> Iterator[str]:
-    """What does not fit: unknown keys, and values of another kind. Shapes are dictionaries, lists of one, or types."""
+def mismatches(value: Any, shape: Any, path: str) -> Iterator[str]:
+    """Yield unknown keys and values of the wrong type. A shape is a dictionary, a list with one item, or a type."""
     if shape is ANY:
         return
     if isinstance(shape, dict):
         for key in value if isinstance(value, dict) else ():
             if key in shape:
-                yield from wrong(value[key], shape[key], f"{path}.{key}")
+                yield from mismatches(value[key], shape[key], f"{path}.{key}")
             else:
                 yield f"{path}.{key} is not known"
         if not isinstance(value, dict):
-            yield f"{path} is no mapping"
+            yield f"{path} is not a mapping"
     elif isinstance(shape, list):
-        for index, each in enumerate(value if isinstance(value, list) else ()):
-            yield from wrong(each, shape[0], f"{path}.{index}")
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            yield from mismatches(item, shape[0], f"{path}.{index}")
         if not isinstance(value, list):
-            yield f"{path} is no list"
+            yield f"{path} is not a list"
     elif type(value) is not shape:
-        yield f"{path} is {value!r}, no {shape.__name__}"
+        yield f"{path} is {value!r}, not a {shape.__name__}"
 
 
-def mistakes(name: str, config: dict[str, Any]) -> list[str]:
-    """What a cloud would not understand in the file's provider and machines."""
-    found = [f"provider.{key} is not known" for key in sorted(config["provider"].keys() - PROVIDER[name])]
+def unknown_to_cloud(name: str, config: dict[str, Any]) -> list[str]:
+    """The errors that a cloud would report about the file's provider and machines."""
+    errors = [f"provider.{key} is not known" for key in sorted(config["provider"].keys() - PROVIDER[name])]
     for kind, node in config.get("available_node_types", {}).items():
         if name == "aws":
-            found += [f"{kind}: {each}" for each in refused_by_botocore(node["node_config"])]
+            errors += [f"{kind}: {error}" for error in botocore_errors(node["node_config"])]
         else:
-            found += wrong(node["node_config"], GCP_NODE, kind)
-    return found
+            errors += mismatches(node["node_config"], GCP_NODE, kind)
+    return errors
 
 
-def refused_by_botocore(node_config: dict[str, Any]) -> list[str]:
-    """The same check that would refuse the call which starts a machine; values that have a list of their own too."""
+def botocore_errors(node_config: dict[str, Any]) -> list[str]:
+    """The errors of the validation that precedes the call which starts a machine, and values that no enum contains."""
     from botocore.validate import ParamValidator
 
     call = node_config | {"MinCount": 1, "MaxCount": 1}
     report = ParamValidator().validate(call, run_instances()).generate_report()
-    return [*report.splitlines(), *not_in_list(node_config, run_instances())]
+    return [*report.splitlines(), *not_in_enum(node_config, run_instances())]
 
 
 @functools.cache
@@ -117,20 +117,20 @@ def run_instances() -> Any:
     return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
-def not_in_list(value: Any, shape: Any) -> Iterator[str]:
+def not_in_enum(value: Any, shape: Any) -> Iterator[str]:
     if shape.type_name == "structure" and isinstance(value, dict):
-        for key, each in value.items():
+        for key, member in value.items():
             if key in shape.members:
-                yield from not_in_list(each, shape.members[key])
+                yield from not_in_enum(member, shape.members[key])
     elif shape.type_name == "list" and isinstance(value, list):
-        for each in value:
-            yield from not_in_list(each, shape.member)
+        for item in value:
+            yield from not_in_enum(item, shape.member)
     elif getattr(shape, "enum", None) and value not in shape.enum:
-        yield f"{value!r} is no {shape.name}"
+        yield f"{value!r} is not a {shape.name}"
 
 
 @launched
-def test_rays_own_schema_takes_the_file(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_rays_own_schema_accepts_the_file(name: str, caplog: pytest.LogCaptureFixture) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     caplog.set_level(logging.ERROR)
@@ -138,8 +138,8 @@ def test_rays_own_schema_takes_the_file(name: str, caplog: pytest.LogCaptureFixt
 
 
 @launched
-def test_a_cloud_would_understand_all_of_it(name: str) -> None:
-    assert mistakes(name, read(name)) == []
+def test_a_cloud_knows_every_key_and_value(name: str) -> None:
+    assert unknown_to_cloud(name, read(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -158,21 +158,21 @@ def test_a_cloud_would_understand_all_of_it(name: str) -> None:
         ("on premises", "provider", "workers_ips", []),
     ],
 )
-def test_a_slip_in_provider_or_machine_is_found(name: str, path: str, key: str, value: Any) -> None:
+def test_a_typo_in_provider_or_machine_is_found(name: str, path: str, key: str, value: Any) -> None:
     config = read(name)
     first, *rest = path.split(".")
-    place = config["provider"] if first == "provider" else config["available_node_types"][first]["node_config"]
-    for each in rest:
-        place = place[int(each) if each.isdigit() else each]
-    place[key] = value
-    assert len(mistakes(name, config)) == 1
+    section = config["provider"] if first == "provider" else config["available_node_types"][first]["node_config"]
+    for part in rest:
+        section = section[int(part) if part.isdigit() else part]
+    section[key] = value
+    assert len(unknown_to_cloud(name, config)) == 1
 
 
-# --- what holds of every file --------------------------------------------------------------------------------------
+# --- what is true of every file -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ALL, ids=lambda file: file.name)
-def test_nothing_is_open_to_the_world_and_nothing_secret_stands_in_a_file(file: Path) -> None:
+def test_nothing_is_open_to_the_internet_and_no_file_contains_a_secret(file: Path) -> None:
     text = file.read_text()
     assert not re.search(r"0\.0\.0\.0|::/0|LoadBalancer|NodePort|hostPort|hostNetwork|privileged: true", text)
     assert not re.search(r"AKIA|ASIA|BEGIN .*KEY|aws_secret|password|AUTH_TOKEN=|auth_token: [^~]", text)
@@ -180,7 +180,7 @@ def test_nothing_is_open_to_the_world_and_nothing_secret_stands_in_a_file(file: 
 
 
 @clouds
-def test_workers_are_spot_machines_from_none_and_the_head_runs_no_trial(name: str) -> None:
+def test_workers_are_spot_machines_scaled_from_zero_and_the_head_runs_no_trial(name: str) -> None:
     config = read(name)
     nodes = config["available_node_types"]
     for kind, node in nodes.items():
@@ -199,42 +199,44 @@ def test_workers_are_spot_machines_from_none_and_the_head_runs_no_trial(name: st
     assert 0 < config["idle_timeout_minutes"] <= 10
 
 
-def test_disks_on_aws_are_encrypted_and_machines_ask_for_their_role_with_a_token() -> None:
+def test_disks_on_aws_are_encrypted_and_machine_metadata_requires_a_token() -> None:
     for node in read("aws")["available_node_types"].values():
         machine = node["node_config"]
         assert all(disk["Ebs"]["Encrypted"] is True for disk in machine["BlockDeviceMappings"])
         assert machine["MetadataOptions"]["HttpTokens"] == "required"
         assert machine["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
-        assert {each["ResourceType"] for each in machine["TagSpecifications"]} == {"instance", "volume"}
+        assert {item["ResourceType"] for item in machine["TagSpecifications"]} == {"instance", "volume"}
 
 
-def test_machines_on_gcp_have_accounts_of_their_own_in_a_network_of_their_own() -> None:
+def test_machines_on_gcp_have_their_own_service_accounts_and_network() -> None:
     for kind, node in read("gcp")["available_node_types"].items():
         [account] = node["node_config"]["serviceAccounts"]
         assert account["email"] == f"xfer-{'head' if kind == 'head' else 'worker'}@FILL-IN.iam.gserviceaccount.com"
         [interface] = node["node_config"]["networkInterfaces"]
         assert interface["subnetwork"].endswith("/subnetworks/xfer")
         [disk] = node["node_config"]["disks"]
-        assert "family" not in disk["initializeParams"]["sourceImage"]  # it would be another image next month
+        assert "family" not in disk["initializeParams"]["sourceImage"]  # a family names a different image next month
 
 
 @launched
-def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts(name: str, tmp_path: Path) -> None:
+def test_every_machine_sets_the_environment_that_ray_tune_needs_before_ray_starts(name: str, tmp_path: Path) -> None:
     config = read(name)
     for kind in ("head", "worker"):
         home = tmp_path / kind
         (home / ".xfer").mkdir(parents=True)
         commands = [
-            each for each in config["setup_commands"] + config[f"{kind}_setup_commands"] if "environment.sh" in each
+            command
+            for command in config["setup_commands"] + config[f"{kind}_setup_commands"]
+            if "environment.sh" in command
         ]
         for command in commands + commands:  # Ray repeats them on workers
             if "mountpoint" not in command:
                 subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(home), "PATH": os.environ["PATH"]})
         assert (home / ".bashrc").read_text() == ". ~/.xfer/environment.sh\n"
-        asked = f". {home}/.xfer/environment.sh; env -0"
+        script = f". {home}/.xfer/environment.sh; env -0"
         shell = {"HOME": str(home), "OMP_NUM_THREADS": "1"}
-        told = subprocess.run(["bash", "-c", asked], check=True, env=shell, stdout=subprocess.PIPE).stdout
-        environment = dict(line.split("=", 1) for line in told.decode().split("\0") if line)
+        printed = subprocess.run(["bash", "-c", script], check=True, env=shell, stdout=subprocess.PIPE).stdout
+        environment = dict(line.split("=", 1) for line in printed.decode().split("\0") if line)
         assert environment.items() >= RAY_ENVIRONMENT.items()
         assert "OMP_NUM_THREADS" not in environment
         assert environment["RAY_AUTH_MODE"] == "token"
@@ -246,7 +248,7 @@ def test_every_machine_has_the_environment_that_ray_tune_needs_before_ray_starts
 
 
 @launched
-def test_the_head_starts_mlflow_then_ray_closed_to_its_network_and_quick_to_miss_a_worker(name: str) -> None:
+def test_the_head_starts_mlflow_then_ray_with_a_local_dashboard_and_quick_health_checks(name: str) -> None:
     stop, mlflow, start = read(name)["head_start_ray_commands"]
     assert stop == "ray stop"
     assert "python -m sweeps.cluster mlflow --artifacts " in mlflow
@@ -257,34 +259,36 @@ def test_the_head_starts_mlflow_then_ray_closed_to_its_network_and_quick_to_miss
 
 
 @launched
-def test_machines_get_the_project_its_exact_versions_and_the_token_and_nothing_else(name: str) -> None:
+def test_machines_get_the_project_its_pinned_versions_the_token_and_nothing_else(name: str) -> None:
     config = read(name)
     mounts = dict(config["file_mounts"])
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
     assert sorted(mounts.values()) == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
     assert all((ROOT / local).exists() for local in mounts.values())
-    [install] = [each for each in config["setup_commands"] if "pip install" in each]
+    [install] = [command for command in config["setup_commands"] if "pip install" in command]
     assert "-c ~/.xfer/project/constraints.txt -e" in install
     assert {"__pycache__", ".git", ".venv", "runs"} <= set(config["rsync_exclude"])
 
 
 @pytest.mark.parametrize("extra", ["aws", "gcp"])
-def test_what_machines_install_has_the_dashboard_that_takes_jobs_and_is_pinned(extra: str) -> None:
+def test_machines_install_rays_dashboard_which_accepts_jobs_and_all_requirements_are_pinned(extra: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert any(each.startswith("ray[default]") for each in extras[extra])
-    pinned = {_normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    needed = [Requirement(each) for each in [*extras[extra], *(metadata.requires("ray") or [])]]
-    wanted = {
-        _normal(each.name) for each in needed if each.marker is None or each.marker.evaluate({"extra": "default"})
+    assert any(requirement.startswith("ray[default]") for requirement in extras[extra])
+    pinned = {normalized(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    requirements = [Requirement(line) for line in [*extras[extra], *(metadata.requires("ray") or [])]]
+    required = {
+        normalized(item.name)
+        for item in requirements
+        if item.marker is None or item.marker.evaluate({"extra": "default"})
     }
-    assert wanted <= pinned
+    assert required <= pinned
 
 
-def _normal(name: str) -> str:
+def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_aws_file_is_filled_in_in_three_places() -> None:
+def test_the_aws_file_has_three_values_to_fill_in() -> None:
     from sweeps.cluster.settings import find_placeholders
 
     assert list(find_placeholders(read("aws"))) == ["provider.region", "provider.ssh_from", "provider.bucket"]
@@ -293,7 +297,6 @@ def test_the_aws_file_is_filled_in_in_three_places() -> None:
 # --- Kubernetes ----------------------------------------------------------------------------------------------------
 
 SECURITY = {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}}
-AMOUNTS = {"cpu": str, "memory": str, "nvidia.com/gpu": str}
 CONTAINER = {
     "name": str,
     "image": str,
@@ -364,24 +367,25 @@ def documents() -> list[dict[str, Any]]:
 
 
 def of_kind(kind: str) -> dict[str, Any]:
-    [found] = [each for each in documents() if each["kind"] == kind]
-    return found
+    [document] = [document for document in documents() if document["kind"] == kind]
+    return document
 
 
 def containers() -> dict[str, dict[str, Any]]:
     cluster = of_kind("RayCluster")["spec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return {each["name"]: each for group in groups for each in group["template"]["spec"]["containers"]}
+    specs = [group["template"]["spec"] for group in groups]
+    return {container["name"]: container for spec in specs for container in spec["containers"]}
 
 
-def test_kubernetes_would_understand_all_of_it() -> None:
+def test_kubernetes_knows_every_key() -> None:
     for document in documents():
         shape = KINDS[document["kind"]] | {"apiVersion": str, "kind": str, "metadata": METADATA}
-        assert list(wrong(document, shape, document["kind"])) == []
+        assert list(mismatches(document, shape, document["kind"])) == []
         assert document["metadata"]["namespace"] == "xfer"
 
 
-def test_pods_have_the_versions_the_environment_and_the_token_by_name() -> None:
+def test_pods_have_the_pinned_ray_the_environment_and_the_token_secret() -> None:
     cluster = of_kind("RayCluster")["spec"]
     assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
     assert cluster["authOptions"] == {"mode": "token", "secretName": "xfer-token"}
@@ -392,7 +396,7 @@ def test_pods_have_the_versions_the_environment_and_the_token_by_name() -> None:
     assert "pip install --no-cache-dir -c constraints.txt -e" in dockerfile
 
 
-def test_pods_are_reached_by_each_other_only_and_run_without_rights() -> None:
+def test_pods_accept_connections_only_from_each_other_and_run_unprivileged() -> None:
     cluster, policy = of_kind("RayCluster")["spec"], of_kind("NetworkPolicy")["spec"]
     own = {"podSelector": {"matchLabels": {"ray.io/cluster": "xfer"}}}
     assert policy == own | {"policyTypes": ["Ingress"], "ingress": [{"from": [own]}]}

@@ -1,7 +1,7 @@
 """What trials see of a machine's GPUs, and what strangers see of the machines.
 
 The worker says that it has two GPUs. Torch sees none there, so it is a small trial of our own that is run, through the
-same door as real ones (`shares.py`).
+same door as real ones (`gpu_sharing_job.py`).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def cluster(
 def shares(cluster: Scenario) -> dict[str, list[dict[str, Any]]]:
     """What trials saw, by what they asked for: `half` a GPU, `none`, `both`."""
     shared = cluster.folder / "shared"
-    shutil.copy(HERE / "shares.py", shared)
+    shutil.copy(HERE / "gpu_sharing_job.py", shared)
     notes = shared / "seen"
     notes.mkdir()
-    cluster.cluster.exec(f"python {shared / 'shares.py'} {notes}")
+    cluster.cluster.exec(f"python {shared / 'gpu_sharing_job.py'} {notes}")
     seen: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(notes.glob("*.json")):
         seen.setdefault(path.stem.partition("-")[0], []).append(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""MLflow as the head of a cluster runs it: in the background, for its own machine, and able to do little."""
+"""MLflow on the head of a cluster runs in the background, for its own machine only, with most features disabled."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sweeps.engine.tracking.server import is_listening
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def answer(port: int, path: str, host: str) -> int:
@@ -32,7 +32,7 @@ def answer(port: int, path: str, host: str) -> int:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """S3 with a bucket `results`, for this process and those that it starts."""
+    """A mock S3 with a bucket `results`, for this process and its children."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -80,13 +80,15 @@ def test_it_answers_only_for_its_own_machine_keeps_files_in_the_bucket_and_is_st
         server.wait(30)
 
 
-def test_a_server_that_ends_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_a_server_that_exits_shows_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ValueError, match=r"MLflow did not answer at http://127\.0\.0\.1:\d+\. Its last words"):
+    with pytest.raises(ValueError, match=r"MLflow did not answer at http://127\.0\.0\.1:\d+\. The end of its log"):
         start_tracking_server("s3://bucket/mlartifacts", tmp_path, port=free_port())
 
 
-def test_postgres_without_its_driver_is_refused(tmp_path: Path) -> None:
+def test_postgres_without_its_driver_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="psycopg2"):
         start_tracking_server("s3://bucket/mlartifacts", tmp_path, "postgresql://host/mlflow", free_port())
     assert not is_listening(free_port())

@@ -1,1 +1,1 @@
-"""What a search starts with: advice and earlier sweeps."""
+"""Chooses the first trials of a search, from the advisor and from earlier sweeps."""

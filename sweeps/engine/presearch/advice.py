@@ -1,4 +1,4 @@
-"""Advice: which strategies a new sweep begins with, found out from the data before anything is trained."""
+"""Chooses the strategies that a new sweep tries first, from measurements of its data before any training."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ from xfer.data.pack import Progress
 
 
 def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """What `xfer.advice.advisor` says about a sweep's data and first backbone, as plain data for plan.json.
+    """Return the advice of `xfer.advice.advisor` for a sweep's data and first backbone, as plain data for plan.json.
 
-    Beside that, `order` names those of the advised strategies that compete. Empty where there is nothing to order: a
-    single strategy, explicit arms, nothing pretrained, or advice unwanted. Where the data or the network cannot be
-    measured, `why_none` says why.
+    Args:
+        prepared: the plan with its data and weights.
+        progress: called with the number of measured images and their total.
+
+    Returns:
+        The advice, with the competing ones of the recommended strategies as `order`. Empty if there is nothing to
+        order: a single strategy, explicit arms, no pretrained weights, or advice switched off. Only `why_none`, the
+        reason, if the data or the network cannot be measured.
     """
     plan, backbone, competing = prepared.plan, prepared.backbones[0], prepared.space.strategies()
     if not plan.advise or plan.arms or backbone.file is None or len(competing) < 2:
         return {}
-    found = measure_dataset(prepared, progress)
-    if "why_none" in found:
-        return found
-    return {**found, "order": [name for name in _named(found) if name in competing]}
+    advice = measure_dataset(prepared, progress)
+    if "why_none" in advice:
+        return advice
+    return {**advice, "order": [name for name in _recommended_names(advice) if name in competing]}
 
 
 def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """The advisor's measurements, whether or not advice is wanted, or `why_none` if nothing can be measured."""
+    """Run the advisor on a sweep's data, even if advice is switched off.
+
+    Args:
+        prepared: the plan with its data and weights.
+        progress: called with the number of measured images and their total.
+
+    Returns:
+        The advice as plain data, or only `why_none`, the reason, if nothing can be measured.
+    """
     plan, backbone = prepared.plan, prepared.backbones[0]
     if backbone.file is None:
-        return {"why_none": "nothing pretrained competes, so the data cannot be measured"}
+        return {"why_none": "no pretrained network competes, so the data cannot be measured"}
     try:
         return advise(
             prepared.pack,
@@ -43,31 +56,29 @@ def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total:
         ).as_dict()
     except ValueError as error:
         return {"why_none": str(error)}
-    except Exception as error:  # whatever a network's code happens to raise: without advice a sweep is still a sweep
+    except Exception as error:  # any error in a network's code; a sweep can run without advice
         return {"why_none": f"{type(error).__name__}: {error}"}
 
 
 def recommended_strategies(advice: Mapping[str, Any]) -> tuple[str, ...]:
-    """The advised strategies that compete, in order."""
+    """Return the recommended strategies that compete, in order."""
     return tuple(advice.get("order", ()))
 
 
 def summary_line(advice: Mapping[str, Any]) -> str:
-    """An advice in a line; empty for none."""
+    """Return an advice as one line; empty if there is none."""
     if "why_none" in advice:
-        return f"none, so the usual order: {advice['why_none']}"
+        return f"none, so the default order: {advice['why_none']}"
     if not advice:
         return ""
-    unlike = "like" if advice["likeness"] == "similar" else "unlike"
+    likeness = "similar to" if advice["likeness"] == "similar" else "different from"
     close = "" if advice["clear"] else ", a close call"
-    first, out = (
-        recommended_strategies(advice),
-        [name for name in _named(advice) if name not in recommended_strategies(advice)],
-    )
-    order = f"{', '.join(first)} {'comes' if len(first) == 1 else 'come'} first" if first else "the usual order"
-    left = f" (advised too, but not competing: {', '.join(out)})" if out else ""
-    return f"the data set is {advice['size']} and {unlike} what the network has learned{close}: {order}{left}"
+    first = recommended_strategies(advice)
+    others = [name for name in _recommended_names(advice) if name not in first]
+    order = f"{', '.join(first)} first" if first else "the default order"
+    not_competing = f" (also recommended, but not competing: {', '.join(others)})" if others else ""
+    return f"the data set is {advice['size']} and {likeness} the pretraining data{close}: {order}{not_competing}"
 
 
-def _named(advice: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(each["strategy"]["name"] for each in advice["recommended"]))
+def _recommended_names(advice: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(item["strategy"]["name"] for item in advice["recommended"]))

@@ -1,4 +1,4 @@
-"""Alike: how far apart two data sets are, by what was measured of them before anything was trained."""
+"""Distance between two data sets, from measurements made before any training."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from xfer.advice.dataset_profile import DatasetProfile
 from xfer.measure.feature_spread import FeatureSpread
 
 MAX_DISTANCE = 0.75
-"""Data sets farther apart than this are not alike: a rule of thumb, set after looking at MobileNetV2 at 128 px on the
-data of `xfer.advice.dataset_profile.MIN_ERROR_REDUCTION` (2026-11-25; of Stanford Cars eight classes). Dogs vs Cats stood
-.46 from
-Hymenoptera, ten classes of Caltech-101 .66 from Dogs vs Cats and .78 from Hymenoptera, Simpsons 1.0 from Dogs vs Cats,
-and QuickDraw at least 1.3 from everything else. Whether recipes carry over that far is what a sweep finds out."""
+"""Largest distance at which data sets count as similar. A rule of thumb, based on MobileNetV2 at 128 px and the data
+sets of `xfer.advice.dataset_profile.MIN_ERROR_REDUCTION` (2026-11-25; eight classes of Stanford Cars). The distance was
+0.46 from Dogs vs Cats to Hymenoptera, 0.66 from ten classes of Caltech-101 to Dogs vs Cats and 0.78 to Hymenoptera, 1.0
+from Simpsons to Dogs vs Cats, and at least 1.3 from QuickDraw to all others. The sweep shows whether recipes transfer
+that far."""
 
 
 @dataclass(frozen=True)
 class DatasetView:
-    """A data set as a pretrained network sees it."""
+    """A data set as a pretrained network sees it: its measurements, and the weights that they were made with."""
 
     measured: DatasetProfile
     weights: str
-    """The SHA-256 of that network's weights."""
+    """SHA-256 of the network's weights."""
 
 
 @dataclass(frozen=True)
 class DistanceTerm:
-    """One thing in which data sets differ."""
+    """One quantity in which data sets are compared."""
 
     read: Callable[[DatasetProfile], float | None]
-    """None where it was not measured."""
+    """Reads the quantity from a profile; returns None if it was not measured."""
     unit: float
-    """The difference that counts as 1: as much as separates data that want other recipes, by rule of thumb."""
+    """Difference that counts as 1: by rule of thumb, one that separates data that need different recipes."""
     same_network: bool = False
-    """Whether figures of two networks cannot be compared."""
+    """Whether values are comparable only if the same network has measured them."""
 
 
 def _spread(read: Callable[[FeatureSpread], float]) -> Callable[[DatasetProfile], float | None]:
@@ -43,35 +43,35 @@ def _spread(read: Callable[[FeatureSpread], float]) -> Callable[[DatasetProfile]
 
 
 DISTANCE_TERMS: dict[str, DistanceTerm] = {
-    # Counts are compared by their ratio: a factor of about 3 each is a unit.
+    # Counts are compared by their ratio: a unit is a factor of about 3.
     "classes": DistanceTerm(lambda data: math.log10(data.classes), 0.5),
     "images_per_class": DistanceTerm(lambda data: math.log10(max(1, data.images_per_class[1])), 0.5),
-    # Whether frozen features serve decides more than anything else what recipe is wanted, so these units are small.
+    # The quality of frozen features affects the choice of recipe more than anything else, so these units are small.
     "above_chance": DistanceTerm(lambda data: max(0.0, data.gain_over_chance), 0.2),
     "removed": DistanceTerm(lambda data: min(1.0, max(-1.0, data.error_reduction)), 0.3),
-    # How the features lie: hints only. LogME is not among them: it can be compared for the same images alone.
+    # The distribution of features, a weak hint. LogME is not included: it is comparable only on the same images.
     "norm": DistanceTerm(_spread(lambda spread: math.log2(max(spread.norm, 1e-9))), 0.5, True),
     "variance_share": DistanceTerm(_spread(lambda spread: spread.variance_share), 0.2, True),
     "dimensions": DistanceTerm(_spread(lambda spread: math.log10(spread.dimensions)), 0.3, True),
-    # The same photos in half the size are other data to a network: a factor of 2 in the side is a unit.
+    # The same images at half the size are different data to a network: a unit is a factor of 2 in the side.
     "image_size": DistanceTerm(lambda data: math.log2(data.image_size), 1.0),
 }
-"""What is compared: counts, norms and sizes by their logarithms, shares as they are."""
+"""Quantities to compare, by name: counts, norms and sizes by their logarithms, fractions as they are."""
 
 NETWORK_MISMATCH_DISTANCE = 1.0
-"""What it counts, in units, that two data sets were seen by different networks, or by other weights of the same."""
+"""Difference, in units, that counts if different networks or different weights measured the two data sets."""
 
 
 def dataset_distance(one: DatasetView, other: DatasetView) -> float:
-    """How far apart two data sets are: the root mean square of their differences in the units of `DISTANCE_TERMS`.
+    """Return the distance of two data sets: the root mean square of their differences in units of `DISTANCE_TERMS`.
 
-    Symmetric, at least 0, and 0 for a data set and itself. Terms that one of them was not measured in are left out, and
-    where another network looked, those that only one network's figures can be compared in.
+    The distance is symmetric, at least 0, and 0 from a data set to itself. Terms that were not measured for both are
+    omitted, and so are terms with `same_network` if different networks measured the two.
     """
     same = (one.measured.backbone, one.weights) == (other.measured.backbone, other.weights)
-    found = [0.0 if same else NETWORK_MISMATCH_DISTANCE]
+    differences = [0.0 if same else NETWORK_MISMATCH_DISTANCE]
     for term in DISTANCE_TERMS.values():
         values = term.read(one.measured), term.read(other.measured)
         if values[0] is not None and values[1] is not None and (same or not term.same_network):
-            found.append((values[0] - values[1]) / term.unit)
-    return math.sqrt(math.fsum(value**2 for value in found) / len(found))
+            differences.append((values[0] - values[1]) / term.unit)
+    return math.sqrt(math.fsum(difference**2 for difference in differences) / len(differences))

@@ -1,13 +1,13 @@
-"""Warm start: a new sweep begins with the best recipes of earlier ones on data that look alike.
+"""Warm start: a new sweep first tries the best recipes of earlier sweeps on similar data.
 
-Looks at earlier sweeps in the same storage, at what was measured of their data and at the validation part of their
-search trials. Test parts are never asked, and a sweep whose trials saw images of this one's test part is passed over.
-The same data is the best likeness of all: an earlier sweep on the same pack and seed stands at distance 0, and its
-scores are of the very validation part that this sweep chooses on too. So what it hands on is no independent evidence.
+It reads the earlier sweeps in the same storage: the measurements of their data, and the validation scores of their
+search trials. It never reads test results, and it skips a sweep whose trials saw images of the new sweep's test part.
+An earlier sweep on the same pack and seed has distance 0. Its scores are from the same validation part that the new
+sweep selects on, so its recipes are not independent evidence.
 
-What is taken is frozen into plan.json, so a sweep that is gone on with does the same whatever was added to the storage
-since. The recipes taken come first and are judged like any other that a sampler proposes, for they were chosen on other
-data; the known good ones follow and are spared as ever.
+The transferred recipes are stored in plan.json, so a resumed sweep uses the same ones, even if sweeps were added to the
+storage in the meantime. They are tried first. Like any proposal of a sampler they may be pruned, because they were
+selected on other data; the known-good recipes that follow stay protected from early stopping.
 """
 
 from __future__ import annotations
@@ -35,171 +35,194 @@ from xfer.records import Record
 from xfer.storage import local_cache, object_store
 
 MAX_PER_SWEEP = 3
-"""How many recipes one sweep hands on at most: a quarter of those that finished, rounded up, and no more than this."""
+"""Maximum number of recipes from one sweep; at most a quarter of its finished trials, rounded up."""
 MAX_TOTAL = 5
-"""How many a sweep begins with at most, and never with more than half of its trials."""
+"""Maximum number of recipes in total; at most half of the new sweep's trials, rounded up."""
 
 
 @dataclass(frozen=True)
 class PastSweep:
-    """A sweep as far as a warm start looks at it."""
+    """What a warm start needs to know about a sweep."""
 
     name: str
     data: tuple[str, int]
-    """The pack's hash, and how many images of it are trained on."""
+    """Hash of the pack and number of training images."""
     seed: int
     objective: tuple[str, ...]
-    seen: DatasetView | None
-    """None where its data were not measured."""
+    view: DatasetView | None
+    """Measurements of its data, if any."""
     best: tuple[Record, ...] = ()
-    """Those of its finished search trials that it could hand on, best first by its own objective on validation."""
+    """Its best finished search trials, best first, by its own objective on validation."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An earlier sweep and how far its data are from those at hand."""
+    """An earlier sweep and the distance of its data from the new sweep's."""
 
     sweep: PastSweep
     distance: float
 
 
-def nearest_sweeps(mine: PastSweep, others: Iterable[PastSweep]) -> list[Neighbour]:
-    """Those that searched for the same and whose likeness is known, nearest first, near or far."""
-    asked = [each for each in others if each.best and each.objective == mine.objective]
-    found = [Neighbour(each, apart) for each in asked if (apart := _apart(mine, each)) is not None]
-    return sorted(found, key=lambda near: (near.distance, near.sweep.name))
+def nearest_sweeps(current: PastSweep, others: Iterable[PastSweep]) -> list[Neighbour]:
+    """Return the sweeps with the same objective and a known distance, nearest first, without a limit on the distance.
+
+    Args:
+        current: the new sweep.
+        others: earlier sweeps; those without finished trials are ignored.
+    """
+    candidates = [sweep for sweep in others if sweep.best and sweep.objective == current.objective]
+    neighbours = [
+        Neighbour(sweep, distance) for sweep in candidates if (distance := _distance(current, sweep)) is not None
+    ]
+    return sorted(neighbours, key=lambda neighbour: (neighbour.distance, neighbour.sweep.name))
 
 
-def _apart(one: PastSweep, other: PastSweep) -> float | None:
-    """How far apart the data of two sweeps are; None where it cannot be known."""
+def _distance(one: PastSweep, other: PastSweep) -> float | None:
+    """Return the distance between the data of two sweeps, or None if one was not measured."""
     if one.data == other.data:
         return 0.0
-    return dataset_distance(one.seen, other.seen) if one.seen and other.seen else None
+    return dataset_distance(one.view, other.view) if one.view and other.view else None
 
 
 def transferred_configs(
-    near: Sequence[Neighbour], space: Space, weights: Mapping[str, str], most: int
+    neighbours: Sequence[Neighbour], space: Space, weights: Mapping[str, str], most: int
 ) -> dict[str, Any]:
-    """What is taken from sweeps that are alike, as plain data for plan.json.
+    """Translate the best recipes of similar sweeps into a space.
 
     Args:
-        near: the sweeps, nearest first.
-        space: where the recipes are to be tried.
-        weights: the SHA-256 of the weights of each backbone that competes here.
-        most: how many recipes at most.
+        neighbours: similar sweeps, nearest first.
+        space: search space of the new sweep.
+        weights: SHA-256 of the weights of each competing backbone.
+        most: maximum number of recipes.
+
+    Returns:
+        Plain data for plan.json: `from`, the sweeps with distances and trials, and `params`, the parameters in this
+        space.
     """
     sources: list[dict[str, Any]] = []
     params: list[dict[str, Any]] = []
-    for each in near:
+    for neighbour in neighbours:
         trials = []
-        for record in each.sweep.best:
-            granted = translate_recipe(record.recipe, space, weights)
-            if granted is not None and granted not in params and len(params) < most:
-                params.append(granted)
+        for record in neighbour.sweep.best:
+            translated = translate_recipe(record.recipe, space, weights)
+            if translated is not None and translated not in params and len(params) < most:
+                params.append(translated)
                 trials.append(record.trial)
         if trials:
-            sources.append({"sweep": each.sweep.name, "distance": each.distance, "trials": trials})
+            sources.append({"sweep": neighbour.sweep.name, "distance": neighbour.distance, "trials": trials})
     return {"from": sources, "params": params}
 
 
 def translate_recipe(recipe: Mapping[str, Any], space: Space, weights: Mapping[str, str]) -> dict[str, Any] | None:
-    """The free choices that come nearest to a recipe in a space; None where the recipe makes no sense there.
+    """Return the parameters of a space that come nearest to a recipe, or None if the recipe does not fit the space.
 
-    That is where its strategy, its network with its weights, or its optimizer does not compete: a learning rate says
-    nothing under another optimizer. Everything else is moved into the domains of this space. The recipe is read and not
-    the sampler's parameters, which leave out whatever was held fixed.
+    A recipe fits if its strategy, its network with the same weights, and its optimizer compete; a learning rate means
+    nothing with another optimizer. All other values are moved into the ranges of the space. The recipe is used instead
+    of the earlier sampler's parameters, because those omit fixed values.
+
+    Args:
+        recipe: recipe as plain data.
+        space: search space of the new sweep.
+        weights: SHA-256 of the weights of each competing backbone.
     """
     backbone = str(recipe["backbone"])
     if recipe["weights"] and recipe["weights"] != weights.get(backbone):
         return None
-    wishes = {name: value for name, value in recipe.items() if not isinstance(value, Mapping)}
+    values = {name: value for name, value in recipe.items() if not isinstance(value, Mapping)}
     for kind, table in CHOICE_TABLES.items():
         choice = recipe.get(kind)
-        if choice is not None:  # recipes of earlier versions do not say everything
+        if choice is not None:  # recipes of earlier versions lack some settings
             if choice["name"] not in table:
                 return None
-            wishes |= {name: choice[name] for name in default_parameters(table[choice["name"]]) if name in choice}
-            wishes[kind] = choice["name"]
-    asked = NearestTrial(wishes)
-    config = space.suggest(asked)
-    same = all(config[kind] == wishes[kind] for kind in ("strategy", "optimizer")) and config["backbone"] == backbone
-    return asked.suggested if same else None
+            values |= {name: choice[name] for name in default_parameters(table[choice["name"]]) if name in choice}
+            values[kind] = choice["name"]
+    trial = NearestTrial(values)
+    config = space.suggest(trial)
+    same = all(config[kind] == values[kind] for kind in ("strategy", "optimizer")) and config["backbone"] == backbone
+    return trial.suggested if same else None
 
 
 def find_warm_start(
     prepared: Prepared, store: Store, advice: Mapping[str, Any], progress: Progress = lambda done, total: None
 ) -> dict[str, Any]:
-    """What a new sweep takes from earlier ones in its storage, as plain data for plan.json.
-
-    `from` names sweeps, distances and trials, `params` holds the choices to begin with, `passed_over` says which sweeps
-    were not asked and why, `why_none` why nothing was taken. `measured` is what the advice would have measured, where
-    there was none.
+    """Find recipes for a new sweep in the earlier sweeps of its storage.
 
     Args:
-        prepared: the plan.
-        store: the new sweep's; its folder's neighbours are the earlier ones.
-        advice: what the sweep was advised, with its measurement.
-        progress: told how many images have been measured, where the advice has no measurement.
+        prepared: the plan with its data and weights.
+        store: the new sweep's store; the earlier sweeps are in the same folder.
+        advice: the advice for the new sweep, whose measurements are used if it has any.
+        progress: called with the number of measured images and their total, if they have to be measured here.
+
+    Returns:
+        Plain data for plan.json: `from`, the sweeps with distances and trials; `params`, the parameters to try first;
+        `passed_over`, the skipped sweeps with reasons; `why_none`, the reason if there are no recipes; `measured`, the
+        measurements, if the advice has none.
     """
-    own = {} if "measured" in advice else measure_dataset(prepared, progress)
-    mine = PastSweep(
+    measurement = {} if "measured" in advice else measure_dataset(prepared, progress)
+    current = PastSweep(
         name=store.name,
         data=(prepared.pack.hash, len(prepared.split.train)),
         seed=prepared.plan.seed,
         objective=prepared.plan.objective,
-        seen=_seen(own if "measured" in own else advice, prepared.backbones[0].sha256),
+        view=_dataset_view(measurement if "measured" in measurement else advice, prepared.backbones[0].sha256),
     )
     passed_over: dict[str, str] = {}
-    ranked = nearest_sweeps(mine, _earlier(store, passed_over))
-    near = []
-    for each in ranked:
-        if each.distance <= MAX_DISTANCE:
-            reason = _saw_test_images(each.sweep, prepared, store.folder.parent)
+    ranked = nearest_sweeps(current, _earlier_sweeps(store, passed_over))
+    similar = []
+    for neighbour in ranked:
+        if neighbour.distance <= MAX_DISTANCE:
+            reason = _leakage_reason(neighbour.sweep, prepared, store.folder.parent)
             if reason:
-                passed_over[each.sweep.name] = reason
+                passed_over[neighbour.sweep.name] = reason
             else:
-                near.append(each)
-    weights = {each.name: each.sha256 for each in prepared.backbones}
-    found = transferred_configs(near, prepared.space, weights, min(MAX_TOTAL, math.ceil(prepared.plan.trials / 2)))
-    if not found["params"]:
-        found["why_none"] = own.get("why_none") or _why_none(ranked, near, passed_over)
-    kept = {"measured": own["measured"]} if "measured" in own else {}
-    return {**found, "passed_over": passed_over, **kept}
+                similar.append(neighbour)
+    weights = {backbone.name: backbone.sha256 for backbone in prepared.backbones}
+    most = min(MAX_TOTAL, math.ceil(prepared.plan.trials / 2))
+    transferred = transferred_configs(similar, prepared.space, weights, most)
+    if not transferred["params"]:
+        transferred["why_none"] = measurement.get("why_none") or _why_none(ranked, similar, passed_over)
+    measured = {"measured": measurement["measured"]} if "measured" in measurement else {}
+    return {**transferred, "passed_over": passed_over, **measured}
 
 
 def warm_start_params(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The choices that a plan.json says its sweep begins with."""
+    """Return the transferred parameters in a plan.json, which its sweep tries first."""
     return [dict(params) for params in plan.get("warm_start", {}).get("params", [])]
 
 
 def summary_line(plan: Mapping[str, Any]) -> str:
-    """What was taken, in a line; empty where nobody asked."""
+    """Return the warm start in a plan.json as one line; empty without a warm start."""
     warm = plan.get("warm_start", {})
     if not warm:
         return ""
     sources = [
-        f"{len(each['trials'])} of {each['sweep']} (distance {each['distance']:.2f}; "
-        f"trial{'s' if each['trials'][1:] else ''} {', '.join(each['trials'])})"
-        for each in warm["from"]
+        f"{len(source['trials'])} of {source['sweep']} (distance {source['distance']:.2f}; "
+        f"trial{'s' if source['trials'][1:] else ''} {', '.join(source['trials'])})"
+        for source in warm["from"]
     ]
-    left = "; ".join(f"{name} was passed over: {reason}" for name, reason in warm["passed_over"].items())
+    skipped = [f"{name} was skipped: {reason}" for name, reason in warm["passed_over"].items()]
     if not sources:
-        return "; ".join(filter(None, [f"nothing was taken: {warm['why_none']}", left]))
-    return "; ".join(filter(None, [f"begins with recipes of data that look alike: {', '.join(sources)}", left]))
+        return "; ".join([f"no recipes: {warm['why_none']}", *skipped])
+    return "; ".join([f"starts with recipes from similar data: {', '.join(sources)}", *skipped])
 
 
-def _earlier(store: Store, passed_over: dict[str, str]) -> Iterable[PastSweep]:
-    """The other sweeps in a storage; those that cannot be read are passed over with the reason."""
+def _earlier_sweeps(store: Store, passed_over: dict[str, str]) -> Iterable[PastSweep]:
+    """Yield the other sweeps in a storage; adds those that cannot be read, with the reason, to `passed_over`."""
     for other in list_sweeps(store.folder.parent):
         if other.name == store.name:
             continue
         try:
-            yield _read(other)
+            yield read_sweep(other)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             passed_over[other.name] = f"it cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
 
 
-def _read(store: Store) -> PastSweep:
+def read_sweep(store: Store) -> PastSweep:
+    """Read an earlier sweep from its store.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OSError: its files are damaged or from another version.
+    """
     plan = store.plan() or {}
     objective = tuple(plan.get("objective", ["accuracy"]))
     objectives = parse_objectives(",".join(objective))
@@ -212,45 +235,43 @@ def _read(store: Store) -> PastSweep:
         data=(plan["data"]["pack"], plan["data"]["train"]),
         seed=plan["seed"],
         objective=objective,
-        seen=_seen(source, plan["backbones"][0]["weights"]),
+        view=_dataset_view(source, plan["backbones"][0]["weights"]),
         best=tuple(by_name[name] for name in best if objectives[0].score(by_name[name].epochs) is not None),
     )
 
 
-def _seen(source: Mapping[str, Any], weights: str) -> DatasetView | None:
+def _dataset_view(source: Mapping[str, Any], weights: str) -> DatasetView | None:
     return DatasetView(profile_from_dict(source["measured"]), weights) if "measured" in source else None
 
 
-def _saw_test_images(earlier: PastSweep, prepared: Prepared, storage: Path) -> str:
-    """Why a sweep must not be asked: its trials saw images that this sweep is to be tested on, or may have."""
+def _leakage_reason(earlier: PastSweep, prepared: Prepared, storage: Path) -> str:
+    """Return why a sweep must not be used, because its trials saw or may have seen test images; '' if they did not."""
     if (earlier.data[0], earlier.seed) == (prepared.pack.hash, prepared.plan.seed):
         return ""
     packs = storage / "packs" if object_store.is_remote(storage) else prepared.pack.folder.parent
     folder = packs / earlier.data[0][:16]
     if not object_store.exists(folder / "pack.json"):
-        return "its images are gone, so nobody can tell whether it saw those of this test part"
+        return "its images are gone, so it is unknown whether it saw images of this test part"
     try:
         pack = load_pack(local_cache.fetch_cached(folder, "pack.json"))
         split = split_pack(pack, earlier.seed)
     except (ValueError, KeyError, OSError) as error:
         return f"its images cannot be read ({error})"
-    theirs = {pack.digests[place] for place in (*split.train, *split.val)}
-    ours = {prepared.pack.digests[place] for place in (*prepared.split.train, *prepared.split.val)}
-    met = ({prepared.pack.digests[place] for place in prepared.split.test} - ours) & theirs
-    return f"its trials saw {len(met)} of the images that this sweep is to be tested on" if met else ""
+    theirs = {pack.digests[index] for index in (*split.train, *split.val)}
+    ours = {prepared.pack.digests[index] for index in (*prepared.split.train, *prepared.split.val)}
+    leaked = ({prepared.pack.digests[index] for index in prepared.split.test} - ours) & theirs
+    return f"its trials saw {len(leaked)} images of this sweep's test part" if leaked else ""
 
 
-def _why_none(ranked: Sequence[Neighbour], near: Sequence[Neighbour], passed_over: Mapping[str, str]) -> str:
-    if near:
-        return (
-            "the best recipes of data that look alike cannot be had here, with these strategies, networks, optimizers"
-        )
+def _why_none(ranked: Sequence[Neighbour], similar: Sequence[Neighbour], passed_over: Mapping[str, str]) -> str:
+    if similar:
+        return "the best recipes from similar data do not fit this sweep's strategies, networks and optimizers"
     if not ranked:
-        return "no earlier sweep in this storage has finished trials on measured data, searched for the same"
-    first = ranked[0]
-    if first.sweep.name in passed_over:
-        return "nothing else in this storage looks alike"
+        return "no earlier sweep in this storage has the same objective, measured data and finished trials"
+    nearest = ranked[0]
+    if nearest.sweep.name in passed_over:
+        return "no other sweep in this storage has similar data"
     return (
-        f"nothing in this storage looks alike: {first.sweep.name} comes nearest, at distance {first.distance:.2f}, and "
-        f"{MAX_DISTANCE} is the limit"
+        f"no sweep in this storage has similar data: the nearest, {nearest.sweep.name}, has distance "
+        f"{nearest.distance:.2f}, above the limit of {MAX_DISTANCE}"
     )

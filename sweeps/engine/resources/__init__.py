@@ -1,1 +1,1 @@
-"""CPUs, GPUs, machines and what they cost."""
+"""What trials need and what it costs: CPUs, GPU memory, machines, prices and budgets."""

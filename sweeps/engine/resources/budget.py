@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from sweeps.engine.resources.cost import CostTracker, Machine, missing_prices_message
+from sweeps.engine.resources.cost import CostTracker
+from sweeps.engine.resources.prices import Machine, missing_prices_message
 from sweeps.reporting.formatting import format_cost_so_far
 
 

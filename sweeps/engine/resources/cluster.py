@@ -1,7 +1,7 @@
-"""Cluster: whether there is one to join, and which machines it may start. Asked without Ray, which takes a second.
+"""Whether there is a Ray cluster to join, and which workers it may start; does not import Ray, which takes a second.
 
-Ray knows which machines are up. Which others it may start stands in the cluster file, of which the launcher leaves a
-copy on the head; where there is none, as on Kubernetes, XFER_GROWS_TO says it.
+Ray only knows the machines that are up. The others are described in the cluster file, of which the launcher leaves a
+copy on the head. Without a file, as on Kubernetes, the variable XFER_GROWS_TO describes them.
 """
 
 from __future__ import annotations
@@ -13,30 +13,38 @@ from pathlib import Path
 from typing import Any
 
 BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` puts the cluster file on the head."""
+"""Copy of the cluster file that `ray up` leaves on the head."""
 
 MAX_WORKERS_ENV = "XFER_GROWS_TO"
+"""Environment variable that describes the workers if there is no cluster file; see `parse_worker_types`."""
 
 
 @dataclass(frozen=True)
 class NodeType:
-    """Machines of one kind that a cluster may start."""
+    """A kind of worker that a cluster may start."""
 
     resources: Mapping[str, float]
-    """What one has: CPU, GPU."""
-    most: int
-    """How many there may be."""
+    """Amount of each resource, CPU and GPU, of one machine."""
+    max_workers: int
+    """Maximum number of such machines."""
 
 
 def has_cluster_address() -> bool:
-    """Whether RAY_ADDRESS names a cluster; otherwise Ray is started on this machine, and only when it is needed."""
+    """Return whether RAY_ADDRESS is set; otherwise Ray is started on this machine, and only if needed."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def worker_node_types() -> tuple[list[NodeType], int | None]:
-    """The workers that the cluster may start, and how many at most of all kinds together; none where nobody says so."""
-    if said := os.environ.get(MAX_WORKERS_ENV):
-        return parse_worker_types(said), None
+    """Return the workers that the cluster may start.
+
+    Returns:
+        The node types, empty if unknown, and the maximum number of workers of all types together, None for no limit.
+
+    Raises:
+        ValueError: XFER_GROWS_TO is malformed.
+    """
+    if text := os.environ.get(MAX_WORKERS_ENV):
+        return parse_worker_types(text), None
     file = BOOTSTRAP_CONFIG.expanduser()
     if not file.is_file():
         return [], None
@@ -46,51 +54,59 @@ def worker_node_types() -> tuple[list[NodeType], int | None]:
 
 
 def parse_worker_types(text: str) -> list[NodeType]:
-    """What XFER_GROWS_TO says.
+    """Parse the value of XFER_GROWS_TO.
 
     >>> parse_worker_types("8 x CPU=8,GPU=1; 2 x CPU=16")
-    [NodeType(resources={'CPU': 8.0, 'GPU': 1.0}, most=8), NodeType(resources={'CPU': 16.0}, most=2)]
+    [NodeType(resources={'CPU': 8.0, 'GPU': 1.0}, max_workers=8), NodeType(resources={'CPU': 16.0}, max_workers=2)]
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the text is malformed.
     """
-    found = []
+    types = []
     try:
         for part in filter(None, (part.strip() for part in text.split(";"))):
-            most, _, resources = part.partition("x")
+            count, _, resources = part.partition("x")
             pairs = (pair.partition("=") for pair in resources.split(","))
-            found.append(NodeType({name.strip(): float(amount) for name, _, amount in pairs}, int(most)))
+            types.append(NodeType({name.strip(): float(amount) for name, _, amount in pairs}, int(count)))
     except ValueError:
         raise ValueError(f"{MAX_WORKERS_ENV}={text}: write it as 8 x CPU=8,GPU=1; 2 x CPU=16") from None
-    return found
+    return types
 
 
 def worker_types_from_config(config: Mapping[str, Any]) -> tuple[list[NodeType], int | None]:
-    """The workers in a cluster file, and how many there may be of all kinds together.
+    """Return the worker types of a cluster file, and the maximum number of workers of all types together.
 
-    >>> worker_types_from_config({"max_workers": 2, "head_node_type": "head", "available_node_types": {"head": {}, "l4": {
-    ...     "resources": {"CPU": 8, "GPU": 1}, "max_workers": 8}}})
-    ([NodeType(resources={'CPU': 8.0, 'GPU': 1.0}, most=8)], 2)
+    >>> l4 = {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 8}
+    >>> nodes = {"head": {}, "l4": l4}
+    >>> worker_types_from_config({"max_workers": 2, "head_node_type": "head", "available_node_types": nodes})
+    ([NodeType(resources={'CPU': 8.0, 'GPU': 1.0}, max_workers=8)], 2)
     """
-    most = config.get("max_workers")
-    types = dict(config.get("available_node_types", {}))
-    types.pop(config.get("head_node_type"), None)
-    found = []
-    for each in types.values():
-        resources = {name: float(each.get("resources", {}).get(name, 0)) for name in ("CPU", "GPU")}
-        found.append(NodeType(resources, int(each.get("max_workers", most if most is not None else 0))))
-    return found, most
+    max_workers = config.get("max_workers")
+    nodes = dict(config.get("available_node_types", {}))
+    nodes.pop(config.get("head_node_type"), None)
+    types = []
+    for node in nodes.values():
+        resources = {name: float(node.get("resources", {}).get(name, 0)) for name in ("CPU", "GPU")}
+        types.append(NodeType(resources, int(node.get("max_workers", max_workers if max_workers is not None else 0))))
+    return types, max_workers
 
 
-def max_resource(resource: str, types: Sequence[NodeType], most: int | None) -> float:
-    """How much of a resource the workers can come to, if the machines that have the most of it are started.
+def max_resource(resource: str, types: Sequence[NodeType], max_workers: int | None) -> float:
+    """Return the largest total amount of a resource that the workers can have.
+
+    Args:
+        resource: `CPU` or `GPU`.
+        types: worker types that the cluster may start.
+        max_workers: maximum number of workers of all types together; None for no limit.
 
     >>> l4, large = NodeType({"GPU": 1, "CPU": 8}, 8), NodeType({"GPU": 4, "CPU": 48}, 1)
-    >>> max_resource("GPU", [l4, large], most=4), max_resource("GPU", [l4, large], None)
+    >>> max_resource("GPU", [l4, large], max_workers=4), max_resource("GPU", [l4, large], None)
     (7.0, 12.0)
     """
-    left, found = sum(each.most for each in types) if most is None else most, 0.0
-    for each in sorted(types, key=lambda each: -each.resources.get(resource, 0.0)):
-        count = min(left, each.most)
-        left, found = left - count, found + count * each.resources.get(resource, 0.0)
-    return found
+    remaining = sum(node.max_workers for node in types) if max_workers is None else max_workers
+    total = 0.0
+    for node in sorted(types, key=lambda node: -node.resources.get(resource, 0.0)):
+        count = min(remaining, node.max_workers)
+        remaining -= count
+        total += count * node.resources.get(resource, 0.0)
+    return total

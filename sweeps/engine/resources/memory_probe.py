@@ -1,7 +1,7 @@
-"""Probing: two steps of training on a card of its own say how much memory and time a shape of trial takes.
+"""Measures the memory and duration of a training step, once per shape, with two steps on a GPU of its own.
 
-What came of it is kept in the storage, so that neither a resumed nor a later sweep tries it again. Nothing here but
-`CudaMemoryMeter` and `local_gpu_kind` needs a GPU, and those two have not met one yet.
+Results are cached in the storage, so neither a resumed nor a later sweep measures again. Only `CudaMemoryMeter` and
+`local_gpu_kind` need a GPU; neither has been tested on one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from sweeps.engine.resources.gpu_sharing import (
-    CUDA_CONTEXT_BYTES,
-    GpuAllocation,
-    MemoryProbe,
-    StepShape,
-    canonical_recipe,
-    last_epoch_moment,
-    step_shape,
-)
+from sweeps.engine.resources.gpu_sharing import CUDA_CONTEXT_BYTES, GpuAllocation, MemoryProbe
+from sweeps.engine.resources.step_shape import StepShape, canonical_recipe, last_epoch_moment, step_shape
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.storage import json_objects
 from xfer import hashing
@@ -33,35 +26,35 @@ from xfer.run import MIN_EVALUATION_BATCH, default_precision
 from xfer.storage.object_store import absolute_uri, as_path
 from xfer.training.learner import Learner, Precision
 
-if TYPE_CHECKING:  # a process that probes needs none of what a plan needs
+if TYPE_CHECKING:  # keeps the imports of a plan out of probing processes
     from sweeps.engine.planning.prepared import Prepared
 
 log = logging.getLogger(__name__)
 
 RemoteCall = Callable[[Callable[..., None], list[tuple[Any, ...]]], None]
-"""A function and the arguments of each call of it."""
+"""Takes a function and the arguments of each of its calls, runs the calls on GPUs, and waits for them."""
 
 
 class MemoryMeter(Protocol):
-    """What tells how much a step takes."""
+    """Measures the memory of a training step on a device."""
 
     device: torch.device
 
     def begin(self) -> None:
-        """Forget what was before."""
+        """Reset the peak."""
         ...
 
     def wait(self) -> None:
-        """Let everything that was begun come to its end."""
+        """Wait until the device has finished all work."""
         ...
 
     def peak_bytes(self) -> int:
-        """The most that this process has held since `begin`, its context included."""
+        """Return the peak memory of this process since `begin`, including its context."""
         ...
 
 
 class CudaMemoryMeter:
-    """A GPU that this process has to itself: what strangers hold on it meanwhile counts as its own."""
+    """Memory of a GPU that no other process uses; memory of other processes would be counted too."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda")
@@ -78,15 +71,20 @@ class CudaMemoryMeter:
 
     def peak_bytes(self) -> int:
         """See `MemoryMeter`."""
-        free, whole = torch.cuda.mem_get_info(self.device)
-        beside = whole - free - torch.cuda.memory_reserved(self.device)
-        return torch.cuda.max_memory_reserved(self.device) + max(beside, CUDA_CONTEXT_BYTES)
+        free, total = torch.cuda.mem_get_info(self.device)
+        outside_allocator = total - free - torch.cuda.memory_reserved(self.device)
+        return torch.cuda.max_memory_reserved(self.device) + max(outside_allocator, CUDA_CONTEXT_BYTES)
 
 
 def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> MemoryProbe:
-    """Train two steps on random pixels and judge one batch, and say what that took.
+    """Train two steps and evaluate one batch on random images, and return what the steps took.
 
-    Weights are random: they are as large as any.
+    Weights are random, because their values do not affect memory.
+
+    Args:
+        recipe: recipe whose shape is measured.
+        meter: measures the memory of the device.
+        precision: precision of the computation.
     """
     meter.begin()
     learner = Learner(canonical_recipe(recipe), None, meter.device, precision)
@@ -104,7 +102,9 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
         meter.wait()
         seconds = time.perf_counter() - began
     learner.model.eval()
-    with torch.inference_mode():  # larger batches than a step's: where little moves they decide
+    with (
+        torch.inference_mode()
+    ):  # larger batches than in training; they determine the peak if few parameters are trained
         learner.model(learner.prepare(images))
     meter.wait()
     return MemoryProbe(step_shape(recipe), meter.peak_bytes(), seconds)
@@ -112,7 +112,7 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
 
 @dataclass(frozen=True)
 class GpuKind:
-    """A kind of card, and what is computed in on it."""
+    """A GPU model, and the precision used on it."""
 
     name: str
     bytes: int
@@ -120,59 +120,61 @@ class GpuKind:
 
 
 def local_gpu_kind() -> GpuKind:
-    """The card of this machine. Where a cluster's cards differ, a sweep should be started beside the smallest."""
+    """Return the GPU of this machine. If a cluster's GPUs differ, call it on the smallest."""
     properties = torch.cuda.get_device_properties(0)
     return GpuKind(properties.name, properties.total_memory, default_precision(torch.device("cuda")))
 
 
 def probe_path(folder: Path, shape: StepShape, kind: GpuKind) -> Path:
-    """Where the probe of a shape is kept: by content, so another card or another torch is another probe."""
-    known_by = {**asdict(shape), **asdict(kind), "torch": torch.__version__}
-    return folder / f"{hashing.sha256_json(known_by)[:24]}.json"
+    """Return the path of a probe, named by a hash of the shape, the GPU and the version of torch."""
+    identity = {**asdict(shape), **asdict(kind), "torch": torch.__version__}
+    return folder / f"{hashing.sha256_json(identity)[:24]}.json"
 
 
-def probe_on_card(folder: str, kind: dict[str, Any], recipes: list[dict[str, Any]]) -> None:
-    """Probe recipes one after another on the GPU that this process was given, and write down what came of each."""
+def probe_on_gpu(folder: str, kind: dict[str, Any], recipes: list[dict[str, Any]]) -> None:
+    """Probe recipes one after another on this process's GPU and store the results; all arguments are plain data."""
     probe_recipes(as_path(folder), GpuKind(**kind), [recipe_from_dict(recipe) for recipe in recipes], CudaMemoryMeter())
 
 
 def probe_recipes(folder: Path, kind: GpuKind, recipes: Iterable[Recipe], meter: MemoryMeter) -> None:
-    """Probe recipes one after another; one that cannot be is left out, with its reason in the log."""
+    """Probe recipes one after another and store the results; a recipe that fails is logged and skipped."""
     for recipe in recipes:
         shape = step_shape(recipe)
         try:
             write_probe(probe_path(folder, shape, kind), measure_step(recipe, meter, kind.precision))
         except Exception:
-            log.exception("%s could not be probed: its trials get a card each", shape)
+            log.exception("%s could not be probed: each of its trials gets a whole GPU", shape)
 
 
 def load_or_run_probes(recipes: Iterable[Recipe], folder: Path, kind: GpuKind, call: RemoteCall) -> GpuAllocation:
-    """Shares by the probes in a folder, which are made first where they are missing: once for each shape.
+    """Load the probes of recipes from a folder, after running those that are missing, once per shape.
 
     Args:
-        recipes: those whose shapes are to be known.
-        folder: where probes are kept.
-        kind: the card.
-        call: calls `probe_on_card` with each of the arguments, on a card of its own each, and waits for all.
+        recipes: recipes whose shapes are probed.
+        folder: folder of the cached probes.
+        kind: the GPU.
+        call: runs `probe_on_gpu` once per tuple of arguments, each on a GPU of its own, and waits for all.
+
+    Returns:
+        The allocation that follows from the probes.
     """
-    wanted = {probe_path(folder, step_shape(recipe), kind): recipe for recipe in recipes}
+    by_path = {probe_path(folder, step_shape(recipe), kind): recipe for recipe in recipes}
     missing: dict[str, list[dict[str, Any]]] = {}
-    for path, recipe in wanted.items():
+    for path, recipe in by_path.items():
         if read_probe(path) is None:
             missing.setdefault(recipe.backbone, []).append(recipe.as_dict())
     if missing:
-        call(probe_on_card, [(absolute_uri(folder), asdict(kind), each) for each in missing.values()])
-    return GpuAllocation([probe for path in wanted if (probe := read_probe(path)) is not None], kind.bytes)
+        call(probe_on_gpu, [(absolute_uri(folder), asdict(kind), batch) for batch in missing.values()])
+    return GpuAllocation([probe for path in by_path if (probe := read_probe(path)) is not None], kind.bytes)
 
 
 def candidate_recipes(prepared: Prepared) -> list[Recipe]:
-    """Recipes whose shapes a sweep is going to meet: every backbone, strategy and batch size, or the plan's arms.
+    """Return recipes of the shapes that a sweep will use: every backbone, strategy and batch size, or the plan's arms.
 
-    The sampler varies more than that, and what it proposes later takes its share from a probe that is at least as large
-    (`Shape.holds`).
+    The sampler varies more than these. A later recipe gets its fraction from a probe whose shape dominates its own.
     """
     space, arms = prepared.space, prepared.plan.arms
-    wishes: list[Mapping[str, Any]] = (
+    choices: list[Mapping[str, Any]] = (
         list(space.known_good(arms))
         if arms
         else [
@@ -182,15 +184,15 @@ def candidate_recipes(prepared: Prepared) -> list[Recipe]:
             for batch_size in domain_values(space.axes["batch_size"])
         ]
     )
-    return [prepared.recipe(space.configured(wish)) for wish in wishes]
+    return [prepared.recipe(space.configured(choice)) for choice in choices]
 
 
 def write_probe(path: Path, probe: MemoryProbe) -> None:
-    """Keep a probe, as an object that never changes."""
+    """Store a probe, unless there is one already; stored probes never change."""
     json_objects.put_if_absent(path, asdict(probe))
 
 
 def read_probe(path: Path) -> MemoryProbe | None:
-    """A probe that was kept; None where there is none."""
-    plain = json_objects.get(path)
-    return None if plain is None else MemoryProbe(**{**plain, "shape": StepShape(**plain["shape"])})
+    """Read a stored probe, or return None if there is none."""
+    fields = json_objects.get(path)
+    return None if fields is None else MemoryProbe(**{**fields, "shape": StepShape(**fields["shape"])})

@@ -1,11 +1,13 @@
-"""Mirrors a sweep's folder to MLflow: one writer on the driver, and the folder stays the only truth.
+"""Mirrors a sweep's folder to MLflow.
+
+The driver is the only writer, and the folder stays the only source of truth.
 
     experiment  plan["experiment"]
-    parent run  the sweep: the plan's main values, how many trials ended how, the winner's model
-    child runs  a trial each: its recipe as params, an epoch's values at step = epoch, how it ended as status
+    parent run  one per sweep: the plan's main values, trial counts by status, the winner's model
+    child runs  one per trial: its recipe as params, the metrics of each epoch at step = epoch, its status
 
-Trials never speak to MLflow. What MLflow already has is asked from MLflow, so any process can take a mirror up, and a
-server that comes back gets everything that it missed, once.
+Trials never talk to MLflow. A mirror asks MLflow what it already has, so any process can continue it, and a server that
+was unavailable receives everything that it missed exactly once.
 """
 
 from sweeps.engine.tracking.client import connect_mlflow, default_tracking_uri, resolve_tracking_uri

@@ -1,4 +1,4 @@
-"""Talking to MLflow: what it has of a sweep, and one batch at a time of what it lacks."""
+"""Connects to MLflow, fetches what it has of a sweep, and logs batches to its runs."""
 
 from __future__ import annotations
 
@@ -29,55 +29,57 @@ MLFLOW_STATUS = {
     "pruned": "KILLED",
     "failed": "FAILED",
 }
-"""From our word, the tag `xfer.status`, to MLflow's, which has none of its own for a trial that was pruned."""
+"""MLflow's status for each value of the tag `xfer.status`; MLflow has no separate status for pruned trials."""
 
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # its queue is unbounded and drops a batch that failed
-    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are ours, not those of the folder we are started in
-    # Were the client to repeat a request by itself, a run whose creation was answered too late would be there twice.
-    # Our next sync is the retry, and it looks first.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # its queue is unbounded and drops failed batches
+    "MLFLOW_UV_AUTO_DETECT": "false",  # use our requirements for a model, not those of the working directory
+    # No retries inside the client: a run whose creation timed out would be created twice. The next sync retries, and
+    # checks first what has arrived.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
 }
+"""Environment variables set before MLflow is imported."""
 
 
-def resolve_tracking_uri(asked: str, storage: Path) -> str:
-    """Where to track: what was asked for, else what MLflow's own variable says, else `default_tracking_uri`."""
-    return asked or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage)
+def resolve_tracking_uri(tracking_uri: str, storage: Path) -> str:
+    """Return `tracking_uri` if not empty, else $MLFLOW_TRACKING_URI, else `default_tracking_uri(storage)`."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage)
 
 
 def default_tracking_uri(storage: Path) -> str:
-    """Where a storage folder's sweeps are tracked unless another server is named: an SQLite file in it.
+    """Return the URI of the SQLite file in a storage folder, where its sweeps are tracked by default.
 
-    No database lives in an object store: of such a storage this machine has its own. It is a mirror, and made anew.
+    An object store cannot hold a database. For such a storage the file is in this machine's local copy; it is a mirror
+    and can be rebuilt.
     """
     return f"sqlite:///{local_cache.local_path(storage).resolve() / 'mlflow.db'}"
 
 
 @dataclass(slots=True)
 class MirroredRun:
-    """What MLflow has of one run."""
+    """A run as MLflow has it."""
 
     id: str
     status: str
-    """MLflow's word."""
+    """Status of the run in MLflow, such as FINISHED."""
     state: str
-    """Ours, a key of STATUS."""
+    """Value of its tag `xfer.status`, a key of MLFLOW_STATUS."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The last value of each."""
+    """Latest value of each metric."""
     has_params: bool = False
     deleted: bool = False
-    """A person put it into MLflow's bin, and there it is left."""
+    """Whether a user has deleted it in MLflow; it is then left alone."""
     steps: set[int] = field(default_factory=set)
-    """Which epochs have arrived; kept only until the trial has ended."""
+    """Epochs that MLflow has; tracked only until the trial has ended."""
 
     @property
     def closed(self) -> bool:
-        """Whether everything has arrived, up to the trial's end, so that nobody need look at it again."""
+        """Whether MLflow has everything of a trial that has ended, so that the trial need not be read again."""
         return self.deleted or (
             self.state in ("finished", "pruned", "failed") and self.status == MLFLOW_STATUS[self.state]
         )
@@ -85,24 +87,27 @@ class MirroredRun:
 
 @dataclass(slots=True)
 class MirroredSweep:
-    """What MLflow has of one sweep."""
+    """A sweep as MLflow has it."""
 
     id: str
+    """Value of the tag `xfer.sweep` of its runs."""
     experiment: str
+    """Id of the experiment in MLflow."""
     parent: MirroredRun
     trials: dict[str, MirroredRun]
+    """Child runs by name of the trial."""
 
 
 def connect_mlflow(tracking_uri: str) -> MlflowClient:
-    """A client of MLflow that neither phones home nor prints, and that gives up early.
+    """Return an MLflow client that sends no telemetry, prints nothing and has a short timeout.
 
-    MLflow is imported here and not above, because it reads its settings while it is imported, and because that takes
-    1.5 s, which no command that does without it should wait for.
+    For an SQLite URI the database is created if it does not exist. MLflow is imported here and not at the top, because
+    it reads its settings during the import, and because the import takes 1.5 s, which other commands should not pay.
     """
     os.environ.update(MLFLOW_SETTINGS)
     from mlflow import MlflowClient
 
-    # Without an example of its input a model has the signature that we give it; we are told so each time.
+    # The signature of a model is given explicitly, so an input example is not needed.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -112,10 +117,11 @@ def connect_mlflow(tracking_uri: str) -> MlflowClient:
 
 
 def _create_database(path: Path) -> None:
-    """Put an empty database at `path` unless there is one.
+    """Create an empty MLflow database at `path` if there is none.
 
-    MLflow's migrations run under another name: of two processes that race them one fails, and a kill in their midst
-    leaves a database that cannot be opened. Where the file system has no hard links MLflow makes it in place.
+    MLflow's migrations run on a temporary file, which is then linked to `path`: if two processes ran them on the same
+    file, one would fail, and a process killed during them would leave an unusable database. On file systems without
+    hard links MLflow creates the database in place.
     """
     from mlflow import MlflowClient
 
@@ -127,52 +133,63 @@ def _create_database(path: Path) -> None:
 
 
 def fetch_sweep(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str, storage: Path) -> MirroredSweep:
-    """What MLflow has of a sweep; the experiment and the parent run are created where they are missing."""
+    """Fetch a sweep from MLflow; creates the experiment and the parent run if they do not exist.
+
+    Args:
+        client: client of the tracking server or database.
+        plan: the sweep's plan.json.
+        tracking_uri: URI of the server or database, which decides where a new experiment stores artifacts.
+        storage: the sweeps' storage folder.
+
+    Raises:
+        ValueError: a user has deleted the parent run.
+    """
     from mlflow.entities import ViewType
 
     experiment = client.get_experiment_by_name(plan["experiment"])
     if experiment is None:
-        # A server has a place of its own for artifacts; a database by itself would put them where we were started.
-        place = (
+        # A server has its own artifact store; a plain database would store them in the working directory.
+        artifact_location = (
             None
             if tracking_uri.startswith("http")
             else (local_cache.local_path(storage).resolve() / "mlartifacts").as_uri()
         )
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # and not of prompts and agents
-        experiment = client.get_experiment(client.create_experiment(plan["experiment"], place, kind))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # hides the pages about prompts and agents
+        created_id = client.create_experiment(plan["experiment"], artifact_location, kind)
+        experiment = client.get_experiment(created_id)
     created = datetime.fromisoformat(plan["provenance"]["created"])
-    sweep = hashlib.sha256(f"{plan['name']} {created.isoformat()}".encode()).hexdigest()[:16]  # nothing to quote
+    sweep = hashlib.sha256(f"{plan['name']} {created.isoformat()}".encode()).hexdigest()[:16]  # a hash needs no quoting
     runs: list[Run] = []
     token: str | None = None
     while token or not runs:
-        where, everything = f"tags.`xfer.sweep` = '{sweep}'", ViewType.ALL
-        page = client.search_runs([experiment.experiment_id], where, everything, max_results=1000, page_token=token)
+        filter_string, ids = f"tags.`xfer.sweep` = '{sweep}'", [experiment.experiment_id]
+        page = client.search_runs(ids, filter_string, ViewType.ALL, max_results=1000, page_token=token)
         runs, token = [*runs, *page], page.token
         if not page:
             break
     tags = plan_tags(plan)
-    trials = {name: _mirrored(run) for name, run in _one_each(client, runs, "xfer.trial").items()}
+    trials = {name: _to_mirrored_run(run) for name, run in _run_by_tag(client, runs, "xfer.trial").items()}
     for trial in trials.values():
         if not trial.closed:
             trial.steps = {metric.step for metric in client.get_metric_history(trial.id, "val_accuracy")}
-    parents = _one_each(client, [run for run in runs if "xfer.trial" not in run.data.tags], "xfer.sweep")
+    parents = _run_by_tag(client, [run for run in runs if "xfer.trial" not in run.data.tags], "xfer.sweep")
     if parents:
         parent = parents[sweep]
         if parent.info.lifecycle_stage == "deleted":
             command = f"mlflow runs restore --run-id {parent.info.run_id}"
-            raise ValueError(f"{plan['name']} was deleted there, so nothing is added to it. To get it back: {command}")
+            raise ValueError(f"{plan['name']} was deleted in MLflow, so it is not mirrored. To restore it: {command}")
         if parent.data.tags.get("xfer.trials") != tags["xfer.trials"]:
             client.set_tag(parent.info.run_id, "xfer.trials", tags["xfer.trials"])
     else:
         tags |= {"xfer.sweep": sweep, "xfer.status": "running"}
         parent = client.create_run(experiment.experiment_id, int(created.timestamp() * 1000), tags, plan["name"])
-    return MirroredSweep(sweep, experiment.experiment_id, _mirrored(parent), trials)
+    return MirroredSweep(sweep, experiment.experiment_id, _to_mirrored_run(parent), trials)
 
 
-def _one_each(client: MlflowClient, runs: Iterable[Run], tag: str) -> dict[str, Run]:
-    """The run for every value of a tag.
+def _run_by_tag(client: MlflowClient, runs: Iterable[Run], tag: str) -> dict[str, Run]:
+    """Return one run for each value of a tag, and delete duplicates.
 
-    Where a creation that we had given up was carried out after all there are two: the emptier one goes to the bin.
+    Duplicates arise when a creation that had timed out was carried out after all; the run with more data is kept.
     """
     groups = defaultdict(list)
     for run in runs:
@@ -188,7 +205,7 @@ def _one_each(client: MlflowClient, runs: Iterable[Run], tag: str) -> dict[str, 
     return chosen
 
 
-def _mirrored(run: Run) -> MirroredRun:
+def _to_mirrored_run(run: Run) -> MirroredRun:
     deleted = run.info.lifecycle_stage == "deleted"
     state, metrics = run.data.tags.get("xfer.status", "running"), dict(run.data.metrics)
     return MirroredRun(run.info.run_id, run.info.status, state, metrics, bool(run.data.params), deleted)
@@ -201,24 +218,39 @@ def log_batch(
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """One batch, and a note of what it brought."""
+    """Log one batch to a run and update `run` accordingly.
+
+    Args:
+        client: client of the tracking server or database.
+        run: the run; its latest metrics, `has_params` and `state` are updated.
+        metrics: at most 1,000 metrics.
+        params: params by name; MLflow rejects a changed value.
+        tags: tags by name.
+    """
     from mlflow.entities import Param, RunTag
 
-    as_params = [Param(key, value) for key, value in (params or {}).items()]
-    as_tags = [RunTag(key, value) for key, value in (tags or {}).items()]
-    client.log_batch(run.id, metrics, as_params, as_tags, synchronous=True)
+    param_entities = [Param(key, value) for key, value in (params or {}).items()]
+    tag_entities = [RunTag(key, value) for key, value in (tags or {}).items()]
+    client.log_batch(run.id, metrics, param_entities, tag_entities, synchronous=True)
     run.metrics |= {metric.key: metric.value for metric in metrics}
     run.has_params |= bool(params)
     run.state = (tags or {}).get("xfer.status", run.state)
 
 
-def set_run_state(client: MlflowClient, run: MirroredRun, state: str, at: int | None = None) -> None:
-    """Set a run's state, ours and MLflow's. Where it is so already nothing is sent."""
+def set_run_state(client: MlflowClient, run: MirroredRun, state: str, end_ms: int | None = None) -> None:
+    """Set a run's tag `xfer.status` and its MLflow status; sends nothing if both are set already.
+
+    Args:
+        client: client of the tracking server or database.
+        run: the run; its `state` and `status` are updated.
+        state: a key of MLFLOW_STATUS.
+        end_ms: end of the run in ms since the epoch. Defaults to now.
+    """
     if run.state != state:
         log_batch(client, run, tags={"xfer.status": state})
     if run.status != MLFLOW_STATUS[state]:
         if state == "running":
             client.update_run(run.id, "RUNNING")
         else:
-            client.set_terminated(run.id, MLFLOW_STATUS[state], at)
+            client.set_terminated(run.id, MLFLOW_STATUS[state], end_ms)
         run.status = MLFLOW_STATUS[state]

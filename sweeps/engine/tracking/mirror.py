@@ -1,4 +1,4 @@
-"""Mirror: the one writer, which compares a store with what MLflow has and sends the difference."""
+"""Mirror: compares a sweep's store with what MLflow has, and sends the difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sweeps.engine.storage import json_objects
 from sweeps.engine.storage.store import Store
-from sweeps.engine.tracking import bulk
+from sweeps.engine.tracking.bulk import MAX_TRIALS, MIN_TRIALS, EndedTrial, can_bulk_insert, insert_trials
 from sweeps.engine.tracking.client import (
     MirroredRun,
     MirroredSweep,
@@ -47,15 +47,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EPOCHS_PER_BATCH = 40
-"""Of 20 values at most, and the first of 50 more: MLflow takes 1,000 in a batch, and an epoch must not be torn between
-two."""
+"""Epochs per batch. An epoch has at most 20 metrics, the first one 50 more; MLflow allows 1,000 metrics per batch, and
+the metrics of an epoch must not be split over two batches."""
 
 
 class Mirror:
-    """Brings MLflow to what a store says: once by `sync`, or every few seconds between `start` and `close`.
+    """Updates MLflow from a store: once with `sync`, or every few seconds between `start` and `close`.
 
-    Whatever goes wrong on the way to the server is logged, once per kind, and tried again at the next sync; it never
-    reaches the sweep. As a context manager, `close` is called at the end, and `complete` says whether all has arrived.
+    Errors are logged, once per kind, and retried at the next sync; they never interrupt the sweep. As a context manager
+    it calls `start` and `close`; afterwards `complete` says whether MLflow has everything.
+
+    Args:
+        store: the sweep's store.
+        tracking_uri: URI of MLflow's server or database.
+        period_seconds: seconds between two syncs in the background.
     """
 
     def __init__(self, store: Store, tracking_uri: str, period_seconds: float = 3.0) -> None:
@@ -63,31 +68,37 @@ class Mirror:
         self.tracking_uri = tracking_uri
         self.period_seconds = period_seconds
         self.complete = False
-        """Whether the last sync brought everything over."""
+        """Whether MLflow has had everything since the last sync."""
         self._client: MlflowClient | None = None
-        self._mirrored: MirroredSweep | None = None  # None: ask MLflow first
-        self._winner: ExportedModel | None = None  # until its model has arrived
+        self._mirrored: MirroredSweep | None = None  # None: fetch it from MLflow first
+        self._winner: ExportedModel | None = None  # None once its model is logged
         self._live = False
-        self._in_bulk = True
-        self._troubles: set[str] = set()
-        self._had_trouble = False
+        self._use_bulk = True
+        self._logged_errors: set[str] = set()
+        self._had_error = False
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        """Begin to mirror in the background. Until `close`, a trial that has not ended counts as running."""
-        assert self._thread is None, "a mirror is started once"
+        """Start mirroring in the background. Until `close`, trials that have not ended are marked as running."""
+        assert self._thread is None, "a mirror can be started only once"
         self._live = True
-        # A daemon, so that a server that hangs cannot keep the process alive once `close` has lost patience.
+        # A daemon thread, so that a hanging server cannot keep the process alive after `close` has timed out.
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
         self._thread.start()
         return self
 
     def close(self, patience_seconds: float = 20.0) -> bool:
-        """Sync a last time and stop; says whether everything has arrived within `patience_seconds`.
+        """Sync a last time and stop.
 
-        What has not ended by now is marked as interrupted; resuming the sweep sets it back to running.
+        Trials that have not ended are marked as interrupted; resuming the sweep marks them as running again.
+
+        Args:
+            patience_seconds: seconds to wait for the last sync.
+
+        Returns:
+            Whether MLflow has everything.
         """
         self._stop.set()
         if self._thread is not None:
@@ -105,47 +116,58 @@ class Mirror:
         while not self._stop.wait(wait):
             wait = self.period_seconds if self.sync() else min(2 * wait + 1, 60.0)
         self.complete, self._live = False, False
-        if self._had_trouble:
-            self._mirrored = None  # a request that we gave up may have been carried out since
+        if self._had_error:
+            self._mirrored = None  # a request that timed out may have been carried out since
         self.sync()
 
     def sync(self) -> bool:
-        """Bring MLflow to what the store says; says whether everything has arrived. Called again, it changes nothing.
+        """Update MLflow from the store. Idempotent; the cost is proportional to what is new.
 
-        Outside of `start` and `close` a trial that has not ended counts as interrupted: not for use beside a driver.
-        The cost is in proportion to what is new.
+        Outside of `start` and `close`, trials that have not ended are marked as interrupted, so do not call it while a
+        driver runs the sweep.
+
+        Returns:
+            Whether MLflow has everything.
         """
         with self._lock:
             try:
                 plan = self.store.plan()
                 if plan is not None:
                     self._sync(plan)
-            except Exception as error:  # whatever MLflow, its database or its server comes up with
-                self._mirrored = None  # nothing is taken for granted any more
-                self._report(error)
+            except Exception as error:  # any error of MLflow, its database or its server
+                self._mirrored = None  # the state in MLflow is unknown now
+                self._log_error(error)
                 self.complete = False
             else:
-                if self._troubles:
-                    log.info("MLflow at %s has everything now", redact_password(self.tracking_uri))
-                self._troubles.clear()
+                if self._logged_errors:
+                    log.info("MLflow at %s is up to date again", redact_password(self.tracking_uri))
+                self._logged_errors.clear()
                 self.complete = True
             return self.complete
 
     def log_model(self, trial: str, folder: Path, metrics: Mapping[str, float]) -> bool:
-        """Log an exported model (see xfer/training/export.py) and what it reached as the sweep's winner.
+        """Log an exported model and its metrics as the sweep's winner, and sync.
 
-        Says whether it, and everything else, has arrived; otherwise later syncs try again, so leave the folder there.
+        If it fails, later syncs retry, so the folder must not be deleted.
+
+        Args:
+            trial: name of the winning trial.
+            folder: the model, as xfer/training/export.py writes it.
+            metrics: its metrics by name.
+
+        Returns:
+            Whether MLflow has the model and everything else.
         """
         self._winner = ExportedModel(trial, folder, metrics)
         return self.sync()
 
-    def _report(self, error: Exception) -> None:
+    def _log_error(self, error: Exception) -> None:
         kind = f"{type(error).__name__} {getattr(error, 'error_code', '')}"
-        if kind not in self._troubles:
-            where, what = redact_password(self.tracking_uri), redact_password(str(error))[:500]
-            log.warning("MLflow at %s: %s. The sweep goes on, and this is tried again.", where, what)
-        self._troubles.add(kind)
-        self._had_trouble = True
+        if kind not in self._logged_errors:
+            uri, message = redact_password(self.tracking_uri), redact_password(str(error))[:500]
+            log.warning("MLflow at %s: %s. The sweep continues, and the mirror retries.", uri, message)
+        self._logged_errors.add(kind)
+        self._had_error = True
 
     # --- one pass -------------------------------------------------------------------------------------------------
 
@@ -158,15 +180,15 @@ class Mirror:
             log_batch(client, sweep.parent, params=plan_params(plan))
         if self._live:
             set_run_state(client, sweep.parent, "running")
-        troubles = []
+        errors = []
         names = list_trials(self.store.folder / "trials")
-        if self._in_bulk and bulk.can_bulk_insert(self.tracking_uri):
+        if self._use_bulk and can_bulk_insert(self.tracking_uri):
             try:
-                self._add_ended(client, sweep, [name for name in names if name not in sweep.trials])
+                self._bulk_insert_ended(client, sweep, [name for name in names if name not in sweep.trials])
             except Exception:
-                # Perhaps a version of MLflow with other tables: the next sync asks what has arrived, and goes the
-                # client's way.
-                self._in_bulk = False
+                # For example, this version of MLflow has different tables. The next sync fetches the state again and
+                # uses the client.
+                self._use_bulk = False
                 raise
         for name in names:
             if name not in sweep.trials or not sweep.trials[name].closed:
@@ -174,41 +196,43 @@ class Mirror:
                     self._sync_trial(client, sweep, name)
                 except Exception as error:
                     if getattr(error, "get_http_status_code", lambda: 400)() >= 500:
-                        raise  # the server's trouble; any other is this one trial's and stops no other
-                    troubles.append(error)
-        self._sync_tests(client, sweep)
+                        raise  # the server failed; any other error concerns this trial only
+                    errors.append(error)
+        self._sync_test_results(client, sweep)
         self._sync_cost(client, sweep)
-        if troubles:
-            raise troubles[0]
+        if errors:
+            raise errors[0]
         if self._winner is not None:
             config = json_objects.get(self.store.trial_folder(self._winner.trial) / "config.json")
             log_model(client, sweep, plan, {} if config is None else config["recipe"], self._winner)
             self._winner = None
         if not self._live:
-            self._end(client, sweep, plan)
+            self._close_parent(client, sweep, plan)
 
-    def _add_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
-        """Of trials that MLflow has nothing of, add those that have ended, where they are many."""
-        found = []
-        for name in names if len(names) >= bulk.MIN_TRIALS else ():
+    def _bulk_insert_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
+        """Insert those of the named trials that have ended, if they are many; MLflow must have none of them."""
+        ended = []
+        for name in names if len(names) >= MIN_TRIALS else ():
             folder = self.store.trial_folder(name)
             config, record = json_objects.get(folder / "config.json"), self.store.record(name)
-            if config is not None and record is not None and bulk.EndedTrial(folder, config, record).plain:
-                found.append(bulk.EndedTrial(folder, config, record))
-            if len(found) == bulk.MAX_TRIALS or (name == names[-1] and len(found) >= bulk.MIN_TRIALS):
-                bulk.insert_trials(client, self.tracking_uri, sweep, found)
-                found = []
+            if config is not None and record is not None:
+                trial = EndedTrial(folder, config, record)
+                if trial.has_short_params:
+                    ended.append(trial)
+            if len(ended) == MAX_TRIALS or (name == names[-1] and len(ended) >= MIN_TRIALS):
+                insert_trials(client, self.tracking_uri, sweep, ended)
+                ended = []
 
     def _sync_trial(self, client: MlflowClient, sweep: MirroredSweep, name: str) -> None:
         folder = self.store.trial_folder(name)
         config = json_objects.get(folder / "config.json")
-        if config is None:  # just being begun, or set aside because it was damaged
+        if config is None:  # the trial is just starting, or its damaged config was set aside
             return
         if name not in sweep.trials:
             tags = {"mlflow.parentRunId": sweep.parent.id, "xfer.sweep": sweep.id, "xfer.trial": name}
             tags |= {"xfer.phase": config["phase"], "xfer.status": "running"}
-            at = modified_ms(folder / "config.json")
-            run = client.create_run(sweep.experiment, at, tags, run_name(name, config["recipe"]))
+            started_ms = modified_ms(folder / "config.json")
+            run = client.create_run(sweep.experiment, started_ms, tags, run_name(name, config["recipe"]))
             sweep.trials[name] = MirroredRun(run.info.run_id, "RUNNING", "running")
         mirrored = sweep.trials[name]
         record = self.store.record(name)
@@ -224,30 +248,30 @@ class Mirror:
         if record is None:
             set_run_state(client, mirrored, "running" if self._live else "interrupted")
         else:
-            at = modified_ms(folder / "record.json")
+            ended_ms = modified_ms(folder / "record.json")
             if mirrored.state != record.status:
-                log_batch(client, mirrored, record_metrics(record, at), tags=record_tags(record))
-            set_run_state(client, mirrored, record.status, at)
+                log_batch(client, mirrored, record_metrics(record, ended_ms), tags=record_tags(record))
+            set_run_state(client, mirrored, record.status, ended_ms)
             mirrored.steps.clear()
 
-    def _sync_tests(self, client: MlflowClient, sweep: MirroredSweep) -> None:
-        """The test part is opened long after a finalist's runs ended: ask for those, `0007` and `0007-s1`, alone."""
+    def _sync_test_results(self, client: MlflowClient, sweep: MirroredSweep) -> None:
+        """Log test results of finalists, such as 0007 and 0007-s1, which appear long after their runs have ended."""
         finalists = {name.partition("-s")[0] for name in sweep.trials if "-s" in name}
         for name, run in sweep.trials.items():
             if name.partition("-s")[0] in finalists and run.state == "finished" and "test_accuracy" not in run.metrics:
                 test = self.store.test(name)
                 if test is not None and not run.deleted:
-                    at = modified_ms(self.store.trial_folder(name) / "test.json")
-                    log_batch(client, run, test_metrics(test, at))
+                    tested_ms = modified_ms(self.store.trial_folder(name) / "test.json")
+                    log_batch(client, run, test_metrics(test, tested_ms))
 
     def _sync_cost(self, client: MlflowClient, sweep: MirroredSweep) -> None:
-        """What all starts have spent, where prices are known."""
+        """Log the cost of all starts of the sweep, if prices are known."""
         cost = total_usd(self.store.spending())
         if cost is not None and sweep.parent.metrics.get("cost_usd") != cost:
             log_batch(client, sweep.parent, to_metrics({"cost_usd": cost}, int(time.time() * 1000), len(sweep.trials)))
 
-    def _end(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
-        """Nobody drives the sweep any more: count, and say whether it is done."""
+    def _close_parent(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
+        """Log trial counts and best values, and set the final state of a sweep that no driver runs any more."""
         search = [run for name, run in sweep.trials.items() if "-" not in name]
         states = Counter(run.state for run in search)
         values = {f"trials_{state}": float(states[state]) for state in ("finished", "pruned", "failed")}

@@ -1,4 +1,4 @@
-"""The winner's model: logged without a pickle, and what MLflow calls to ask it."""
+"""Logs the winner's model to MLflow without pickle, and defines the class that MLflow loads it into."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An exported model, and what it reached."""
+    """An exported model and its metrics."""
 
     trial: str
     folder: Path
@@ -38,7 +38,15 @@ def log_model(
     recipe: Mapping[str, Any],
     winner: ExportedModel,
 ) -> None:
-    """Log the winner's model, unless the parent run has it already."""
+    """Log the winner's model to the parent run, unless it is there already.
+
+    Args:
+        client: client of the tracking server or database.
+        sweep: the sweep as MLflow has it.
+        plan: the sweep's plan.json.
+        recipe: the winner's recipe, logged as the model's params.
+        winner: the exported model.
+    """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
@@ -46,12 +54,12 @@ def log_model(
 
     if client.get_run(sweep.parent.id).data.tags.get("xfer.winner") == winner.trial:
         return
-    about = json.loads((winner.folder / "model.json").read_text())
-    size, card = about["image_size"], _card(plan, winner, about)
+    model_info = json.loads((winner.folder / "model.json").read_text())
+    size, card = model_info["image_size"], _model_card(plan, winner, model_info)
     images = TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(about["classes"])))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(model_info["classes"])))
     tags = {"xfer.trial": winner.trial, "xfer.sweep": sweep.id, "mlflow.note.content": card}
-    name = re.sub(r"[^\w-]", "-", plan["name"])  # MLflow takes no dots or colons here
+    name = re.sub(r"[^\w-]", "-", plan["name"])  # MLflow allows no dots or colons here
     model = client.create_logged_model(
         sweep.experiment, name, sweep.parent.id, tags, flatten_params(recipe), model_type="image classifier"
     )
@@ -60,12 +68,12 @@ def log_model(
             saved = Path(folder) / "model"
             save_model(
                 saved,
-                loader_module=__name__,  # calls _load_pyfunc below: nothing is pickled
+                loader_module=__name__,  # MLflow calls its _load_pyfunc instead of unpickling
                 data_path=str(winner.folder),
                 mlflow_model=Model(run_id=sweep.parent.id, model_id=model.model_id, model_uuid=model.model_id),
                 signature=ModelSignature(Schema([images]), Schema([probabilities])),
-                metadata=about,
-                # Given, or MLflow loads the model in a process of its own to find out what that imports.
+                metadata=model_info,
+                # If not given, MLflow loads the model in a subprocess to infer them.
                 pip_requirements=[f"{name}=={version(name)}" for name in ("numpy", "safetensors", "timm", "torch")],
             )
             (saved / "README.md").write_text(card)
@@ -76,48 +84,48 @@ def log_model(
             client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.log_outputs(sweep.parent.id, [LoggedModelOutput(model.model_id, step=0)])
-    reached = to_metrics(winner.metrics, int(time.time() * 1000), model_id=model.model_id)
-    log_batch(client, sweep.parent, reached, tags={"xfer.winner": winner.trial, "xfer.model": model.model_id})
+    metrics = to_metrics(winner.metrics, int(time.time() * 1000), model_id=model.model_id)
+    log_batch(client, sweep.parent, metrics, tags={"xfer.winner": winner.trial, "xfer.model": model.model_id})
 
 
-def _card(plan: Mapping[str, Any], winner: ExportedModel, about: Mapping[str, Any]) -> str:
-    """The model card, in Markdown."""
-    data, size, classes = plan["data"], about["image_size"], about["classes"]
-    reached = "".join(f"| {name} | {value:.4f} |\n" for name, value in winner.metrics.items())
-    settings = [f"{key}: {about[key]}" for key in ("backbone", "image_size", "resize", "mean", "std")]
+def _model_card(plan: Mapping[str, Any], winner: ExportedModel, model_info: Mapping[str, Any]) -> str:
+    """Return the model card as Markdown."""
+    data, size, classes = plan["data"], model_info["image_size"], model_info["classes"]
+    metrics = "".join(f"| {name} | {value:.4f} |\n" for name, value in winner.metrics.items())
+    settings = [f"{key}: {model_info[key]}" for key in ("backbone", "image_size", "resize", "mean", "std")]
     return f"""# The winner: trial {winner.trial}
 
 {escape_markdown(f"sweep: {plan['name']}", f"data: {data['folder']}")}
-{data["train"]} images to train on, {data["val"]} to select by, {data["test"]} to test on.
+{data["train"]} training images, {data["val"]} validation images, {data["test"]} test images.
 
 | metric | value |
 |---|---|
-{reached}
-**Input**: photos, uint8 [N, {size}, {size}, 3]. **Output**: probabilities, float32 [N, {len(classes)}], of the classes
+{metrics}
+**Input**: images, uint8 [N, {size}, {size}, 3]. **Output**: probabilities, float32 [N, {len(classes)}], of the classes
 
 {escape_markdown(*classes)}
-**Preprocessing**: bring photos to that size yourself; mean and std, of values in [0, 1], are seen to.
+**Preprocessing**: resize images to that size. The model normalizes them itself, with mean and std for values in [0, 1].
 
 {escape_markdown(*settings)}
-The weights are safetensors, and nothing here is pickled. With `sweeps` and `xfer` installed it is loaded by
+The weights are stored as safetensors, and nothing is pickled. With `sweeps` and `xfer` installed, load the model with
 
     mlflow.pyfunc.load_model("models:/<the id of this model>").predict(images)
 """
 
 
 class ImageClassifier:
-    """What MLflow calls a Python model: images in, a probability per class out."""
+    """The model in MLflow's Python flavor: maps images to class probabilities."""
 
     def __init__(self, folder: Path) -> None:
-        from xfer.training.export import load_classifier  # brings torch along, which a sweep's driver does without
+        from xfer.training.export import load_classifier  # imports torch, which a sweep's driver does not need
 
         self._classifier = load_classifier(folder)
 
     def predict(self, images: np.ndarray[Any, Any], params: Mapping[str, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Probabilities [N, C] for uint8 images [N, H, W, 3]."""
+        """Return class probabilities, float32 [N, C], for uint8 images [N, H, W, 3]; `params` is ignored."""
         return np.asarray(self._classifier.probabilities(images), dtype=np.float32)
 
 
 def _load_pyfunc(data_path: str) -> ImageClassifier:
-    """What MLflow looks for in a `loader_module`."""
+    """Load the model; MLflow looks this function up in the `loader_module`."""
     return ImageClassifier(Path(data_path))

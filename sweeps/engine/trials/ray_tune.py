@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.engine.resources import cluster
-from sweeps.engine.resources.cost import PRICE_LABEL, Machine, labelled
+from sweeps.engine.resources.prices import PRICE_LABEL, Machine, parse_price_label
 from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 from xfer.storage.object_store import StorageUnavailableError
 
@@ -171,11 +171,11 @@ def node_machine(labels: Mapping[str, str], resources: Mapping[str, float]) -> M
     """A node as one that is paid for.
 
     >>> node_machine({"ray.io/node-group": "l4", "xfer/usd-per-hour": "0.35"}, {})
-    Machine(node_type='l4', labelled=0.35)
+    Machine(node_type='l4', label_price=0.35)
     """
     to_ray = "head" if HEAD_NODE_RESOURCE in resources else "worker"
     node_type = labels.get("ray.io/node-group") or labels.get("ray.io/accelerator-type") or to_ray
-    return Machine(node_type, labelled(labels.get(PRICE_LABEL)))
+    return Machine(node_type, parse_price_label(labels.get(PRICE_LABEL)))
 
 
 def placement_resources(told: dict[Any, Any]) -> tune.PlacementGroupFactory:

@@ -1,4 +1,4 @@
-"""Advice: a new sweep begins with the strategies that its data call for, and never changes its mind about that."""
+"""Advice: a new sweep first tries the strategies that suit its data, and keeps that order when it is resumed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from xfer.models import backbones
 STRATEGIES = ("naive", "clip", "linear_probe")
 
 
-class NoWatch:
-    """Looks away."""
+class NoView:
+    """A progress view that shows nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +55,17 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def advised(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Decides what the advisor will say from now on."""
+    """Replaces the advisor with one that recommends the given strategies."""
 
-    def say(*names: str, **changes: Any) -> None:
-        monkeypatch.setattr(advice, "advise", lambda *about, **how: Said(names, changes))
+    def recommend(*names: str, **changes: Any) -> None:
+        monkeypatch.setattr(advice, "advise", lambda *args, **kwargs: FakeAdvice(names, changes))
 
-    return say
+    return recommend
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-    """An advice as far as a sweep looks at it."""
+class FakeAdvice:
+    """The part of an advice that a sweep uses."""
 
     names: tuple[str, ...]
     changes: dict[str, Any]
@@ -79,40 +79,39 @@ def changed(prepared: Prepared, **changes: Any) -> Prepared:
     return dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, **changes))
 
 
-def begun(prepared: Prepared, store: Store, count: int = 3) -> list[str]:
-    """The strategies that a sweep begins with, as a driver that starts now would propose them."""
-    sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), NoWatch())  # type: ignore[arg-type]
+def first_strategies(prepared: Prepared, store: Store, count: int = 3) -> list[str]:
+    """The strategies that a sweep started now proposes first."""
+    sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
     return [str(sweep.sampler.ask(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- the advice ------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_is_advised_on_its_own_data_and_network(prepared: Prepared) -> None:
-    found = recommend_strategies(prepared)
-    assert found["measured"]["backbone"] == "test_efficientnet"
-    assert found["measured"]["images"] == len(prepared.split.train) == 24
-    assert recommended_strategies(json.loads(json.dumps(found))) == recommended_strategies(
-        found
-    )  # as plan.json keeps it
-    named = [each["strategy"]["name"] for each in found["recommended"]]
-    assert list(recommended_strategies(found)) == [name for name in named if name in STRATEGIES]
-    assert "clip" in recommended_strategies(found)
+    advised = recommend_strategies(prepared)
+    assert advised["measured"]["backbone"] == "test_efficientnet"
+    assert advised["measured"]["images"] == len(prepared.split.train) == 24
+    in_plan = json.loads(json.dumps(advised))
+    assert recommended_strategies(in_plan) == recommended_strategies(advised)
+    names = [item["strategy"]["name"] for item in advised["recommended"]]
+    assert list(recommended_strategies(advised)) == [name for name in names if name in STRATEGIES]
+    assert "clip" in recommended_strategies(advised)
 
 
-def test_advice_looks_at_the_training_part_of_the_sweeps_own_seed(
+def test_advice_uses_the_training_part_of_the_sweeps_own_seed(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
-    def noted(*about: Any, **how: Any) -> Said:
-        asked.append(about)
-        return Said(("clip",), {})
+    def recording(*args: Any, **kwargs: Any) -> FakeAdvice:
+        calls.append(args)
+        return FakeAdvice(("clip",), {})
 
-    monkeypatch.setattr(advice, "advise", noted)
+    monkeypatch.setattr(advice, "advise", recording)
     recommend_strategies(changed(prepared, seed=7))
     (backbone,) = prepared.backbones
-    assert asked == [(prepared.pack, "test_efficientnet", backbone.file, backbone.args, 7)]
+    assert calls == [(prepared.pack, "test_efficientnet", backbone.file, backbone.args, 7)]
 
 
 def nothing_pretrained(prepared: Prepared) -> Prepared:
@@ -133,12 +132,12 @@ def one_strategy(prepared: Prepared) -> Prepared:
         nothing_pretrained,
         one_strategy,
     ],
-    ids=["unwanted", "arms", "nothing pretrained", "one strategy"],
+    ids=["switched off", "arms", "nothing pretrained", "one strategy"],
 )
-def test_where_there_is_nothing_to_order_nothing_is_measured(
+def test_nothing_is_measured_if_there_is_nothing_to_order(
     prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch, without: Callable[[Prepared], Prepared]
 ) -> None:
-    monkeypatch.setattr(advice, "advise", lambda *about, **how: pytest.fail("measured"))
+    monkeypatch.setattr(advice, "advise", lambda *args, **kwargs: pytest.fail("measured"))
     claim_plan(without(prepared), store)
     assert (store.plan() or {})["advice"] == {}
     assert recommended_strategies({}) == ()
@@ -151,24 +150,24 @@ def test_where_there_is_nothing_to_order_nothing_is_measured(
         (
             ("linear_probe", "lp_ft", "clip", "train_last"),
             {},
-            "the data set is small and like what the network has learned: linear_probe, clip come first "
-            "(advised too, but not competing: lp_ft, train_last)",
+            "the data set is small and similar to the pretraining data: linear_probe, clip first "
+            "(also recommended, but not competing: lp_ft, train_last)",
         ),
         (
             ("clip",),
             {"size": "large", "likeness": "different", "clear": False},
-            "the data set is large and unlike what the network has learned, a close call: clip comes first",
+            "the data set is large and different from the pretraining data, a close call: clip first",
         ),
         (
             ("lp_ft",),
             {},
-            "the data set is small and like what the network has learned: the usual order "
-            "(advised too, but not competing: lp_ft)",
+            "the data set is small and similar to the pretraining data: the default order "
+            "(also recommended, but not competing: lp_ft)",
         ),
     ],
     ids=["some compete", "all compete", "none competes"],
 )
-def test_a_person_reads_what_comes_first_and_what_does_not_compete(
+def test_the_summary_names_what_comes_first_and_what_does_not_compete(
     prepared: Prepared,
     advised: Callable[..., None],
     advised_names: tuple[str, ...],
@@ -182,21 +181,21 @@ def test_a_person_reads_what_comes_first_and_what_does_not_compete(
 # --- what a sweep does with it ---------------------------------------------------------------------------------------
 
 
-def test_a_new_sweep_begins_in_the_advised_order(
+def test_a_new_sweep_starts_in_the_advised_order(
     prepared: Prepared, store: Store, advised: Callable[..., None]
 ) -> None:
     advised("linear_probe", "lp_ft", "naive")
     claim_plan(prepared, store)
-    assert begun(prepared, store) == ["linear_probe", "naive", "clip"]
+    assert first_strategies(prepared, store) == ["linear_probe", "naive", "clip"]
 
 
-def test_without_advice_it_begins_in_the_usual_order(prepared: Prepared, store: Store) -> None:
+def test_without_advice_it_starts_in_the_default_order(prepared: Prepared, store: Store) -> None:
     plain = changed(prepared, advise=False)
     claim_plan(plain, store)
-    assert begun(plain, store) == ["clip", "linear_probe", "naive"]
+    assert first_strategies(plain, store) == ["clip", "linear_probe", "naive"]
 
 
-def test_a_sweep_gone_on_with_keeps_its_advice_whatever_would_be_said_now(
+def test_a_resumed_sweep_keeps_its_advice_even_if_it_would_differ_now(
     prepared: Prepared, store: Store, advised: Callable[..., None]
 ) -> None:
     advised("linear_probe", "naive")
@@ -206,22 +205,22 @@ def test_a_sweep_gone_on_with_keeps_its_advice_whatever_would_be_said_now(
     for again in (prepared, changed(prepared, advise=False)):
         claim_plan(again, store)
         assert store.plan() == first
-        assert begun(again, store) == ["linear_probe", "naive", "clip"]
+        assert first_strategies(again, store) == ["linear_probe", "naive", "clip"]
     more = changed(prepared, trials=9)
     claim_plan(more, store)
     plan = store.plan() or {}
     assert (plan["trials"], plan["advice"]) == (9, (first or {})["advice"])
-    assert begun(more, store) == ["linear_probe", "naive", "clip"]
+    assert first_strategies(more, store) == ["linear_probe", "naive", "clip"]
 
 
-def test_going_on_measures_nothing(prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_measures_nothing(prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     claim_plan(changed(prepared, advise=False), store)
     monkeypatch.setattr(launch, "recommend_strategies", lambda prepared, progress: pytest.fail("measured again"))
     claim_plan(prepared, store)
     claim_plan(changed(prepared, trials=9), store)
 
 
-def test_advice_is_no_part_of_what_a_sweep_is_called_or_compared_by(
+def test_advice_does_not_affect_the_name_of_a_sweep_or_the_comparison_of_plans(
     prepared: Prepared, advised: Callable[..., None]
 ) -> None:
     advised("linear_probe")
@@ -229,41 +228,44 @@ def test_advice_is_no_part_of_what_a_sweep_is_called_or_compared_by(
     assert "advice" not in describe_plan(prepared)
 
 
-def test_a_network_whose_stages_are_unknown_is_said_and_begins_in_the_usual_order(
+def test_a_network_whose_stages_are_unknown_is_reported_and_starts_in_the_default_order(
     prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = backbones.build
 
-    def without_stages(*arguments: Any, **named: Any) -> Any:
-        model: Any = build(*arguments, **named)
+    def without_stages(*args: Any, **kwargs: Any) -> Any:
+        model: Any = build(*args, **kwargs)
         model.feature_info = None
         return model
 
     monkeypatch.setattr(backbones, "build", without_stages)
     claim_plan(prepared, store)
-    found = (store.plan() or {})["advice"]
-    assert list(found) == ["why_none"]
-    assert "timm does not say where the stages of EfficientNet end" in found["why_none"]
-    assert summary_line(found) == f"none, so the usual order: {found['why_none']}"
-    assert begun(prepared, store) == ["clip", "linear_probe", "naive"]
+    stored = (store.plan() or {})["advice"]
+    assert list(stored) == ["why_none"]
+    assert "timm does not say where the stages of EfficientNet end" in stored["why_none"]
+    assert summary_line(stored) == f"none, so the default order: {stored['why_none']}"
+    assert first_strategies(prepared, store) == ["clip", "linear_probe", "naive"]
 
 
-def test_whatever_goes_wrong_while_measuring_keeps_no_sweep_from_starting(
+def test_an_error_while_measuring_does_not_keep_a_sweep_from_starting(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*about: Any, **how: Any) -> Any:
+    def broken(*args: Any, **kwargs: Any) -> Any:
         raise TypeError("forward() got an unexpected keyword argument")
 
     monkeypatch.setattr(advice, "advise", broken)
     assert recommend_strategies(prepared) == {"why_none": "TypeError: forward() got an unexpected keyword argument"}
 
 
-def test_advice_is_about_as_many_images_as_will_be_trained_on(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(advice, "advise", lambda *about, **how: asked.append(how["images_per_class"]) or Said((), {}))
-    for text, wanted in (("none", None), ("4", 4), ("2,4", None)):
+def test_advice_measures_as_many_images_as_are_trained_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def recording(*args: Any, **kwargs: Any) -> FakeAdvice:
+        calls.append(kwargs["images_per_class"])
+        return FakeAdvice((), {})
+
+    monkeypatch.setattr(advice, "advise", recording)
+    for text, images_per_class in (("none", None), ("4", 4), ("2,4", None)):
         space = space_for([BACKBONE], 4, edits={"images_per_class": text})
         recommend_strategies(dataclasses.replace(prepared, space=space))
-        assert asked.pop() == wanted
+        assert calls.pop() == images_per_class

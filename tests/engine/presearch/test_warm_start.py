@@ -1,4 +1,4 @@
-"""Warm start: a new sweep begins with what served data that look alike, chosen on validation and never taken back."""
+"""Warm start: a new sweep first tries the best recipes from similar data, selected on validation and kept for good."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from sweeps.engine.launch import claim_plan
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning.plan_file import PlanChangedError, default_name, describe_plan, plan_differences
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.presearch import advice, warm_start
+from sweeps.engine.presearch import advice
 from sweeps.engine.presearch.dataset_distance import MAX_DISTANCE, DatasetView
 from sweeps.engine.presearch.warm_start import (
     MAX_TOTAL,
     Neighbour,
     PastSweep,
     nearest_sweeps,
+    read_sweep,
     summary_line,
     transferred_configs,
     translate_recipe,
@@ -49,82 +50,83 @@ def space() -> Space:
     return space_for([BACKBONE], 6)
 
 
-def earlier(name: str = "earlier", *best: Record, **changes: Any) -> PastSweep:
-    plain = {"data": (name, 200), "seed": 0, "objective": ("accuracy",), "seen": DOGS_VS_CATS}
-    return PastSweep(name=name, best=best or (a_record("0003"),), **{**plain, **changes})
+def past_sweep(name: str = "earlier", *best: Record, **changes: Any) -> PastSweep:
+    fields = {"data": (name, 200), "seed": 0, "objective": ("accuracy",), "view": DOGS_VS_CATS}
+    return PastSweep(name=name, best=best or (a_record("0003"),), **{**fields, **changes})
 
 
-MINE = dataclasses.replace(earlier("mine", seen=HYMENOPTERA), best=())
+CURRENT = dataclasses.replace(past_sweep("mine", view=HYMENOPTERA), best=())
 
 
-def rated(trial: str, rate: float, **changes: Any) -> Record:
-    """A record whose recipe is told from others by its learning rate."""
+def record_with_rate(trial: str, rate: float, **changes: Any) -> Record:
+    """A record whose recipe is identified by its learning rate."""
     return a_record(trial, recipe=a_recipe(learning_rate=rate, **changes))
 
 
 # --- which sweeps ----------------------------------------------------------------------------------------------------
 
 
-def test_sweeps_are_asked_nearest_data_first_and_the_same_data_is_nearest() -> None:
-    same = earlier("same", data=MINE.data, seen=None)
-    near = nearest_sweeps(MINE, [earlier("sketches", seen=QUICKDRAW), earlier("dogs"), same])
-    assert [each.sweep.name for each in near] == ["same", "dogs", "sketches"]
-    assert near[0].distance == 0 < near[1].distance < MAX_DISTANCE < near[2].distance
+def test_sweeps_are_ordered_by_distance_and_the_same_data_is_nearest() -> None:
+    same = past_sweep("same", data=CURRENT.data, view=None)
+    neighbours = nearest_sweeps(CURRENT, [past_sweep("sketches", view=QUICKDRAW), past_sweep("dogs"), same])
+    assert [neighbour.sweep.name for neighbour in neighbours] == ["same", "dogs", "sketches"]
+    distances = [neighbour.distance for neighbour in neighbours]
+    assert distances[0] == 0 < distances[1] < MAX_DISTANCE < distances[2]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        earlier(objective=("loss",)),
-        earlier(objective=("accuracy", "seconds")),
-        earlier(seen=None),
-        dataclasses.replace(earlier(), best=()),
+        past_sweep(objective=("loss",)),
+        past_sweep(objective=("accuracy", "seconds")),
+        past_sweep(view=None),
+        dataclasses.replace(past_sweep(), best=()),
     ],
     ids=["another objective", "two objectives", "not measured", "nothing finished"],
 )
-def test_a_sweep_that_has_nothing_to_say_here_is_not_asked(other: PastSweep) -> None:
-    assert nearest_sweeps(MINE, [other]) == []
+def test_a_sweep_that_cannot_contribute_is_ignored(other: PastSweep) -> None:
+    assert nearest_sweeps(CURRENT, [other]) == []
 
 
 # --- which recipes ---------------------------------------------------------------------------------------------------
 
 
-def test_nearest_data_hand_on_first_and_no_recipe_twice(space: Space) -> None:
-    near = [
-        Neighbour(earlier("a", rated("0001", 1e-3), rated("0002", 2e-3)), 0.1),
-        Neighbour(earlier("b", rated("0007", 2e-3), rated("0008", 3e-3)), 0.2),
-        Neighbour(earlier("c", rated("0009", 1e-3)), 0.3),
+def test_recipes_come_from_the_nearest_data_first_and_only_once(space: Space) -> None:
+    neighbours = [
+        Neighbour(past_sweep("a", record_with_rate("0001", 1e-3), record_with_rate("0002", 2e-3)), 0.1),
+        Neighbour(past_sweep("b", record_with_rate("0007", 2e-3), record_with_rate("0008", 3e-3)), 0.2),
+        Neighbour(past_sweep("c", record_with_rate("0009", 1e-3)), 0.3),
     ]
-    found = transferred_configs(near, space, WEIGHTS, most=MAX_TOTAL)
-    assert [params["adam.learning_rate"] for params in found["params"]] == [1e-3, 2e-3, 3e-3]
-    assert found["from"] == [
+    transferred = transferred_configs(neighbours, space, WEIGHTS, most=MAX_TOTAL)
+    assert [params["adam.learning_rate"] for params in transferred["params"]] == [1e-3, 2e-3, 3e-3]
+    assert transferred["from"] == [
         {"sweep": "a", "distance": 0.1, "trials": ["0001", "0002"]},
         {"sweep": "b", "distance": 0.2, "trials": ["0008"]},
     ]
-    assert len(transferred_configs(near, space, WEIGHTS, most=2)["params"]) == 2
+    assert len(transferred_configs(neighbours, space, WEIGHTS, most=2)["params"]) == 2
 
 
-def test_a_recipe_comes_over_as_it_was_where_it_fits(space: Space) -> None:
+def test_a_recipe_that_fits_is_transferred_unchanged(space: Space) -> None:
     recipe = {**a_recipe(clip_norm=5.0), "strategy": {"name": "freeze_then_unfreeze", "freeze_epochs": 3}}
     config = space.configured(translate_recipe(recipe, space, WEIGHTS) or {})
-    wanted = {"strategy": "freeze_then_unfreeze", "freeze_epochs": 3, "clip_norm": 5.0, "optimizer": "adam"}
-    wanted |= {"learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 32, "augmentation": "flip"}
-    assert {name: config[name] for name in wanted} == wanted
+    expected = {"strategy": "freeze_then_unfreeze", "freeze_epochs": 3, "clip_norm": 5.0, "optimizer": "adam"}
+    expected |= {"learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 32, "augmentation": "flip"}
+    assert {name: config[name] for name in expected} == expected
 
 
-def test_what_was_held_fixed_comes_over_too_though_no_sampler_was_asked_for_it(space: Space) -> None:
+def test_settings_that_were_fixed_are_transferred_too(space: Space) -> None:
     recipe = a_recipe(schedule={"name": "cosine"}, mixing={"name": "cutmix", "alpha": 1.0})
-    granted = translate_recipe(recipe, space, WEIGHTS) or {}
-    assert (granted["schedule"], granted["mixing"]) == ("cosine", "cutmix")
+    translated = translate_recipe(recipe, space, WEIGHTS) or {}
+    assert (translated["schedule"], translated["mixing"]) == ("cosine", "cutmix")
 
 
 def test_a_recipe_is_moved_into_a_narrower_space() -> None:
     narrow = space_for([BACKBONE], 2, edits={"learning_rate": "1e-5..1e-4", "batch_size": "8", "loss": "cross_entropy"})
     smoothed = a_recipe(loss={"name": "label_smoothing", "smoothing": 0.1})
     recipe = {**smoothed, "strategy": {"name": "freeze_then_unfreeze", "freeze_epochs": 3}}
-    granted = translate_recipe(recipe, narrow, WEIGHTS)
-    assert granted is not None
-    config = narrow.configured(granted)
+    translated = translate_recipe(recipe, narrow, WEIGHTS)
+    assert translated is not None
+    config = narrow.configured(translated)
     assert (config["freeze_epochs"], config["learning_rate"], config["batch_size"]) == (1, 1e-4, 8)
     assert config["loss"] == "cross_entropy"
 
@@ -140,37 +142,37 @@ def test_a_recipe_is_moved_into_a_narrower_space() -> None:
     ],
     ids=["strategy", "network", "weights", "optimizer", "unknown"],
 )
-def test_what_does_not_compete_here_is_left_out(recipe: dict[str, Any], space: Space) -> None:
+def test_a_recipe_that_does_not_compete_is_omitted(recipe: dict[str, Any], space: Space) -> None:
     assert translate_recipe(recipe, space, WEIGHTS) is None
 
 
-def test_strategies_that_need_no_weights_come_over_whatever_the_weights(space: Space) -> None:
+def test_strategies_without_pretrained_weights_are_transferred_with_any_weights(space: Space) -> None:
     assert translate_recipe(a_recipe("scratch"), space, {BACKBONE: "other"}) is not None
     assert translate_recipe(a_recipe("small_cnn", backbone="basic_cnn", weights=""), space, WEIGHTS) is None
-    brings_its_own = space_for([BACKBONE], 6, ["small_cnn", "naive"])
-    assert translate_recipe(a_recipe("small_cnn", backbone="small_cnn", weights=""), brings_its_own, {}) is None
-    own = brings_its_own.configured({"strategy": "small_cnn"})["backbone"]
-    assert translate_recipe(a_recipe("small_cnn", backbone=own, weights=""), brings_its_own, WEIGHTS) is not None
+    own_backbone_space = space_for([BACKBONE], 6, ["small_cnn", "naive"])
+    assert translate_recipe(a_recipe("small_cnn", backbone="small_cnn", weights=""), own_backbone_space, {}) is None
+    own = own_backbone_space.configured({"strategy": "small_cnn"})["backbone"]
+    assert translate_recipe(a_recipe("small_cnn", backbone=own, weights=""), own_backbone_space, WEIGHTS) is not None
 
 
 # --- what a sweep does with it ---------------------------------------------------------------------------------------
 
 
-def test_what_was_taken_comes_first_and_then_every_known_good_recipe_once(space: Space) -> None:
+def test_transferred_recipes_come_first_then_every_known_good_recipe_once(space: Space) -> None:
     good = space.known_good()
     new = translate_recipe(a_recipe(learning_rate=2e-3), space, WEIGHTS) or {}
-    proposer = AskTellSampler(space, "random", seed=0, warm=[new, good[2]])
-    first = [proposer.ask(f"{number:04d}", number)[0] for number in range(len(good) + 1)]
+    sampler = AskTellSampler(space, "random", seed=0, warm=[new, good[2]])
+    first = [sampler.ask(f"{number:04d}", number)[0] for number in range(len(good) + 1)]
     assert first == [new, good[2], *good[:2], *good[3:]]
-    assert proposer.known_good == len(first)
+    assert sampler.known_good == len(first)
 
 
-def test_only_known_good_recipes_are_spared(space: Space) -> None:
+def test_only_known_good_recipes_are_protected_from_early_stopping(space: Space) -> None:
     good = space.known_good()
     new = translate_recipe(a_recipe(learning_rate=2e-3), space, WEIGHTS) or {}
-    proposer = AskTellSampler(space, "random", seed=0, warm=[new, good[2]])
-    spared = [proposer.is_known_good(number) for number in range(len(good) + 3)]
-    assert spared == [False, *[True] * len(good), False, False]
+    sampler = AskTellSampler(space, "random", seed=0, warm=[new, good[2]])
+    protected = [sampler.is_known_good(number) for number in range(len(good) + 3)]
+    assert protected == [False, *[True] * len(good), False, False]
     plain = AskTellSampler(space, "random", seed=0)
     assert [plain.is_known_good(number) for number in (0, len(good) - 1, len(good))] == [True, True, False]
 
@@ -180,50 +182,50 @@ def test_only_known_good_recipes_are_spared(space: Space) -> None:
 
 @pytest.fixture
 def warm(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    """A plan with a warm start, whose data measure like Hymenoptera."""
-    monkeypatch.setattr(advice, "advise", lambda *about, **how: Measured(HYMENOPTERA))
+    """A plan with a warm start, whose data have the measurements of Hymenoptera."""
+    monkeypatch.setattr(advice, "advise", lambda *args, **kwargs: FakeAdvice(HYMENOPTERA))
     return dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, warm_start=True, trials=12))
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What an advisor would say, as far as a sweep looks at it."""
+class FakeAdvice:
+    """The part of an advice that a warm start uses."""
 
-    seen: DatasetView
+    view: DatasetView
 
     def as_dict(self) -> dict[str, Any]:
-        found = {"size": "small", "likeness": "similar", "clear": True, "recommended": []}
-        return json.loads(json.dumps({"measured": asdict(self.seen.measured), **found}))  # type: ignore[no-any-return]
+        verdict = {"size": "small", "likeness": "similar", "clear": True, "recommended": []}
+        return json.loads(json.dumps({"measured": asdict(self.view.measured), **verdict}))  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def elsewhere(prepared: Prepared, tmp_path: Path) -> str:
-    """The hash of a pack of other images, among the packs of the storage."""
+def other_pack(prepared: Prepared, tmp_path: Path) -> str:
+    """Hash of a pack of other images in the storage."""
     for seed, name in enumerate(("ants", "bees")):
         write_noise_images(tmp_path / "others" / name, 8, seed)
     return build_pack(folder(tmp_path / "others"), 32, prepared.pack.folder.parent).hash
 
 
 @pytest.fixture
-def left(prepared: Prepared, tmp_path: Path, elsewhere: str) -> Callable[..., Store]:
-    """Leaves a sweep behind: search trials that came to these accuracies, told apart by their learning rates."""
+def add_sweep(prepared: Prepared, tmp_path: Path, other_pack: str) -> Callable[..., Store]:
+    """Writes an earlier sweep to the storage; its search trials have these accuracies and distinct learning rates."""
 
-    def leave(
-        name: str, *accuracies: float, seen: DatasetView = DOGS_VS_CATS, pack: str = elsewhere, **changes: Any
+    def add(
+        name: str, *accuracies: float, view: DatasetView = DOGS_VS_CATS, pack: str = other_pack, **changes: Any
     ) -> Store:
         (backbone,) = prepared.backbones
         store = Store(tmp_path / "storage" / name)
         described = a_plan(name=name)
         described["data"] |= {"pack": pack}
         described["backbones"][0]["weights"] = backbone.sha256
-        store.put_plan({**described, "advice": Measured(seen).as_dict(), **changes})
+        store.put_plan({**described, "advice": FakeAdvice(view).as_dict(), **changes})
         for number, accuracy in enumerate(accuracies):
             recipe = a_recipe(weights=backbone.sha256, learning_rate=1e-3 + number * 1e-4)
             store.add_trial(Trial(f"{number:04d}", "search", {}, recipe))
             store.add_record(a_record(f"{number:04d}", (0.1, accuracy), recipe=recipe))
         return store
 
-    return leave
+    return add
 
 
 @pytest.fixture
@@ -231,52 +233,54 @@ def mine(tmp_path: Path) -> Store:
     return Store(tmp_path / "storage" / "mine")
 
 
-def begun(store: Store) -> dict[str, Any]:
-    found: dict[str, Any] = (store.plan() or {})["warm_start"]
-    return found
+def stored_warm_start(store: Store) -> dict[str, Any]:
+    warm: dict[str, Any] = (store.plan() or {})["warm_start"]
+    return warm
 
 
-def test_the_best_quarter_on_validation_is_taken_and_no_more_than_three(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_the_best_quarter_on_validation_is_transferred_but_at_most_three(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
-    left("dogs", *(0.5, 0.9, 0.7, 0.8, 0.6))
-    left("many", *(number / 100 for number in range(40)), seen=HYMENOPTERA)
+    add_sweep("dogs", *(0.5, 0.9, 0.7, 0.8, 0.6))
+    add_sweep("many", *(number / 100 for number in range(40)), view=HYMENOPTERA)
     claim_plan(warm, mine)
-    found = begun(mine)
-    assert [(each["sweep"], each["trials"]) for each in found["from"]] == [
+    stored = stored_warm_start(mine)
+    assert [(source["sweep"], source["trials"]) for source in stored["from"]] == [
         ("many", ["0039", "0038", "0037"]),
         ("dogs", ["0001", "0003"]),
     ]
-    assert found["from"][0]["distance"] == 0
-    rates = [params["adam.learning_rate"] for params in found["params"]]
+    assert stored["from"][0]["distance"] == 0
+    rates = [params["adam.learning_rate"] for params in stored["params"]]
     assert rates == pytest.approx([4.9e-3, 4.8e-3, 4.7e-3, 1.1e-3, 1.3e-3])
     assert summary_line(mine.plan() or {}) == (
-        "begins with recipes of data that look alike: 3 of many (distance 0.00; trials 0039, 0038, 0037), "
+        "starts with recipes from similar data: 3 of many (distance 0.00; trials 0039, 0038, 0037), "
         "2 of dogs (distance 0.47; trials 0001, 0003)"
     )
 
 
-def test_with_no_more_than_half_of_its_trials_does_a_sweep_begin_warm(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_at_most_half_of_the_trials_are_transferred_recipes(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
-    left("many", *(number / 100 for number in range(40)))
+    add_sweep("many", *(number / 100 for number in range(40)))
     claim_plan(dataclasses.replace(warm, plan=dataclasses.replace(warm.plan, trials=3)), mine)
     assert len(warm_start_params(mine.plan() or {})) == 2
 
 
-def test_the_test_part_of_an_earlier_sweep_changes_nothing(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_test_results_of_an_earlier_sweep_have_no_effect(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
-    dogs = left("dogs", 0.6, 0.9, 0.7, 0.5)
+    dogs = add_sweep("dogs", 0.6, 0.9, 0.7, 0.5)
     dogs.add_test("0003", an_evaluation("test", 10))
     dogs.add_test("0001", an_evaluation("test", 0))
     assert selection.select_finalists(dogs.records(), 1) == ["0001"]
     claim_plan(warm, mine)
-    assert begun(mine)["from"][0]["trials"] == ["0001"]
+    assert stored_warm_start(mine)["from"][0]["trials"] == ["0001"]
 
 
-def test_pruned_failed_and_final_runs_are_not_taken(warm: Prepared, left: Callable[..., Store], mine: Store) -> None:
-    dogs = left("dogs", 0.4)
+def test_pruned_failed_and_final_runs_are_not_transferred(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
+) -> None:
+    dogs = add_sweep("dogs", 0.4)
     sha = warm.backbones[0].sha256
     for trial, curve, status in (
         ("0001", (0.9,), "pruned"),
@@ -285,21 +289,21 @@ def test_pruned_failed_and_final_runs_are_not_taken(warm: Prepared, left: Callab
     ):
         dogs.add_record(a_record(trial, curve, status, recipe=a_recipe(weights=sha)))  # type: ignore[arg-type]
     claim_plan(warm, mine)
-    assert [each["trials"] for each in begun(mine)["from"]] == [["0000"]]
+    assert [source["trials"] for source in stored_warm_start(mine)["from"]] == [["0000"]]
 
 
-def test_a_sweep_gone_on_with_takes_the_same_whatever_was_added_since(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_a_resumed_sweep_keeps_its_recipes_when_sweeps_were_added_meanwhile(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
-    left("dogs", 0.6, 0.9)
+    add_sweep("dogs", 0.6, 0.9)
     claim_plan(warm, mine)
-    first = begun(mine)
-    left("nearer", 0.99, 0.98, seen=HYMENOPTERA)
+    first = stored_warm_start(mine)
+    add_sweep("nearer", 0.99, 0.98, view=HYMENOPTERA)
     claim_plan(warm, mine)
-    assert begun(mine) == first
+    assert stored_warm_start(mine) == first
     more = dataclasses.replace(warm, plan=dataclasses.replace(warm.plan, trials=40))
     claim_plan(more, mine)
-    assert (begun(mine), (mine.plan() or {})["trials"]) == (first, 40)
+    assert (stored_warm_start(mine), (mine.plan() or {})["trials"]) == (first, 40)
     sweep = Sweep(more, mine, RunOptions(tracking_uri=""), None)  # type: ignore[arg-type]
     params, config = sweep.sampler.ask("0000", 0)
     assert [params] == warm_start_params(mine.plan() or {})
@@ -307,94 +311,96 @@ def test_a_sweep_gone_on_with_takes_the_same_whatever_was_added_since(
     assert [sweep.sampler.is_known_good(number) for number in (0, 1)] == [False, True]
 
 
-def test_whether_to_begin_warm_cannot_be_changed_later(
-    prepared: Prepared, warm: Prepared, left: Callable[..., Store], mine: Store, tmp_path: Path
+def test_a_warm_start_cannot_be_switched_on_or_off_later(
+    prepared: Prepared, warm: Prepared, add_sweep: Callable[..., Store], mine: Store, tmp_path: Path
 ) -> None:
-    left("dogs", 0.6)
+    add_sweep("dogs", 0.6)
     cold = dataclasses.replace(warm, plan=dataclasses.replace(warm.plan, warm_start=False))
     claim_plan(warm, mine)
     with pytest.raises(PlanChangedError, match=r"warm_start.asked: True -> absent"):
         claim_plan(cold, mine)
     other = Store(tmp_path / "storage" / "other")
     claim_plan(cold, other)
-    assert "warm_start" not in (other.plan() or {})  # as in plans from before there was a choice
+    assert "warm_start" not in (other.plan() or {})  # as in plans of earlier versions
     with pytest.raises(PlanChangedError, match=r"warm_start.asked: absent -> True"):
         claim_plan(warm, other)
     assert default_name(warm) != default_name(cold)
     assert plan_differences(mine.plan() or {}, {**describe_plan(warm), "trials": 12}) == []
 
 
-def test_damaged_sweeps_are_passed_over_and_named(warm: Prepared, left: Callable[..., Store], mine: Store) -> None:
-    left("dogs", 0.6)
-    (left("torn", 0.9).folder / "plan.json").write_text('{"trials": 3')
-    left("strange", 0.9, advice={"measured": {"classes": 3}})
-    left("older", 0.9, objective=["an objective of another version"])
+def test_damaged_sweeps_are_skipped_and_named(warm: Prepared, add_sweep: Callable[..., Store], mine: Store) -> None:
+    add_sweep("dogs", 0.6)
+    (add_sweep("torn", 0.9).folder / "plan.json").write_text('{"trials": 3')
+    add_sweep("strange", 0.9, advice={"measured": {"classes": 3}})
+    add_sweep("older", 0.9, objective=["an objective of another version"])
     claim_plan(warm, mine)
-    found = begun(mine)
-    assert [each["sweep"] for each in found["from"]] == ["dogs"]
-    assert sorted(found["passed_over"]) == ["older", "strange", "torn"]
-    assert "torn was passed over: it cannot be read (ValueError: " in summary_line(mine.plan() or {})
+    stored = stored_warm_start(mine)
+    assert [source["sweep"] for source in stored["from"]] == ["dogs"]
+    assert sorted(stored["passed_over"]) == ["older", "strange", "torn"]
+    assert "torn was skipped: it cannot be read (ValueError: " in summary_line(mine.plan() or {})
 
 
-def test_that_nothing_looks_alike_is_said_with_the_nearest(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_without_similar_data_the_nearest_sweep_is_named(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
     claim_plan(warm, mine)
-    assert begun(mine)["why_none"] == (
-        "no earlier sweep in this storage has finished trials on measured data, searched for the same"
+    assert stored_warm_start(mine)["why_none"] == (
+        "no earlier sweep in this storage has the same objective, measured data and finished trials"
     )
-    left("sketches", 0.9, seen=QUICKDRAW)
+    add_sweep("sketches", 0.9, view=QUICKDRAW)
     other = Store(mine.folder.with_name("second"))
     claim_plan(warm, other)
     assert warm_start_params(other.plan() or {}) == []
     assert summary_line(other.plan() or {}) == (
-        "nothing was taken: nothing in this storage looks alike: sketches comes nearest, at distance 1.37, and 0.75 is "
-        "the limit"
+        "no recipes: no sweep in this storage has similar data: the nearest, sketches, has distance 1.37, above the "
+        "limit of 0.75"
     )
 
 
-def test_recipes_that_cannot_be_had_here_are_said_to_be_so(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_recipes_that_do_not_fit_the_space_are_reported(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
-    left("dogs", 0.6)
+    add_sweep("dogs", 0.6)
     axes = {**warm.space.axes, "strategy": space_for([BACKBONE], 4, ["clip", "scratch"]).axes["strategy"]}
     claim_plan(dataclasses.replace(warm, space=dataclasses.replace(warm.space, axes=axes)), mine)
-    assert begun(mine)["why_none"].startswith("the best recipes of data that look alike cannot be had here")
+    assert stored_warm_start(mine)["why_none"].startswith("the best recipes from similar data do not fit")
 
 
-def test_a_sweep_that_saw_images_of_this_test_part_is_passed_over(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_a_sweep_that_saw_images_of_the_test_part_is_skipped(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
     own = warm.pack.hash
-    left("same", 0.9, pack=own)
-    left("another_draw", 0.9, pack=own, seed=5)
-    left("gone", 0.9, pack="0" * 64)
+    add_sweep("same", 0.9, pack=own)
+    add_sweep("another_draw", 0.9, pack=own, seed=5)
+    add_sweep("gone", 0.9, pack="0" * 64)
     claim_plan(warm, mine)
-    found = begun(mine)
-    assert [(each["sweep"], each["distance"]) for each in found["from"]] == [("same", 0.0)]
-    assert found["passed_over"]["gone"].startswith("its images are gone")
-    assert "of the images that this sweep is to be tested on" in found["passed_over"]["another_draw"]
+    stored = stored_warm_start(mine)
+    assert [(source["sweep"], source["distance"]) for source in stored["from"]] == [("same", 0.0)]
+    assert stored["passed_over"]["gone"].startswith("its images are gone")
+    assert "images of this sweep's test part" in stored["passed_over"]["another_draw"]
 
 
-def test_without_advice_the_data_are_measured_all_the_same_and_later_sweeps_find_it(
-    warm: Prepared, left: Callable[..., Store], mine: Store
+def test_without_advice_the_data_are_measured_too_and_later_sweeps_find_the_measurement(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
 ) -> None:
-    left("dogs", 0.6)
+    add_sweep("dogs", 0.6)
     claim_plan(dataclasses.replace(warm, plan=dataclasses.replace(warm.plan, advise=False)), mine)
     assert (mine.plan() or {})["advice"] == {}
-    assert begun(mine)["measured"]["classes"] == 2
-    assert [each["sweep"] for each in begun(mine)["from"]] == ["dogs"]
-    assert warm_start._read(mine).seen == DatasetView(HYMENOPTERA.measured, warm.backbones[0].sha256)
+    assert stored_warm_start(mine)["measured"]["classes"] == 2
+    assert [source["sweep"] for source in stored_warm_start(mine)["from"]] == ["dogs"]
+    assert read_sweep(mine).view == DatasetView(HYMENOPTERA.measured, warm.backbones[0].sha256)
 
 
-def test_where_nothing_can_be_measured_that_is_why(warm: Prepared, left: Callable[..., Store], mine: Store) -> None:
-    left("dogs", 0.6)
+def test_data_that_cannot_be_measured_are_the_reason_for_no_recipes(
+    warm: Prepared, add_sweep: Callable[..., Store], mine: Store
+) -> None:
+    add_sweep("dogs", 0.6)
     (backbone,) = warm.backbones
     claim_plan(dataclasses.replace(warm, backbones=(dataclasses.replace(backbone, file=None, sha256=""),)), mine)
-    assert begun(mine)["why_none"] == "nothing pretrained competes, so the data cannot be measured"
+    assert stored_warm_start(mine)["why_none"] == "no pretrained network competes, so the data cannot be measured"
 
 
-def test_a_list_of_arms_cannot_be_started_warm() -> None:
+def test_explicit_arms_do_not_allow_a_warm_start() -> None:
     with pytest.raises(ValueError, match="explicit arms has no search that could be started warm"):
         Plan("folder", "Which?", arms=({"strategy": "naive"},), warm_start=True)
 
@@ -410,7 +416,7 @@ def test_a_second_sweep_begins_with_the_first_ones_best_recipe(tmp_path: Path) -
     assert first.status == 0, first.err
     second = run("quickstart", (*flags, *places, "--name", "second", "--warm-start"), tmp_path / "logs")
     assert second.status == 0, second.err
-    assert "warm start: begins with recipes of data that look alike: 1 of first (distance 0.00; trial" in " ".join(
+    assert "warm start: starts with recipes from similar data: 1 of first (distance 0.00; trial" in " ".join(
         second.out.split()
     )
     stores = {name: Store(tmp_path / "runs" / name) for name in ("first", "second")}

@@ -1,4 +1,4 @@
-"""What a cluster may grow to, and which losses are a machine's."""
+"""The maximum size of a cluster, and how lost machines are told from lost processes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from sweeps.engine.resources import cluster
 ROOT = Path(__file__).parents[3]
 
 
-def test_without_a_cluster_file_nothing_can_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_cluster_file_there_are_no_worker_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XFER_GROWS_TO", raising=False)
     assert cluster.worker_node_types() == ([], None)
 
 
-def test_the_shipped_cluster_grows_to_eight_gpus_whichever_they_are(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_shipped_cluster_grows_to_eight_gpus_of_any_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "ray_cluster.yaml").read_text())
     assert cluster.max_resource("GPU", *cluster.worker_node_types()) == 8
     assert cluster.max_resource("CPU", *cluster.worker_node_types()) == 64
 
 
-def test_where_there_is_no_file_a_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_a_variable_describes_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XFER_GROWS_TO", "4 x CPU=8,GPU=1; 2 x CPU=16")
     assert cluster.max_resource("GPU", *cluster.worker_node_types()) == 4
     assert cluster.max_resource("CPU", *cluster.worker_node_types()) == 64
@@ -36,15 +34,17 @@ def test_where_there_is_no_file_a_variable_says_it(monkeypatch: pytest.MonkeyPat
         cluster.worker_node_types()
 
 
-def test_kubernetes_says_what_it_may_grow_to() -> None:
+def test_the_kubernetes_file_describes_its_workers_in_the_variable() -> None:
     text = (ROOT / "clusters" / "kubernetes.yaml").read_text()
-    parts = {each["kind"]: each for each in yaml.safe_load_all(text) if each}
-    ray, said = parts["RayCluster"], parts["ConfigMap"]["data"]["XFER_GROWS_TO"]
+    documents = {document["kind"]: document for document in yaml.safe_load_all(text) if document}
+    ray, variable = documents["RayCluster"], documents["ConfigMap"]["data"]["XFER_GROWS_TO"]
     groups = ray["spec"]["workerGroupSpecs"]
-    assert [each.most for each in cluster.parse_worker_types(said)] == [group["maxReplicas"] for group in groups]
+    assert [kind.max_workers for kind in cluster.parse_worker_types(variable)] == [
+        group["maxReplicas"] for group in groups
+    ]
 
 
-def test_of_lost_processes_those_of_a_lost_machine_are_told_apart() -> None:
+def test_processes_lost_with_their_machine_are_told_from_others() -> None:
     from ray.exceptions import ActorUnavailableError, RayActorError
 
     from sweeps.engine.trials.ray_tune import is_machine_lost
@@ -58,7 +58,7 @@ def test_of_lost_processes_those_of_a_lost_machine_are_told_apart() -> None:
     assert not is_machine_lost(None)
 
 
-def test_a_machine_that_is_lost_is_not_counted_against_its_trial(
+def test_a_lost_machine_does_not_count_as_a_failure_of_its_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.exceptions import RayActorError

@@ -1,4 +1,4 @@
-"""What machines cost: whose price counts, what adds up, what is written down, and when a budget ends a sweep."""
+"""Prices of machines, the cost of a sweep over its starts, and how a cost budget ends a search."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import pytest
 from rich.console import Console
 
 from sweeps.engine.console.progress import ProgressView
-from sweeps.engine.resources.cost import (
+from sweeps.engine.resources.cost import CostLedger, CostTracker
+from sweeps.engine.resources.prices import (
     LOCAL_NODE_TYPE,
     UNKNOWN_PRICES,
-    CostLedger,
-    CostTracker,
     Machine,
     Price,
     Prices,
@@ -39,21 +38,21 @@ L4, A10G, HEAD = Machine("l4", 0.36), Machine("a10g", 0.72), Machine("head", 0.1
 
 
 class Cluster:
-    """Machines that come and go, a clock that is set by hand, and what was said of them."""
+    """A fake cluster whose machines come and go, with a fake clock; records printed lines."""
 
     def __init__(self) -> None:
-        self.there: list[Machine] = []
+        self.up: list[Machine] = []
         self.now = 1_000.0
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.answers = True
 
     def machines(self) -> Sequence[Machine]:
         if not self.answers:
             raise ConnectionError("the head is gone")
-        return list(self.there)
+        return list(self.up)
 
-    def meter(self, store: Store, prices: Prices = UNKNOWN_PRICES) -> CostTracker:
-        return CostTracker(store, prices, self.machines, self.said.append, clock=lambda: self.now)
+    def tracker(self, store: Store, prices: Prices = UNKNOWN_PRICES) -> CostTracker:
+        return CostTracker(store, prices, self.machines, self.printed.append, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -63,15 +62,15 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    found = Store(tmp_path / "colours")
-    found.put_plan(a_plan())
-    return found
+    store = Store(tmp_path / "colours")
+    store.put_plan(a_plan())
+    return store
 
 
 # --- prices -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_person_says_counts_before_the_label_and_one_price_may_be_for_all() -> None:
+def test_given_prices_override_labels_and_may_be_one_for_all_machines() -> None:
     by_type, every = parse_prices("l4=0.5"), parse_prices("0.40")
     assert [by_type.of(machine) for machine in (L4, HEAD, Machine("x"))] == [
         Price(0.5, "--prices"),
@@ -82,56 +81,56 @@ def test_what_a_person_says_counts_before_the_label_and_one_price_may_be_for_all
 
 
 @pytest.mark.parametrize("text", ["l4", "=1", "l4=", "l4=-1", "l4=nan", "l4=inf", "l4=20000", "l4=1,l4=2", "1,2"])
-def test_what_is_no_price_is_refused(text: str) -> None:
+def test_an_invalid_price_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=f"--prices {text}"):
         parse_prices(text)
 
 
-def test_a_cluster_may_have_prices_that_nobody_knows_yet_and_this_machine_has_none_of_itself() -> None:
+def test_a_cluster_may_have_unknown_prices_but_this_machine_needs_one() -> None:
     check_cost_budget(parse_prices("l4=0.35"), 20.0, joins=True)
     check_cost_budget(UNKNOWN_PRICES, 20.0, joins=True)
     check_cost_budget(parse_prices("0.40"), 20.0, joins=False)
     check_cost_budget(UNKNOWN_PRICES, None, joins=False)
-    with pytest.raises(ValueError, match="nobody has said what this machine costs"):
+    with pytest.raises(ValueError, match="the price of this machine is unknown"):
         check_cost_budget(UNKNOWN_PRICES, 20.0, joins=False)
     with pytest.raises(ValueError, match="names l4, node types of a cluster"):
         check_cost_budget(parse_prices("l4=0.35"), None, joins=False)
 
 
-# --- adding up --------------------------------------------------------------------------------------------------------
+# --- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def test_a_machine_is_charged_from_the_look_that_first_saw_it_to_the_one_that_did_not() -> None:
-    spending = CostLedger()
-    spending.look([HEAD], 100.0)
-    spending.look([HEAD, L4, L4], 110.0)
-    spending.look([HEAD, L4], 120.0)
-    spending.look([HEAD], 150.0)
-    spending.advance_to(200.0)
-    seconds = {each["node_type"]: each["seconds"] for each in spending.described()}
+def test_a_machine_is_charged_from_its_first_poll_to_the_first_poll_without_it() -> None:
+    ledger = CostLedger()
+    ledger.update([HEAD], 100.0)
+    ledger.update([HEAD, L4, L4], 110.0)
+    ledger.update([HEAD, L4], 120.0)
+    ledger.update([HEAD], 150.0)
+    ledger.advance_to(200.0)
+    seconds = {entry["node_type"]: entry["seconds"] for entry in ledger.as_dicts()}
     assert seconds == {"head": 100.0, "l4": 10.0 * 2 + 30.0}
 
 
-def test_the_rate_is_that_of_the_machines_that_are_there() -> None:
-    spending = CostLedger(parse_prices("l4=1.5"))
-    spending.look([HEAD, L4, L4, Machine("nameless")], 0.0)
-    assert spending.usd_per_hour == pytest.approx(0.18 + 2 * 1.5)
-    spending.look([HEAD], 5.0)
-    assert spending.usd_per_hour == 0.18
+def test_the_hourly_price_is_that_of_the_machines_that_are_up() -> None:
+    ledger = CostLedger(parse_prices("l4=1.5"))
+    ledger.update([HEAD, L4, L4, Machine("nameless")], 0.0)
+    assert ledger.usd_per_hour == pytest.approx(0.18 + 2 * 1.5)
+    ledger.update([HEAD], 5.0)
+    assert ledger.usd_per_hour == 0.18
 
 
-# --- the meter --------------------------------------------------------------------------------------------------------
+# --- the tracker ------------------------------------------------------------------------------------------------------
 
 
-def test_spending_is_written_down_about_once_a_minute_and_at_the_end(cluster: Cluster, store: Store) -> None:
-    cluster.there = [L4]
-    with cluster.meter(store) as meter:
+def test_the_cost_is_stored_about_once_a_minute_and_at_the_end(cluster: Cluster, store: Store) -> None:
+    cluster.up = [L4]
+    with cluster.tracker(store) as tracker:
         assert [start["machines"][0]["seconds"] for start in store.spending()] == [0.0]
         cluster.now += 59
-        meter.look()
+        tracker.poll()
         assert [start["machines"][0]["seconds"] for start in store.spending()] == [0.0]
         cluster.now += 1
-        meter.look()
+        tracker.poll()
         assert [start["machines"][0]["seconds"] for start in store.spending()] == [60.0]
         cluster.now += 40
     assert store.spending() == [
@@ -139,106 +138,102 @@ def test_spending_is_written_down_about_once_a_minute_and_at_the_end(cluster: Cl
     ]
 
 
-def test_starts_add_up_and_each_keeps_the_price_that_was_paid(cluster: Cluster, store: Store) -> None:
-    cluster.there = [L4]
-    with cluster.meter(store) as meter:
+def test_the_cost_of_starts_adds_up_and_each_keeps_its_price(cluster: Cluster, store: Store) -> None:
+    cluster.up = [L4]
+    with cluster.tracker(store) as tracker:
         cluster.now += 3600
-        assert meter.spent() == 0.36
-    with cluster.meter(store, parse_prices("l4=0.5")) as meter:
-        assert meter.spent() == 0.36
+        assert tracker.spent() == 0.36
+    with cluster.tracker(store, parse_prices("l4=0.5")) as tracker:
+        assert tracker.spent() == 0.36
         cluster.now += 7200
-        assert meter.spent() == pytest.approx(1.36)
+        assert tracker.spent() == pytest.approx(1.36)
     assert [start["machines"][0]["usd_per_hour"] for start in store.spending()] == [0.36, 0.5]
 
 
-def test_what_a_killed_driver_had_written_counts_for_the_next_start(cluster: Cluster, store: Store) -> None:
-    cluster.there = [L4]
-    killed = cluster.meter(store)
-    killed.look()
+def test_the_next_start_counts_what_a_killed_driver_has_stored(cluster: Cluster, store: Store) -> None:
+    cluster.up = [L4]
+    killed = cluster.tracker(store)
+    killed.poll()
     cluster.now += 3600
-    killed.look()
-    cluster.now += 30  # and never a word of these
-    assert cluster.meter(store).spent() == 0.36
+    killed.poll()
+    cluster.now += 30  # killed before these are stored
+    assert cluster.tracker(store).spent() == 0.36
 
 
-def test_while_a_cluster_does_not_answer_its_last_machines_are_charged_and_the_sweep_goes_on(
+def test_while_a_cluster_does_not_answer_the_machines_of_the_last_poll_are_charged(
     cluster: Cluster, store: Store
 ) -> None:
-    cluster.there = [HEAD]
-    with cluster.meter(store) as meter:
+    cluster.up = [HEAD]
+    with cluster.tracker(store) as tracker:
         cluster.answers = False
         cluster.now += 3600
-        meter.look()
-        assert meter.spent() == 0.18
-        cluster.answers, cluster.there = True, []
-        meter.look()
+        tracker.poll()
+        assert tracker.spent() == 0.18
+        cluster.answers, cluster.up = True, []
+        tracker.poll()
         cluster.now += 3600
-        assert meter.spent() == 0.18
+        assert tracker.spent() == 0.18
     assert [start["machines"][0]["seconds"] for start in store.spending()] == [3600.0]
 
 
-def test_a_disk_that_is_full_does_not_end_the_sweep(
-    cluster: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_end_the_sweep(cluster: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> int:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Store, "put_spending", full)
-    cluster.there = [HEAD]
-    with cluster.meter(store) as meter:
+    cluster.up = [HEAD]
+    with cluster.tracker(store) as tracker:
         cluster.now += 3600
-        assert meter.spent() == 0.18
+        assert tracker.spent() == 0.18
 
 
-def test_without_a_price_nothing_is_written_said_or_spent(cluster: Cluster, store: Store) -> None:
-    cluster.there = [Machine(LOCAL_NODE_TYPE)]
-    with cluster.meter(store) as meter:
+def test_without_a_price_nothing_is_stored_printed_or_charged(cluster: Cluster, store: Store) -> None:
+    cluster.up = [Machine(LOCAL_NODE_TYPE)]
+    with cluster.tracker(store) as tracker:
         cluster.now += 3600
-        assert meter.spent() is None
-        assert meter.unpriced == [LOCAL_NODE_TYPE]
-    assert store.spending() == cluster.said == []
+        assert tracker.spent() is None
+        assert tracker.unpriced == [LOCAL_NODE_TYPE]
+    assert store.spending() == cluster.printed == []
     assert store.plan() == a_plan()
 
 
-def test_what_a_machine_costs_is_told_once_and_of_which_nobody_knows_it(cluster: Cluster, store: Store) -> None:
-    cluster.there = [HEAD, Machine("h100")]
-    with cluster.meter(store, parse_prices("l4=0.5")) as meter:
-        meter.look()
-        assert meter.unpriced == []
-        cluster.there = [HEAD, L4, L4]
-        meter.look()
-    assert cluster.said == [
+def test_each_price_and_each_missing_price_is_printed_once(cluster: Cluster, store: Store) -> None:
+    cluster.up = [HEAD, Machine("h100")]
+    with cluster.tracker(store, parse_prices("l4=0.5")) as tracker:
+        tracker.poll()
+        assert tracker.unpriced == []
+        cluster.up = [HEAD, L4, L4]
+        tracker.poll()
+    assert cluster.printed == [
         "cost: head at $0.18 an hour, by label",
-        "cost: no price is known for h100, which is not counted: --prices h100=PRICE",
+        "cost: h100 has no price and is not counted: add --prices h100=PRICE",
         "cost: l4 at $0.50 an hour, by --prices",
     ]
 
 
-def test_the_plan_knows_the_price_of_each_node_type_once_it_was_said_or_seen(cluster: Cluster, store: Store) -> None:
-    cluster.there = [HEAD]
-    with cluster.meter(store, parse_prices("l4=0.5")) as meter:
+def test_the_plan_records_the_price_of_each_node_type_that_was_given_or_up(cluster: Cluster, store: Store) -> None:
+    cluster.up = [HEAD]
+    with cluster.tracker(store, parse_prices("l4=0.5")) as tracker:
         head = {"usd_per_hour": 0.18, "from": "label"}
         assert (store.plan() or {})["prices"] == {"l4": {"usd_per_hour": 0.5, "from": "--prices"}, "head": head}
-        cluster.there = [HEAD, A10G]
-        meter.look()
+        cluster.up = [HEAD, A10G]
+        tracker.poll()
     prices = (store.plan() or {})["prices"]
     assert prices["a10g"] == {"usd_per_hour": 0.72, "from": "label"}
     assert store.plan() == {**a_plan(), "prices": prices}
 
 
-def test_prices_are_no_change_of_the_plan() -> None:
+def test_prices_do_not_count_as_a_change_of_the_plan() -> None:
     from sweeps.engine.planning.plan_file import plan_differences
 
     assert plan_differences({**a_plan(), "prices": {"l4": {"usd_per_hour": 0.36, "from": "label"}}}, a_plan()) == []
 
 
-def test_a_budget_is_short_of_what_the_machines_that_are_there_would_cost_until_the_end(
-    cluster: Cluster, store: Store
-) -> None:
-    cluster.there = [L4, L4]  # 0.72 an hour
-    with cluster.meter(store) as meter:
-        short_of, never = meter.budget_check(1.0), meter.budget_check(None)
-        cluster.now += 3600  # 0.28 are left
+def test_a_cost_budget_reserves_the_price_of_the_machines_that_are_up(cluster: Cluster, store: Store) -> None:
+    cluster.up = [L4, L4]  # 0.72 an hour
+    with cluster.tracker(store) as tracker:
+        short_of, never = tracker.budget_check(1.0), tracker.budget_check(None)
+        cluster.now += 3600  # 0.28 remain
         assert not short_of(0.0)
         assert not short_of(1399.0)
         assert short_of(1401.0)
@@ -252,14 +247,14 @@ def test_a_budget_is_short_of_what_the_machines_that_are_there_would_cost_until_
 
 @pytest.fixture
 def heads_only(make_plan: Callable[..., Plan], tmp_path: Path, one_thread: None) -> Prepared:
-    """20 heads, which a sampler that learns proposes 16 at a time, and no finals."""
+    """20 linear probes, which a learning sampler proposes 16 at a time, and no finals."""
     from sweeps.engine.planning.prepare import prepare
 
     about = {"strategies": ("linear_probe",), "trials": 20, "finalists": 0, "epochs": 1, "advise": False}
     return prepare(make_plan(**about, edits={"augmentation": "none"}), tmp_path / "runs")
 
 
-def test_a_sweep_ends_when_its_cost_budget_is_spent_and_goes_on_with_a_larger_one(
+def test_a_search_ends_when_its_cost_budget_is_spent_and_resumes_with_a_larger_one(
     heads_only: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sweeps.engine.planning.plan_file import describe_plan
@@ -324,9 +319,9 @@ def test_a_cluster_on_which_nothing_has_a_price_is_refused_with_a_budget_and_tak
     with pytest.raises(ValueError) as refused:
         joining([Machine("head"), Machine("l4"), Machine("l4")], usd=20.0)
     assert str(refused.value) == (
-        "--cost-budget 20: nobody has said what the machines of this cluster cost, so there is no telling when that is "
-        "spent. Give --prices head=PRICE,l4=PRICE in US dollars an hour, or write "
-        'labels: {xfer/usd-per-hour: "PRICE"} under each node type of the cluster file'
+        "--cost-budget 20: the prices of this cluster's machines are unknown, so the cost cannot be computed. "
+        "Add --prices head=PRICE,l4=PRICE in US dollars an hour, or "
+        'labels: {xfer/usd-per-hour: "PRICE"} to each node type of the cluster file'
     )
     joining([Machine("head")])
     joining([HEAD, Machine("l4")], usd=20.0)
@@ -346,7 +341,7 @@ def test_what_the_finals_will_cost_is_kept_back(
     assert "and the finals will cost about $1.53" in budget.cost_message("The search ends", 5500.0)
 
 
-# --- Ray's word for it ------------------------------------------------------------------------------------------------
+# --- nodes as Ray sees them -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -359,7 +354,7 @@ def test_what_the_finals_will_cost_is_kept_back(
         ({"xfer/usd-per-hour": "cheap"}, {}, Machine("worker")),
     ],
 )
-def test_a_node_type_is_its_name_in_the_cluster_file_or_what_it_is_to_ray(
+def test_a_node_type_is_its_name_in_the_cluster_file_or_rays_description(
     labels: dict[str, str], resources: dict[str, float], machine: Machine
 ) -> None:
     from sweeps.engine.trials.ray_tune import node_machine
@@ -382,4 +377,4 @@ def test_what_ray_up_tells_a_node_of_its_type_and_labels_is_what_we_read(tmp_pat
         timeout=300,
         check=True,
     )
-    assert shown.stdout.splitlines()[-1] == "[Machine(node_type='l4', labelled=0.36)]"
+    assert shown.stdout.splitlines()[-1] == "[Machine(node_type='l4', label_price=0.36)]"

@@ -1,4 +1,4 @@
-"""A store with one trial of each ending, beside a database that is there already."""
+"""A store with one trial of each final status, and an existing MLflow database."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.engine.tracking.mirror_helpers import PLAN, end_trial
 
 @pytest.fixture
 def store(tmp_path: Path, empty_database: Path) -> Store:
-    """A sweep of three trials, one of each ending, in a storage that has an MLflow database."""
+    """A sweep of three trials, one of each final status, in a storage that has an MLflow database."""
     storage = tmp_path / "my runs"
     storage.mkdir()
-    (storage / "mlflow.db").write_bytes(empty_database.read_bytes())  # migrating takes 1.5 s, once is enough
+    (storage / "mlflow.db").write_bytes(empty_database.read_bytes())  # creating a database takes 1.5 s, so copy one
     store = Store(storage / PLAN["name"])
     store.put_plan(PLAN)
     end_trial(store, "0000", 3, "finished")
@@ -28,6 +28,7 @@ def store(tmp_path: Path, empty_database: Path) -> Store:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty MLflow database."""
     folder = tmp_path_factory.mktemp("mlflow")
     tracking.connect_mlflow(default_tracking_uri(folder))
     return folder / "mlflow.db"

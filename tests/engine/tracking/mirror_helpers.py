@@ -1,4 +1,4 @@
-"""A sweep as it stands in a store, and as MLflow shows it: what the tests of the mirror share."""
+"""Helpers of the mirror's tests: write a sweep to a store, and read it back from MLflow."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def end_trial(store: Store, name: str, epochs: int, status: Status, phase: Phase
 
 
 def write_test_opening(hits: int) -> Evaluation:
-    return Evaluation("test", 0.4, tuple(range(10)), tuple(place < hits for place in range(10)))
+    return Evaluation("test", 0.4, tuple(range(10)), tuple(index < hits for index in range(10)))
 
 
 def uri_of(store: Store) -> str:
@@ -126,7 +126,7 @@ def uri_of(store: Store) -> str:
 
 
 def mlflow_contents(store: Store, uri: str | None = None) -> dict[str, Any]:
-    """Everything that MLflow has, bin included: by trial, the parent under ''."""
+    """All runs in MLflow, deleted ones included, by name of the trial; the parent has the name ''."""
     from mlflow.entities import ViewType
 
     client = tracking.connect_mlflow(uri or uri_of(store))
@@ -135,7 +135,7 @@ def mlflow_contents(store: Store, uri: str | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for run in runs:
         name = run.data.tags.get("xfer.trial", "")
-        assert name not in result, f"{name!r} is there twice"
+        assert name not in result, f"{name!r} has two runs"
         history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
         result[name] = SimpleNamespace(
             id=run.info.run_id,
@@ -150,31 +150,32 @@ def mlflow_contents(store: Store, uri: str | None = None) -> dict[str, Any]:
 
 
 def tables(uri: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row about trials, with their names for the ids that MLflow threw dice for."""
+    """All rows about trials, with MLflow's random run ids replaced by the names of the trials."""
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
         names = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'xfer.trial'"))
         parents = {run: "parent" for (run,) in database.execute("SELECT run_uuid FROM runs") if run not in names}
-        found = {}
+        rows_by_table = {}
         for table in ("runs", "tags", "params", "metrics", "latest_metrics"):
             rows = database.execute(f"SELECT * FROM {table} WHERE run_uuid IN ({','.join('?' * len(names))})", [*names])
-            found[table] = sorted(str(tuple(_named(cell, {**names, **parents}) for cell in row)) for row in rows)
-    return found
+            ids = {**names, **parents}
+            rows_by_table[table] = sorted(str(tuple(_replace_ids(cell, ids) for cell in row)) for row in rows)
+    return rows_by_table
 
 
-def _named(cell: Any, names: dict[str, str]) -> Any:
+def _replace_ids(cell: Any, names: dict[str, str]) -> Any:
     for run, name in names.items():
         cell = cell.replace(run, name) if isinstance(cell, str) else cell
     return cell
 
 
 def wait_until(done: Callable[[], bool], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not _quietly(done):
-        assert time.monotonic() < until, "it did not happen in time"
+    deadline = time.monotonic() + seconds
+    while not _false_on_error(done):
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.1)
 
 
-def _quietly(done: Callable[[], bool]) -> bool:
+def _false_on_error(done: Callable[[], bool]) -> bool:
     try:
         return done()
     except Exception:  # a server that is not up yet
@@ -182,15 +183,15 @@ def _quietly(done: Callable[[], bool]) -> bool:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         assert isinstance(port, int)
         return port
 
 
 @contextmanager
 def server(folder: Path, port: int) -> Iterator[None]:
-    """A real MLflow server, killed the hard way."""
+    """A real MLflow server, ended by SIGKILL."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += [

@@ -1,4 +1,4 @@
-"""Many trials at once stand in MLflow's database as its client would have written them."""
+"""Trials inserted in bulk are stored in MLflow's database as its client would have stored them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.tracking import Mirror, bulk, default_tracking_uri
+from sweeps.engine.tracking import Mirror, bulk, default_tracking_uri, mirror
 from tests.engine.tracking.mirror_helpers import RECIPE, end_trial, tables
 
 
 @pytest.fixture
 def many(store: Store) -> Store:
-    """Fourteen trials that ended in every way there is."""
+    """A sweep of fourteen trials, with every status a trial can end with."""
     for number in range(3, 14):
         end_trial(
             store,
@@ -25,46 +25,52 @@ def many(store: Store) -> Store:
     return store
 
 
-def test_in_bulk_mlflow_has_row_for_row_what_its_client_would_have_written(
+def test_a_bulk_insert_writes_row_for_row_what_the_client_writes(
     many: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     uris = [f"sqlite:///{tmp_path / name}.db" for name in ("bulk", "client")]
     assert Mirror(many, uris[0]).sync()
-    monkeypatch.setattr(bulk, "MIN_TRIALS", 1_000)
+    monkeypatch.setattr(mirror, "MIN_TRIALS", 1_000)
     assert Mirror(many, uris[1]).sync()
-    found, wanted = map(tables, uris)
-    assert [one for table in found for one in zip(found[table], wanted[table], strict=True) if one[0] != one[1]] == []
-    assert len(found["runs"]) == 14
+    inserted, logged = map(tables, uris)
+    pairs = [pair for table in inserted for pair in zip(inserted[table], logged[table], strict=True)]
+    assert [pair for pair in pairs if pair[0] != pair[1]] == []
+    assert len(inserted["runs"]) == 14
 
 
-def test_what_came_in_bulk_is_known_to_the_next_mirror_and_to_this_one(many: Store) -> None:
+def test_trials_inserted_in_bulk_are_known_to_this_mirror_and_to_the_next(many: Store) -> None:
     uri = default_tracking_uri(many.folder.parent)
-    mirror = Mirror(many, uri)
-    assert mirror.sync()
+    first = Mirror(many, uri)
+    assert first.sync()
     before = tables(uri)
-    assert mirror.sync()
+    assert first.sync()
     assert Mirror(many, uri).sync()
     assert tables(uri) == before
 
 
-def test_a_bulk_that_fails_leaves_nothing_behind_and_the_client_goes_on(
+def test_a_bulk_insert_that_fails_changes_nothing_and_the_client_takes_over(
     many: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, row = default_tracking_uri(many.folder.parent), bulk._row
-    monkeypatch.setattr(bulk, "_row", lambda metric, run: {**row(metric, run), "value": None})
-    mirror = Mirror(many, uri)
-    assert not mirror.sync()
+    from mlflow.entities import Metric
+
+    uri = default_tracking_uri(many.folder.parent)
+    rejected = [Metric("no_value", None, 0, 0)]  # type: ignore[arg-type]
+    monkeypatch.setattr(bulk, "record_metrics", lambda record, timestamp: rejected)
+    one = Mirror(many, uri)
+    assert not one.sync()
     assert tables(uri)["runs"] == []
-    assert mirror.sync()
+    assert one.sync()
     assert len(tables(uri)["runs"]) == 14
 
 
-def test_what_mlflow_might_refuse_is_left_to_its_client(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = []
+def test_a_trial_that_mlflow_might_reject_is_left_to_its_client(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    inserted = []
     monkeypatch.setattr(
-        bulk, "insert_trials", lambda client, uri, sweep, trials: sent.extend(each.record.trial for each in trials)
+        mirror,
+        "insert_trials",
+        lambda client, uri, sweep, trials: inserted.extend(trial.record.trial for trial in trials),
     )
     many.add_trial(Trial("0014", "search", {}, {**RECIPE, "backbone": "b" * 600}))
     many.add_record(replace(many.record("0002"), trial="0014"))  # type: ignore[type-var]
     Mirror(many, default_tracking_uri(many.folder.parent)).sync()
-    assert sent == [f"{number:04d}" for number in range(14)]
+    assert inserted == [f"{number:04d}" for number in range(14)]

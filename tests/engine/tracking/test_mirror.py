@@ -1,4 +1,4 @@
-"""What MLflow shows is what the store says, each thing once."""
+"""MLflow shows what the store contains, everything exactly once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tests.engine.tracking.mirror_helpers import (
     write_test_opening,
 )
 
-# --- what is shown ------------------------------------------------------------------------------------------------
+# --- contents ------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_is_a_parent_run_with_a_child_for_every_trial(store: Store) -> None:
+def test_a_sweep_is_a_parent_run_with_one_child_run_per_trial(store: Store) -> None:
     assert Mirror(store, uri_of(store)).sync()
     runs = mlflow_contents(store)
     parent = runs.pop("")
@@ -69,7 +69,7 @@ def test_a_sweep_is_a_parent_run_with_a_child_for_every_trial(store: Store) -> N
     assert PLAN["question"] in parent.tags["mlflow.note.content"]
 
 
-def test_a_trial_shows_its_recipe_and_every_epoch_once(store: Store) -> None:
+def test_a_trial_has_its_recipe_as_params_and_each_epoch_once(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
     run = mlflow_contents(store)["0000"]
     assert run.params == {
@@ -111,7 +111,7 @@ def test_a_trial_shows_its_recipe_and_every_epoch_once(store: Store) -> None:
     }
 
 
-def test_how_a_trial_ended_is_its_status(store: Store) -> None:
+def test_the_status_of_a_run_says_how_its_trial_ended(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
     runs = mlflow_contents(store)
     assert {name: (runs[name].status, runs[name].tags["xfer.status"]) for name in ("0000", "0001", "0002")} == {
@@ -123,7 +123,7 @@ def test_how_a_trial_ended_is_its_status(store: Store) -> None:
     assert [runs[name].tags.get("xfer.error") for name in ("0000", "0002")] == [None, "the loss is NaN at step 7"]
 
 
-def test_finals_are_children_and_get_their_test_accuracy_once_it_is_opened(store: Store) -> None:
+def test_finals_are_child_runs_and_get_their_test_accuracy_once_it_is_known(store: Store) -> None:
     end_trial(store, "0000-s1", 3, "finished", "final")
     mirror = Mirror(store, uri_of(store))
     mirror.sync()
@@ -132,8 +132,8 @@ def test_finals_are_children_and_get_their_test_accuracy_once_it_is_opened(store
 
     store.decide("openings", {"ranking": ["0000"]})
     store.add_test("0000-s1", write_test_opening(hits=9))
-    for one in (mirror, mirror, Mirror(store, uri_of(store))):
-        assert one.sync()
+    for each in (mirror, mirror, Mirror(store, uri_of(store))):
+        assert each.sync()
     run = mlflow_contents(store)["0000-s1"]
     assert (run.values["test_accuracy"], run.values["test_loss"]) == ([(0, 0.9)], [(0, 0.4)])
 
@@ -151,7 +151,7 @@ def test_a_finished_sweep_counts_its_trials(store: Store) -> None:
     }
 
 
-def test_what_the_machines_cost_is_the_sweeps_and_follows_what_is_spent(store: Store) -> None:
+def test_the_parent_run_shows_the_cost_of_the_machines_so_far(store: Store) -> None:
     assert Mirror(store, uri_of(store)).sync()
     assert "cost_usd" not in mlflow_contents(store)[""].values  # no price is known
     machines = {"node_type": "l4", "usd_per_hour": 0.5, "seconds": 7200.0}
@@ -187,10 +187,10 @@ def test_names_that_hold_markup_are_shown_as_they_are(store: Store) -> None:
     assert "\n    bees\\n\\n![](http://evil.example/a.png) <img src=x> \\u001b[31m could not be read\n" in description
 
 
-# --- each thing once ----------------------------------------------------------------------------------------------
+# --- exactly once --------------------------------------------------------------------------------------------------
 
 
-def test_syncing_again_changes_nothing_whoever_does_it(store: Store) -> None:
+def test_syncing_again_changes_nothing_from_the_same_or_another_mirror(store: Store) -> None:
     mirror = Mirror(store, uri_of(store))
     mirror.sync()
     before = mlflow_contents(store)
@@ -202,7 +202,7 @@ def test_syncing_again_changes_nothing_whoever_does_it(store: Store) -> None:
     }
 
 
-def test_another_mirror_goes_on_in_the_middle_of_a_trial(store: Store) -> None:
+def test_another_mirror_continues_in_the_middle_of_a_trial(store: Store) -> None:
     begin_trial(store, "0003", epochs=1)
     Mirror(store, uri_of(store)).sync()
     store.add_epoch("0003", epoch(2))
@@ -211,17 +211,17 @@ def test_another_mirror_goes_on_in_the_middle_of_a_trial(store: Store) -> None:
     assert mlflow_contents(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
 
 
-def test_a_trial_of_many_epochs_goes_in_a_few_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_of_many_epochs_is_sent_in_few_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     sent: list[int] = []
     log_batch = MlflowClient.log_batch
 
-    def count(self: MlflowClient, run_id: str, metrics: Any = (), *rest: Any, **more: Any) -> Any:
+    def counting(self: MlflowClient, run_id: str, metrics: Any = (), *args: Any, **kwargs: Any) -> Any:
         sent.append(len(metrics))
-        return log_batch(self, run_id, metrics, *rest, **more)
+        return log_batch(self, run_id, metrics, *args, **kwargs)
 
-    monkeypatch.setattr(MlflowClient, "log_batch", count)
+    monkeypatch.setattr(MlflowClient, "log_batch", counting)
     store.add_trial(Trial("0003", "search", {}, RECIPE))
     for number in range(1, 131):
         store.add_epoch("0003", replace(epoch(number), val_accuracy=0.5))
@@ -241,16 +241,16 @@ def test_a_closed_trial_is_not_read_again(store: Store, monkeypatch: pytest.Monk
     read: list[str] = []
     get = json_objects.get
 
-    def note(path: Path) -> Any:
+    def recording(path: Path) -> Any:
         read.append(path.name)
         return get(path)
 
-    monkeypatch.setattr(json_objects, "get", note)
+    monkeypatch.setattr(json_objects, "get", recording)
     assert mirror.sync()
     assert read == []
 
 
-def test_an_interrupted_sweep_leaves_nothing_running_and_resuming_sets_it_back(store: Store) -> None:
+def test_an_interrupted_sweep_has_no_running_run_until_it_is_resumed(store: Store) -> None:
     begin_trial(store, "0003", epochs=1)
     uri = uri_of(store)
 
@@ -270,7 +270,7 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_resuming_sets_it_back(s
     assert mlflow_contents(store)["0003"].values["val_accuracy"] == [(1, 0.7), (2, 0.8), (3, 0.9)]
 
 
-def test_more_trials_may_be_asked_for(store: Store) -> None:
+def test_a_sweep_can_be_extended_by_more_trials(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
     store.put_plan({**PLAN, "trials": 4})
     begin_trial(store, "0003", epochs=1)
@@ -279,14 +279,14 @@ def test_more_trials_may_be_asked_for(store: Store) -> None:
     assert (runs[""].tags["xfer.trials"], runs["0003"].values["val_accuracy"]) == ("4", [(1, 0.7)])
 
 
-def test_a_run_that_a_person_deleted_stays_deleted(store: Store) -> None:
+def test_a_run_that_a_user_deleted_stays_deleted(store: Store) -> None:
     Mirror(store, uri_of(store)).sync()
     tracking.connect_mlflow(uri_of(store)).delete_run(mlflow_contents(store)["0001"].id)
     assert Mirror(store, uri_of(store)).sync()
     assert mlflow_contents(store)["0001"].info.lifecycle_stage == "deleted"
 
 
-def test_two_sweeps_of_one_experiment_stay_apart(store: Store) -> None:
+def test_two_sweeps_of_one_experiment_are_kept_apart(store: Store) -> None:
     other = Store(store.folder.parent / 'it\'s "other"')
     other.put_plan({**PLAN, "name": 'it\'s "other"'})
     begin_trial(other, "0007")
@@ -308,20 +308,20 @@ def test_two_sweeps_of_one_experiment_stay_apart(store: Store) -> None:
     ]
 
 
-def test_a_sweep_that_was_not_begun_is_nothing_to_mirror(tmp_path: Path) -> None:
+def test_a_sweep_that_has_not_started_writes_nothing(tmp_path: Path) -> None:
     assert Mirror(Store(tmp_path / "none"), default_tracking_uri(tmp_path)).sync()
     assert list(tmp_path.iterdir()) == []
 
 
-# --- manners ------------------------------------------------------------------------------------------------------
+# --- imports and output --------------------------------------------------------------------------------------------
 
 
-def test_the_module_brings_neither_mlflow_nor_torch_nor_ray_along() -> None:
+def test_the_package_imports_neither_mlflow_nor_torch_nor_ray() -> None:
     code = "import sys, sweeps.engine.tracking; print({'mlflow', 'torch', 'ray', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_mirroring_prints_nothing_and_phones_nobody(store: Store, tmp_path: Path) -> None:
+def test_mirroring_prints_nothing_and_opens_no_connection(store: Store, tmp_path: Path) -> None:
     code = f"""
 import socket, sys
 from pathlib import Path
@@ -329,8 +329,8 @@ def refuse(*_):
     raise AssertionError("a connection was attempted")
 socket.socket.connect = socket.getaddrinfo = refuse
 from sweeps.engine.storage.store import Store
-from sweeps.engine.tracking import Mirror, default_uri
-assert Mirror(Store(Path({str(store.folder)!r})), default_uri(Path({str(tmp_path)!r}))).sync()
+from sweeps.engine.tracking import Mirror, default_tracking_uri
+assert Mirror(Store(Path({str(store.folder)!r})), default_tracking_uri(Path({str(tmp_path)!r}))).sync()
 import mlflow.telemetry
 assert mlflow.telemetry.get_telemetry_client() is None
 assert not {{"torch", "ray"}} & set(sys.modules)

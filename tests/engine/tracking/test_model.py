@@ -1,4 +1,4 @@
-"""The winner's model arrives once, and loads without pickle."""
+"""The winner's model is logged once and loads without pickle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = {
 
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An exported model, and a stand-in for xfer/training/export.py that tells by brightness and needs no torch."""
+    """An exported model, and a fake of xfer/training/export.py that classifies by brightness without torch."""
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(MODEL))
@@ -45,13 +45,13 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         return SimpleNamespace(classes=("ants", "bees"), image_size=8, probabilities=probabilities)
 
-    stand_in = ModuleType("xfer.training.export")
-    stand_in.load_classifier = load_classifier  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "xfer.training.export", stand_in)
+    fake = ModuleType("xfer.training.export")
+    fake.load_classifier = load_classifier  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xfer.training.export", fake)
     return folder
 
 
-def test_the_winners_model_loads_back_and_predicts_without_pickle(
+def test_the_winners_model_loads_and_predicts_without_pickle(
     store: Store, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -73,8 +73,8 @@ def test_the_winners_model_loads_back_and_predicts_without_pickle(
     assert sorted(path.name for path in folder.iterdir()) == [
         "MLmodel", "README.md", "conda.yaml", "data", "python_env.yaml", "requirements.txt"]  # fmt: skip
     assert "\n    ants\n    bees\n" in (folder / "README.md").read_text()
-    about = mlflow.models.Model.load(str(folder))
-    assert about.metadata == MODEL
+    logged = mlflow.models.Model.load(str(folder))
+    assert logged.metadata == MODEL
     loaded = mlflow.pyfunc.load_model(str(folder))
     images = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)])
     assert loaded.predict(images).tolist() == [[1.0, 0.0], [0.0, 1.0]]
@@ -82,13 +82,13 @@ def test_the_winners_model_loads_back_and_predicts_without_pickle(
         loaded.predict(np.zeros((2, 9, 9, 3), np.uint8))
 
 
-def test_the_winners_model_is_logged_once_and_later_if_it_failed(
+def test_the_winners_model_is_logged_once_and_retried_after_an_error(
     store: Store, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
     def fail(*_: Any) -> None:
-        raise ConnectionError("the artifact store is away")
+        raise ConnectionError("the artifact store is unavailable")
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", fail)
     mirror = Mirror(store, uri_of(store))

@@ -1,4 +1,4 @@
-"""Waiting for MLflow's server, with something else on its port."""
+"""Waiting for MLflow's server when its port is not used by HTTP."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from sweeps.engine.tracking.server import LOCALHOST, is_listening
 
 
-def test_a_question_that_comes_back_as_its_own_answer_is_none() -> None:
-    """So it does where the system makes a connection to itself out of one to a port that nobody listens on yet."""
+def test_a_request_that_is_echoed_is_not_taken_for_a_server() -> None:
+    """A connection to a port without a listener can become a connection to itself, which echoes the request."""
     with socket.create_server((LOCALHOST, 0)) as listener, ThreadPoolExecutor(1) as thread:
         listener.settimeout(10)
         echoed = thread.submit(_echo_once, listener)
@@ -20,6 +20,6 @@ def test_a_question_that_comes_back_as_its_own_answer_is_none() -> None:
 def _echo_once(listener: socket.socket) -> bytes:
     connection, _ = listener.accept()
     with connection:
-        question = connection.recv(4096)
-        connection.sendall(question)
-        return question
+        request = connection.recv(4096)
+        connection.sendall(request)
+        return request

@@ -1,4 +1,4 @@
-"""Whatever the server does meanwhile: nothing is lost, nothing is there twice, and nobody is held up."""
+"""When the server fails, nothing is lost or duplicated, and the sweep is not delayed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.engine.tracking.mirror_helpers import (
 )
 
 
-def test_a_server_that_is_absent_is_logged_once_and_raises_nothing(
+def test_an_unreachable_server_is_logged_once_and_raises_nothing(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     mirror = Mirror(store, f"http://me:hunter2@127.0.0.1:{free_port()}")
@@ -43,29 +43,29 @@ def test_a_server_that_is_absent_is_logged_once_and_raises_nothing(
 
 @pytest.mark.parametrize("method", ["create_run", "log_batch", "set_terminated", "search_runs", "set_tag"])
 @pytest.mark.parametrize("carried_out", [True, False], ids=["reply lost", "request lost"])
-def test_an_error_at_any_request_is_mended_by_the_next_syncs(
+def test_an_error_in_any_request_is_repaired_by_the_next_syncs(
     store: Store, monkeypatch: pytest.MonkeyPatch, method: str, carried_out: bool
 ) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    store.put_plan({**PLAN, "trials": 4})  # so that tags of the parent's change as well
+    store.put_plan({**PLAN, "trials": 4})  # so that the parent's tags change too
     begin_trial(store, "0003", epochs=2)
     uri = uri_of(store)
-    work = getattr(MlflowClient, method)
+    original = getattr(MlflowClient, method)
     calls = 0
 
-    def every_second_fails(self: MlflowClient, *rest: Any, **more: Any) -> Any:
+    def fails_every_second_time(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls % 2 and not carried_out:
             raise MlflowException("500 from the server")
-        result = work(self, *rest, **more)
+        result = original(self, *args, **kwargs)
         if calls % 2:
             raise MlflowException("the reply was lost")
         return result
 
-    monkeypatch.setattr(MlflowClient, method, every_second_fails)
+    monkeypatch.setattr(MlflowClient, method, fails_every_second_time)
     mirror = Mirror(store, uri)
     for _ in range(20):
         mirror.sync()
@@ -80,7 +80,7 @@ def test_an_error_at_any_request_is_mended_by_the_next_syncs(
     }
 
 
-def test_a_run_that_was_created_after_all_goes_to_the_bin(store: Store) -> None:
+def test_a_duplicate_run_that_was_created_late_is_deleted(store: Store) -> None:
     mirror = Mirror(store, uri_of(store))
     mirror.sync()
     client = tracking.connect_mlflow(uri_of(store))
@@ -94,14 +94,14 @@ def test_a_run_that_was_created_after_all_goes_to_the_bin(store: Store) -> None:
     assert Mirror(store, uri_of(store)).sync()
 
 
-def test_one_trial_that_mlflow_refuses_stops_no_other(store: Store) -> None:
-    store.add_trial(Trial("0000-bad", "search", {}, {**RECIPE, "a=b?*": "no key for MLflow"}))
+def test_a_trial_that_mlflow_rejects_does_not_stop_the_others(store: Store) -> None:
+    store.add_trial(Trial("0000-bad", "search", {}, {**RECIPE, "a=b?*": "an invalid key for MLflow"}))
     mirror = Mirror(store, uri_of(store))
     assert not mirror.sync()
     assert mlflow_contents(store)["0002"].status == "FAILED"
 
 
-def test_a_damaged_epoch_that_is_trained_again_arrives(store: Store) -> None:
+def test_a_damaged_epoch_that_is_trained_again_is_logged(store: Store) -> None:
     begin_trial(store, "0003", epochs=2)
     damaged = store.trial_folder("0003") / "epochs" / "0001.json"
     damaged.write_text('{"epoch": 1, "tra')
@@ -112,9 +112,9 @@ def test_a_damaged_epoch_that_is_trained_again_arrives(store: Store) -> None:
     assert sorted(mlflow_contents(store)["0003"].values["val_accuracy"]) == [(1, 0.7), (2, 0.8)]
 
 
-def test_a_server_that_hangs_holds_nobody_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_server_does_not_delay_the_sweep(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(client.MLFLOW_SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never answers
         mirror = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}", period_seconds=0.05).start()
         time.sleep(0.3)
         before = time.monotonic()
@@ -155,7 +155,8 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(store: Store, tm
 
 @pytest.mark.slow
 def test_processes_that_create_the_database_at_once_all_get_it(tmp_path: Path) -> None:
-    code = "import sys; from sweeps.engine.tracking import connect_mlflow; connect_mlflow(sys.argv[1]).create_experiment(sys.argv[2])"
+    code = "import sys; from sweeps.engine.tracking import connect_mlflow as connect; "
+    code += "connect(sys.argv[1]).create_experiment(sys.argv[2])"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, default_tracking_uri(tmp_path), name], stderr=subprocess.PIPE, text=True

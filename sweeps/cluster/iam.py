@@ -1,8 +1,9 @@
-"""What the machines of a cluster may do in the AWS account: a role for the head, another for the workers.
+"""IAM roles of a cluster's machines: one for the head, another for the workers.
 
-Both read and write one bucket. The head also starts, tags and ends machines, but only of the cluster's own instance
-types, in its own security group, with the workers' role; and it ends only what carries the cluster's name. No action is
-named with a wildcard. Tags are the key to this: a machine cannot be started without the cluster's name on it.
+Both roles read and write one bucket. The head may also start, tag and terminate machines, but only of the cluster's own
+instance types, in its own security group and with the workers' role, and it may terminate only machines tagged with the
+cluster's name. No action is allowed by a wildcard. Tags make this possible: a machine cannot be started without the
+cluster's name as a tag.
 """
 
 from __future__ import annotations
@@ -15,29 +16,32 @@ from typing import Any
 from sweeps.cluster.settings import ClusterSettings
 
 CLUSTER_TAG = "ray-cluster-name"
-"""The tag that Ray knows the machines of a cluster by."""
+"""Tag by which Ray recognizes the machines of a cluster."""
 
 IAM_PROPAGATION_SECONDS = 15
-"""IAM tells the rest of AWS about a new role within seconds, and has no way to ask whether it has."""
+"""Seconds to wait after creating a role: AWS needs them to propagate it and offers no way to check."""
 
 EC2_TRUST_POLICY = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": ["sts:AssumeRole"]}],
 }
+"""Trust policy that allows EC2 machines to assume a role."""
+
 SPOT_ROLE = "AWSServiceRoleForEC2Spot"
+"""Role of AWS's own, which every account needs before it can start spot machines."""
 
 
 @dataclass(frozen=True)
 class AwsAccount:
-    """Where resources are named: arn:<partition>:...:<number>:..."""
+    """The parts of an ARN that are the same for a whole account: arn:<partition>:...:<account_id>:..."""
 
     partition: str
-    """`aws`, or `aws-cn` and the like."""
+    """`aws`, `aws-cn` or `aws-us-gov`."""
     account_id: str
 
 
 def role_names(settings: ClusterSettings) -> dict[str, str]:
-    """The names of the two roles; IAM knows no regions, so they carry it.
+    """Return the names of the two roles. They include the region, because IAM names are global.
 
     >>> role_names(ClusterSettings("xfer", "us-east-1", "", "", (), ""))
     {'head': 'xfer-us-east-1-head', 'worker': 'xfer-us-east-1-worker'}
@@ -46,32 +50,32 @@ def role_names(settings: ClusterSettings) -> dict[str, str]:
 
 
 def worker_policy(settings: ClusterSettings, account: AwsAccount) -> dict[str, Any]:
-    """Objects of the bucket, and the names of those in it; of data buckets only reading."""
+    """Return the workers' policy: read, write and list the results bucket; read and list the data buckets."""
 
     def s3(names: tuple[str, ...], suffix: str = "") -> list[str]:
         return [f"arn:{account.partition}:s3:::{name}{suffix}" for name in names]
 
-    own, read = (settings.bucket,), settings.data_buckets
+    results, data = (settings.bucket,), settings.data_buckets
     objects = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     statements = [
-        _allow("List", ["s3:ListBucket", "s3:GetBucketLocation"], s3(own + read)),
-        _allow("Results", [*objects, "s3:ListMultipartUploadParts"], s3(own, "/*")),
+        _allow("List", ["s3:ListBucket", "s3:GetBucketLocation"], s3(results + data)),
+        _allow("Results", [*objects, "s3:ListMultipartUploadParts"], s3(results, "/*")),
     ]
-    if read:
-        statements.append(_allow("Data", ["s3:GetObject"], s3(read, "/*")))
+    if data:
+        statements.append(_allow("Data", ["s3:GetObject"], s3(data, "/*")))
     return {"Version": "2012-10-17", "Statement": statements}
 
 
 def head_policy(
     settings: ClusterSettings, account: AwsAccount, group: str, instance_types: list[str]
 ) -> dict[str, Any]:
-    """What the workers may, and the life of the cluster's machines.
+    """Return the head's policy: what workers may do, plus starting, tagging and terminating the cluster's machines.
 
     Args:
-        settings: of the cluster.
-        account: whose it is.
+        settings: settings of the cluster.
+        account: the AWS account.
         group: id of the security group.
-        instance_types: of all node types; the head can start no others.
+        instance_types: instance types of all node types; the head cannot start any other.
     """
 
     def ec2(kind: str, name: str = "*", owner: str = account.account_id) -> str:
@@ -79,16 +83,16 @@ def head_policy(
 
     machines, disks = ec2("instance"), ec2("volume")
     worker = f"arn:{account.partition}:iam::{account.account_id}:role/{role_names(settings)['worker']}"
-    # In the address of an image stands no account, or its owner's where it is one's own.
-    around = [ec2("image", owner=""), ec2("image"), ec2("security-group", group), ec2("subnet"), ec2("key-pair")]
-    around += [ec2("network-interface"), ec2("spot-instances-request")]
-    named = {f"aws:RequestTag/{CLUSTER_TAG}": settings.cluster}
-    kinds = {"ec2:InstanceType": sorted(set(instance_types))}
+    # The ARN of a public image names no account, that of a private image names its owner.
+    used = [ec2("image", owner=""), ec2("image"), ec2("security-group", group), ec2("subnet"), ec2("key-pair")]
+    used += [ec2("network-interface"), ec2("spot-instances-request")]
+    tagged = {f"aws:RequestTag/{CLUSTER_TAG}": settings.cluster}
+    own_types = {"ec2:InstanceType": sorted(set(instance_types))}
     statements = [
-        _allow("Look", ["ec2:DescribeInstances"], ["*"]),  # it cannot be restricted to some
-        _allow("Start", ["ec2:RunInstances"], [machines], StringEquals=named | kinds),
-        _allow("StartDisks", ["ec2:RunInstances"], [disks], StringEquals=named, Bool={"ec2:Encrypted": "true"}),
-        _allow("StartWith", ["ec2:RunInstances"], around),
+        _allow("Look", ["ec2:DescribeInstances"], ["*"]),  # AWS does not support restricting it
+        _allow("Start", ["ec2:RunInstances"], [machines], StringEquals=tagged | own_types),
+        _allow("StartDisks", ["ec2:RunInstances"], [disks], StringEquals=tagged, Bool={"ec2:Encrypted": "true"}),
+        _allow("StartWith", ["ec2:RunInstances"], used),
         _allow("TagAtStart", ["ec2:CreateTags"], [machines, disks], StringEquals={"ec2:CreateAction": "RunInstances"}),
         _allow(
             "OwnMachines",
@@ -102,51 +106,60 @@ def head_policy(
 
 
 def ensure_instance_profile(iam: Any, name: str, cluster: str, policy: dict[str, Any]) -> tuple[str, bool]:
-    """Make the role and its instance profile, both called `name`, or bring those that exist to the policy.
+    """Create the role and its instance profile, both called `name`, or update existing ones to the policy.
+
+    Args:
+        iam: boto3's IAM client.
+        name: name of the role and of the profile.
+        cluster: name of the cluster, written as a tag.
+        policy: the role's only policy.
 
     Returns:
-        The profile's address (ARN), and whether something was made that AWS needs seconds to learn of.
+        The profile's ARN, and whether anything was created, which AWS needs seconds to propagate.
     """
     tags = [{"Key": CLUSTER_TAG, "Value": cluster}]
-    made = False
+    created = False
     try:
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(EC2_TRUST_POLICY), Tags=tags)
-        made = True
+        created = True
     except iam.exceptions.EntityAlreadyExistsException:
         iam.update_assume_role_policy(RoleName=name, PolicyDocument=json.dumps(EC2_TRUST_POLICY))
     iam.put_role_policy(RoleName=name, PolicyName="xfer", PolicyDocument=json.dumps(policy))
     try:
         iam.create_instance_profile(InstanceProfileName=name, Tags=tags)
-        made = True
+        created = True
     except iam.exceptions.EntityAlreadyExistsException:
         pass
     profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
     if name not in [role["RoleName"] for role in profile["Roles"]]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-        made = True
-    return str(profile["Arn"]), made
+        created = True
+    return str(profile["Arn"]), created
 
 
 def ensure_instance_profiles(
     iam: Any, settings: ClusterSettings, account: AwsAccount, group: str, instance_types: list[str]
 ) -> dict[str, str]:
-    """Both instance profiles, by kind of machine, and the account's role for spot machines."""
+    """Create or update both instance profiles, and the account's role for spot machines.
+
+    Returns:
+        The ARN of the instance profile by kind of machine: `head` and `worker`.
+    """
     policies = {
         "worker": worker_policy(settings, account),
         "head": head_policy(settings, account, group, instance_types),
     }
     names = role_names(settings)
-    put = {
+    profiles = {
         kind: ensure_instance_profile(iam, names[kind], settings.cluster, policy) for kind, policy in policies.items()
     }
-    made = _put_spot_role(iam) or any(made for _, made in put.values())
-    if made:
+    if _create_spot_role(iam) or any(created for _, created in profiles.values()):
         time.sleep(IAM_PROPAGATION_SECONDS)
-    return {kind: arn for kind, (arn, _) in put.items()}
+    return {kind: arn for kind, (arn, _) in profiles.items()}
 
 
-def _put_spot_role(iam: Any) -> bool:
-    """Without this role of AWS's own no spot machine starts, and the head may not make it; was it missing?"""
+def _create_spot_role(iam: Any) -> bool:
+    """Create AWS's role for spot machines, which the head itself may not, and return whether it was missing."""
     try:
         iam.get_role(RoleName=SPOT_ROLE)
         return False
@@ -155,11 +168,11 @@ def _put_spot_role(iam: Any) -> bool:
     try:
         iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
     except (iam.exceptions.InvalidInputException, iam.exceptions.EntityAlreadyExistsException):
-        return False  # somebody else was faster
+        return False  # another process created it meanwhile
     return True
 
 
-def _allow(name: str, actions: list[str], resources: list[str], **where: dict[str, Any]) -> dict[str, Any]:
-    """A statement; `where` is its condition, by IAM's operators."""
+def _allow(name: str, actions: list[str], resources: list[str], **condition: dict[str, Any]) -> dict[str, Any]:
+    """Return a policy statement; `condition` is keyed by IAM's condition operators."""
     statement = {"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resources}
-    return statement | ({"Condition": where} if where else {})
+    return statement | ({"Condition": condition} if condition else {})
