@@ -110,7 +110,7 @@ class Command:
             self.signal(signal.SIGKILL)
             self.process.wait()
         limit = time.monotonic() + 30
-        while (left := _marked(self._mark)) and time.monotonic() < limit:
+        while (left := processes_with(MARKER_ENV_VAR, self._mark)) and time.monotonic() < limit:
             time.sleep(0.2)
         for pid in left:
             with suppress(ProcessLookupError):
@@ -122,14 +122,14 @@ def run(page: str, flags: Iterable[object], logs: Path, cwd: Path = ROOT) -> Com
     return Command(page, flags, logs, cwd=cwd).end()
 
 
-def _marked(mark: str) -> list[int]:
-    """The processes that have inherited a mark, whatever group they moved to."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
-            if f"{MARKER_ENV_VAR}={mark}".encode() in entry.read_bytes():
-                found.append(int(entry.parent.name))
-    return found
+def processes_with(variable: str, value: str) -> list[int]:
+    """The ids of all processes that inherited an environment variable with this value."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # the process has ended meanwhile, or belongs to another user
+            if f"{variable}={value}".encode() in path.read_bytes():
+                pids.append(int(path.parent.name))
+    return pids
 
 
 OBSERVER_SOURCE = '''
