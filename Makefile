@@ -21,6 +21,9 @@ cluster: .venv/.clusters ## checks what a cluster on AWS needs, then starts it: 
 test: .venv/.developers ## the tests, without the slow ones; two at a time, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
+nightly: .venv/.developers ## the slow tests that .ci/run leaves out: more networks, storages and machines
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m nightly --durations=30 $(ARGS)
+
 lint: .venv/.developers ## style, types, and who may import whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -50,4 +53,4 @@ constraints: ## constraints.txt anew: what pip would choose today, found out in 
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help quickstart ui cluster test lint bench constraints
+.PHONY: help quickstart ui cluster test nightly lint bench constraints

@@ -1,7 +1,7 @@
 """What trials see of a machine's GPUs, and what strangers see of the machines.
 
 The worker says that it has two GPUs. Torch sees none there, so it is a small trial of our own that is run, through the
-same door as real ones (`shares.py`).
+same door as real ones (`gpu_sharing_job.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from tests.cluster.lab.cloud import PRIVATE
 from tests.cluster.scenarios import Scenario, open_scenario
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.usefixtures("can_have_a_laboratory")]
 
 HERE = Path(__file__).parent
 DASHBOARD, MLFLOW = 8265, 5000
@@ -45,10 +45,10 @@ def cluster(
 def shares(cluster: Scenario) -> dict[str, list[dict[str, Any]]]:
     """What trials saw, by what they asked for: `half` a GPU, `none`, `both`."""
     shared = cluster.folder / "shared"
-    shutil.copy(HERE / "shares.py", shared)
+    shutil.copy(HERE / "gpu_sharing_job.py", shared)
     notes = shared / "seen"
     notes.mkdir()
-    cluster.cluster.exec(f"python {shared / 'shares.py'} {notes}")
+    cluster.cluster.exec(f"python {shared / 'gpu_sharing_job.py'} {notes}")
     seen: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(notes.glob("*.json")):
         seen.setdefault(path.stem.partition("-")[0], []).append(json.loads(path.read_text()))
