@@ -1,4 +1,4 @@
-"""What the command line refuses, and what it does with flags that change the course of a sweep."""
+"""Command lines that are refused, and flags that change how a sweep runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Gives a command in this process and sees that it is refused before anything is begun; what it said."""
+    """Runs a command in this process, checks that it is refused before anything starts, and returns the error."""
     import ray
 
     def no_ray(*_: Any, **__: Any) -> None:
@@ -32,13 +32,13 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
     def give(*flags: object, page: ModuleType = folder_page, **more: Any) -> str:
         storage = tmp_path / "runs"
-        asked = ["page", "--storage", storage, "--reports", tmp_path / "reports", *flags]  # the last one counts
-        monkeypatch.setattr(sys, "argv", list(map(str, asked)))
+        arguments = ["page", "--storage", storage, "--reports", tmp_path / "reports", *flags]  # the last value wins
+        monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
         monkeypatch.setattr(ray, "init", no_ray)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_:
             main(page.plan, page.__doc__, **more)
         out, err = capfd.readouterr()
-        assert left.value.code == 2
+        assert exit_.value.code == 2
         assert out == ""
         assert err.startswith("error: ")
         assert "Traceback" not in err
@@ -67,21 +67,21 @@ def _image(path: Path) -> None:
 # --- the data ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_data_it_says_how_to_name_a_folder(refused: Refused) -> None:
+def test_without_data_the_error_says_how_to_name_a_folder(refused: Refused) -> None:
     said = refused()
     assert said.startswith("error: which images? python -m sweeps.folder --data DIR, with DIR/<class>/*.jpg in it.")
     assert all(form in said for form in ("FILE.csv", "hf://owner/name", "torchvision://NAME"))
 
 
-def test_a_folder_that_is_not_there_is_refused(refused: Refused, tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(refused: Refused, tmp_path: Path) -> None:
     assert refused("--data", tmp_path / "nowhere") == f"error: there is no folder {tmp_path / 'nowhere'}\n"
 
 
-def test_a_file_in_the_place_of_a_folder_is_refused(refused: Refused, weights: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(refused: Refused, weights: Path) -> None:
     assert f"{weights} is a file; the folder that holds the images is wanted" in refused("--data", weights)
 
 
-def test_an_empty_folder_is_refused_with_the_layout_that_is_expected(refused: Refused, tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused_with_the_expected_layout(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = refused("--data", tmp_path / "empty")
     assert "holds no images in class folders. Expected" in said
@@ -100,7 +100,7 @@ def test_a_class_without_images_is_refused_by_name(refused: Refused, tmp_path: P
     assert "no training images for newts. Add some, or leave the class out" in refused("--data", tmp_path / "data")
 
 
-def test_images_of_which_none_can_be_read_are_refused(
+def test_a_folder_without_a_readable_image_is_refused(
     refused: Refused, valid_flags: list[object], tmp_path: Path
 ) -> None:
     for name in ("cats", "dogs"):
@@ -110,7 +110,7 @@ def test_images_of_which_none_can_be_read_are_refused(
     assert "none of the 2 images of data can be read; the first: cats/1.jpg: " in said
 
 
-def test_a_class_of_which_no_image_can_be_read_is_refused(
+def test_a_class_without_a_readable_image_is_refused(
     refused: Refused, valid_flags: list[object], tmp_path: Path
 ) -> None:
     _image(tmp_path / "data" / "cats" / "1.png")
@@ -119,7 +119,7 @@ def test_a_class_of_which_no_image_can_be_read_is_refused(
     assert "no training image of class 'dogs' can be read" in refused(*valid_flags, "--data", tmp_path / "data")
 
 
-def test_images_too_few_to_be_divided_are_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
+def test_too_few_images_to_split_are_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
     _image(tmp_path / "data" / "cats" / "1.png")
     _image(tmp_path / "data" / "dogs" / "2.png")
     assert "part would be empty: 2 images are too few" in refused(*valid_flags, "--data", tmp_path / "data")
@@ -189,7 +189,7 @@ WRONG_FLAGS = {
 
 
 @pytest.mark.parametrize("flag", WRONG_FLAGS, ids=lambda flag: str(flag)[:40].encode("unicode_escape").decode())
-def test_a_value_that_cannot_be_meant_is_refused(refused: Refused, valid_flags: list[object], flag: str) -> None:
+def test_an_invalid_value_is_refused(refused: Refused, valid_flags: list[object], flag: str) -> None:
     name, _, value = flag.partition("=")
     said = refused(*valid_flags, f"--{name}={value}")
     assert WRONG_FLAGS[flag] in said
@@ -209,7 +209,7 @@ def test_a_value_that_cannot_be_meant_is_refused(refused: Refused, valid_flags: 
         (("--weights", "test_resnet=a.safetensors"), "which is not among the backbones"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(
+def test_contradictory_flags_are_refused(
     refused: Refused, valid_flags: list[object], flags: tuple[str, ...], said: str
 ) -> None:
     assert said in refused(*valid_flags, *flags)
@@ -222,15 +222,13 @@ def test_weights_of_another_network_are_refused(
     assert "test_resnet.safetensors does not fit test_efficientnet" in said
 
 
-def test_a_file_that_holds_no_weights_is_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
+def test_a_file_without_weights_is_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_text("os.system('rm')")
     said = refused(*valid_flags, "--weights", tmp_path / "weights.pth")
     assert "weights.pth is neither a safetensors file nor a plain state dict" in said
 
 
-def test_a_gpu_that_is_not_there_is_refused(
-    refused: Refused, valid_flags: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gpu_is_refused(refused: Refused, valid_flags: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -238,23 +236,21 @@ def test_a_gpu_that_is_not_there_is_refused(
     assert "--gpus-per-trial 1, but torch sees no GPU on this machine" in refused(*valid_flags, "--gpus-per-trial", 1)
 
 
-def test_a_storage_that_is_a_file_is_refused(refused: Refused, valid_flags: list[object], weights: Path) -> None:
+def test_storage_that_is_a_file_is_refused(refused: Refused, valid_flags: list[object], weights: Path) -> None:
     assert str(weights) in refused(*valid_flags, "--storage", weights)
 
 
-def test_a_storage_below_a_file_is_refused(refused: Refused, valid_flags: list[object], weights: Path) -> None:
+def test_storage_below_a_file_is_refused(refused: Refused, valid_flags: list[object], weights: Path) -> None:
     assert str(weights) in refused(*valid_flags, "--storage", weights / "runs")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_storage_that_cannot_be_written_to_is_refused(
-    refused: Refused, valid_flags: list[object], tmp_path: Path
-) -> None:
+def test_read_only_storage_is_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "locked cannot be written to" in refused(*valid_flags, "--storage", tmp_path / "locked")
 
 
-def test_damaged_plans_are_not_gone_on_with(
+def test_a_sweep_with_a_damaged_plan_is_not_resumed(
     valid_flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = tmp_path / "runs" / "mine" / "plan.json"
@@ -262,9 +258,9 @@ def test_damaged_plans_are_not_gone_on_with(
     plan.write_text('{"trials": 3')
     places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports", "--name", "mine"]
     monkeypatch.setattr(sys, "argv", list(map(str, ["page", *valid_flags, *places])))
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_:
         main(folder_page.plan, folder_page.__doc__)
-    assert left.value.code == 2
+    assert exit_.value.code == 2
     said = capfd.readouterr().err
     assert said.startswith(f"error: {plan} cannot be read")
     assert "--fresh" in said
@@ -283,13 +279,13 @@ def test_a_folder_without_the_cars_is_refused_with_their_layout(refused: Refused
 # --- in processes of their own ----------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_is_refused_within_seconds(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_quickly(tmp_path: Path) -> None:
     ended = run("folder", ["--data", "nowhere", "--storage", "runs", "--reports", "reports"], tmp_path, cwd=tmp_path)
     assert (ended.status, ended.out, ended.err) == (2, "", "error: there is no folder nowhere\n")
     assert ended.seconds < 60
 
 
-def test_an_unknown_flag_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+def test_an_unknown_flag_is_refused_with_the_nearest_known_flag(tmp_path: Path) -> None:
     ended = run("folder", ["--epoch", 3], tmp_path, cwd=tmp_path)
     assert ended.status == 2
     assert ended.out == ""
@@ -297,7 +293,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_known_one(tmp_path: Path) -
     assert "Traceback" not in ended.err
 
 
-def test_without_data_the_cars_are_looked_for_and_their_layout_is_told(tmp_path: Path) -> None:
+def test_without_data_the_default_cars_folder_is_tried_and_its_layout_explained(tmp_path: Path) -> None:
     ended = run("stanford_cars", [], tmp_path / "logs", cwd=tmp_path)
     assert ended.status == 2
     assert ended.out == ""
@@ -307,7 +303,7 @@ def test_without_data_the_cars_are_looked_for_and_their_layout_is_told(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
-def test_the_quickstart_refuses_an_unknown_backbone_before_it_pretrains_one(
+def test_the_quickstart_refuses_an_unknown_backbone_before_pretraining(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sweeps import quickstart
@@ -321,7 +317,7 @@ def test_the_quickstart_refuses_an_unknown_backbone_before_it_pretrains_one(
     assert capsys.readouterr().err.startswith("error: unknown backbone 'test_resnet1x': did you mean test_resnet")
 
 
-def test_the_quickstart_pretrains_every_backbone_that_competes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickstart_pretrains_every_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps import quickstart
     from sweeps.engine.options import Options, parse_weights
 
@@ -331,7 +327,7 @@ def test_the_quickstart_pretrains_every_backbone_that_competes(tmp_path: Path, m
     assert [Path(file).name for file in files.values()] == ["test_resnet-48", "test_vit-48"]
 
 
-def test_ctrl_c_before_the_first_trial_ends_with_status_130(
+def test_ctrl_c_before_the_first_trial_exits_with_status_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sweeps import folder
