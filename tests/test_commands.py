@@ -1,12 +1,10 @@
-"""Command lines that are refused, and flags that change how a sweep runs."""
+"""What the command line refuses, and what it does with flags that change the course of a sweep."""
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -17,14 +15,14 @@ from PIL import Image
 from sweeps import folder as folder_page
 from sweeps import stanford_cars as cars_page
 from sweeps.engine.cli import main
-from tests.sweep_commands import CompletedCommand, SweepFolder, nonempty_lines, only_sweep, run
+from tests.sweep_commands import nonempty_lines, run
 
 Refused = Callable[..., str]
 
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command in this process, checks that it is refused before anything starts, and returns the error."""
+    """Gives a command in this process and sees that it is refused before anything is begun; what it said."""
     import ray
 
     def no_ray(*_: Any, **__: Any) -> None:
@@ -32,13 +30,13 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
     def give(*flags: object, page: ModuleType = folder_page, **more: Any) -> str:
         storage = tmp_path / "runs"
-        arguments = ["page", "--storage", storage, "--reports", tmp_path / "reports", *flags]  # the last value wins
-        monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+        asked = ["page", "--storage", storage, "--reports", tmp_path / "reports", *flags]  # the last one counts
+        monkeypatch.setattr(sys, "argv", list(map(str, asked)))
         monkeypatch.setattr(ray, "init", no_ray)
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit) as left:
             main(page.plan, page.__doc__, **more)
         out, err = capfd.readouterr()
-        assert exit_.value.code == 2
+        assert left.value.code == 2
         assert out == ""
         assert err.startswith("error: ")
         assert "Traceback" not in err
@@ -50,12 +48,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 @pytest.fixture
-def valid_flags(image_folder: Path, weights: Path) -> list[object]:
-    return _valid_flags(image_folder, weights)
-
-
-def _valid_flags(image_folder: Path, weights: Path) -> list[object]:
-    """Flags of a tiny sweep that is accepted."""
+def fitting(image_folder: Path, weights: Path) -> list[object]:
+    """Flags that a tiny sweep would begin with."""
     return ["--data", image_folder, "--backbone", "test_efficientnet", "--weights", weights, "--image-size", 32]
 
 
@@ -67,21 +61,21 @@ def _image(path: Path) -> None:
 # --- the data ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_data_the_error_says_how_to_name_a_folder(refused: Refused) -> None:
+def test_without_data_it_says_how_to_name_a_folder(refused: Refused) -> None:
     said = refused()
     assert said.startswith("error: which images? python -m sweeps.folder --data DIR, with DIR/<class>/*.jpg in it.")
     assert all(form in said for form in ("FILE.csv", "hf://owner/name", "torchvision://NAME"))
 
 
-def test_a_missing_folder_is_refused(refused: Refused, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_refused(refused: Refused, tmp_path: Path) -> None:
     assert refused("--data", tmp_path / "nowhere") == f"error: there is no folder {tmp_path / 'nowhere'}\n"
 
 
-def test_a_file_instead_of_a_folder_is_refused(refused: Refused, weights: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_refused(refused: Refused, weights: Path) -> None:
     assert f"{weights} is a file; the folder that holds the images is wanted" in refused("--data", weights)
 
 
-def test_an_empty_folder_is_refused_with_the_expected_layout(refused: Refused, tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused_with_the_layout_that_is_expected(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = refused("--data", tmp_path / "empty")
     assert "holds no images in class folders. Expected" in said
@@ -100,29 +94,27 @@ def test_a_class_without_images_is_refused_by_name(refused: Refused, tmp_path: P
     assert "no training images for newts. Add some, or leave the class out" in refused("--data", tmp_path / "data")
 
 
-def test_a_folder_without_a_readable_image_is_refused(
-    refused: Refused, valid_flags: list[object], tmp_path: Path
-) -> None:
+def test_images_of_which_none_can_be_read_are_refused(refused: Refused, fitting: list[object], tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "1.jpg").write_text("no picture at all")
-    said = refused(*valid_flags, "--data", tmp_path / "data")
+    said = refused(*fitting, "--data", tmp_path / "data")
     assert "none of the 2 images of data can be read; the first: cats/1.jpg: " in said
 
 
-def test_a_class_without_a_readable_image_is_refused(
-    refused: Refused, valid_flags: list[object], tmp_path: Path
+def test_a_class_of_which_no_image_can_be_read_is_refused(
+    refused: Refused, fitting: list[object], tmp_path: Path
 ) -> None:
     _image(tmp_path / "data" / "cats" / "1.png")
     (tmp_path / "data" / "dogs").mkdir()
     (tmp_path / "data" / "dogs" / "1.jpg").touch()
-    assert "no training image of class 'dogs' can be read" in refused(*valid_flags, "--data", tmp_path / "data")
+    assert "no training image of class 'dogs' can be read" in refused(*fitting, "--data", tmp_path / "data")
 
 
-def test_too_few_images_to_split_are_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
+def test_images_too_few_to_be_divided_are_refused(refused: Refused, fitting: list[object], tmp_path: Path) -> None:
     _image(tmp_path / "data" / "cats" / "1.png")
     _image(tmp_path / "data" / "dogs" / "2.png")
-    assert "part would be empty: 2 images are too few" in refused(*valid_flags, "--data", tmp_path / "data")
+    assert "part would be empty: 2 images are too few" in refused(*fitting, "--data", tmp_path / "data")
 
 
 # --- names and values -------------------------------------------------------------------------------------------------
@@ -189,9 +181,9 @@ WRONG_FLAGS = {
 
 
 @pytest.mark.parametrize("flag", WRONG_FLAGS, ids=lambda flag: str(flag)[:40].encode("unicode_escape").decode())
-def test_an_invalid_value_is_refused(refused: Refused, valid_flags: list[object], flag: str) -> None:
+def test_a_value_that_cannot_be_meant_is_refused(refused: Refused, fitting: list[object], flag: str) -> None:
     name, _, value = flag.partition("=")
-    said = refused(*valid_flags, f"--{name}={value}")
+    said = refused(*fitting, f"--{name}={value}")
     assert WRONG_FLAGS[flag] in said
     assert len(list(nonempty_lines(said))) == 1
     assert "\x1b" not in said
@@ -209,58 +201,62 @@ def test_an_invalid_value_is_refused(refused: Refused, valid_flags: list[object]
         (("--weights", "test_resnet=a.safetensors"), "which is not among the backbones"),
     ],
 )
-def test_contradictory_flags_are_refused(
-    refused: Refused, valid_flags: list[object], flags: tuple[str, ...], said: str
+def test_flags_that_contradict_each_other_are_refused(
+    refused: Refused, fitting: list[object], flags: tuple[str, ...], said: str
 ) -> None:
-    assert said in refused(*valid_flags, *flags)
+    assert said in refused(*fitting, *flags)
 
 
 def test_weights_of_another_network_are_refused(
-    refused: Refused, valid_flags: list[object], weights_of: Callable[[str], Path]
+    refused: Refused, fitting: list[object], weights_of: Callable[[str], Path]
 ) -> None:
-    said = refused(*valid_flags, "--weights", weights_of("test_resnet"))
+    said = refused(*fitting, "--weights", weights_of("test_resnet"))
     assert "test_resnet.safetensors does not fit test_efficientnet" in said
 
 
-def test_a_file_without_weights_is_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
+def test_a_file_that_holds_no_weights_is_refused(refused: Refused, fitting: list[object], tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_text("os.system('rm')")
-    said = refused(*valid_flags, "--weights", tmp_path / "weights.pth")
+    said = refused(*fitting, "--weights", tmp_path / "weights.pth")
     assert "weights.pth is neither a safetensors file nor a plain state dict" in said
 
 
-def test_a_missing_gpu_is_refused(refused: Refused, valid_flags: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_refused(
+    refused: Refused, fitting: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "--gpus-per-trial 1, but torch sees no GPU on this machine" in refused(*valid_flags, "--gpus-per-trial", 1)
+    assert "--gpus-per-trial 1, but torch sees no GPU on this machine" in refused(*fitting, "--gpus-per-trial", 1)
 
 
-def test_storage_that_is_a_file_is_refused(refused: Refused, valid_flags: list[object], weights: Path) -> None:
-    assert str(weights) in refused(*valid_flags, "--storage", weights)
+def test_a_storage_that_is_a_file_is_refused(refused: Refused, fitting: list[object], weights: Path) -> None:
+    assert str(weights) in refused(*fitting, "--storage", weights)
 
 
-def test_storage_below_a_file_is_refused(refused: Refused, valid_flags: list[object], weights: Path) -> None:
-    assert str(weights) in refused(*valid_flags, "--storage", weights / "runs")
+def test_a_storage_below_a_file_is_refused(refused: Refused, fitting: list[object], weights: Path) -> None:
+    assert str(weights) in refused(*fitting, "--storage", weights / "runs")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_storage_is_refused(refused: Refused, valid_flags: list[object], tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_to_is_refused(
+    refused: Refused, fitting: list[object], tmp_path: Path
+) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert "locked cannot be written to" in refused(*valid_flags, "--storage", tmp_path / "locked")
+    assert "locked cannot be written to" in refused(*fitting, "--storage", tmp_path / "locked")
 
 
-def test_a_sweep_with_a_damaged_plan_is_not_resumed(
-    valid_flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_damaged_plans_are_not_gone_on_with(
+    fitting: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = tmp_path / "runs" / "mine" / "plan.json"
     plan.parent.mkdir(parents=True)
     plan.write_text('{"trials": 3')
     places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports", "--name", "mine"]
-    monkeypatch.setattr(sys, "argv", list(map(str, ["page", *valid_flags, *places])))
-    with pytest.raises(SystemExit) as exit_:
+    monkeypatch.setattr(sys, "argv", list(map(str, ["page", *fitting, *places])))
+    with pytest.raises(SystemExit) as left:
         main(folder_page.plan, folder_page.__doc__)
-    assert exit_.value.code == 2
+    assert left.value.code == 2
     said = capfd.readouterr().err
     assert said.startswith(f"error: {plan} cannot be read")
     assert "--fresh" in said
@@ -279,13 +275,13 @@ def test_a_folder_without_the_cars_is_refused_with_their_layout(refused: Refused
 # --- in processes of their own ----------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_is_refused_quickly(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_within_seconds(tmp_path: Path) -> None:
     ended = run("folder", ["--data", "nowhere", "--storage", "runs", "--reports", "reports"], tmp_path, cwd=tmp_path)
     assert (ended.status, ended.out, ended.err) == (2, "", "error: there is no folder nowhere\n")
     assert ended.seconds < 60
 
 
-def test_an_unknown_flag_is_refused_with_the_nearest_known_flag(tmp_path: Path) -> None:
+def test_an_unknown_flag_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
     ended = run("folder", ["--epoch", 3], tmp_path, cwd=tmp_path)
     assert ended.status == 2
     assert ended.out == ""
@@ -293,7 +289,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_known_flag(tmp_path: Path) 
     assert "Traceback" not in ended.err
 
 
-def test_without_data_the_default_cars_folder_is_tried_and_its_layout_explained(tmp_path: Path) -> None:
+def test_without_data_the_cars_are_looked_for_and_their_layout_is_told(tmp_path: Path) -> None:
     ended = run("stanford_cars", [], tmp_path / "logs", cwd=tmp_path)
     assert ended.status == 2
     assert ended.out == ""
@@ -303,7 +299,7 @@ def test_without_data_the_default_cars_folder_is_tried_and_its_layout_explained(
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
-def test_the_quickstart_refuses_an_unknown_backbone_before_pretraining(
+def test_the_quickstart_refuses_an_unknown_backbone_before_it_pretrains_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sweeps import quickstart
@@ -317,7 +313,7 @@ def test_the_quickstart_refuses_an_unknown_backbone_before_pretraining(
     assert capsys.readouterr().err.startswith("error: unknown backbone 'test_resnet1x': did you mean test_resnet")
 
 
-def test_the_quickstart_pretrains_every_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickstart_pretrains_every_backbone_that_competes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps import quickstart
     from sweeps.engine.options import Options, parse_weights
 
@@ -327,7 +323,7 @@ def test_the_quickstart_pretrains_every_backbone(tmp_path: Path, monkeypatch: py
     assert [Path(file).name for file in files.values()] == ["test_resnet-48", "test_vit-48"]
 
 
-def test_ctrl_c_before_the_first_trial_exits_with_status_130(
+def test_ctrl_c_before_the_first_trial_ends_with_status_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sweeps import folder
@@ -341,196 +337,3 @@ def test_ctrl_c_before_the_first_trial_exits_with_status_130(
         main(folder.plan, None, find=interrupt)
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
-
-
-# --- how a sweep runs -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_sweep_in_which_every_trial_fails_exits_with_status_1_and_prints_the_reasons(
-    valid_flags: list[object], tmp_path: Path
-) -> None:
-    # Each step multiplies the weights by about -1000.
-    explode = ("optimizer=sgd", "learning_rate=100", "weight_decay=10", "batch_size=2")
-    flags = [*valid_flags, "--strategies", "naive", *(word for axis in explode for word in ("--fix", axis))]
-    folders = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    completed = run("folder", [*flags, "--trials", 2, "--epochs", 2, *folders], tmp_path)
-    assert completed.status == 1, completed.out + completed.err
-    assert completed.err == ""
-    lines = list(nonempty_lines(completed.out))
-    assert lines[lines.index("no trial finished:") + 1].startswith("  DivergedError: the ")
-    sweep = only_sweep(tmp_path / "runs")
-    assert [record["status"] for record in sweep.records().values()] == ["failed", "failed"]
-    assert all("in epoch 1, step" in record["error"] for record in sweep.records().values())
-    assert not (sweep.folder / "model").exists()
-    assert "DivergedError" in (tmp_path / "reports" / sweep.folder.name / "report.md").read_text()
-
-
-@pytest.mark.slow
-def test_more_cpus_per_trial_than_ray_has_are_refused(valid_flags: list[object], tmp_path: Path) -> None:
-    folders = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    completed = run("folder", [*valid_flags, "--cpus-per-trial", 4000, *folders], tmp_path)
-    assert completed.status == 2
-    assert completed.err.startswith("error: --cpus-per-trial 4000, but Ray sees ")
-    assert "Traceback" not in completed.err
-
-
-def _ranking(folder: Path, sweep: SweepFolder) -> list[dict[str, Any]]:
-    with (folder / "reports" / sweep.folder.name / "ranking.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-# --- smoke, fresh and two objectives: one sweep ---
-
-
-@pytest.fixture(scope="module")
-def smoke(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompletedCommand]:
-    """The folder of a smoke run for two objectives, next to an old sweep of the same name, and how it ended."""
-    folder = tmp_path_factory.mktemp("smoke")
-    old = folder / "runs" / "mine"
-    (old / "trials").mkdir(parents=True)
-    (old / "plan.json").write_text("{}")
-    flags = [*_valid_flags(image_folder, weights), "--image-size", 128, "--smoke", "--fresh", "--name", "mine"]
-    flags += ["--objective", "noisy_accuracy,seconds", "--strategies", "naive,linear_probe", "--scheduler", "none"]
-    completed = run("folder", [*flags, "--storage", folder / "runs", "--reports", folder / "reports"], folder)
-    assert completed.status == 0, completed.out + completed.err
-    return folder, completed
-
-
-@pytest.mark.slow
-def test_smoke_runs_every_stage_of_a_sweep_at_a_small_size(smoke: tuple[Path, CompletedCommand]) -> None:
-    sweep = SweepFolder(smoke[0] / "runs" / "mine-2")
-    assert sweep.plan["image_size"] == 64
-    assert sweep.trials("search") == ["0000", "0001"]
-    assert len(sweep.trials("final")) == 1
-    assert {len(record["epochs"]) for record in sweep.records("final").values()} == {2}
-    assert len(list(sweep.folder.glob("trials/*/test.json"))) == 1
-    assert (sweep.folder / "model" / "model.safetensors").exists()
-    assert (smoke[0] / "reports" / "mine-2" / "report.html").exists()
-
-
-@pytest.mark.slow
-def test_fresh_leaves_the_old_sweep_of_that_name_alone(smoke: tuple[Path, CompletedCommand]) -> None:
-    old = smoke[0] / "runs" / "mine"
-    assert sorted(path.name for path in old.iterdir()) == ["plan.json", "trials"]
-    assert (old / "plan.json").read_text() == "{}"
-
-
-@pytest.mark.slow
-def test_a_sweep_for_accuracy_under_noise_and_seconds_selects_its_finalist_from_the_front(
-    smoke: tuple[Path, CompletedCommand],
-) -> None:
-    sweep = SweepFolder(smoke[0] / "runs" / "mine-2")
-    epochs = [epoch for record in sweep.records().values() for epoch in record["epochs"]]
-    assert all(0 <= epoch["val_noisy_accuracy"] <= 1 for epoch in epochs)
-    best = max(
-        sweep.records("search").items(),
-        key=lambda item: (item[1]["epochs"][-1]["val_noisy_accuracy"], -item[1]["seconds"]),
-    )[0]
-    assert sweep.read("finals", "0001.json")["finalists"] == [best]
-    first, *_ = _ranking(smoke[0], sweep)
-    final = sweep.read("trials", f"{best}-s1", "record.json")
-    assert (first["trial"], first["on_front"]) == (best, "yes")
-    assert float(first["val_noisy_accuracy"]) == pytest.approx(final["epochs"][-1]["val_noisy_accuracy"])
-
-
-# --- a time budget, a cost budget and the loss as objective: one sweep, started three times ---
-
-
-@dataclass(frozen=True)
-class Budgeted:
-    """A sweep that a time budget ended, then a cost budget, and that then ran to its end."""
-
-    folder: Path
-    out_of_time: CompletedCommand
-    records_then: dict[str, Any]
-    out_of_money: CompletedCommand
-    records_after: dict[str, Any]
-    machines_then: tuple[Any, ...]
-    """The first two objects under spending/, before the last start."""
-    finished: CompletedCommand
-
-    @property
-    def sweep(self) -> SweepFolder:
-        return only_sweep(self.folder / "runs")
-
-
-@pytest.fixture(scope="module")
-def budgeted(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Budgeted:
-    folder = tmp_path_factory.mktemp("budgeted")
-    flags = [*_valid_flags(image_folder, weights), "--trials", 3, "--epochs", 2, "--finalists", 1, "--seeds", 1]
-    flags += ["--strategies", "naive,scratch"]  # probes alone might finish before Ray has started
-    flags += ["--scheduler", "none", "--objective", "loss"]
-    flags += ["--prices", 10_000]  # $2.78 a second
-    flags += ["--storage", folder / "runs", "--reports", folder / "reports"]
-
-    def start(*budget: object) -> CompletedCommand:
-        return run("folder", [*flags, *budget], folder)
-
-    out_of_time = start("--time-budget", "1s")  # less than Ray takes to start
-    sweep = only_sweep(folder / "runs")
-    records_then = sweep.records()
-    out_of_money = start("--cost-budget", 0.01)  # spent before Ray has started
-    records_after = sweep.records()
-    machines = tuple(sweep.read("spending", f"000{number}.json")["machines"] for number in (1, 2))
-    finished = start("--cost-budget", 1_000_000)
-    return Budgeted(folder, out_of_time, records_then, out_of_money, records_after, machines, finished)
-
-
-@pytest.mark.slow
-def test_a_time_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) -> None:
-    completed = budgeted.out_of_time
-    assert completed.status == 1, completed.out + completed.err
-    assert completed.err == ""
-    lines = list(nonempty_lines(completed.out))
-    assert "time" in lines[lines.index("no trial finished:") + 1]
-    assert lines[-1] == "next     the same command goes on where this one ended"
-    assert budgeted.records_then == {}
-
-
-@pytest.mark.slow
-def test_a_cost_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) -> None:
-    completed = budgeted.out_of_money
-    assert completed.status == 1, completed.out + completed.err
-    assert completed.err == ""
-    lines = list(nonempty_lines(completed.out))
-    assert "money" in lines[lines.index("no trial finished:") + 1]
-    assert any(line.startswith("cost budget: $") and "of $0.01 spent. The search ends here" in line for line in lines)
-    assert lines[-1] == "next     the same command with a larger --cost-budget goes on where this one ended"
-    assert budgeted.records_after == {}
-
-
-@pytest.mark.slow
-def test_the_same_command_without_the_time_budget_and_with_a_larger_cost_budget_finishes(budgeted: Budgeted) -> None:
-    assert budgeted.finished.status == 0, budgeted.finished.out + budgeted.finished.err
-    assert len(budgeted.sweep.records("search")) == 3
-
-
-@pytest.mark.slow
-def test_the_cost_is_the_sum_over_all_starts_at_the_given_price(budgeted: Budgeted) -> None:
-    sweep = budgeted.sweep
-    assert sweep.plan["prices"] == {"this machine": {"usd_per_hour": 10_000.0, "from": "--prices"}}
-    machines = [sweep.read("spending", f"000{number}.json")["machines"] for number in (1, 2, 3)]
-    assert tuple(machines[:2]) == budgeted.machines_then
-    assert [len(each) for each in machines] == [1, 1, 1]
-    spent = sum(machine["seconds"] for each in machines for machine in each) / 3600 * 10_000
-    [cost] = [line for line in nonempty_lines(budgeted.finished.out) if line.startswith("cost     ")]
-    assert cost.startswith(f"cost     ${spent:,.2f} for ")
-    assert cost.endswith(" of this machine at $10,000 an hour")
-    report = budgeted.folder / "reports" / sweep.folder.name / "report.html"
-    assert f"It cost ${spent:,.2f} for " in report.read_text()
-
-
-@pytest.mark.slow
-def test_a_sweep_for_the_loss_selects_the_trial_with_the_lowest(budgeted: Budgeted) -> None:
-    sweep = budgeted.sweep
-    losses = {name: record["epochs"][-1]["val_loss"] for name, record in sweep.records("search").items()}
-    best = min(losses, key=lambda name: losses[name])
-    assert sweep.plan["objective"] == ["loss"]
-    assert sweep.read("finals", "0001.json")["finalists"] == [best]
-    assert "in cross-entropy, with" in budgeted.finished.out
-    rows = _ranking(budgeted.folder, sweep)
-    assert rows[0]["trial"] == best
-    assert [row["val_noisy_accuracy"] for row in rows] == [""] * 3
-    test = sweep.read("trials", f"{best}-s1", "test.json")
-    assert len({noisy["kind"] for noisy in test["noisy"]}) == 7

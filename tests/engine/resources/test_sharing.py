@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -90,7 +91,8 @@ def worker_pid():
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == str(os.getpid()) and "xfer.distributed.worker" in (process / "cmdline").read_text():
+            command = (process / "cmdline").read_text()
+            if parent == str(os.getpid()) and ("spawn_main" in command or "xfer.distributed.worker" in command):
                 return int(process.name)
         except OSError:
             continue  # it has ended meanwhile
@@ -136,7 +138,7 @@ class Outcome:
     folder: Path
     store: Store
     still_running: list[str]
-    """The commands of workers that had not ended when the script had."""
+    """The commands of workers that had not ended soon after the script."""
 
     @property
     def notes(self) -> list[dict[str, Any]]:
@@ -181,7 +183,14 @@ def outcome(
         check=False,
     )
     assert completed.returncode == 0, completed.stderr[-3000:]
-    return Outcome(folder, store, [command for command in _commands_with(mark) if "xfer.distributed.worker" in command])
+    limit = time.monotonic() + 30
+    while (workers := [each for each in _commands_with(mark) if _is_worker(each)]) and time.monotonic() < limit:
+        time.sleep(0.5)  # Ray's own processes notice within seconds that their driver is gone
+    return Outcome(folder, store, workers)
+
+
+def _is_worker(command: str) -> bool:
+    return "spawn_main" in command or "xfer.distributed.worker" in command
 
 
 def _commands_with(mark: str) -> Iterator[str]:
