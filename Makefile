@@ -19,10 +19,10 @@ cluster: .venv/.clusters ## check the requirements of a cluster on AWS, then sta
 	$(BIN)/python -m sweeps.cluster up $(or $(CLUSTER),ray_cluster.yaml) $(ARGS)
 
 test: .venv/.developers ## run the tests except the slow ones, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 nightly: .venv/.developers ## run the slow tests that .ci/run leaves out: more networks, storages and machines
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m nightly --durations=30 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m nightly --durations=30 tests $(ARGS)
 
 lint: .venv/.developers ## check style, types and the import contracts
 	$(BIN)/ruff check
