@@ -1,4 +1,4 @@
-"""The cards: what the sources name has a number on its card, and the numbers are those of the committed table."""
+"""Every method named by a source has a measured number on its card, equal to that in the committed table."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ PAGE = cards.OUTPUT_FILE.read_text()
 
 
 def measured(kind: str, entry: str) -> str:
-    """What an entry's card says was measured, on one line."""
+    """The measured paragraph on the card of an entry, on one line."""
     paragraphs = (CHOICE_TABLES[kind][entry].__doc__ or "").split("\n\n")
     found = [" ".join(each.split()) for each in paragraphs if each.strip().startswith("Measured:")]
     assert len(found) <= 1
     return found[0] if found else ""
 
 
-def test_the_table_holds_what_its_own_command_makes() -> None:
+def test_the_table_equals_the_output_of_its_command() -> None:
     assert "python -m benchmarks.cards --data ../shared/data/" in PAGE
     assert re.search(r"^20\d\d-\d\d-\d\d, ", PAGE, re.MULTILINE)
 
 
-def test_whatever_a_source_names_is_in_the_tables() -> None:
+def test_every_method_named_by_a_source_is_in_the_tables() -> None:
     assert [(kind, entry) for kind, entry in NAMED if entry not in CHOICE_TABLES[kind]] == []
 
 
 @pytest.mark.parametrize(("kind", "entry"), NAMED)
-def test_whatever_a_source_names_has_a_number_over_three_seeds_on_its_card(kind: str, entry: str) -> None:
+def test_every_method_named_by_a_source_has_a_number_over_three_seeds_on_its_card(kind: str, entry: str) -> None:
     said = measured(kind, entry)
     assert re.search(r"\d+\.\d% ± \d+\.\d%", said), f"{kind} {entry} has no number: run benchmarks/cards.py --write"
     assert "3 seeds" in said
 
 
 @pytest.mark.parametrize("kind", CHOICE_TABLES)
-def test_every_number_on_a_card_stands_in_the_table(kind: str) -> None:
+def test_every_number_on_a_card_is_in_the_table(kind: str) -> None:
     for entry in CHOICE_TABLES[kind]:
         rows = [row for row in PAGE.splitlines() if row.startswith(f"| {kind} | `{entry}")]
         for number in re.findall(r"\d+\.\d% ± \d+\.\d%", measured(kind, entry)):
@@ -58,7 +58,7 @@ def module_from(path: object, name: str) -> ModuleType:
     return module
 
 
-def test_a_number_is_written_into_a_docstring_once_and_the_code_stays(tmp_path, monkeypatch) -> None:
+def test_writing_a_number_changes_only_the_docstring_and_replaces_the_old_number(tmp_path, monkeypatch) -> None:
     path = tmp_path / "cards_of_a_test.py"
     path.write_text(
         '''def short():\n    """Does it."""\n    return 1\n\n\n'''

@@ -15,7 +15,7 @@ from PIL import Image
 from sweeps import folder as folder_page
 from sweeps import stanford_cars as cars_page
 from sweeps.engine.cli import main
-from tests.sweep_commands import SweepFolder, nonempty_lines, only_sweep, run
+from tests.sweep_commands import nonempty_lines, run
 
 Refused = Callable[..., str]
 
@@ -337,107 +337,3 @@ def test_ctrl_c_before_the_first_trial_ends_with_status_130(
         main(folder.plan, None, find=interrupt)
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
-
-
-# --- the course of a sweep --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_sweep_in_which_every_trial_fails_ends_with_status_1_and_the_reasons(
-    fitting: list[object], tmp_path: Path
-) -> None:
-    # Weights are multiplied by about -1000 at each step.
-    explode = ("optimizer=sgd", "learning_rate=100", "weight_decay=10", "batch_size=2")
-    flags = [*fitting, "--strategies", "naive", *(word for axis in explode for word in ("--fix", axis))]
-    places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    ended = run("folder", [*flags, "--trials", 2, "--epochs", 2, *places], tmp_path)
-    assert ended.status == 1, ended.out + ended.err
-    assert ended.err == ""
-    said = list(nonempty_lines(ended.out))
-    at = said.index("no trial finished:")
-    assert said[at + 1].startswith("  DivergedError: the ")
-    left = only_sweep(tmp_path / "runs")
-    assert [record["status"] for record in left.records().values()] == ["failed", "failed"]
-    assert all("in epoch 1, step" in record["error"] for record in left.records().values())
-    assert not (left.folder / "model").exists()
-    assert "DivergedError" in (tmp_path / "reports" / left.folder.name / "report.md").read_text()
-
-
-@pytest.mark.slow
-def test_smoke_takes_the_whole_path_in_small_and_fresh_takes_it_beside_what_is_there(
-    fitting: list[object], tmp_path: Path
-) -> None:
-    old = tmp_path / "runs" / "mine"
-    (old / "trials").mkdir(parents=True)
-    (old / "plan.json").write_text("{}")
-    places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports", "--name", "mine"]
-    ended = run("folder", [*fitting, "--image-size", 128, "--smoke", "--fresh", *places], tmp_path)
-    assert ended.status == 0, ended.out + ended.err
-    assert sorted(path.name for path in old.iterdir()) == ["plan.json", "trials"]
-    assert (old / "plan.json").read_text() == "{}"
-    left = SweepFolder(tmp_path / "runs" / "mine-2")
-    assert left.plan["image_size"] == 64
-    assert left.trials("search") == ["0000", "0001"]
-    assert len(left.trials("final")) == 1
-    assert {len(record["epochs"]) for record in left.records("final").values()} == {2}
-    assert len(list(left.folder.glob("trials/*/test.json"))) == 1
-    assert (left.folder / "model" / "model.safetensors").exists()
-    assert (tmp_path / "reports" / "mine-2" / "report.html").exists()
-
-
-@pytest.mark.slow
-def test_a_time_budget_ends_the_search_in_order_and_without_it_the_same_command_goes_on(
-    fitting: list[object], tmp_path: Path
-) -> None:
-    places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    flags = [*fitting, "--trials", 3, "--epochs", 2, "--finalists", 1, "--seeds", 1, *places]
-    flags += ["--strategies", "naive,clip"]  # heads alone may be there before Ray is
-    ended = run("folder", [*flags, "--time-budget", "1s"], tmp_path)  # less than Ray takes to start
-    assert ended.status == 1, ended.out + ended.err
-    assert ended.err == ""
-    said = list(nonempty_lines(ended.out))
-    assert "time" in said[said.index("no trial finished:") + 1]
-    assert ended.out.splitlines()[-1] == "next     the same command goes on where this one ended"
-    assert only_sweep(tmp_path / "runs").records() == {}
-    ended = run("folder", flags, tmp_path)
-    assert ended.status == 0, ended.out + ended.err
-    assert len(only_sweep(tmp_path / "runs").records("search")) == 3
-
-
-@pytest.mark.slow
-def test_a_cost_budget_ends_the_search_in_order_and_with_a_larger_one_the_same_command_goes_on(
-    fitting: list[object], tmp_path: Path
-) -> None:
-    places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    flags = [*fitting, "--trials", 3, "--epochs", 2, "--finalists", 1, "--seeds", 1, *places]
-    flags += ["--strategies", "naive,clip", "--prices", 10_000]  # 2.78 US dollars a second
-    ended = run("folder", [*flags, "--cost-budget", 0.01], tmp_path)  # less than Ray takes to start
-    assert ended.status == 1, ended.out + ended.err
-    assert ended.err == ""
-    said = list(nonempty_lines(ended.out))
-    assert "money" in said[said.index("no trial finished:") + 1]
-    assert any(line.startswith("cost budget: $") and "of $0.01 spent. The search ends here" in line for line in said)
-    assert said[-1] == "next     the same command with a larger --cost-budget goes on where this one ended"
-    left = only_sweep(tmp_path / "runs")
-    assert left.records() == {}
-    [first] = left.read("spending", "0001.json")["machines"]
-    ended = run("folder", [*flags, "--cost-budget", 1_000_000], tmp_path)
-    assert ended.status == 0, ended.out + ended.err
-    assert len(left.records("search")) == 3
-    assert left.plan["prices"] == {"this machine": {"usd_per_hour": 10_000.0, "from": "--prices"}}
-    assert left.read("spending", "0001.json")["machines"] == [first]
-    [second] = left.read("spending", "0002.json")["machines"]
-    spent = (first["seconds"] + second["seconds"]) / 3600 * 10_000
-    [cost] = [line for line in nonempty_lines(ended.out) if line.startswith("cost     ")]
-    assert cost.startswith(f"cost     ${spent:,.2f} for ")
-    assert cost.endswith(" of this machine at $10,000 an hour")
-    assert f"The sweep cost ${spent:,.2f} for " in (tmp_path / "reports" / left.folder.name / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_more_cpus_than_there_are_is_refused(fitting: list[object], tmp_path: Path) -> None:
-    places = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    ended = run("folder", [*fitting, "--cpus-per-trial", 4000, *places], tmp_path)
-    assert ended.status == 2
-    assert ended.err.startswith("error: --cpus-per-trial 4000, but Ray sees ")
-    assert "Traceback" not in ended.err

@@ -1,4 +1,4 @@
-"""The overhead benchmark: its trials leave behind what trials leave behind, and its numbers find their place."""
+"""The overhead benchmark: its trials write what real trials write, and its numbers go to the right section."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_trial_that_trains_nothing_writes_every_epoch_and_a_record(
     assert asdict(record)["val"]["part"] == "val"
 
 
-def test_what_is_paid_once_is_not_among_what_a_trial_costs() -> None:
+def test_the_cost_per_trial_excludes_one_time_costs() -> None:
     base = Cost(20, 5.0, 1.0, 4.0, 0.5, 0.0, 0.01, 0.02, 0.0, 0.0, 0.0)
     large = Cost(120, 5.0, 4.0, 5.0, 1.5, 3e4, 0.01, 0.02, 0.0, 0.0, 0.0)
     assert (
@@ -42,7 +42,7 @@ def test_what_is_paid_once_is_not_among_what_a_trial_costs() -> None:
     )
 
 
-def test_a_section_takes_the_place_of_the_one_of_its_title_and_leaves_the_others() -> None:
+def test_a_section_replaces_the_one_with_its_title_and_leaves_the_others() -> None:
     before = "# Results\n\n## Row 1\n\nfirst\n\n## Row 4\n\nold\n\n## Row 6\n\nlast\n"
     assert replace_sections(before, ["## Row 4\n\nnew\n"]) == before.replace("old", "new")
     assert replace_sections(before, ["## Row 7\n\nmore\n"]) == before + "\n## Row 7\n\nmore\n"

@@ -1,4 +1,4 @@
-"""The page on QuickDraw: its plan reads drawings as they were published."""
+"""The QuickDraw page: its plan reads the drawings in their published format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sweeps.quickdraw import __doc__ as question_command_and_cost
 from sweeps.quickdraw import plan
 
 
-def test_the_page_reads_drawings_at_a_size_that_they_are_worth() -> None:
+def test_the_plan_uses_the_quickdraw_layout_and_64_pixels() -> None:
     from xfer.data.layouts import SOURCES, quickdraw
 
     assert SOURCES[plan.source] is quickdraw
@@ -28,10 +28,10 @@ def test_a_few_real_drawings_are_prepared(shared_data: Path, tmp_path: Path) -> 
         (tmp_path / "few").mkdir(exist_ok=True)
         np.save(tmp_path / "few" / f"{name}.npy", rows[:40])
     weights = shared_data / "weights" / "mobilenetv2_100.safetensors"
-    asked = dataclasses.replace(
+    small_plan = dataclasses.replace(
         plan, data=str(tmp_path / "few"), backbones=("mobilenetv2_100",), weights={"mobilenetv2_100": str(weights)}
     )
-    prepared = prepare(asked, tmp_path / "storage")
+    prepared = prepare(small_plan, tmp_path / "storage")
     assert prepared.pack.classes == ("cat", "clock", "rainbow")
     assert prepared.pack.images.shape == (120, 64, 64, 3)
     assert [len(prepared.split.of(part)) for part in ("train", "val", "test")] == [84, 18, 18]
@@ -39,7 +39,7 @@ def test_a_few_real_drawings_are_prepared(shared_data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_all_drawings_become_a_pack_without_a_loss(shared_data: Path, tmp_path: Path) -> None:
+def test_every_drawing_is_in_the_pack(shared_data: Path, tmp_path: Path) -> None:
     from xfer.data.layouts import read_source
     from xfer.data.pack import build_pack
 

@@ -1,4 +1,4 @@
-"""One tiny sweep from the command line to its report, and the same command given again."""
+"""One tiny sweep from the command line to its report, and the same command repeated."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ COLUMNS = [
     *("mixing", "loss", "learning_rate", "weight_decay", "batch_size", "epochs", "status", "val_accuracy"),
     *("test_accuracy", "test_ci_low", "test_ci_high", "seeds", "seconds"),
 ]
-"""As issue 2 has them; more may follow."""
+"""The first columns of ranking.csv; more may follow."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that ended, and the command that it came from."""
+    """A completed sweep, and its command."""
 
     storage: Path
     reports: Path
@@ -47,19 +47,19 @@ class Sweep:
     flags: tuple[str, ...]
 
     @property
-    def left(self) -> SweepFolder:
-        """Its folder."""
+    def files(self) -> SweepFolder:
+        """The folder of the sweep."""
         return only_sweep(self.storage)
 
     @property
     def report(self) -> Path:
         """The folder of its report."""
-        return self.reports / self.left.folder.name
+        return self.reports / self.files.folder.name
 
 
 @pytest.fixture(scope="session")
 def flags(image_folder: Path, weights: Path) -> tuple[str, ...]:
-    """The command, without the places for what it writes."""
+    """The flags of the command, without the output folders."""
     return (
         *("--data", str(image_folder), "--backbone", "test_efficientnet", "--weights", str(weights)),
         *("--image-size", "32", "--trials", str(TRIALS), "--epochs", str(EPOCHS), "--vary", "batch_size=2,4"),
@@ -69,7 +69,7 @@ def flags(image_folder: Path, weights: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def sweep(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """The sweep that most tests here look at; none may change it."""
+    """The sweep that most tests here read; none may change it."""
 
     def make(folder: Path) -> None:
         ended = run("folder", [*flags, "--storage", folder / "runs", "--reports", folder / "reports"], folder)
@@ -85,7 +85,7 @@ def sweep(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> S
 
 @pytest.fixture(scope="session")
 def pixels(sweep: Sweep) -> Pack:
-    """The images that it trained on."""
+    """The images of the sweep."""
     from xfer.data.pack import load_pack
 
     (folder,) = (sweep.storage / "packs").iterdir()
@@ -94,7 +94,7 @@ def pixels(sweep: Sweep) -> Pack:
 
 @pytest.fixture
 def storage(sweep: Sweep, tmp_path: Path) -> Path:
-    """A copy of its storage, for a test that goes on from there."""
+    """A copy of the storage, for a test that writes to it."""
     return Path(shutil.copytree(sweep.storage, tmp_path / "runs", copy_function=shutil.copy2))
 
 
@@ -102,7 +102,7 @@ def storage(sweep: Sweep, tmp_path: Path) -> Path:
 def again(
     sweep: Sweep, storage: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., CompletedCommand]:
-    """The same command again on the copy, with further flags, in this process, where Ray must not be started."""
+    """Repeats the command on the copy, with further flags, in this process, where Ray must not start."""
     import ray
 
     from sweeps import folder as page
@@ -115,73 +115,73 @@ def again(
         places = ("--storage", storage, "--reports", reports or storage.parent / "reports")
         monkeypatch.setattr(sys, "argv", list(map(str, ("folder", *sweep.flags, *places, *more))))
         monkeypatch.setattr(ray, "init", no_ray)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_:
             main(page.plan, page.__doc__)
-        return CompletedCommand(int(str(left.value.code)), *capfd.readouterr(), seconds=0.0)
+        return CompletedCommand(int(str(exit_.value.code)), *capfd.readouterr(), seconds=0.0)
 
     return give
 
 
-# --- what it left -----------------------------------------------------------------------------------------------------
+# --- the storage ------------------------------------------------------------------------------------------------------
 
 
-def test_the_sweep_ends_with_status_0(sweep: Sweep) -> None:
+def test_the_sweep_exits_with_status_0(sweep: Sweep) -> None:
     assert sweep.ended.status == 0, sweep.ended.out + sweep.ended.err
 
 
 def test_the_sweep_is_named_after_experiment_data_and_plan(sweep: Sweep) -> None:
-    assert re.fullmatch(r"folder-colours-[0-9a-f]{6}", sweep.left.folder.name)
-    assert sweep.left.plan["name"] == sweep.left.folder.name
+    assert re.fullmatch(r"folder-colours-[0-9a-f]{6}", sweep.files.folder.name)
+    assert sweep.files.plan["name"] == sweep.files.folder.name
 
 
 def test_every_trial_has_one_config_its_epochs_and_one_record(sweep: Sweep) -> None:
-    left = sweep.left
-    search, finals = left.trials("search"), left.trials("final")
+    files = sweep.files
+    search, finals = files.trials("search"), files.trials("final")
     assert search == [f"{number:04d}" for number in range(TRIALS)]
     assert len(finals) == FINALISTS * SEEDS
     for name in (*search, *finals):
-        record = left.read("trials", name, "record.json")
+        record = files.read("trials", name, "record.json")
         assert record["trial"] == name
-        assert record["epochs"] == left.epochs(name)
+        assert record["epochs"] == files.epochs(name)
         assert [epoch["epoch"] for epoch in record["epochs"]] == list(range(1, len(record["epochs"]) + 1))
-        assert record["recipe"] == left.read("trials", name, "config.json")["recipe"]
+        assert record["recipe"] == files.read("trials", name, "config.json")["recipe"]
         assert record["resumed_at"] == []
         assert record["status"] in ("finished", "pruned")
         assert (record["status"] == "finished") == (len(record["epochs"]) == EPOCHS)
 
 
-def test_the_known_good_recipes_come_first_and_the_very_first_is_clipped_at_1(sweep: Sweep) -> None:
-    recipes = [sweep.left.records()[f"{number:04d}"]["recipe"] for number in range(6)]
+def test_the_known_good_recipes_come_first_and_the_first_clips_at_1(sweep: Sweep) -> None:
+    recipes = [sweep.files.records()[f"{number:04d}"]["recipe"] for number in range(6)]
     assert [recipe["strategy"]["name"] for recipe in recipes] == [
         *("clip", "freeze_then_unfreeze", "linear_probe", "naive", "scratch", "clip")
     ]
     assert recipes[0]["clip_norm"] == 1.0
 
 
-def test_scratch_alone_starts_from_random_weights(sweep: Sweep) -> None:
-    weights = sweep.left.plan["backbones"][0]["weights"]
-    for record in sweep.left.records().values():
+def test_only_scratch_starts_from_random_weights(sweep: Sweep) -> None:
+    weights = sweep.files.plan["backbones"][0]["weights"]
+    for record in sweep.files.records().values():
         scratch = record["recipe"]["strategy"]["name"] == "scratch"
         assert record["recipe"]["weights"] == ("" if scratch else weights)
 
 
-def test_nothing_half_written_is_left(sweep: Sweep) -> None:
+def test_no_temporary_file_or_lease_remains(sweep: Sweep) -> None:
     names = [path.name for path in sweep.storage.rglob("*")]
     assert not [name for name in names if name.endswith((".tmp", ".damaged", ".old", ".new"))]
     assert "lease.json" not in names
 
 
 def test_finalists_are_the_best_finished_trials_of_the_search(sweep: Sweep) -> None:
-    finished = [record for record in sweep.left.records("search").values() if record["status"] == "finished"]
+    finished = [record for record in sweep.files.records("search").values() if record["status"] == "finished"]
     best = sorted(finished, key=lambda record: (-record["epochs"][-1]["val_accuracy"], record["trial"]))
-    assert sweep.left.read("finals", "0001.json")["finalists"] == [record["trial"] for record in best[:FINALISTS]]
+    assert sweep.files.read("finals", "0001.json")["finalists"] == [record["trial"] for record in best[:FINALISTS]]
 
 
 def test_each_finalist_runs_again_on_each_new_seed(sweep: Sweep) -> None:
-    finalists = sweep.left.read("finals", "0001.json")["finalists"]
+    finalists = sweep.files.read("finals", "0001.json")["finalists"]
     wanted = {f"{name}-s{seed}" for name in finalists for seed in range(1, SEEDS + 1)}
-    assert set(sweep.left.trials("final")) == wanted
-    searched, finals = sweep.left.records("search"), sweep.left.records("final")
+    assert set(sweep.files.trials("final")) == wanted
+    searched, finals = sweep.files.records("search"), sweep.files.records("final")
     for name, record in finals.items():
         trial, seed = name.split("-s")
         assert record["key"] == searched[trial]["key"]
@@ -189,51 +189,53 @@ def test_each_finalist_runs_again_on_each_new_seed(sweep: Sweep) -> None:
         assert record["recipe"] == {**searched[trial]["recipe"], "seed": int(seed), "draw": int(seed)}
 
 
-def test_finalists_are_fixed_before_their_runs_and_their_order_before_the_test_part_is_opened(sweep: Sweep) -> None:
-    folder = sweep.left.folder
+def test_finalists_are_fixed_before_their_runs_and_their_order_before_the_test_part_is_used(sweep: Sweep) -> None:
+    folder = sweep.files.folder
     assert [path.name for path in (folder / "finals").iterdir()] == ["0001.json"]
     assert [path.name for path in (folder / "openings").iterdir()] == ["0001.json"]
     chosen = (folder / "finals" / "0001.json").stat().st_mtime_ns
     opened = (folder / "openings" / "0001.json").stat().st_mtime_ns
-    for name in sweep.left.trials("search"):
+    for name in sweep.files.trials("search"):
         assert (folder / "trials" / name / "record.json").stat().st_mtime_ns <= chosen
-    for name in sweep.left.trials("final"):
+    for name in sweep.files.trials("final"):
         times = [(folder / "trials" / name / file).stat().st_mtime_ns for file in ("config.json", "record.json")]
         assert chosen <= times[0] <= times[1] <= opened <= (folder / "trials" / name / "test.json").stat().st_mtime_ns
 
 
-def test_the_test_part_is_opened_for_finalists_alone(sweep: Sweep) -> None:
-    opened = sorted(path.parent.name for path in sweep.left.folder.glob("trials/*/test.json"))
-    assert opened == sweep.left.trials("final")
-    assert all(record["test"] is None for record in sweep.left.records().values())  # records were written before
+def test_only_finalists_are_evaluated_on_the_test_part(sweep: Sweep) -> None:
+    opened = sorted(path.parent.name for path in sweep.files.folder.glob("trials/*/test.json"))
+    assert opened == sweep.files.trials("final")
+    assert all(record["test"] is None for record in sweep.files.records().values())  # records were written before
 
 
-def test_the_order_of_finalists_is_that_of_their_mean_validation_accuracy(sweep: Sweep) -> None:
-    finals = sweep.left.records("final")
-    finalists = sweep.left.read("finals", "0001.json")["finalists"]
+def test_finalists_are_ordered_by_mean_validation_accuracy(sweep: Sweep) -> None:
+    finals = sweep.files.records("final")
+    finalists = sweep.files.read("finals", "0001.json")["finalists"]
     means = {
         trial: fmean(finals[f"{trial}-s{seed}"]["epochs"][-1]["val_accuracy"] for seed in range(1, SEEDS + 1))
         for trial in finalists
     }
     order = sorted(finalists, key=lambda trial: (-means[trial], trial))
-    assert sweep.left.read("openings", "0001.json")["finalists"] == order
+    assert sweep.files.read("openings", "0001.json")["finalists"] == order
     assert [row["trial"] for row in _ranking(sweep)][:FINALISTS] == order
 
 
-def test_validation_parts_differ_between_seeds_and_are_the_same_for_every_finalist(sweep: Sweep) -> None:
-    images = {name: record["val"]["images"] for name, record in sweep.left.records("final").items()}
+def test_validation_parts_differ_between_seeds_but_not_between_finalists(sweep: Sweep) -> None:
+    images = {name: record["val"]["images"] for name, record in sweep.files.records("final").items()}
     by_seed = [{tuple(parts) for name, parts in images.items() if name.endswith(f"-s{seed}")} for seed in (1, 2)]
     assert [len(each) for each in by_seed] == [1, 1]
     assert by_seed[0] != by_seed[1]
 
 
-def test_the_test_part_never_moves_and_no_image_of_it_is_seen_before(sweep: Sweep, pixels: Pack) -> None:
+def test_the_test_part_is_the_same_for_all_and_disjoint_from_training_and_validation(
+    sweep: Sweep, pixels: Pack
+) -> None:
     from xfer.data.split import split_pack
 
-    tested = {tuple(sweep.left.read("trials", name, "test.json")["images"]) for name in sweep.left.trials("final")}
+    tested = {tuple(sweep.files.read("trials", name, "test.json")["images"]) for name in sweep.files.trials("final")}
     assert len(tested) == 1
     (images,) = map(set, tested)
-    for record in sweep.left.records().values():
+    for record in sweep.files.records().values():
         split = split_pack(pixels, record["recipe"]["split_seed"], record["recipe"]["draw"])
         if record["val"] is not None:
             assert record["val"]["images"] == split.val.tolist()
@@ -241,21 +243,21 @@ def test_the_test_part_never_moves_and_no_image_of_it_is_seen_before(sweep: Swee
         assert images | {*split.train.tolist(), *split.val.tolist()} == set(range(len(pixels.labels)))
 
 
-def test_checkpoints_are_kept_of_the_best_few_only(sweep: Sweep) -> None:
-    order = sweep.left.read("openings", "0001.json")["finalists"]
-    kept = {path.parent.name for path in sweep.left.folder.glob("trials/*/checkpoints")}
+def test_only_the_best_trials_keep_their_checkpoints(sweep: Sweep) -> None:
+    order = sweep.files.read("openings", "0001.json")["finalists"]
+    kept = {path.parent.name for path in sweep.files.folder.glob("trials/*/checkpoints")}
     assert kept == {*order, *(f"{order[0]}-s{seed}" for seed in range(1, SEEDS + 1))}
-    assert all(1 <= len(sweep.left.checkpoints(name)) <= 2 for name in kept)
+    assert all(1 <= len(sweep.files.checkpoints(name)) <= 2 for name in kept)
 
 
-def test_the_exported_model_answers_as_the_winner_did_on_the_test_part(sweep: Sweep, pixels: Pack) -> None:
+def test_the_exported_model_predicts_as_the_winner_did_on_the_test_part(sweep: Sweep, pixels: Pack) -> None:
     from xfer.training.export import load_classifier
 
-    winner = (sweep.left.folder / "model" / "trial.txt").read_text()
-    assert winner.partition("-")[0] == sweep.left.read("openings", "0001.json")["finalists"][0]
-    classifier = load_classifier(sweep.left.folder / "model")
+    winner = (sweep.files.folder / "model" / "trial.txt").read_text()
+    assert winner.partition("-")[0] == sweep.files.read("openings", "0001.json")["finalists"][0]
+    classifier = load_classifier(sweep.files.folder / "model")
     assert classifier.classes == ("blue", "green", "red")
-    test = sweep.left.read("trials", winner, "test.json")
+    test = sweep.files.read("trials", winner, "test.json")
     probabilities = classifier.probabilities(np.asarray(pixels.images[test["images"]]))
     assert probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     hits = probabilities.argmax(axis=1) == pixels.labels[test["images"]]
@@ -263,7 +265,7 @@ def test_the_exported_model_answers_as_the_winner_did_on_the_test_part(sweep: Sw
 
 
 @pytest.mark.parametrize("trial", ["0000", "0001", "final"])
-def test_a_trial_is_what_a_plain_run_of_its_recipe_comes_to(
+def test_the_record_of_a_trial_equals_that_of_a_plain_run_of_its_recipe(
     sweep: Sweep, pixels: Pack, weights: Path, one_thread: None, trial: str
 ) -> None:
     import torch
@@ -272,34 +274,34 @@ def test_a_trial_is_what_a_plain_run_of_its_recipe_comes_to(
     from xfer.records import as_dict
     from xfer.run import Run
 
-    records = sweep.left.records("final" if trial == "final" else "search")
+    records = sweep.files.records("final" if trial == "final" else "search")
     stored = next(iter(records.values())) if trial == "final" else records[trial]
     run = Run(recipe_from_dict(stored["recipe"]), pixels, weights, torch.device("cpu"))
-    for _ in zip(stored["epochs"], run, strict=False):  # one that was pruned is followed as far as it got
+    for _ in zip(stored["epochs"], run, strict=False):  # a pruned trial stops early
         pass
     assert without_timings(as_dict(run.record(stored["trial"], stored["phase"]))) == _as_json(without_timings(stored))
 
 
-# --- what it shows ----------------------------------------------------------------------------------------------------
+# --- output and report ------------------------------------------------------------------------------------------------
 
 
-def test_without_a_terminal_a_few_plain_lines_are_printed(sweep: Sweep) -> None:
+def test_without_a_terminal_only_a_few_plain_lines_are_printed(sweep: Sweep) -> None:
     out = sweep.ended.out
     assert sweep.ended.err == ""
     assert "\x1b" not in out
     assert "\r" not in out
     assert len(out.splitlines()) <= 30
-    said = "".join(out.lower().splitlines()[:-3])  # below stand paths, which may hold anything
-    assert not [chatter for chatter in ("ray", "warning", "optuna", "mlflow", "tune") if chatter in said]
+    text = "".join(out.lower().splitlines()[:-3])  # the last lines are paths, which may contain anything
+    assert not [word for word in ("ray", "warning", "optuna", "mlflow", "tune") if word in text]
 
 
-def test_the_first_lines_say_what_is_trained_on_and_how_much_is_to_do(sweep: Sweep) -> None:
+def test_the_first_lines_describe_the_data_and_the_number_of_runs(sweep: Sweep) -> None:
     first, *rest = nonempty_lines(sweep.ended.out)
-    assert first == (f"{sweep.left.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
+    assert first == (f"{sweep.files.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
     assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {FINALISTS * SEEDS} runs"]
 
 
-def test_the_last_lines_name_report_browser_and_what_to_do_next(sweep: Sweep) -> None:
+def test_the_last_lines_name_report_browser_and_next_step(sweep: Sweep) -> None:
     assert sweep.ended.out.splitlines()[-3:] == [
         f"report   {sweep.report}/report.html",
         f"browse   python -m sweeps ui --storage {sweep.storage}",
@@ -307,11 +309,11 @@ def test_the_last_lines_name_report_browser_and_what_to_do_next(sweep: Sweep) ->
     ]
 
 
-def test_what_ray_says_stands_in_a_log_file(sweep: Sweep) -> None:
-    assert "ray" in (sweep.left.folder / "logs" / "driver.log").read_text().lower()
+def test_the_output_of_ray_is_in_a_log_file(sweep: Sweep) -> None:
+    assert "ray" in (sweep.files.folder / "logs" / "driver.log").read_text().lower()
 
 
-def test_the_report_has_its_three_files_and_needs_no_other(sweep: Sweep) -> None:
+def test_the_report_is_complete_and_self_contained(sweep: Sweep) -> None:
     page = (sweep.report / "report.html").read_text()
     assert {path.name for path in sweep.report.iterdir()} == {
         "report.md",
@@ -322,24 +324,24 @@ def test_the_report_has_its_three_files_and_needs_no_other(sweep: Sweep) -> None
     assert not re.findall(r"""<link|src\s*=\s*["']?(?!data:)|https?://(?!www\.w3\.org|creativecommons|purl)""", page)
     assert page.count("<svg") >= 3
     text = (sweep.report / "report.md").read_text()
-    for said in (sweep.left.plan["provenance"]["command"], sweep.left.plan["data"]["pack"][:12], "torch"):
-        assert said in text
-        assert said in page
+    for word in (sweep.files.plan["provenance"]["command"], sweep.files.plan["data"]["pack"][:12], "torch"):
+        assert word in text
+        assert word in page
 
 
-def test_the_ranking_has_a_row_for_each_trial_and_the_columns_that_were_promised(sweep: Sweep) -> None:
+def test_the_ranking_has_the_documented_columns_and_a_row_for_each_trial(sweep: Sweep) -> None:
     rows = _ranking(sweep)
     assert list(rows[0])[: len(COLUMNS)] == COLUMNS
     assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, TRIALS + 1)]
-    assert sorted(row["trial"] for row in rows) == sweep.left.trials("search")
+    assert sorted(row["trial"] for row in rows) == sweep.files.trials("search")
 
 
-def test_the_ranking_shows_means_over_seeds_for_finalists_and_no_test_accuracy_for_others(sweep: Sweep) -> None:
-    finals = sweep.left.records("final")
+def test_the_ranking_has_means_over_seeds_for_finalists_and_no_test_accuracy_for_others(sweep: Sweep) -> None:
+    finals = sweep.files.records("final")
     for row in _ranking(sweep):
         runs = [name for name in finals if name.startswith(f"{row['trial']}-")]
         if runs:
-            tests = [sweep.left.read("trials", name, "test.json")["correct"] for name in runs]
+            tests = [sweep.files.read("trials", name, "test.json")["correct"] for name in runs]
             assert row["seeds"] == str(SEEDS)
             assert float(row["val_accuracy"]) == pytest.approx(
                 fmean(finals[name]["epochs"][-1]["val_accuracy"] for name in runs)
@@ -353,16 +355,16 @@ def test_the_ranking_shows_means_over_seeds_for_finalists_and_no_test_accuracy_f
             assert row["test_accuracy"] == row["test_ci_low"] == row["test_ci_high"] == ""
 
 
-# --- what other tools see ---------------------------------------------------------------------------------------------
+# --- other tools ------------------------------------------------------------------------------------------------------
 
 
-def test_mlflow_has_one_parent_and_a_child_for_each_run_that_ended_as_it_did(sweep: Sweep, storage: Path) -> None:
+def test_mlflow_has_one_parent_and_a_child_with_the_status_of_each_run(sweep: Sweep, storage: Path) -> None:
     client, runs = _mlflow(storage)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert [run.info.status for run in parents] == ["FINISHED"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
-    records = sweep.left.records()
+    records = sweep.files.records()
     assert sorted(child.data.tags["xfer.trial"] for child in children) == sorted(records)
     for child in children:
         record = records[child.data.tags["xfer.trial"]]
@@ -377,17 +379,17 @@ def test_mlflow_has_one_parent_and_a_child_for_each_run_that_ended_as_it_did(swe
 def test_mlflow_has_the_winners_model_and_the_test_accuracy_of_finalists(sweep: Sweep, storage: Path) -> None:
     _, runs = _mlflow(storage)
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert parent.data.tags["xfer.winner"] == (sweep.left.folder / "model" / "trial.txt").read_text()
+    assert parent.data.tags["xfer.winner"] == (sweep.files.folder / "model" / "trial.txt").read_text()
     tested = {run.data.tags["xfer.trial"] for run in runs if run is not parent and "test_accuracy" in run.data.metrics}
-    assert tested == set(sweep.left.trials("final"))
+    assert tested == set(sweep.files.trials("final"))
 
 
-def test_the_copy_of_the_study_holds_every_trial_of_the_search_as_it_ended(sweep: Sweep, storage: Path) -> None:
+def test_the_copy_of_the_study_has_every_trial_of_the_search_with_its_status(sweep: Sweep, storage: Path) -> None:
     import optuna
 
-    name = sweep.left.folder.name
+    name = sweep.files.folder.name
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{storage / name / 'study.sqlite3'}")
-    records = sweep.left.records("search")
+    records = sweep.files.records("search")
     assert study.direction.name == "MAXIMIZE"
 
     def told(state: str, values: list[float]) -> tuple[str, float | None, tuple[float, ...]]:
@@ -403,19 +405,19 @@ def test_the_copy_of_the_study_holds_every_trial_of_the_search_as_it_ended(sweep
     assert sorted(seen, key=str) == sorted(wanted, key=str)
     complete = [trial.value for trial in study.trials if trial.state.name == "COMPLETE"]
     assert sorted(complete) == sorted(value for state, value, _ in wanted if state == "COMPLETE")
-    configs = [sweep.left.read("trials", trial, "config.json")["params"] for trial in records]
+    configs = [sweep.files.read("trials", trial, "config.json")["params"] for trial in records]
     assert sorted(str(sorted(trial.params.items())) for trial in study.trials) == sorted(
         str(sorted(params.items())) for params in configs
     )
 
 
-# --- the same command again -------------------------------------------------------------------------------------------
+# --- the command repeated ---------------------------------------------------------------------------------------------
 
 
-def test_the_same_command_again_trains_nothing_and_starts_no_ray(
+def test_repeating_the_command_trains_nothing_and_starts_no_ray(
     sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand]
 ) -> None:
-    before, model = only_sweep(storage).times(), (storage / sweep.left.folder.name / "model" / "model.safetensors")
+    before, model = only_sweep(storage).times(), (storage / sweep.files.folder.name / "model" / "model.safetensors")
     exported = model.stat().st_mtime_ns
     ended = again()
     assert ended.status == 0, ended.err
@@ -428,35 +430,31 @@ def test_the_same_command_again_trains_nothing_and_starts_no_ray(
     assert [line for line in ended.out.splitlines() if line.startswith("Best is")] == answer
 
 
-def test_the_same_command_again_makes_no_second_run_in_mlflow(
-    storage: Path, again: Callable[..., CompletedCommand]
-) -> None:
+def test_repeating_the_command_adds_no_run_to_mlflow(storage: Path, again: Callable[..., CompletedCommand]) -> None:
     before = {run.info.run_id: run.data.metrics for run in _mlflow(storage)[1]}
     again()
     assert {run.info.run_id: run.data.metrics for run in _mlflow(storage)[1]} == before
 
 
-def test_the_last_lines_can_be_copied_however_long_the_paths_are(
-    tmp_path: Path, again: Callable[..., CompletedCommand]
-) -> None:
+def test_long_paths_in_the_last_lines_are_not_wrapped(tmp_path: Path, again: Callable[..., CompletedCommand]) -> None:
     reports = tmp_path / "-".join(["a", "folder", "with", "a", "very", "long", "name"] * 5)
     ended = again(reports=reports)
     (page,) = reports.glob("*/report.html")
     assert f"report   {page}" in ended.out.splitlines()
 
 
-def test_another_number_of_epochs_under_the_same_name_is_refused_with_a_diff(
+def test_a_different_number_of_epochs_under_the_same_name_is_refused_with_a_diff(
     sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand]
 ) -> None:
     before = only_sweep(storage).times()
-    ended = again("--epochs", EPOCHS + 1, "--name", sweep.left.folder.name)
+    ended = again("--epochs", EPOCHS + 1, "--name", sweep.files.folder.name)
     assert ended.status == 2
     assert ended.out == ""
-    assert ended.err.startswith(f"error: {sweep.left.folder.name} was started with another plan")
+    assert ended.err.startswith(f"error: {sweep.files.folder.name} was started with another plan")
     assert f"  epochs: {EPOCHS} -> {EPOCHS + 1}\n" in ended.err
     assert "--fresh" in ended.err
     assert only_sweep(storage).times() == before
-    assert only_sweep(storage).plan == sweep.left.plan
+    assert only_sweep(storage).plan == sweep.files.plan
 
 
 def test_fewer_trials_are_refused(storage: Path, again: Callable[..., CompletedCommand]) -> None:
@@ -466,39 +464,66 @@ def test_fewer_trials_are_refused(storage: Path, again: Callable[..., CompletedC
     assert only_sweep(storage).plan["trials"] == TRIALS
 
 
-def test_fresh_starts_beside_the_old_sweep(
+def test_fresh_starts_a_second_sweep_and_leaves_the_first_alone(
     sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sweeps.engine import launch
 
-    monkeypatch.setattr(launch, "run_sweep", lambda *_: True)  # what it does is tested elsewhere; here, where
-    name = sweep.left.folder.name
+    monkeypatch.setattr(launch, "run_sweep", lambda *_: True)  # tested elsewhere; only the folder matters here
+    name = sweep.files.folder.name
     old = SweepFolder(storage / name)
     before = (old.plan, old.times())
     ended = again("--fresh")
-    assert ended.status == 1  # for nothing ran
+    assert ended.status == 1  # because nothing ran
     assert SweepFolder(storage / f"{name}-2").plan["name"] == f"{name}-2"
     assert (old.plan, old.times()) == before
 
 
 @pytest.mark.slow
-def test_more_trials_add_the_difference_and_leave_what_is_done_alone(
+def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
     sweep: Sweep, storage: Path, tmp_path: Path
 ) -> None:
     before = only_sweep(storage).times()
     flags = [*sweep.flags, "--trials", TRIALS + 2, "--storage", storage, "--reports", tmp_path / "reports"]
     ended = run("folder", flags, tmp_path)
     assert ended.status == 0, ended.out + ended.err
-    left = only_sweep(storage)
-    assert left.plan["trials"] == TRIALS + 2
-    assert left.trials("search") == [f"{number:04d}" for number in range(TRIALS + 2)]
+    files = only_sweep(storage)
+    assert files.plan["trials"] == TRIALS + 2
+    assert files.trials("search") == [f"{number:04d}" for number in range(TRIALS + 2)]
     assert f"search: {TRIALS + 2} runs, {TRIALS} already done" in ended.out.splitlines()
-    after = left.times()
+    after = files.times()
     objects = [path for path in before if path.endswith(".json")]
     assert {path: after[path] for path in objects} == {path: before[path] for path in objects}
     new = {path.split("/")[1].partition("-")[0] for path in after.keys() - before.keys()}
     assert {f"{TRIALS:04d}", f"{TRIALS + 1:04d}"} <= new
-    assert sorted(row["trial"] for row in _rows(tmp_path / "reports" / left.folder.name)) == left.trials("search")
+    assert sorted(row["trial"] for row in _rows(tmp_path / "reports" / files.folder.name)) == files.trials("search")
+
+
+@pytest.mark.slow
+def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first(
+    sweep: Sweep, storage: Path, tmp_path: Path, again: Callable[..., CompletedCommand]
+) -> None:
+    from sweeps.engine.selection import select_finalists
+    from sweeps.engine.storage.store import Store
+
+    first = Store(storage / sweep.files.folder.name)
+    flags = ["--name", "second", "--warm-start", "--trials", 2, "--finalists", 0]
+    folders = ["--storage", storage, "--reports", tmp_path / "reports"]
+    completed = run("folder", [*sweep.flags, *flags, *folders], tmp_path)
+    assert completed.status == 0, completed.err
+    assert (
+        f"warm start: starts with recipes from similar data: 1 of {first.name} (distance 0.00; trial"
+        in " ".join(completed.out.split())
+    )
+    second = Store(storage / "second")
+    (best,) = select_finalists(first.records(), 1)
+    recipes = [{trial.name: trial.recipe for trial in store.trials()} for store in (first, second)]
+    assert recipes[1]["0000"] == recipes[0][best]
+    report = (tmp_path / "reports" / "second" / "report.md").read_text()
+    assert f"The search began with 1 recipe taken from {first.name}" in report
+    plan = second.plan()
+    assert again(*flags).status == 0
+    assert second.plan() == plan
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -523,6 +548,6 @@ def _mlflow(storage: Path) -> tuple[Any, list[Any]]:
 
 
 def _as_json(plain: Any) -> Any:
-    """Tuples for lists, as `as_dict` leaves them."""
+    """A stored record with tuples where `as_dict` has them."""
     evaluation = plain["val"] and {**plain["val"], "images": tuple(plain["val"]["images"])}
     return {**plain, "val": evaluation}

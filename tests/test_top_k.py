@@ -1,98 +1,101 @@
-"""A sweep under one_epoch_top_k: everybody waits for everybody, and a kill in between changes nothing."""
+"""A sweep under one_epoch_top_k, killed while its trials wait for each other: the decision is the same."""
 
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import interrupted_sweep
 from tests.check_resume import find_faults
-from tests.sweep_commands import (
-    Command,
-    CompletedCommand,
-    SweepFolder,
-    build_once,
-    install_observer,
-    only_sweep,
-    without_timings,
-)
+from tests.interrupted_sweep import EPOCHS, TRIALS, Story
+from tests.sweep_commands import CompletedCommand, without_timings
 
 pytestmark = pytest.mark.slow
 
-TRIALS, EPOCHS, KEPT = 6, 3, 3
+KEPT = 3
 
 
-def start(folder: Path, image_folder: Path, weights: Path, pace: float) -> Command:
-    flags = [
-        *("--data", image_folder, "--backbone", "test_efficientnet", "--weights", weights, "--image-size", 32),
-        *("--trials", TRIALS, "--epochs", EPOCHS, "--fix", "batch_size=4", "--strategies", "naive,linear_probe,clip"),
-        *("--sampler", "random", "--scheduler", "one_epoch_top_k", "--finalists", 1, "--seeds", 1, "--concurrent", 2),
-        *("--storage", folder / "runs", "--reports", folder / "reports"),
-    ]
-    return Command("folder", flags, folder / "logs", folder / "observer", seconds_per_epoch=pace)
+@dataclass(frozen=True)
+class Killed(Story):
+    """The sweep after a kill while trials waited, and a second start."""
 
-
-@pytest.fixture(scope="module")
-def undisturbed(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
-    def make(folder: Path) -> None:
-        install_observer(folder / "observer")
-        ended = start(folder, image_folder, weights, 0.0).end()
-        assert ended.status == 0, ended.out + ended.err
-
-    return only_sweep(build_once(tmp_path_factory, "undisturbed_top_k", make) / "runs")
+    waiting: tuple[str, ...]
+    """The trials that had an epoch and no record when the driver was killed."""
+    ended: CompletedCommand
 
 
 @pytest.fixture(scope="module")
-def killed(
-    image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[SweepFolder, list[str], CompletedCommand]:
-    """The sweep, which trials waited when it was killed, and how it ended when it was given again."""
-    folder = tmp_path_factory.mktemp("killed_top_k")
-    install_observer(folder / "observer")
-    command = start(folder, image_folder, weights, 1.0)
-
-    def seen() -> list[str]:
-        waiting = only_sweep(folder / "runs").unfinished_trials() if list((folder / "runs").glob("*/plan.json")) else []
-        return waiting if len(waiting) >= 3 else []
-
-    waited: list[str] = command.wait_until(seen, "three trials had had their epoch")
+def killed(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    story = Story(tmp_path_factory.mktemp("killed_top_k"))
+    flags = interrupted_sweep.flags(image_folder, weights, scheduler="one_epoch_top_k")
+    command = story.start(flags, pace=1.0)
+    waiting = story.wait_for_unfinished(command, count=3)
     command.signal(signal.SIGKILL)
     command.process.wait()
     command.clear()
-    ended = start(folder, image_folder, weights, 0.0).end()
-    return only_sweep(folder / "runs"), waited, ended
+    ended = story.start(flags, pace=0.0).end()
+    return Killed(story.folder, tuple(waiting), ended)
 
 
-def test_the_best_after_one_epoch_go_on_to_the_end_and_the_others_end_there(undisturbed: SweepFolder) -> None:
-    records = undisturbed.records("search")
-    first = {name: record["epochs"][0]["val_accuracy"] for name, record in records.items()}
+@pytest.fixture(scope="module")
+def undisturbed(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """The same trials with the scheduler none, uninterrupted."""
+    return interrupted_sweep.undisturbed_sweep(tmp_path_factory, image_folder, weights)
+
+
+def frozen_epochs(record: Any) -> int:
+    """The epochs of frozen training, which one_epoch_top_k grants each trial before the epoch that counts."""
+    return int(record["recipe"]["strategy"].get("freeze_epochs", 0))
+
+
+def test_a_kill_while_trials_wait_loses_nothing(killed: Killed) -> None:
+    assert len(killed.waiting) >= 3
+    assert killed.ended.status == 0, killed.ended.out + killed.ended.err
+    assert find_faults(killed.sweep.folder) == []
+
+
+def test_the_best_trials_after_one_epoch_finish_and_the_others_are_pruned(killed: Killed, undisturbed: Story) -> None:
+    complete = undisturbed.sweep.records("search")
+    assert len(complete) == TRIALS
+    first = {name: record["epochs"][frozen_epochs(record)]["val_accuracy"] for name, record in complete.items()}
     best = sorted(first, key=lambda name: (-first[name], name))[:KEPT]
-    # Heads trained side by side cost nothing that stopping them would save.
-    best += [name for name, record in records.items() if record["recipe"]["strategy"]["name"] == "linear_probe"]
-    assert {name: (record["status"], len(record["epochs"])) for name, record in records.items()} == {
-        name: ("finished", EPOCHS) if name in best else ("pruned", 1) for name in first
+    # Stopping a linear probe saves nothing: probes train in one batch.
+    probes = [name for name, record in complete.items() if record["recipe"]["strategy"]["name"] == "linear_probe"]
+    expected = {
+        name: ("finished", EPOCHS) if name in {*best, *probes} else ("pruned", frozen_epochs(record) + 1)
+        for name, record in complete.items()
     }
-    assert len(records) == TRIALS
+    records = killed.sweep.records("search")
+    assert {name: (record["status"], len(record["epochs"])) for name, record in records.items()} == expected
+    assert {status for status, _ in expected.values()} == {"finished", "pruned"}
 
 
-def test_a_kill_while_trials_wait_loses_nothing(killed: tuple[SweepFolder, list[str], CompletedCommand]) -> None:
-    left, waited, ended = killed
-    assert len(waited) >= 3
-    assert ended.status == 0, ended.out + ended.err
-    assert find_faults(left.folder) == []
-
-
-def test_and_every_record_is_that_of_the_undisturbed_sweep(
-    killed: tuple[SweepFolder, list[str], CompletedCommand], undisturbed: SweepFolder
+def test_every_record_equals_that_of_the_undisturbed_sweep_as_far_as_it_goes(
+    killed: Killed, undisturbed: Story
 ) -> None:
-    mine, theirs = killed[0].records(), undisturbed.records()
+    complete = undisturbed.sweep.records("search")
+    for name, record in killed.sweep.records("search").items():
+        mine, theirs = without_timings(record), without_timings(complete[name])
+        if record["status"] == "finished":
+            assert mine == theirs, name
+        else:
+            assert (mine["recipe"], mine["id"]) == (theirs["recipe"], theirs["id"])
+            assert mine["epochs"] == theirs["epochs"][: len(mine["epochs"])], name
+
+
+def test_the_finalist_is_a_trial_that_finished(killed: Killed) -> None:
+    (finalist,) = killed.sweep.read("finals", "0001.json")["finalists"]
+    assert killed.sweep.records("search")[finalist]["status"] == "finished"
+    assert killed.sweep.trials("final") == [f"{finalist}-s{seed}" for seed in range(1, interrupted_sweep.SEEDS + 1)]
+
+
+def test_the_finals_equal_those_of_the_undisturbed_sweep(killed: Killed, undisturbed: Story) -> None:
+    mine, theirs = killed.sweep.records("final"), undisturbed.sweep.records("final")
+    assert mine.keys() == theirs.keys(), "the best trial is among the best after one epoch"
     assert {name: without_timings(record) for name, record in mine.items()} == {
         name: without_timings(record) for name, record in theirs.items()
     }
-
-
-def test_the_finalist_is_one_that_went_on(undisturbed: SweepFolder) -> None:
-    (finalist,) = undisturbed.read("finals", "0001.json")["finalists"]
-    assert undisturbed.records("search")[finalist]["status"] == "finished"
-    assert undisturbed.trials("final") == [f"{finalist}-s1"]

@@ -1,7 +1,7 @@
-"""Run on the head: trials that ask for shares of GPUs, and say what they see. `python shares.py FOLDER`, then JSON.
+"""Trials that request fractions of GPUs and write what they see: `python gpu_sharing_job.py FOLDER`, run on the head.
 
-They go through the same door as real ones (`tuning.run_trials`). What they see is Ray's doing and the cluster file's;
-real training would also confine itself (`trainable.limit_gpu_memory`), and would hide what is wrong.
+They run through `ray_tune.run_trials`, as real trials do. What they see depends on Ray and the cluster file alone. Real
+training also limits itself (`trainable.limit_gpu_memory`), which would hide a mistake there.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 
 from sweeps.engine.trials import ray_tune
 
-TOGETHER_SECONDS = 60
+MEETING_TIMEOUT_SECONDS = 60
 
 
-class Driver:
-    """So many trials of one share, all at a time."""
+class Source:
+    """`count` trials with the same number of GPUs, all at the same time."""
 
     def __init__(self, name, count, gpus):
         site = {"threads": 1, "gpus": gpus}
-        self._left = [{"trial": f"{name}-{each}", "site": site, "together": count} for each in range(count)]
+        self._configs = [{"trial": f"{name}-{number}", "site": site, "peers": count} for number in range(count)]
         self.errors = []
 
     def next_trial(self):
-        return self._left.pop() if self._left else None
+        return self._configs.pop() if self._configs else None
 
     def may_have_more(self):
         return False
@@ -40,19 +40,19 @@ class Driver:
 
 
 def trainable(folder):
-    """A trial that ends once all of its kind have begun: if they can only run one after another it fails."""
+    """A trial that waits until all trials with as many GPUs have started; it fails if they cannot run together."""
 
     def run(config):
         from ray import tune
 
         name, _, _ = config["trial"].partition("-")
-        seen = {"host": socket.gethostname(), "devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid()}
-        note = folder / f"{config['trial']}.json"
-        note.with_suffix(".new").write_text(json.dumps(seen))
-        note.with_suffix(".new").rename(note)
-        until = time.monotonic() + TOGETHER_SECONDS
-        while len(list(folder.glob(f"{name}-*.json"))) < config["together"]:
-            assert time.monotonic() < until, "the others never began"
+        note = {"host": socket.gethostname(), "devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid()}
+        path = folder / f"{config['trial']}.json"
+        path.with_suffix(".new").write_text(json.dumps(note))
+        path.with_suffix(".new").rename(path)
+        limit = time.monotonic() + MEETING_TIMEOUT_SECONDS
+        while len(list(folder.glob(f"{name}-*.json"))) < config["peers"]:
+            assert time.monotonic() < limit, "the other trials never started"
             time.sleep(0.1)
         tune.report({"epoch": 1, "val_accuracy": 0.0, "record": "{}"})
 
@@ -62,9 +62,9 @@ def trainable(folder):
 def main(folder):
     ray_tune.connect_ray()
     for name, count, gpus in (("half", 4, 0.5), ("none", 2, 0.0), ("both", 1, 2.0)):
-        driver = Driver(name, count, gpus)
-        ray_tune.run_trials(driver, count, trainable(folder))
-        assert not driver.errors, driver.errors
+        source = Source(name, count, gpus)
+        ray_tune.run_trials(source, count, trainable(folder))
+        assert not source.errors, source.errors
 
 
 if __name__ == "__main__":

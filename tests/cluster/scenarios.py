@@ -1,4 +1,4 @@
-"""Where the scenarios' sweeps keep their results, the sweep as a job, and what MLflow knows of it."""
+"""The sweep of the cluster tests: its storage, its submission as a job, and its runs in MLflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWEEP_FLAGS = [
     *("--fix", "weight_decay=1e-4", "--fix", "clip_norm=1.0", "--sampler", "grid", "--scheduler", "none"),
     *("--trials", "6", "--epochs", "3", "--finalists", "1", "--seeds", "1", "--cpus-per-trial", "1", "--name", "ants"),
 ]
-"""Six trials of three epochs, a few seconds each, and one final. What each comes to is settled before it starts."""
+"""Six trials of three epochs, a few seconds each, and one final. Trials do not depend on each other."""
 TRIALS = 6
 FINALS = 1
 EPOCHS = 3
@@ -31,58 +31,58 @@ EPOCHS = 3
 BUCKET = "s3://results"
 OBJECT_STORE_URL = f"http://{PRIVATE}.{ROUTER}:9000"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "lab", "AWS_SECRET_ACCESS_KEY": "lab", "AWS_DEFAULT_REGION": "us-east-1"}
-"""What a machine on AWS has from its instance profile."""
+"""The credentials that a machine on AWS has from its instance profile."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A laboratory with a cluster file, photos where the cluster finds them, and a place for results."""
+    """A laboratory with a cluster file, photos that the cluster can read, and storage for results."""
 
     lab: Laboratory
     cluster: Cluster
     folder: Path
     kind: str
-    """`folder`: shared by all machines, as by NFS; `s3`: a bucket."""
+    """`folder`: shared by all machines, as with NFS; `s3`: a bucket."""
     data: str
     weights: str
 
     @property
     def notes(self) -> Path:
-        """The folder of image/sitecustomize.py."""
+        """The folder that image/sitecustomize.py writes to."""
         return self.folder / "notes"
 
-    def begun(self) -> list[tuple[str, int, str]]:
-        """Every epoch that was begun, in that order: trial, epoch, host."""
+    def started_epochs(self) -> list[tuple[str, int, str]]:
+        """Every epoch that started, in that order: trial, epoch, host."""
         words = [path.read_text().split() for path in sorted(self.notes.glob("begun-*"))]
         return [(trial, int(epoch), host) for trial, epoch, host in words]
 
     def hold(self, trial: str, epoch: int) -> None:
-        """Let this trial and those after it wait before this epoch."""
+        """Make this trial and later ones wait before this epoch."""
         (self.notes / "hold").write_text(f"{trial} {epoch}")
 
     def release(self) -> None:
-        """Let all go on."""
+        """Let all trials continue."""
         (self.notes / "hold").unlink()
 
     def submit(self) -> Background:
-        """The sweep, as a job."""
+        """Submit the sweep as a job."""
         flags = [*SWEEP_FLAGS, "--data", self.data, "--weights", self.weights, "--reports", "/tmp/reports"]
         return self.cluster.submit(f"python -m sweeps.folder {shlex.join(flags)}")
 
     def wait_for_trials(self, epoch: int, count: int, job: Background) -> dict[str, str]:
-        """Wait until so many trials wait before an epoch; their hosts, by trial."""
+        """Wait until `count` trials wait before an epoch; return their hosts by trial."""
 
-        def found() -> dict[str, str]:
+        def waiting() -> dict[str, str]:
             assert job.is_running(), job.out
-            there = {trial: host for trial, number, host in self.begun() if number == epoch}
-            return there if len(there) >= count else {}
+            hosts = {trial: host for trial, number, host in self.started_epochs() if number == epoch}
+            return hosts if len(hosts) >= count else {}
 
         what = f"{count} trials waited before epoch {epoch}"
-        hosts: dict[str, str] = wait_until(found, what, lambda: job.out + self.cluster.explain())
+        hosts: dict[str, str] = wait_until(waiting, what, lambda: job.out + self.cluster.explain())
         return hosts
 
     def results(self) -> SweepFolder:
-        """The sweep's folder, brought to this machine where it is in a bucket."""
+        """The sweep's folder; downloaded first if it is in a bucket."""
         runs = self.folder / "shared" / "runs"
         if self.kind == "s3":
             shutil.rmtree(runs, ignore_errors=True)
@@ -92,23 +92,23 @@ class Scenario:
 
 @contextmanager
 def open_scenario(kind: str, folder: Path, photos: Path, pretrained: Path, **settings: Any) -> Iterator[Scenario]:
-    """Lay all out and, whatever happens, clear it away.
+    """Set up a scenario, and remove it in any case.
 
     Args:
-        kind: see `Scenario`.
-        folder: a new one.
-        photos: a folder of them.
-        pretrained: the file of weights.
-        settings: see `shipped.on_the_lab`.
+        kind: See `Scenario`.
+        folder: A new folder.
+        photos: Folder of photos.
+        pretrained: File of pretrained weights.
+        settings: Arguments of `lab_cluster_config`.
     """
-    shared, notes, room = folder / "shared", folder / "notes", folder / "lab"
-    for each in (shared, notes, room):
-        each.mkdir()
+    shared, notes, lab_folder = folder / "shared", folder / "notes", folder / "lab"
+    for new in (shared, notes, lab_folder):
+        new.mkdir()
     exports = {"LAB_NOTES": str(notes), "OMP_NUM_THREADS": "1", **FAST_RAY_SETTINGS}
     if kind == "s3":
         exports |= {"AWS_ENDPOINT_URL": OBJECT_STORE_URL, **CREDENTIALS}
-    with Laboratory(room, [notes] if kind == "s3" else [notes, shared], exports=exports) as lab:
-        place = BUCKET if kind == "s3" else str(shared)
+    with Laboratory(lab_folder, [notes] if kind == "s3" else [notes, shared], exports=exports) as lab:
+        storage = BUCKET if kind == "s3" else str(shared)
         if kind == "s3":
             server = lab.start(None, f"{_bin('moto_server')} -H {PRIVATE}.{ROUTER} -p 9000")
             wait_until(lambda: "Running on" in server.out, "the object store ran", lambda: server.out)
@@ -116,8 +116,8 @@ def open_scenario(kind: str, folder: Path, photos: Path, pretrained: Path, **set
         else:
             shutil.copytree(photos, shared / "insects")
             shutil.copy(pretrained, shared)
-        cluster = Cluster(lab, place, **{"resources": {"CPU": 1}, **settings})
-        yield Scenario(lab, cluster, folder, kind, f"{place}/insects", f"{place}/{pretrained.name}")
+        cluster = Cluster(lab, storage, **{"resources": {"CPU": 1}, **settings})
+        yield Scenario(lab, cluster, folder, kind, f"{storage}/insects", f"{storage}/{pretrained.name}")
 
 
 S3 = """
@@ -132,11 +132,11 @@ for path in folder.rglob("*.jpg"):
     bucket.upload_file(str(path), f"insects/{{path.relative_to(folder)}}")
 """
 DOWNLOAD_SCRIPT = f"""{S3}
-for each in bucket.objects.filter(Prefix="runs/"):
-    here = folder / each.key.removeprefix("runs/")
-    here.parent.mkdir(parents=True, exist_ok=True)
-    if not each.key.endswith("/"):
-        bucket.download_file(each.key, str(here))
+for item in bucket.objects.filter(Prefix="runs/"):
+    path = folder / item.key.removeprefix("runs/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not item.key.endswith("/"):
+        bucket.download_file(item.key, str(path))
 """
 
 
@@ -152,15 +152,15 @@ def _python(script: str, *arguments: str) -> str:
 
 
 def mlflow_runs(cluster: Cluster, experiment: str) -> dict[str, Any]:
-    """The runs of an experiment by their trials, the sweep's own as "": status, and the newest metrics with steps."""
+    """The runs of an experiment by trial ("" for the sweep itself): status, newest step and value of each metric."""
     experiments = cluster.ask_mlflow("experiments/search", {"max_results": 100})["experiments"]
     (number,) = [each["experiment_id"] for each in experiments if each["name"] == experiment]
     runs = cluster.ask_mlflow("runs/search", {"experiment_ids": [number], "max_results": 1000})["runs"]
-    found = {}
+    by_trial = {}
     for run in runs:
         tags = {each["key"]: each["value"] for each in run["data"]["tags"]}
         metrics = {each["key"]: (each["step"], each["value"]) for each in run["data"].get("metrics", [])}
         name = tags.get("xfer.trial", "")
-        assert name not in found, f"{name} is there twice"
-        found[name] = {"status": run["info"]["status"], "metrics": metrics}
-    return found
+        assert name not in by_trial, f"{name} exists twice"
+        by_trial[name] = {"status": run["info"]["status"], "metrics": metrics}
+    return by_trial

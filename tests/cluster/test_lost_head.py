@@ -1,4 +1,4 @@
-"""The head of a cluster is lost in the middle of a sweep: `ray up` and the same command go on from there."""
+"""The head of a cluster is lost in the middle of a sweep: `ray up` and the same command resume it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")
 
 @dataclass(frozen=True)
 class Story:
-    """What could be seen while it was played."""
+    """What was observed while the story ran."""
 
     first: CommandResult
-    """How the job ended, for whoever waited for it."""
+    """How `ray job submit` ended when the head was lost."""
     finished: dict[str, int]
-    """The trials that had a record when the head was lost, and when each was written."""
+    """The trials that had a record when the head was lost, with its modification time in ns."""
     running: set[str]
-    """Those that were half-way."""
+    """The trials that were half-way then."""
     second: CommandResult
     heads: list[str]
-    """The addresses of the heads that there were."""
-    begun: list[tuple[str, int, str]]
+    """The addresses of the first and the second head."""
+    epochs: list[tuple[str, int, str]]
+    """Every epoch that started: trial, epoch, host."""
     results: SweepFolder
     mlflow: dict[str, Any]
 
@@ -44,7 +45,7 @@ def story(
         here.hold("0002", 2)
         first = here.submit()
         running = set(here.wait_for_trials(2, 4, first)) - {"0000", "0001"}
-        finished = written(here)
+        finished = record_times(here)
         (head,) = lab.machines(kind="head")
         address = cluster.head["address"]
         lab.ask("interrupt", machine=head)
@@ -53,51 +54,51 @@ def story(
         cluster.up()
         again = here.submit()
 
-        def taken_up() -> bool:
+        def resumed() -> bool:
             assert again.is_running(), again.out
-            return all(sum(begun[:2] == (trial, 2) for begun in here.begun()) == 2 for trial in running)
+            return all(sum(epoch[:2] == (trial, 2) for epoch in here.started_epochs()) == 2 for trial in running)
 
-        # Until then what the lost head had started may still be there: it ends when its machine joins the new one.
-        wait_until(taken_up, "the new job had taken up the trials", cluster.explain)
+        # Processes of the lost head may live until then: they end when their machine joins the new head.
+        wait_until(resumed, "the new job had resumed the trials", cluster.explain)
         here.release()
         second = again.end()
         results, mlflow = here.results(), mlflow_runs(cluster, "folder") if second.status == 0 else {}
         heads = [address, cluster.head["address"]]
         cluster.down()
         wait_until(lambda: not lab.machines(), "no machine was left", lab.log)
-        return Story(lost, finished, running, second, heads, here.begun(), results, mlflow)
+        return Story(lost, finished, running, second, heads, here.started_epochs(), results, mlflow)
 
 
-def written(here: Scenario) -> dict[str, int]:
-    """The records that there are, and when each was written."""
+def record_times(here: Scenario) -> dict[str, int]:
+    """The modification time in ns of each record, by trial."""
     records = here.results().folder.glob("trials/*/record.json")
     return {path.parent.name: path.stat().st_mtime_ns for path in records}
 
 
-def test_whoever_waited_for_the_job_is_told(story: Story) -> None:
+def test_the_job_that_was_submitted_fails_when_the_head_is_lost(story: Story) -> None:
     assert story.first.status != 0
 
 
-def test_the_same_command_on_a_new_head_comes_to_its_end(story: Story) -> None:
+def test_the_same_command_on_a_new_head_finishes(story: Story) -> None:
     assert story.second.status == 0, story.second.out[-5000:]
     assert len(set(story.heads)) == 2
 
 
-def test_what_had_finished_is_not_run_again(story: Story) -> None:
+def test_finished_trials_are_not_run_again(story: Story) -> None:
     assert story.finished.keys() == {"0000", "0001"}
     records = story.results.folder / "trials"
     assert {name: (records / name / "record.json").stat().st_mtime_ns for name in story.finished} == story.finished
-    times = Counter((trial, epoch) for trial, epoch, _ in story.begun)
+    times = Counter((trial, epoch) for trial, epoch, _ in story.epochs)
     assert {times[trial, epoch] for trial in story.finished for epoch in range(1, EPOCHS + 1)} == {1}
 
 
-def test_what_was_half_way_goes_on_from_its_last_checkpoint(story: Story) -> None:
+def test_unfinished_trials_resume_from_their_last_checkpoint(story: Story) -> None:
     assert len(story.running) == 2
     resumed = {name: record["resumed_at"] for name, record in story.results.records().items()}
     assert resumed == {name: [1] if name in story.running else [] for name in resumed}
 
 
-def test_all_records_are_those_of_an_undisturbed_sweep(story: Story, undisturbed: Path) -> None:
+def test_all_records_equal_those_of_an_undisturbed_sweep(story: Story, undisturbed: Path) -> None:
     mine, theirs = story.results.records(), SweepFolder(undisturbed).records()
     assert len(mine) == TRIALS + FINALS
     assert {name: without_timings(each) for name, each in mine.items()} == {
@@ -105,6 +106,6 @@ def test_all_records_are_those_of_an_undisturbed_sweep(story: Story, undisturbed
     }
 
 
-def test_the_new_heads_mlflow_has_the_whole_sweep(story: Story) -> None:
+def test_mlflow_on_the_new_head_has_the_whole_sweep(story: Story) -> None:
     assert story.mlflow.keys() == {"", *story.results.trials()}
     assert {run["status"] for run in story.mlflow.values()} == {"FINISHED"}

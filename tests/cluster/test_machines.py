@@ -20,7 +20,7 @@ import pytest
 from tests.cluster.lab.cloud import PRIVATE
 from tests.cluster.scenarios import Scenario, open_scenario
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("can_have_a_laboratory")]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.usefixtures("can_have_a_laboratory")]
 
 HERE = Path(__file__).parent
 DASHBOARD, MLFLOW = 8265, 5000

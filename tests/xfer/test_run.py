@@ -99,7 +99,7 @@ def test_stopped_after_every_epoch_equals_uninterrupted(make_recipe, make_run, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("network", ["test_resnet", pytest.param("test_vit", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"small_cnn", "lora", "drop_early"}))
 def test_stopped_after_every_epoch_equals_uninterrupted_on_other_networks(
     make_recipe, make_run, tmp_path, strategy, network
@@ -117,7 +117,13 @@ def test_stopped_after_every_epoch_equals_uninterrupted_with_every_optimizer(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["test_resnet", "test_vit", "test_convnext", "test_nfnet"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "test_resnet",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("test_vit", "test_convnext", "test_nfnet")),
+    ],
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stopped_after_every_epoch_equals_uninterrupted_with_every_optimizer_on_other_networks(
     make_recipe, make_run, tmp_path, network, optimizer

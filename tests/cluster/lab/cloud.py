@@ -1,15 +1,15 @@
-"""The cloud of the laboratory: a network, hosts on it, and a desk where machines are asked for and given back.
+"""The cloud of the laboratory: a network with hosts, and a desk from which machines are requested and terminated.
 
-It runs as the first process of its own namespaces, so that all there is ends with it: bridges, hosts, whatever runs on
-them. And it ends when its standard input does, so that nothing outlives the tests, even if they are killed.
+It runs as the first process of its own namespaces, so bridges, hosts and all their processes end with it. It ends when
+its standard input does, so nothing outlives the tests, even if they are killed.
 
-    python cloud.py FOLDER        told everything else as a JSON line on standard input
+    python cloud.py FOLDER        reads its settings as a JSON line from standard input
 
-What is where:
+Networks:
 
-    office  192.0.2.0/24      desks: the user's (.1), and a stranger's (.2)
-    public  203.0.113.N       the public address of machine N; the router hands it on, as far as the security group says
-    private 10.77.0.0/24      machine N, and nobody else; .254 is the router, with the cloud's own services
+    office  192.0.2.0/24      desks: that of the user (.1) and that of a stranger (.2)
+    public  203.0.113.N       public address of machine N; the router forwards what the security group admits
+    private 10.77.0.0/24      machine N; .254 is the router, with the services of the cloud
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ table ip cloud {{
   }}
 }}
 """
-"""What a security group lets through that admits SSH from the user's address. Machines reach each other anyway."""
+"""A security group that admits SSH from the address of the user. Machines always reach each other."""
 
 
 @dataclass
 class Machine:
-    """A host, from the moment it is asked for."""
+    """A host, from the moment it is requested."""
 
     number: int
     name: str
@@ -66,16 +66,16 @@ class Machine:
     node_config: dict[str, Any] = field(default_factory=dict)
     state: str = "pending"
     pid: int = 0
-    """Its first process, as the cloud counts."""
+    """Id of its first process, in the numbering of the cloud."""
 
     @property
     def network_interface(self) -> str:
-        """Where its network cable is plugged in."""
+        """Name of its network interface on the bridge."""
         return f"{self.name}-{self.number}"
 
 
 class Cloud:
-    """What can be asked for: each method is a request, its arguments and its answer plain data."""
+    """The requests that the cloud answers; arguments and results are plain data."""
 
     def __init__(self, folder: Path, keep: dict[str, list[str]], bashrc: str) -> None:
         self._folder = folder
@@ -87,11 +87,11 @@ class Cloud:
         self._began = time.monotonic()
         self._lock = threading.RLock()
 
-    # What a provider asks for.
+    # Requests of a node provider.
 
     def create(self, cluster: str, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Boot so many machines; they are `pending` at first."""
-        made = {}
+        """Boot `count` machines; they are `pending` at first."""
+        created = {}
         with self._lock:
             for _ in range(count):
                 number = len(self._machines) + 1
@@ -99,13 +99,13 @@ class Cloud:
                 kind = tags.get("ray-user-node-type", "")
                 machine = Machine(number, "host", address, public, cluster, kind, dict(tags), node_config)
                 name = f"i-{number:04d}"
-                self._machines[name] = made[name] = machine
+                self._machines[name] = created[name] = machine
                 self._note("created", name)
                 threading.Thread(target=self._start, args=(name,), daemon=True).start()
-            return {name: asdict(machine) for name, machine in made.items()}
+            return {name: asdict(machine) for name, machine in created.items()}
 
     def describe(self, cluster: str = "") -> dict[str, Any]:
-        """Every machine that there ever was, of one cluster or of all."""
+        """Every machine that ever existed, of one cluster or of all."""
         with self._lock:
             machines = self._machines.items()
             return {name: asdict(each) for name, each in machines if cluster in ("", each.cluster)}
@@ -116,30 +116,30 @@ class Cloud:
             self._machines[machine].tags.update(tags)
 
     def terminate(self, machine: str) -> None:
-        """Give a machine back."""
+        """Terminate a machine."""
         self._end(machine, "terminated")
 
-    # What happens to machines, and what a test wants to know.
+    # Requests of the tests.
 
     def interrupt(self, machine: str) -> None:
-        """Take a machine away from whoever has it, as a cloud does with spot machines, without a warning."""
+        """Terminate a machine without warning, as a cloud does with spot machines."""
         self._end(machine, "interrupted")
 
     def cut(self, machine: str) -> None:
-        """Pull out a machine's network cable: it runs on, and the cloud knows of nothing."""
+        """Disconnect a machine from the network; it keeps running, and the cloud does not notice."""
         with self._lock:
             _run("ip", "link", "set", self._machines[machine].network_interface, "down")
             self._note("cut", machine)
 
     def desk(self, name: str, number: int) -> dict[str, Any]:
-        """A computer in the office."""
+        """Start a computer in the office."""
         machine = Machine(number, name, f"{OFFICE}.{number}", kind=name)
         self._desks[name] = machine
         self._boot(machine, "office", f"{OFFICE}.{ROUTER}")
         return asdict(machine)
 
     def events(self) -> list[dict[str, Any]]:
-        """What has happened to which machine, in that order."""
+        """The events of all machines, in order."""
         with self._lock:
             return list(self._events)
 
@@ -150,7 +150,7 @@ class Cloud:
             if machine.state == "pending":
                 machine.state = "running"
                 self._note("running", name)
-            else:  # given back meanwhile
+            else:  # terminated meanwhile
                 _kill(machine.pid)
 
     def _end(self, name: str, how: str) -> None:
@@ -213,38 +213,38 @@ def _wait_for_ssh(address: str) -> None:
 
 
 def _kill(pid: int) -> None:
-    """End the first process of a host, and with it all others: the power is off."""
+    """Kill the first process of a host, and with it all others."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
-def _run(*command: str, told: str | None = None) -> None:
-    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
+def _run(*command: str, stdin: str | None = None) -> None:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
 
 
-def _lay_cables() -> None:
+def _create_networks() -> None:
     _run("ip", "link", "set", "lo", "up")
     for bridge, network in (("private", PRIVATE), ("office", OFFICE)):
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "address", "add", f"{network}.{ROUTER}/24", "dev", bridge)
         _run("ip", "link", "set", bridge, "up")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    _run("nft", "-f", "-", told=FIREWALL)
+    _run("nft", "-f", "-", stdin=FIREWALL)
 
 
 class _Requests(socketserver.StreamRequestHandler):
-    """One request a line: {"do": METHOD, ...}; the answer is {"is": ...} or {"error": ...}."""
+    """Answers one request per line: {"do": METHOD, ...} with {"is": ...} or {"error": ...}."""
 
     cloud: Cloud
 
     def handle(self) -> None:
         for line in self.rfile:
-            asked = json.loads(line)
+            request = json.loads(line)
             try:
-                answer = {"is": getattr(self.cloud, asked.pop("do"))(**asked)}
-            except Exception as error:  # whoever asked is told
+                answer = {"is": getattr(self.cloud, request.pop("do"))(**request)}
+            except Exception as error:  # sent to the client
                 answer = {"error": f"{type(error).__name__}: {error}"}
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 
@@ -260,7 +260,7 @@ class _OnThisMachine(socketserver.ThreadingUnixStreamServer):
 def main(folder: Path) -> None:
     """Run the cloud until standard input ends."""
     _Requests.cloud = Cloud(folder, **json.loads(sys.stdin.readline()))
-    _lay_cables()
+    _create_networks()
     for server in (_OverTheNetwork(("", PORT), _Requests), _OnThisMachine(str(folder / "desk"), _Requests)):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()

@@ -1,7 +1,7 @@
-"""The cluster file that the project ships, on the laboratory's machines: its own commands, on hosts of another cloud.
+"""The cluster file that the project ships, adapted to the machines of the laboratory.
 
-What a machine of the laboratory has already, or cannot have, is left out: packages are not installed a second time, and
-there is no GPU to be asked. Everything else is run as it stands, so that what the tests see is what a user gets.
+Commands that a machine of the laboratory does not need or cannot run are left out: it has the packages already, and no
+GPU. Everything else runs as shipped, so that the tests see what a user gets.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tests.cluster.lab.laboratory import ROOT
 
 SHIPPED = ROOT / "ray_cluster.yaml"
 SKIPPED_COMMANDS = ("/pip ", "nvidia-smi")
-"""A command with one of these in it is not run here."""
+"""Commands that contain one of these are not run."""
 WORKER = "l4"
-"""The one of its kinds of workers that is taken."""
+"""The node type of the workers."""
 
 
 def lab_cluster_config(
@@ -27,11 +27,11 @@ def lab_cluster_config(
     """`ray_cluster.yaml` for the laboratory.
 
     Args:
-        key: the user's SSH key, on the desk.
-        storage: what stands in the place of `s3://BUCKET`.
-        resources: what a worker says that it has.
-        workers: how many there may be at a time.
-        idle_minutes: after which time without work one leaves.
+        key: SSH key of the user, on the desk.
+        storage: Replaces `s3://{bucket}`.
+        resources: Resources that a worker reports to Ray.
+        workers: Maximum number of workers.
+        idle_minutes: Idle time after which a worker is terminated.
     """
     text = SHIPPED.read_text().replace("s3://{bucket}", storage)
     shipped: dict[str, Any] = yaml.safe_load(text)
@@ -57,10 +57,10 @@ def lab_cluster_config(
 
 
 def project_folder() -> str:
-    """The folder that the cluster file brings the packages to, on every machine."""
+    """The folder on every machine to which the cluster file copies the packages."""
     mounts = yaml.safe_load(SHIPPED.read_text())["file_mounts"]
-    (there,) = [far.removesuffix("/xfer") for far, near in mounts.items() if near == "xfer"]
-    return there.replace("~", "/root")
+    (folder,) = [remote.removesuffix("/xfer") for remote, local in mounts.items() if local == "xfer"]
+    return folder.replace("~", "/root")
 
 
 def _can_run(command: str) -> bool:

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# The first process of a host: waits for its network card, lays out a disk of its own, runs sshd, buries orphans.
+# The first process of a host: waits for its network interface, sets up its own disk, runs sshd and reaps orphans.
 #
 #   host.sh NAME ADDRESS GATEWAY FOLDER KEEP...
 #
-# FOLDER holds what its installer would bring: hosts, bashrc, authorized_keys, host_key; its disk is mounted there too.
-# KEEP is ro:PATH or rw:PATH: of the machine below, the host sees these at the same place, the system, and no more.
+# FOLDER holds the files of its installer: hosts, bashrc, authorized_keys, host_key. Its disk is mounted there too.
+# KEEP is ro:PATH or rw:PATH, a path of this machine that the host sees too. Besides it sees only the system.
 set -eu
 name=$1 address=$2 gateway=$3 folder=$4
 shift 4
 
-read -r pid _ </proc/self/stat # as the cloud counts; here it is 1
+read -r pid _ </proc/self/stat # in the numbering of the cloud; here it is 1
 echo "$pid"
-read -r _ # the card is plugged in
+read -r _ # the interface is connected
 
 hostname "$name"
 ip link set lo up
 ip address add "$address/24" dev eth0
 ip link set eth0 up
-ip route add default via "$gateway" # leads nowhere, but without one Ray would not find out its own address
+ip route add default via "$gateway" # leads nowhere, but without a default route Ray cannot find its own address
 
 mount --make-rprivate /
 disk=$folder/disk
@@ -45,7 +45,7 @@ cp "$folder/bashrc" root/.bashrc
 cp "$folder/authorized_keys" root/.ssh/authorized_keys
 cp "$folder/hosts" "$folder/host_key" run/
 chmod 600 root/.ssh/authorized_keys run/host_key
-: >run/resolv.conf # no names are asked for anywhere
+: >run/resolv.conf # no name server
 for each in hosts resolv.conf; do [[ ! -f etc/$each ]] || mount --bind "run/$each" "etc/$each"; done
 pivot_root . before
 cd /

@@ -294,8 +294,9 @@ def store(tmp_path: Path, three: Prepared) -> Store:
 
 @pytest.fixture
 def begun(three: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Sweep]:
-    """A start of the sweep."""
+    """Starts the sweep. Its heads are not fitted to convergence, which took most of the time of these tests."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("xfer.linear_heads.MAX_STEPS", 2)
     return lambda: Sweep(
         three, store, RunOptions(tracking_uri=""), ProgressView(Console(file=io.StringIO()), "colours")
     )

@@ -37,7 +37,6 @@ from sweeps.engine.sweep import RunOptions, Sweep
 from tests.conftest import BACKBONE
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_evaluation, write_noise_images
 from tests.engine.presearch.test_dataset_distance import DOGS_VS_CATS, HYMENOPTERA, QUICKDRAW
-from tests.sweep_commands import run
 from xfer.data.layouts import folder
 from xfer.data.pack import build_pack
 from xfer.records import Record
@@ -403,31 +402,3 @@ def test_data_that_cannot_be_measured_are_the_reason_for_no_recipes(
 def test_explicit_arms_do_not_allow_a_warm_start() -> None:
     with pytest.raises(ValueError, match="explicit arms has no search that could be started warm"):
         Plan("folder", "Which?", arms=({"strategy": "naive"},), warm_start=True)
-
-
-# --- the whole way ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_second_sweep_begins_with_the_first_ones_best_recipe(tmp_path: Path) -> None:
-    flags = ("--trials", 4, "--epochs", 2, "--finalists", 0, "--strategies", "clip,naive,linear_probe")
-    places = ("--storage", tmp_path / "runs", "--reports", tmp_path / "reports")
-    first = run("quickstart", (*flags, *places, "--name", "first"), tmp_path / "logs")
-    assert first.status == 0, first.err
-    second = run("quickstart", (*flags, *places, "--name", "second", "--warm-start"), tmp_path / "logs")
-    assert second.status == 0, second.err
-    assert "warm start: starts with recipes from similar data: 1 of first (distance 0.00; trial" in " ".join(
-        second.out.split()
-    )
-    stores = {name: Store(tmp_path / "runs" / name) for name in ("first", "second")}
-    (best,) = selection.select_finalists(stores["first"].records(), 1)
-    recipes = {name: {trial.name: trial.recipe for trial in store.trials()} for name, store in stores.items()}
-    assert recipes["second"]["0000"] == recipes["first"][best]
-    assert (
-        "The search started with 1 recipe from earlier sweeps on similar data: first"
-        in (tmp_path / "reports" / "second" / "report.md").read_text()
-    )
-    kept = stores["second"].plan()
-    again = run("quickstart", (*flags, *places, "--name", "second", "--warm-start"), tmp_path / "logs")
-    assert again.status == 0, again.err
-    assert stores["second"].plan() == kept

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -360,21 +356,3 @@ def test_a_node_type_is_its_name_in_the_cluster_file_or_rays_description(
     from sweeps.engine.trials.ray_tune import node_machine
 
     assert node_machine(labels, resources) == machine
-
-
-@pytest.mark.slow
-def test_what_ray_up_tells_a_node_of_its_type_and_labels_is_what_we_read(tmp_path: Path) -> None:
-    labels = {"xfer/usd-per-hour": "0.36"}
-    told = {"RAY_NODE_TYPE_NAME": "l4", "RAY_OVERRIDE_LABELS": json.dumps(labels, separators=(",", ":"))}
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    say = "from sweeps.engine.trials import ray_tune as r; r.connect_ray(); print(r.alive_machines())"
-    shown = subprocess.run(
-        [sys.executable, "-c", say],
-        cwd=Path(__file__).parents[3],
-        env={**ours, **told},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    assert shown.stdout.splitlines()[-1] == "[Machine(node_type='l4', label_price=0.36)]"

@@ -5,10 +5,6 @@ The GPUs are only said to be there, so the processes of a trial compute on CPUs.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -17,7 +13,6 @@ import pytest
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import trainable
 from sweeps.engine.trials.trainable import TrialContext, train_trial, trial_config
-from tests.sweep_commands import ROOT, TIMEOUT_SECONDS
 from xfer.distributed.process_group import WorkerLostError
 from xfer.training import checkpoints
 
@@ -113,103 +108,3 @@ def test_a_trial_that_is_stopped_at_a_report_leaves_its_checkpoint_and_no_proces
     train_trial(begun(epochs=4))
     assert store.record("0000").resumed_at == (1,)
     assert store.record("0000").status == "finished"
-
-
-SCRIPT = '''
-import json
-import os
-import signal
-import sys
-from pathlib import Path
-
-import ray
-
-from sweeps.engine import trainable, tuning
-
-folder, configs = Path(sys.argv[1]), json.loads(sys.argv[2])
-for name, value in tuning.ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
-ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
-         configure_logging=False)
-
-
-def follower():
-    """The process id of the one that follows this."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == str(os.getpid()) and "xfer.distributed.worker" in (process / "cmdline").read_text():
-                return int(process.name)
-        except OSError:
-            continue  # it has ended meanwhile
-    raise AssertionError("nobody follows")
-
-
-def trial(config):
-    """Notes what it sees before it trains; what follows the second one is killed after its first epoch."""
-    note = folder / f"{config['trial']}.json"
-    first = not note.exists()
-    if first:
-        note.write_text(json.dumps({"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}))
-    report = trainable.report_to_tune
-
-    def killing(record):
-        if first and config["trial"] == "0001":
-            os.kill(follower(), signal.SIGKILL)
-        report(record)
-
-    trainable.report_to_tune = killing
-    try:
-        trainable.train_trial(config)
-    finally:
-        trainable.report_to_tune = report
-
-
-class Driver:
-    stopped = "0000"
-
-    def next_trial(self):
-        return configs.pop(0) if configs else None
-
-    def waits(self):
-        return False
-
-    def goes_on(self, trial, record):
-        return trial != self.stopped
-
-    def ended(self, trial, error):
-        assert error is None, error
-
-
-tuning.run_trials(Driver(), 2, trial)
-'''
-
-
-@pytest.mark.slow
-def test_ray_gives_a_trial_two_gpus_for_one_run_and_starts_it_again_where_half_of_it_is_lost(begin, tmp_path):
-    store, begun = begin
-    configs = [begun("0000", epochs=3), begun("0001", epochs=2)]
-    (tmp_path / "script.py").write_text(SCRIPT)
-    mark = uuid.uuid4().hex
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_", "PYTORCH_"))
-    }
-    ended = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), json.dumps(configs)],
-        cwd=ROOT,
-        env={**inherited, "PYTHONPATH": str(ROOT), MARK: mark},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    notes = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0000", "0001")]
-    assert [sorted(note["gpus"].split(",")) for note in notes] == [["0", "1"]] * 2
-    assert notes[0]["pid"] == notes[1]["pid"], "the process is kept, and so both follow each other"
-    assert store.record("0000") is None
-    assert len(store.epochs("0000")) == 1
-    record = store.record("0001")
-    assert (record.status, record.arithmetic) == ("finished", "float32, 2 devices")
-    assert record.resumed_at == (1,)
-    assert marked(mark) == []

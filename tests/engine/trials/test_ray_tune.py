@@ -1,12 +1,18 @@
-"""The edge to Ray: what its processes keep between two batches of heads."""
+"""The interface to Ray: reuse of the process for probes, and the node type and price label of a machine.
+
+One Ray is started for both tests, in a process of its own.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.sweep_commands import ROOT, TIMEOUT_SECONDS
 
 SCRIPT = """
 import os
@@ -15,7 +21,7 @@ import time
 import ray
 
 from sweeps.engine.trials import ray_tune
-from sweeps.engine.trials.trainable import Share
+from sweeps.engine.trials.trainable import Resources
 
 
 class Trial:
@@ -23,26 +29,47 @@ class Trial:
         return os.getpid()
 
 
-ray_tune.connect()
+ray_tune.connect_ray()
+print(ray_tune.alive_machines())
 cores = os.cpu_count() or 1
 trials = [ray.remote(num_cpus=1)(Trial).remote() for _ in range(cores)]
 ray.get([trial.process.remote() for trial in trials])
 
 
-def process_of_heads():
-    return ray.get(tuning.beside(lambda argument: os.getpid(), None, Share()))
+def probe_process():
+    return ray.get(ray_tune.submit(lambda argument: os.getpid(), None, Resources()))
 
 
-first = process_of_heads()
-time.sleep(8)  # Ray ends an idle process that is one too many after one second, and looks now and then
-print("kept" if process_of_heads() == first else "another")
+first = probe_process()
+time.sleep(8)  # Ray ends a surplus idle process after one second, but checks only now and then
+print("reused" if probe_process() == first else "replaced")
 """
 
 
-@pytest.mark.slow
-def test_a_process_for_heads_stays_beside_as_many_trials_as_there_are_cores() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    told = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=180, check=True
+@pytest.fixture(scope="module")
+def printed_lines() -> list[str]:
+    """What the script printed on a node that `ray up` gave a type and a label."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    labels = {"xfer/usd-per-hour": "0.36"}
+    environment |= {"RAY_NODE_TYPE_NAME": "l4", "RAY_OVERRIDE_LABELS": json.dumps(labels, separators=(",", ":"))}
+    completed = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
     )
-    assert told.stdout.split()[-1] == "kept"
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_the_node_type_and_labels_that_ray_up_sets_are_read_back(printed_lines: list[str]) -> None:
+    assert printed_lines[-2] == "[Machine(node_type='l4', labelled=0.36)]"
+
+
+@pytest.mark.slow
+def test_the_process_for_probes_is_reused_while_trials_occupy_all_cores(printed_lines: list[str]) -> None:
+    assert printed_lines[-1] == "reused"

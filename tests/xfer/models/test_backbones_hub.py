@@ -106,7 +106,14 @@ def test_where_there_are_no_safetensors_the_other_file_is_taken(hub, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", [200, 403, 500], ids=["no such file", "forbidden", "out of order"])
+@pytest.mark.parametrize(
+    "status",
+    [
+        pytest.param(200, id="no such file"),
+        pytest.param(403, id="forbidden"),
+        pytest.param(500, id="server error", marks=pytest.mark.nightly),  # the client retries for half a minute
+    ],
+)
 def test_a_hub_that_does_not_hand_it_out_is_a_clear_refusal_in_bounded_time(hub, tmp_path, status):
     hub.status = status
     started = time.monotonic()

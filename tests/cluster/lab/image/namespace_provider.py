@@ -1,4 +1,4 @@
-"""Ray's way to the laboratory's cloud: a node provider, as `provider: {type: external}` takes one."""
+"""Ray's node provider for the cloud of the laboratory; `provider: {type: external}` names it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
 
 class NamespaceProvider(NodeProvider):
-    """Every method asks the cloud anew, so that it may be called from any thread.
+    """Opens a connection for each request, so that any thread may call it.
 
-    The provider's own settings are `api`, HOST:PORT of the cloud.
+    Its own setting is `api`, HOST:PORT of the cloud.
     """
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
@@ -60,13 +60,13 @@ class NamespaceProvider(NodeProvider):
         return cluster_config
 
     def _all(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask("describe", cluster=self.cluster_name)
-        return found
+        machines: dict[str, Any] = self._ask("describe", cluster=self.cluster_name)
+        return machines
 
-    def _ask(self, what: str, **said: Any) -> Any:
+    def _ask(self, request: str, **arguments: Any) -> Any:
         host, port = self.provider_config["api"].split(":")
         with socket.create_connection((host, int(port)), timeout=30) as cloud, cloud.makefile("rw") as lines:
-            lines.write(json.dumps({"do": what, **said}) + "\n")
+            lines.write(json.dumps({"do": request, **arguments}) + "\n")
             lines.flush()
             answer = json.loads(lines.readline())
         if "error" in answer:

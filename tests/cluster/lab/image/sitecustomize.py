@@ -1,8 +1,7 @@
-"""Read by every Python on a host of the laboratory: notes each epoch that is begun, and can make it wait.
+"""Imported by every Python on a host of the laboratory: notes each epoch before it is trained, and can make it wait.
 
-Where LAB_NOTES names a folder, each epoch leaves a file `begun-*` in it: "TRIAL EPOCH HOST". Where that folder has a
-file `hold` with "TRIAL EPOCH" in it, this trial and those after it wait before that epoch and those after it, until the
-file is gone: so the tests can take their time over a trial that is half-way.
+Each epoch writes a file `begun-*` with "TRIAL EPOCH HOST" to the folder LAB_NOTES. A file `hold` with "TRIAL EPOCH" in
+that folder makes this trial and later ones wait before this epoch and later ones until the file is removed.
 """
 
 import importlib.util
@@ -15,52 +14,46 @@ from pathlib import Path
 NOTES = os.environ.get("LAB_NOTES")
 
 
-def name_runs(module):
-    """A run of `sweeps.engine.trials.trainable` knows the trial that it is."""
-    make = module._run
+def observed(iterate):
+    """`Run.__iter__` that notes each epoch before it is trained, and may wait."""
 
-    def named(config):
-        run = make(config)
-        run.trial_seen = config["trial"]
-        return run
+    def observed_iter(run):
+        epochs = iterate(run)
+        try:
+            while True:
+                if len(run.epochs) < run.recipe.epochs:
+                    begin(run.folder.parent.name, len(run.epochs) + 1)
+                try:
+                    epoch = next(epochs)
+                except StopIteration:
+                    return
+                yield epoch
+        finally:
+            epochs.close()
 
-    module._run = named
-
-
-def watch_training(module):
-    """An epoch of `xfer.run` is noted, and may have to wait, before it is trained."""
-    train = module.Run._train_epoch
-
-    def watched(run):
-        begin(run.trial_seen, len(run.epochs) + 1)
-        return train(run)
-
-    module.Run._train_epoch = watched
+    return observed_iter
 
 
-WATCHED = {"sweeps.engine.trials.trainable": name_runs, "xfer.run": watch_training}
-
-
-class Witness:
-    """Finds modules as Python itself does, and changes those that are watched once they are loaded."""
+class Finder:
+    """Changes `xfer.run` once it is loaded."""
 
     def find_spec(self, name, path=None, target=None):
-        change = WATCHED.pop(name, None)
-        if change is None:
+        if name != "xfer.run":
             return None
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
 
-        def load_and_change(module):
+        def load_and_observe(module):
             load(module)
-            change(module)
+            module.Run.__iter__ = observed(module.Run.__iter__)
 
-        spec.loader.exec_module = load_and_change
+        spec.loader.exec_module = load_and_observe
         return spec
 
 
 def begin(trial: str, epoch: int) -> None:
-    """Note it, and wait while it is held."""
+    """Note the epoch, and wait while it is held."""
     name = f"begun-{time.time_ns()}-{socket.gethostname()}-{os.getpid()}"
     unfinished = Path(NOTES, f".{name}")
     unfinished.write_text(f"{trial} {epoch} {socket.gethostname()}")
@@ -70,13 +63,13 @@ def begin(trial: str, epoch: int) -> None:
 
 
 def held(trial: str, epoch: int) -> bool:
-    """Whether it has to wait."""
+    """Whether the epoch has to wait."""
     try:
         first, number = Path(NOTES, "hold").read_text().split()
-    except (OSError, ValueError):  # not there, or just being written
+    except (OSError, ValueError):  # missing, or half written
         return False
     return trial >= first and epoch >= int(number)
 
 
 if NOTES:
-    sys.meta_path.insert(0, Witness())
+    sys.meta_path.insert(0, Finder())
