@@ -241,7 +241,7 @@ def test_a_network_whose_stages_are_unknown_is_said_and_begins_in_the_usual_orde
     claim_plan(prepared, store)
     found = (store.plan() or {})["advice"]
     assert list(found) == ["why_none"]
-    assert "timm does not say where the stages of EfficientNet end" in found["why_none"]
+    assert "timm does not define the stages of EfficientNet" in found["why_none"]
     assert summary_line(found) == f"none, so the usual order: {found['why_none']}"
     assert begun(prepared, store) == ["clip", "linear_probe", "naive"]
 
