@@ -157,7 +157,7 @@ WRONG_FLAGS = {
     "fix=num_ops=0": "num_ops",
     "fix=num_ops=1.5": "num_ops",
     "fix=magnitude=31": "magnitude",
-    "fix=freeze_epochs=0": "freeze_epochs is 0; at least 1 is needed",
+    "fix=freeze_epochs=0": "freeze_epochs must be at least 1, got 0",
     "fix=freeze_epochs=8": "freeze_epochs can be at most 7",
     "weights=nowhere.safetensors": "there is no weights file nowhere.safetensors",
     "backbone-args=pad_type": "--backbone-args pad_type: NAME=VALUE[,NAME=VALUE] is wanted",

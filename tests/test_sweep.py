@@ -511,16 +511,15 @@ def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first
     folders = ["--storage", storage, "--reports", tmp_path / "reports"]
     completed = run("folder", [*sweep.flags, *flags, *folders], tmp_path)
     assert completed.status == 0, completed.err
-    assert (
-        f"warm start: starts with recipes from similar data: 1 of {first.name} (distance 0.00; trial"
-        in " ".join(completed.out.split())
+    assert f"warm start: starts with recipes from similar data: 1 of {first.name} (distance 0.00; trial" in " ".join(
+        completed.out.split()
     )
     second = Store(storage / "second")
     (best,) = select_finalists(first.records(), 1)
     recipes = [{trial.name: trial.recipe for trial in store.trials()} for store in (first, second)]
     assert recipes[1]["0000"] == recipes[0][best]
     report = (tmp_path / "reports" / "second" / "report.md").read_text()
-    assert f"The search began with 1 recipe taken from {first.name}" in report
+    assert f"The search started with 1 recipe from earlier sweeps on similar data: {first.name}" in report
     plan = second.plan()
     assert again(*flags).status == 0
     assert second.plan() == plan

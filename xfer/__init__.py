@@ -1,1 +1,1 @@
-"""What a good transfer is: recipes of training a pretrained vision network on somebody's images, and running them."""
+"""Recipes for transferring a pretrained vision network to the user's own images, and the code that runs them."""

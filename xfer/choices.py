@@ -1,4 +1,4 @@
-"""Choice: an entry of a table and the values of its parameters, as a person writes it."""
+"""Choice: an entry of a table with the values of its parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Choice:
-    """One entry of a table, with every parameter of it.
+    """One entry of a table, with all of its parameters.
 
     >>> str(Choice("freeze_then_unfreeze", (("freeze_epochs", 2),)))
     'freeze_then_unfreeze(freeze_epochs=2)'
@@ -27,11 +27,11 @@ class Choice:
         return f"{self.name}({values})" if values else self.name
 
     def as_dict(self) -> dict[str, Value]:
-        """Plain data: the name under `name`, the parameters beside it."""
+        """Returns plain data: the entry's name under `name`, and its parameters."""
         return {"name": self.name, **dict(self.values)}
 
     def build(self, table: Mapping[str, Callable[..., Any]], *arguments: Any) -> Any:
-        """What the entry makes of its parameters, after the positional arguments that the table's kind takes."""
+        """Calls the entry with its parameters, after the positional arguments that this kind of table takes."""
         return table[self.name](*arguments, **dict(self.values))
 
 
@@ -49,16 +49,16 @@ def canonical_name(kind: str, name: str) -> str:
 
 
 def choose(kind: str, table: Mapping[str, Callable[..., Any]], name: str, **values: Value) -> Choice:
-    """A Choice with all parameters spelled out, defaults included: what was not said must not change with the code.
+    """Builds a Choice with all parameters spelled out, so that later changes of the defaults do not affect it.
 
     Args:
-        kind: what the table holds, for messages: "strategy".
+        kind: what the table holds, for error messages: "strategy".
         table: the entries by name.
         name: the entry, or an alias of it.
         values: some of its parameters.
 
     Raises:
-        ValueError: no such entry, or it has no such parameter. The nearest known names are offered.
+        ValueError: If there is no such entry or parameter; the message suggests the nearest known names.
     """
     name = canonical_name(kind, name)
     if name not in table:
@@ -71,13 +71,17 @@ def choose(kind: str, table: Mapping[str, Callable[..., Any]], name: str, **valu
 
 
 def default_parameters(entry: Callable[..., Any]) -> dict[str, Value]:
-    """The hyperparameters of a table's entry with their defaults: those of its arguments that have one."""
-    signature = inspect.signature(entry).parameters.values()
-    return {each.name: each.default for each in signature if each.default is not inspect.Parameter.empty}
+    """Returns the hyperparameters of a table's entry with their defaults: its arguments that have one."""
+    parameters = inspect.signature(entry).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.default is not inspect.Parameter.empty
+    }
 
 
 def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
-    """What to tell somebody who named something that does not exist.
+    """Error message for an unknown name, with suggestions and all known names.
 
     >>> unknown_name_message("optimizer", "adan", ["sgd", "adam"])
     "unknown optimizer 'adan': did you mean adam? Known: sgd, adam"
@@ -87,10 +91,10 @@ def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def closest_names_message(kind: str, name: str, known: Iterable[str]) -> str:
-    """The same where what is known is too much to list.
+    """The same without the known names, for where there are too many to list.
 
     >>> closest_names_message("optimizer", "adan", ["sgd", "adam"])
     "unknown optimizer 'adan': did you mean adam?"
     """
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f"unknown {kind} {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ".")
+    suggestions = difflib.get_close_matches(name, list(known), n=3)
+    return f"unknown {kind} {name!r}" + (f": did you mean {' or '.join(suggestions)}?" if suggestions else ".")

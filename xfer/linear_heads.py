@@ -1,8 +1,8 @@
-"""Closed forms: linear heads that need no learning rate, fitted to frozen features in one go.
+"""Linear heads fitted to frozen features without gradient steps: ridge and logistic regression.
 
-Both take features [N, D] and labels in [0, C), and give a head as its weight [C, D] and bias [C]: logits are features
-times the transposed weight, plus the bias. Inside they compute in double precision; the head is single. They draw
-nothing, and the time of both goes with the smaller of N and D, cubed.
+`ridge_path` and `logistic_path` take features [N, D] and labels in [0, C) and return heads as weight [C, D] and bias
+[C]: logits are features times the transposed weight, plus the bias. They compute in double precision and return single
+precision. They use no random numbers, and take time cubic in the smaller of N and D.
 """
 
 from __future__ import annotations
@@ -18,85 +18,106 @@ from torch.nn import functional
 log = logging.getLogger(__name__)
 
 MAX_STEPS = 500
-"""Iterations of L-BFGS at most; tens to hundreds are usual: 5,000 images of 100 classes took 3 s."""
+"""Maximum number of L-BFGS iterations; tens to hundreds are usual: 5,000 images of 100 classes took 3 s."""
 TOLERANCE = 1e-7
-"""Where no number of the gradient of the mean loss is larger, in the scaled directions, a logistic head is the one."""
+"""Largest gradient entry (of the mean loss, in the scaled directions) at which a logistic head counts as converged."""
 
 
 def fit_closed_form(
     how: Literal["logistic", "ridge"], features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """The head for each penalty, by `logistic_path` or by `ridge_path`, on the features' device.
+    """Fits one head per penalty with `logistic_path` or `ridge_path`, on the features' device.
 
-    A penalty's head does not depend on which others are asked for.
+    A penalty's head does not depend on the other penalties.
+
+    Args:
+        how: the kind of regression.
+        features: [N, D].
+        labels: int64 [N], in [0, C).
+        classes: number of classes, C.
+        penalties: each above 0.
+
+    Returns:
+        Weight [C, D] and bias [C] for each penalty.
     """
     path = {"logistic": logistic_path, "ridge": ridge_path}[how]
     device = features.device
-    if device.type == "mps":  # it knows no double precision
+    if device.type == "mps":  # no double precision there
         features, labels = features.cpu(), labels.cpu()
-    found = path(features, labels, classes, penalties)
-    return [(weight.to(device), bias.to(device)) for weight, bias in found]
+    heads = path(features, labels, classes, penalties)
+    return [(weight.to(device), bias.to(device)) for weight, bias in heads]
 
 
 def ridge_path(
     features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Least squares on one-hot targets with a penalty on the weights, for many penalties at once.
+    """Least squares on one-hot targets with an L2 penalty on the weights, for many penalties at once.
 
-    Each head minimises |X W' + b - Y|^2 + penalty |W|^2 (Hoerl & Kennard 1970). The bias is not penalised: features and
-    targets are centred. One eigendecomposition serves all penalties.
+    Each head minimises |X W' + b - Y|^2 + penalty |W|^2 (Hoerl & Kennard 1970, Technometrics). The bias is not
+    penalised: features and targets are centred. One eigendecomposition serves all penalties.
 
-    The outputs are no log-probabilities: the largest names the class, and nothing is to be read from a softmax.
+    The outputs are not log-probabilities: the largest one is the predicted class, but their softmax means nothing.
 
     Args:
         features: [N, D].
-        labels: int64 [N].
-        classes: how many there are, C.
+        labels: int64 [N], in [0, C).
+        classes: number of classes, C.
         penalties: each above 0.
 
+    Returns:
+        Weight [C, D] and bias [C] for each penalty.
+
     Raises:
-        ValueError: a penalty that is not above 0, with which the solution may not be unique.
+        ValueError: If a penalty is not above 0, where the solution may not be unique.
     """
-    _check(penalties)
-    rows, middle, values, basis = _principal(features)
+    _check_penalties(penalties)
+    rows, mean, values, basis = _principal_directions(features)
     targets = functional.one_hot(labels, classes).to(features.device, torch.float64)
-    shares = targets.mean(dim=0)
-    onto = rows.T @ (targets - shares)  # in this basis X'X is diagonal
-    weights = [(basis @ (onto / (values[:, None] + penalty))).T for penalty in penalties]
-    return [(weight.float(), (shares - weight @ middle).float()) for weight in weights]
+    class_means = targets.mean(dim=0)
+    projected = rows.T @ (targets - class_means)  # in this basis X'X is diagonal
+    weights = [(basis @ (projected / (values[:, None] + penalty))).T for penalty in penalties]
+    return [(weight.float(), (class_means - weight @ mean).float()) for weight in weights]
 
 
 def logistic_path(
     features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Multinomial logistic regression by L-BFGS, each penalty from a head of zeros.
+    """Multinomial logistic regression by L-BFGS, starting from zeros for each penalty.
 
     Each head minimises the sum of cross-entropies plus penalty |W|^2 / 2, where the penalty is the inverse of
-    scikit-learn's C; the problem is convex, so it is the only one. It is descended in the principal directions of the
-    features, each scaled by how much the loss bends there (for equally likely classes), so that all bend alike.
+    scikit-learn's C; the problem is convex, so the minimum is unique. It is solved in the principal directions of the
+    features, each scaled by the curvature of the loss along it (for equally likely classes), which makes the problem
+    well conditioned.
 
     Args:
         features: [N, D].
-        labels: int64 [N].
-        classes: how many there are, C.
+        labels: int64 [N], in [0, C).
+        classes: number of classes, C.
         penalties: each above 0.
 
+    Returns:
+        Weight [C, D] and bias [C] for each penalty.
+
     Raises:
-        ValueError: a penalty that is not above 0: separable classes would drive the weights to infinity.
+        ValueError: If a penalty is not above 0: separable classes would drive the weights to infinity.
     """
-    _check(penalties)
-    rows, middle, values, basis = _principal(features)
-    found = []
+    _check_penalties(penalties)
+    rows, mean, values, basis = _principal_directions(features)
+    heads = []
     for penalty in penalties:
         scale = (values * (classes - 1) / classes**2 + penalty).rsqrt() * len(rows) ** 0.5
-        weight, bias = _descended(rows * scale, labels.to(rows.device), classes, penalty * scale.square() / len(rows))
+        weight, bias = _minimise(rows * scale, labels.to(rows.device), classes, penalty * scale.square() / len(rows))
         weight = (weight * scale) @ basis.T
-        found.append((weight.float(), (bias - weight @ middle).float()))
-    return found
+        heads.append((weight.float(), (bias - weight @ mean).float()))
+    return heads
 
 
-def _descended(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """The head [C, K], [C] that minimises mean cross-entropy on rows [N, K] plus half its squares, times [K]."""
+def _minimise(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimises mean cross-entropy on rows [N, K] plus half the squared weights times `penalties` [K].
+
+    Returns:
+        Weight [C, K] and bias [C].
+    """
     weight = rows.new_zeros(classes, rows.shape[1], requires_grad=True)
     bias = rows.new_zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -119,50 +140,58 @@ def _descended(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) ->
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     closure()
     assert weight.grad is not None
-    if (left := float(weight.grad.abs().max())) > 100 * TOLERANCE:
-        log.warning("a logistic head is not quite the one after %d iterations: its gradient is %g", MAX_STEPS, left)
+    if (largest := float(weight.grad.abs().max())) > 100 * TOLERANCE:
+        log.warning(
+            "a logistic head has not converged after %d iterations: its largest gradient entry is %g",
+            MAX_STEPS,
+            largest,
+        )
     return weight.detach(), bias.detach()
 
 
-def _principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centred features X [N, D] in their principal directions, [N, K], K at most the smaller of N and D.
+def _principal_directions(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotates centred features X [N, D] to their principal directions: [N, K], K at most min(N, D).
 
-    With them the means [D] that were taken off, the eigenvalues [K] of X'X and its eigenvectors [D, K].
+    Returns:
+        The rotated features, the subtracted means [D], the eigenvalues [K] of X'X and its eigenvectors [D, K].
     """
-    middle = features.double().mean(dim=0)
-    inputs = features.double().sub_(middle)
+    mean = features.double().mean(dim=0)
+    inputs = features.double().sub_(mean)
     if len(inputs) >= inputs.shape[1]:
         values, basis = torch.linalg.eigh(inputs.T @ inputs)
-        return inputs @ basis, middle, values.clamp(min=0), basis  # to a computer a 0 may be a hair below
-    values, left = torch.linalg.eigh(inputs @ inputs.T)
-    real = values > values[-1] * len(inputs) * torch.finfo(torch.float64).eps
-    roots, left = values[real].sqrt(), left[:, real]
-    return left * roots, middle, values[real], inputs.T @ (left / roots)
+        return inputs @ basis, mean, values.clamp(min=0), basis  # rounding may make a 0 slightly negative
+    values, vectors = torch.linalg.eigh(inputs @ inputs.T)
+    nonzero = values > values[-1] * len(inputs) * torch.finfo(torch.float64).eps
+    roots, vectors = values[nonzero].sqrt(), vectors[:, nonzero]
+    return vectors * roots, mean, values[nonzero], inputs.T @ (vectors / roots)
 
 
-def _check(penalties: Sequence[float]) -> None:
-    if wrong := [penalty for penalty in penalties if not 0 < penalty < float("inf")]:
+def _check_penalties(penalties: Sequence[float]) -> None:
+    if invalid := [penalty for penalty in penalties if not 0 < penalty < float("inf")]:
         raise ValueError(
-            f"penalty is {wrong[0]}; it must be above 0, and finite: without it many heads fit equally well"
+            f"penalty must be above 0 and finite, got {invalid[0]}: without a penalty many heads fit equally well"
         )
 
 
 def fit_head(
     head: nn.Module, embeddings: Tensor, labels: Tensor, steps: int = 200, penalty: float = 1.0, tolerance: float = 1e-6
 ) -> float:
-    """Fit a head in place by L-BFGS on all examples at once; the final cross-entropy.
+    """Fits a head in place by L-BFGS on all examples at once.
 
-    The penalty is that of logistic regression as commonly used, |w|^2 / 2 for the sum of losses over all examples,
-    times `penalty`: without it separable classes would drive the weights to infinity. Deterministic; for a linear head
-    the problem is convex, so the end does not depend on the start.
+    The penalty is that of standard logistic regression, |w|^2 / 2 for the sum of losses over all examples, times
+    `penalty`: without it separable classes would drive the weights to infinity. Deterministic; for a linear head the
+    problem is convex, so the result does not depend on the initial weights.
 
     Args:
-        head: makes logits [N, C] of embeddings.
+        head: maps embeddings to logits [N, C].
         embeddings: [N, D].
         labels: int64 [N].
-        steps: at most so many iterations.
+        steps: maximum number of iterations.
         penalty: above 0; the inverse of scikit-learn's C.
-        tolerance: it ends where no number of the gradient is larger, or the loss changes by less than a thousandth.
+        tolerance: stops when no gradient entry is larger, or the loss changes by less than a thousandth of it.
+
+    Returns:
+        The final mean cross-entropy, in nats, without the penalty.
     """
     weights = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     optimizer = torch.optim.LBFGS(

@@ -1,4 +1,4 @@
-"""Recipe: everything that decides one training run."""
+"""Recipe: everything that determines one training run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHOICE_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "batch_norm": BATCH_NORM_MODES,
     "colour": INPUT_CHANNELS,
 }
-"""Every kind of choice that a recipe makes from a table, in the order in which people speak of them."""
+"""Tables that a recipe chooses from, by kind of choice, in display order."""
 
 DEFAULT_CHOICES: dict[str, str] = {
     kind: default_choice(kind) for kind in ("embedding_loss", "head", "activation", "batch_norm", "colour")
@@ -71,30 +71,30 @@ CLOSED_FORM_VALUES: dict[str, Any] = {
     "clip_value": None,
     "views": None,
 }
-"""What a recipe says whose strategy fits the head in one go: nothing of it has a say there, so it is the same for all,
-and equal runs have equal recipes."""
+"""Required values for strategies that fit the head in closed form. They have no effect there, so they are the same
+for all recipes: equal runs have equal recipes."""
 
 SEED_FIELDS = ("seed", "draw")
-"""The fields that a repetition changes: part of a recipe's `id`, not of its `key`."""
+"""Fields that repetitions change: part of a recipe's `id`, but not of its `key`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides one training run: the same recipe on the same machine gives the same weights.
+    """Everything that determines one training run: the same recipe on the same machine gives the same weights.
 
     Raises:
-        ValueError: a value beyond reason, or two that contradict each other.
+        ValueError: If a value is outside its range, or two values contradict each other.
     """
 
     data: str
-    """The pack's content hash."""
+    """Content hash of the pack."""
     classes: int
     image_size: int
     """Side of the square images, in pixels."""
     backbone: str
-    """timm's name."""
+    """timm's name of the network."""
     weights: str
-    """The SHA-256 of the weights file; empty where the run starts from random weights."""
+    """SHA-256 of the weights file; empty if the run starts from random weights."""
     strategy: Choice
     optimizer: Choice
     schedule: Choice
@@ -107,29 +107,29 @@ class Recipe:
     batch_norm: Choice
     colour: Choice
     learning_rate: float
-    """The peak rate: schedule and strategy only lower it."""
+    """Peak learning rate; schedule and strategy only lower it."""
     weight_decay: float
     batch_size: int
     epochs: int
     body_rate: float = 1.0
-    """The learning rate of everything below the head, as a share of the head's."""
+    """Learning rate of everything below the head, as a fraction of the head's."""
     clip_norm: float | None = None
-    """The largest global L2 norm of the gradient; None leaves it alone."""
+    """Maximum global L2 norm of the gradient; None for no clipping."""
     clip_value: float | None = None
-    """The largest absolute value of any number of the gradient; None leaves it alone."""
+    """Maximum absolute value of each gradient entry; None for no clipping."""
     images_per_class: int | None = None
-    """How many images of each class are trained on, at most; None takes all of the training part."""
+    """Maximum number of training images per class; None for all of them."""
     views: int | None = None
-    """In how many versions each augmented training image is seen while the lowest block is frozen; None draws it anew
-    in every epoch. Versions are the same for every recipe on these data, so what a frozen network makes of them is
-    computed once."""
+    """Number of fixed augmented views of each training image that are used while the lowest block is frozen; None
+    draws new augmentations in every epoch. The views are the same for every recipe on these data, so the features of
+    a frozen network are computed only once."""
     backbone_args: tuple[tuple[str, Value], ...] = ()
     split_seed: int = 0
-    """Decides the test part, where that is drawn."""
+    """Determines the test part, if that is drawn at random."""
     seed: int = 0
-    """Decides the new head's weights, the order of images and every augmentation."""
+    """Determines the new head's weights, the order of the images and all augmentations."""
     draw: int = 0
-    """Decides the validation part, where that is drawn."""
+    """Determines the validation part, if that is drawn at random."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
@@ -137,55 +137,59 @@ class Recipe:
             if value is None and name in OPTIONAL_FIELDS:
                 continue
             if value is None or not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
             if kind(value) != value:
-                raise ValueError(f"{name} is {value}; a whole number is wanted")
-            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one recipe, and must hash as one
+                raise ValueError(f"{name} must be an integer, got {value}")
+            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are the same recipe, so they need the same hash
         self._check_strategy()
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError(
-                f"the gradient is clipped by its norm ({self.clip_norm:g}) or by value ({self.clip_value:g}), not both"
+                f"clip_norm and clip_value cannot be combined, got {self.clip_norm:g} and {self.clip_value:g}: set one "
+                f"of them to none"
             )
         if self.embedding_loss.name != "none" and self.mixing.name != "none":
             raise ValueError(
-                f"embedding_loss {self.embedding_loss.name} needs one class an image, and mixing {self.mixing.name} "
-                f"gives it two: take mixing none, or embedding_loss none"
+                f"embedding_loss {self.embedding_loss.name} needs one class per image, but mixing {self.mixing.name} "
+                f"gives it two: use mixing none or embedding_loss none"
             )
         if self.views is not None and self.mixing.name != "none":
             raise ValueError(
-                f"views is {self.views}, but mixing {self.mixing.name} makes another image in every batch, of which "
-                f"there are no fixed versions: take mixing none, or views none"
+                f"views is {self.views}, but mixing {self.mixing.name} creates new images in every batch, so there are "
+                f"no fixed views: use mixing none or views none"
             )
 
     @property
     def last_unfreeze_epoch(self) -> int:
-        """After how many epochs all that will ever move does: no run is judged before the epoch that follows."""
-        after: int = self._strategy.pace.unfreezing_ends_after(self.epochs)
-        return after
+        """Number of epochs after which every parameter that will ever move does.
+
+        No run is compared with others before the epoch that follows.
+        """
+        epoch: int = self._strategy.pace.unfreezing_ends_after(self.epochs)
+        return epoch
 
     @property
     def uses_gradient_steps(self) -> bool:
-        """Whether anything is trained; where not, the head is fitted in one go and the run is over."""
+        """Whether gradient steps are taken; if not, fitting the head is the whole run."""
         return self._strategy.steps
 
     @property
     def key(self) -> str:
-        """The content hash without seed and draw: what repetitions of one recipe share."""
+        """Content hash without seed and draw, shared by repetitions of the recipe."""
         return hashing.sha256_json({name: value for name, value in self.as_dict().items() if name not in SEED_FIELDS})
 
     @property
     def id(self) -> str:
-        """The content hash of everything."""
+        """Content hash of all fields."""
         return hashing.sha256_json(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the inverse of `recipe_from_dict`."""
+        """Returns plain data for JSON, the inverse of `recipe_from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         choices = {kind: plain[kind].as_dict() for kind in CHOICE_TABLES}
         return {**plain, **choices, "backbone_args": dict(self.backbone_args)}
 
     def with_seeds(self, seed: int, draw: int) -> Recipe:
-        """The same recipe on another seed and another draw of the validation part."""
+        """Returns the same recipe with another seed and another draw of the validation part."""
         return dataclasses.replace(self, seed=seed, draw=draw)
 
     @property
@@ -197,54 +201,58 @@ class Recipe:
         strategy = self._strategy
         if strategy.pretrained != bool(self.weights):
             raise ValueError(
-                f"strategy {self.strategy} starts from {'pretrained' if strategy.pretrained else 'random'} weights, "
-                f"but the recipe names {'none' if strategy.pretrained else 'some'}"
+                f"strategy {self.strategy} needs pretrained weights, but the recipe names none"
+                if strategy.pretrained
+                else f"strategy {self.strategy} starts from random weights, but the recipe names pretrained ones: "
+                f"leave weights empty"
             )
         if strategy.backbone not in (None, self.backbone):
-            raise ValueError(f"strategy {self.strategy} brings {strategy.backbone}; the recipe says {self.backbone}")
+            raise ValueError(f"strategy {self.strategy} needs backbone {strategy.backbone}, got {self.backbone}")
         if strategy.clip_norm is not None and self.clip_norm is None:
-            raise ValueError(f"strategy {self.strategy} clips the gradient's norm, but clip_norm is none")
+            raise ValueError(f"strategy {self.strategy} clips the gradient norm, so clip_norm must not be none")
         if self.last_unfreeze_epoch >= self.epochs:
-            more = range(self.epochs + 1, int(LIMITS["epochs"][1]) + 1)
-            enough = next(
-                (epochs for epochs in more if strategy.pace.unfreezing_ends_after(epochs) < epochs), more.stop
+            longer = range(self.epochs + 1, int(LIMITS["epochs"][1]) + 1)
+            min_epochs = next(
+                (epochs for epochs in longer if strategy.pace.unfreezing_ends_after(epochs) < epochs), longer.stop
             )
             raise ValueError(
-                f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: it needs at least {enough}, "
-                f"or else linear_probe is meant"
+                f"strategy {self.strategy} would never unfreeze in {self.epochs} epochs: use at least {min_epochs} "
+                f"epochs, or strategy linear_probe"
             )
         if self.body_rate != 1 and strategy.pace == HeadFirst(freeze_epochs=None):
             raise ValueError(
                 f"body_rate is {self.body_rate:g}, but strategy {self.strategy} trains nothing below the head: leave "
-                f"it at 1"
+                f"body_rate at 1"
             )
         for name, value in CLOSED_FORM_VALUES.items():
             if not strategy.steps and getattr(self, name) != value:
                 raise ValueError(
-                    f"strategy {self.strategy} fits a linear head in one go and takes no steps: leave {name} at "
-                    f"{value}, not {getattr(self, name)}"
+                    f"strategy {self.strategy} fits a linear head in closed form and takes no gradient steps: leave "
+                    f"{name} at {value}, got {getattr(self, name)}"
                 )
         if self.batch_norm.name == "frozen" and not strategy.pretrained:
             raise ValueError(
-                f"strategy {self.strategy} starts from random weights, whose batch norm statistics are those of no "
-                f"image: batch_norm frozen needs pretrained ones"
+                f"strategy {self.strategy} starts from random weights, but batch_norm frozen needs the statistics of "
+                f"pretrained ones: use batch_norm with_weights"
             )
 
 
 def closed_form_values() -> dict[str, Any]:
-    """`CLOSED_FORM_VALUES` as plain data, for `recipe_from_dict`."""
+    """Returns `CLOSED_FORM_VALUES` as plain data, for `recipe_from_dict`."""
     return {name: value.as_dict() if isinstance(value, Choice) else value for name, value in CLOSED_FORM_VALUES.items()}
 
 
 def recipe_from_dict(plain: Mapping[str, Any]) -> Recipe:
-    """A Recipe from plain data: choices as dicts with `name` and parameters, which are completed and checked.
+    """Builds a Recipe from plain data.
 
-    Choices in `DEFAULT_CHOICES` may be left out.
+    Args:
+        plain: the fields of a Recipe. Choices are dicts with `name` and some of the parameters; the others get their
+            defaults. Choices in `DEFAULT_CHOICES` may be omitted.
 
     Raises:
-        ValueError: an unknown name, with the nearest known ones, or what `Recipe` refuses.
+        ValueError: If a name is unknown (the nearest known ones are suggested), or `Recipe` rejects the values.
     """
-    usual = {kind: {"name": name} for kind, name in DEFAULT_CHOICES.items()}
-    choices = {kind: choose(kind, table, **{**usual, **plain}[kind]) for kind, table in CHOICE_TABLES.items()}
+    defaults = {kind: {"name": name} for kind, name in DEFAULT_CHOICES.items()}
+    choices = {kind: choose(kind, table, **{**defaults, **plain}[kind]) for kind, table in CHOICE_TABLES.items()}
     args = tuple(sorted(plain.get("backbone_args", {}).items()))
     return Recipe(**{**plain, **choices, "backbone_args": args})

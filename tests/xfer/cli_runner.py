@@ -1,4 +1,4 @@
-"""Commands of `python -m xfer` as a person gives them, but in this process."""
+"""Runs commands of `python -m xfer` in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xfer.__main__ import main
 
 @dataclass(frozen=True)
 class CompletedCommand:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -25,27 +25,27 @@ Command = Callable[..., CompletedCommand]
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags that say which images and which network, for the tiny ones that the tests share."""
+    """Flags that select images and network, with the tiny ones that the tests share."""
 
     images: Path
     weights: Path
     storage: Path
 
     def __call__(self, *more: object) -> list[str]:
-        named = ["--data", self.images, "--weights", self.weights, "--storage", self.storage]
-        return [*map(str, named), "--backbone", "test_efficientnet", "--image-size", "32", *map(str, more)]
+        flags = ["--data", self.images, "--weights", self.weights, "--storage", self.storage]
+        return [*map(str, flags), "--backbone", "test_efficientnet", "--image-size", "32", *map(str, more)]
 
 
 def make_command_runner(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Gives a command line and says how that ended."""
+    """Returns a function that runs a command line."""
 
-    def give(*arguments: object) -> CompletedCommand:
+    def run(*arguments: object) -> CompletedCommand:
         capsys.readouterr()
         try:
-            status = main([str(each) for each in arguments])
-        except SystemExit as ended:  # argparse's own way out
-            status = int(ended.code or 0)
-        said = capsys.readouterr()
-        return CompletedCommand(status, said.out, said.err)
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:  # raised by argparse
+            status = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return CompletedCommand(status, captured.out, captured.err)
 
-    return give
+    return run

@@ -1,4 +1,4 @@
-"""Every test of xfer runs on one thread."""
+"""Runs every test of xfer on one thread."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ MEASURED_FIELDS = {
     "gpu_memory_mb",
     "gpu_percent",
 }
-"""What an Epoch says of the machine: no two runs agree in it."""
+"""Fields of an Epoch that depend on the machine: they differ between runs."""

@@ -1,4 +1,4 @@
-"""Names and parameters of a table's entry, as a person writes them."""
+"""Names and parameters of a table's entry."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ ENTRIES = [(kind, name) for kind, table in CHOICE_TABLES.items() for name in tab
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_every_entry_of_every_table_goes_under_its_own_name(kind, name):
+def test_every_entry_has_its_functions_name(kind, name):
     assert CHOICE_TABLES[kind][name].__name__ == name
     assert choose(kind, CHOICE_TABLES[kind], name).name == name
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_every_entry_says_in_a_sentence_what_it_is(kind, name):
+def test_every_entry_is_described_in_a_sentence(kind, name):
     assert "." in CHOICE_TABLES[kind][name].__doc__
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_every_parameter_of_every_entry_is_plain_data_that_goes_back_to_itself(kind, name):
+def test_every_parameter_is_plain_data_that_survives_json(kind, name):
     choice = choose(kind, CHOICE_TABLES[kind], name)
     assert all(type(value) in (int, float, str, bool) for _, value in choice.values)
-    again = json.loads(json.dumps(choice.as_dict()))
-    assert choose(kind, CHOICE_TABLES[kind], **again) == choice
+    loaded = json.loads(json.dumps(choice.as_dict()))
+    assert choose(kind, CHOICE_TABLES[kind], **loaded) == choice
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_a_slip_in_a_parameter_is_met_with_the_nearest(kind, name):
+def test_an_unknown_parameter_gets_the_nearest_names(kind, name):
     for parameter in default_parameters(CHOICE_TABLES[kind][name]):
         with pytest.raises(
             ValueError, match=f"unknown parameter of {kind} {name} '{parameter}s': did you mean {parameter}"
@@ -50,7 +50,7 @@ def test_parameters_are_the_arguments_that_have_a_default():
     assert default_parameters(table) == {"second": 2, "third": "x"}
 
 
-def test_a_choice_has_every_parameter_in_the_tables_order_and_builds():
+def test_a_choice_has_every_parameter_in_order_and_builds():
     choice = choose("table", {"table": table}, "table", third="y")
     assert choice == Choice("table", (("second", 2), ("third", "y")))
     assert str(choice) == "table(second=2, third=y)"
@@ -59,7 +59,7 @@ def test_a_choice_has_every_parameter_in_the_tables_order_and_builds():
     assert str(choose("mixing", CHOICE_TABLES["mixing"], "none")) == "none"
 
 
-def test_what_is_unknown_is_met_with_what_is_near():
+def test_an_unknown_name_gets_the_nearest_names():
     assert unknown_name_message("optimizer", "rangr", ["sgd", "ranger"]) == (
         "unknown optimizer 'rangr': did you mean ranger? Known: sgd, ranger"
     )

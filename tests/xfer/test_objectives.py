@@ -1,4 +1,4 @@
-"""Objectives: what is measured, which way is better, and who is beaten by nobody."""
+"""Objectives: what is measured, which direction is better, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TEST = Evaluation(
         ("seconds", 13.0, -13.0, None),
     ],
 )
-def test_every_objective_is_read_off_the_last_epoch_and_cost_off_all_of_them(
+def test_objectives_are_read_from_the_last_epoch_and_seconds_from_all_epochs(
     name: str, value: float, score: float, on_test: float | None
 ) -> None:
     objective = OBJECTIVES[name]
@@ -56,12 +56,12 @@ def test_every_objective_is_read_off_the_last_epoch_and_cost_off_all_of_them(
     assert objective.on(TEST) == (None if on_test is None else pytest.approx(on_test))
 
 
-def test_these_are_all_the_objectives_there_are() -> None:
+def test_there_are_no_other_objectives() -> None:
     assert list(OBJECTIVES) == ["accuracy", "balanced_accuracy", "noisy_accuracy", "loss", "seconds"]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_entry_is_named_as_it_stands_in_the_table_and_read_from_a_field_of_an_epoch(name: str) -> None:
+def test_an_entry_has_its_key_as_name_and_a_field_of_an_epoch_as_metric(name: str) -> None:
     objective = OBJECTIVES[name]
     assert objective.name == objective.measure.__name__ == name
     assert objective.metric in {field.name for field in dataclasses.fields(Epoch)}
@@ -69,7 +69,7 @@ def test_an_entry_is_named_as_it_stands_in_the_table_and_read_from_a_field_of_an
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_score_is_better_the_higher_it_is_and_turns_back_into_its_value(name: str) -> None:
+def test_a_higher_score_is_better_and_converts_back_to_its_value(name: str) -> None:
     objective = OBJECTIVES[name]
     better, worse = (0.9, 0.1) if objective.higher_is_better else (0.1, 0.9)
     assert objective.to_score(better) > objective.to_score(worse)
@@ -83,18 +83,18 @@ def test_there_is_a_score_after_every_epoch() -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_before_the_first_epoch_nothing_is_known(name: str) -> None:
+def test_there_is_no_value_before_the_first_epoch(name: str) -> None:
     assert OBJECTIVES[name].value(()) is OBJECTIVES[name].score(()) is None
 
 
-def test_what_was_not_measured_or_is_no_number_is_not_known() -> None:
+def test_a_missing_or_nan_measurement_has_no_score() -> None:
     old = dataclasses.replace(EPOCHS[-1], val_balanced_accuracy=None, val_loss=math.nan)
     assert OBJECTIVES["balanced_accuracy"].score([old]) is None
     assert OBJECTIVES["loss"].score([old]) is None
     assert OBJECTIVES["accuracy"].score([old]) == 0.4
 
 
-# --- as a person names them ------------------------------------------------------------------------------------------
+# Parsing
 
 
 @pytest.mark.parametrize(
@@ -106,31 +106,31 @@ def test_what_was_not_measured_or_is_no_number_is_not_known() -> None:
         ("noisy_accuracy, accuracy", ["noisy_accuracy", "accuracy"]),
     ],
 )
-def test_objectives_are_named_the_one_that_decides_first(text: str, names: list[str]) -> None:
+def test_the_deciding_objective_is_named_first(text: str, names: list[str]) -> None:
     assert [objective.name for objective in parse_objectives(text)] == names
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"an objective is wanted: accuracy, .*, or two as in accuracy,seconds"),
-        (" , ", r"an objective is wanted"),
+        ("", r"no objective given: use one of accuracy, .*, or two as in accuracy,seconds"),
+        (" , ", r"no objective given"),
         ("acuracy", r"unknown objective 'acuracy': did you mean accuracy.*Known: accuracy, balanced_accuracy, "),
         ("accuracy,speed", r"unknown objective 'speed'"),
-        ("seconds", r"the fastest network is one that learns nothing.*as in accuracy,seconds"),
-        ("seconds,loss", r"seconds cannot decide.*as in loss,seconds"),
-        ("loss,loss", r"loss is named twice"),
-        ("accuracy,loss,seconds", r"3 at once leave hardly a trial that is not best in something.*the two that matter"),
+        ("seconds", r"the fastest network learns nothing.*as in accuracy,seconds"),
+        ("seconds,loss", r"seconds cannot be the first objective.*as in loss,seconds"),
+        ("loss,loss", r"loss is given twice"),
+        ("accuracy,loss,seconds", r"at most 2 objectives, got 3.*the two that matter"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_what_to_do(text: str, message: str) -> None:
+def test_an_invalid_list_of_objectives_is_refused_with_a_correction(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_objectives(text)
 
 
-# --- the Pareto front ------------------------------------------------------------------------------------------------
+# The Pareto front
 
-NEVER = -math.inf
+WORST = -math.inf
 
 
 @pytest.mark.parametrize(
@@ -143,16 +143,18 @@ NEVER = -math.inf
         ([(0.9, -9.0), (0.8, -9.5), (0.85, -8.0), (0.85, -8.5)], [True, False, True, False]),
         ([(0.7, -3.0), (0.7, -3.0)], [True, True]),
         ([(0.7, -3.0), (0.7, -3.0), (0.8, -3.0)], [False, False, True]),
-        ([(NEVER, -1.0), (0.5, -2.0), (NEVER, -3.0)], [True, True, False]),
+        ([(WORST, -1.0), (0.5, -2.0), (WORST, -3.0)], [True, True, False]),
         ([(0.5,), (0.7,), (0.7,)], [False, True, True]),
     ],
 )
-def test_the_front_is_whoever_is_beaten_by_nobody(scores: list[tuple[float, ...]], front: list[bool]) -> None:
+def test_the_front_is_the_set_of_points_that_no_other_dominates(
+    scores: list[tuple[float, ...]], front: list[bool]
+) -> None:
     assert pareto_mask(scores) == front
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=15))
-def test_a_front_holds_the_best_in_each_and_covers_everybody_else(scores: list[tuple[int, int]]) -> None:
+def test_a_front_contains_the_best_in_each_objective_and_covers_all_other_points(scores: list[tuple[int, int]]) -> None:
     front = {point for point, best in zip(scores, pareto_mask(scores), strict=True) if best}
     assert all(any(a >= x and b >= y for a, b in front) for x, y in scores)
     if scores:
@@ -161,12 +163,12 @@ def test_a_front_holds_the_best_in_each_and_covers_everybody_else(scores: list[t
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=15), st.randoms())
-def test_the_order_of_points_does_not_matter(scores: list[tuple[int, int]], chance: object) -> None:
-    shuffled = sorted(scores, key=lambda _: chance.random())  # type: ignore[attr-defined]
-    found = dict(zip(shuffled, pareto_mask(shuffled), strict=True))
-    assert [found[point] for point in scores] == pareto_mask(scores)
+def test_the_order_of_points_does_not_matter(scores: list[tuple[int, int]], random: object) -> None:
+    shuffled = sorted(scores, key=lambda _: random.random())  # type: ignore[attr-defined]
+    on_front = dict(zip(shuffled, pareto_mask(shuffled), strict=True))
+    assert [on_front[point] for point in scores] == pareto_mask(scores)
 
 
-def test_neither_torch_nor_numpy_is_needed() -> None:
+def test_objectives_load_neither_torch_nor_numpy() -> None:
     code = "import sys, xfer.objectives; sys.exit(bool({'torch', 'numpy', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

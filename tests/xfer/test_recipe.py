@@ -1,4 +1,4 @@
-"""Everything that decides one run: what its hashes see, how it travels as JSON, and what it refuses."""
+"""Recipes: what their hashes cover, conversion to and from JSON, and invalid values."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ CHANGES = {
 # Key and id
 
 
-def test_every_field_has_a_change_below():
+def test_every_field_has_a_change_above():
     assert CHANGES.keys() == {field.name for field in dataclasses.fields(Recipe)}
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_every_field_is_part_of_the_id_and_all_but_chance_of_the_key(make_recipe, field):
+def test_every_field_is_part_of_the_id_and_all_but_the_seeds_of_the_key(make_recipe, field):
     before, after = make_recipe(), make_recipe(**{field: CHANGES[field]})
     assert before.id != after.id
     assert (before.key == after.key) is (field in ("seed", "draw"))
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_a_choices_own_parameters_are_part_of_the_key(make_recipe, kind, name):
+def test_the_parameters_of_a_choice_are_part_of_the_key(make_recipe, kind, name):
     clip = {"clip_norm": 1.0}
     for parameter, default in default_parameters(CHOICE_TABLES[kind][name]).items():
         plain = {"epochs": 9, **clip, kind: {"name": name}}
@@ -86,11 +86,11 @@ def test_a_choices_own_parameters_are_part_of_the_key(make_recipe, kind, name):
         assert before.key != make_recipe(**{**plain, kind: {"name": name, parameter: other}}).key
 
 
-def test_repetitions_share_the_key_and_have_ids_of_their_own(make_recipe):
+def test_repetitions_share_the_key_but_not_the_id(make_recipe):
     recipe = make_recipe()
     repetitions = [recipe.with_seeds(seed, draw) for seed in (0, 1) for draw in (0, 1)]
-    assert {each.key for each in repetitions} == {recipe.key}
-    assert len({each.id for each in repetitions}) == 4
+    assert {repetition.key for repetition in repetitions} == {recipe.key}
+    assert len({repetition.id for repetition in repetitions}) == 4
     assert repetitions[0] == recipe
     assert (repetitions[-1].seed, repetitions[-1].draw, repetitions[-1].split_seed) == (1, 1, 0)
 
@@ -103,15 +103,15 @@ def test_hashes_are_64_hexadecimal_digits_and_the_same_in_every_process(make_rec
 
 @pytest.mark.parametrize(("field", "value"), [("clip_norm", 1), ("weight_decay", 0), ("learning_rate", 1)])
 def test_equal_recipes_have_equal_hashes(make_recipe, field, value):
-    whole, real = make_recipe(**{field: value}), make_recipe(**{field: float(value)})
-    assert whole == real
-    assert whole.id == real.id
+    integer, real = make_recipe(**{field: value}), make_recipe(**{field: float(value)})
+    assert integer == real
+    assert integer.id == real.id
 
 
-# What counts of data and weights is what they hold
+# Data and weights are identified by their content
 
 
-def test_the_names_of_weights_do_not_count_and_their_content_does(weights, tmp_path):
+def test_weights_are_identified_by_content_and_not_by_name(weights, tmp_path):
     renamed = tmp_path / "other name.bin"
     renamed.write_bytes(weights.read_bytes())
     assert hashing.sha256_file(renamed) == hashing.sha256_file(weights)
@@ -121,7 +121,7 @@ def test_the_names_of_weights_do_not_count_and_their_content_does(weights, tmp_p
     assert hashing.sha256_file(renamed) != hashing.sha256_file(weights)
 
 
-def test_the_names_of_images_do_not_count_and_their_pixels_do(image_folder, pack, tmp_path):
+def test_images_are_identified_by_pixels_and_not_by_name(image_folder, pack, tmp_path):
     root = tmp_path / "elsewhere"
     for number, path in enumerate(sorted(image_folder.rglob("*.*"), reverse=True)):
         target = root / path.parent.name / f"{number:03d}-{path.stem} é{path.suffix}"
@@ -137,11 +137,11 @@ def test_the_names_of_images_do_not_count_and_their_pixels_do(image_folder, pack
     assert build_pack(folder(root), 32, tmp_path / "packs").hash != pack.hash
 
 
-# As plain data
+# Plain data
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_a_recipe_goes_to_json_and_back(make_recipe, kind, name):
+def test_a_recipe_survives_json(make_recipe, kind, name):
     recipe = make_recipe(**{"clip_norm": 1.0, "epochs": 5, kind: name, "backbone_args": {"pad_type": "same", "b": 2}})
     plain = json.loads(json.dumps(recipe.as_dict()))
     assert plain == recipe.as_dict()
@@ -149,15 +149,15 @@ def test_a_recipe_goes_to_json_and_back(make_recipe, kind, name):
     assert recipe_from_dict(plain).id == recipe.id
 
 
-def within(name):
+def values_in_limits(name):
     low, high = LIMITS[name]
     return st.integers(int(low), int(high)) if name in INTEGER_FIELDS else st.floats(low, high)
 
 
-# The gradient is clipped in one way at most: what cannot stand together is not drawn together.
+# clip_norm and clip_value cannot be combined, so at most one of them is drawn.
 numbers = st.fixed_dictionaries(
-    {name: within(name) for name in LIMITS.keys() - OPTIONAL_FIELDS}
-    | {"images_per_class": st.none() | within("images_per_class")}
+    {name: values_in_limits(name) for name in LIMITS.keys() - OPTIONAL_FIELDS}
+    | {"images_per_class": st.none() | values_in_limits("images_per_class")}
     | {name: st.integers(0, 2**62) for name in ("seed", "draw", "split_seed")}
     | {"backbone_args": st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3)}
 )
@@ -166,21 +166,21 @@ numbers = st.fixed_dictionaries(
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     values=numbers,
-    clipping=st.dictionaries(st.sampled_from(["clip_norm", "clip_value"]), within("clip_norm"), max_size=1),
+    clipping=st.dictionaries(st.sampled_from(["clip_norm", "clip_value"]), values_in_limits("clip_norm"), max_size=1),
 )
-def test_any_recipe_within_reason_goes_to_json_and_back(make_recipe, values, clipping):
+def test_any_valid_recipe_survives_json(make_recipe, values, clipping):
     recipe = make_recipe(**values, **clipping)
-    again = recipe_from_dict(json.loads(json.dumps(recipe.as_dict())))
-    assert (again, again.id, again.key) == (recipe, recipe.id, recipe.key)
+    loaded = recipe_from_dict(json.loads(json.dumps(recipe.as_dict())))
+    assert (loaded, loaded.id, loaded.key) == (recipe, recipe.id, recipe.key)
 
 
-def test_defaults_are_spelled_out_so_that_they_cannot_change_with_the_code(make_recipe):
+def test_defaults_are_written_out_so_that_they_cannot_change_with_the_code(make_recipe):
     plain = make_recipe(strategy="freeze_then_unfreeze", epochs=3, loss="label_smoothing").as_dict()
     assert plain["strategy"] == {"name": "freeze_then_unfreeze", "freeze_epochs": 2}
     assert plain["loss"] == {"name": "label_smoothing", "smoothing": 0.1}
 
 
-def test_fields_with_a_default_may_be_left_out(make_recipe):
+def test_fields_with_a_default_may_be_omitted(make_recipe):
     recipe = make_recipe()
     plain = recipe.as_dict()
     optional = [field.name for field in dataclasses.fields(Recipe) if field.default is not dataclasses.MISSING]
@@ -192,18 +192,18 @@ def test_fields_with_a_default_may_be_left_out(make_recipe):
 
 
 @pytest.mark.parametrize("kind", DEFAULT_CHOICES)
-def test_what_is_usual_may_be_left_out_and_means_the_same_as_spelled_out(make_recipe, kind):
-    spelled = make_recipe(**{kind: DEFAULT_CHOICES[kind]})
-    plain = spelled.as_dict()
+def test_an_omitted_default_choice_equals_an_explicit_one(make_recipe, kind):
+    explicit = make_recipe(**{kind: DEFAULT_CHOICES[kind]})
+    plain = explicit.as_dict()
     assert plain.pop(kind) == {
         "name": DEFAULT_CHOICES[kind],
         **default_parameters(CHOICE_TABLES[kind][DEFAULT_CHOICES[kind]]),
     }
-    assert recipe_from_dict(plain) == spelled
-    assert recipe_from_dict(plain).key == spelled.key
+    assert recipe_from_dict(plain) == explicit
+    assert recipe_from_dict(plain).key == explicit.key
 
 
-def test_what_is_not_usual_may_not_be_left_out(make_recipe):
+def test_choices_without_a_default_may_not_be_omitted(make_recipe):
     for kind in CHOICE_TABLES.keys() - DEFAULT_CHOICES.keys():
         plain = make_recipe().as_dict()
         del plain[kind]
@@ -212,7 +212,7 @@ def test_what_is_not_usual_may_not_be_left_out(make_recipe):
 
 
 @pytest.mark.parametrize("kind", DEFAULT_CHOICES)
-def test_a_recipe_with_something_unusual_says_so_in_json(make_recipe, kind):
+def test_json_contains_choices_that_differ_from_the_defaults(make_recipe, kind):
     for name in CHOICE_TABLES[kind]:
         plain = json.loads(json.dumps(make_recipe(**{kind: name}).as_dict()))
         assert plain[kind] == {"name": name, **default_parameters(CHOICE_TABLES[kind][name])}
@@ -223,7 +223,7 @@ def test_a_recipe_with_something_unusual_says_so_in_json(make_recipe, kind):
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_the_ends_of_what_is_within_reason_are_within_it(make_recipe, name):
+def test_the_limits_themselves_are_accepted(make_recipe, name):
     for value in LIMITS[name]:
         kind = int if name in INTEGER_FIELDS else float
         assert getattr(make_recipe(**{name: kind(value)}), name) == value
@@ -231,38 +231,38 @@ def test_the_ends_of_what_is_within_reason_are_within_it(make_recipe, name):
 
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", ["below", "above", math.nan, math.inf, -math.inf])
-def test_a_value_beyond_reason_is_refused_with_its_bounds(make_recipe, name, value):
+def test_a_value_outside_its_limits_is_refused_with_the_limits(make_recipe, name, value):
     low, high = LIMITS[name]
     value = {"below": low - 1, "above": high * 2}.get(value, value)
-    message = f"{name} is {value}; it must lie between {low:g} and {high:g}"
+    message = f"{name} must be between {low:g} and {high:g}, got {value}"
     with pytest.raises(ValueError, match=re.escape(message)):
         make_recipe(**{name: value})
 
 
 @pytest.mark.parametrize("name", INTEGER_FIELDS)
-def test_a_fraction_of_what_is_counted_is_refused(make_recipe, name):
-    with pytest.raises(ValueError, match=f"{name} is 10.5; a whole number is wanted"):
+def test_a_fractional_count_is_refused(make_recipe, name):
+    with pytest.raises(ValueError, match=f"{name} must be an integer, got 10.5"):
         make_recipe(**{name: 10.5})
 
 
-def test_a_preset_that_clips_and_no_clip_norm_contradict_each_other(make_recipe):
-    with pytest.raises(ValueError, match="strategy clip clips the gradient's norm, but clip_norm is none"):
+def test_a_preset_that_clips_requires_a_clip_norm(make_recipe):
+    with pytest.raises(ValueError, match="strategy clip clips the gradient norm, so clip_norm must not be none"):
         make_recipe(strategy="clip", clip_norm=None)
     assert make_recipe(strategy="clip", clip_norm=0.5).clip_norm == 0.5
 
 
-def test_a_gradient_is_clipped_in_one_way_only(make_recipe):
-    with pytest.raises(ValueError, match=r"clipped by its norm \(2\) or by value \(0\.5\), not"):
+def test_clip_norm_and_clip_value_cannot_be_combined(make_recipe):
+    with pytest.raises(ValueError, match=r"clip_norm and clip_value cannot be combined, got 2 and 0\.5"):
         make_recipe(clip_norm=2.0, clip_value=0.5)
-    with pytest.raises(ValueError, match=r"by its norm \(1\) or by value \(0\.5\)"):
+    with pytest.raises(ValueError, match=r"cannot be combined, got 1 and 0\.5"):
         make_recipe(strategy="clip", clip_value=0.5)
     assert make_recipe(clip_value=0.5).clip_norm is None
 
 
 @pytest.mark.parametrize("mixing", [name for name in CHOICE_TABLES["mixing"] if name != "none"])
 @pytest.mark.parametrize("term", [name for name in CHOICE_TABLES["embedding_loss"] if name != "none"])
-def test_classes_that_are_mixed_have_no_embedding_loss(make_recipe, mixing, term):
-    message = f"embedding_loss {term} needs one class an image, and mixing {mixing} gives it two: take mixing none, or"
+def test_mixing_and_embedding_losses_cannot_be_combined(make_recipe, mixing, term):
+    message = f"embedding_loss {term} needs one class per image, but mixing {mixing} gives it two: use mixing none or"
     with pytest.raises(ValueError, match=message):
         make_recipe(mixing=mixing, embedding_loss=term)
     assert make_recipe(mixing=mixing).embedding_loss == make_recipe(embedding_loss="none").embedding_loss
@@ -270,30 +270,30 @@ def test_classes_that_are_mixed_have_no_embedding_loss(make_recipe, mixing, term
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.0001, math.nan])
-def test_the_body_moves_and_never_faster_than_the_head(make_recipe, rate):
-    with pytest.raises(ValueError, match=f"body_rate is {rate}; it must lie between 1e-06 and 1"):
+def test_the_body_rate_is_above_0_and_at_most_1(make_recipe, rate):
+    with pytest.raises(ValueError, match=f"body_rate must be between 1e-06 and 1, got {rate}"):
         make_recipe(body_rate=rate)
     assert [make_recipe(body_rate=rate).body_rate for rate in (1, 0.1)] == [1.0, 0.1]
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_nothing_is_said_only_where_nothing_can_be_meant(make_recipe, name):
+def test_only_optional_fields_may_be_none(make_recipe, name):
     if name in OPTIONAL_FIELDS:
         assert getattr(make_recipe(**{name: None}), name) is None
     else:
-        with pytest.raises(ValueError, match=f"{name} is None"):
+        with pytest.raises(ValueError, match=f"{name} must be .* got None"):
             make_recipe(**{name: None})
 
 
-def test_a_strategy_that_brings_its_network_goes_with_no_other(make_recipe):
+def test_a_strategy_that_prescribes_its_network_accepts_no_other(make_recipe):
     plain = make_recipe(strategy="small_cnn").as_dict()
     assert plain["backbone"] == "basic_cnn"
-    with pytest.raises(ValueError, match="strategy small_cnn brings basic_cnn.* the recipe says test_resnet"):
+    with pytest.raises(ValueError, match="strategy small_cnn needs backbone basic_cnn, got test_resnet"):
         recipe_from_dict({**plain, "backbone": "test_resnet"})
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_freezing_to_the_end_is_refused_because_another_strategy_is_meant(make_recipe, epochs):
+def test_freezing_to_the_end_is_refused_with_an_alternative(make_recipe, epochs):
     strategy = {"name": "freeze_then_unfreeze", "freeze_epochs": 3}
     message = rf"freeze_then_unfreeze\(freeze_epochs=3\) would never unfreeze in {epochs} epochs.* at least 4.*linear_"
     with pytest.raises(ValueError, match=message):
@@ -302,40 +302,40 @@ def test_freezing_to_the_end_is_refused_because_another_strategy_is_meant(make_r
 
 
 @pytest.mark.parametrize("strategy", ["freeze_until_converged", "gradual_unfreeze"])
-def test_an_epoch_must_be_left_in_which_everything_moves(make_recipe, strategy):
+def test_everything_must_move_in_at_least_one_epoch(make_recipe, strategy):
     with pytest.raises(ValueError, match=f"strategy {strategy}.* would never unfreeze in 1 epochs: .* at least 2"):
         make_recipe(strategy=strategy, epochs=1)
     assert make_recipe(strategy=strategy, epochs=2).last_unfreeze_epoch == 1
 
 
 @pytest.mark.parametrize("freeze_epochs", [0, -1])
-def test_freezing_for_no_epoch_is_refused_because_another_strategy_is_meant(make_recipe, freeze_epochs):
-    with pytest.raises(ValueError, match=f"freeze_epochs is {freeze_epochs}; at least 1.*naive"):
+def test_freezing_for_less_than_one_epoch_is_refused_with_an_alternative(make_recipe, freeze_epochs):
+    with pytest.raises(ValueError, match=f"freeze_epochs must be at least 1, got {freeze_epochs}; .*naive"):
         make_recipe(strategy={"name": "freeze_then_unfreeze", "freeze_epochs": freeze_epochs}, weights="")
 
 
 def test_weights_and_strategy_must_agree(make_recipe, weights):
-    with pytest.raises(ValueError, match="naive starts from pretrained weights, but the recipe names none"):
+    with pytest.raises(ValueError, match="naive needs pretrained weights, but the recipe names none"):
         make_recipe(weights="")
-    with pytest.raises(ValueError, match="scratch starts from random weights, but the recipe names some"):
+    with pytest.raises(ValueError, match="scratch starts from random weights, but the recipe names pretrained"):
         make_recipe(strategy="scratch", weights=hashing.sha256_file(weights))
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_an_unknown_name_is_refused_with_the_nearest_known_and_all_there_are(make_recipe, kind, name):
-    slip = name[:-1] + "q"
-    message = rf"unknown {kind} '{slip}'.*{name}.*Known: {', '.join(CHOICE_TABLES[kind])}"
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_names(make_recipe, kind, name):
+    misspelled = name[:-1] + "q"
+    message = rf"unknown {kind} '{misspelled}'.*{name}.*Known: {', '.join(CHOICE_TABLES[kind])}"
     with pytest.raises(ValueError, match=message):
-        make_recipe(**{kind: slip})
+        make_recipe(**{kind: misspelled})
 
 
-def test_an_unknown_parameter_is_refused_with_the_nearest_known(make_recipe):
+def test_an_unknown_parameter_is_refused_with_the_nearest_name(make_recipe):
     message = "unknown parameter of strategy freeze_then_unfreeze 'freeze_epoch': did you mean freeze_epochs"
     with pytest.raises(ValueError, match=message):
         make_recipe(weights="", strategy={"name": "freeze_then_unfreeze", "freeze_epoch": 1})
 
 
-def test_a_name_unlike_any_other_is_refused_without_a_guess():
+def test_a_name_unlike_any_other_gets_no_suggestion():
     with pytest.raises(ValueError, match=r"^unknown loss 'qqqq'\. Known: cross_entropy, label_smoothing, focal$"):
         choose("loss", CHOICE_TABLES["loss"], "qqqq")
 
@@ -348,13 +348,13 @@ def test_a_recipe_is_a_value(make_recipe):
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "early_cut"])
-def test_a_slower_body_is_refused_where_nothing_of_it_moves(make_recipe, strategy):
+def test_a_body_rate_is_refused_where_the_body_is_frozen(make_recipe, strategy):
     with pytest.raises(ValueError, match=r"body_rate is 0.1, but strategy .* trains nothing below the head"):
         make_recipe(strategy=strategy, body_rate=0.1)
 
 
 @pytest.mark.parametrize("field", sorted(set(CLOSED_FORM_VALUES) - {"body_rate"}))
-def test_without_steps_whatever_has_no_say_is_as_it_is_for_all(make_recipe, field):
+def test_closed_form_strategies_refuse_values_without_effect(make_recipe, field):
     recipe = make_recipe(strategy="ridge_probe")
     other = {**recipe.as_dict(), "clip_norm": None, field: CHANGES[field]}
     if field in CHOICE_TABLES:

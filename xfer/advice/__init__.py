@@ -1,1 +1,1 @@
-"""Which strategy to try first for a data set, and the measurements that the advice rests on."""
+"""Advice on which strategies to try, from measurements of the images before any training."""

@@ -1,8 +1,9 @@
-"""Advice before anything is trained: what to try first on some images, and why.
+"""Advice before any training: which strategies to try first on the given images, and why.
 
 The sources of this project sort target data by two questions, small or large and similar to the source data or not, and
-advise a strategy for each of the four cases, not always the same. Here both answers are measured
-(`xfer.advice.dataset_profile`), and whoever gave an advice is named. It is a start for a sweep, not its result.
+recommend a strategy for each of the four cases, not always the same one. Here both answers are measured
+(`xfer.advice.dataset_profile`), and every recommendation names its source. It is a starting point for a sweep, not its
+result.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SOURCES = {
     "004": "an introduction to transfer learning and its four cases",
 }
 
-_IN_WORDS: dict[SourceSimilarity, str] = {"similar": "similar to", "different": "different from"}
+_SIMILARITY_WORDS: dict[SourceSimilarity, str] = {"similar": "similar to", "different": "different from"}
 
 
 @dataclass(frozen=True)
@@ -49,57 +50,65 @@ class Recommendation:
     """One strategy to try."""
 
     strategy: Choice
-    """Its name in xfer.methods.strategies.STRATEGIES, and the parameters that are not left at their defaults."""
+    """Name in xfer.methods.strategies.STRATEGIES, and the parameters that differ from their defaults."""
     reason: str
-    whose: str
-    """Who advises it in this case."""
+    source: str
+    """Who recommends it in this case."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to try on this data, in order, and why."""
+    """Strategies to try on the data, in order, with reasons."""
 
     measured: DatasetProfile
     recommended: tuple[Recommendation, ...]
     notes: tuple[str, ...]
-    """What a reader should know before believing it."""
+    """Caveats for the reader."""
     seconds: float
-    """What the measurement took."""
+    """Duration of the measurement, in seconds."""
 
     @property
     def case(self) -> tuple[Size, SourceSimilarity]:
-        """Which of the sources' four cases this is."""
+        """Which of the sources' four cases applies."""
         return self.measured.size, self.measured.similarity
 
     def lines(self) -> tuple[str, ...]:
-        """The answer for a person, line by line, none wider than WIDTH."""
-        found = self.measured
-        size, likeness = self.case
-        least, median, most = found.images_per_class
-        per_class = f"{least}" if least == most else f"{least} to {most}, median {median}"
-        close = "" if found.is_significant else " (a close call)"
-        sources = (source for source in SOURCES if any(source in each.whose for each in self.recommended))
+        """Returns the advice as text, line by line, none wider than LINE_WIDTH."""
+        profile = self.measured
+        size, similarity = self.case
+        smallest, median, largest = profile.images_per_class
+        per_class = f"{smallest}" if smallest == largest else f"{smallest} to {largest}, median {median}"
+        caveat = "" if profile.is_significant else " (a close call)"
+        sources = (
+            source for source in SOURCES if any(source in recommendation.source for recommendation in self.recommended)
+        )
         return (
-            f"{found.images:,} training images of {found.classes} classes ({per_class} a class)",
+            f"{profile.images:,} training images of {profile.classes} classes ({per_class} per class)",
             "",
-            *_wrapped(
-                f"Frozen features of {found.backbone} at {found.image_size} px, {found.measured_images:,} images (at "
-                f"most {found.cap:,}), {self.seconds:.1f} s; a linear probe, cross-validated, ± 1 standard error:"
+            *_wrap(
+                f"Frozen features of {profile.backbone} at {profile.image_size} px, {profile.measured_images:,} images "
+                f"(at most {profile.cap:,}), {self.seconds:.1f} s; cross-validated linear probe, ± 1 standard error:"
             ),
-            *(f"  {layer}" for layer in (*found.early, found.late)),
-            f"  chance                    {percent(found.chance)}",
+            *(f"  {layer}" for layer in (*profile.early, profile.late)),
+            f"  chance                    {percent(profile.chance)}",
             "",
-            *_wrapped(f"The data set is {size}: {_why_size(found)}."),
-            *_wrapped(f"It is {_IN_WORDS[likeness]} what the network has learned{close}: {_why_likeness(found)}."),
+            *_wrap(f"The data set is {size}: {_size_reason(profile)}."),
+            *_wrap(
+                f"It is {_SIMILARITY_WORDS[similarity]} what the network was pretrained on{caveat}: "
+                f"{_similarity_reason(profile)}."
+            ),
             "",
             "Try in this order:",
             *(
                 line
-                for place, each in enumerate(self.recommended, start=1)
-                for line in (f"  {place}. {each.strategy}   [{each.whose}]", *_wrapped(f"     {each.reason}", 5))
+                for rank, recommendation in enumerate(self.recommended, start=1)
+                for line in (
+                    f"  {rank}. {recommendation.strategy}   [{recommendation.source}]",
+                    *_wrap(f"     {recommendation.reason}", 5),
+                )
             ),
             "",
-            *(line for note in self.notes for line in _wrapped(f"Note: {note}", 6)),
+            *(line for note in self.notes for line in _wrap(f"Note: {note}", 6)),
             *(f"Source {source}: {SOURCES[source]}" for source in sources),
         )
 
@@ -107,16 +116,20 @@ class Advice:
         return "\n".join(self.lines())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: all that was measured, what follows from it, and the advice."""
-        size, likeness = self.case
+        """Returns plain data for JSON: all measurements, the conclusions and the advice."""
+        size, similarity = self.case
         return {
             "measured": asdict(self.measured),
             "size": size,
-            "likeness": likeness,
+            "likeness": similarity,
             "clear": self.measured.is_significant,
             "recommended": [
-                {"strategy": each.strategy.as_dict(), "reason": each.reason, "whose": each.whose}
-                for each in self.recommended
+                {
+                    "strategy": recommendation.strategy.as_dict(),
+                    "reason": recommendation.reason,
+                    "whose": recommendation.source,
+                }
+                for recommendation in self.recommended
             ],
             "notes": list(self.notes),
             "seconds": self.seconds,
@@ -134,93 +147,95 @@ def advise(
     progress: Progress = lambda done, total: None,
     images_per_class: int | None = None,
 ) -> Advice:
-    """Which strategies to try on this data with this pretrained network, and why.
+    """Recommends strategies for this data and this pretrained network.
 
-    Looks at the training part alone. The same arguments give the same advice.
+    Uses the training part only. The same arguments give the same advice.
 
     Args:
         pack: the data.
         backbone: timm's name of the network.
-        weights: its pretrained weights.
-        backbone_args: further arguments of the network.
-        split_seed: as in the recipe, so that what is test part there is not seen here.
-        device: where features are computed; the best there is unless given.
-        cap: how many images are measured at most, a stratified sample.
-        progress: told how many images are done.
-        images_per_class: as in the recipe, where not all of the training part will be trained on.
+        weights: file with its pretrained weights.
+        backbone_args: additional arguments for the network.
+        split_seed: as in the recipe, so that the recipe's test part is not used here.
+        device: where features are computed; default: the best available device.
+        cap: maximum number of images to measure, at least 2; a stratified sample.
+        progress: called with (done, total) images.
+        images_per_class: as in the recipe, if it trains on only part of the training images.
 
     Raises:
-        ValueError: the weights do not fit, the network's stages are unknown, or there are too few images to measure.
+        ValueError: If the weights do not fit, the network's stages are unknown, or there are too few images.
     """
     start = time.perf_counter()
     device = device or default_device()
-    found = profile_dataset(
+    profile = profile_dataset(
         pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class
     )
-    return recommend(found, time.perf_counter() - start)
+    return recommend(profile, time.perf_counter() - start)
 
 
-def recommend(found: DatasetProfile, seconds: float = 0.0) -> Advice:
-    """The advice that follows from a measurement."""
+def recommend(profile: DatasetProfile, seconds: float = 0.0) -> Advice:
+    """Returns the advice that follows from a profile; `seconds` is the duration of its measurement."""
     return Advice(
-        measured=found,
-        recommended=CASES[found.size, found.similarity](found),
-        notes=tuple(_notes(found)),
+        measured=profile,
+        recommended=CASES[profile.size, profile.similarity](profile),
+        notes=tuple(_notes(profile)),
         seconds=seconds,
     )
 
 
-def _small_and_similar(found: DatasetProfile) -> tuple[Recommendation, ...]:
+def _small_and_similar(profile: DatasetProfile) -> tuple[Recommendation, ...]:
     return (
         Recommendation(
             Choice("linear_probe"),
-            f"late features serve as they are ({percent(found.late.accuracy)} as probed), and a frozen network cannot "
-            f"overfit",
+            f"late features work as they are ({percent(profile.late.accuracy)} with a linear probe), and a frozen "
+            f"network cannot overfit",
             "sources 002, 003 and 004",
         ),
         Recommendation(
             Choice("lp_ft", (("penalty", 1.0),)),
-            "starts from that classifier and then trains everything, so that no random head distorts the features",
+            "starts from that classifier and then trains everything, so no random head distorts the features",
             "Kumar et al. 2022",
         ),
-        _clip("no layer need be frozen where the first gradients are bounded"),
-        _train_last(found, "the middle way: the most particular layers adapt", "sources 003 and 004"),
+        _clip("bounds the first gradients, so no layer needs to be frozen"),
+        _train_last(profile, "a compromise: only the most specialised layers adapt", "sources 003 and 004"),
     )
 
 
-def _large_and_similar(found: DatasetProfile) -> tuple[Recommendation, ...]:
+def _large_and_similar(profile: DatasetProfile) -> tuple[Recommendation, ...]:
     return (
-        _clip("everything adapts, from the pretrained weights and with its first gradients bounded"),
-        _naive("everything adapts, and so much data does not overfit", "sources 002, 003 and 004"),
+        _clip("adapts everything, starting from the pretrained weights and with bounded first gradients"),
+        _naive("adapts everything, and this much data does not overfit", "sources 002, 003 and 004"),
         _layer_decay(),
-        _yardstick(found),
+        _baseline(profile),
     )
 
 
-def _small_and_different(found: DatasetProfile) -> tuple[Recommendation, ...]:
-    early, late = found.best_early_stage, found.late
-    probed = f"{percent(early.accuracy)} as probed, late ones {percent(late.accuracy)}"
-    worse = found.gain >= MIN_STANDARD_ERRORS * found.gain_error
+def _small_and_different(profile: DatasetProfile) -> tuple[Recommendation, ...]:
+    early, late = profile.best_early_stage, profile.late
+    probed = f"{percent(early.accuracy)} with a linear probe, late ones {percent(late.accuracy)}"
+    worse = profile.gain >= MIN_STANDARD_ERRORS * profile.gain_error
     cut = Recommendation(
         Choice("early_cut", (("stage", early.stage),)),
-        f"early features are the more general ones, but here they serve worse: {probed}"
+        f"early features are more general, but worse here: {probed}"
         if worse
-        else f"late features are too particular; early ones serve as well, and cost less: {probed}",
+        else f"late features are too specialised; early ones are as good, and cost less: {probed}",
         "sources 003 (its prose) and 004",
     )
-    last = _train_last(found, "the upper layers, too particular as they are, adapt; general ones stay", "source 002")
-    clip = _clip("close to the best at 100 images a class, in its own comparison")
+    last = _train_last(
+        profile, "adapts the upper layers, which are too specialised; keeps the general ones", "source 002"
+    )
+    clip = _clip("close to the best at 100 images per class in that source's comparison")
     order = (last, clip, cut) if worse else (cut, last, clip)
-    return (*order, _yardstick(found), *_literal(found))
+    return (*order, _baseline(profile), *_literal_steps(profile))
 
 
-def _large_and_different(found: DatasetProfile) -> tuple[Recommendation, ...]:
+def _large_and_different(profile: DatasetProfile) -> tuple[Recommendation, ...]:
     return (
-        _clip("everything must adapt; its first gradients are bounded"),
-        _naive("everything must adapt, and pretrained weights remain the better start", _ALL_BUT_STEPS),
+        _clip("adapts everything, with bounded first gradients"),
+        _naive("adapts everything, and pretrained weights are still the better start", _ALL_EXCEPT_STEPS),
         _layer_decay(),
-        Recommendation(Choice("scratch"), "so much data affords it, and it shows what pretraining brings", _AFFORDABLE),
-        *_literal(found),
+        Recommendation(Choice("scratch"), "this much data allows it, and it shows what pretraining gains", _AFFORDABLE),
+        *_literal_steps(profile),
     )
 
 
@@ -231,76 +246,77 @@ CASES: dict[tuple[Size, SourceSimilarity], Callable[[DatasetProfile], tuple[Reco
     ("large", "different"): _large_and_different,
 }
 
-_ALL_BUT_STEPS = "sources 002, 003 (its prose) and 004"
-_AFFORDABLE = "sources 003 (its prose) and 004, as affordable"
+_ALL_EXCEPT_STEPS = "sources 002, 003 (its prose) and 004"
+_AFFORDABLE = "sources 003 (its prose) and 004, if affordable"
 
 
 def _clip(reason: str) -> Recommendation:
     return Recommendation(Choice("clip"), reason, "source 000, as the first thing to try on any data")
 
 
-def _naive(reason: str, whose: str) -> Recommendation:
-    return Recommendation(Choice("naive"), reason, whose)
+def _naive(reason: str, source: str) -> Recommendation:
+    return Recommendation(Choice("naive"), reason, source)
 
 
 def _layer_decay() -> Recommendation:
     return Recommendation(
-        Choice("layer_decay"), "everything adapts, lower and so more general layers more slowly", "Bao et al. 2021"
+        Choice("layer_decay"), "adapts everything, the lower and more general layers more slowly", "Bao et al. 2021"
     )
 
 
-def _train_last(found: DatasetProfile, reason: str, whose: str) -> Recommendation:
-    # "Some of the last layers" is all that is said: a quarter of them.
-    return Recommendation(Choice("train_last", (("blocks", max(1, found.blocks // 4)),)), reason, whose)
+def _train_last(profile: DatasetProfile, reason: str, source: str) -> Recommendation:
+    # The sources say only "some of the last layers"; this takes a quarter of them.
+    return Recommendation(Choice("train_last", (("blocks", max(1, profile.blocks // 4)),)), reason, source)
 
 
-def _yardstick(found: DatasetProfile) -> Recommendation:
+def _baseline(profile: DatasetProfile) -> Recommendation:
     return Recommendation(
         Choice("linear_probe"),
-        f"the yardstick: about {percent(found.late.accuracy)}, at next to no cost, is what training has to beat",
-        "source 002" if found.similarity == "different" and found.size == "small" else "nobody for this case",
+        f"the baseline: training has to beat about {percent(profile.late.accuracy)}, which costs almost nothing",
+        "source 002" if profile.similarity == "different" and profile.size == "small" else "no source for this case",
     )
 
 
-def _literal(found: DatasetProfile) -> tuple[Recommendation, ...]:
-    reason = "early layers removed, late ones frozen: against its own prose, so little is to be expected"
-    literal = Recommendation(Choice("drop_early"), reason, "source 003 (its steps, to the letter)")
-    return (literal,) if found.drops_early else ()
+def _literal_steps(profile: DatasetProfile) -> tuple[Recommendation, ...]:
+    reason = "early layers removed, late ones frozen: contradicts its own prose, so expect little"
+    literal = Recommendation(Choice("drop_early"), reason, "source 003 (its literal steps)")
+    return (literal,) if profile.drops_early else ()
 
 
-def _why_size(found: DatasetProfile) -> str:
-    median = found.images_per_class[1]
-    if found.images < SMALL_IMAGES:
+def _size_reason(profile: DatasetProfile) -> str:
+    median = profile.images_per_class[1]
+    if profile.images < SMALL_IMAGES:
         return f"fewer than {SMALL_IMAGES:,} training images"
     if median < SMALL_PER_CLASS:
         return f"{median} images in the median class, fewer than {SMALL_PER_CLASS}"
     return f"at least {SMALL_IMAGES:,} training images, and {SMALL_PER_CLASS} in the median class"
 
 
-def _why_likeness(found: DatasetProfile) -> str:
-    wanted = f"similar data leaves them at least {100 * MIN_ERROR_REDUCTION:.0f}% fewer"
-    if found.gain_over_chance < MIN_GAIN_OVER_CHANCE:
-        wanted += f", and brings them {100 * MIN_GAIN_OVER_CHANCE:.0f}% of the way from chance to no error"
+def _similarity_reason(profile: DatasetProfile) -> str:
+    direction = "fewer" if profile.error_reduction >= 0 else "more"
+    criterion = f"similar data means at least {100 * MIN_ERROR_REDUCTION:.0f}% fewer errors"
+    if profile.gain_over_chance < MIN_GAIN_OVER_CHANCE:
+        criterion += f" and {100 * MIN_GAIN_OVER_CHANCE:.0f}% of the way from chance to no error"
     return (
-        f"late features leave {100 * abs(found.error_reduction):.0f}% {'fewer' if found.error_reduction >= 0 else 'more'} errors than "
-        f"the best earlier stage, {found.best_early_stage.stage} ({100 * found.gain:+.1f} ± {100 * found.gain_error:.1f} "
-        f"points), and come {100 * found.gain_over_chance:.0f}% of the way from chance to no error; {wanted}"
+        f"late features make {100 * abs(profile.error_reduction):.0f}% {direction} errors than the best earlier stage, "
+        f"{profile.best_early_stage.stage} ({100 * profile.gain:+.1f} ± {100 * profile.gain_error:.1f} points), and "
+        f"get {100 * profile.gain_over_chance:.0f}% of the way from chance to no error; {criterion}"
     )
 
 
-def _notes(found: DatasetProfile) -> Iterable[str]:
-    if found.measured_images < found.images:
-        yield f"measured on a stratified sample of {found.measured_images:,} of the {found.images:,} training images"
-    if not found.is_significant:
-        other: SourceSimilarity = "different" if found.similarity == "similar" else "similar"
-        first = CASES[found.size, other](found)[0]
-        yield f"a close call: were the data {other}, {first.strategy} would come first ({first.whose})"
-    if max(layer.logme for layer in found.early) > found.late.logme:
+def _notes(profile: DatasetProfile) -> Iterable[str]:
+    if profile.measured_images < profile.images:
+        yield f"measured on a stratified sample: {profile.measured_images:,} of {profile.images:,} training images"
+    if not profile.is_significant:
+        other: SourceSimilarity = "different" if profile.similarity == "similar" else "similar"
+        first = CASES[profile.size, other](profile)[0]
+        yield f"a close call: if the data were {other}, {first.strategy} would come first ({first.source})"
+    if max(layer.logme for layer in profile.early) > profile.late.logme:
         yield "LogME disagrees with the probe: it prefers an earlier stage"
-    if found.similarity == "different" and not found.drops_early:
-        yield "the steps of source 003 to the letter (drop_early) cannot be built with this network"
-    yield "rules of thumb, not results: a sweep over these strategies tells which one wins"
+    if profile.similarity == "different" and not profile.drops_early:
+        yield "the literal steps of source 003 (drop_early) cannot be built with this network"
+    yield "these are rules of thumb, not results: a sweep over these strategies shows which one wins"
 
 
-def _wrapped(text: str, indent: int = 0) -> list[str]:
+def _wrap(text: str, indent: int = 0) -> list[str]:
     return textwrap.wrap(text, LINE_WIDTH, subsequent_indent=" " * indent)

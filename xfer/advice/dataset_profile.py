@@ -1,7 +1,7 @@
-"""Target: what can be found out about somebody's images before anything is trained on them.
+"""Dataset profile: what can be measured about the user's images before any training.
 
-How many there are, and how like the source data they are: whether the late features of a pretrained network, frozen,
-serve much better than its earlier ones. Both are read off the training part alone.
+The number of images, and their similarity to the source data: whether the late features of a frozen pretrained network
+classify them much better than its earlier ones. Both are measured on the training part only.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ from xfer.models.params import named_params
 from xfer.seeding import derive_seed
 
 SMALL_IMAGES = 1_000
-"""Fewer training images than this are few: what the VTAB benchmark gives for its low-data setting (Zhai et al. 2019).
-A convention; the sources name no number."""
+"""Data sets with fewer training images are small: the size of the VTAB benchmark's low-data setting (Zhai et al.
+2019, arXiv:1910.04867). A convention; the sources give no number."""
 SMALL_PER_CLASS = 16
-"""So are fewer a class: where few-shot comparisons usually end (Radford et al. 2021). A convention too."""
+"""So are data sets with fewer images in the median class: the largest number in most few-shot comparisons (Radford
+et al. 2021, arXiv:2103.00020). Also a convention."""
 MIN_ERROR_REDUCTION = 1 / 3
-"""Similar data: late features leave at least this share fewer errors than the best earlier stage. On almost all images
-late features are the better ones, on images like the source's by far. A rule of thumb, set after looking at MobileNetV2
-at 128 px (2026-11-20, means over divisions into folds): the share was .7 on Dogs vs Cats and on ten classes of
-Caltech-101, .4 on Hymenoptera, .2 on Hymenoptera in grey, .2 on Simpsons, .1 on QuickDraw and on Stanford Cars."""
+"""Similar data: late features make at least this fraction fewer errors than the best earlier stage. Late features
+are better on almost all images, and far better on images like the source's. A rule of thumb, set after looking at
+MobileNetV2 at 128 px (2026-11-20, means over divisions into folds): the fraction was .7 on Dogs vs Cats and on ten
+classes of Caltech-101, .4 on Hymenoptera, .2 on Hymenoptera in grey, .2 on Simpsons, .1 on QuickDraw and on Stanford
+Cars."""
 MIN_GAIN_OVER_CHANCE = 1 / 2
-"""Similar data too: late features are at least half the way from chance to no error. Below that they may well be better
-than early ones, but do not serve."""
+"""Similar data also requires late features to be at least halfway from chance to no error. Below that they may be
+better than early ones, but are not good enough."""
 MIN_STANDARD_ERRORS = 2.0
-"""A verdict closer to its border than this many standard errors is called a close call."""
+"""A result closer to its threshold than this many standard errors is a close call."""
 MAX_IMAGES = 2_000
-"""Images measured at most: enough for an accuracy within 1.1 points (one standard error). With MobileNetV2 at 128 px
-that is under a minute on one slow core."""
+"""Maximum number of images to measure: gives the accuracy within 1.1 points (one standard error). With MobileNetV2
+at 128 px that takes under a minute on one slow core."""
 
 Size = Literal["small", "large"]
 SourceSimilarity = Literal["similar", "different"]
@@ -51,13 +53,13 @@ SourceSimilarity = Literal["similar", "different"]
 
 @dataclass(frozen=True)
 class StageScore:
-    """How well the features at one place of the frozen network tell the classes apart."""
+    """How well the features of one stage of the frozen network separate the classes."""
 
     stage: Stage
     features: int
-    """How many there are."""
+    """Number of features."""
     accuracy: float
-    """Of a linear classifier, cross-validated, in [0, 1]."""
+    """Cross-validated accuracy of a linear classifier, in [0, 1]."""
     standard_error: float
     logme: float
     """Log evidence per image; higher is better."""
@@ -72,72 +74,77 @@ class StageScore:
 
 @dataclass(frozen=True)
 class DatasetProfile:
-    """What was found out about the data, and the two answers that follow from it."""
+    """Measurements of the data, and the two conclusions: size and similarity."""
 
     backbone: str
     image_size: int
-    """In pixels."""
+    """Side of the images, in pixels."""
     classes: int
     images: int
-    """In the training part, copies counted once."""
+    """Number of training images, counting duplicates once."""
     images_per_class: tuple[int, int, int]
-    """Of the smallest, the median and the largest class."""
+    """Number of images in the smallest, the median and the largest class."""
     measured_images: int
-    """How many of them the features were computed of."""
+    """Number of images whose features were computed."""
     cap: int
-    """How many these could have been at most."""
+    """Upper limit for `measured_images`."""
     chance: float
-    """The accuracy of always naming the largest class."""
+    """Accuracy of always predicting the largest class."""
     early: tuple[StageScore, ...]
-    """Earlier stages, lowest first."""
+    """Scores of the earlier stages, lowest first."""
     late: StageScore
     gain: float
     """Late accuracy minus the best earlier one, on the same images."""
     gain_error: float
-    """The standard error of that."""
+    """Standard error of `gain`."""
     margin: float
-    """`gain` minus the share REMOVED_ERRORS of the best earlier stage's errors."""
+    """`gain` minus MIN_ERROR_REDUCTION times the best earlier stage's error rate."""
     margin_error: float
+    """Standard error of `margin`."""
     blocks: int
-    """How many blocks the network has below its head."""
+    """Number of blocks below the network's head."""
     drops_early: bool
-    """Whether its late stages can be had without its first one."""
+    """Whether the network still works without its first stage."""
     spread: FeatureSpread | None = None
-    """How the late features lie; None in a measurement of an earlier version."""
+    """Spread of the late features; None in a profile of an earlier version."""
 
     @property
     def best_early_stage(self) -> StageScore:
-        """The earlier stage that serves best."""
-        return max(self.early, key=lambda layer: layer.accuracy)
+        """Earlier stage with the highest accuracy."""
+        return max(self.early, key=lambda score: score.accuracy)
 
     @property
     def size(self) -> Size:
-        """Small by images in all or in the median class, see SMALL_IMAGES and SMALL_PER_CLASS."""
+        """Small by total number of images or by the median class, see SMALL_IMAGES and SMALL_PER_CLASS."""
         few = self.images < SMALL_IMAGES or self.images_per_class[1] < SMALL_PER_CLASS
         return "small" if few else "large"
 
     @property
     def similarity(self) -> SourceSimilarity:
-        """Similar to the source where late features serve, and much better than early ones do."""
+        """Similar to the source where late features are good and much better than early ones."""
         return "similar" if self.margin >= 0 and self.gain_over_chance >= MIN_GAIN_OVER_CHANCE else "different"
 
     @property
     def gain_over_chance(self) -> float:
-        """How much of the way from chance to no error the late features come; below 0 for worse than chance."""
+        """Fraction of the way from chance to no error that late features achieve; negative if worse than chance."""
         return (self.late.accuracy - self.chance) / (1 - self.chance)
 
     @property
     def error_reduction(self) -> float:
-        """How many of the best earlier stage's errors late features do not make; negative where they make more."""
+        """Fraction of the best earlier stage's errors that late features avoid; negative if they make more."""
         errors = 1 - self.best_early_stage.accuracy
         return self.gain / errors if errors > 0 else 0.0
 
     @property
     def is_significant(self) -> bool:
-        """Whether the likeness would most likely come out the same on other images from where these came from."""
-        way = (MIN_GAIN_OVER_CHANCE - self.gain_over_chance) * (1 - self.chance)
-        lacks = (way / self.late.standard_error, -self.margin / max(self.margin_error, 1e-9))
-        return max(lacks) <= -MIN_STANDARD_ERRORS if self.similarity == "similar" else max(lacks) >= MIN_STANDARD_ERRORS
+        """Whether another sample of images would most likely lead to the same similarity."""
+        missing_accuracy = (MIN_GAIN_OVER_CHANCE - self.gain_over_chance) * (1 - self.chance)
+        shortfalls = (missing_accuracy / self.late.standard_error, -self.margin / max(self.margin_error, 1e-9))
+        return (
+            max(shortfalls) <= -MIN_STANDARD_ERRORS
+            if self.similarity == "similar"
+            else max(shortfalls) >= MIN_STANDARD_ERRORS
+        )
 
 
 def profile_dataset(
@@ -151,78 +158,93 @@ def profile_dataset(
     progress: Progress,
     images_per_class: int | None = None,
 ) -> DatasetProfile:
-    """Find out about the training part of a pack; arguments and errors are those of `xfer.advice.advisor.advise`."""
+    """Measures the training part of a pack.
+
+    Args:
+        pack: the data.
+        backbone: timm's name of the network.
+        weights: file with its pretrained weights.
+        backbone_args: additional arguments for the network.
+        split_seed: as in the recipe.
+        device: where features are computed.
+        cap: maximum number of images to measure, at least 2; a stratified sample.
+        progress: called with (done, total) images.
+        images_per_class: as in the recipe; None for all training images.
+
+    Raises:
+        ValueError: If the weights do not fit, the network's stages are unknown, or there are too few images.
+    """
     if cap < 2:
-        raise ValueError(f"cap is {cap}; a probe needs images to learn from and to be asked about: give at least 2")
+        raise ValueError(f"cap must be at least 2, got {cap}: a probe needs images to fit and to evaluate")
     split = split_pack(pack, split_seed, images_per_class=images_per_class)
-    places = _once_each(pack, split.train)
-    counts = np.bincount(pack.labels[places], minlength=len(pack.classes))
-    chosen = _sample(pack.labels, places, cap, derive_seed(split_seed, "advice"))
-    labels = pack.labels[chosen]
-    with torch.random.fork_rng(devices=[]):  # the head, of which nothing is asked, is drawn from the global state
+    indices = _distinct_images(pack, split.train)
+    counts = np.bincount(pack.labels[indices], minlength=len(pack.classes))
+    sample = _stratified_sample(pack.labels, indices, cap, derive_seed(split_seed, "advice"))
+    labels = pack.labels[sample]
+    with torch.random.fork_rng(devices=[]):  # the unused head is drawn from the global state
         model = backbones.build(backbone, len(pack.classes), pack.image_size, weights, backbone_args)
     model = model.to(device).to(memory_format=torch.channels_last)
     prepare = backbones.Preprocessor(backbones.input_statistics(model), device)
     earlier = earlier_stages(model)
-    rows = extract_features(model, pack, chosen, prepare, (*earlier, "late"), progress=progress)
-    probes = {stage: probe_accuracy(rows[stage], labels, seed=split_seed) for stage in rows}
-    layers = {stage: _layer(stage, probes[stage], rows[stage], labels) for stage in rows}
-    early = tuple(layers[stage] for stage in earlier)
-    best = max(early, key=lambda layer: layer.accuracy).stage
+    features = extract_features(model, pack, sample, prepare, (*earlier, "late"), progress=progress)
+    probes = {stage: probe_accuracy(features[stage], labels, seed=split_seed) for stage in features}
+    scores = {stage: _score_stage(stage, probes[stage], features[stage], labels) for stage in features}
+    early = tuple(scores[stage] for stage in earlier)
+    best = max(early, key=lambda score: score.accuracy).stage
     gain, gain_error = paired_difference(probes["late"], probes[best])
     margin, margin_error = paired_difference(probes["late"], probes[best], MIN_ERROR_REDUCTION)
     return DatasetProfile(
         backbone=backbone,
         image_size=pack.image_size,
         classes=len(pack.classes),
-        images=len(places),
+        images=len(indices),
         images_per_class=(int(counts.min()), int(np.median(counts)), int(counts.max())),
-        measured_images=len(chosen),
+        measured_images=len(sample),
         cap=cap,
         chance=float(np.bincount(labels).max() / len(labels)),
         early=early,
-        late=layers["late"],
+        late=scores["late"],
         gain=gain,
         gain_error=gain_error,
         margin=margin,
         margin_error=margin_error,
         blocks=max(param.depth for param in named_params(model).values()),
-        drops_early=_drops_early(model, pack.image_size),
-        spread=feature_spread(rows["late"]),
+        drops_early=_works_without_first_stage(model, pack.image_size),
+        spread=feature_spread(features["late"]),
     )
 
 
 def profile_from_dict(plain: Mapping[str, Any]) -> DatasetProfile:
-    """A Measurement from what `dataclasses.asdict` made of it, by this version or an earlier one.
+    """Restores a profile from its `dataclasses.asdict`, written by this version or an earlier one.
 
     Raises:
-        KeyError, TypeError: it is none.
+        KeyError, TypeError: If fields are missing or unknown.
     """
     return DatasetProfile(
         **{
             **plain,
             "images_per_class": tuple(plain["images_per_class"]),
-            "early": tuple(StageScore(**layer) for layer in plain["early"]),
+            "early": tuple(StageScore(**score) for score in plain["early"]),
             "late": StageScore(**plain["late"]),
             "spread": FeatureSpread(**plain["spread"]) if plain.get("spread") else None,
         }
     )
 
 
-def percent(share: float) -> str:
-    """A share as people read it."""
-    return f"{100 * share:.1f}%"
+def percent(fraction: float) -> str:
+    """Formats a fraction as a percentage with one decimal."""
+    return f"{100 * fraction:.1f}%"
 
 
-def _once_each(pack: Pack, places: Indices) -> Indices:
-    """One place of each image: a copy among the held-out images would flatter every probe."""
-    digests = np.array(pack.digests)[places]
-    return np.sort(places[np.unique(digests, return_index=True)[1]])
+def _distinct_images(pack: Pack, indices: Indices) -> Indices:
+    """Returns one index per distinct image: duplicates in held-out folds would inflate every probe's accuracy."""
+    digests = np.array(pack.digests)[indices]
+    return np.sort(indices[np.unique(digests, return_index=True)[1]])
 
 
-def _sample(labels: Indices, places: Indices, cap: int, seed: int) -> Indices:
-    """At most `cap` places, sorted, of every class the same share: each keeps its first image before one its second."""
-    order = np.random.default_rng(seed).permutation(places)
+def _stratified_sample(labels: Indices, indices: Indices, cap: int, seed: int) -> Indices:
+    """Returns at most `cap` sorted indices, stratified by class."""
+    order = np.random.default_rng(seed).permutation(indices)
     rank = np.empty(len(order))
     for label in np.unique(labels[order]):
         of_class = labels[order] == label
@@ -230,11 +252,11 @@ def _sample(labels: Indices, places: Indices, cap: int, seed: int) -> Indices:
     return np.sort(order[np.argsort(rank, kind="stable")[:cap]])
 
 
-def _layer(stage: Stage, probe: LinearProbe, rows: Features, labels: Indices) -> StageScore:
-    return StageScore(stage, rows.shape[1], probe.accuracy, probe.standard_error, logme(rows, labels))
+def _score_stage(stage: Stage, probe: LinearProbe, features: Features, labels: Indices) -> StageScore:
+    return StageScore(stage, features.shape[1], probe.accuracy, probe.standard_error, logme(features, labels))
 
 
-def _drops_early(model: Any, image_size: int) -> bool:
+def _works_without_first_stage(model: Any, image_size: int) -> bool:
     try:
         drop_stages(copy.deepcopy(model), 1, image_size)
     except ValueError:

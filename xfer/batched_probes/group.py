@@ -265,7 +265,7 @@ class ProbeGroup:
                 some = places[start : start + at_once]
                 logits = heads.logits(self._embeddings(self._recipe, None, some).to(self._device))
                 labels = self._labels[some].repeat_interleave(heads.count)
-                found.append(Predictions.to(logits.flatten(0, 1), labels))
+                found.append(Predictions.from_logits(logits.flatten(0, 1), labels))
             answers = Predictions.concatenate(found).split(heads.count)
         return [answers[self._order.index(member)].to_evaluation(part, places) for member in members]
 

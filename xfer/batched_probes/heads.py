@@ -200,7 +200,7 @@ class BatchedHeads:
             part.addcmul_(direction, rate)
         self._steps += 1
         if self._slow is not None and self._way.lookahead_period and self._steps % self._way.lookahead_period == 0:
-            self._weights.copy_(self._slow.lerp_(self._weights, Ranger.SHARE))
+            self._weights.copy_(self._slow.lerp_(self._weights, Ranger.SLOW_STEP))
 
 
 def _limits(values: Sequence[float | None], device: torch.device) -> Tensor | None:

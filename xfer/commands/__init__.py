@@ -1,1 +1,1 @@
-"""What `python -m xfer` does: one module a command, each with `add`, its flags, and `run`, what it does."""
+"""Commands of `python -m xfer`, one module each: `add_arguments` adds its flags, `run` executes it."""

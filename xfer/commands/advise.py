@@ -1,4 +1,4 @@
-"""Advise: what to try on some images, in seconds and before anything is trained."""
+"""Advise: recommend strategies for the images, in seconds and before any training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from xfer.commands import shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
+    """Adds the command's flags."""
     shared.add_image_arguments(parser)
     shared.add_network_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, and say what follows."""
+    """Measures the images and prints the advice."""
     size, file = shared.resolve_image_size(args), shared.resolve_weights(args)
     backbone_args = shared.parse_key_values(args.backbone_args, "--backbone-args")
     pack = shared.prepare_pack(args, shared.open_source(args), size)
-    found = advise(
+    advice = advise(
         pack, args.backbone, file, backbone_args, args.split_seed, progress=shared.progress_printer("measuring")
     )
-    print(json.dumps(found.as_dict(), indent=1) if args.json else found)
+    print(json.dumps(advice.as_dict(), indent=1) if args.json else advice)

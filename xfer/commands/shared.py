@@ -1,4 +1,4 @@
-"""Flags that commands share: which images, which network."""
+"""Flags that several commands share: images and network."""
 
 from __future__ import annotations
 
@@ -18,88 +18,93 @@ DEFAULT_BACKBONE = "efficientnet_b0"
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which images."""
+    """Adds the flags that select the images."""
     parser.add_argument("--data", required=True, help="DIR with a folder per class, FILE.csv, hf://owner/name, ...")
-    parser.add_argument("--source", default="", help="how the data are laid out; seen from the data unless given")
-    parser.add_argument("--classes", default="", help="only these, separated by commas, or a number of them")
-    parser.add_argument("--image-size", type=int, help="side in pixels (default: as in pretraining)")
+    parser.add_argument("--source", default="", help="layout of the data (default: detected from the data)")
+    parser.add_argument("--classes", default="", help="only these classes, separated by commas, or a number of them")
+    parser.add_argument("--image-size", type=int, help="side of the images in pixels (default: as in pretraining)")
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder for decoded images (default: runs)")
-    parser.add_argument("--split-seed", type=int, default=0, help="decides the test part, where that is drawn")
+    parser.add_argument("--split-seed", type=int, default=0, help="determines the test part, if it is drawn at random")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which network."""
+    """Adds the flags that select the network."""
     parser.add_argument(
-        "--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"timm's (default: {DEFAULT_BACKBONE})"
+        "--backbone",
+        default=DEFAULT_BACKBONE,
+        metavar="NAME",
+        help=f"timm's name of the network (default: {DEFAULT_BACKBONE})",
     )
-    parser.add_argument("--weights", metavar="FILE", help="its weights; the hub's unless given")
-    parser.add_argument("--backbone-args", default="", metavar="ARGS", help="further ones of it: pad_type=same,...")
+    parser.add_argument("--weights", metavar="FILE", help="pretrained weights (default: from the hub)")
+    parser.add_argument(
+        "--backbone-args", default="", metavar="ARGS", help="additional arguments for the network: pad_type=same,..."
+    )
 
 
 def resolve_image_size(args: argparse.Namespace, backbone: str | None = None) -> int:
-    """The side of the images, in pixels, for the backbone that was asked for or another one."""
+    """Returns the side of the images, in pixels, for the given backbone or the one in `args`."""
     name = backbone or args.backbone
     backbones.check_name(name)
     return int(args.image_size or backbones.default_image_size(name))
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    """The images that were asked for, not read yet."""
+    """Opens the images that `args` select, without reading them."""
     classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
-    found = select_classes(read_source(args.data, args.source), classes)
-    for each in found.notes:
-        print_note(each)
-    return found
+    source = select_classes(read_source(args.data, args.source), classes)
+    for note in source.notes:
+        print_note(note)
+    return source
 
 
 def prepare_pack(args: argparse.Namespace, source: Source, size: int) -> Pack:
-    """The images of a source, decoded once."""
-    found = build_pack(source, size, args.storage / "packs", progress_printer("reading images"))
-    if found.skipped:
-        print_note(f"images that cannot be read are skipped: {len(found.skipped)}; the first: {found.skipped[0]}")
-    return found
+    """Decodes the images of a source, or reuses a pack that was built before."""
+    pack = build_pack(source, size, args.storage / "packs", progress_printer("reading images"))
+    if pack.skipped:
+        print_note(f"images skipped because they cannot be read: {len(pack.skipped)}; the first: {pack.skipped[0]}")
+    return pack
 
 
 def resolve_weights(args: argparse.Namespace) -> Path:
-    """The file with the backbone's weights, from the hub where none was given."""
+    """Returns the file with the backbone's weights, downloaded from the hub unless `args` names one."""
     file = Path(args.weights).expanduser() if args.weights else backbones.fetch_weights(args.backbone)
     if not file.is_file():
-        raise ValueError(f"there is no weights file {file}")
+        raise ValueError(f"no such weights file: {file}")
     return file
 
 
 def weights_hash(file: Path | None) -> str:
-    """A weights file's content hash; empty for none."""
+    """Content hash of a weights file; empty for None."""
     return hashing.sha256_file(file) if file else ""
 
 
 def parse_key_values(text: str, flag: str) -> dict[str, Value]:
-    """NAME=VALUE pairs, separated by commas.
+    """Parses comma-separated NAME=VALUE pairs; `flag` is named in error messages.
 
     >>> parse_key_values("pad_type=same,drop_rate=0.1", "--backbone-args")
     {'pad_type': 'same', 'drop_rate': 0.1}
     """
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if any(not name.strip() or not equals or not value.strip() for name, equals, value in pairs):
-        raise ValueError(f"{flag} {text}: NAME=VALUE[,NAME=VALUE] is wanted")
+        raise ValueError(f"{flag} must be NAME=VALUE[,NAME=VALUE], got {text}")
     values = {name.strip(): _value(value.strip()) for name, _, value in pairs}
     if len(values) < len(pairs):
-        raise ValueError(f"{flag} {text}: one of the names is given twice")
+        raise ValueError(f"{flag} {text}: a name is given twice")
     return values
 
 
 def print_note(text: str) -> None:
-    """Say something beside the results."""
+    """Prints a note to stderr."""
     print(f"note: {text}", file=sys.stderr)
 
 
-def progress_printer(what: str) -> Progress:
-    """Something to be told (done, total), which shows it on a terminal."""
+def progress_printer(label: str) -> Progress:
+    """Returns a callback for (done, total) that shows progress on a terminal."""
 
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():
             end = "\n" if done >= total else "\r"
-            print(f"{what}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+            print(f"{label}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
 
     return show
 

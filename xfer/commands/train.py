@@ -1,4 +1,4 @@
-"""Train: one recipe, without a sweep around it."""
+"""Train: train one recipe, without a sweep."""
 
 from __future__ import annotations
 
@@ -51,130 +51,133 @@ NUMERIC_FLAGS: dict[str, tuple[float | None, str]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
+    """Adds the command's flags."""
     shared.add_image_arguments(parser)
     shared.add_network_arguments(parser)
     tables = parser.add_argument_group("choices", "NAME or NAME:PARAMETER=VALUE,...; python -m xfer catalog lists them")
     for kind, table in CHOICE_TABLES.items():
-        own = sorted({name for entry in table.values() for name in default_parameters(entry)})
-        also = f"; parameters {', '.join(own)}" if own and len(own) < 5 else ""
+        parameters = sorted({name for entry in table.values() for name in default_parameters(entry)})
+        suffix = f"; parameters {', '.join(parameters)}" if parameters and len(parameters) < 5 else ""
         tables.add_argument(
             f"--{kind.replace('_', '-')}",
             default=TRAIN_DEFAULTS[kind],
             metavar="NAME",
-            help=f"default: {TRAIN_DEFAULTS[kind]}{also}",
+            help=f"default: {TRAIN_DEFAULTS[kind]}{suffix}",
         )
     numbers = parser.add_argument_group("numbers")
     for name, (default, text) in NUMERIC_FLAGS.items():
         number = int if name in INTEGER_FIELDS else float
         numbers.add_argument(f"--{name.replace('_', '-')}", type=number, default=default, metavar="N", help=text)
-    parser.add_argument("--seed", type=int, default=0, help="decides head, order of images and augmentation")
-    parser.add_argument("--draw", type=int, default=0, help="decides the validation part, where that is drawn")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="determines new weights, the order of images and augmentations"
+    )
+    parser.add_argument("--draw", type=int, default=0, help="determines the validation part, if it is drawn at random")
     parser.add_argument("--out", type=Path, help="folder for checkpoints, record and model (default: runs/<recipe>)")
-    parser.add_argument("--test", action="store_true", help="open the test part at the end; do it once")
+    parser.add_argument("--test", action="store_true", help="evaluate on the test part at the end; do this only once")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train the recipe that was asked for; given again, go on from the last epoch.
+    """Trains the recipe given on the command line; run again, it resumes after the last completed epoch.
 
-    Leaves recipe.json, checkpoints/, record.json and model/ in its folder; test.json where the test part was opened.
+    Writes recipe.json, checkpoints/, record.json and model/ to its folder, and test.json with `--test`.
 
     Raises:
-        ValueError: wrong input.
-        DivergedError: the run came to nothing; record.json says so.
+        ValueError: If the input is invalid.
+        DivergedError: If the training diverged; record.json holds the error.
     """
     choices = {kind: parse_choice(kind, getattr(args, kind)) for kind in CHOICE_TABLES}
     strategy: Strategy = choices["strategy"].build(STRATEGIES)
-    rate = _rate(args, choices["optimizer"])
+    rate = _learning_rate(args, choices["optimizer"])
     file = shared.resolve_weights(args) if strategy.pretrained else None
-    for text in _unused(args, strategy):
+    for text in _ignored_flags(args, strategy):
         shared.print_note(text)
     source = shared.open_source(args)
     recipe = _recipe(args, choices, strategy, rate, len(source.classes), shared.weights_hash(file))
-    networks.check_network(recipe)  # slips first: reading images may take long
+    networks.check_network(recipe)  # before reading images, which may take long
     pack = shared.prepare_pack(args, source, recipe.image_size)
     recipe = dataclasses.replace(recipe, data=pack.hash)
     out = args.out or args.storage / f"{recipe.strategy.name}-{recipe.id[:8]}"
     _claim(out, recipe)
-    trained = Run(recipe, pack, file, folder=out / "checkpoints")
-    split = trained.split
+    training = Run(recipe, pack, file, folder=out / "checkpoints")
+    split = training.split
     print(
         f"{recipe.strategy} on {recipe.backbone}: {len(pack.classes)} classes, {len(split.train)} training, "
         f"{len(split.val)} validation and {len(split.test)} test images of {recipe.image_size} px"
     )
-    _train(trained, out)
-    save_classifier(out / "model", trained.model, recipe, pack.classes)
-    print(_judged("validation", trained.evaluate("val")))
+    _train(training, out)
+    save_classifier(out / "model", training.model, recipe, pack.classes)
+    print(_format_evaluation("validation", training.evaluate("val")))
     if args.test:
-        test = trained.evaluate("test")
-        _put(out / "test.json", test)
-        print(_judged("test", test))
-    print(f"{out / 'model'} can be asked: python -m xfer predict --model {out / 'model'} IMAGE ...")
+        test = training.evaluate("test")
+        _write_json(out / "test.json", test)
+        print(_format_evaluation("test", test))
+    print(f"to classify photos: python -m xfer predict --model {out / 'model'} IMAGE ...")
 
 
 def parse_choice(kind: str, text: str) -> Choice:
-    """A choice as a person writes it.
+    """Parses a choice given as NAME or NAME:PARAMETER=VALUE,...
 
     >>> str(parse_choice("strategy", "train_last:blocks=2"))
     'train_last(blocks=2)'
 
     Raises:
-        ValueError: no such entry, it has no such parameter, or that takes other values.
+        ValueError: If the entry or the parameter is unknown, or a value has the wrong type.
     """
     name, _, values = text.partition(":")
-    usual, flag = choose(kind, CHOICE_TABLES[kind], name.strip()), f"--{kind.replace('_', '-')}"
-    known, given = dict(usual.values), shared.parse_key_values(values, flag)
+    choice, flag = choose(kind, CHOICE_TABLES[kind], name.strip()), f"--{kind.replace('_', '-')}"
+    defaults, given = dict(choice.values), shared.parse_key_values(values, flag)
     for parameter in given:
-        if parameter not in known:
-            raise ValueError(unknown_name_message(f"parameter of {kind} {usual.name}", parameter, known))
-    fitting = {name: _like(known[name], value, f"{flag} {text}: {name}={value}") for name, value in given.items()}
-    return Choice(usual.name, tuple((known | fitting).items()))
+        if parameter not in defaults:
+            raise ValueError(unknown_name_message(f"parameter of {kind} {choice.name}", parameter, defaults))
+    converted = {name: _convert(defaults[name], value, f"{flag} {text}: {name}") for name, value in given.items()}
+    return Choice(choice.name, tuple((defaults | converted).items()))
 
 
-def _like(usual: Value, value: Value, said: str) -> Value:
-    """A value of the same type as the usual one, for 1 and 1.0 are one recipe, and must hash as one."""
-    if isinstance(usual, float) and type(value) is int:
+def _convert(default: Value, value: Value, label: str) -> Value:
+    """Converts a value to the type of the default: 1 and 1.0 are the same recipe, so they need the same hash."""
+    if isinstance(default, float) and type(value) is int:
         return float(value)
-    if type(value) is not type(usual):
-        raise ValueError(f"{said} cannot be; a value like {usual} is wanted{' (whole)' * (type(usual) is int)}")
+    if type(value) is not type(default):
+        expected = "an integer" if type(default) is int else "a value"
+        raise ValueError(f"{label} must be {expected} like {default}, got {value}")
     return value
 
 
-def _rate(args: argparse.Namespace, optimizer: Choice) -> float:
+def _learning_rate(args: argparse.Namespace, optimizer: Choice) -> float:
     if args.learning_rate is None and optimizer.name != "sgd":
         raise ValueError(
-            f"--optimizer {args.optimizer}: say --learning-rate too, for good rates differ between optimizers by "
-            f"orders of magnitude; python -m xfer catalog optimizer shows their ranges"
+            f"--optimizer {args.optimizer} needs --learning-rate: good rates differ between optimizers by orders of "
+            f"magnitude; python -m xfer catalog optimizer shows their ranges"
         )
     return OPTIMIZERS["sgd"].default_learning_rate if args.learning_rate is None else float(args.learning_rate)
 
 
-def _unused(args: argparse.Namespace, strategy: Strategy) -> Iterator[str]:
+def _ignored_flags(args: argparse.Namespace, strategy: Strategy) -> Iterator[str]:
     if args.weights and not strategy.pretrained:
-        yield f"strategy {args.strategy} starts from random weights: --weights is not used"
+        yield f"strategy {args.strategy} starts from random weights: --weights is ignored"
     if strategy.backbone and (args.backbone, args.backbone_args) != (shared.DEFAULT_BACKBONE, ""):
-        yield f"strategy {args.strategy} brings {strategy.backbone}: --backbone and --backbone-args are not used"
+        yield f"strategy {args.strategy} uses {strategy.backbone}: --backbone and --backbone-args are ignored"
 
 
 def _recipe(
     args: argparse.Namespace, choices: dict[str, Choice], strategy: Strategy, rate: float, classes: int, weights: str
 ) -> Recipe:
-    """The recipe but for its data, which are not read yet."""
+    """Builds the recipe except for its data, which are not read yet."""
     numbers: dict[str, Any] = {**{name: getattr(args, name) for name in NUMERIC_FLAGS}, "learning_rate": rate}
     if numbers["clip_norm"] is None:
         if strategy.clip_norm is not None and args.clip_value is not None:
             raise ValueError(
-                f"--clip-value {args.clip_value:g}: strategy {args.strategy} clips the gradient's norm already, at "
-                f"{strategy.clip_norm:g}; take --strategy naive to clip by value"
+                f"--clip-value {args.clip_value:g}: strategy {args.strategy} already clips the gradient norm at "
+                f"{strategy.clip_norm:g}; use --strategy naive to clip by value"
             )
         numbers["clip_norm"] = strategy.clip_norm
-    usual = {**TRAIN_DEFAULTS, **{name: default for name, (default, _) in NUMERIC_FLAGS.items()}, "views": None}
-    held = {} if strategy.steps else closed_form_values()
+    defaults = {**TRAIN_DEFAULTS, **{name: default for name, (default, _) in NUMERIC_FLAGS.items()}, "views": None}
+    closed_form = {} if strategy.steps else closed_form_values()
     return recipe_from_dict(
         {
             **{kind: choice.as_dict() for kind, choice in choices.items()},
             **numbers,
-            **{name: value for name, value in held.items() if getattr(args, name, None) == usual[name]},
+            **{name: value for name, value in closed_form.items() if getattr(args, name, None) == defaults[name]},
             "data": "",
             "classes": classes,
             "image_size": shared.resolve_image_size(args, strategy.backbone),
@@ -191,51 +194,54 @@ def _recipe(
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
-    """Write down what is trained in a folder, or see that it is what was begun there."""
-    path, plain = out / "recipe.json", recipe.as_dict()
+    """Writes recipe.json, or checks that the folder was started with the same recipe."""
+    path, current = out / "recipe.json", recipe.as_dict()
     if path.is_file():
-        begun = json.loads(path.read_text())
-        changed = [name for name in sorted(plain.keys() | begun.keys()) if plain.get(name) != begun.get(name)]
+        existing = json.loads(path.read_text())
+        changed = [name for name in sorted(current.keys() | existing.keys()) if current.get(name) != existing.get(name)]
         if changed:
-            raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ): take another --out")
+            raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ): use another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain, indent=1))
+    path.write_text(json.dumps(current, indent=1))
 
 
-def _train(trained: Run, out: Path) -> None:
-    """Train to the end and write down what came of it."""
-    epochs, done = trained.recipe.epochs, len(trained.epochs)
+def _train(training: Run, out: Path) -> None:
+    """Trains to the end and writes record.json."""
+    epochs, done = training.recipe.epochs, len(training.epochs)
     if done:
-        print(f"going on after epoch {done}" if done < epochs else "nothing is left to train")
+        print(f"resuming after epoch {done}" if done < epochs else "training is already complete")
     try:
-        for epoch in trained:
-            print(_line(epoch, epochs), flush=True)
+        for epoch in training:
+            print(_format_epoch(epoch, epochs), flush=True)
     except KeyboardInterrupt:
-        print(f"after {len(trained.epochs)} of {epochs} epochs: the same command goes on from there", file=sys.stderr)
+        print(
+            f"stopped after {len(training.epochs)} of {epochs} epochs: run the same command to resume", file=sys.stderr
+        )
         raise
     except DivergedError as error:
-        _put(out / "record.json", trained.record(error=str(error)))
+        _write_json(out / "record.json", training.record(error=str(error)))
         raise
-    record = trained.record()
-    resumed_at = tuple(after for after in record.resumed_at if after < epochs)  # a finished run is only looked at
-    _put(out / "record.json", dataclasses.replace(record, resumed_at=resumed_at))
+    record = training.record()
+    # Running the command on a finished run only evaluates it again; that does not count as resuming.
+    resumed_at = tuple(epoch for epoch in record.resumed_at if epoch < epochs)
+    _write_json(out / "record.json", dataclasses.replace(record, resumed_at=resumed_at))
 
 
-def _put(path: Path, value: Evaluation | Record) -> None:
+def _write_json(path: Path, value: Evaluation | Record) -> None:
     path.write_text(json.dumps(as_dict(value), indent=1))
 
 
-def _line(epoch: Epoch, epochs: int) -> str:
+def _format_epoch(epoch: Epoch, epochs: int) -> str:
     return (
         f"epoch {epoch.epoch:3} of {epochs}   training loss {epoch.train_loss:7.4f}   validation accuracy "
         f"{epoch.val_accuracy:6.1%}   {epoch.images_per_second:7.1f} images/s   {epoch.seconds:6.1f} s"
     )
 
 
-def _judged(part: str, found: Evaluation) -> str:
-    said = f"{part} accuracy {found.accuracy:.1%} ({sum(found.correct)} of {len(found.correct)})"
-    if found.balanced_accuracy is not None:
-        said += f", balanced {found.balanced_accuracy:.1%}"
-    if found.calibration_error is not None:
-        said += f", calibration error {found.calibration_error:.1%}"
-    return said
+def _format_evaluation(part: str, evaluation: Evaluation) -> str:
+    text = f"{part} accuracy {evaluation.accuracy:.1%} ({sum(evaluation.correct)} of {len(evaluation.correct)})"
+    if evaluation.balanced_accuracy is not None:
+        text += f", balanced {evaluation.balanced_accuracy:.1%}"
+    if evaluation.calibration_error is not None:
+        text += f", calibration error {evaluation.calibration_error:.1%}"
+    return text

@@ -1,1 +1,1 @@
-"""What came of a run: accuracy and cost."""
+"""Measurements of a run: accuracy, robustness, benefits of transfer and cost."""

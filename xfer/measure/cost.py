@@ -1,4 +1,4 @@
-"""What a run costs: parameters, FLOPs, seconds, memory."""
+"""Costs of a run: parameters, FLOPs, seconds, memory."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers a network has learned or could learn."""
+    """Number of parameters, trainable or frozen."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> int:
-    """Floating point operations of one image [1, channels, image_size, image_size] on its way through the network.
+    """Floating point operations of one forward pass of an image [1, channels, image_size, image_size].
 
-    A multiply-add counts as two; many papers count it as one. Only convolutions and matrix products count, those of
-    attention among them: no biases, no normalisation, no activations. The network stays as it is, the mode of each of
-    its modules included.
+    A multiply-add counts as two; many papers count it as one. Only convolutions and matrix products (including
+    attention) are counted: no biases, normalisation or activations. The network and the mode of each module are
+    unchanged afterwards.
+
+    Args:
+        model: the network.
+        image_size: side of the image, in pixels.
+        channels: number of input channels.
     """
     modes = {module: module.training for module in model.modules()}
     weight = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, channels, image_size, image_size, device=weight.device, dtype=weight.dtype)
     model.eval()
     try:
-        # Attention as plain matrix products: of the fused kernels, which differ by device, not all are counted.
+        # Attention as plain matrix products: fused kernels differ by device, and not all are counted.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(image)
     finally:
@@ -43,7 +48,7 @@ def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> int:
 
 
 class SystemMetrics(TypedDict):
-    """What an `Epoch` says of the machine, by name."""
+    """Fields of an `Epoch` that describe the machine, by name."""
 
     cpu_percent: float
     memory_mb: float
@@ -54,7 +59,7 @@ class SystemMetrics(TypedDict):
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What the process used since this was made."""
+    """Resources that the process has used since this object was created."""
 
     device: torch.device
     wall: float = field(default_factory=time.perf_counter)
@@ -62,11 +67,11 @@ class ResourceUsage:
 
     @property
     def seconds(self) -> float:
-        """Wall clock."""
+        """Wall-clock time since creation, in seconds."""
         return time.perf_counter() - self.wall
 
     def system_metrics(self) -> SystemMetrics:
-        """The system fields of an `Epoch`. Peaks are those of the process since it began, not since this was made."""
+        """Returns the system fields of an `Epoch`. Peaks cover the whole process, not only the time since creation."""
         gpu = self.device.type == "cuda"
         return {
             "cpu_percent": 100 * (time.process_time() - self.cpu) / max(self.seconds, 1e-9),
@@ -78,7 +83,7 @@ class ResourceUsage:
 
 
 def resident_bytes() -> int:
-    """The process's resident memory; where the system does not tell, its peak."""
+    """Resident memory of the process; its peak where the system does not report the current value."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -87,8 +92,8 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most resident memory that the process has held since it began."""
-    # Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM is this one's own.
+    """Peak resident memory of the process since it started."""
+    # Linux's ru_maxrss includes the peak of the parent process; VmHWM is this process's own.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -100,5 +105,5 @@ def peak_resident_bytes() -> int:
 def _gpu_percent(device: torch.device) -> float | None:
     try:
         return float(torch.cuda.utilization(device))
-    except Exception:  # needs the nvidia-ml-py package and a driver that answers; a measurement is not worth a run
+    except Exception:  # without nvidia-ml-py or a responding driver; a metric must not fail a run
         return None

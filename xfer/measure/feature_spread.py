@@ -1,4 +1,4 @@
-"""Spread: how the frozen features of a data set lie, whatever its labels say."""
+"""Spread of a data set's frozen features, independent of its labels."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class FeatureSpread:
-    """Three numbers about N feature vectors. Only those of the same network can be compared."""
+    """Three statistics of N feature vectors. Comparable only between features of the same network."""
 
     norm: float
-    """The mean L2 norm of a vector, above 0."""
+    """Mean L2 norm of a vector, above 0."""
     variance_share: float
-    """How much of the mean squared norm is distance from the common mean, in [0, 1]: near 0 all images look alike to
-    the network."""
+    """Fraction of the mean squared norm that is distance from the common mean, in [0, 1]: near 0 the network sees
+    all images as alike."""
     dimensions: float
-    """The participation ratio of the variances along the principal components, their sum squared over the sum of their
-    squares (Gao et al. 2017): along how many directions the images differ, in [1, min(N - 1, D)]."""
+    """Participation ratio of the variances along the principal components, their squared sum over the sum of their
+    squares (Gao et al. 2017, https://doi.org/10.1101/214262): the number of directions in which the images differ,
+    in [1, min(N - 1, D)]."""
 
 
 def feature_spread(features: NDArray[Any]) -> FeatureSpread:
-    """How feature vectors lie.
+    """Computes the spread of feature vectors.
 
     Args:
         features: [N, D], finite.
 
     Raises:
-        ValueError: there are no two different vectors.
+        ValueError: If no two vectors differ.
     """
     if features.ndim != 2 or len(features) < 2 or (features == features[0]).all():
-        raise ValueError(f"features [N, D] with at least two different rows are wanted; these are {features.shape}")
+        raise ValueError(f"features must be [N, D] with at least two different rows, got shape {features.shape}")
     x = features.astype(np.float64)
     squares = float(np.square(x).sum(axis=1).mean())
     centred = x - x.mean(axis=0)
-    gram = centred @ centred.T if len(x) <= x.shape[1] else centred.T @ centred  # both have the same eigenvalues
+    gram = (
+        centred @ centred.T if len(x) <= x.shape[1] else centred.T @ centred
+    )  # both have the same nonzero eigenvalues
     total = float(np.trace(gram))
     return FeatureSpread(
         norm=float(np.linalg.norm(x, axis=1).mean()),

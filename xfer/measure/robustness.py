@@ -1,8 +1,8 @@
-"""Noise: what happens to images that a network is judged by, and never to those that it is trained on.
+"""Noise: corruptions of the images that a network is evaluated on, never of those that it is trained on.
 
-That there are several kinds, each at five severities, is the idea of Hendrycks & Dietterich 2019; kinds and values are
-our own, so no figure is comparable with theirs. What has a width on the image is a share of the image's side, so that a
-28-pixel doodle and a 300-pixel photo meet the same noise.
+Several kinds, each at five severities, follow Hendrycks & Dietterich 2019, arXiv:1903.12261; the kinds and values are
+our own, so results are not comparable with theirs. Widths are relative to the image's side, so that a 28-pixel doodle
+and a 300-pixel photo get the same noise.
 """
 
 from __future__ import annotations
@@ -23,204 +23,210 @@ from xfer.records import CorruptionScore
 from xfer.seeding import derive_seed
 
 Noise = Callable[[Tensor, int, Generator], Tensor]
-"""uint8 images [N, 3, H, W] on the CPU and a severity from 1 to 5 to images of the same shape and type."""
+"""Maps uint8 images [N, 3, H, W] on the CPU and a severity from 1 to 5 to images of the same shape and dtype."""
 
 SEVERITY_VALUES: dict[str, tuple[float, float, float, float, float]] = {
     # severity         1     2     3     4     5
-    "gaussian": (0.04, 0.08, 0.13, 0.20, 0.30),  # standard deviation, of the range from black to white
-    "salt_and_pepper": (0.01, 0.03, 0.06, 0.12, 0.20),  # share of the pixels
-    "speckle": (0.10, 0.20, 0.32, 0.45, 0.60),  # standard deviation, of the pixel's own value
-    "occlusion": (0.20, 0.30, 0.40, 0.50, 0.60),  # side of the square, of the image's side
-    "blur": (0.015, 0.020, 0.025, 0.035, 0.050),  # standard deviation of the Gaussian, of the image's side
+    "gaussian": (0.04, 0.08, 0.13, 0.20, 0.30),  # standard deviation, relative to the range from black to white
+    "salt_and_pepper": (0.01, 0.03, 0.06, 0.12, 0.20),  # fraction of the pixels
+    "speckle": (0.10, 0.20, 0.32, 0.45, 0.60),  # standard deviation, relative to the pixel's value
+    "occlusion": (0.20, 0.30, 0.40, 0.50, 0.60),  # side of the square, relative to the image's side
+    "blur": (0.015, 0.020, 0.025, 0.035, 0.050),  # standard deviation of the Gaussian, relative to the image's side
     "jpeg": (50, 30, 20, 12, 6),  # quality, of 100
-    "grey": (0.2, 0.4, 0.6, 0.8, 1.0),  # share of the colour that is taken away
+    "grey": (0.2, 0.4, 0.6, 0.8, 1.0),  # fraction of the colour that is removed
 }
-"""How strong each kind of noise is at each severity."""
+"""Strength of each kind of noise at each severity."""
 SEVERITIES = (1, 2, 3, 4, 5)
 OCCLUSION_GREY = 128
-"""What an occluding square shows: visible on photos as on black or white paper."""
+"""Grey value of an occluding square: visible on photos and on black or white paper."""
 
 
 def gaussian(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Add to every value of every pixel a draw of its own from a normal distribution.
+    """Adds independent normally distributed noise to every value of every pixel.
 
-    What a sensor does in little light: it hides fine texture and leaves shapes. Values are cut off at black and white,
-    so plain paper is disturbed only half as often as a photo.
+    Sensor noise in low light: it hides fine texture and preserves shapes. Values are clipped at black and white, so
+    plain paper is disturbed only half as often as a photo.
     """
-    deviation = 255 * _grade("gaussian", severity)
-    return _pixels(images + deviation * torch.randn(images.shape, generator=generator))
+    deviation = 255 * _severity_value("gaussian", severity)
+    return _to_uint8(images + deviation * torch.randn(images.shape, generator=generator))
 
 
 def salt_and_pepper(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Turn pixels chosen by chance black or white, one as often as the other, and leave the rest as it is.
+    """Turns random pixels black or white with equal probability, and leaves the others unchanged.
 
-    What dead pixels and lost bits do. It keeps most of the picture, yet each speck is an edge in every direction.
+    Dead pixels and transmission errors. It preserves most of the picture, but each speck is an edge in every direction.
     """
-    share = _grade("salt_and_pepper", severity)
+    fraction = _severity_value("salt_and_pepper", severity)
     draw = torch.rand((len(images), 1, *images.shape[2:]), generator=generator)
-    return torch.where(draw < share / 2, 0, torch.where(draw >= 1 - share / 2, 255, images)).to(torch.uint8)
+    return torch.where(draw < fraction / 2, 0, torch.where(draw >= 1 - fraction / 2, 255, images)).to(torch.uint8)
 
 
 def speckle(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Multiply every value of every pixel by 1 plus a draw of its own from a normal distribution.
+    """Multiplies every value of every pixel by 1 plus independent normally distributed noise.
 
-    What coherent light, radar and ultrasound do: bright places suffer, black ones stay black. Of a white drawing on
-    black paper it disturbs the strokes alone.
+    Coherent light, radar and ultrasound: bright areas suffer, black ones stay black. A white drawing on black paper is
+    disturbed only in its strokes.
     """
-    deviation = _grade("speckle", severity)
-    return _pixels(images * (1 + deviation * torch.randn(images.shape, generator=generator)))
+    deviation = _severity_value("speckle", severity)
+    return _to_uint8(images * (1 + deviation * torch.randn(images.shape, generator=generator)))
 
 
 def occlusion(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Lay a grey square on the image, wholly inside it, at a place drawn for each image.
+    """Covers part of each image with a grey square, entirely inside it, at a random position.
 
-    What something in front of the object does: a network that looks at one part alone is found out. A square that
-    falls beside the object hides nothing. The shape of Cutout (DeVries & Taylor 2017), which is for training.
+    An obstacle in front of the object: exposes networks that rely on a single part. A square that misses the object
+    hides nothing. The shape is that of Cutout (DeVries & Taylor 2017, arXiv:1708.04552), which is for training.
     """
-    share = _grade("occlusion", severity)
-    hidden = torch.ones(len(images), 1, 1, 1, dtype=torch.bool)
+    fraction = _severity_value("occlusion", severity)
+    mask = torch.ones(len(images), 1, 1, 1, dtype=torch.bool)
     for axis in (2, 3):
         length = images.shape[axis]
-        side = max(1, round(share * length))
+        side = max(1, round(fraction * length))
         start = (torch.rand(len(images), generator=generator) * (length - side + 1)).floor()
-        place = torch.arange(length) - start[:, None]
-        inside = (place >= 0) & (place < side)
-        hidden = hidden & (inside[:, None, :, None] if axis == 2 else inside[:, None, None, :])
-    return torch.where(hidden, OCCLUSION_GREY, images).to(torch.uint8)
+        offset = torch.arange(length) - start[:, None]
+        inside = (offset >= 0) & (offset < side)
+        mask = mask & (inside[:, None, :, None] if axis == 2 else inside[:, None, None, :])
+    return torch.where(mask, OCCLUSION_GREY, images).to(torch.uint8)
 
 
 def blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Smooth the image with a Gaussian; there is no chance in it.
+    """Smooths the image with a Gaussian; deterministic.
 
-    What a lens out of focus does: texture goes first, outlines last. It also does what enlarging a small image does,
-    so it costs little on images that were small before they were packed.
+    A lens out of focus: texture disappears first, outlines last. Enlarging a small image has the same effect, so images
+    that were small before they were packed lose little.
     """
-    deviation = _grade("blur", severity) * images.shape[-1]
+    deviation = _severity_value("blur", severity) * images.shape[-1]
     width = 2 * math.ceil(3 * deviation) + 1
-    # One axis after the other: the same, and at 224 pixels many times faster than a square kernel.
-    smooth: Tensor = images.float().contiguous()
+    # Separable: the same result, and at 224 pixels many times faster than a square kernel.
+    smoothed: Tensor = images.float().contiguous()
     for kernel in ([width, 1], [1, width]):
-        smooth = functional.gaussian_blur(smooth, kernel, [deviation, deviation])
-    return _pixels(smooth)
+        smoothed = functional.gaussian_blur(smoothed, kernel, [deviation, deviation])
+    return _to_uint8(smoothed)
 
 
 def jpeg(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Send the image through JPEG at low quality and back; there is no chance in it.
+    """Compresses the image as a JPEG of low quality; deterministic.
 
-    What the web does: blocks of 8 x 8 pixels, ringing at edges, coarse colour. Blocks are not scaled with the image: a
-    small image suffers more than a large one.
+    Images from the web: blocks of 8 x 8 pixels, ringing at edges, coarse colour. The blocks do not scale with the
+    image, so a small image suffers more than a large one.
     """
-    quality = int(_grade("jpeg", severity))
-    damaged = torch.empty_like(images)
-    for image, into in zip(images, damaged, strict=True):
+    quality = int(_severity_value("jpeg", severity))
+    compressed = torch.empty_like(images)
+    for image, output in zip(images, compressed, strict=True):
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=quality)
-        into.copy_(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
-    return damaged
+        output.copy_(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
+    return compressed
 
 
 def grey(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Take colour away, at severity 5 all of it; there is no chance in it.
+    """Removes colour, all of it at severity 5; deterministic.
 
-    It tells how much a network leans on colour. The luminance of ITU-R BT.601 stays. Images that are grey already stay
-    as they are, so on grey data this kind repeats the clean accuracy.
+    Shows how much a network relies on colour. The luminance of ITU-R BT.601 is preserved. Greyscale images are
+    unchanged, so on grey data this kind repeats the clean accuracy.
     """
-    share = _grade("grey", severity)
+    fraction = _severity_value("grey", severity)
     luminance = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * images).sum(dim=1, keepdim=True)
-    return _pixels(images + share * (luminance - images))
+    return _to_uint8(images + fraction * (luminance - images))
 
 
 NOISES: dict[str, Noise] = {f.__name__: f for f in (gaussian, salt_and_pepper, speckle, occlusion, blur, jpeg, grey)}
 
 
 def noisy_accuracies(
-    model: nn.Module, batches: Callable[[], Iterable[Batch]], prepare: Preprocess, places: Iterable[int]
+    model: nn.Module, batches: Callable[[], Iterable[Batch]], prepare: Preprocess, indices: Iterable[int]
 ) -> tuple[CorruptionScore, ...]:
-    """How a network, which is left in evaluation mode, does under every kind of noise: one pass for each.
+    """Evaluates a network, which is left in evaluation mode, under every kind of noise, in one pass per kind.
 
-    Every image meets every kind once. The five severities are dealt to the images in turn, in the order of the batches,
-    so each rests on a fifth of them. The noise follows from kind, severity and the image's place alone: every network
-    meets the same copies, however large the batches are. Fewer than five images leave severities out.
+    Every image gets every kind once. The five severities are assigned to the images in turn, in the order of the
+    batches, so each is measured on a fifth of them. The noise depends only on kind, severity and the image's index:
+    every network gets the same copies, independent of the batch size. With fewer than five images some severities are
+    missing.
 
     Args:
-        model: logits [B, C] from prepared images.
-        batches: called for each pass, uint8 images [B, 3, H, W] and labels [B].
-        prepare: what stands between the two.
-        places: the images' places in the pack, in the order of the batches.
+        model: maps preprocessed images to logits [B, C].
+        batches: called once per pass; returns uint8 images [B, 3, H, W] and labels [B].
+        prepare: preprocesses the images.
+        indices: the images' indices in the pack, in the order of the batches.
+
+    Returns:
+        One score for each kind and severity.
 
     Raises:
-        ValueError: there are more or fewer places than images.
+        ValueError: If the number of indices is not the number of images.
     """
     model.eval()
-    known = [int(place) for place in places]
-    dealt = [SEVERITIES[position % len(SEVERITIES)] for position in range(len(known))]
-    found = []
+    image_indices = [int(index) for index in indices]
+    severities = [SEVERITIES[position % len(SEVERITIES)] for position in range(len(image_indices))]
+    scores = []
     for kind in NOISES:
         hits = []
         with torch.inference_mode():
-            for pixels, labels, here in _placed(batches(), len(known)):
-                copy = _copy(pixels, [(kind, dealt[position], known[position]) for position in here])
-                predicted = model(prepare(copy)).float().argmax(dim=1)
+            for pixels, labels, positions in _with_positions(batches(), len(image_indices)):
+                noisy = _add_noise(
+                    pixels, [(kind, severities[position], image_indices[position]) for position in positions]
+                )
+                predicted = model(prepare(noisy)).float().argmax(dim=1)
                 hits.append(predicted == labels.to(predicted.device))
-        right, met = torch.cat(hits).cpu(), torch.tensor(dealt)
-        for severity in sorted(set(dealt)):
-            mine = right[met == severity]
-            found.append(CorruptionScore(kind, severity, len(mine), int(mine.sum())))
-    return tuple(found)
+        correct, image_severities = torch.cat(hits).cpu(), torch.tensor(severities)
+        for severity in sorted(set(severities)):
+            selected = correct[image_severities == severity]
+            scores.append(CorruptionScore(kind, severity, len(selected), int(selected.sum())))
+    return tuple(scores)
 
 
-def noisy_batches(batches: Iterable[Batch], places: Iterable[int]) -> Iterator[Batch]:
-    """One noisy copy of the batches, to be evaluated like the clean ones: the cheap measure for every epoch.
+def noisy_batches(batches: Iterable[Batch], indices: Iterable[int]) -> Iterator[Batch]:
+    """Yields one noisy copy of the batches, to be evaluated like the clean ones: the cheap measure for every epoch.
 
-    All kinds at all severities are dealt to the images in turn, kinds first, so one pass over 35 images meets each of
-    them. The noise of an image is the one that it meets in `noisy_accuracies` under that kind and severity.
+    All kinds at all severities are assigned to the images in turn, kinds first, so 35 images cover every combination.
+    An image gets the same noise as in `noisy_accuracies` under that kind and severity.
 
     Args:
-        batches: uint8 images [B, 3, H, W] and labels [B]; what they hold is not changed.
-        places: the images' places in the pack, in the order of the batches.
+        batches: uint8 images [B, 3, H, W] and labels [B]; not modified.
+        indices: the images' indices in the pack, in the order of the batches.
 
     Raises:
-        ValueError: there are more or fewer places than images.
+        ValueError: If the number of indices is not the number of images.
     """
     kinds = tuple(NOISES)
-    known = [int(place) for place in places]
-    dealt = [
-        (kinds[position % len(kinds)], SEVERITIES[position // len(kinds) % len(SEVERITIES)], place)
-        for position, place in enumerate(known)
+    image_indices = [int(index) for index in indices]
+    assignments = [
+        (kinds[position % len(kinds)], SEVERITIES[position // len(kinds) % len(SEVERITIES)], index)
+        for position, index in enumerate(image_indices)
     ]
-    for pixels, labels, here in _placed(batches, len(known)):
-        yield _copy(pixels, dealt[here.start : here.stop]), labels
+    for pixels, labels, positions in _with_positions(batches, len(image_indices)):
+        yield _add_noise(pixels, assignments[positions.start : positions.stop]), labels
 
 
-def _placed(batches: Iterable[Batch], places: int) -> Iterator[tuple[Tensor, Tensor, range]]:
-    """Each batch with its images' positions in the order of all batches, of which there must be so many."""
+def _with_positions(batches: Iterable[Batch], count: int) -> Iterator[tuple[Tensor, Tensor, range]]:
+    """Yields each batch with its images' positions; raises unless the batches hold `count` images in total."""
     end = 0
     for pixels, labels in batches:
-        here = range(end, end := end + len(pixels))
-        if end > places:
+        positions = range(end, end := end + len(pixels))
+        if end > count:
             break
-        yield pixels, labels, here
-    if end != places:
+        yield pixels, labels, positions
+    if end != count:
         raise ValueError(
-            f"{places} places came for {'at least ' * (end > places)}{end} images: give the place in the pack of every "
+            f"got {count} indices for {'at least ' * (end > count)}{end} images: give the index in the pack of every "
             "image, in the order of the batches"
         )
 
 
-def _copy(pixels: Tensor, dealt: list[tuple[str, int, int]]) -> Tensor:
-    """The images under what was dealt to each: kind, severity and the place that its chance follows from."""
-    copy = torch.empty_like(pixels)  # in the same memory order: another one would be slower
-    for row, (kind, severity, place) in enumerate(dealt):
-        generator = Generator().manual_seed(derive_seed("noise", kind, severity, place))
-        copy[row] = NOISES[kind](pixels[row : row + 1], severity, generator)[0]
-    return copy
+def _add_noise(pixels: Tensor, assignments: list[tuple[str, int, int]]) -> Tensor:
+    """Returns a copy of the images with the (kind, severity, index) assigned to each; the index seeds the noise."""
+    noisy = torch.empty_like(pixels)  # same memory format: another one would be slower
+    for row, (kind, severity, index) in enumerate(assignments):
+        generator = Generator().manual_seed(derive_seed("noise", kind, severity, index))
+        noisy[row] = NOISES[kind](pixels[row : row + 1], severity, generator)[0]
+    return noisy
 
 
-def _grade(kind: str, severity: int) -> float:
+def _severity_value(kind: str, severity: int) -> float:
     if severity not in SEVERITIES:
-        raise ValueError(f"severity {severity} of {kind}: it goes from 1 (mild) to 5 (severe)")
+        raise ValueError(f"severity of {kind} must be an integer from 1 (mild) to 5 (severe), got {severity}")
     return SEVERITY_VALUES[kind][SEVERITIES.index(severity)]
 
 
-def _pixels(values: Tensor) -> Tensor:
+def _to_uint8(values: Tensor) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)

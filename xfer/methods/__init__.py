@@ -1,1 +1,1 @@
-"""What can be varied: one readable table per kind of choice."""
+"""Everything that a recipe can vary: one table of functions per kind of choice."""

@@ -1,4 +1,4 @@
-"""Activations: what stands between the layers of a network, swapped for another after its weights are loaded."""
+"""Activation functions, and their replacement in a network that already has its pretrained weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 Activation = Callable[[bool], nn.Module] | None
-"""What makes a new activation, given whether it works in place; None keeps those of pretraining."""
+"""Builds a new activation module from its `inplace` flag; None leaves the network's activations alone."""
 
 REPLACEABLE_ACTIVATIONS = frozenset(
     (
@@ -28,12 +28,12 @@ REPLACEABLE_ACTIVATIONS = frozenset(
         *("GELUTanh", "QuickGELU", "Swish", "HardSwish", "HardMish", "MishMe", "SwishMe", "HardSwishMe", "HardMishMe"),
     )
 )
-"""Names of torch's and timm's activations. Gates (sigmoids in squeeze-and-excitation) and softmax are none: their
-values are weights between 0 and 1."""
+"""Class names of the activations in torch and timm. Gates (sigmoids in squeeze-and-excitation) and softmax are
+excluded: their outputs are weights between 0 and 1."""
 
 
 def keep() -> Activation:
-    """The activations that the network was pretrained with.
+    """Keeps the activations that the network was pretrained with.
 
     Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -41,9 +41,10 @@ def keep() -> Activation:
 
 
 def mish() -> Activation:
-    """Mish, x * tanh(softplus(x)) (Misra 2019): smooth, and lets small negative values through.
+    """Mish, x * tanh(softplus(x)): smooth, and lets small negative values through.
 
-    Part of a published recipe for Stanford Cars. The pretrained weights have never met it, so expect a lower start.
+    Part of a published recipe for Stanford Cars. The pretrained weights were not trained with it, so expect a lower
+    starting accuracy. Misra 2019, arXiv:1908.08681.
 
     Measured: 74.7% ± 4.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -51,9 +52,10 @@ def mish() -> Activation:
 
 
 def silu() -> Activation:
-    """SiLU, x * sigmoid(x), also known as Swish (Elfwing et al. 2018; Ramachandran et al. 2017).
+    """SiLU, x * sigmoid(x), also known as Swish.
 
-    What EfficientNets are pretrained with; in a network pretrained with ReLU it costs some of the start.
+    EfficientNets are pretrained with it. In a network pretrained with ReLU it lowers the starting accuracy somewhat.
+    Elfwing et al. 2018, arXiv:1702.03118; Ramachandran et al. 2017, arXiv:1710.05941.
 
     Measured: 73.6% ± 5.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -61,9 +63,10 @@ def silu() -> Activation:
 
 
 def leaky_relu() -> Activation:
-    """Leaky ReLU, x or below 0 x / 100 (Maas et al. 2013): no unit is ever without a gradient.
+    """Leaky ReLU, x for x >= 0 and x / 100 below: no unit is ever without a gradient.
 
-    So near to ReLU that a network pretrained with ReLU hardly notices.
+    It is so close to ReLU that a network pretrained with ReLU hardly changes. Maas et al. 2013, ICML Workshop on Deep
+    Learning for Audio, Speech and Language Processing.
 
     Measured: 78.5% ± 7.7% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -71,20 +74,27 @@ def leaky_relu() -> Activation:
 
 
 def replace_activations(model: nn.Module, activation: Activation) -> nn.Module:
-    """The same network with every activation replaced that is a module; weights and everything else as they were.
+    """Replaces every activation that is a module; weights and all other modules stay the same.
 
-    A few old networks (NASNet, Xception) also call one as a function here and there, and it stays.
+    A few old networks (NASNet, Xception) also call some activations as functions; those are not replaced.
+
+    Args:
+        model: the network; changed in place.
+        activation: builds the new modules; None changes nothing.
+
+    Returns:
+        `model`.
 
     Raises:
-        ValueError: it has no activation as a module of its own.
+        ValueError: If no activation is a module of its own.
     """
     if activation is None:
         return model
-    modules = model.named_modules(remove_duplicate=False)  # one that stands in two places is replaced in both
-    found = [(name, module) for name, module in modules if type(module).__name__ in REPLACEABLE_ACTIVATIONS]
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no activations that can be swapped: leave activation at keep")
-    for name, module in found:
+    modules = model.named_modules(remove_duplicate=False)  # a shared module is replaced under both names
+    replaceable = [(name, module) for name, module in modules if type(module).__name__ in REPLACEABLE_ACTIVATIONS]
+    if not replaceable:
+        raise ValueError(f"{type(model).__name__} has no activation modules to replace: leave activation at keep")
+    for name, module in replaceable:
         model.set_submodule(name, activation(bool(getattr(module, "inplace", False))))
     return model
 

@@ -1,4 +1,4 @@
-"""Adapters: small trainable parts in a frozen network."""
+"""Low-rank adapters: small trainable matrices added to the weights of a frozen network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from torch.nn.utils import parametrize
 
 
 class LowRankAdapter(nn.Module):
-    """A weight matrix [out, in] plus a product of rank `rank`, which is 0 at the start (Hu et al. 2022).
+    """Adds a trainable product of rank `rank` to a weight matrix [out, in]; the product starts at 0.
 
-    The product is scaled by 2, the usual alpha = 2 * rank: then a good learning rate does not depend on the rank.
+    The product is scaled by 2, the common choice alpha = 2 * rank, so that the best learning rate does not depend on
+    the rank. Hu et al. 2022 (LoRA), arXiv:2106.09685.
+
+    Args:
+        weight: the matrix [out, in] to adapt; gives shape, device and dtype.
+        rank: the inner dimension of the product, at least 1.
     """
 
     SCALE = 2.0
@@ -25,45 +30,54 @@ class LowRankAdapter(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as torch initialises a linear layer
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight with the product added, [out, in]."""
+        """Returns the weight [out, in] plus the scaled product."""
         return weight + self.SCALE * (self.up @ self.down)
 
 
 def add_low_rank(model: nn.Module, rank: int, head: nn.Module) -> nn.Module:
-    """Put a `LowRankAdapter` on every linear layer below the head; the same network, changed.
+    """Adds a `LowRankAdapter` to every linear layer below the head whose sides both exceed the rank.
+
+    Args:
+        model: the network; changed in place.
+        rank: the rank of each adapter.
+        head: the classifier; its layers get no adapter.
+
+    Returns:
+        `model`.
 
     Raises:
-        ValueError: there is no linear layer that is larger than the rank, as in a purely convolutional network.
+        ValueError: If no linear layer is larger than the rank, as in a purely convolutional network.
     """
-    inside = set(head.modules())
-    found = [
+    head_modules = set(head.modules())
+    adaptable = [
         module
         for module in model.modules()
-        if isinstance(module, nn.Linear) and module not in inside and min(module.weight.shape) > rank
+        if isinstance(module, nn.Linear) and module not in head_modules and min(module.weight.shape) > rank
     ]
-    if not found:
+    if not adaptable:
         raise ValueError(
-            f"lora(rank={rank}) enters linear layers, and this network has none of more than {rank} channels below its "
-            f"head: take a transformer, or bitfit or train_last"
+            f"lora(rank={rank}) adapts linear layers, but this network has none with more than {rank} channels below "
+            f"its head: use a transformer, or strategy bitfit or train_last"
         )
-    for module in found:
+    for module in adaptable:
         parametrize.register_parametrization(module, "weight", LowRankAdapter(module.weight, rank))
     return model
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:
-    """A copy of a network in which every product is part of its weight: the shapes that it had before it was adapted.
+    """Returns a copy of the network in which each adapter is added into its weight.
 
-    A network without adapters is returned as it is.
+    The copy has the shapes and names of the network before `add_low_rank`. A network without adapters is returned as it
+    is.
     """
     if not any(isinstance(module, LowRankAdapter) for module in model.modules()):
         return model
     merged = copy.deepcopy(model)
     for name, module in list(merged.named_modules()):
         if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
-            # Not torch's own removal: it changes the module's class, which a copy shares with its original.
-            plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            plain.weight = nn.Parameter(module.weight.detach())
-            plain.bias = module.bias
-            merged.set_submodule(name, plain.train(module.training))
+            # torch's remove_parametrizations changes the module's class, which the copy shares with the original.
+            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            linear.weight = nn.Parameter(module.weight.detach())
+            linear.bias = module.bias
+            merged.set_submodule(name, linear.train(module.training))
     return merged

@@ -1,4 +1,4 @@
-"""Colours: what a network sees of an image, in training as in evaluation."""
+"""Input channels: which colours of an image the network receives, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torchvision.transforms.v2 import functional
 
 @dataclass(frozen=True)
 class InputChannels:
-    """How pixels reach the network."""
+    """Number of input channels, and the conversion of RGB images to them."""
 
     channels: int
-    """How many channels its stem takes."""
+    """Number of channels of the network's stem."""
     convert: Callable[[Tensor], Tensor]
-    """uint8 [N, 3, H, W] to uint8 [N, channels, H, W]."""
+    """Maps uint8 [N, 3, H, W] to uint8 [N, channels, H, W]."""
 
 
 def rgb() -> InputChannels:
-    """Red, green and blue, as the network was pretrained with.
+    """Red, green and blue, as in pretraining.
 
     Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -28,9 +28,9 @@ def rgb() -> InputChannels:
 
 
 def grey() -> InputChannels:
-    """Luminance, copied to three channels: one-channel images for a network that expects colours.
+    """Luminance, copied to three channels: greyscale images for a network that expects colours.
 
-    Leaves the network as it was; the usual way, and how source 002 measured what colour is worth.
+    Leaves the network unchanged; the usual way, and how source 002 measured the value of colour.
 
     Measured: 69.1% ± 9.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -38,10 +38,11 @@ def grey() -> InputChannels:
 
 
 def grey_stem() -> InputChannels:
-    """Luminance alone: the stem is made to take one channel by summing its weights over the three.
+    """Luminance only: the stem takes one channel, its weights summed over the three colours.
 
-    The same features as `grey` up to how each colour was scaled, for a third of the first layer's work. Summing is what
-    timm does for one channel (Wightman 2019).
+    Computes the same features as `grey`, up to the scaling of each colour, with a third of the first layer's work.
+    Summing the weights is timm's conversion to one channel (Wightman 2019,
+    https://github.com/huggingface/pytorch-image-models).
 
     Measured: 72.6% ± 7.4% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """

@@ -1,7 +1,6 @@
-"""Cuts: networks of which a part is left out. Stages are timm's feature stages, counted from 1.
+"""Truncation: networks with some of their stages removed. Stages are timm's feature stages, counted from 1.
 
-A convolutional network has about five of them, each at half the resolution of the one before; a transformer has one
-for each block.
+A convolutional network has about five, each at half the resolution of the one before; a transformer has one per block.
 """
 
 from __future__ import annotations
@@ -16,13 +15,17 @@ from torch.nn import functional
 
 
 class TruncatedModel(nn.Module):
-    """A network up to the end of one of its stages, its output pooled, and a linear classifier on that.
+    """A network up to the end of one of its stages, with pooled output and a linear classifier on top.
 
-    The pooled features are normalised, without parameters of their own: unlike last features, which every network
-    brings to a size that suits its classifier, early ones have any.
+    The pooled features are normalised (without learned parameters): a network's last features have a scale that suits
+    its classifier, but early ones can have any scale.
+
+    Args:
+        model: a timm network; changed in place.
+        stage: the last stage to keep, from 1 to the number of stages minus 1.
 
     Raises:
-        ValueError: the network has no such stage, or it is the last one.
+        ValueError: If the network has no such stage, or it is the last one.
     """
 
     def __init__(self, model: Any, stage: int) -> None:
@@ -30,8 +33,8 @@ class TruncatedModel(nn.Module):
         stages = stage_end_modules(model)
         if not 1 <= stage < len(stages):
             raise ValueError(
-                f"early_cut(stage={stage}): this network has {len(stages)} stages, so stage can be 1 to "
-                f"{len(stages) - 1}; its last one is where linear_probe has its classifier"
+                f"early_cut(stage={stage}): this network has {len(stages)} stages, so stage must be from 1 to "
+                f"{len(stages) - 1}; for a classifier on the last stage use strategy linear_probe"
             )
         classes = model.num_classes
         model.prune_intermediate_layers([stage - 1], prune_norm=True, prune_head=True)
@@ -42,50 +45,61 @@ class TruncatedModel(nn.Module):
         self.classifier = nn.Linear(self.num_features, classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last stage's output for images [N, C, H, W]: [N, D, h, w]."""
+        """Returns the last stage's output [N, D, h, w] for images [N, C, H, W]."""
         features: Tensor = self.body.forward_intermediates(images, indices=[self.stage - 1], intermediates_only=True)[0]
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [N, C], or the embeddings [N, D] that the classifier is asked with."""
+        """Returns logits [N, C], or the classifier's inputs [N, D] if `pre_logits`."""
         pooled = features.mean(dim=(2, 3))
         embeddings = functional.layer_norm(pooled, pooled.shape[1:])
         logits: Tensor = embeddings if pre_logits else self.classifier(embeddings)
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, C] for images [N, C, H, W]."""
+        """Returns logits [N, C] for images [N, C, H, W]."""
         return self.forward_head(self.forward_features(images))
 
     def get_classifier(self) -> nn.Module:
-        """The layer that makes logits of embeddings."""
+        """Returns the layer that maps embeddings to logits."""
         return self.classifier
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """The body's own order of blocks; the classifier above all of them."""
+        """Returns the body's own order of blocks, with the classifier above them."""
         blocks = group_parameters(self.body, self.body.group_matcher(coarse), reverse=True)
         return lambda name: blocks.get(name.removeprefix("body."), len(blocks))
 
 
 def drop_stages(model: Any, stage: int, image_size: int) -> Any:
-    """The same network with everything from the stem to the end of a stage left out.
+    """Removes everything from the stem to the end of a stage.
+
+    Args:
+        model: a timm network; changed in place.
+        stage: the last stage to remove, from 1 to the number of stages minus 1.
+        image_size: side of the images, in pixels, for the test whether the rest fits together.
+
+    Returns:
+        `model`.
 
     Raises:
-        ValueError: what is left does not fit together, as in most convolutional networks, whose stages differ in width.
+        ValueError: If the remaining stages do not fit together, as in most convolutional networks, whose stages differ
+            in width.
     """
     stages = stage_end_modules(model)
-    refusal = f"drop_early(stage={stage})"
+    prefix = f"drop_early(stage={stage})"
     if not 1 <= stage < len(stages):
-        raise ValueError(f"{refusal}: this network has {len(stages)} stages, and the last one must stay")
-    place, _, name = stages[stage - 1].rpartition(".")
+        raise ValueError(
+            f"{prefix}: this network has {len(stages)} stages, so stage must be from 1 to {len(stages) - 1}"
+        )
+    parent_name, _, name = stages[stage - 1].rpartition(".")
     family = re.compile(re.escape(name.rstrip("0123456789")) + r"(\d+)")
     number, last = family.fullmatch(name), family.fullmatch(stages[-1].rpartition(".")[2])
-    parent = model.get_submodule(place)
-    if not number or not last or all(each.ndim < 2 for each in parent.get_submodule(name).parameters()):
-        raise ValueError(f"{refusal}: that stage is part of this network's stem, without which no image gets in")
+    parent = model.get_submodule(parent_name)
+    if not number or not last or all(parameter.ndim < 2 for parameter in parent.get_submodule(name).parameters()):
+        raise ValueError(f"{prefix}: that stage is part of this network's stem, which cannot be removed")
     for sibling, _ in list(parent.named_children()):
-        found = family.fullmatch(sibling)
-        if found and int(found[1]) <= int(number[1]):
+        match = family.fullmatch(sibling)
+        if match and int(match[1]) <= int(number[1]):
             parent.set_submodule(sibling, nn.Identity())
     stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     training = model.training
@@ -94,18 +108,20 @@ def drop_stages(model: Any, stage: int, image_size: int) -> Any:
             model.eval()(stem.weight.new_zeros(1, stem.in_channels, image_size, image_size))
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"{refusal}: the stages above expect what the removed ones made ({str(error).splitlines()[0]}). Only "
-            f"networks whose stages are of one width can do it, such as a ViT; early_cut is its sensible counterpart"
+            f"{prefix}: the stages above do not accept the stem's output ({str(error).splitlines()[0]}). Use a network "
+            f"whose stages all have the same width, such as a ViT, or strategy early_cut"
         ) from error
     return model.train(training)
 
 
 def stage_end_modules(model: Any) -> list[str]:
-    """The module at which each of a network's stages ends, lowest first.
+    """Returns the names of the modules at which a network's stages end, lowest first.
 
     Raises:
-        ValueError: timm does not say.
+        ValueError: If timm does not define stages for the network.
     """
     if not hasattr(model, "prune_intermediate_layers") or not getattr(model, "feature_info", None):
-        raise ValueError(f"timm does not say where the stages of {type(model).__name__} end, so it cannot be cut")
+        raise ValueError(
+            f"timm does not define the stages of {type(model).__name__}, so it cannot be cut: use another backbone"
+        )
     return [str(stage["module"]) for stage in model.feature_info]

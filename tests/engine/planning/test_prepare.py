@@ -63,7 +63,7 @@ class Harmful:
         ({"classes": ("4",)}, r"colours has 3 classes: 4 of them cannot be told apart"),
         (
             {"strategies": ("lora",)},
-            r"strategy lora cannot be tried. test_efficientnet: lora\(rank=\d+\) enters linear",
+            r"strategy lora cannot be tried. test_efficientnet: lora\(rank=\d+\) adapts linear",
         ),
         (
             {"arms": ({"strategy": "naive", "batch_size": 48},)},

@@ -197,7 +197,7 @@ def test_backbones_are_compared_by_a_share_of_images(objective: Sequence[str], m
 
 @pytest.fixture(scope="module")
 def with_lora(preparing: Preparing) -> Prepared:
-    """`lora` enters linear layers, which only one of the networks has."""
+    """`lora` adapts linear layers, which only one of the networks has."""
     return preparing(strategies=("clip", "lora"))
 
 

@@ -242,7 +242,7 @@ def test_a_network_whose_stages_are_unknown_is_reported_and_starts_in_the_defaul
     claim_plan(prepared, store)
     stored = (store.plan() or {})["advice"]
     assert list(stored) == ["why_none"]
-    assert "timm does not say where the stages of EfficientNet end" in stored["why_none"]
+    assert "timm does not define the stages of EfficientNet" in stored["why_none"]
     assert summary_line(stored) == f"none, so the default order: {stored['why_none']}"
     assert first_strategies(prepared, store) == ["clip", "linear_probe", "naive"]
 

@@ -109,7 +109,7 @@ REFUSED: list[tuple[Sequence[str], int, dict[str, str], str]] = [
     (("clp",), 6, {}, r"unknown strategy 'clp': did you mean clip\?"),
     (("l2sp",), 6, {}, r"unknown strategy 'l2sp': did you mean l2_sp"),
     # values outside the limits
-    ((), 6, {"freeze_epochs": "0"}, r"freeze_epochs is 0; at least 1 is needed"),
+    ((), 6, {"freeze_epochs": "0"}, r"freeze_epochs must be at least 1, got 0"),
     ((), 6, {"mixing": "cutmix", "alpha": "-1"}, r"alpha"),
     ((), 6, {"smoothing": "5"}, r"smoothing"),
     ((), 6, {"magnitude": "100"}, r"magnitude"),

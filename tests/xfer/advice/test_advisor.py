@@ -1,4 +1,4 @@
-"""The advisor: sizes counted, likeness measured on the training part alone, and everybody's advice by name."""
+"""Advice: size and similarity are measured on the training part only, and every recommendation has a source."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from xfer.methods.strategies import STRATEGIES
 CPU = torch.device("cpu")
 
 
-def layer(stage, accuracy, logme=0.0):
+def stage_score(stage, accuracy, logme=0.0):
     return StageScore(stage, 32, accuracy, 0.02, logme)
 
 
-def measurement(**changes):
-    """Small and similar, clearly, unless changed."""
+def profile(**changes):
+    """A profile of clearly small and similar data, with changes."""
     plain = {
         "backbone": "resnet18",
         "image_size": 128,
@@ -35,8 +35,8 @@ def measurement(**changes):
         "measured_images": 400,
         "cap": 2000,
         "chance": 0.275,
-        "early": (layer(1, 0.5), layer(2, 0.7), layer(3, 0.6)),
-        "late": layer("late", 0.95, 0.5),
+        "early": (stage_score(1, 0.5), stage_score(2, 0.7), stage_score(3, 0.6)),
+        "late": stage_score("late", 0.95, 0.5),
         "gain": 0.25,
         "gain_error": 0.03,
         "margin": 0.15,
@@ -47,9 +47,9 @@ def measurement(**changes):
     return DatasetProfile(**{**plain, **changes})
 
 
-DIFFERENT = {"late": layer("late", 0.72), "gain": 0.02, "margin": -0.08}
+DIFFERENT = {"late": stage_score("late", 0.72), "gain": 0.02, "margin": -0.08}
 LARGE = {"images": 40_000, "images_per_class": (9_000, 10_000, 11_000)}
-EXAMPLES = {
+CASE_CHANGES = {
     ("small", "similar"): {},
     ("large", "similar"): LARGE,
     ("small", "different"): DIFFERENT,
@@ -58,11 +58,11 @@ EXAMPLES = {
 
 
 def names(advice):
-    return [each.strategy.name for each in advice.recommended]
+    return [recommendation.strategy.name for recommendation in advice.recommended]
 
 
-def whose(advice):
-    return {each.strategy.name: each.whose for each in advice.recommended}
+def sources(advice):
+    return {recommendation.strategy.name: recommendation.source for recommendation in advice.recommended}
 
 
 # From what was measured to the case
@@ -72,46 +72,48 @@ def whose(advice):
     ("images", "median", "expected"),
     [(999, 500, "small"), (1000, 16, "large"), (5000, 15, "small"), (300, 2, "small"), (60_000, 600, "large")],
 )
-def test_data_is_small_by_images_in_all_or_in_the_median_class(images, median, expected):
-    assert measurement(images=images, images_per_class=(1, median, images)).size == expected
+def test_data_is_small_by_total_images_or_by_the_median_class(images, median, expected):
+    assert profile(images=images, images_per_class=(1, median, images)).size == expected
 
 
-def test_data_is_similar_where_late_features_serve_and_leave_a_third_fewer_errors():
-    assert measurement().similarity == "similar"
-    assert measurement(margin=0.0).similarity == "similar"
-    assert measurement(margin=-0.001).similarity == "different"
+def test_data_is_similar_where_late_features_are_good_and_make_a_third_fewer_errors():
+    assert profile().similarity == "similar"
+    assert profile(margin=0.0).similarity == "similar"
+    assert profile(margin=-0.001).similarity == "different"
     # Half the way from a chance of 0.275 to 1 is 0.6375.
-    assert measurement(late=layer("late", 0.64)).similarity == "similar"
-    assert measurement(late=layer("late", 0.63)).similarity == "different"
-    assert measurement().error_reduction == pytest.approx(0.25 / 0.3)
-    assert measurement(early=(layer(1, 1.0),), gain=0.0).error_reduction == 0
+    assert profile(late=stage_score("late", 0.64)).similarity == "similar"
+    assert profile(late=stage_score("late", 0.63)).similarity == "different"
+    assert profile().error_reduction == pytest.approx(0.25 / 0.3)
+    assert profile(early=(stage_score(1, 1.0),), gain=0.0).error_reduction == 0
 
 
-def test_a_verdict_near_its_border_is_a_close_call_and_the_other_advice_is_named():
-    assert measurement().is_significant
-    assert not measurement(margin=0.05).is_significant
-    assert not measurement(late=layer("late", 0.66)).is_significant  # the other condition is nearly missed
-    assert not measurement(margin=-0.05).is_significant
-    assert measurement(margin=-0.07).is_significant
-    assert measurement(late=layer("late", 0.55)).is_significant
-    assert not any("close call" in note for note in recommend(measurement()).notes)
-    (note,) = (note for note in recommend(measurement(margin=0.05)).notes if "close call" in note)
-    assert note == ("a close call: were the data different, train_last(blocks=2) would come first (source 002)")
+def test_a_result_near_its_threshold_is_a_close_call_and_the_alternative_is_noted():
+    assert profile().is_significant
+    assert not profile(margin=0.05).is_significant
+    assert not profile(late=stage_score("late", 0.66)).is_significant  # close to the other threshold
+    assert not profile(margin=-0.05).is_significant
+    assert profile(margin=-0.07).is_significant
+    assert profile(late=stage_score("late", 0.55)).is_significant
+    assert not any("close call" in note for note in recommend(profile()).notes)
+    (note,) = (note for note in recommend(profile(margin=0.05)).notes if "close call" in note)
+    assert note == ("a close call: if the data were different, train_last(blocks=2) would come first (source 002)")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_case_has_its_example_here(case):
-    assert recommend(measurement(**EXAMPLES[case])).case == case
+def test_every_case_has_an_example_here(case):
+    assert recommend(profile(**CASE_CHANGES[case])).case == case
 
 
 # From the case to the advice
 
 
 def test_each_case_starts_with_what_the_sources_advise():
-    first = {case: recommend(measurement(**changes)).recommended[0] for case, changes in EXAMPLES.items()}
-    found = {case: (str(each.strategy), each.whose) for case, each in first.items()}
+    first = {case: recommend(profile(**changes)).recommended[0] for case, changes in CASE_CHANGES.items()}
+    first_advice = {
+        case: (str(recommendation.strategy), recommendation.source) for case, recommendation in first.items()
+    }
     any_data = "source 000, as the first thing to try on any data"
-    assert found == {
+    assert first_advice == {
         ("small", "similar"): ("linear_probe", "sources 002, 003 and 004"),
         ("large", "similar"): ("clip", any_data),
         ("small", "different"): ("early_cut(stage=2)", "sources 003 (its prose) and 004"),
@@ -120,70 +122,72 @@ def test_each_case_starts_with_what_the_sources_advise():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_advice_names_strategies_that_there_are_with_parameters_that_they_take(case):
+def test_recommended_strategies_and_their_parameters_exist(case):
     for gain in (0.02, 0.2):
-        advice = recommend(measurement(**{**EXAMPLES[case], "gain": gain}))
+        advice = recommend(profile(**{**CASE_CHANGES[case], "gain": gain}))
         assert len(set(names(advice))) == len(advice.recommended) >= 3
-        for each in advice.recommended:
-            choose("strategy", STRATEGIES, each.strategy.name, **dict(each.strategy.values)).build(STRATEGIES)
-            assert each.reason
-            assert each.whose
+        for recommendation in advice.recommended:
+            choose("strategy", STRATEGIES, recommendation.strategy.name, **dict(recommendation.strategy.values)).build(
+                STRATEGIES
+            )
+            assert recommendation.reason
+            assert recommendation.source
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_source_000_is_heard_in_every_case(case):
-    assert whose(recommend(measurement(**EXAMPLES[case])))["clip"].startswith("source 000")
+def test_every_case_includes_the_advice_of_source_000(case):
+    assert sources(recommend(profile(**CASE_CHANGES[case])))["clip"].startswith("source 000")
 
 
 @pytest.mark.parametrize("case", [("large", "similar"), ("large", "different")])
-def test_on_much_data_everything_is_trained(case):
-    found = whose(recommend(measurement(**EXAMPLES[case])))
-    assert list(found)[:2] == ["clip", "naive"]
-    assert all(source in found["naive"] for source in ("002", "003", "004"))
+def test_with_many_images_everything_is_trained(case):
+    source_of = sources(recommend(profile(**CASE_CHANGES[case])))
+    assert list(source_of)[:2] == ["clip", "naive"]
+    assert all(source in source_of["naive"] for source in ("002", "003", "004"))
 
 
-def test_on_little_different_data_the_sources_disagree_and_measured_features_decide_the_order():
-    as_good = recommend(measurement(**DIFFERENT))
+def test_for_small_different_data_the_measured_features_decide_between_the_sources():
+    as_good = recommend(profile(**DIFFERENT))
     assert names(as_good)[:3] == ["early_cut", "train_last", "clip"]
-    worse = recommend(measurement(**DIFFERENT | {"gain": 0.07}))
+    worse = recommend(profile(**DIFFERENT | {"gain": 0.07}))
     assert names(worse)[:3] == ["train_last", "clip", "early_cut"]
-    assert "serve worse: 70.0% as probed, late ones 72.0%" in worse.recommended[2].reason
-    assert whose(worse)["train_last"] == "source 002"
+    assert "worse here: 70.0% with a linear probe, late ones 72.0%" in worse.recommended[2].reason
+    assert sources(worse)["train_last"] == "source 002"
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_source_003_to_the_letter_is_an_arm_of_its_own_and_the_last_where_the_network_can_do_it(size):
-    changes = EXAMPLES[size, "different"]
-    able = recommend(measurement(**changes))
+def test_the_literal_steps_of_source_003_come_last_if_the_network_supports_them(size):
+    changes = CASE_CHANGES[size, "different"]
+    able = recommend(profile(**changes))
     assert able.recommended[-1].strategy.name == "drop_early"
-    assert able.recommended[-1].whose == "source 003 (its steps, to the letter)"
-    unable = recommend(measurement(**changes, drops_early=False))
+    assert able.recommended[-1].source == "source 003 (its literal steps)"
+    unable = recommend(profile(**changes, drops_early=False))
     assert "drop_early" not in names(unable)
     assert any("(drop_early) cannot be built" in note for note in unable.notes)
     assert not any("drop_early" in note for note in able.notes)
 
 
-def test_what_was_left_out_and_who_disagrees_is_noted():
-    notes = recommend(measurement(images=5000, early=(layer(1, 0.7, logme=0.6),))).notes
-    assert "measured on a stratified sample of 400 of the 5,000 training images" in notes
+def test_sampling_and_disagreement_are_noted():
+    notes = recommend(profile(images=5000, early=(stage_score(1, 0.7, logme=0.6),))).notes
+    assert "measured on a stratified sample: 400 of 5,000 training images" in notes
     assert "LogME disagrees with the probe: it prefers an earlier stage" in notes
     assert len(notes) == 3
-    assert len(recommend(measurement()).notes) == 1
+    assert len(recommend(profile()).notes) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_answer_can_be_read_in_a_terminal_and_as_json(case):
-    advice = recommend(measurement(**EXAMPLES[case]), seconds=2.5)
+def test_the_advice_is_available_as_text_and_as_json(case):
+    advice = recommend(profile(**CASE_CHANGES[case]), seconds=2.5)
     assert max(len(line) for line in advice.lines()) <= LINE_WIDTH
     text = " ".join(str(advice).split())
     assert f"The data set is {case[0]}: " in text
     assert f"It is {case[1]} " in text
     assert "2.5 s" in text
-    for each in advice.recommended:
-        assert f"{each.strategy} [{each.whose}] {each.reason}" in text
+    for recommendation in advice.recommended:
+        assert f"{recommendation.strategy} [{recommendation.source}] {recommendation.reason}" in text
     plain = json.loads(json.dumps(advice.as_dict()))
     assert (plain["size"], plain["likeness"], plain["clear"], plain["seconds"]) == (*case, True, 2.5)
-    assert [each["strategy"]["name"] for each in plain["recommended"]] == names(advice)
+    assert [recommendation["strategy"]["name"] for recommendation in plain["recommended"]] == names(advice)
     assert plain["measured"]["late"]["accuracy"] == advice.measured.late.accuracy
 
 
@@ -195,67 +199,72 @@ def advice(pack, weights):
     return advise(pack, "test_efficientnet", weights, device=CPU)
 
 
-def test_what_is_measured_is_said(advice, pack):
-    found = advice.measured
-    assert (found.images, found.measured_images, found.classes, found.images_per_class) == (24, 24, 3, (8, 8, 8))
-    assert found.chance == pytest.approx(1 / 3)
-    assert [each.stage for each in (*found.early, found.late)] == [1, 2, 3, 4, "late"]
-    assert [each.features for each in (*found.early, found.late)] == [16, 24, 32, 48, 256]
-    assert found.best_early_stage.accuracy > 0.9  # colours are all there is, and every stage sees them
-    assert found.gain == pytest.approx(found.late.accuracy - found.best_early_stage.accuracy)
-    assert (found.backbone, found.image_size, found.cap) == ("test_efficientnet", pack.image_size, 2000)
+def test_the_advice_contains_the_measurements(advice, pack):
+    measured = advice.measured
+    assert (measured.images, measured.measured_images, measured.classes, measured.images_per_class) == (
+        24,
+        24,
+        3,
+        (8, 8, 8),
+    )
+    assert measured.chance == pytest.approx(1 / 3)
+    assert [score.stage for score in (*measured.early, measured.late)] == [1, 2, 3, 4, "late"]
+    assert [score.features for score in (*measured.early, measured.late)] == [16, 24, 32, 48, 256]
+    assert measured.best_early_stage.accuracy > 0.9  # the classes are colours, which every stage detects
+    assert measured.gain == pytest.approx(measured.late.accuracy - measured.best_early_stage.accuracy)
+    assert (measured.backbone, measured.image_size, measured.cap) == ("test_efficientnet", pack.image_size, 2000)
     assert advice.seconds > 0
 
 
-def test_only_the_training_part_is_looked_at_and_the_same_again_gives_the_same(advice, pack, weights):
+def test_advice_uses_only_the_training_part_and_is_reproducible(advice, pack, weights):
     images = np.zeros_like(pack.images)
     train = split_pack(pack).train
     images[train] = pack.images[train]
-    chance = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     again = advise(replace(pack, images=images), "test_efficientnet", weights, device=CPU)
     assert again.measured == advice.measured
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_another_split_seed_looks_at_that_splits_training_part(pack, weights):
+def test_another_split_seed_uses_that_splits_training_part(pack, weights):
     images = np.zeros_like(pack.images)
     train = split_pack(pack, seed=3).train
     images[train] = pack.images[train]
-    found = [
-        advise(each, "test_efficientnet", weights, split_seed=3, device=CPU).measured
-        for each in (pack, replace(pack, images=images))
+    profiles = [
+        advise(some_pack, "test_efficientnet", weights, split_seed=3, device=CPU).measured
+        for some_pack in (pack, replace(pack, images=images))
     ]
-    assert found[0] == found[1]
+    assert profiles[0] == profiles[1]
 
 
-def test_a_cap_takes_a_stratified_sample_and_progress_is_told(pack, weights):
-    told = []
-    found = advise(
-        pack, "test_efficientnet", weights, device=CPU, cap=12, progress=lambda *done: told.append(done)
+def test_a_cap_takes_a_stratified_sample_and_progress_is_reported(pack, weights):
+    reported = []
+    measured = advise(
+        pack, "test_efficientnet", weights, device=CPU, cap=12, progress=lambda *done: reported.append(done)
     ).measured
-    assert (found.images, found.measured_images, found.cap) == (24, 12, 12)
-    assert found.chance == pytest.approx(1 / 3)  # four of each class
-    assert told == [(12, 12)]
-    with pytest.raises(ValueError, match="cap is 1; "):
+    assert (measured.images, measured.measured_images, measured.cap) == (24, 12, 12)
+    assert measured.chance == pytest.approx(1 / 3)  # four of each class
+    assert reported == [(12, 12)]
+    with pytest.raises(ValueError, match="cap must be at least 2, got 1"):
         advise(pack, "test_efficientnet", weights, device=CPU, cap=1)
 
 
-def test_copies_of_an_image_are_one_image(pack, weights):
-    # Of every class the first four images are said to be copies of one.
-    digests = [pack.digests[place - place % 12] if place % 12 < 4 else pack.digests[place] for place in range(36)]
+def test_duplicates_are_counted_once(pack, weights):
+    # The first four images of every class get the same digest.
+    digests = [pack.digests[index - index % 12] if index % 12 < 4 else pack.digests[index] for index in range(36)]
     copied = replace(pack, digests=tuple(digests))
     train = split_pack(copied).train
-    different = len({digests[place] for place in train})
+    different = len({digests[index] for index in train})
     assert different < len(train)
     assert advise(copied, "test_efficientnet", weights, device=CPU).measured.images == different
 
 
-def test_whether_early_layers_can_be_left_out_is_tried(pack, weights_of, advice):
+def test_the_profile_says_whether_early_stages_can_be_removed(pack, weights_of, advice):
     assert not advice.measured.drops_early
-    found = advise(pack, "test_vit", weights_of("test_vit"), device=CPU).measured
-    assert found.drops_early
-    assert found.blocks > 2
-    assert [each.stage for each in found.early] == [2, 3, 4]
+    measured = advise(pack, "test_vit", weights_of("test_vit"), device=CPU).measured
+    assert measured.drops_early
+    assert measured.blocks > 2
+    assert [score.stage for score in measured.early] == [2, 3, 4]
 
 
 def test_weights_of_another_network_are_refused(pack, weights_of):
@@ -263,18 +272,18 @@ def test_weights_of_another_network_are_refused(pack, weights_of):
         advise(pack, "test_efficientnet", weights_of("test_resnet"), device=CPU)
 
 
-def test_hymenoptera_is_few_images_like_those_of_imagenet(shared_data, tmp_path):
+def test_hymenoptera_is_small_and_similar_to_imagenet(shared_data, tmp_path):
     data = build_pack(folder(shared_data / "hymenoptera"), 128, tmp_path)
     weights = shared_data / "weights" / "mobilenetv2_100.safetensors"
-    found = advise(data, "mobilenetv2_100", weights, device=CPU)
-    assert found.case == ("small", "similar")
-    assert names(found)[0] == "linear_probe"
-    assert found.measured.images < SMALL_IMAGES
-    assert found.measured.late.accuracy > 0.85
-    assert found.measured.gain > 2 * found.measured.gain_error
-    assert found.measured.late.logme == max(each.logme for each in (*found.measured.early, found.measured.late))
+    advice = advise(data, "mobilenetv2_100", weights, device=CPU)
+    assert advice.case == ("small", "similar")
+    assert names(advice)[0] == "linear_probe"
+    assert advice.measured.images < SMALL_IMAGES
+    assert advice.measured.late.accuracy > 0.85
+    assert advice.measured.gain > 2 * advice.measured.gain_error
+    assert advice.measured.late.logme == max(score.logme for score in (*advice.measured.early, advice.measured.late))
 
 
-def test_where_few_images_will_be_trained_on_few_are_measured(pack, weights):
-    found = advise(pack, "test_efficientnet", weights, device=CPU, images_per_class=5).measured
-    assert (found.images, found.images_per_class) == (15, (5, 5, 5))
+def test_images_per_class_limits_the_measured_images(pack, weights):
+    measured = advise(pack, "test_efficientnet", weights, device=CPU, images_per_class=5).measured
+    assert (measured.images, measured.images_per_class) == (15, (5, 5, 5))

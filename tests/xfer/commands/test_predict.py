@@ -1,4 +1,4 @@
-"""python -m xfer predict and advise: what a trained network makes of photos, and what to try before there is one."""
+"""python -m xfer predict and advise: classifying photos, and advice before training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def out(flags, tmp_path_factory):
     return folder
 
 
-def asked_for_json(ended):
+def parse_json_lines(ended):
     assert ended.status == 0
     return [json.loads(line) for line in ended.out.splitlines()]
 
@@ -45,43 +45,50 @@ def asked_for_json(ended):
 # Predict
 
 
-def test_a_photo_gets_its_likeliest_classes(xfer, out, image_folder):
+def test_a_photo_gets_its_most_likely_classes(xfer, out, image_folder):
     photo = image_folder / "red" / "01.png"
-    (found,) = asked_for_json(xfer("predict", "--model", out / "model", "--json", photo))
-    assert found["image"] == str(photo)
-    shares = found["classes"]
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)  # all three classes of three
+    (line,) = parse_json_lines(xfer("predict", "--model", out / "model", "--json", photo))
+    assert line["image"] == str(photo)
+    probabilities = line["classes"]
+    assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+    assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-5)  # all three classes
     ended = xfer("predict", "--model", out / "model", photo)
-    assert ended.out == f"{photo}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) + "\n"
+    assert (
+        ended.out
+        == f"{photo}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in probabilities.items()) + "\n"
+    )
     assert ended.err == ""
 
 
 @pytest.mark.parametrize("top", [1, 2, 9])
-def test_as_many_classes_are_named_as_were_asked_for_or_there_are(xfer, out, image_folder, top):
+def test_top_limits_the_number_of_classes(xfer, out, image_folder, top):
     photo = image_folder / "red" / "01.png"
-    (all_,) = asked_for_json(xfer("predict", "--model", out / "model", "--json", photo))
-    (found,) = asked_for_json(xfer("predict", "--model", out / "model", "--json", "--top", top, photo))
-    assert list(found["classes"]) == list(all_["classes"])[:top]
+    (unlimited,) = parse_json_lines(xfer("predict", "--model", out / "model", "--json", photo))
+    (line,) = parse_json_lines(xfer("predict", "--model", out / "model", "--json", "--top", top, photo))
+    assert list(line["classes"]) == list(unlimited["classes"])[:top]
 
 
-def test_it_is_right_where_the_evaluation_says_that_it_was(xfer, out, flags, image_folder):
+def test_predictions_agree_with_the_evaluation(xfer, out, flags, image_folder):
     record = record_from_dict(json.loads((out / "record.json").read_text()))
     (pack,) = map(load_pack, (flags.storage / "packs").iterdir())
     files = {hashing.sha256_file(path): path for path in image_folder.rglob("*.*")}
-    photos = [files[pack.digests[place]] for place in record.val.images]
-    found = asked_for_json(xfer("predict", "--model", out / "model", "--json", "--top", 1, *photos))
-    assert [each["image"] for each in found] == [str(photo) for photo in photos]
-    right = tuple(photo.parent.name in each["classes"] for photo, each in zip(photos, found, strict=True))
-    assert right == record.val.correct
+    photos = [files[pack.digests[index]] for index in record.val.images]
+    predictions = parse_json_lines(xfer("predict", "--model", out / "model", "--json", "--top", 1, *photos))
+    assert [prediction["image"] for prediction in predictions] == [str(photo) for photo in photos]
+    correct = tuple(
+        photo.parent.name in prediction["classes"] for photo, prediction in zip(photos, predictions, strict=True)
+    )
+    assert correct == record.val.correct
 
 
-def test_a_folder_stands_for_the_photos_in_it_and_what_is_none_is_named_and_skipped(xfer, out, image_folder, tmp_path):
+def test_a_folder_stands_for_its_photos_and_unreadable_files_are_skipped_with_a_message(
+    xfer, out, image_folder, tmp_path
+):
     (tmp_path / "deeper").mkdir()
     shutil.copy(image_folder / "red" / "01.png", tmp_path / "deeper" / "b.PNG")
     shutil.copy(image_folder / "blue" / "00.jpg", tmp_path / "a.jpg")
     (tmp_path / "torn.jpg").write_bytes(b"no image")
-    (tmp_path / "notes.txt").write_text("none of our business")
+    (tmp_path / "notes.txt").write_text("not an image")
     ended = xfer("predict", "--model", out / "model", tmp_path)
     assert ended.status == 0
     assert [line.partition(": ")[0] for line in ended.out.splitlines()] == [
@@ -89,30 +96,30 @@ def test_a_folder_stands_for_the_photos_in_it_and_what_is_none_is_named_and_skip
     ]
     assert ended.err.startswith(f"skipped: {tmp_path / 'torn.jpg'}: UnidentifiedImageError")
     assert ended.err.count("\n") == 1
-    found = asked_for_json(xfer("predict", "--model", out / "model", "--json", tmp_path))
-    assert [sorted(each) for each in found] == [["classes", "image"], ["classes", "image"], ["error", "image"]]
+    lines = parse_json_lines(xfer("predict", "--model", out / "model", "--json", tmp_path))
+    assert [sorted(line) for line in lines] == [["classes", "image"], ["classes", "image"], ["error", "image"]]
 
 
-def test_predict_refuses_what_it_cannot_ask_or_be_asked(xfer, out, image_folder, tmp_path):
+def test_predict_refuses_invalid_models_and_photos(xfer, out, image_folder, tmp_path):
     photo, model = image_folder / "red" / "01.png", out / "model"
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
-    for arguments, said in (
-        (("--model", tmp_path, photo), f"{tmp_path} holds no model.json: give the folder `model` of a run"),
-        (("--model", tmp_path / "none", photo), "holds no model.json"),
-        (("--model", model, tmp_path / "none.jpg"), f"there is no photo {tmp_path / 'none.jpg'}"),
-        (("--model", model, tmp_path / "empty"), f"there is no photo in {tmp_path / 'empty'}"),
+    for arguments, message in (
+        (("--model", tmp_path, photo), f"{tmp_path} contains no model.json: give the folder `model` of a run"),
+        (("--model", tmp_path / "none", photo), "contains no model.json"),
+        (("--model", model, tmp_path / "none.jpg"), f"no such photo or folder: {tmp_path / 'none.jpg'}"),
+        (("--model", model, tmp_path / "empty"), f"no photo found in {tmp_path / 'empty'}"),
         (("--model", model, torn), "none of the 1 photos can be read"),
-        (("--model", model, "--top", 0, photo), "--top 0: at least 1 class must be named"),
+        (("--model", model, "--top", 0, photo), "--top must be at least 1, got 0"),
     ):
         ended = xfer("predict", *arguments)
         assert (ended.status, ended.out) == (2, "")
-        assert f"error: {said}" in ended.err or said in ended.err
+        assert f"error: {message}" in ended.err or message in ended.err
 
 
 @pytest.mark.parametrize("harm", ["card", "older", "weights"])
-def test_a_damaged_model_is_said_to_be_one(xfer, out, image_folder, tmp_path, harm):
+def test_a_damaged_model_is_reported_as_such(xfer, out, image_folder, tmp_path, harm):
     model = tmp_path / "model"
     shutil.copytree(out / "model", model)
     if harm == "weights":
@@ -121,18 +128,18 @@ def test_a_damaged_model_is_said_to_be_one(xfer, out, image_folder, tmp_path, ha
         (model / "model.json").write_text({"card": "{", "older": "{}"}[harm])
     ended = xfer("predict", "--model", model, image_folder)
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err.startswith(f"error: the model in {model} cannot be loaded; it is damaged, or was written by")
+    assert ended.err.startswith(f"error: cannot load the model in {model}: it is damaged or was written by")
 
 
 # Advise
 
 
-def test_advice_says_how_many_how_alike_how_measured_and_what_to_try(xfer, flags):
+def test_advice_shows_size_similarity_measurements_and_recommendations(xfer, flags):
     ended = xfer("advise", *flags())
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("24 training images of 3 classes (8 a class)\n")
+    assert ended.out.startswith("24 training images of 3 classes (8 per class)\n")
     assert "\nThe data set is small: fewer than 1,000 training images.\n" in ended.out
-    assert re.search(r"^It is (similar to|different from) what the network has learned", ended.out, re.MULTILINE)
+    assert re.search(r"^It is (similar to|different from) what the network was pretrained on", ended.out, re.MULTILINE)
     assert [line.split()[:2] for line in ended.out.splitlines() if " features   probe " in line] == [
         *(["stage", str(number)] for number in range(1, 5)),
         ["late", "256"],
@@ -140,34 +147,34 @@ def test_advice_says_how_many_how_alike_how_measured_and_what_to_try(xfer, flags
     assert "\nTry in this order:\n  1. " in ended.out
 
 
-def test_advice_comes_as_json_too_and_a_table_of_images_is_advised_on_like_a_folder(xfer, flags, tmp_path):
-    found, text = json.loads(xfer("advise", *flags("--json")).out), xfer("advise", *flags()).out
-    assert (found["size"], found["measured"]["images"]) == ("small", 24)
-    assert f"\nIt is {found['likeness']} " in text
-    assert f"\n  1. {found['recommended'][0]['strategy']['name']}" in text
+def test_advice_is_available_as_json_and_the_same_for_a_csv_table_and_a_folder(xfer, flags, tmp_path):
+    advice, text = json.loads(xfer("advise", *flags("--json")).out), xfer("advise", *flags()).out
+    assert (advice["size"], advice["measured"]["images"]) == ("small", 24)
+    assert f"\nIt is {advice['likeness']} " in text
+    assert f"\n  1. {advice['recommended'][0]['strategy']['name']}" in text
     shutil.copytree(flags.images, tmp_path / "colours")
     photos = [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*.*"))]
     rows = [f"{path},{path.parent.name}" for path in photos]
     (tmp_path / "images.csv").write_text("\n".join(["path,label", *rows]))
     again = json.loads(xfer("advise", *replace(flags, images=tmp_path / "images.csv")("--json")).out)
-    assert again | {"seconds": 0} == found | {"seconds": 0}
+    assert again | {"seconds": 0} == advice | {"seconds": 0}
 
 
-def test_advice_comes_from_the_training_part_alone(xfer, flags, monkeypatch):
-    asked = ("advise", *flags("--json", "--split-seed", 5))
-    whole, build = json.loads(xfer(*asked).out), shared.build_pack
+def test_advice_uses_only_the_training_part(xfer, flags, monkeypatch):
+    arguments = ("advise", *flags("--json", "--split-seed", 5))
+    expected, build = json.loads(xfer(*arguments).out), shared.build_pack
 
-    def training_part(*arguments):
-        pack = build(*arguments)
+    def training_part(*options):
+        pack = build(*options)
         images, train = np.zeros_like(pack.images), split_pack(pack, 5).train
         images[train] = pack.images[train]
         return replace(pack, images=images)
 
     monkeypatch.setattr(shared, "build_pack", training_part)
-    assert json.loads(xfer(*asked).out)["measured"] == whole["measured"]
+    assert json.loads(xfer(*arguments).out)["measured"] == expected["measured"]
 
 
-def test_advice_is_refused_where_nothing_can_be_measured(xfer, flags, monkeypatch):
+def test_advice_is_refused_for_a_network_without_stages(xfer, flags, monkeypatch):
     build = backbones.build
 
     def without_stages(*arguments, **named):
@@ -178,4 +185,4 @@ def test_advice_is_refused_where_nothing_can_be_measured(xfer, flags, monkeypatc
     monkeypatch.setattr(backbones, "build", without_stages)
     ended = xfer("advise", *flags())
     assert (ended.status, ended.out) == (2, "")
-    assert "error: timm does not say where the stages of EfficientNet end" in ended.err
+    assert "error: timm does not define the stages of EfficientNet" in ended.err

@@ -1,4 +1,4 @@
-"""Start, slope and asymptote: exact on curves that have them, and calm on curves that do not."""
+"""Start, slope and asymptote: exact on curves that have them, and robust on curves that do not."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def test_the_asymptote_of_a_saturating_curve_is_its_limit(limit, start, rate, po
 
 
 @each_curve
-def test_the_slope_of_a_saturating_curve_is_half_its_rise_over_the_time_that_takes(limit, start, rate, points):
-    rise = max((limit - start) * (1 - math.exp(-rate * (points - 1))), 0)  # what was seen of it
-    whole = math.ceil(-math.log(1 - rise / 2 / abs(limit - start)) / rate) if rise else 1
+def test_the_slope_of_a_saturating_curve_is_half_its_rise_over_the_time_it_takes(limit, start, rate, points):
+    rise = max((limit - start) * (1 - math.exp(-rate * (points - 1))), 0)  # as far as the curve shows it
+    end = math.ceil(-math.log(1 - rise / 2 / abs(limit - start)) / rate) if rise else 1
     # Between the epochs before and after, the curve is a straight line.
-    before, after = ((limit - start) * (1 - math.exp(-rate * epoch)) for epoch in (whole - 1, whole))
-    expected = (rise / 2) / (whole - 1 + (rise / 2 - before) / (after - before)) if rise else 0.0
+    before, after = ((limit - start) * (1 - math.exp(-rate * epoch)) for epoch in (end - 1, end))
+    expected = (rise / 2) / (end - 1 + (rise / 2 - before) / (after - before)) if rise else 0.0
     assert slope(saturating(limit, start, rate, points)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05])
-def test_a_slow_curves_slope_comes_near_its_first_rate(rate):
+def test_the_slope_of_a_slow_curve_is_near_its_initial_rate(rate):
     assert slope(saturating(0.9, 0.1, rate, 11)) == pytest.approx(0.8 * rate, rel=0.2)
 
 
 @given(value=accuracy, points=st.integers(2, 40))
-def test_a_constant_curve_has_slope_0_and_ends_where_it_is(value, points):
+def test_a_constant_curve_has_slope_0_and_its_value_as_asymptote(value, points):
     assert slope([value] * points) == 0.0
     assert asymptote([value] * points) == value
 
@@ -64,7 +64,7 @@ def test_a_curve_that_never_exceeds_its_start_has_slope_0(curve):
 
 
 @given(curve=curves)
-def test_a_slope_lies_between_0_and_the_whole_rise_in_one_epoch(curve):
+def test_a_slope_is_between_0_and_1(curve):
     assert 0.0 <= slope(curve) <= 1.0
 
 
@@ -75,13 +75,13 @@ def test_a_straight_line_has_its_own_slope_and_no_limit(step, points):
     assert asymptote(line) == pytest.approx(np.mean(line[-math.ceil(points / 4) :]))
 
 
-def test_noise_after_half_of_the_rise_leaves_the_slope_as_it_is():
+def test_noise_after_half_of_the_rise_does_not_change_the_slope():
     assert slope([0.0, 0.2, 0.4, 0.8, 0.8, 0.8]) == slope([0.0, 0.2, 0.4, 0.8, 0.5, 0.8]) == 0.2
 
 
 @settings(max_examples=100, deadline=None)
 @given(curve=curves)
-def test_an_asymptote_is_an_accuracy_whatever_the_curve_does(curve):
+def test_an_asymptote_is_always_in_the_range_of_accuracies(curve):
     assert 0.0 <= asymptote(curve) <= 1.0
 
 
@@ -89,13 +89,13 @@ def test_an_asymptote_is_an_accuracy_whatever_the_curve_does(curve):
     "curve",
     [
         [0.5, 0.7, 0.6, 0.8, 0.9],  # too short for a fit
-        [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9],  # nothing saturates
+        [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9],  # no saturation
         [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0],
         [0.01, 0.02, 0.05, 0.11, 0.23, 0.48, 0.7, 0.92],  # still accelerating
-        [0.1, 0.35, 0.3, 0.6, 0.5, 0.75, 0.6, 0.85],  # rises, but where to is anyone's guess
+        [0.1, 0.35, 0.3, 0.6, 0.5, 0.75, 0.6, 0.85],  # rises, but to an unclear limit
     ],
 )
-def test_a_curve_that_tells_no_limit_ends_at_the_mean_of_its_last_quarter(curve):
+def test_a_curve_without_a_clear_limit_gets_the_mean_of_its_last_quarter(curve):
     last = curve[-math.ceil(len(curve) / 4) :]
     assert asymptote(curve) == pytest.approx(sum(last) / len(last))
 
@@ -108,11 +108,11 @@ def test_a_little_noise_moves_the_asymptote_little(rate, points, seed):
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("points", [6, 12, 30])
-def test_noise_on_a_flat_curve_promises_nothing_beyond_it(points, seed):
+def test_noise_on_a_flat_curve_does_not_raise_its_asymptote(points, seed):
     assert asymptote(noisy([0.5] * points, 0.02, seed)) == pytest.approx(0.5, abs=0.06)
 
 
-def test_a_curve_that_is_cut_short_is_followed_to_where_it_goes():
+def test_a_truncated_curve_is_extrapolated_to_its_limit():
     curve = saturating(0.9, 0.1, 0.3, 12)
     assert max(curve) < 0.88
     assert asymptote([round(value, 3) for value in curve]) == pytest.approx(0.9, abs=0.01)
@@ -120,39 +120,39 @@ def test_a_curve_that_is_cut_short_is_followed_to_where_it_goes():
 
 def test_benefits_are_transferred_minus_from_scratch():
     transferred, scratch = saturating(0.95, 0.15, 1.2, 9), saturating(0.8, 0.1, 0.3, 9)
-    found = transfer_benefits(transferred, scratch)
-    assert found.start == pytest.approx(0.05)
-    assert found.early == pytest.approx(transferred[1] - scratch[1])
-    assert found.slope == pytest.approx(slope(transferred) - slope(scratch))
-    assert found.slope > 0
-    assert found.asymptote == pytest.approx(0.15, abs=1e-6)
+    benefits = transfer_benefits(transferred, scratch)
+    assert benefits.start == pytest.approx(0.05)
+    assert benefits.early == pytest.approx(transferred[1] - scratch[1])
+    assert benefits.slope == pytest.approx(slope(transferred) - slope(scratch))
+    assert benefits.slope > 0
+    assert benefits.asymptote == pytest.approx(0.15, abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
 @given(one=curves, other=curves)
-def test_what_one_gains_the_other_loses(one, other):
+def test_swapping_the_curves_negates_the_benefits(one, other):
     gained, lost = (
         dataclasses.astuple(transfer_benefits(one, other)),
         dataclasses.astuple(transfer_benefits(other, one)),
     )
-    assert gained == tuple(-each for each in lost)
+    assert gained == tuple(-value for value in lost)
 
 
 @pytest.mark.parametrize("read", [slope, asymptote, lambda curve: transfer_benefits([0.1, 0.2], curve)])
 @pytest.mark.parametrize(
-    ("curve", "said"),
+    ("curve", "message"),
     [
-        ([], "a curve of 0 points: give the accuracy before the first step and after each epoch"),
-        ([0.5], "a curve of 1 points"),
-        ([0.5, 93.5], "accuracy 93.5 on a curve: accuracies lie in [0, 1], so divide percent by 100"),
-        ([0.5, math.nan], "accuracy nan on a curve"),
-        ([-0.1, 0.5], "accuracy -0.1 on a curve"),
+        ([], "a curve needs at least 2 points, got 0: give the accuracy before the first step and after each epoch"),
+        ([0.5], "a curve needs at least 2 points, got 1"),
+        ([0.5, 93.5], "accuracies of a curve must be in [0, 1], got 93.5: divide percentages by 100"),
+        ([0.5, math.nan], "got nan"),
+        ([-0.1, 0.5], "got -0.1"),
     ],
 )
-def test_what_is_no_curve_is_refused(read, curve, said):
+def test_an_invalid_curve_is_refused(read, curve, message):
     with pytest.raises(ValueError) as refused:
         read(curve)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_curve_of_a_record_begins_before_the_first_step(record):
@@ -160,6 +160,6 @@ def test_the_curve_of_a_record_begins_before_the_first_step(record):
     assert accuracy_curve(measured) == (0.25, *(epoch.val_accuracy for epoch in record.epochs))
 
 
-def test_a_record_that_was_not_measured_before_its_first_step_has_no_curve(record):
-    with pytest.raises(ValueError, match="trial 0000 was not measured before its first step"):
+def test_a_record_without_a_start_accuracy_has_no_curve(record):
+    with pytest.raises(ValueError, match="trial 0000 has no accuracy before its first step"):
         accuracy_curve(dataclasses.replace(record, start_accuracy=None))

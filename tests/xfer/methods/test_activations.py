@@ -1,4 +1,4 @@
-"""Every activation of the table on every kind of network: what stands between the layers changes, and nothing else."""
+"""Replacing activations changes the activations of every kind of network, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NETWORKS = {
     "test_vit": {"GELU": 6},
     "basic_cnn": {"ReLU": 4},
 }
-"""Which activations they have, and how many."""
+"""Class and number of activations in each network."""
 
-NEW = {"mish": nn.Mish, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
+REPLACEMENTS = {"mish": nn.Mish, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 each_network = pytest.mark.parametrize("network", NETWORKS)
-each_new = pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "keep"])
+each_replacement = pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "keep"])
 
 
 @pytest.fixture
@@ -48,56 +48,58 @@ def kinds(model):
     return {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
 
 
-def test_the_table_is_covered_here():
-    assert {"keep", *NEW} == ACTIVATIONS.keys()
+def test_every_table_entry_is_tested_here():
+    assert {"keep", *REPLACEMENTS} == ACTIVATIONS.keys()
 
 
 @each_network
-@each_new
+@each_replacement
 def test_all_activations_are_replaced_and_no_other_module(build, network, name):
     before, after = kinds(build(network)), kinds(build(network, activation=name))
     assert before.keys() == after.keys()
-    old = {place for place, kind in before.items() if kind in REPLACEABLE_ACTIVATIONS}
-    assert {kind: sum(before[place] == kind for place in old) for kind in NETWORKS[network]} == NETWORKS[network]
+    old = {path for path, class_name in before.items() if class_name in REPLACEABLE_ACTIVATIONS}
+    assert {
+        class_name: sum(before[path] == class_name for path in old) for class_name in NETWORKS[network]
+    } == NETWORKS[network]
     assert len(old) == sum(NETWORKS[network].values())
-    assert {after[place] for place in old} == {NEW[name].__name__}
-    assert all(after[place] == kind for place, kind in before.items() if place not in old)
+    assert {after[path] for path in old} == {REPLACEMENTS[name].__name__}
+    assert all(after[path] == class_name for path, class_name in before.items() if path not in old)
 
 
 @each_network
-@each_new
-def test_weights_and_statistics_are_those_of_the_network_as_it_was(build, network, name):
+@each_replacement
+def test_weights_and_statistics_stay_the_same(build, network, name):
     before, after = build(network).state_dict(), build(network, activation=name).state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
 @each_network
-@each_new
+@each_replacement
 def test_the_network_computes_with_the_new_activation(build, network, name):
-    usual, swapped = build(network), build(network, activation=name)
-    seen = []
-    for module in swapped.modules():
-        if isinstance(module, NEW[name]):
-            # A hook sees what goes in before an activation that works in place has changed it.
-            module.register_forward_pre_hook(lambda module, inputs: seen.append([inputs[0].clone()]))
-            module.register_forward_hook(lambda module, inputs, output: seen[-1].append(output.clone()))
+    original, replaced = build(network), build(network, activation=name)
+    calls = []
+    for module in replaced.modules():
+        if isinstance(module, REPLACEMENTS[name]):
+            # The pre-hook copies the input before an in-place activation overwrites it.
+            module.register_forward_pre_hook(lambda module, inputs: calls.append([inputs[0].clone()]))
+            module.register_forward_hook(lambda module, inputs, output: calls[-1].append(output.clone()))
     with torch.no_grad():
-        changed = not torch.equal(swapped(images()), usual(images()))
+        changed = not torch.equal(replaced(images()), original(images()))
     assert changed is (network != "test_efficientnet" or name != "silu")
-    assert len(seen) == sum(NETWORKS[network].values())
-    written_out = {
+    assert len(calls) == sum(NETWORKS[network].values())
+    formula = {
         "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(-x.abs())) + x.clamp(min=0)),
         "silu": lambda x: x / (1 + torch.exp(-x)),
         "leaky_relu": lambda x: torch.where(x < 0, x / 100, x),
     }[name]
-    for before, after in seen:
-        torch.testing.assert_close(after, written_out(before), rtol=1e-4, atol=1e-5)
+    for before, after in calls:
+        torch.testing.assert_close(after, formula(before), rtol=1e-4, atol=1e-5)
 
 
 @each_network
-@each_new
-def test_a_gradient_reaches_everything_and_a_step_brings_the_loss_down(build, network, name):
+@each_replacement
+def test_every_parameter_gets_a_gradient_and_a_step_lowers_the_loss(build, network, name):
     model, inputs, labels = build(network, activation=name), images(6), torch.arange(6) % 3
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses = []
@@ -112,14 +114,14 @@ def test_a_gradient_reaches_everything_and_a_step_brings_the_loss_down(build, ne
 
 
 @each_network
-def test_keep_keeps_every_module_as_it_is(build, network):
+def test_keep_changes_no_module(build, network):
     model = build(network)
     before = dict(model.named_modules())
     assert replace_activations(model, ACTIVATIONS["keep"]()) is model
     assert all(module is before[name] for name, module in model.named_modules())
 
 
-def test_a_recipes_head_keeps_the_activation_of_its_own(build):
+def test_the_head_of_a_recipe_keeps_its_own_activation(build):
     model = build("test_resnet", activation="mish", head="mlp")
     assert isinstance(model.fc[1], nn.ReLU)
     assert sum(isinstance(module, nn.Mish) for module in model.modules()) == 12
@@ -132,10 +134,12 @@ def other_network(request):
         return timm.create_model(request.param, num_classes=3).eval()
 
 
-@each_new
+@each_replacement
 def test_outputs_of_other_families_stay_finite(other_network, name):
     model = replace_activations(copy.deepcopy(other_network), ACTIVATIONS[name]())
-    assert not [kind for kind in kinds(model).values() if kind in REPLACEABLE_ACTIVATIONS - {NEW[name].__name__}]
+    assert not [
+        kind for kind in kinds(model).values() if kind in REPLACEABLE_ACTIVATIONS - {REPLACEMENTS[name].__name__}
+    ]
     with torch.no_grad():
         assert model(images(size=64)).isfinite().all()
     assert kinds(model) != kinds(other_network)
@@ -145,7 +149,7 @@ def test_outputs_of_other_families_stay_finite(other_network, name):
 
 
 class Gated(nn.Module):
-    """Activations of all kinds beside gates; one of them stands in two places."""
+    """Activations of all kinds next to gates; one module is registered under two names."""
 
     def __init__(self):
         super().__init__()
@@ -159,36 +163,38 @@ class Gated(nn.Module):
         return self.gates(self.again(self.inner(self.shared(x))))
 
 
-@each_new
-def test_one_that_stands_in_two_places_is_replaced_in_both(name):
+@each_replacement
+def test_a_shared_module_is_replaced_under_both_names(name):
     model = replace_activations(Gated(), ACTIVATIONS[name]())
-    assert isinstance(model.shared, NEW[name])
-    assert isinstance(model.again, NEW[name])
+    assert isinstance(model.shared, REPLACEMENTS[name])
+    assert isinstance(model.again, REPLACEMENTS[name])
     model(torch.randn(2, 4)).sum().backward()
     assert model.inner[0].weight.grad.abs().sum() > 0
 
 
-@each_new
-def test_gates_and_softmax_are_no_activations_and_stay(name):
+@each_replacement
+def test_gates_and_softmax_are_not_replaced(name):
     model = Gated()
     gates = list(model.gates)
     assert list(replace_activations(model, ACTIVATIONS[name]()).gates) == gates
 
 
-@each_new
-def test_what_worked_in_place_does_so_again(name):
+@each_replacement
+def test_the_inplace_flag_is_preserved(name):
     inner = replace_activations(Gated(), ACTIVATIONS[name]()).inner
     assert [inner[1].inplace, inner[2].inplace, inner[3][0].inplace] == [True, False, False]
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Softmax(dim=1))])
 def test_a_network_without_activations_is_refused(model):
-    with pytest.raises(ValueError, match=f"{type(model).__name__} has no activations .* leave activation at keep"):
+    with pytest.raises(
+        ValueError, match=f"{type(model).__name__} has no activation modules .* leave activation at keep"
+    ):
         replace_activations(model, ACTIVATIONS["mish"]())
     assert replace_activations(model, ACTIVATIONS["keep"]()) is model
 
 
-def test_a_recipe_that_asks_for_one_is_checked(make_recipe):
+def test_a_recipe_with_any_activation_passes_the_check(make_recipe):
     for name in ACTIVATIONS:
         check_network(make_recipe(activation=name))
 
@@ -199,22 +205,22 @@ GATES = {"Sigmoid", "HardSigmoid", "HardSigmoidMe", "Tanh"}
 
 
 def test_timms_activations_are_known_and_its_gates_are_not():
-    found = {
+    timm_names = {
         name
         for module in (timms, activations_me)
         for name, kind in vars(module).items()
         if inspect.isclass(kind) and issubclass(kind, nn.Module)
     }
-    assert {"GELUTanh", "QuickGELU", "HardMish", "Mish"} <= found
-    assert found - GATES <= REPLACEABLE_ACTIVATIONS
+    assert {"GELUTanh", "QuickGELU", "HardMish", "Mish"} <= timm_names
+    assert timm_names - GATES <= REPLACEABLE_ACTIVATIONS
     assert not GATES & REPLACEABLE_ACTIVATIONS
 
 
 def test_torchs_activations_are_known_and_its_gates_are_not():
-    torchs = {name for name in REPLACEABLE_ACTIVATIONS if hasattr(nn, name)}
-    own = {name for name in REPLACEABLE_ACTIVATIONS if hasattr(timms, name) or hasattr(activations_me, name)}
-    assert torchs | own == REPLACEABLE_ACTIVATIONS
-    assert torchs >= {
+    torch_names = {name for name in REPLACEABLE_ACTIVATIONS if hasattr(nn, name)}
+    timm_names = {name for name in REPLACEABLE_ACTIVATIONS if hasattr(timms, name) or hasattr(activations_me, name)}
+    assert torch_names | timm_names == REPLACEABLE_ACTIVATIONS
+    assert torch_names >= {
         "ReLU",
         "ReLU6",
         "LeakyReLU",

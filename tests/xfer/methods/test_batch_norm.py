@@ -1,4 +1,4 @@
-"""Every way of the table to treat batch norm: which running statistics follow the new images, exactly."""
+"""Batch norm modes: exactly which running statistics follow the new images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from xfer.data.loader import iter_batches
 from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.models.params import named_params
+from xfer.training.networks import build_preprocessor
 
-LAST = 2  # how many blocks train_last trains here
+CPU = torch.device("cpu")
+
+LAST = 2  # number of blocks that train_last trains here
 
 STRATEGIES = {
     "naive": {"name": "naive"},
@@ -27,11 +30,11 @@ each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 @pytest.fixture(scope="module")
 def trained(make_recipe, make_run):
-    """A run of one epoch, and which of its tensors have moved in it; made once for each recipe."""
-    known = {}
+    """Returns a run of one epoch and the names of the tensors that it changed; cached per recipe."""
+    cache = {}
 
     def run_of(mode, strategy, network):
-        if (mode, strategy, network) not in known:
+        if (mode, strategy, network) not in cache:
             recipe = make_recipe(
                 strategy=STRATEGIES[strategy], backbone=network, batch_norm=mode, epochs=1, learning_rate=0.05
             )
@@ -39,8 +42,8 @@ def trained(make_recipe, make_run):
             before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
             list(run)
             after = run.model.state_dict()
-            known[mode, strategy, network] = run, {name for name in after if not torch.equal(after[name], before[name])}
-        return known[mode, strategy, network]
+            cache[mode, strategy, network] = run, {name for name in after if not torch.equal(after[name], before[name])}
+        return cache[mode, strategy, network]
 
     return run_of
 
@@ -50,7 +53,7 @@ def layers_of(model):
 
 
 def following(model, strategy, mode):
-    """The layers whose statistics should follow: by their weights, all, or none."""
+    """Returns the layers whose statistics should be updated."""
     depths = {name: param.depth for name, param in named_params(model).items()}
     trained_up_to = {"naive": 99, "bitfit": 99, "linear_probe": 0, "train_last": LAST}[strategy]
     with_weights = {name for name in layers_of(model) if depths[f"{name}.weight"] <= trained_up_to}
@@ -60,7 +63,7 @@ def following(model, strategy, mode):
 @each_mode
 @each_strategy
 @each_network
-def test_these_running_statistics_move_over_an_epoch_and_no_others(trained, mode, strategy, network):
+def test_an_epoch_updates_exactly_the_expected_running_statistics(trained, mode, strategy, network):
     run, moved = trained(mode, strategy, network)
     expected = following(run.model, strategy, mode)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,7 +72,7 @@ def test_these_running_statistics_move_over_an_epoch_and_no_others(trained, mode
     }
 
 
-def test_training_the_last_blocks_lets_some_statistics_follow_and_not_all(trained):
+def test_training_the_last_blocks_updates_some_statistics_but_not_all(trained):
     for network in ("test_resnet", "test_efficientnet"):
         run, _ = trained("with_weights", "train_last", network)
         assert 0 < len(following(run.model, "train_last", "with_weights")) < len(layers_of(run.model))
@@ -78,7 +81,7 @@ def test_training_the_last_blocks_lets_some_statistics_follow_and_not_all(traine
 @each_mode
 @each_strategy
 @each_network
-def test_batch_norm_has_no_say_in_which_weights_move(trained, mode, strategy, network):
+def test_the_batch_norm_mode_does_not_affect_which_weights_move(trained, mode, strategy, network):
     run, moved = trained(mode, strategy, network)
     depths = {name: param.depth for name, param in named_params(run.model).items()}
     kinds = {name: param.kind for name, param in named_params(run.model).items()}
@@ -93,30 +96,30 @@ def test_batch_norm_has_no_say_in_which_weights_move(trained, mode, strategy, ne
 
 
 @each_mode
-def test_a_network_is_judged_by_its_running_statistics_whatever_it_was_trained_with(trained, mode):
+def test_evaluation_uses_running_statistics_in_every_mode(trained, mode):
     run, _ = trained(mode, "naive", "test_resnet")
     assert not any(layer.training for layer in layers_of(run.model).values())
 
 
 @each_mode
-def test_the_first_loss_is_that_of_evaluation_where_statistics_stand_still(make_recipe, make_run, mode):
+def test_the_first_training_loss_equals_evaluation_only_in_mode_frozen(make_recipe, make_run, mode):
     run = make_run(make_recipe(backbone="test_resnet", batch_norm=mode, epochs=1, batch_size=24))
     images, labels = next(iter_batches(run.pack, run.split.train, 24))
     with torch.no_grad():
-        inputs = run._learner.prepare(images)
+        inputs = build_preprocessor(run.recipe, run.model, CPU)(images)
         expected = nn.functional.cross_entropy(run.model.eval()(inputs), labels).item()
     (epoch,) = run
     assert (epoch.train_loss == pytest.approx(expected, rel=1e-4)) is (mode == "frozen")
 
 
-def test_statistics_that_follow_are_the_running_mean_of_the_batches(make_recipe, make_run):
+def test_updated_statistics_are_the_running_mean_of_the_batches(make_recipe, make_run):
     run = make_run(
         make_recipe(strategy="linear_probe", batch_norm="always", backbone="test_resnet", epochs=1, batch_size=24)
     )
     layer, stem = run.model.bn1, run.model.conv1
     images, _ = next(iter_batches(run.pack, run.split.train, 24))
     with torch.no_grad():
-        features = stem(run._learner.prepare(images))
+        features = stem(build_preprocessor(run.recipe, run.model, CPU)(images))
         expected = 0.9 * layer.running_mean + 0.1 * features.mean(dim=(0, 2, 3))
     list(run)
     torch.testing.assert_close(layer.running_mean, expected, rtol=1e-4, atol=1e-5)
@@ -124,26 +127,28 @@ def test_statistics_that_follow_are_the_running_mean_of_the_batches(make_recipe,
 
 @pytest.mark.parametrize("network", ["test_vit", "test_convnext"])
 @each_strategy
-def test_networks_without_batch_norm_are_indifferent(make_recipe, make_run, network, strategy):
-    found = []
+def test_networks_without_batch_norm_do_not_depend_on_the_mode(make_recipe, make_run, network, strategy):
+    states = []
     for mode in BATCH_NORM_MODES:
         run = make_run(make_recipe(strategy=STRATEGIES[strategy], backbone=network, batch_norm=mode, epochs=1))
         assert not layers_of(run.model)
         list(run)
-        found.append(run.model.state_dict())
-    assert all(torch.equal(tensor, other[name]) for other in found[1:] for name, tensor in found[0].items())
+        states.append(run.model.state_dict())
+    assert all(torch.equal(tensor, other[name]) for other in states[1:] for name, tensor in states[0].items())
 
 
 @pytest.mark.parametrize("strategy", ["scratch", "small_cnn"])
-def test_statistics_of_no_image_are_not_to_be_kept(make_recipe, strategy):
-    message = f"strategy {strategy} starts from random weights, .* batch_norm frozen needs pretrained ones"
+def test_frozen_statistics_of_random_weights_are_refused(make_recipe, strategy):
+    message = (
+        f"strategy {strategy} starts from random weights, but batch_norm frozen needs the statistics of pretrained"
+    )
     with pytest.raises(ValueError, match=message):
         make_recipe(strategy=strategy, batch_norm="frozen")
     for mode in ("with_weights", "always"):
         assert make_recipe(strategy=strategy, batch_norm=mode).batch_norm.name == mode
 
 
-def test_each_mode_says_when_statistics_follow():
+def test_each_mode_determines_when_statistics_are_updated():
     assert {name: [mode()(moves) for moves in (False, True)] for name, mode in BATCH_NORM_MODES.items()} == {
         "with_weights": [False, True],
         "frozen": [False, False],
@@ -152,8 +157,8 @@ def test_each_mode_says_when_statistics_follow():
 
 
 @each_strategy
-def test_only_batch_norm_is_asked_about_and_other_modules_train_with_their_weights(make_recipe, make_run, strategy):
-    found = []
+def test_the_mode_affects_only_batch_norm_and_other_modules_follow_their_weights(make_recipe, make_run, strategy):
+    results = []
     for mode in BATCH_NORM_MODES:
         run = make_run(make_recipe(strategy=STRATEGIES[strategy], backbone="test_resnet", batch_norm=mode, epochs=1))
         others = {name: module for name, module in run.model.named_modules() if not isinstance(module, _BatchNorm)}
@@ -164,7 +169,7 @@ def test_only_batch_norm_is_asked_about_and_other_modules_train_with_their_weigh
             )
         )
         list(run)
-        found.append([each for each in modes if each])  # a network may be asked in evaluation mode at any time
-    assert found[0] == found[1] == found[2]
-    training = next(modes for modes in found[0] if modes)
+        results.append([names for names in modes if names])  # the network is also run in evaluation mode
+    assert results[0] == results[1] == results[2]
+    training = next(modes for modes in results[0] if modes)
     assert ("layer1.0.act1" in training) is (strategy in ("naive", "bitfit"))

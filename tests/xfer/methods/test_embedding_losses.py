@@ -1,4 +1,4 @@
-"""Embedding losses against their formulas, pair by pair and triplet by triplet."""
+"""Embedding losses compared with their formulas, pair by pair and triplet by triplet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MARGINS = {
     "triplet": ("triplet_margin", 4.0),
     "arcface": ("angular_margin", math.pi / 2),
 }
-"""The name of each margin and the largest that makes sense."""
-USUAL = {"contrastive": 1.0, "triplet": 0.2, "arcface": 0.5}
+"""Parameter name and largest valid value of each margin."""
+DEFAULTS = {"contrastive": 1.0, "triplet": 0.2, "arcface": 0.5}
 
 
 def build(name, width=D, classes=C, **values):
@@ -45,7 +45,7 @@ def distance(first, second):
     return (first - second).square().sum().sqrt()
 
 
-def mean_of_those_above_0(values):
+def mean_of_positive(values):
     above = [value for value in values if value > 0]
     return sum(above) / len(above) if above else torch.zeros(())
 
@@ -59,7 +59,7 @@ def contrastive_by_hand(module, embeddings, labels, margin):
             same.append(apart)
         else:
             other.append((margin - apart).clamp(min=0))
-    return mean_of_those_above_0(same) + mean_of_those_above_0(other)
+    return mean_of_positive(same) + mean_of_positive(other)
 
 
 def triplet_by_hand(module, embeddings, labels, margin):
@@ -67,10 +67,10 @@ def triplet_by_hand(module, embeddings, labels, margin):
     violations = []
     for a, p, n in itertools.permutations(range(len(points)), 3):
         if labels[a] == labels[p] != labels[n]:
-            right_by = distance(points[a], points[n]) ** 2 - distance(points[a], points[p]) ** 2
-            if 0 < right_by <= margin:
-                violations.append(margin - right_by)
-    return mean_of_those_above_0(violations)
+            gap = distance(points[a], points[n]) ** 2 - distance(points[a], points[p]) ** 2
+            if 0 < gap <= margin:
+                violations.append(margin - gap)
+    return mean_of_positive(violations)
 
 
 def arcface_by_hand(module, embeddings, labels, margin, scale=64.0):
@@ -80,9 +80,9 @@ def arcface_by_hand(module, embeddings, labels, margin, scale=64.0):
         logits = []
         for k, centre in enumerate(centres):
             angle = (point @ centre).acos()
-            beyond = angle + margin > math.pi  # there the cosine would rise again: the authors go on in a straight line
-            handicapped = angle.cos() - margin * math.sin(margin) if beyond else (angle + margin).cos()
-            logits.append(scale * (handicapped if k == label else angle.cos()))
+            beyond = angle + margin > math.pi  # there the cosine would rise again; the authors continue linearly
+            with_margin = angle.cos() - margin * math.sin(margin) if beyond else (angle + margin).cos()
+            logits.append(scale * (with_margin if k == label else angle.cos()))
         losses.append(torch.stack(logits).logsumexp(dim=0) - logits[label])
     return sum(losses) / len(losses)
 
@@ -90,16 +90,16 @@ def arcface_by_hand(module, embeddings, labels, margin, scale=64.0):
 BY_HAND = {"contrastive": contrastive_by_hand, "triplet": triplet_by_hand, "arcface": arcface_by_hand}
 
 
-def test_every_term_is_held_against_its_formula_and_none_is_none():
+def test_every_term_has_a_reference_formula_and_none_builds_nothing():
     assert EMBEDDING_LOSSES.keys() == {"none", *BY_HAND}
     assert EMBEDDING_LOSSES["none"]() is None
 
 
-@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("name", TERMS)
-def test_a_term_is_its_formula(name, share, embeddings, labels):
+def test_a_term_and_its_gradient_equal_the_formula(name, fraction, embeddings, labels):
     parameter, largest = MARGINS[name]
-    margin = share * largest
+    margin = fraction * largest
     module = build(name, **{parameter: margin})
     expected = BY_HAND[name](module, embeddings, labels, margin)
     assert expected > 0
@@ -109,20 +109,20 @@ def test_a_term_is_its_formula(name, share, embeddings, labels):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "margin"), USUAL.items())
-def test_the_published_margin_holds_unless_said_otherwise(name, margin, embeddings, labels):
-    usual, said = build(name), build(name, **{MARGINS[name][0]: margin})
-    torch.testing.assert_close(usual(embeddings, labels), said(embeddings, labels))
+@pytest.mark.parametrize(("name", "margin"), DEFAULTS.items())
+def test_the_default_margin_is_the_published_one(name, margin, embeddings, labels):
+    default, explicit = build(name), build(name, **{MARGINS[name][0]: margin})
+    torch.testing.assert_close(default(embeddings, labels), explicit(embeddings, labels))
 
 
-def test_the_scale_of_arcface_is_64_unless_said_otherwise(embeddings, labels):
+def test_the_default_scale_of_arcface_is_64(embeddings, labels):
     for module, scale in ((build("arcface"), 64.0), (build("arcface", scale=16.0), 16.0)):
         expected = arcface_by_hand(module, embeddings, labels, 0.5, scale)
         torch.testing.assert_close(module(embeddings, labels), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_term_is_a_scalar_with_a_gradient_whatever_the_size_of_an_embedding(name, embeddings, labels):
+def test_a_term_is_a_scalar_with_a_gradient_independent_of_the_embeddings_norms(name, embeddings, labels):
     module = build(name)
     loss = module(embeddings, labels)
     assert loss.shape == ()
@@ -142,14 +142,14 @@ def test_a_term_keeps_the_precision_of_its_embeddings(name, embeddings, labels):
     "labels", [[0], [0, 1, 2, 3], [1, 1, 1], [0, 0, 1]], ids=["one image", "no pair of a class", "one class", "a few"]
 )
 @pytest.mark.parametrize("name", TERMS)
-def test_a_small_batch_has_a_finite_loss_that_goes_backward(name, labels, embeddings):
+def test_a_small_batch_has_a_finite_loss_and_gradient(name, labels, embeddings):
     part = embeddings[: len(labels)].detach().requires_grad_()
     module = build(name)
     loss = module(part, torch.tensor(labels))
     torch.autograd.backward(loss)
     assert loss.isfinite()
     assert part.grad.isfinite().all()
-    expected = BY_HAND[name](module, part, torch.tensor(labels), USUAL[name])
+    expected = BY_HAND[name](module, part, torch.tensor(labels), DEFAULTS[name])
     torch.testing.assert_close(loss, expected.to(loss), rtol=0, atol=1e-6)
 
 
@@ -166,7 +166,7 @@ def test_a_batch_without_a_pair_or_triplet_has_a_loss_of_0(name, labels, embeddi
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_embeddings_that_fall_together_have_a_finite_gradient(name):
+def test_identical_embeddings_have_a_finite_gradient(name):
     module = build(name).float()
     labels = torch.arange(40) % C
     towards = module.W.detach().T[labels] if name == "arcface" else torch.ones(40, D)
@@ -175,19 +175,19 @@ def test_embeddings_that_fall_together_have_a_finite_gradient(name):
     assert embeddings.grad.isfinite().all()
 
 
-def test_arcface_alone_has_parameters_one_centre_for_each_class():
+def test_only_arcface_has_parameters_one_centre_per_class():
     assert [tuple(parameter.shape) for parameter in build("arcface").parameters()] == [(D, C)]
     assert [*build("contrastive").parameters(), *build("triplet").parameters()] == []
 
 
-def test_the_centres_of_arcface_learn(embeddings, labels):
+def test_the_centres_of_arcface_get_a_gradient(embeddings, labels):
     module = build("arcface")
     torch.autograd.backward(module(embeddings, labels))
     assert module.W.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_what_is_built_follows_from_torchs_seed_and_draws_nothing_later(name, embeddings, labels):
+def test_building_depends_on_torchs_seed_and_evaluating_draws_nothing(name, embeddings, labels):
     first, second = build(name), build(name)
     before = torch.get_rng_state()
     assert torch.equal(first(embeddings, labels), second(embeddings, labels))
@@ -205,7 +205,7 @@ def test_the_state_of_a_term_can_be_saved_and_loaded(name, embeddings, labels):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_term_says_how_much_it_counts(name):
+def test_a_term_has_a_weight(name):
     assert EMBEDDING_LOSSES[name]().weight == 1.0
     term = EMBEDDING_LOSSES[name](weight=0.25)
     assert isinstance(term, EmbeddingLoss)
@@ -214,26 +214,26 @@ def test_a_term_says_how_much_it_counts(name):
 
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_weight_of_nothing_is_refused(name, value):
+def test_a_weight_that_is_not_positive_and_finite_is_refused(name, value):
     with pytest.raises(
-        ValueError, match=f"weight must be above 0, not {value}; without any such term the choice is none"
+        ValueError, match=f"weight must be above 0, got {value}; for no such term use embedding_loss none"
     ):
         EMBEDDING_LOSSES[name](weight=value)
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_margin_that_no_embeddings_could_keep_is_refused(name):
+def test_a_margin_out_of_range_is_refused(name):
     parameter, largest = MARGINS[name]
     for value in (0.0, -0.1, largest + 0.01, float("nan")):
-        with pytest.raises(ValueError, match=f"{parameter} must be above 0 and at most {largest:.4g}, not {value}"):
+        with pytest.raises(ValueError, match=f"{parameter} must be above 0 and at most {largest:.4g}, got {value}"):
             EMBEDDING_LOSSES[name](**{parameter: value})
-    with pytest.raises(ValueError, match="scale must be above 0, not 0"):
+    with pytest.raises(ValueError, match="scale must be above 0, got 0"):
         EMBEDDING_LOSSES["arcface"](scale=0.0)
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_without_the_library_it_says_what_to_install(name, monkeypatch):
-    term = EMBEDDING_LOSSES[name]()  # naming it needs nothing
+def test_without_the_library_the_error_says_what_to_install(name, monkeypatch):
+    term = EMBEDDING_LOSSES[name]()  # choosing it does not need the library
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     with pytest.raises(ValueError, match=r"pip install 'xfer\[metric\]'"):
         term.build(D, C)

@@ -1,4 +1,4 @@
-"""Every head of the table on every kind of network: a new top, and nothing else is changed."""
+"""Every head of the table on every kind of network: a new top, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ each_network = pytest.mark.parametrize("network", NETWORKS)
 
 @pytest.fixture
 def build(make_recipe, weights_of):
-    """A network with a head; its random weights are the same in every call."""
+    """Builds a network with a head; its random weights are the same in every call."""
 
     def network(name, head):
         recipe = make_recipe(**NETWORKS[name], head=head)
@@ -48,7 +48,7 @@ def embeddings_of(model, inputs):
 
 @each_head
 @each_network
-def test_logits_are_what_the_head_says_of_the_embeddings(build, head, network):
+def test_logits_are_the_heads_output_for_the_embeddings(build, head, network):
     model = build(network, head)
     with torch.no_grad():
         embeddings = embeddings_of(model, images())
@@ -60,7 +60,7 @@ def test_logits_are_what_the_head_says_of_the_embeddings(build, head, network):
 
 @each_head
 @each_network
-def test_a_heads_parameters_and_no_others_have_depth_0(build, head, network):
+def test_exactly_the_heads_parameters_have_depth_0(build, head, network):
     model = build(network, head)
     depths = {name: param.depth for name, param in named_params(model).items()}
     own = {id(parameter) for parameter in model.get_classifier().parameters()}
@@ -68,26 +68,26 @@ def test_a_heads_parameters_and_no_others_have_depth_0(build, head, network):
         name for name, depth in depths.items() if depth == 0
     }
     assert len({param.blocks for param in named_params(model).values()}) == 1
-    usual = named_params(build(network, "linear"))
+    reference = named_params(build(network, "linear"))
     body = {name: param for name, param in named_params(model).items() if param.depth}
-    assert body == {name: param for name, param in usual.items() if param.depth}
+    assert body == {name: param for name, param in reference.items() if param.depth}
 
 
 @each_head
 @each_network
-def test_everything_below_the_head_is_as_it_would_be_without_it(build, head, network):
-    model, usual = build(network, head), build(network, "linear")
-    own = {id(tensor) for tensor in usual.get_classifier().parameters()}
-    body = {name: tensor for name, tensor in usual.state_dict(keep_vars=True).items() if id(tensor) not in own}
-    found = model.state_dict()
+def test_everything_below_the_head_is_the_same_for_every_head(build, head, network):
+    model, reference = build(network, head), build(network, "linear")
+    own = {id(tensor) for tensor in reference.get_classifier().parameters()}
+    body = {name: tensor for name, tensor in reference.state_dict(keep_vars=True).items() if id(tensor) not in own}
+    state = model.state_dict()
     assert len(body) > 5
-    assert all(torch.equal(found[name], tensor) for name, tensor in body.items())
+    assert all(torch.equal(state[name], tensor) for name, tensor in body.items())
     with torch.no_grad():
-        assert torch.equal(embeddings_of(model, images()), embeddings_of(usual, images()))
+        assert torch.equal(embeddings_of(model, images()), embeddings_of(reference, images()))
 
 
 @each_head
-def test_under_a_linear_probe_the_head_moves_and_nothing_else(make_recipe, make_run, head):
+def test_a_linear_probe_moves_only_the_head(make_recipe, make_run, head):
     run = make_run(make_recipe(strategy="linear_probe", head=head, epochs=1, learning_rate=0.1))
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     list(run)
@@ -98,7 +98,7 @@ def test_under_a_linear_probe_the_head_moves_and_nothing_else(make_recipe, make_
 # Each of them
 
 
-def test_a_hidden_layer_is_as_wide_as_asked(build):
+def test_the_hidden_layer_has_the_given_width(build):
     first, relu, second = build("test_resnet", {"name": "mlp", "hidden": 7}).fc
     assert (first.in_features, first.out_features, second.in_features, second.out_features) == (96, 7, 7, 3)
     assert isinstance(relu, nn.ReLU)
@@ -126,16 +126,16 @@ def test_cosine_logits_equal_the_cosines_written_out():
 
 
 @each_head
-def test_a_new_head_prefers_no_class_and_follows_from_torchs_seed(head):
-    found = []
+def test_a_new_head_prefers_no_class_and_depends_on_torchs_seed(head):
+    heads = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(HEADS[head]()(64, 10))
-    first, same, other = ([parameter.detach() for parameter in each.parameters()] for each in found)
+        heads.append(HEADS[head]()(64, 10))
+    first, same, other = ([parameter.detach() for parameter in head_of_seed.parameters()] for head_of_seed in heads)
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     with torch.no_grad():
-        shares = found[0](torch.randn(500, 64)).softmax(dim=1).mean(dim=0)
+        shares = heads[0](torch.randn(500, 64)).softmax(dim=1).mean(dim=0)
     assert shares.max() < 0.35
 
 
@@ -143,20 +143,20 @@ def test_a_new_head_prefers_no_class_and_follows_from_torchs_seed(head):
 
 
 @pytest.mark.parametrize("hidden", [0, -3, 2.5])
-def test_a_hidden_layer_without_whole_units_is_refused(make_recipe, hidden):
-    with pytest.raises(ValueError, match=f"hidden is {hidden}; .* at least 1, or linear is meant"):
+def test_a_hidden_width_that_is_not_a_positive_integer_is_refused(make_recipe, hidden):
+    with pytest.raises(ValueError, match=f"hidden must be an integer of at least 1, got {hidden}; .* head linear"):
         check_network(make_recipe(head={"name": "mlp", "hidden": hidden}))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
-def test_a_scale_that_is_no_size_is_refused(make_recipe, scale):
-    with pytest.raises(ValueError, match=f"cosine_scale is {scale}; it must be above 0"):
+def test_a_scale_that_is_not_positive_and_finite_is_refused(make_recipe, scale):
+    with pytest.raises(ValueError, match=f"cosine_scale must be above 0 and finite, got {scale}"):
         check_network(make_recipe(head={"name": "cosine", "cosine_scale": scale}))
 
 
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "linear"])
 @pytest.mark.parametrize(("backbone", "ends_in"), [("resnetv2_18", "Conv2d"), ("dla34", "Conv2d")])
-def test_a_network_that_does_not_end_in_one_linear_layer_keeps_its_own_head(make_recipe, backbone, ends_in, head):
+def test_a_network_that_does_not_end_in_one_linear_layer_accepts_no_other_head(make_recipe, backbone, ends_in, head):
     message = (
         f"head {head}(.*) takes the place of one linear layer, and {backbone} ends in {ends_in}: leave head at linear"
     )
@@ -166,8 +166,8 @@ def test_a_network_that_does_not_end_in_one_linear_layer_keeps_its_own_head(make
 
 
 @pytest.mark.parametrize(("strategy", "term"), [("lp_ft", "none"), ("naive", "arcface")])
-def test_what_asks_the_head_apart_from_the_body_is_refused_where_the_two_do_not_fit(make_recipe, strategy, term):
-    asker = "strategy lp_ft" if term == "none" else re.escape("embedding_loss arcface(")
-    with pytest.raises(ValueError, match=f"{asker}.* asks the head about embeddings .* resnetv2_18 ends in Conv2d"):
+def test_choices_that_use_the_head_separately_are_refused_where_head_and_body_do_not_fit(make_recipe, strategy, term):
+    subject = "strategy lp_ft" if term == "none" else re.escape("embedding_loss arcface(")
+    with pytest.raises(ValueError, match=f"{subject}.* asks the head about embeddings .* resnetv2_18 ends in Conv2d"):
         check_network(make_recipe(backbone="resnetv2_18", strategy=strategy, embedding_loss=term, weights="w"))
     check_network(make_recipe(backbone="test_resnet", strategy=strategy, embedding_loss=term, weights="w"))

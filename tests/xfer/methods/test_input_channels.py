@@ -1,4 +1,4 @@
-"""Every way of the table to see colours: what reaches the network, in training as in evaluation."""
+"""Input channels: which colours reach the network, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torchvision.transforms import functional as first_version
+from torchvision.transforms import functional as torchvision_v1
 
 from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.models.backbones import InputStatistics, Preprocessor, build, input_statistics
@@ -26,47 +26,47 @@ def images(count=4, seed=1):
 
 
 @pytest.fixture
-def network_and_preparation(make_recipe, weights_of):
-    """What a recipe trains; its random weights are the same in every call."""
+def build_with_preprocessor(make_recipe, weights_of):
+    """Builds the network and preprocessor of a recipe; random weights are the same in every call."""
 
-    def made(network, colour):
+    def build_both(network, colour):
         recipe = make_recipe(backbone=network, colour=colour)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             model = build_network(recipe, weights_of(network)).eval()
         return model, build_preprocessor(recipe, model, CPU)
 
-    return made
+    return build_both
 
 
 # Pixels
 
 
-def test_rgb_leaves_every_pixel_as_it_is():
+def test_rgb_changes_no_pixel():
     before = images()
     assert torch.equal(INPUT_CHANNELS["rgb"]().convert(before), before)
 
 
 @pytest.mark.parametrize("colour", ["grey", "grey_stem"])
-def test_grey_is_torchvisions_luminance_on_as_many_channels_as_the_stem_takes(colour):
+def test_grey_is_torchvisions_luminance_on_the_channels_of_the_stem(colour):
     before = images()
-    kept = before.clone()
-    built = INPUT_CHANNELS[colour]()
-    found = built.convert(before)
-    assert (found.dtype, found.shape) == (torch.uint8, (4, CHANNELS[colour], 32, 32))
-    assert built.channels == CHANNELS[colour]
-    assert torch.equal(before, kept)
-    reference = first_version.rgb_to_grayscale(before, num_output_channels=1)
-    assert all(torch.equal(found[:, channel], reference[:, 0]) for channel in range(built.channels))
+    copy = before.clone()
+    choice = INPUT_CHANNELS[colour]()
+    converted = choice.convert(before)
+    assert (converted.dtype, converted.shape) == (torch.uint8, (4, CHANNELS[colour], 32, 32))
+    assert choice.channels == CHANNELS[colour]
+    assert torch.equal(before, copy)
+    reference = torchvision_v1.rgb_to_grayscale(before, num_output_channels=1)
+    assert all(torch.equal(converted[:, channel], reference[:, 0]) for channel in range(choice.channels))
     red, green, blue = before.double().unbind(dim=1)
     by_hand = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
-    assert (found[:, 0].double() - by_hand).abs().max() < 1.1
+    assert (converted[:, 0].double() - by_hand).abs().max() < 1.1
 
 
 @each_network
 @each_colour
-def test_pixels_are_scaled_as_the_network_was_pretrained(network_and_preparation, network, colour):
-    model, prepare = network_and_preparation(network, colour)
+def test_pixels_are_normalised_as_in_pretraining(build_with_preprocessor, network, colour):
+    model, prepare = build_with_preprocessor(network, colour)
     statistics = input_statistics(model)
     assert len(statistics.mean) == len(statistics.std) == 3
     seen = INPUT_CHANNELS[colour]().convert(images()).float() / 255
@@ -81,8 +81,8 @@ def test_pixels_are_scaled_as_the_network_was_pretrained(network_and_preparation
 
 
 @each_network
-def test_a_grey_stem_is_the_pretrained_one_summed_over_the_colours(network_and_preparation, weights_of, network):
-    model, _ = network_and_preparation(network, "grey_stem")
+def test_a_grey_stem_is_the_pretrained_stem_summed_over_the_colours(build_with_preprocessor, weights_of, network):
+    model, _ = build_with_preprocessor(network, "grey_stem")
     pretrained = safetensors.torch.load_file(weights_of(network))
     stem = f"{STEMS[network]}.weight"
     torch.testing.assert_close(model.state_dict()[stem], pretrained[stem].sum(dim=1, keepdim=True))
@@ -93,25 +93,25 @@ def test_a_grey_stem_is_the_pretrained_one_summed_over_the_colours(network_and_p
 
 
 @each_network
-def test_grey_leaves_the_network_as_it_was(network_and_preparation, network):
-    usual, grey = (network_and_preparation(network, colour)[0].state_dict() for colour in ("rgb", "grey"))
-    assert all(torch.equal(tensor, grey[name]) for name, tensor in usual.items())
+def test_grey_does_not_change_the_network(build_with_preprocessor, network):
+    rgb, grey = (build_with_preprocessor(network, colour)[0].state_dict() for colour in ("rgb", "grey"))
+    assert all(torch.equal(tensor, grey[name]) for name, tensor in rgb.items())
 
 
 @each_network
-def test_a_grey_stem_sees_what_three_grey_channels_show_where_all_were_scaled_alike(network_and_preparation, network):
-    alike = InputStatistics((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    found = []  # not the logits: a smaller stem draws fewer random numbers, so the new heads differ
+def test_a_grey_stem_equals_three_grey_channels_with_equal_normalisation(build_with_preprocessor, network):
+    equal = InputStatistics((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    embeddings = []  # not logits: a smaller stem draws fewer random numbers, so the new heads differ
     for colour in ("grey", "grey_stem"):
-        model, _ = network_and_preparation(network, colour)
+        model, _ = build_with_preprocessor(network, colour)
         with torch.no_grad():
-            prepare = Preprocessor(alike, CPU, CHANNELS[colour], INPUT_CHANNELS[colour]().convert)
-            found.append(model.forward_head(model.forward_features(prepare(images())), pre_logits=True))
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(found[0][0], found[0][1], atol=1e-2)
+            prepare = Preprocessor(equal, CPU, CHANNELS[colour], INPUT_CHANNELS[colour]().convert)
+            embeddings.append(model.forward_head(model.forward_features(prepare(images())), pre_logits=True))
+    torch.testing.assert_close(*embeddings, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(embeddings[0][0], embeddings[0][1], atol=1e-2)
 
 
-def test_a_network_of_ours_and_one_from_random_weights_take_one_channel_too(make_recipe):
+def test_custom_and_randomly_initialised_networks_accept_one_channel_too(make_recipe):
     for changes in ({"strategy": "small_cnn"}, {"strategy": "scratch"}, {"strategy": "early_cut"}):
         recipe = make_recipe(**changes, colour="grey_stem")
         model = build_network(recipe, None).eval()
@@ -125,7 +125,7 @@ def test_a_network_of_ours_and_one_from_random_weights_take_one_channel_too(make
 
 @each_network
 @each_colour
-def test_training_and_evaluation_both_see_the_colours_of_the_recipe(make_recipe, make_run, network, colour):
+def test_training_and_evaluation_both_use_the_colours_of_the_recipe(make_recipe, make_run, network, colour):
     run = make_run(make_recipe(backbone=network, colour=colour, epochs=1))
     seen = {True: [], False: []}
     head = run.model.get_classifier()
@@ -143,14 +143,14 @@ def test_training_and_evaluation_both_see_the_colours_of_the_recipe(make_recipe,
 
 
 @each_colour
-def test_an_image_without_its_colours_is_the_same_image_unless_colours_are_seen(make_recipe, make_run, colour):
+def test_removing_the_colours_changes_predictions_only_if_the_network_sees_colours(make_recipe, make_run, colour):
     run = make_run(make_recipe(colour=colour))
     classifier = Classifier(run.model.eval(), run.pack.classes, run.recipe)
     with torch.no_grad():
-        run.model.classifier.weight.mul_(100)  # new heads are unsure of everything
+        run.model.classifier.weight.mul_(100)  # a new head is uncertain about everything
     colourful = np.array(run.pack.images[:6])
-    luminance = first_version.rgb_to_grayscale(torch.from_numpy(colourful).permute(0, 3, 1, 2), num_output_channels=3)
-    # A grey pixel loses up to one value of 255 when its luminance is taken again.
-    drained = luminance.permute(0, 2, 3, 1).numpy()
-    found = [classifier.probabilities(each) for each in (colourful, drained)]
-    assert np.allclose(*found, atol=0.01) is (colour != "rgb")
+    luminance = torchvision_v1.rgb_to_grayscale(torch.from_numpy(colourful).permute(0, 3, 1, 2), num_output_channels=3)
+    # Taking the luminance of a grey pixel changes it by up to one value of 255.
+    without_colour = luminance.permute(0, 2, 3, 1).numpy()
+    probabilities = [classifier.probabilities(images) for images in (colourful, without_colour)]
+    assert np.allclose(*probabilities, atol=0.01) is (colour != "rgb")

@@ -1,4 +1,4 @@
-"""Losses against torch's and torchvision's own and against their formulas."""
+"""Losses compared with torch, torchvision and their formulas."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_loss_is_one_number_per_example_with_a_gradient(name, logits, soft):
     assert logits.grad.abs().sum() > 0
 
 
-def test_cross_entropy_on_labels_is_torchs_own(logits, labels):
+def test_cross_entropy_on_labels_equals_torchs(logits, labels):
     expected = functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(LOSSES["cross_entropy"]()(logits, one_hot(labels)), expected)
 
@@ -52,26 +52,26 @@ def test_cross_entropy_on_mixed_targets_is_the_expected_negative_log_likelihood(
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
-def test_label_smoothing_spreads_its_share_over_all_classes(logits, labels, soft, smoothing):
+def test_label_smoothing_spreads_its_fraction_over_all_classes(logits, labels, soft, smoothing):
     for targets in (one_hot(labels), soft):
         smoothed = (1 - smoothing) * targets + smoothing / C
         expected = -(smoothed * logits.log_softmax(dim=1)).sum(dim=1)
         torch.testing.assert_close(LOSSES["label_smoothing"](smoothing)(logits, targets), expected)
 
 
-def test_label_smoothing_is_torchs_own_and_a_tenth_unless_said_otherwise(logits, labels):
+def test_label_smoothing_equals_torchs_and_defaults_to_a_tenth(logits, labels):
     expected = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
     torch.testing.assert_close(LOSSES["label_smoothing"]()(logits, one_hot(labels)), expected)
 
 
-def test_label_smoothing_leaves_something_of_the_target():
+def test_a_smoothing_fraction_out_of_range_is_refused():
     for smoothing in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"smoothing is the share .* from 0 to below 1, not {smoothing}"):
+        with pytest.raises(ValueError, match=f"smoothing must be at least 0 and below 1, got {smoothing}"):
             LOSSES["label_smoothing"](smoothing)
 
 
 def focal_by_hand(logits, targets, gamma):
-    """Image by image and class by class, as in equation (4) of Lin et al. 2017, each class by its share."""
+    """Equation (4) of Lin et al. 2017, image by image and class by class, weighted by the class's share."""
     values = []
     for row, shares in zip(logits, targets, strict=True):
         probabilities = row.exp() / row.exp().sum()
@@ -81,18 +81,18 @@ def focal_by_hand(logits, targets, gamma):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
-def test_focal_is_its_formula_on_labels_and_on_mixed_targets(logits, labels, soft, gamma):
+def test_focal_equals_its_formula_on_labels_and_on_mixed_targets(logits, labels, soft, gamma):
     for targets in (one_hot(labels), soft):
         expected = focal_by_hand(logits, targets, gamma)
         torch.testing.assert_close(LOSSES["focal"](gamma)(logits, targets), expected)
 
 
-def test_focal_with_gamma_0_is_cross_entropy_and_gamma_is_2_unless_said_otherwise(logits, soft):
+def test_focal_with_gamma_0_is_cross_entropy_and_gamma_defaults_to_2(logits, soft):
     torch.testing.assert_close(LOSSES["focal"](0.0)(logits, soft), LOSSES["cross_entropy"]()(logits, soft))
     assert torch.equal(LOSSES["focal"]()(logits, soft), LOSSES["focal"](2.0)(logits, soft))
 
 
-def test_focal_with_two_classes_is_torchvisions(logits):
+def test_focal_with_two_classes_equals_torchvisions(logits):
     margin = logits[:, 0]
     labels = torch.arange(N) % 2
     expected = sigmoid_focal_loss(margin, labels.float(), alpha=-1, gamma=2.0)
@@ -101,7 +101,7 @@ def test_focal_with_two_classes_is_torchvisions(logits):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_of_an_image_that_is_surely_right_or_surely_wrong_stays_finite(gamma):
+def test_focal_stays_finite_for_confidently_right_and_wrong_images(gamma):
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
     values = LOSSES["focal"](gamma)(logits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     values.sum().backward()
@@ -109,7 +109,7 @@ def test_focal_of_an_image_that_is_surely_right_or_surely_wrong_stays_finite(gam
     assert logits.grad.isfinite().all()
 
 
-def test_focal_wants_a_gamma_that_does_not_favour_easy_images():
+def test_a_negative_or_infinite_gamma_is_refused():
     for gamma in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"gamma says .* not {gamma}"):
+        with pytest.raises(ValueError, match=f"gamma must be at least 0 and finite, got {gamma}"):
             LOSSES["focal"](gamma)

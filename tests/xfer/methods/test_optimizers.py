@@ -1,4 +1,4 @@
-"""Optimizers against torch's own and against the published updates written by hand, and how parameters are grouped."""
+"""Optimizers compared with torch's and with the published updates written out, and their parameter groups."""
 
 from __future__ import annotations
 
@@ -25,33 +25,39 @@ def small_network():
 
 
 def as_groups(network):
-    """Weights and biases apart, the head first: four groups."""
+    """Four groups: weights and biases of each layer, the head first."""
     return [
-        {"params": [part], "depth": depth, "kind": kind, "pace": 1.0, "weight_decay": DECAY if kind == "weight" else 0}
+        {
+            "params": [parameter],
+            "depth": depth,
+            "kind": kind,
+            "pace": 1.0,
+            "weight_decay": DECAY if kind == "weight" else 0,
+        }
         for depth, layer in enumerate((network[2], network[0]))
-        for kind, part in (("weight", layer.weight), ("bias", layer.bias))
+        for kind, parameter in (("weight", layer.weight), ("bias", layer.bias))
     ]
 
 
 def learn(network, step, steps=range(STEPS), frozen=lambda number: ()):
-    """The weights after each of some steps, on data that changes with every step."""
-    found = []
+    """Takes steps on data that changes with every step; returns the weights after each step."""
+    weights = []
     for number in steps:
-        chance = torch.Generator().manual_seed(number)
-        images = torch.randn(10, 6, generator=chance, dtype=torch.float64)
-        labels = torch.randint(3, (10,), generator=chance)
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randn(10, 6, generator=generator, dtype=torch.float64)
+        labels = torch.randint(3, (10,), generator=generator)
         network.requires_grad_(True)
-        for part in frozen(number):
-            part.requires_grad_(False)
+        for parameter in frozen(number):
+            parameter.requires_grad_(False)
         network.zero_grad()
         functional.cross_entropy(network(images), labels).backward()
         step()
-        found.append(nn.utils.parameters_to_vector(network.parameters()).detach().clone())
-    return torch.stack(found)
+        weights.append(nn.utils.parameters_to_vector(network.parameters()).detach().clone())
+    return torch.stack(weights)
 
 
 def by_hand(update):
-    """An optimizer that knows no groups: `update(parameter, gradient, decay, state)` changes each tensor that moves."""
+    """Builds an optimizer without groups: `update(parameter, gradient, decay, state)` changes each trained tensor."""
 
     def make(groups):
         states = {}
@@ -71,7 +77,7 @@ def by_hand(update):
 
 
 def lamb_by_hand(parameter, gradient, decay, state):
-    """Algorithm 2 of You et al. 2020; as is usual, what is not decayed is not scaled to its norm."""
+    """Algorithm 2 of You et al. 2020; as is usual, tensors without decay are not scaled to their norm."""
     state["m"] = 0.9 * state["m"] + 0.1 * gradient
     state["v"] = 0.999 * state["v"] + 0.001 * gradient**2
     mean = state["m"] / (1 - 0.9 ** state["t"])
@@ -89,19 +95,19 @@ def lion_by_hand(parameter, gradient, decay, state):
 
 
 def ranger_by_hand(groups):
-    """RAdam as torch has it inside Lookahead, Algorithm 1 of Zhang et al. 2019 with k = 6 and alpha = 0.5."""
+    """torch's RAdam inside Lookahead, Algorithm 1 of Zhang et al. 2019 with k = 6 and alpha = 0.5."""
     inner = torch.optim.RAdam(groups, lr=RATE, betas=(0.95, 0.999), eps=1e-5)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    slow = [parameter.detach().clone() for parameter in parameters]
-    taken = 0
+    slow_weights = [parameter.detach().clone() for parameter in parameters]
+    step_count = 0
 
     @torch.no_grad()
     def step():
-        nonlocal taken
+        nonlocal step_count
         inner.step()
-        taken += 1
-        if taken % 6 == 0:
-            for fast, anchor in zip(parameters, slow, strict=True):
+        step_count += 1
+        if step_count % 6 == 0:
+            for fast, anchor in zip(parameters, slow_weights, strict=True):
                 anchor += 0.5 * (fast - anchor)
                 fast.copy_(anchor)
 
@@ -119,44 +125,44 @@ WITHIN_A_MILLIONTH = {"ranger": ranger_by_hand, "lamb": by_hand(lamb_by_hand), "
 REFERENCES = EXACT | WITHIN_A_MILLIONTH
 
 
-def test_every_optimizer_is_held_against_a_reference():
+def test_every_optimizer_has_a_reference():
     assert OPTIMIZERS.keys() == REFERENCES.keys()
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_an_optimizer_takes_the_steps_of_its_reference(name):
     ours, theirs = small_network(), small_network()
-    taken = learn(ours, OPTIMIZERS[name](as_groups(ours), RATE).step)
+    trajectory = learn(ours, OPTIMIZERS[name](as_groups(ours), RATE).step)
     expected = learn(theirs, REFERENCES[name](as_groups(theirs)))
-    torch.testing.assert_close(taken, expected, rtol=0, atol=0 if name in EXACT else 1e-6)
+    torch.testing.assert_close(trajectory, expected, rtol=0, atol=0 if name in EXACT else 1e-6)
 
 
-@pytest.mark.parametrize("freed_at", [1, 5, 6, 8, 20])
+@pytest.mark.parametrize("unfrozen_at", [1, 5, 6, 8, 20])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_what_is_freed_later_moves_as_in_the_reference(name, freed_at):
+def test_a_parameter_that_is_unfrozen_later_moves_as_in_the_reference(name, unfrozen_at):
     ours, theirs = small_network(), small_network()
 
-    def body_until_freed(network):
-        return lambda number: network[0].parameters() if number < freed_at else ()
+    def body_until_unfrozen(network):
+        return lambda number: network[0].parameters() if number < unfrozen_at else ()
 
-    taken = learn(ours, OPTIMIZERS[name](as_groups(ours), RATE).step, frozen=body_until_freed(ours))
-    expected = learn(theirs, REFERENCES[name](as_groups(theirs)), frozen=body_until_freed(theirs))
-    torch.testing.assert_close(taken, expected, rtol=0, atol=0 if name in EXACT else 1e-6)
+    trajectory = learn(ours, OPTIMIZERS[name](as_groups(ours), RATE).step, frozen=body_until_unfrozen(ours))
+    expected = learn(theirs, REFERENCES[name](as_groups(theirs)), frozen=body_until_unfrozen(theirs))
+    torch.testing.assert_close(trajectory, expected, rtol=0, atol=0 if name in EXACT else 1e-6)
 
 
-def test_the_first_slow_weights_of_ranger_are_those_before_the_first_step():
+def test_the_slow_weights_of_ranger_start_at_the_initial_weights():
     network = small_network()
     start = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
     plain = small_network()
     radam = torch.optim.RAdam(as_groups(plain), lr=RATE, betas=(0.95, 0.999), eps=1e-5)
     alone = learn(plain, radam.step, range(6))
-    taken = learn(network, OPTIMIZERS["ranger"](as_groups(network), RATE).step, range(6))
-    assert torch.equal(taken[:5], alone[:5])
-    torch.testing.assert_close(taken[5], (start + alone[5]) / 2)
+    trajectory = learn(network, OPTIMIZERS["ranger"](as_groups(network), RATE).step, range(6))
+    assert torch.equal(trajectory[:5], alone[:5])
+    torch.testing.assert_close(trajectory[5], (start + alone[5]) / 2)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_parameter_without_a_gradient_is_passed_over(name):
+def test_a_parameter_without_a_gradient_is_skipped(name):
     network = small_network()
     optimizer = OPTIMIZERS[name](as_groups(network), RATE)
     learn(network, optimizer.step, range(8))  # it has moved, and has moments
@@ -191,11 +197,11 @@ def test_a_rate_of_0_moves_nothing(name):
     assert (learn(network, OPTIMIZERS[name](as_groups(network), 0.0).step, range(8)) == start).all()
 
 
-def passed_on(state, folder):
-    """What a checkpoint makes of an optimizer's state: keys come back as strings."""
+def through_checkpoint(state, folder):
+    """Saves and loads an optimizer's state as a checkpoint does, which turns its keys into strings."""
     checkpoints.save(folder, 1, state)
-    back = checkpoints.load(folder)
-    return {**back, "state": {int(index): values for index, values in back["state"].items()}}
+    loaded = checkpoints.load(folder)
+    return {**loaded, "state": {int(index): values for index, values in loaded["state"].items()}}
 
 
 @pytest.mark.parametrize("stopped_at", [1, 6, 9, 13])
@@ -204,21 +210,21 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(name, stopped_at, 
     def frozen(network):  # over the stop and back again
         return lambda number: network[0].parameters() if 4 <= number < 12 else ()
 
-    whole, part = small_network(), small_network()
-    expected = learn(whole, OPTIMIZERS[name](as_groups(whole), RATE).step, frozen=frozen(whole))
-    first = OPTIMIZERS[name](as_groups(part), RATE)
-    learn(part, first.step, range(stopped_at), frozen=frozen(part))
-    state = passed_on(first.state_dict(), tmp_path)
+    uninterrupted, interrupted = small_network(), small_network()
+    expected = learn(uninterrupted, OPTIMIZERS[name](as_groups(uninterrupted), RATE).step, frozen=frozen(uninterrupted))
+    first = OPTIMIZERS[name](as_groups(interrupted), RATE)
+    learn(interrupted, first.step, range(stopped_at), frozen=frozen(interrupted))
+    state = through_checkpoint(first.state_dict(), tmp_path)
     resumed = small_network()
-    resumed.load_state_dict(part.state_dict())
+    resumed.load_state_dict(interrupted.state_dict())
     second = OPTIMIZERS[name](as_groups(resumed), RATE)
     second.load_state_dict(state)
-    found = learn(resumed, second.step, range(stopped_at, STEPS), frozen=frozen(resumed))
-    assert torch.equal(found, expected[stopped_at:])
+    trajectory = learn(resumed, second.step, range(stopped_at, STEPS), frozen=frozen(resumed))
+    assert torch.equal(trajectory, expected[stopped_at:])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_state_is_that_of_its_parameters_by_number_in_plain_tensors_and_numbers(name):
+def test_a_state_holds_tensors_and_numbers_by_parameter_index(name):
     network = small_network()
     optimizer = OPTIMIZERS[name](as_groups(network), RATE)
     learn(network, optimizer.step, range(7))
@@ -244,7 +250,7 @@ def scale_gradients(network, factor):
         parameter.grad *= factor
 
 
-def test_lamb_scales_steps_to_the_weights_also_without_weight_decay():
+def test_lamb_scales_steps_to_the_weights_even_without_weight_decay():
     network = small_network()
     groups = [{**group, "weight_decay": 0.0} for group in as_groups(network)]
     before = network[2].weight.detach().clone()
@@ -254,36 +260,36 @@ def test_lamb_scales_steps_to_the_weights_also_without_weight_decay():
 
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_efficientnet", "test_vit", "convnext_atto"])
-def grouped(request):
+def network_and_groups(request):
     size = {"img_size": 32} if request.param == "test_vit" else {}
     with torch.device("meta"):
         network = timm.create_model(request.param, num_classes=3, **size)
     return network, build_param_groups(network, named_params(network), DECAY)
 
 
-def test_every_parameter_is_in_exactly_one_group(grouped):
-    network, groups = grouped
-    found = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(found) == sorted(id(parameter) for parameter in network.parameters())
+def test_every_parameter_is_in_exactly_one_group(network_and_groups):
+    network, groups = network_and_groups
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
 
 
-def place(group):
+def param_of(group):
     return Param(group["depth"], group["kind"], group["height"])
 
 
-def test_there_is_one_group_for_each_depth_and_kind_head_first(grouped):
-    network, groups = grouped
+def test_there_is_one_group_for_each_depth_and_kind_head_first(network_and_groups):
+    network, groups = network_and_groups
     params = named_params(network)
-    places = [place(group) for group in groups]
-    assert places == sorted(set(params.values()))
-    assert len({(each.depth, each.kind) for each in places}) == len(places)
+    params_of_groups = [param_of(group) for group in groups]
+    assert params_of_groups == sorted(set(params.values()))
+    assert len({(param.depth, param.kind) for param in params_of_groups}) == len(params_of_groups)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     for group in groups:
-        assert all(params[names[id(parameter)]] == place(group) for parameter in group["params"])
+        assert all(params[names[id(parameter)]] == param_of(group) for parameter in group["params"])
 
 
-def test_only_weights_are_decayed(grouped):
-    _, groups = grouped
+def test_only_weights_are_decayed(network_and_groups):
+    _, groups = network_and_groups
     decay = {group["kind"]: group["weight_decay"] for group in groups}
     assert all(value == (DECAY if kind == "weight" else 0.0) for kind, value in decay.items())
     assert {"weight", "bias"} < decay.keys()
@@ -292,16 +298,16 @@ def test_only_weights_are_decayed(grouped):
 @pytest.mark.parametrize(
     ("kind", "decay"), [("weight", DECAY), ("adapter", DECAY), ("bias", 0.0), ("scale", 0.0), ("shift", 0.0)]
 )
-def test_of_all_kinds_weights_and_adapters_are_decayed(kind, decay):
+def test_only_weights_and_adapters_among_all_kinds_are_decayed(kind, decay):
     (group,) = build_param_groups(nn.Linear(2, 2, bias=False), {"weight": Param(depth=1, kind=kind)}, DECAY)
     assert (group["kind"], group["weight_decay"]) == (kind, decay)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_keeps_what_its_groups_say_about_themselves(name):
+def test_an_optimizer_keeps_the_additional_keys_of_its_groups(name):
     network = timm.create_model("test_efficientnet", num_classes=3)
     groups = build_param_groups(network, named_params(network), DECAY)
     optimizer = OPTIMIZERS[name](groups, RATE)
-    said = ("depth", "kind", "height", "pace", "weight_decay")
-    kept = [[group[key] for key in said] for group in optimizer.param_groups]
-    assert kept == [[group[key] for key in said] for group in groups]
+    keys = ("depth", "kind", "height", "pace", "weight_decay")
+    kept = [[group[key] for key in keys] for group in optimizer.param_groups]
+    assert kept == [[group[key] for key in keys] for group in groups]

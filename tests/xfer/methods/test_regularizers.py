@@ -1,4 +1,4 @@
-"""Staying near the starting weights: the pull is the gradient of a penalty, in the place of weight decay."""
+"""Regularizers: the added gradient is that of a penalty on the distance to the starting weights."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 from xfer.methods.regularizers import L2SP
+from xfer.models.params import named_params
 
-WITHOUT_CHANCE = {"optimizer": "sgd", "schedule": "constant", "batch_size": 24}
+FULL_BATCH = {"optimizer": "sgd", "schedule": "constant", "batch_size": 24}
 
 
 def test_the_pull_is_the_gradient_of_the_penalty():
-    chance = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape, generator=chance)) for shape in ((3, 4), (5,), ())]
-    start = [torch.randn(parameter.shape, generator=chance) for parameter in parameters]
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 4), (5,), ())]
+    start = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
     penalty = 0.7 / 2 * sum(((p - w0) ** 2).sum() for p, w0 in zip(parameters, start, strict=True))
     expected = torch.autograd.grad(penalty, parameters)
     for parameter in parameters:
@@ -24,43 +25,47 @@ def test_the_pull_is_the_gradient_of_the_penalty():
         torch.testing.assert_close(parameter.grad, gradient + 1)
 
 
-def test_at_the_start_there_is_nothing_to_pull():
+def test_there_is_no_pull_at_the_start():
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 2.0)
     L2SP(5.0).add_gradient([parameter], [torch.ones(3)])
     assert torch.equal(parameter.grad, torch.full((3,), 2.0))
 
 
-def test_parameters_without_a_gradient_are_passed_over():
-    frozen, moving = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    moving.grad = torch.zeros(3)
-    L2SP(0.5).add_gradient([frozen, moving], [torch.zeros(3), torch.zeros(3)])
+def test_parameters_without_a_gradient_are_skipped():
+    frozen, trained = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    trained.grad = torch.zeros(3)
+    L2SP(0.5).add_gradient([frozen, trained], [torch.zeros(3), torch.zeros(3)])
     assert frozen.grad is None
-    assert torch.equal(moving.grad, torch.full((3,), 0.5))
+    assert torch.equal(trained.grad, torch.full((3,), 0.5))
     L2SP(0.5).add_gradient([frozen], [torch.zeros(3)])
     assert frozen.grad is None
 
 
-def test_a_step_of_a_run_is_that_of_the_loss_with_the_penalty(make_recipe, make_run):
+def test_a_step_of_a_run_follows_the_loss_with_the_penalty(make_recipe, make_run):
     strength, rate = 0.5, 0.01
     recipe = make_recipe(
-        **WITHOUT_CHANCE, strategy={"name": "l2_sp", "strength": strength}, learning_rate=rate, weight_decay=0, epochs=2
+        **FULL_BATCH, strategy={"name": "l2_sp", "strength": strength}, learning_rate=rate, weight_decay=0, epochs=2
     )
-    plain = make_recipe(**WITHOUT_CHANCE, strategy="naive", learning_rate=rate, weight_decay=0, epochs=2)
-    anchored, free = make_run(recipe), make_run(plain)
-    start = dict(anchored.model.named_parameters())
+    plain = make_recipe(**FULL_BATCH, strategy="naive", learning_rate=rate, weight_decay=0, epochs=2)
+    regularized, unregularized = make_run(recipe), make_run(plain)
+    start = dict(regularized.model.named_parameters())
     start = {name: tensor.detach().clone() for name, tensor in start.items()}
-    trained = iter(anchored), iter(free)
-    next(trained[0]), next(trained[1])
-    halfway = {name: tensor.detach().clone() for name, tensor in anchored.model.named_parameters()}
-    assert all(torch.equal(tensor, halfway[name]) for name, tensor in free.model.named_parameters()), "no pull yet"
-    next(trained[0]), next(trained[1])
-    for (name, one), (_, other) in zip(anchored.model.named_parameters(), free.model.named_parameters(), strict=True):
+    iterators = iter(regularized), iter(unregularized)
+    next(iterators[0]), next(iterators[1])
+    halfway = {name: tensor.detach().clone() for name, tensor in regularized.model.named_parameters()}
+    assert all(torch.equal(tensor, halfway[name]) for name, tensor in unregularized.model.named_parameters()), (
+        "no pull yet"
+    )
+    next(iterators[0]), next(iterators[1])
+    for (name, one), (_, other) in zip(
+        regularized.model.named_parameters(), unregularized.model.named_parameters(), strict=True
+    ):
         pull = torch.zeros_like(one) if "classifier" in name else strength * (halfway[name] - start[name])
         torch.testing.assert_close(one, other - rate * pull, atol=1e-7, rtol=1e-5)
 
 
-def test_the_body_is_not_decayed_beside_and_the_head_is(make_recipe, make_run):
+def test_the_head_is_decayed_but_the_body_is_not(make_recipe, make_run):
     def decays(strategy):
         groups = make_run(make_recipe(strategy=strategy, weight_decay=0.3)).state_dict()["optimizer"]["param_groups"]
         return {(group["depth"] == 0, group["kind"]): group["weight_decay"] for group in groups}
@@ -70,36 +75,38 @@ def test_the_body_is_not_decayed_beside_and_the_head_is(make_recipe, make_run):
     assert {decay for (head, _), decay in decays("l2_sp").items() if not head} == {0.0}
 
 
-def test_the_stronger_the_anchor_the_nearer_the_network_stays(make_recipe, make_run):
+def test_a_stronger_pull_keeps_the_network_nearer_to_its_start(make_recipe, make_run):
     def distance(strategy):
         recipe = make_recipe(
-            **WITHOUT_CHANCE, strategy=strategy, backbone="test_vit", learning_rate=0.02, weight_decay=0, epochs=6
+            **FULL_BATCH, strategy=strategy, backbone="test_vit", learning_rate=0.02, weight_decay=0, epochs=6
         )
         return [epoch.distance for epoch in make_run(recipe)][-1]
 
-    anchored = [distance({"name": "l2_sp", "strength": strength}) for strength in (0.5, 10.0)]
-    assert distance("naive") > anchored[0] > anchored[1] > 0
+    regularized = [distance({"name": "l2_sp", "strength": strength}) for strength in (0.5, 10.0)]
+    assert distance("naive") > regularized[0] > regularized[1] > 0
 
 
 def test_the_pull_is_clipped_with_the_rest_of_the_gradient(make_recipe, make_run):
     rate, clip_norm = 0.01, 0.05
     recipe = make_recipe(
-        **WITHOUT_CHANCE,
+        **FULL_BATCH,
         strategy={"name": "l2_sp", "strength": 100.0},
         learning_rate=rate,
         weight_decay=0,
         clip_norm=clip_norm,
     )
     run = make_run(recipe)
-    for group in run._learner._optimizer.param_groups:
+    state = run.state_dict()
+    for group in state["optimizer"]["param_groups"]:
         group["momentum"] = 0.0
-    for parameter, start in zip(run._learner._body(), run._learner._start, strict=True):
-        parameter.data.copy_(start + 0.01)  # so that the pull is by far the most of the gradient
+    body = [name for name, param in named_params(run.model).items() if param.depth > 0]
+    moved = {name: state["model"][name] + 0.01 for name in body}  # so that the pull dominates the gradient
+    run.load_state_dict({**state, "model": {**state["model"], **moved}})
     before = [parameter.detach().clone() for parameter in run.model.parameters()]
     epoch = next(iter(run))
     steps = [after.detach() - old for after, old in zip(run.model.parameters(), before, strict=True)]
     assert float(torch.cat([step.flatten() for step in steps]).double().norm()) == pytest.approx(
         rate * clip_norm, rel=1e-3
     )
-    numbers = sum(start.numel() for start in run._learner._start)
-    assert epoch.gradient_norm == pytest.approx(100 * 0.01 * numbers**0.5, rel=0.05), "as it was before clipping"
+    numbers = sum(tensor.numel() for tensor in moved.values())
+    assert epoch.gradient_norm == pytest.approx(100 * 0.01 * numbers**0.5, rel=0.05), "must be the norm before clipping"

@@ -1,4 +1,4 @@
-"""Schedules against torch's own, over the whole of a run."""
+"""Schedules compared with torch's, over a whole run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ STEPS = 300
 
 
 def then_cosine(first, steps):
-    """A scheduler that follows `first` for so many steps and half a cosine for the rest of the run."""
+    """A scheduler that follows `first` for `steps` steps and half a cosine for the rest of the run."""
     return lambda optimizer: SequentialLR(
         optimizer, [first(optimizer), CosineAnnealingLR(optimizer, T_max=STEPS - steps)], milestones=[steps]
     )
 
 
 def warm_up(steps):
-    # torch refuses to begin at 0.
+    # torch does not accept a start factor of 0.
     return lambda optimizer: LinearLR(optimizer, start_factor=1e-12, total_iters=steps)
 
 
@@ -41,7 +41,7 @@ REFERENCES = {
     "constant": lambda optimizer: LambdaLR(optimizer, lambda step: 1.0),
 }
 
-OTHERS = [
+OTHER_PARAMETERS = [
     ("cosine_warmup", {"warmup": 0.2}, then_cosine(warm_up(60), 60)),
     ("flat_cosine", {"flat": 0.5}, then_cosine(flat, 150)),
     ("step", {"drop_every": 0.2, "drop_to": 0.5}, drops(60, 0.5)),
@@ -62,27 +62,29 @@ def rates_of(make):
 
 
 def progress_at(name, step):
-    # torch's warm-up ends one step early: at 0.3 * total_steps - 1, which is what its own steps are divided by.
+    # torch's warm-up ends one step early, at 0.3 * total_steps - 1.
     if name != "onecycle":
         return step / STEPS
     peak = 0.3 * (STEPS + 1) - 1
     return 0.3 * step / peak if step <= peak else 0.3 + 0.7 * (step - peak) / (STEPS - peak)
 
 
-def test_every_schedule_is_held_against_a_reference():
+def test_every_schedule_has_a_reference():
     assert SCHEDULES.keys() == REFERENCES.keys()
 
 
-@pytest.mark.filterwarnings("ignore:.*epoch parameter.*")  # SequentialLR trips over torch's own deprecation
-@pytest.mark.parametrize(("name", "values", "reference"), [*((n, {}, r) for n, r in REFERENCES.items()), *OTHERS])
-def test_a_schedule_is_torchs_own_over_progress(name, values, reference):
+@pytest.mark.filterwarnings("ignore:.*epoch parameter.*")  # SequentialLR triggers torch's own deprecation warning
+@pytest.mark.parametrize(
+    ("name", "values", "reference"), [*((n, {}, r) for n, r in REFERENCES.items()), *OTHER_PARAMETERS]
+)
+def test_a_schedule_equals_torchs_over_a_run(name, values, reference):
     multiplier = SCHEDULES[name](**values)
     ours = [RATE * multiplier(progress_at(name, step)) for step in range(STEPS + 1)]
     assert ours == pytest.approx(rates_of(reference), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_only_lowers_the_peak_rate_and_reaches_it(name):
+def test_a_schedule_reaches_the_peak_rate_and_never_exceeds_it(name):
     values = [SCHEDULES[name]()(step / 1000) for step in range(1001)]
     assert min(values) >= 0
     assert max(values) <= 1
@@ -90,7 +92,7 @@ def test_a_schedule_only_lowers_the_peak_rate_and_reaches_it(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_ends_where_it_should(name):
+def test_a_schedule_ends_at_the_expected_rate(name):
     ends = {"step": pytest.approx(0.1), "constant": 1.0}
     assert SCHEDULES[name]()(1.0) == ends.get(name, pytest.approx(0.0, abs=1e-5))
 
@@ -112,7 +114,7 @@ def test_a_schedule_passes_through_its_points(name, points):
 
 @pytest.mark.parametrize("epochs", [3, 15, 30])
 @pytest.mark.parametrize("steps", [1, 7, 129])
-def test_step_drops_with_the_first_step_of_an_epoch_wherever_that_is(epochs, steps):
+def test_step_drops_at_the_first_step_of_an_epoch(epochs, steps):
     drop = 2 * epochs // 3
     rate = SCHEDULES["step"]()
     assert rate((drop * steps - 1) / (epochs * steps)) == 1.0
@@ -122,13 +124,13 @@ def test_step_drops_with_the_first_step_of_an_epoch_wherever_that_is(epochs, ste
 @pytest.mark.parametrize(
     ("name", "parameter", "reason"),
     [
-        ("cosine_warmup", "warmup", "with 0 it would be cosine"),
-        ("flat_cosine", "flat", "with 0 it would be cosine, with 1 it would be constant"),
-        ("step", "drop_every", "with 1 nothing would drop .* which is constant"),
-        ("step", "drop_to", "it is what is left"),
+        ("cosine_warmup", "warmup", "0 is schedule cosine"),
+        ("flat_cosine", "flat", "0 is schedule cosine, 1 is schedule constant"),
+        ("step", "drop_every", "with 1 the rate would not drop .* schedule constant"),
+        ("step", "drop_to", "it is the factor"),
     ],
 )
 @pytest.mark.parametrize("value", [-0.1, 0.0, 1.0, 1.5, float("nan")])
-def test_a_fraction_that_makes_it_another_schedule_is_refused(name, parameter, reason, value):
-    with pytest.raises(ValueError, match=f"{parameter} is {value}; it must be above 0 and below 1: {reason}"):
+def test_a_fraction_out_of_range_is_refused_with_the_reason(name, parameter, reason, value):
+    with pytest.raises(ValueError, match=f"{parameter} must be above 0 and below 1, got {value}: {reason}"):
         SCHEDULES[name](**{parameter: value})

@@ -1,4 +1,4 @@
-"""Networks of which a part is left out: what is left computes what it computed before."""
+"""Truncated networks: the remaining part computes what it did before."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xfer.training import networks
 
 STAGES = {"test_resnet": 5, "test_efficientnet": 5, "test_vit": 6}
 each_network = pytest.mark.parametrize("network", STAGES)
-DO_NOT_FIT = r"drop_early\(stage={stage}\): the stages above expect what the removed ones made .*early_cut"
+DO_NOT_FIT = r"drop_early\(stage={stage}\): the stages above do not accept .*early_cut"
 
 
-def built(network, classes=5):
-    """A network with weights of its own, the same at every call, and batch norm statistics that are not 0 and 1."""
+def build(network, classes=5):
+    """A network with the same random weights at every call, and batch norm statistics other than 0 and 1."""
     size = {"img_size": 32} if network == "test_vit" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -35,7 +35,7 @@ def images():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def by_hand(network, model, images, stage):
+def stage_output(network, model, images, stage):
     """The output of a stage [N, D, h, w], block by block."""
     with torch.no_grad():
         if network == "test_resnet":
@@ -59,11 +59,11 @@ def by_hand(network, model, images, stage):
 
 
 @each_network
-def test_a_cut_network_is_a_linear_classifier_on_the_normalised_mean_of_a_stage(network, images):
+def test_a_truncated_network_is_a_linear_classifier_on_the_normalised_mean_of_a_stage(network, images):
     for stage in range(1, STAGES[network]):
-        whole = built(network)
-        expected = by_hand(network, whole, images, stage)
-        cut = TruncatedModel(built(network), stage).eval()
+        full = build(network)
+        expected = stage_output(network, full, images, stage)
+        cut = TruncatedModel(build(network), stage).eval()
         embeddings = functional.layer_norm(expected.mean(dim=(2, 3)), (expected.shape[1],))
         with torch.no_grad():
             torch.testing.assert_close(cut.forward_features(images), expected)
@@ -75,59 +75,57 @@ def test_a_cut_network_is_a_linear_classifier_on_the_normalised_mean_of_a_stage(
 
 
 @each_network
-def test_the_stages_are_those_of_timm_lowest_first(network):
-    assert len(stage_end_modules(built(network))) == STAGES[network]
+def test_the_stages_are_timms(network):
+    assert len(stage_end_modules(build(network))) == STAGES[network]
 
 
 @each_network
-def test_all_above_the_stage_is_gone(network):
+def test_everything_above_the_stage_is_removed(network):
     sizes = [
-        sum(p.numel() for p in TruncatedModel(built(network), stage).parameters())
+        sum(p.numel() for p in TruncatedModel(build(network), stage).parameters())
         for stage in range(1, STAGES[network])
     ]
     assert sizes == sorted(set(sizes))
-    assert sizes[-1] < sum(p.numel() for p in built(network).parameters())
-    names = TruncatedModel(built("test_efficientnet"), 2).state_dict()
+    assert sizes[-1] < sum(p.numel() for p in build(network).parameters())
+    names = TruncatedModel(build("test_efficientnet"), 2).state_dict()
     assert not [name for name in names if name.startswith(("body.blocks.2", "body.conv_head", "body.classifier"))]
     assert [name for name in names if name.startswith("body.blocks.1")]
 
 
 @each_network
-def test_the_order_of_blocks_is_that_of_the_whole_network_seen_from_the_new_head(network):
-    whole = named_params(built(network))
-    cut = named_params(TruncatedModel(built(network), 2))
+def test_the_order_of_blocks_is_that_of_the_full_network_below_the_new_head(network):
+    full = named_params(build(network))
+    cut = named_params(TruncatedModel(build(network), 2))
     assert {name for name, param in cut.items() if param.depth == 0} == {"classifier.weight", "classifier.bias"}
     below = {name: param for name, param in cut.items() if param.depth > 0}
     assert {param.depth for param in below.values()} == set(range(1, max(param.depth for param in below.values()) + 1))
     assert {name: param.height for name, param in below.items()} == {
-        name: whole[name.removeprefix("body.")].height for name in below
+        name: full[name.removeprefix("body.")].height for name in below
     }
     assert {name: param.kind for name, param in below.items()} == {
-        name: whole[name.removeprefix("body.")].kind for name in below
+        name: full[name.removeprefix("body.")].kind for name in below
     }
 
 
 @each_network
 @pytest.mark.parametrize("stage", [-1, 0, "last", "beyond"])
-def test_a_stage_that_is_not_there_or_the_last_is_refused_with_those_that_can_be(make_recipe, network, stage):
+def test_a_missing_or_last_stage_is_refused_with_the_valid_ones(make_recipe, network, stage):
     last = STAGES[network]
     stage = {"last": last, "beyond": last + 1}.get(stage, stage)
     recipe = make_recipe(strategy={"name": "early_cut", "stage": stage}, backbone=network)
-    message = (
-        rf"early_cut\(stage={stage}\): this network has {last} stages, so stage can be 1 to {last - 1}; .* linear_"
-    )
+    message = rf"early_cut\(stage={stage}\): .* {last} stages, so stage must be from 1 to {last - 1}; .*linear_"
     with pytest.raises(ValueError, match=message):
         networks.check_network(recipe)
 
 
 @pytest.mark.parametrize("strategy", ["early_cut", "drop_early"])
-def test_a_network_whose_stages_nobody_knows_is_refused(make_recipe, strategy):
+def test_a_network_without_known_stages_is_refused(make_recipe, strategy):
     recipe = make_recipe(strategy=strategy, backbone="basic_cnn", weights="e" * 64)
-    with pytest.raises(ValueError, match="timm does not say where the stages of BasicCNN end, so it cannot be cut"):
+    with pytest.raises(ValueError, match="timm does not define the stages of BasicCNN, so it cannot be cut"):
         networks.check_network(recipe)
 
 
-def test_a_cut_network_takes_every_kind_of_head(make_recipe):
+def test_a_truncated_network_accepts_every_kind_of_head(make_recipe):
     for head in ("linear", "mlp", "cosine"):
         networks.check_network(make_recipe(strategy="early_cut", head=head))
 
@@ -136,57 +134,57 @@ def test_a_cut_network_takes_every_kind_of_head(make_recipe):
 
 
 @pytest.mark.parametrize("stage", range(1, 6))
-def test_a_vit_without_its_early_blocks_is_the_one_that_has_only_the_others(images, stage):
-    whole, dropped = built("test_vit"), drop_stages(built("test_vit"), stage, 32)
+def test_a_vit_without_its_early_blocks_equals_one_with_only_the_others(images, stage):
+    full, dropped = build("test_vit"), drop_stages(build("test_vit"), stage, 32)
     with torch.no_grad():
-        before = whole(images)
-        del whole.blocks[:stage]
-        assert len(whole.blocks) == 6 - stage
-        assert torch.equal(dropped(images), whole(images))
+        before = full(images)
+        del full.blocks[:stage]
+        assert len(full.blocks) == 6 - stage
+        assert torch.equal(dropped(images), full(images))
         assert not torch.allclose(dropped(images), before)
-    assert sum(p.numel() for p in dropped.parameters()) == sum(p.numel() for p in whole.parameters())
+    assert sum(p.numel() for p in dropped.parameters()) == sum(p.numel() for p in full.parameters())
     assert {param.blocks for param in named_params(dropped).values()} == {7 - stage}
 
 
 @pytest.mark.parametrize(
     ("network", "stage", "removed"),
-    [("test_resnet", 2, ("layer1.",)), ("test_efficientnet", 2, ("blocks.0.", "blocks.1."))],  # which keep the width
+    [("test_resnet", 2, ("layer1.",)), ("test_efficientnet", 2, ("blocks.0.", "blocks.1."))],  # stages of equal width
 )
-def test_a_convolutional_network_whose_stages_happen_to_fit_can_do_without_them(images, network, stage, removed):
-    dropped = drop_stages(built(network), stage, 32)
-    whole = built(network)
-    assert whole.state_dict().keys() - dropped.state_dict().keys() == {
-        name for name in whole.state_dict() if name.startswith(removed)
+def test_a_convolutional_network_whose_stages_fit_works_without_the_early_ones(images, network, stage, removed):
+    dropped = drop_stages(build(network), stage, 32)
+    full = build(network)
+    assert full.state_dict().keys() - dropped.state_dict().keys() == {
+        name for name in full.state_dict() if name.startswith(removed)
     }
-    for place in removed:
-        whole.set_submodule(place.rstrip("."), nn.Identity())
+    for prefix in removed:
+        full.set_submodule(prefix.rstrip("."), nn.Identity())
     with torch.no_grad():
-        assert torch.equal(dropped(images), whole(images))
+        assert torch.equal(dropped(images), full(images))
 
 
 @pytest.mark.parametrize(
     ("network", "stage", "reason"),
     [
-        ("test_resnet", 1, r"drop_early\(stage=1\): that stage is part of this network's stem, without which no image"),
+        ("test_resnet", 1, r"drop_early\(stage=1\): that stage is part of this network's stem, which cannot"),
         ("test_efficientnet", 1, DO_NOT_FIT.format(stage=1)),
         ("test_resnet", 3, DO_NOT_FIT.format(stage=3)),
         ("test_resnet", 4, DO_NOT_FIT.format(stage=4)),
         ("test_efficientnet", 4, DO_NOT_FIT.format(stage=4)),
         *(
-            (name, stage, "and the last one must stay")
+            (name, stage, "so stage must be from 1 to")
             for name, last in STAGES.items()
             for stage in (0, last, last + 1)
         ),
     ],
 )
-def test_stages_that_cannot_be_left_out_are_refused_with_the_reason(make_recipe, network, stage, reason):
+def test_stages_that_cannot_be_removed_are_refused_with_the_reason(make_recipe, network, stage, reason):
     recipe = make_recipe(strategy={"name": "drop_early", "stage": stage}, backbone=network)
     with pytest.raises(ValueError, match=reason):
         networks.check_network(recipe)
 
 
-def test_trying_whether_it_fits_changes_neither_mode_nor_statistics():
-    model = built("test_resnet").train()
+def test_the_test_whether_stages_fit_changes_neither_mode_nor_statistics():
+    model = build("test_resnet").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     drop_stages(model, 2, 32)
     after = model.state_dict()
@@ -195,10 +193,10 @@ def test_trying_whether_it_fits_changes_neither_mode_nor_statistics():
 
 
 @pytest.mark.parametrize(("strategy", "network"), [("early_cut", "test_resnet"), ("drop_early", "test_vit")])
-def test_what_is_left_out_costs_nothing(make_recipe, make_run, strategy, network):
-    cut, whole = (
+def test_removed_stages_cost_nothing(make_recipe, make_run, strategy, network):
+    cut, full = (
         make_run(make_recipe(strategy={"name": strategy, "stage": 2}, backbone=network)),
         make_run(make_recipe(strategy="linear_probe", backbone=network)),
     )
-    assert cut.record().flops < whole.record().flops
-    assert cut.record().parameters < whole.record().parameters
+    assert cut.record().flops < full.record().flops
+    assert cut.record().parameters < full.record().parameters

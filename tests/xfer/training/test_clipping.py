@@ -100,13 +100,13 @@ def test_clipping_by_value_cuts_each_number_of_the_gradient_and_leaves_smaller_o
 
 
 def test_a_gradient_is_clipped_in_one_way_or_the_other(make_recipe):
-    with pytest.raises(ValueError, match=r"clipped by its norm \(1\) or by value \(0\.5\), not"):
+    with pytest.raises(ValueError, match=r"clip_norm and clip_value cannot be combined, got 1 and 0\.5"):
         make_recipe(clip_norm=1.0, clip_value=0.5)
-    with pytest.raises(ValueError, match=r"clipped by its norm \(1\) or by value \(0\.5\), not"):
+    with pytest.raises(ValueError, match=r"clip_norm and clip_value cannot be combined, got 1 and 0\.5"):
         make_recipe(strategy="clip", clip_value=0.5)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 def test_a_limit_of_nothing_is_refused(make_recipe, value):
-    with pytest.raises(ValueError, match=f"clip_value is {value}; it must lie between 1e-09 and 1e\\+06"):
+    with pytest.raises(ValueError, match=f"clip_value must be between 1e-09 and 1e\\+06, got {value}"):
         make_recipe(clip_value=value)

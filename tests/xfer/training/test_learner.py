@@ -228,7 +228,7 @@ def test_a_run_with_a_term_without_parameters_can_be_resumed(make_recipe, make_r
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
 def test_a_term_on_embeddings_and_batch_mixing_are_refused_together(make_recipe, term, mixing):
-    with pytest.raises(ValueError, match=f"embedding_loss {term}.* needs one class an image, and mixing {mixing}"):
+    with pytest.raises(ValueError, match=f"embedding_loss {term}.* needs one class per image, but mixing {mixing}"):
         make_recipe(embedding_loss=term, mixing=mixing)
     assert recipe_from_dict({**make_recipe(embedding_loss=term).as_dict(), "mixing": {"name": "none"}})
 

@@ -122,11 +122,11 @@ def test_each_shape_is_checked_once(make_recipe):
 IMPOSSIBLE = {
     "a stage that does not exist": (
         {"strategy": {"name": "early_cut", "stage": 9}},
-        r"early_cut(stage=9): this network has 5 stages, so stage can be 1 to 4; its last one is where linear_probe",
+        r"early_cut(stage=9): this network has 5 stages, so stage must be from 1 to 4; for a classifier on the last",
     ),
     "the last stage": (
         {"backbone": "test_vit", "strategy": {"name": "early_cut", "stage": 6}},
-        "early_cut(stage=6): this network has 6 stages, so stage can be 1 to 5",
+        "early_cut(stage=6): this network has 6 stages, so stage must be from 1 to 5",
     ),
     "a negative stage": (
         {"strategy": {"name": "early_cut", "stage": 0}},
@@ -134,19 +134,19 @@ IMPOSSIBLE = {
     ),
     "adapters for linear layers in a convolutional network": (
         {"backbone": "test_resnet", "strategy": "lora"},
-        "lora(rank=8) enters linear layers, and this network has none",
+        "lora(rank=8) adapts linear layers, but this network has none",
     ),
     "adapters as wide as the layers": (
         {"backbone": "test_vit", "strategy": {"name": "lora", "rank": 64}},
-        "lora(rank=64) enters linear layers, and this network has none of more than 64 channels",
+        "lora(rank=64) adapts linear layers, but this network has none with more than 64 channels",
     ),
     "late stages that expect what the early ones made": (
         {"backbone": "test_efficientnet", "strategy": {"name": "drop_early", "stage": 3}},
-        "drop_early(stage=3): the stages above expect what the removed ones made",
+        "drop_early(stage=3): the stages above do not accept the stem's output",
     ),
     "a network without its stem": (
         {"backbone": "test_resnet", "strategy": "drop_early"},
-        "drop_early(stage=1): that stage is part of this network's stem, without which no image gets in",
+        "drop_early(stage=1): that stage is part of this network's stem, which cannot be removed",
     ),
     "nothing above the last stage": (
         {"backbone": "test_vit", "strategy": {"name": "drop_early", "stage": 6}},
@@ -199,7 +199,7 @@ IMPOSSIBLE = {
     ),
     "stages that nobody describes": (
         {"backbone": "basic_cnn", "strategy": "early_cut"},
-        "timm does not say where the stages of BasicCNN end, so it cannot be cut",
+        "timm does not define the stages of BasicCNN, so it cannot be cut",
     ),
 }
 
