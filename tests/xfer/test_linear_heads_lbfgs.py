@@ -122,7 +122,7 @@ def test_before_the_first_step_the_head_stands_where_its_gradient_vanishes_and_t
     (batch,) = run._batches(run.split.train)
     run.model.eval()
     with torch.no_grad():
-        inputs = run._learner.prepare(batch[0])
+        inputs = run.inputs.transform.prepare(batch[0])
         embeddings = run.model.forward_head(run.model.forward_features(inputs), pre_logits=True)
     assert penalised_gradient(head, embeddings, batch[1]).norm() < 1e-3
     reference = LogisticRegression(C=1, tol=1e-8, max_iter=5000).fit(embeddings.numpy(), batch[1].numpy())
@@ -154,7 +154,7 @@ def test_lp_ft_starts_from_the_very_head_of_the_logistic_probe_with_its_penalty(
 
 def test_a_head_of_several_layers_is_fitted_from_where_it_stands(make_recipe, make_run):
     run, start = begun(make_recipe, make_run, head="mlp")
-    before = run._learner.model.get_classifier()
+    before = run.model.get_classifier()
     assert not torch.equal(before[0].weight, start["classifier.0.weight"])
     assert run.record().start_accuracy > 1 / 3
 

@@ -14,12 +14,15 @@ import torch
 from tests.xfer.conftest import MEASURED_FIELDS
 from xfer.data.layouts import folder as folder_source
 from xfer.data.pack import build_pack
+from xfer.methods.augmentations import AUGMENTATIONS
+from xfer.methods.losses import LOSSES
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES
 from xfer.methods.strategies import STRATEGIES
 from xfer.records import as_dict
-from xfer.run import DivergedError, Run
+from xfer.run import Run
 from xfer.training import checkpoints
+from xfer.training.epochs import DivergedError
 
 CPU = torch.device("cpu")
 BACKBONE = "test_efficientnet"
@@ -222,23 +225,22 @@ def test_every_epoch_sees_the_images_in_another_order_and_each_of_them_once(make
         return originally(pack, places, batch_size)
 
     run = make_run(make_recipe(epochs=3))
-    originally = _replace(monkeypatch, "xfer.run.iter_batches", watching)
+    originally = _replace(monkeypatch, "xfer.training.inputs.iter_batches", watching)
     list(run)
     assert len(seen) == 3
     assert all(sorted(places) == list(run.split.train) for places in seen)
     assert len({tuple(places) for places in seen}) == 3
 
 
-def test_every_epoch_augments_and_mixes_anew(make_recipe, make_run):
-    run = make_run(make_recipe(epochs=3, augmentation="flip", mixing="cutmix"))
+def test_every_epoch_draws_new_augmentations_and_mixtures(make_recipe, make_run, monkeypatch):
     drawn = []
 
     def augment(images, generator):
         drawn.append(generator.initial_seed())
         return images
 
-    run._learner._augment = augment
-    list(run)
+    monkeypatch.setitem(AUGMENTATIONS, "flip", lambda: augment)
+    list(make_run(make_recipe(epochs=3, augmentation="flip", mixing="cutmix")))
     assert len(set(drawn)) == 3, "one generator per epoch"
     assert len(drawn) == 9
 
@@ -432,18 +434,20 @@ def loss_that_breaks(at_step, value):
 @pytest.mark.parametrize(("at_step", "epoch", "step"), [(1, 1, 1), (3, 1, 3), (5, 2, 2)])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_ends_the_run_and_names_epoch_and_step(
-    make_recipe, make_run, at_step, epoch, step, value
+    make_recipe, make_run, monkeypatch, at_step, epoch, step, value
 ):
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda: loss_that_breaks(at_step, value))
     run = make_run(make_recipe(epochs=3))
-    run._learner._loss = loss_that_breaks(at_step, value)
     with pytest.raises(DivergedError, match=rf"training loss became {value} in epoch {epoch}, step {step} of 3"):
         list(run)
     assert len(run.epochs) == epoch - 1
 
 
-def test_a_rate_beyond_all_measure_ends_in_a_failed_record_with_the_epochs_before(make_recipe, make_run, tmp_path):
-    run = make_run(make_recipe(learning_rate=1.0, optimizer="sgd", epochs=30), tmp_path)
-    run._schedule = lambda progress: 1e-4 if progress < 1 / 30 else 1e30
+def test_a_rate_beyond_all_measure_ends_in_a_failed_record_with_the_epochs_before(
+    make_recipe, make_run, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(SCHEDULES, "constant", lambda: lambda progress: 1e-4 if progress < 1 / 30 else 1e30)
+    run = make_run(make_recipe(learning_rate=1.0, optimizer="sgd", schedule="constant", epochs=30), tmp_path)
     with pytest.raises(DivergedError, match=r"loss became (nan|inf)") as caught:
         list(run)
     assert 1 <= len(run.epochs) < 30

@@ -15,8 +15,9 @@ from xfer.commands import shared
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
-from xfer.run import DivergedError, Run
+from xfer.run import Run
 from xfer.training import networks
+from xfer.training.epochs import DivergedError
 from xfer.training.export import save_classifier
 
 TRAIN_DEFAULTS = {

@@ -28,10 +28,11 @@ from sweeps.engine.resources.gpu_sharing import (
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.storage import json_objects
 from xfer import hashing
+from xfer.devices.device import Precision, default_precision
 from xfer.recipe import Recipe, recipe_from_dict
-from xfer.run import MIN_EVALUATION_BATCH, default_precision
 from xfer.storage.object_store import absolute_uri, as_path
-from xfer.training.learner import Learner, Precision
+from xfer.training.inputs import MIN_EVALUATION_BATCH, BatchTransform
+from xfer.training.learner import Learner
 
 if TYPE_CHECKING:  # a process that probes needs none of what a plan needs
     from sweeps.engine.planning.prepare import Prepared
@@ -90,6 +91,7 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
     """
     meter.begin()
     learner = Learner(canonical_recipe(recipe), None, meter.device, precision)
+    transform = BatchTransform(recipe, learner.model, meter.device)
     learner.set_pace(last_epoch_moment(recipe))
     chance = torch.Generator().manual_seed(0)
     count = max(MIN_EVALUATION_BATCH, recipe.batch_size)
@@ -100,12 +102,12 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
     for _ in range(2):
         meter.wait()
         began = time.perf_counter()
-        learner.step(*learner.augment_batch(images[: recipe.batch_size], labels, chance), recipe.learning_rate)
+        learner.step(*transform(images[: recipe.batch_size], labels, chance), recipe.learning_rate)
         meter.wait()
         seconds = time.perf_counter() - began
     learner.model.eval()
     with torch.inference_mode():  # larger batches than a step's: where little moves they decide
-        learner.model(learner.prepare(images))
+        learner.model(transform.prepare(images))
     meter.wait()
     return MemoryProbe(step_shape(recipe), meter.peak_bytes(), seconds)
 

@@ -18,7 +18,7 @@ from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import trainable
 from sweeps.engine.trials.trainable import TrialContext, train_trial, trial_config
 from tests.sweep_commands import ROOT, TIMEOUT_SECONDS
-from xfer.distributed.process_group import WorkerLostError
+from xfer.distributed.launcher import WorkerLostError
 from xfer.training import checkpoints
 
 MARK = "XFER_TEST_TEAM"
@@ -49,7 +49,7 @@ def marked(mark):
                 found.append((folder / "cmdline").read_text())
         except OSError:
             continue
-    return [command for command in found if "xfer.distributed.worker" in command]
+    return [command for command in found if "spawn_main" in command]
 
 
 def test_a_trial_whose_other_process_was_lost_is_left_to_ray_without_a_record(begin, monkeypatch):
@@ -72,7 +72,7 @@ def test_whole_gpus_are_devices_of_one_run_and_share_its_cores(begin, monkeypatc
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     run = trainable._run(begun(gpus=gpus))
-    assert run._devices == devices
+    assert run.devices == devices
     assert threads[-1] == max(1, 2 // devices)
 
 
@@ -138,7 +138,7 @@ def follower():
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == str(os.getpid()) and "xfer.distributed.worker" in (process / "cmdline").read_text():
+            if parent == str(os.getpid()) and "spawn_main" in (process / "cmdline").read_text():
                 return int(process.name)
         except OSError:
             continue  # it has ended meanwhile

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.xfer.conftest import MEASURED_FIELDS
-from xfer.batched_probes import compatibility
 from xfer.batched_probes.compatibility import can_batch, group_recipes, head_inits
 from xfer.batched_probes.group import ProbeGroup
 from xfer.batched_probes.heads import BATCHED_STEPS, Head
@@ -292,13 +291,13 @@ def test_every_epoch_sees_the_version_whose_turn_it_is_in_the_order_of_the_seed(
     recipes = [probe(augmentation="flip", views=3, seed=5), probe(augmentation="none", views=2, seed=5)]
     group = train(recipes)
     orders = [
-        tuple(shuffle_indices(group._split.train, 8, derive_seed(5, "order", epoch)).tolist()) for epoch in range(4)
+        tuple(shuffle_indices(group.split.train, 8, derive_seed(5, "order", epoch)).tolist()) for epoch in range(4)
     ]
     for name, views in (("flip", (0, 1, 2, 0)), ("none", (None,) * 4)):
         seen = [(view, places) for which, view, places in embeddings.asked if which == name and places in orders]
         assert seen == list(zip(views, orders, strict=True))
-    assert {view for _, view, places in embeddings.asked if places == tuple(group._split.val.tolist())} == {None}
-    assert set(group._split.test.tolist()).isdisjoint(place for _, _, places in embeddings.asked for place in places)
+    assert {view for _, view, places in embeddings.asked if places == tuple(group.split.val.tolist())} == {None}
+    assert set(group.split.test.tolist()).isdisjoint(place for _, _, places in embeddings.asked for place in places)
 
 
 def test_members_with_the_same_versions_learn_from_the_same_images_and_others_do_not(probe, train):
@@ -338,7 +337,7 @@ def test_what_moves_more_than_a_linear_head_on_fixed_embeddings_runs_alone(probe
     recipe = probe(**changes)
     assert not can_batch(recipe)
     assert group_recipes([recipe]) == []
-    with pytest.raises(ValueError, match="trains more than a linear head on fixed embeddings: it runs alone"):
+    with pytest.raises(ValueError, match="trains more than a linear head on fixed embeddings, so it cannot be batched"):
         ProbeGroup([recipe], pack, embeddings, head_inits([probe()], weights), CPU)
 
 
@@ -367,7 +366,7 @@ def test_groups_hold_what_takes_the_same_steps_and_no_more_than_asked(probe):
 
 def test_recipes_of_two_groups_or_of_other_data_are_refused(probe, pack, embeddings, weights):
     begin = head_inits([probe()] * 2, weights)
-    with pytest.raises(ValueError, match="do not take the same steps: groups_of says which do"):
+    with pytest.raises(ValueError, match="do not form one group: use group_recipes to form groups"):
         ProbeGroup([probe(), probe(batch_size=12)], pack, embeddings, begin, CPU)
     with pytest.raises(ValueError, match="the recipes were made for data ffff"):
         ProbeGroup([probe(data="f" * 64)], pack, embeddings, begin[:1], CPU)
@@ -391,11 +390,10 @@ def test_a_head_begins_as_in_a_run(probe, make_run, weights_of, changes):
 
 def test_each_network_is_built_once(probe, weights, monkeypatch):
     built = []
-    compatibility._beginning.cache_clear()
     monkeypatch.setattr(
         "xfer.batched_probes.compatibility.build_network", lambda *args: built.append(args) or build_network(*args)
     )
-    found = head_inits([probe(seed=place % 2, learning_rate=0.1 / (place + 1)) for place in range(10)], weights)
+    found = head_inits([probe(seed=1000 + place % 2, learning_rate=0.1 / (place + 1)) for place in range(10)], weights)
     assert len(built) == 2
     assert [begin is found[place % 2] for place, begin in enumerate(found)] == [True] * 10
     assert not torch.equal(found[0].head.weight, found[1].head.weight)

@@ -138,7 +138,7 @@ def test_a_step_that_begins_with_features_is_divided_too(make_recipe, make_run):
 
     parts.model.get_classifier().register_forward_pre_hook(small)
     (expected,), (found,) = list(whole), list(parts)
-    assert parts._frozen is not None
+    assert parts.inputs.features is not None
     assert sizes == [8, *[4] * 6]
     assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-6)
     torch.testing.assert_close(parts.model.get_classifier().weight, whole.model.get_classifier().weight)
@@ -148,7 +148,7 @@ def test_the_optimizer_steps_once_for_a_batch_and_a_smaller_last_batch_counts_it
     run = make_run(make_recipe(backbone="test_vit", batch_size=10, epochs=1))  # 24 = 10 + 10 + 4
     memory = Memory(run, 5)
     steps = []
-    run._learner._optimizer.register_step_post_hook(lambda *given: steps.append(1))
+    run.learner.optimizer.register_step_post_hook(lambda *given: steps.append(1))
     list(run)
     assert memory.passes == [5, 5, 5, 5, 4]
     assert len(steps) == 3
@@ -173,7 +173,7 @@ def test_a_batch_norm_that_follows_its_images_never_sees_one_alone(make_recipe, 
 def test_a_run_whose_memory_runs_out_goes_on_like_one_that_began_with_the_smaller_parts(make_recipe, make_run):
     recipe = make_recipe(**CHANCE, batch_size=12, epochs=2)  # batch norm, dropout, augmentation and mixing
     began, found = make_run(recipe), make_run(recipe)
-    began._learner._fit.most = 3
+    began.learner.microbatcher.size = 3
     memory = Memory(found, 3)
     deep = []
 
@@ -213,7 +213,7 @@ def test_where_not_even_the_smallest_part_fits_the_error_says_what_to_do(make_re
     run = make_run(make_recipe(backbone="test_vit", batch_size=8))
     run._start_accuracy = 0.0
     run._begin = lambda: Memory(run, 0, error)
-    with pytest.raises(MemoryError, match="not even 1 image at a time fit the memory: take a smaller image_size"):
+    with pytest.raises(MemoryError, match="not even 1 image at a time fit in memory: use a smaller image_size"):
         list(run)
 
 
@@ -231,7 +231,7 @@ def test_a_loss_that_compares_images_is_not_divided(make_recipe, make_run, monke
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore words")
 
     run._begin = lambda: monkeypatch.setattr(run.model, "forward_features", out_of_memory)
-    refusal = r"a batch of 8 images .* cannot be divided, because embedding_loss contrastive.* compares its images: .* "
+    refusal = r"a batch of 8 images .* cannot be split, because embedding_loss contrastive.* compares its images: .* "
     with pytest.raises(
         MemoryError, match=refusal + r"smaller batch_size .*\(CUDA out of memory. Tried to allocate 2 GiB"
     ):
@@ -260,7 +260,7 @@ def test_a_checkpoint_from_before_there_were_micro_batches_is_still_read(make_re
     state = run.state_dict()
     del state["micro_batch"]
     run.load_state_dict(state)
-    assert run._learner.micro_batch is None
+    assert run.learner.micro_batch is None
 
 
 # Evaluation
@@ -269,11 +269,11 @@ def test_a_checkpoint_from_before_there_were_micro_batches_is_still_read(make_re
 def test_evaluation_in_parts_comes_to_the_same(make_recipe, make_run):
     run = make_run(make_recipe())
     places = run.split.train
-    whole = evaluate(run.model, run._batches(places), run._learner.prepare, "train", places)
+    whole = evaluate(run.model, run.inputs.evaluation_batches(places), run.inputs.transform.prepare, "train", places)
     sizes = []
     run.model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     memory = Memory(run, 5)
-    parts = evaluate(run.model, run._batches(places), run._learner.prepare, "train", places)
+    parts = evaluate(run.model, run.inputs.evaluation_batches(places), run.inputs.transform.prepare, "train", places)
     assert sizes == [24, 12, 6, 3, 3, 3, 3, 3, 3, 3, 3]
     assert memory.refused == 3
     assert parts.correct == whole.correct

@@ -61,7 +61,7 @@ def test_the_more_is_frozen_the_higher_is_the_cut():
 
 def test_where_the_head_alone_moves_the_cut_is_below_the_classifier():
     cut = split_at_frozen(network("test_vit", HeadFirst(None)), SIZE)
-    assert cut.place == EMBEDDINGS
+    assert cut.cut_point == EMBEDDINGS
     assert cut.lower(torch.rand(2, 3, SIZE, SIZE)).shape == (2, 64)
 
 
@@ -71,7 +71,7 @@ def test_a_network_that_moves_as_a_whole_is_not_cut():
 
 
 def test_what_follows_the_batch_is_not_frozen():
-    assert split_at_frozen(network("test_resnet", HeadFirst(None), follows="always"), SIZE).place != EMBEDDINGS
+    assert split_at_frozen(network("test_resnet", HeadFirst(None), follows="always"), SIZE).cut_point != EMBEDDINGS
 
 
 def test_chance_is_not_frozen():

@@ -107,7 +107,7 @@ def test_only_adapters_and_head_move_and_the_weights_move_by_no_more_than_the_ra
 
 def test_the_distance_is_that_of_the_weights_that_are_computed_with(make_recipe, make_run):
     run = make_run(make_recipe(strategy="lora", backbone="test_vit", optimizer="adam", learning_rate=0.01))
-    assert run._learner.distance() == 0.0
+    assert run.learner.distance() == 0.0
     start = merge_adapters(run.model).state_dict()
     list(run)
     end = merge_adapters(run.model).state_dict()

@@ -103,7 +103,7 @@ def test_the_first_loss_is_that_of_evaluation_where_statistics_stand_still(make_
     run = make_run(make_recipe(backbone="test_resnet", batch_norm=mode, epochs=1, batch_size=24))
     images, labels = next(iter_batches(run.pack, run.split.train, 24))
     with torch.no_grad():
-        inputs = run._learner.prepare(images)
+        inputs = run.inputs.transform.prepare(images)
         expected = nn.functional.cross_entropy(run.model.eval()(inputs), labels).item()
     (epoch,) = run
     assert (epoch.train_loss == pytest.approx(expected, rel=1e-4)) is (mode == "frozen")
@@ -116,7 +116,7 @@ def test_statistics_that_follow_are_the_running_mean_of_the_batches(make_recipe,
     layer, stem = run.model.bn1, run.model.conv1
     images, _ = next(iter_batches(run.pack, run.split.train, 24))
     with torch.no_grad():
-        features = stem(run._learner.prepare(images))
+        features = stem(run.inputs.transform.prepare(images))
         expected = 0.9 * layer.running_mean + 0.1 * features.mean(dim=(0, 2, 3))
     list(run)
     torch.testing.assert_close(layer.running_mean, expected, rtol=1e-4, atol=1e-5)

@@ -91,9 +91,9 @@ def test_the_pull_is_clipped_with_the_rest_of_the_gradient(make_recipe, make_run
         clip_norm=clip_norm,
     )
     run = make_run(recipe)
-    for group in run._learner._optimizer.param_groups:
+    for group in run.learner.optimizer.param_groups:
         group["momentum"] = 0.0
-    for parameter, start in zip(run._learner._body(), run._learner._start, strict=True):
+    for parameter, start in zip(run.learner.body_tensors(), run.learner.initial_body, strict=True):
         parameter.data.copy_(start + 0.01)  # so that the pull is by far the most of the gradient
     before = [parameter.detach().clone() for parameter in run.model.parameters()]
     epoch = next(iter(run))
@@ -101,5 +101,5 @@ def test_the_pull_is_clipped_with_the_rest_of_the_gradient(make_recipe, make_run
     assert float(torch.cat([step.flatten() for step in steps]).double().norm()) == pytest.approx(
         rate * clip_norm, rel=1e-3
     )
-    numbers = sum(start.numel() for start in run._learner._start)
+    numbers = sum(start.numel() for start in run.learner.initial_body)
     assert epoch.gradient_norm == pytest.approx(100 * 0.01 * numbers**0.5, rel=0.05), "as it was before clipping"

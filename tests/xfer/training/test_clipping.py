@@ -20,17 +20,17 @@ def one_step(make_recipe, make_run, strategy, **changes):
     network = {"backbone": "test_vit"} if strategy in ("lora", "drop_early") else {}  # which do not fit the usual one
     run = make_run(make_recipe(**ONE_STEP, strategy=strategy, learning_rate=RATE, **network, **changes))
     before = {}
-    steps = run._learner.step
+    steps = run.learner.step
 
     def watched(*arguments):
         before.update({parameter: parameter.detach().clone() for parameter in run.model.parameters()})
         return steps(*arguments)
 
-    run._learner.step = watched
+    run.learner.step = watched
     epoch = next(iter(run))
     step = [
         (parameter.detach() - before[parameter]).flatten().double() / group["lr"]
-        for group in run._learner._optimizer.param_groups
+        for group in run.learner.optimizer.param_groups
         for parameter in group["params"]
         if group["lr"]
     ]

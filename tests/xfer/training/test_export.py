@@ -56,7 +56,7 @@ def probabilities_of(run, places):
     run.model.eval()
     with torch.inference_mode():
         return torch.cat(
-            [run.model(run._learner.prepare(images)) for images, _ in iter_batches(run.pack, places, 64)]
+            [run.model(run.inputs.transform.prepare(images)) for images, _ in iter_batches(run.pack, places, 64)]
         ).softmax(1)
 
 

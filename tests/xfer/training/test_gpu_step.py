@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xfer.methods.augmentations import AUGMENTATIONS, GPU_AUGMENTATIONS
 from xfer.methods.freezing import TrainingProgress
+from xfer.methods.losses import LOSSES
 from xfer.methods.optimizers import OPTIMIZERS
+from xfer.training.inputs import BatchTransform
 from xfer.training.learner import Learner
 
 CUDA = torch.device("cuda")
@@ -48,20 +50,20 @@ def test_what_counts_waiting_sees_it():
 @pytest.mark.parametrize("strategy", ["linear_probe", "naive", "l2_sp", "layer_decay"])
 def test_no_step_asks_for_a_number(make_recipe, make_run, strategy, clipping, augmentation):
     run = make_run(make_recipe(strategy=strategy, augmentation=augmentation, optimizer="sgd", **clipping))
-    images, labels = next(run._batches(run.split.train))
-    run._learner.set_pace(TrainingProgress(0, 2))
+    images, labels = next(run.inputs.evaluation_batches(run.split.train))
+    run.learner.set_pace(TrainingProgress(0, 2))
     with Waiting() as waiting:
         for _ in range(3):
-            run._learner.step(*run._learner.augment_batch(images, labels, torch.Generator()), 0.01)
+            run.learner.step(*run.inputs.transform(images, labels, torch.Generator()), 0.01)
     assert waiting.counted == {}
 
 
 @pytest.fixture
 def without_a_driver(monkeypatch):
     """What only a GPU's driver can do is left out."""
-    monkeypatch.setattr("xfer.training.learner.get_rng_state", lambda device: torch.zeros(0))
+    monkeypatch.setattr("xfer.training.gradient.get_rng_state", lambda device: torch.zeros(0))
     monkeypatch.setattr(nn.Module, "to", lambda self, *where, **how: self)  # made there; fake ones cannot be moved
-    monkeypatch.setattr(Learner, "_computing", lambda self: torch.no_grad())
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: torch.no_grad())
 
     def graded(learner):
         def backward(loss):
@@ -76,7 +78,8 @@ def without_a_driver(monkeypatch):
 
 def learner_on_cuda(recipe):
     with CUDA:
-        return Learner(recipe, None, CUDA)
+        learner = Learner(recipe, None, CUDA)
+        return learner, BatchTransform(recipe, learner.model, CUDA)
 
 
 @pytest.mark.parametrize("optimizer", sorted({"sgd", "nesterov", "lion"} & set(OPTIMIZERS)))
@@ -86,13 +89,13 @@ def test_a_batch_on_the_gpu_stays_there_and_meets_nothing_from_elsewhere(
 ):
     recipe = make_recipe(strategy="l2_sp", augmentation=augmentation, optimizer=optimizer, clip_norm=1.0)
     with FakeTensorMode():
-        learner = learner_on_cuda(recipe)
+        learner, transform = learner_on_cuda(recipe)
         without_a_driver(learner)
         learner.set_pace(TrainingProgress(0, 2))
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=CUDA)
         labels = torch.zeros(8, dtype=torch.long, device=CUDA)
         for _ in range(2):
-            found = learner.step(*learner.augment_batch(images, labels, torch.Generator()), 0.1)
+            found = learner.step(*transform(images, labels, torch.Generator()), 0.1)
         assert {each.device.type for each in found} == {"cuda"}
         with pytest.raises(DataDependentOutputException):
             found[0].item()  # so a step that asked would have failed
@@ -100,17 +103,19 @@ def test_a_batch_on_the_gpu_stays_there_and_meets_nothing_from_elsewhere(
 
 def test_a_batch_from_main_memory_is_brought_to_the_gpu(make_recipe, without_a_driver):
     with FakeTensorMode():
-        learner = learner_on_cuda(make_recipe(augmentation="flip"))
+        learner, transform = learner_on_cuda(make_recipe(augmentation="flip"))
         without_a_driver(learner)
         learner.set_pace(TrainingProgress(0, 2))
         images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.long)
-        found = learner.step(*learner.augment_batch(images, labels, torch.Generator()), 0.1)
+        found = learner.step(*transform(images, labels, torch.Generator()), 0.1)
         assert {each.device.type for each in found} == {"cuda"}
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_only_what_works_anywhere_is_given_images_on_a_device(make_recipe, make_run, name):
-    assert make_run(make_recipe(augmentation=name))._learner.can_augment_on_device == (name in GPU_AUGMENTATIONS)
+    assert make_run(make_recipe(augmentation=name)).inputs.transform.can_augment_on_device == (
+        name in GPU_AUGMENTATIONS
+    )
 
 
 @pytest.mark.parametrize("name", sorted(GPU_AUGMENTATIONS))
@@ -138,24 +143,29 @@ def staged(to):
 
 @pytest.mark.parametrize("network", ["test_efficientnet", "test_vit"])
 def test_in_bfloat16_the_network_computes_in_16_bits_and_all_that_is_kept_has_32(
-    make_recipe, pack, weights_of, network
+    make_recipe, pack, weights_of, monkeypatch, network
 ):
     from xfer.run import Run
 
     recipe = make_recipe(backbone=network, optimizer="adam", learning_rate=1e-3)
+    losses = []
+    cross_entropy = LOSSES["cross_entropy"]()
+
+    def loss(logits, targets):
+        losses.append(logits.dtype)
+        return cross_entropy(logits, targets)
+
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda: loss)
     run = Run(recipe, pack, weights_of(network), torch.device("cpu"), precision="bfloat16")
     seen = set()
     run.model.get_classifier().register_forward_hook(
         lambda module, given, result: seen.add((module.training, result.dtype))
     )
-    losses = []
-    real = run._learner._loss
-    run._learner._loss = lambda logits, targets: losses.append(logits.dtype) or real(logits, targets)
     epochs = list(run)
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}, "training in 16 bits, judged in 32"
     assert set(losses) == {torch.float32}
     assert {each.dtype for each in run.model.parameters()} == {torch.float32}
-    kept = [value for state in run._learner._optimizer.state.values() for value in state.values()]
+    kept = [value for state in run.learner.optimizer.state.values() for value in state.values()]
     assert {each.dtype for each in kept if isinstance(each, torch.Tensor) and each.ndim} == {torch.float32}
     assert run.record().arithmetic == "bfloat16"
     exact = Run(recipe, pack, weights_of(network), torch.device("cpu"))

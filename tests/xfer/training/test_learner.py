@@ -73,7 +73,7 @@ def test_gradient_norms_are_those_of_the_first_epoch_and_their_mean_is_its_gradi
 
 def test_no_more_gradient_norms_are_kept_than_the_first_steps(make_recipe, make_run, monkeypatch):
     every = next(iter(make_run(make_recipe(batch_size=2)))).gradient_norms
-    monkeypatch.setattr("xfer.run.LOGGED_GRADIENT_NORMS", 5)
+    monkeypatch.setattr("xfer.training.epochs.LOGGED_GRADIENT_NORMS", 5)
     few = next(iter(make_run(make_recipe(batch_size=2)))).gradient_norms
     assert (len(every), few) == (12, every[:5])
 
@@ -98,7 +98,7 @@ def test_a_resumed_run_knows_its_start_accuracy(make_recipe, make_run, tmp_path)
 
 def test_the_distance_is_nothing_at_the_start_and_grows_from_there(make_recipe, make_run):
     run = make_run(make_recipe(epochs=3, learning_rate=0.003))
-    assert run._learner.distance() == 0.0
+    assert run.learner.distance() == 0.0
     distances = [epoch.distance for epoch in run]
     assert 0 < distances[0] < distances[1] < distances[2]
 
@@ -146,7 +146,7 @@ def test_statistics_follow_the_images_as_batch_norm_says(make_recipe, make_run, 
 def test_dropout_in_a_frozen_part_is_silent_and_above_it_is_not(make_recipe, make_run):
     run = make_run(make_recipe(strategy={"name": "freeze_first", "blocks": 3}, backbone_args={"drop_path_rate": 0.5}))
     next(iter(run))
-    run._learner.set_pace(TrainingProgress(1, 2))
+    run.learner.set_pace(TrainingProgress(1, 2))
     modes = {name: module.training for name, module in run.model.named_modules() if isinstance(module, nn.Sequential)}
     assert [modes[f"blocks.{stage}"] for stage in range(5)] == [False, False, True, True, True]
 
@@ -184,12 +184,12 @@ def test_the_centres_of_arcface_move_at_the_heads_rate_and_are_decayed(make_reci
     about = {"strategy": strategy, "body_rate": body_rate, "embedding_loss": "arcface"}
     recipe = make_recipe(**CONSTANT, **about, learning_rate=0.02, weight_decay=0.3)
     run = make_run(recipe)
-    (centres,) = run._learner._asked.parameters()
+    (centres,) = run.learner.embedding_loss_module.parameters()
     assert centres.shape == (256, 3)
     before = centres.detach().clone()
     next(iter(run))
     assert not torch.equal(centres, before)
-    group = next(each for each in run._learner._optimizer.param_groups if each["params"][0] is centres)
+    group = next(each for each in run.learner.optimizer.param_groups if each["params"][0] is centres)
     assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)
 
 
@@ -202,16 +202,16 @@ def test_the_centres_of_arcface_are_in_the_checkpoint_and_a_resumed_run_goes_on_
     uninterrupted = make_run(recipe)
     list(uninterrupted)
     run = make_run(recipe, tmp_path)
-    start = run._learner._asked.W.detach().clone()
+    start = run.learner.embedding_loss_module.W.detach().clone()
     next(iter(run))
     saved = checkpoints.load(tmp_path)["embedding_loss"]["W"]
-    assert torch.equal(saved, run._learner._asked.W)
+    assert torch.equal(saved, run.learner.embedding_loss_module.W)
     assert not torch.equal(saved, start)
     for epochs in (2, 3, 4):
         resumed = make_run(recipe, tmp_path)
         assert next(iter(resumed)).epoch == epochs
     assert_same(snapshot(resumed), snapshot(uninterrupted))
-    assert torch.equal(resumed._learner._asked.W, uninterrupted._learner._asked.W)
+    assert torch.equal(resumed.learner.embedding_loss_module.W, uninterrupted.learner.embedding_loss_module.W)
 
 
 @pytest.mark.parametrize("term", ["contrastive", "triplet"])
@@ -237,14 +237,14 @@ def test_the_term_is_asked_with_the_embeddings_that_the_head_is_asked_with(make_
     run = make_run(make_recipe(embedding_loss="contrastive", strategy="linear_probe", batch_size=24, epochs=1))
     asked = []
     monkeypatch.setattr(
-        run._learner._asked, "forward", lambda embeddings, labels: asked.append((embeddings, labels)) or 0
+        run.learner.embedding_loss_module, "forward", lambda embeddings, labels: asked.append((embeddings, labels)) or 0
     )
     list(run)
     (embeddings, labels), *more = asked
     assert more == []
     assert sorted(labels.tolist()) == [0] * 8 + [1] * 8 + [2] * 8
-    (batch,) = run._batches(run.split.train)
+    (batch,) = run.inputs.evaluation_batches(run.split.train)
     with torch.no_grad():
-        expected = Embedder(run.model.eval())(run._learner.prepare(batch[0]))
+        expected = Embedder(run.model.eval())(run.inputs.transform.prepare(batch[0]))
     found, wanted = (each[each.sum(dim=1).argsort()] for each in (embeddings.detach(), expected))
     torch.testing.assert_close(found, wanted)
