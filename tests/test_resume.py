@@ -307,7 +307,7 @@ def test_a_truncated_checkpoint_is_noticed_and_the_one_before_it_is_used(killed:
 def test_a_truncated_checkpoint_is_named_in_the_log(killed: Killed) -> None:
     said = "".join(path.read_text() for path in (killed.left.folder / "logs").iterdir())
     assert f"trials/{killed.damaged}/checkpoints/epoch-{killed.kept[1]:04d}" in said
-    assert "is damaged: going back to the one before it" in said
+    assert "is damaged: resuming from the one before it" in said
 
 
 # --- contested, interrupted, a process lost ---------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def check_devices(first: torch.device, count: int) -> None:
 
 
 def nth_device(first: torch.device, index: int) -> torch.device:
-    """Return the GPU `index` places after the first one; on a CPU all workers share the device."""
+    """Return the GPU `index` positions after the first; on a CPU all workers share the device."""
     return first if first.type != "cuda" else torch.device("cuda", _cuda_index(first) + index)
 
 

@@ -173,7 +173,7 @@ class WorkerGroup:
     def close(self) -> None:
         """End all workers, and wait until they have ended."""
         self._closing = True
-        if self._in_task or self._failure is not None:  # in the middle of a step nobody can leave in order
+        if self._in_task or self._failure is not None:  # an orderly exit is impossible in the middle of a step
             self._kill()
             self._abort()
             with contextlib.suppress(RuntimeError):

@@ -95,7 +95,7 @@ class FrozenFeatures:
             "places": hashlib.sha256(indices.tobytes()).hexdigest(),
             "version": None if view is None else [str(self._recipe.augmentation), view],
         }
-        return indices, self._cache.get_or_compute(description, len(indices), lambda: self._compute(indices, view))
+        return indices, self._cache.get_or_compute(description, len(indices), lambda: self.compute(indices, view))
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -114,7 +114,8 @@ class FrozenFeatures:
             "made_by": [torch.__version__, timm.__version__, self.split_model.frozen[0].device.type],
         }
 
-    def _compute(self, indices: Indices, view: int | None) -> Iterator[Rows]:
+    def compute(self, indices: Indices, view: int | None) -> Iterator[Rows]:
+        """Compute features of images, see `rows`; yields them in chunks."""
         lower = self.split_model.lower
         modes = [(module, module.training) for module in lower.modules()]
         lower.eval()
