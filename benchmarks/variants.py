@@ -119,7 +119,8 @@ def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
     import torch
 
     from xfer.data.pack import load_pack
-    from xfer.run import DivergedError, Run
+    from xfer.run import Run
+    from xfer.training.epochs import DivergedError
 
     torch.set_num_threads(1)
     file = Path(weights) if recipe.weights else None

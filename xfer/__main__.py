@@ -15,7 +15,7 @@ from types import ModuleType
 
 from xfer.commands import advise, catalog, predict, train
 from xfer.devices.host_memory import retain_freed_memory
-from xfer.run import DivergedError
+from xfer.training.epochs import DivergedError
 
 COMMANDS: dict[str, ModuleType] = {"advise": advise, "train": train, "predict": predict, "catalog": catalog}
 

@@ -1,7 +1,7 @@
-"""Epoch, Evaluation, Noisy, Record: what came of a run, as plain data.
+"""Epoch, Evaluation and Record: results of a run as plain data.
 
-Everything here is a frozen dataclass of numbers, strings and tuples, so that it goes to JSON and back without loss
-and a report can be rendered where there is no torch.
+All are frozen dataclasses of numbers, strings and tuples, so they survive a round trip through JSON, and reports do
+not need torch.
 """
 
 from __future__ import annotations
@@ -17,117 +17,118 @@ Phase = Literal["screen", "search", "final"]
 Status = Literal["finished", "pruned", "failed"]
 
 LIST_FIELDS = ("gradient_norms", "confusion", "noisy")
-"""Fields that most epochs or evaluations do without: they take no space in JSON where they are empty."""
+"""Fields that are left out of JSON when they are empty, as in most epochs and evaluations."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training part, and how the network stood on the validation part afterwards.
+    """Metrics of one pass over the training part, and of the validation part afterwards.
 
-    Accuracies are in [0, 1]. `train_accuracy` is counted while training, on images as they were augmented and mixed,
-    so it usually lies below what the same network reaches on untouched images.
+    Accuracies are in [0, 1]. `train_accuracy` is counted during training, on augmented and mixed images, so it is
+    usually lower than the accuracy of the same network on the original images.
     """
 
     epoch: int
-    """How many epochs have been trained by now: the first is 1."""
+    """Number of the epoch, counted from 1."""
     train_loss: float
     train_accuracy: float
     val_loss: float
     val_accuracy: float
     learning_rate: float
-    """The base rate times the schedule at the last step, before the strategy slows single parameters."""
+    """Base learning rate times the schedule in the last step, without the strategy's multiplier."""
     gradient_norm: float
-    """The mean over the epoch's steps of the global L2 norm, before clipping."""
+    """Mean global L2 norm over the epoch's steps, before clipping."""
     seconds: float
-    """Wall clock of training and validation together."""
+    """Wall-clock time of training and validation."""
     images_per_second: float
-    """Training images over the training share of the wall clock."""
+    """Training throughput: images per second of wall-clock time, without validation."""
     cpu_percent: float | None = None
-    """CPU time of the process over wall clock: 100 is one core kept busy."""
+    """CPU time of the process over wall-clock time: 100 is one busy core."""
     memory_mb: float | None = None
     """Resident memory of the process at the end of the epoch, in 2**20 bytes."""
     gpu_memory_mb: float | None = None
     """Peak memory allocated on the GPU so far, in 2**20 bytes; None without a GPU."""
     gpu_percent: float | None = None
-    """GPU utilisation at the end of the epoch; None where no GPU can be asked."""
+    """GPU utilization at the end of the epoch; None if it cannot be measured."""
     peak_memory_mb: float | None = None
-    """The most resident memory that the process ever held, in 2**20 bytes: of the whole process, not of this run."""
+    """Peak resident memory of the process since its start, in 2**20 bytes, other runs included."""
     val_top5_accuracy: float | None = None
-    """`Evaluation.top5_accuracy` of the validation part, and so on for the next two."""
+    """Validation metrics, see `Evaluation`; so are the next two."""
     val_balanced_accuracy: float | None = None
     val_calibration_error: float | None = None
     val_noisy_accuracy: float | None = None
-    """Accuracy on one noisy copy of the validation part (`xfer.measure.robustness.noisy_batches`); None unless asked for,
-    as by the objective noisy_accuracy."""
+    """Accuracy on a noisy copy of the validation part (`xfer.measure.robustness.noisy_batches`). Measured only on
+    request, for example for the objective noisy_accuracy."""
     distance: float | None = None
-    """How far everything below the head has moved from the weights that the run started from: the L2 norm of the
-    difference over the L2 norm of those weights. 0 where all of it was frozen."""
+    """Relative distance of everything below the head from its initial weights: L2 norm of the difference over the
+    L2 norm of the initial weights. 0 if all of it was frozen."""
     micro_batch: int | None = None
-    """How many images went through the network at a time by the end of the epoch, where the memory did not hold a whole
-    batch; None where it did. The step is that of the whole batch in any case (`Learner.step`)."""
+    """Micro-batch size at the end of the epoch; None if whole batches fit in memory. The step is that of the whole
+    batch in either case (`Learner.step`)."""
     gradient_norms: tuple[float, ...] = ()
-    """The global L2 norm at each of the first steps of the first epoch, before clipping; empty in later epochs."""
+    """Global L2 norms in the first steps of the first epoch, before clipping; empty in later epochs."""
 
     @property
     def gap(self) -> float:
-        """Training minus validation accuracy, in [-1, 1]: above 0 the network knows its training images better.
+        """Generalization gap: training minus validation accuracy, in [-1, 1].
 
-        Training accuracy is counted while training, on images as they were augmented and mixed, so the gap understates
-        how much better; with strong augmentation it is below 0.
+        Training accuracy is counted on augmented and mixed images, so this understates the gap, and with strong
+        augmentation it is negative.
         """
         return self.train_accuracy - self.val_accuracy
 
 
 @dataclass(frozen=True)
 class CorruptionScore:
-    """How a network did on images under one kind of noise at one severity."""
+    """Accuracy under one kind of noise at one severity."""
 
     kind: str
     """A name in `xfer.measure.robustness.NOISES`."""
     severity: int
     """1 (mild) to 5 (severe)."""
     images: int
-    """How many images met it: at least 1."""
+    """Number of images evaluated, at least 1."""
     correct: int
-    """How many of them were put into the right class."""
+    """Number of correctly classified images."""
 
     @property
     def accuracy(self) -> float:
-        """The share of images put into the right class, in [0, 1]."""
+        """Fraction of correctly classified images, in [0, 1]."""
         return self.correct / self.images
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network did on one part of the data, image by image."""
+    """Result of a network on one part of the data, image by image."""
 
     part: Part
     loss: float
-    """Mean cross-entropy, whatever loss the network was trained with."""
+    """Mean cross-entropy, also for networks trained with another loss."""
     images: tuple[int, ...]
-    """Which images: their places in the pack."""
+    """Indices of the images in the pack."""
     correct: tuple[bool, ...]
-    """For each of them, whether the most likely class was the right one."""
+    """For each image, whether the predicted class was correct."""
     top5_accuracy: float | None = None
-    """The share of images whose class is among the five most likely; None with 5 classes or fewer, where it is 1."""
+    """Fraction of images whose class is among the five most likely; None with 5 classes or fewer."""
     balanced_accuracy: float | None = None
-    """The mean over the classes that occur of the share of their images put into them."""
+    """Mean over classes, those without images excepted, of the fraction of correctly classified images."""
     calibration_error: float | None = None
-    """Expected calibration error in [0, 1]: how far the probability of the most likely class is from how often it is
-    the right one, the mean over images of the difference in each of 15 bins of equal width (Guo et al. 2017)."""
+    """Expected calibration error in [0, 1]: the difference between predicted probability and accuracy in each of 15
+    bins of equal width, averaged over images (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     confusion: tuple[tuple[int, int, int], ...] = ()
-    """(true class, predicted class, how many images) for each pair that occurs, in ascending order."""
+    """Confusion matrix as (true class, predicted class, number of images) for each pair that occurs, in ascending
+    order."""
     noisy: tuple[CorruptionScore, ...] = ()
-    """The same images under noise, each kind and severity; empty unless asked for."""
+    """Accuracy on the same images under noise, by kind and severity; empty if not measured."""
 
     @property
     def accuracy(self) -> float:
-        """The share of images put into the right class, in [0, 1]."""
+        """Fraction of correctly classified images, in [0, 1]."""
         return sum(self.correct) / len(self.correct)
 
     @property
     def noisy_accuracy(self) -> float | None:
-        """The mean over kinds of noise of the mean over their severities, in [0, 1]; None where none was tried."""
+        """Mean accuracy over kinds of noise, each the mean over its severities, in [0, 1]; None if not measured."""
         kinds: dict[str, list[float]] = {}
         for noisy in self.noisy:
             kinds.setdefault(noisy.kind, []).append(noisy.accuracy)
@@ -136,57 +137,57 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Record:
-    """What one run came to: the unit of evidence behind every ranking and report."""
+    """Result of one run: the unit of evidence behind every ranking and report."""
 
     trial: str
-    """`0007` for the seventh trial after `0000`; `0007-s2` where trial `0007` was run again as a finalist on seed 2;
-    `screen-07` for a head that was fitted before the search."""
+    """Name of the trial: `0007`; `0007-s2` for trial `0007` as a finalist on seed 2; `screen-07` for a head that was
+    fitted before the search."""
     phase: Phase
     key: str
-    """The recipe's content hash without its seed: equal for a finalist's runs on different seeds."""
+    """Content hash of the recipe without its seed: equal for a finalist's runs on different seeds."""
     id: str
-    """The recipe's content hash with its seed."""
+    """Content hash of the recipe with its seed."""
     recipe: Mapping[str, Any]
     """The recipe as plain data (`Recipe.as_dict`)."""
     status: Status
     epochs: tuple[Epoch, ...]
     parameters: int | None
-    """How many numbers the network holds; None where it was never built."""
+    """Number of the network's parameters; None if it was never built."""
     trainable_parameters: int | None
-    """How many of them moved at any time during the run."""
+    """Number of parameters that were trained at any time during the run."""
     seconds: float
-    """Wall clock of all epochs, whichever process trained them."""
+    """Wall-clock time of all epochs, over all processes that trained them."""
     val: Evaluation | None = None
-    """The validation part under the final weights; None unless the run finished."""
+    """Evaluation of the final weights on the validation part; None if the run did not finish."""
     test: Evaluation | None = None
-    """The test part; None unless the run belongs to a finalist and the test part has been opened."""
+    """Evaluation on the test part; only for finalists, and once the test part has been opened."""
     error: str | None = None
-    """Why a failed run failed, in one line."""
+    """Reason for a failure, in one line."""
     resumed_at: tuple[int, ...] = ()
-    """After how many epochs the run was taken up again, once for each time it was interrupted."""
+    """Number of completed epochs at each resumption."""
     start_accuracy: float | None = None
-    """Validation accuracy before the first step: the transferred network with its untrained head."""
+    """Validation accuracy before the first step, of the pretrained network with its untrained head."""
     flops: int | None = None
-    """Floating point operations of one image's way through the network, without the way back. A multiply-add counts as
-    two, and only convolutions and matrix products count (attention too); many papers count a multiply-add as one."""
+    """Floating point operations of the forward pass of one image. A multiply-add counts as two (as one in many papers),
+    and only convolutions and matrix products count, attention included."""
     arithmetic: str = "float32"
-    """In which numbers the network computed while it was trained, float32 or bfloat16, whether it was compiled, and on
-    how many devices together, if on more than one ("bfloat16, compiled, 2 devices"): as its last epoch was trained."""
+    """Number format of training, whether it was compiled, and the number of devices if more than one, as in the last
+    epoch: "float32", or "bfloat16, compiled, 2 devices"."""
 
     @property
     def val_accuracy(self) -> float | None:
-        """Validation accuracy after the last epoch, the value that trials are selected by; None without an epoch."""
+        """Validation accuracy after the last epoch, by which trials are selected; None without an epoch."""
         return self.epochs[-1].val_accuracy if self.epochs else None
 
 
 def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
-    """Plain data for JSON, the inverse of `record_from_dict`, `epoch_from_dict` and `evaluation_from_dict`.
+    """Return plain data for JSON; `record_from_dict`, `epoch_from_dict` and `evaluation_from_dict` are the inverse.
 
-    Per-image correctness becomes a string of 0 and 1: a tenth of the space of a JSON list. What is in `LIST_FIELDS` becomes
-    lists, and is left out where it is empty.
+    `correct` becomes a string of 0 and 1, which takes a tenth of the space of a JSON list. `LIST_FIELDS` become lists,
+    and are left out when they are empty.
     """
     plain = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    plain = {name: given for name, given in plain.items() if given or name not in LIST_FIELDS}
+    plain = {name: content for name, content in plain.items() if content or name not in LIST_FIELDS}
     if isinstance(value, Epoch) and value.gradient_norms:
         plain["gradient_norms"] = list(value.gradient_norms)
     if isinstance(value, Evaluation):
@@ -204,23 +205,23 @@ def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
 
 
 def epoch_from_dict(plain: Mapping[str, Any]) -> Epoch:
-    """An Epoch from what `as_dict` made of it."""
+    """Return the Epoch that `as_dict` was given."""
     return Epoch(**{**plain, "gradient_norms": tuple(plain.get("gradient_norms", ()))})
 
 
 def evaluation_from_dict(plain: Mapping[str, Any]) -> Evaluation:
-    """An Evaluation from what `as_dict` made of it."""
-    read = {
+    """Return the Evaluation that `as_dict` was given."""
+    fields = {
         "images": tuple(plain["images"]),
-        "correct": tuple(mark == "1" for mark in plain["correct"]),
+        "correct": tuple(digit == "1" for digit in plain["correct"]),
         "confusion": tuple((true, predicted, images) for true, predicted, images in plain.get("confusion", ())),
         "noisy": tuple(CorruptionScore(**noisy) for noisy in plain.get("noisy", ())),
     }
-    return Evaluation(**{**plain, **read})
+    return Evaluation(**{**plain, **fields})
 
 
 def record_from_dict(plain: Mapping[str, Any]) -> Record:
-    """A Record from what `as_dict` made of it."""
+    """Return the Record that `as_dict` was given."""
     parts = {part: evaluation_from_dict(plain[part]) if plain[part] else None for part in ("val", "test")}
     epochs = tuple(epoch_from_dict(epoch) for epoch in plain["epochs"])
     return Record(**{**plain, **parts, "epochs": epochs, "resumed_at": tuple(plain["resumed_at"])})

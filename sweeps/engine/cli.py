@@ -234,7 +234,7 @@ def _name(asked: Options, prepared: Prepared) -> str:
 
 def _share(asked: Options) -> Any:
     from sweeps.engine.trials.trainable import Resources
-    from xfer.run import default_device
+    from xfer.devices.device import default_device
 
     for flag, value, low, high in (
         ("--cpus-per-trial", asked.cpus_per_trial, 1, 4096),
@@ -257,7 +257,7 @@ def _share(asked: Options) -> Any:
 
 def _has_gpus() -> bool:
     """Whether trials can have a GPU: here, or on machines that the cluster has or can start."""
-    from xfer.run import default_device
+    from xfer.devices.device import default_device
 
     if cluster.has_cluster_address():
         from sweeps.engine.trials import ray_tune

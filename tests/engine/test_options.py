@@ -366,10 +366,10 @@ def test_resources_that_are_not_there_are_refused(
 ) -> None:
     import torch
 
-    import xfer.run
+    import xfer.devices.device
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(xfer.run, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(xfer.devices.device, "default_device", lambda: torch.device("cpu"))
     with pytest.raises(ValueError, match=message):
         cli._share(asked(**flags))
 

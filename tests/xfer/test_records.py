@@ -1,4 +1,4 @@
-"""What came of a run is plain data: to JSON and back without loss."""
+"""Records survive a round trip through JSON without loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ noisy = st.builds(CorruptionScore, st.text(), st.integers(1, 5), st.integers(1, 
 
 
 def fields_of(kind, required, optional):
-    """Something for every field: those with a default may go without a value."""
+    """A strategy for every field, `optional` for fields with a default."""
     fields = dataclasses.fields(kind)
     return {field.name: required if field.default is dataclasses.MISSING else optional for field in fields}
 
@@ -37,7 +37,7 @@ def fields_of(kind, required, optional):
 epochs = st.builds(Epoch, **{**fields_of(Epoch, number, measured), "gradient_norms": norms})
 hits = st.lists(st.tuples(counts, st.booleans()), min_size=1, max_size=8)
 evaluations = st.builds(
-    lambda part, loss, hits, **more: Evaluation(part, loss, *map(tuple, zip(*hits, strict=True)), **more),
+    lambda part, loss, hits, **options: Evaluation(part, loss, *map(tuple, zip(*hits, strict=True)), **options),
     st.sampled_from(["train", "val", "test"]),
     number,
     hits,
@@ -47,7 +47,9 @@ evaluations = st.builds(
     confusion=cells,
     noisy=st.lists(noisy, max_size=3).map(tuple),
 )
-plain = st.recursive(st.none() | st.booleans() | counts | number | st.text(), lambda each: st.lists(each), max_leaves=5)
+plain = st.recursive(
+    st.none() | st.booleans() | counts | number | st.text(), lambda children: st.lists(children), max_leaves=5
+)
 records = st.builds(
     Record,
     trial=st.text(),
@@ -74,37 +76,37 @@ def through_json(value):
 
 
 @given(value=epochs)
-def test_any_epoch_comes_back_equal(value):
+def test_any_epoch_survives_the_round_trip(value):
     assert epoch_from_dict(through_json(value)) == value
 
 
 @given(value=evaluations)
-def test_any_evaluation_comes_back_equal(value):
-    found = evaluation_from_dict(through_json(value))
-    assert found == value
-    assert found.accuracy == value.accuracy == sum(value.correct) / len(value.images)
+def test_any_evaluation_survives_the_round_trip(value):
+    restored = evaluation_from_dict(through_json(value))
+    assert restored == value
+    assert restored.accuracy == value.accuracy == sum(value.correct) / len(value.images)
 
 
 @settings(max_examples=50)
 @given(value=records)
-def test_any_record_comes_back_equal(value):
-    found = record_from_dict(through_json(value))
-    assert found == value
-    assert as_dict(found) == as_dict(value)
+def test_any_record_survives_the_round_trip(value):
+    restored = record_from_dict(through_json(value))
+    assert restored == value
+    assert as_dict(restored) == as_dict(value)
 
 
-def test_the_record_of_a_real_run_comes_back_equal(record):
+def test_the_record_of_a_real_run_survives_the_round_trip(record):
     assert record.status == "finished"
     assert record_from_dict(through_json(record)) == record
 
 
 def test_correctness_takes_one_character_per_image():
-    found = as_dict(Evaluation("val", 0.5, (7, 8, 9), (True, False, True)))
+    restored = as_dict(Evaluation("val", 0.5, (7, 8, 9), (True, False, True)))
     unmeasured = {"top5_accuracy": None, "balanced_accuracy": None, "calibration_error": None}
-    assert found == {"part": "val", "loss": 0.5, "images": (7, 8, 9), "correct": "101", **unmeasured}
+    assert restored == {"part": "val", "loss": 0.5, "images": (7, 8, 9), "correct": "101", **unmeasured}
 
 
-def test_lists_that_are_empty_take_no_space(record):
+def test_empty_lists_are_left_out(record):
     plain = as_dict(dataclasses.replace(record.epochs[0], gradient_norms=()))
     assert "gradient_norms" not in plain
     assert as_dict(dataclasses.replace(record.epochs[0], gradient_norms=(1.5, 0.5)))["gradient_norms"] == [1.5, 0.5]
@@ -112,7 +114,7 @@ def test_lists_that_are_empty_take_no_space(record):
     assert {"confusion", "noisy"}.isdisjoint(plain)
 
 
-NEW = {
+NEW_FIELDS = {
     Epoch: {
         *("peak_memory_mb", "val_top5_accuracy", "val_balanced_accuracy", "val_calibration_error"),
         *("val_noisy_accuracy", "distance", "gradient_norms"),
@@ -120,12 +122,12 @@ NEW = {
     Evaluation: {"top5_accuracy", "balanced_accuracy", "calibration_error", "confusion", "noisy"},
     Record: {"start_accuracy", "flops"},
 }
-"""What the first version did not write."""
+"""Fields that the first version did not write."""
 
 
 def as_first_written(value):
-    """What the first version wrote of this."""
-    plain = {name: given for name, given in as_dict(value).items() if name not in NEW[type(value)]}
+    """The plain data that the first version wrote."""
+    plain = {name: content for name, content in as_dict(value).items() if name not in NEW_FIELDS[type(value)]}
     if isinstance(value, Record):
         plain["epochs"] = [as_first_written(epoch) for epoch in value.epochs]
         plain |= {part: getattr(value, part) and as_first_written(getattr(value, part)) for part in ("val", "test")}
@@ -134,27 +136,27 @@ def as_first_written(value):
 
 @settings(max_examples=50)
 @given(value=records)
-def test_what_the_first_version_wrote_is_still_read(value):
-    found = record_from_dict(as_first_written(value))
-    assert (found.start_accuracy, found.flops) == (None, None)
-    for part in (found.val, found.test):
+def test_records_of_the_first_version_can_still_be_read(value):
+    restored = record_from_dict(as_first_written(value))
+    assert (restored.start_accuracy, restored.flops) == (None, None)
+    for part in (restored.val, restored.test):
         assert part is None or (part.top5_accuracy, part.confusion, part.noisy) == (None, (), ())
-    for epoch, before in zip(found.epochs, value.epochs, strict=True):
+    for epoch, before in zip(restored.epochs, value.epochs, strict=True):
         assert epoch == dataclasses.replace(
-            before, **{name: () if name == "gradient_norms" else None for name in NEW[Epoch]}
+            before, **{name: () if name == "gradient_norms" else None for name in NEW_FIELDS[Epoch]}
         )
-    assert [epoch.val_accuracy for epoch in found.epochs] == [epoch.val_accuracy for epoch in value.epochs]
+    assert [epoch.val_accuracy for epoch in restored.epochs] == [epoch.val_accuracy for epoch in value.epochs]
 
 
-def test_accuracy_is_the_share_of_right_answers():
+def test_accuracy_is_the_fraction_of_correct_predictions():
     assert Evaluation("val", 0.5, (7, 8, 9, 10), (True, False, True, True)).accuracy == 0.75
 
 
-def test_noisy_accuracy_gives_each_kind_the_same_say_and_each_severity_within_it():
+def test_noisy_accuracy_weights_kinds_equally_and_severities_equally_within_a_kind():
     noisy = (CorruptionScore("blur", 1, 4, 4), CorruptionScore("blur", 5, 100, 50), CorruptionScore("jpeg", 3, 10, 1))
     assert noisy[1].accuracy == 0.5
-    found = Evaluation("val", 0.5, (7,), (True,), noisy=noisy)
-    assert found.noisy_accuracy == pytest.approx(((1.0 + 0.5) / 2 + 0.1) / 2)
+    restored = Evaluation("val", 0.5, (7,), (True,), noisy=noisy)
+    assert restored.noisy_accuracy == pytest.approx(((1.0 + 0.5) / 2 + 0.1) / 2)
     assert Evaluation("val", 0.5, (7,), (True,)).noisy_accuracy is None
 
 
@@ -163,14 +165,14 @@ def test_the_gap_is_training_minus_validation_accuracy(record):
     assert epoch.gap == pytest.approx(0.3)
 
 
-def test_the_value_that_counts_is_that_of_the_last_epoch(record):
+def test_the_validation_accuracy_of_a_record_is_that_of_the_last_epoch(record):
     assert record.val_accuracy == record.epochs[-1].val_accuracy
     assert dataclasses.replace(record, epochs=()).val_accuracy is None
 
 
 @pytest.mark.parametrize("field", ["trial", "epochs", "val"])
-def test_a_record_with_a_hole_is_not_taken_for_one(record, field):
-    holed = through_json(record)
-    del holed[field]
+def test_a_record_without_a_required_field_is_an_error(record, field):
+    incomplete = through_json(record)
+    del incomplete[field]
     with pytest.raises((KeyError, TypeError)):
-        record_from_dict(holed)
+        record_from_dict(incomplete)

@@ -1,9 +1,8 @@
-"""A recipe being trained: it can stop, be killed, go on, and comes to the same; it fails loudly."""
+"""A run can stop, be killed and resume with the same result, and fails with clear errors."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 
@@ -13,17 +12,21 @@ import torch
 
 from tests.xfer.conftest import MEASURED_FIELDS
 from xfer.data.layouts import folder as folder_source
+from xfer.data.loader import iter_batches
 from xfer.data.pack import build_pack
+from xfer.methods.augmentations import AUGMENTATIONS
+from xfer.methods.losses import LOSSES
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES
 from xfer.methods.strategies import STRATEGIES
 from xfer.records import as_dict
-from xfer.run import DivergedError, Run
+from xfer.run import Run
 from xfer.training import checkpoints
+from xfer.training.epochs import DivergedError
 
 CPU = torch.device("cpu")
 BACKBONE = "test_efficientnet"
-CHANCE = {  # everything that draws
+RANDOM = {  # all sources of randomness
     "augmentation": "randaugment",
     "mixing": "cutmix",
     "backbone_args": {"drop_rate": 0.3, "drop_path_rate": 0.2},
@@ -40,12 +43,12 @@ def optimizer_state(run):
 
 
 def optimizer_groups(run):
-    """As JSON has them: a checkpoint turns tuples into lists. Some optimizers count their steps in a tensor."""
+    """In JSON's types, because a checkpoint turns tuples into lists. Some optimizers count steps in a tensor."""
     return json.loads(json.dumps(run.state_dict()["optimizer"]["param_groups"], default=torch.Tensor.item))
 
 
-def same(first, second):
-    """Equal bit for bit, tensors or plain values."""
+def equal_bit_for_bit(first, second):
+    """Whether two tensors or plain values are equal."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     return first == second
@@ -57,36 +60,36 @@ def assert_equal_bit_for_bit(first, second):
         ("optimizer", optimizer_state(first), optimizer_state(second)),
     ):
         assert one.keys() == other.keys(), kind
-        assert [name for name in one if not same(one[name], other[name])] == [], kind
+        assert [name for name in one if not equal_bit_for_bit(one[name], other[name])] == [], kind
     assert optimizer_groups(first) == optimizer_groups(second)
     assert without_measurements(first.epochs) == without_measurements(second.epochs)
     assert first.evaluate("test") == second.evaluate("test")
 
 
 def train(run, epochs):
-    """As many epochs as said, and then leave the loop."""
+    """Train some epochs, then leave the loop."""
     end = len(run.epochs) + epochs
     for epoch in run:
         if epoch.epoch == end:
             break
 
 
-def chance_for(strategy, network=BACKBONE):
-    """A strategy on a network, with everything that draws: what a recipe of it says."""
-    network = "test_vit" if strategy in ("lora", "drop_early") else network  # they fit no other one of the three
-    args = {} if strategy == "small_cnn" else CHANCE["backbone_args"]  # it has its own dropout
-    return {**CHANCE, "strategy": strategy, "backbone": network, "backbone_args": args, "batch_size": 12, "epochs": 4}
+def random_recipe(strategy, network=BACKBONE):
+    """Arguments of a recipe with all sources of randomness."""
+    network = "test_vit" if strategy in ("lora", "drop_early") else network  # the other two do not support them
+    args = {} if strategy == "small_cnn" else RANDOM["backbone_args"]  # it has its own dropout
+    return {**RANDOM, "strategy": strategy, "backbone": network, "backbone_args": args, "batch_size": 12, "epochs": 4}
 
 
-def assert_stops_and_goes_on(make_recipe, make_run, folder, **changes):
-    """A new Run for every epoch, each going on from the file of the one before, comes to what one Run comes to."""
+def assert_resumed_equals_uninterrupted(make_recipe, make_run, folder, **changes):
+    """A new Run for every epoch, each resumed from the last checkpoint, equals a single Run bit for bit."""
     recipe = make_recipe(**changes)
     uninterrupted = make_run(recipe)
     list(uninterrupted)
     for done in range(recipe.epochs):
         run = make_run(recipe, folder)
         assert len(run.epochs) == done
-        assert next(iter(run)).epoch == done + 1  # and nothing more is heard of this Run
+        assert next(iter(run)).epoch == done + 1  # and this Run is abandoned
     resumed = make_run(recipe, folder)
     assert list(resumed) == []
     assert resumed.resumed_at == tuple(range(1, recipe.epochs + 1))
@@ -95,7 +98,7 @@ def assert_stops_and_goes_on(make_recipe, make_run, folder, **changes):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_stopped_after_every_epoch_equals_uninterrupted(make_recipe, make_run, tmp_path, strategy):
-    assert_stops_and_goes_on(make_recipe, make_run, tmp_path, **chance_for(strategy))
+    assert_resumed_equals_uninterrupted(make_recipe, make_run, tmp_path, **random_recipe(strategy))
 
 
 @pytest.mark.slow
@@ -104,16 +107,16 @@ def test_stopped_after_every_epoch_equals_uninterrupted(make_recipe, make_run, t
 def test_stopped_after_every_epoch_equals_uninterrupted_on_other_networks(
     make_recipe, make_run, tmp_path, strategy, network
 ):
-    assert_stops_and_goes_on(make_recipe, make_run, tmp_path, **chance_for(strategy, network))
+    assert_resumed_equals_uninterrupted(make_recipe, make_run, tmp_path, **random_recipe(strategy, network))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stopped_after_every_epoch_equals_uninterrupted_with_every_optimizer(
     make_recipe, make_run, tmp_path, optimizer
 ):
-    # Eight steps: into Lookahead's rhythm of six.
-    changes = {**chance_for("freeze_then_unfreeze"), "optimizer": optimizer, "learning_rate": 0.003}
-    assert_stops_and_goes_on(make_recipe, make_run, tmp_path, **changes)
+    # Eight steps include one of Lookahead's, which come every six steps.
+    changes = {**random_recipe("freeze_then_unfreeze"), "optimizer": optimizer, "learning_rate": 0.003}
+    assert_resumed_equals_uninterrupted(make_recipe, make_run, tmp_path, **changes)
 
 
 @pytest.mark.slow
@@ -128,31 +131,31 @@ def test_stopped_after_every_epoch_equals_uninterrupted_with_every_optimizer(
 def test_stopped_after_every_epoch_equals_uninterrupted_with_every_optimizer_on_other_networks(
     make_recipe, make_run, tmp_path, network, optimizer
 ):
-    # With moments in any memory layout.
-    changes = {**chance_for("naive", network), "optimizer": optimizer, "learning_rate": 0.003}
-    assert_stops_and_goes_on(make_recipe, make_run, tmp_path, **changes)
+    # Moments of these networks have various memory layouts.
+    changes = {**random_recipe("naive", network), "optimizer": optimizer, "learning_rate": 0.003}
+    assert_resumed_equals_uninterrupted(make_recipe, make_run, tmp_path, **changes)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_moments_come_back_in_the_memory_layout_that_they_had(make_recipe, make_run, tmp_path, optimizer):
+def test_moments_are_restored_in_their_memory_layout(make_recipe, make_run, tmp_path, optimizer):
     recipe = make_recipe(optimizer=optimizer, backbone="test_resnet", epochs=4)
     run = make_run(recipe, tmp_path)
-    train(run, 3)  # nine steps: Lookahead's slow weights are there
+    train(run, 3)  # nine steps, after which Lookahead has slow weights
     resumed = make_run(recipe, tmp_path)
     layouts = [
-        {place: layout(value) for place, value in optimizer_state(each).items() if isinstance(value, torch.Tensor)}
-        for each in (run, resumed)
+        {key: layout(value) for key, value in optimizer_state(one).items() if isinstance(value, torch.Tensor)}
+        for one in (run, resumed)
     ]
-    assert [place for place in layouts[0] if layouts[0][place] != layouts[1][place]] == []
+    assert [key for key in layouts[0] if layouts[0][key] != layouts[1][key]] == []
 
 
 def layout(tensor):
-    """In which order the numbers lie in memory: strides, without those of dimensions that hold only one."""
+    """Strides, except those of dimensions of size 1."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
-def test_a_state_passed_from_hand_to_hand_goes_on_like_one_from_a_file(make_recipe, make_run):
-    recipe = make_recipe(optimizer="adam", epochs=3, **CHANCE)
+def test_a_state_dict_resumes_like_a_checkpoint(make_recipe, make_run):
+    recipe = make_recipe(optimizer="adam", epochs=3, **RANDOM)
     uninterrupted = make_run(recipe)
     list(uninterrupted)
     first, second = make_run(recipe), make_run(recipe)
@@ -162,8 +165,8 @@ def test_a_state_passed_from_hand_to_hand_goes_on_like_one_from_a_file(make_reci
     assert_equal_bit_for_bit(second, uninterrupted)
 
 
-def test_leaving_the_loop_stops_and_iterating_again_goes_on(make_recipe, make_run):
-    recipe = make_recipe(epochs=4, **CHANCE)
+def test_leaving_the_loop_stops_and_iterating_again_continues(make_recipe, make_run):
+    recipe = make_recipe(epochs=4, **RANDOM)
     uninterrupted = make_run(recipe)
     list(uninterrupted)
     run = make_run(recipe)
@@ -177,22 +180,22 @@ def test_leaving_the_loop_stops_and_iterating_again_goes_on(make_recipe, make_ru
     assert_equal_bit_for_bit(run, uninterrupted)
 
 
-def test_looking_at_a_run_does_not_change_it(make_recipe, make_run):
-    recipe = make_recipe(epochs=3, **CHANCE)
-    quiet, watched = make_run(recipe), make_run(recipe)
-    list(quiet)
-    for _ in watched:
+def test_evaluating_a_run_does_not_change_it(make_recipe, make_run):
+    recipe = make_recipe(epochs=3, **RANDOM)
+    undisturbed, evaluated = make_run(recipe), make_run(recipe)
+    list(undisturbed)
+    for _ in evaluated:
         torch.manual_seed(99)
         torch.rand(5)
-        watched.evaluate("train")
-        watched.evaluate("test")
-        watched.record()
-    assert_equal_bit_for_bit(watched, quiet)
+        evaluated.evaluate("train")
+        evaluated.evaluate("test")
+        evaluated.record()
+    assert_equal_bit_for_bit(evaluated, undisturbed)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_same_recipe_gives_the_same_run(make_recipe, make_run, strategy):
-    recipe = make_recipe(**{**chance_for(strategy), "epochs": 3})
+    recipe = make_recipe(**{**random_recipe(strategy), "epochs": 3})
     torch.manual_seed(1)
     first = make_run(recipe)
     list(first)
@@ -219,47 +222,39 @@ def test_another_draw_moves_the_validation_part_and_never_the_test_part(make_rec
     assert np.array_equal(runs[0].split.test, runs[1].split.test)
 
 
-def test_every_epoch_sees_the_images_in_another_order_and_each_of_them_once(make_recipe, make_run, monkeypatch):
+def test_every_epoch_sees_each_image_once_in_a_new_order(make_recipe, make_run, monkeypatch):
     seen = []
 
-    def watching(pack, places, batch_size):
-        if batch_size == 8:  # of the recipe; evaluation takes larger ones
-            seen.append(np.array(places))
-        return originally(pack, places, batch_size)
+    def recorded(pack, indices, batch_size):
+        if batch_size == 8:  # the recipe's; evaluation uses larger batches
+            seen.append(np.array(indices))
+        return iter_batches(pack, indices, batch_size)
 
     run = make_run(make_recipe(epochs=3))
-    originally = _replace(monkeypatch, "xfer.run.iter_batches", watching)
+    monkeypatch.setattr("xfer.training.inputs.iter_batches", recorded)
     list(run)
     assert len(seen) == 3
-    assert all(sorted(places) == list(run.split.train) for places in seen)
-    assert len({tuple(places) for places in seen}) == 3
+    assert all(sorted(indices) == list(run.split.train) for indices in seen)
+    assert len({tuple(indices) for indices in seen}) == 3
 
 
-def test_every_epoch_augments_and_mixes_anew(make_recipe, make_run):
-    run = make_run(make_recipe(epochs=3, augmentation="flip", mixing="cutmix"))
+def test_every_epoch_draws_new_augmentations_and_mixtures(make_recipe, make_run, monkeypatch):
     drawn = []
 
     def augment(images, generator):
         drawn.append(generator.initial_seed())
         return images
 
-    run._learner._augment = augment
-    list(run)
+    monkeypatch.setitem(AUGMENTATIONS, "flip", lambda: augment)
+    list(make_run(make_recipe(epochs=3, augmentation="flip", mixing="cutmix")))
     assert len(set(drawn)) == 3, "one generator per epoch"
     assert len(drawn) == 9
 
 
-def _replace(monkeypatch, target, replacement):
-    module, name = target.rsplit(".", 1)
-    original = getattr(importlib.import_module(module), name)
-    monkeypatch.setattr(target, replacement)
-    return original
+# Epochs
 
 
-# What an Epoch says
-
-
-def test_an_epoch_says_what_happened(make_recipe, make_run):
+def test_an_epoch_reports_its_metrics(make_recipe, make_run):
     run = make_run(make_recipe(epochs=3, optimizer="adam"))
     for number, epoch in enumerate(run, start=1):
         assert epoch.epoch == number
@@ -274,32 +269,32 @@ def test_an_epoch_says_what_happened(make_recipe, make_run):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_an_epoch_reports_the_rate_of_its_last_step(make_recipe, make_run, schedule):
+def test_an_epoch_reports_the_learning_rate_of_its_last_step(make_recipe, make_run, schedule):
     epochs, steps = 3, 3  # 24 training images in batches of 8
     run = make_run(make_recipe(schedule=schedule, epochs=epochs, learning_rate=0.02))
-    found = [epoch.learning_rate for epoch in run]
+    rates = [epoch.learning_rate for epoch in run]
     last_steps = [(epoch * steps + steps - 1) / (epochs * steps) for epoch in range(epochs)]
-    assert found == pytest.approx([0.02 * SCHEDULES[schedule]()(progress) for progress in last_steps])
+    assert rates == pytest.approx([0.02 * SCHEDULES[schedule]()(progress) for progress in last_steps])
 
 
-def test_training_learns_what_can_be_learned(make_recipe, make_run):
+def test_training_fits_a_simple_task(make_recipe, make_run):
     run = make_run(make_recipe(optimizer="adam", learning_rate=0.003, epochs=20))
     list(run)
     assert run.evaluate("test").accuracy == 1.0
     assert run.epochs[-1].train_loss < run.epochs[0].train_loss / 3
 
 
-def test_an_evaluation_is_of_the_places_of_its_part(make_recipe, make_run):
+def test_an_evaluation_covers_the_images_of_its_part(make_recipe, make_run):
     run = make_run(make_recipe())
     list(run)
     for part in ("train", "val", "test"):
-        found = run.evaluate(part)
-        assert found.part == part
-        assert found.images == tuple(run.split.of(part))
-        assert len(found.correct) == len(found.images)
+        evaluation = run.evaluate(part)
+        assert evaluation.part == part
+        assert evaluation.images == tuple(run.split.of(part))
+        assert len(evaluation.correct) == len(evaluation.images)
 
 
-def test_a_lone_image_at_the_end_of_an_epoch_is_left_out_another_one_each_time(make_recipe, make_run):
+def test_a_last_batch_of_a_single_image_is_left_out(make_recipe, make_run):
     run = make_run(make_recipe(batch_size=23, epochs=3))  # 24 = 23 + 1
     list(run)
     assert all(math.isfinite(epoch.train_loss) for epoch in run.epochs)
@@ -323,7 +318,7 @@ def test_a_record_is_finished_pruned_or_failed(make_recipe, make_run):
     assert (failed.status, failed.error, failed.val) == ("failed", "the disk is full", None)
 
 
-def test_a_record_says_what_was_run(make_recipe, make_run):
+def test_a_record_identifies_its_recipe(make_recipe, make_run):
     recipe = make_recipe()
     run = make_run(recipe)
     list(run)
@@ -333,22 +328,22 @@ def test_a_record_says_what_was_run(make_recipe, make_run):
     assert record.resumed_at == ()
 
 
-def test_a_resumed_run_has_the_record_of_an_undisturbed_one(make_recipe, make_run, tmp_path):
+def test_a_resumed_run_has_the_record_of_an_uninterrupted_one(make_recipe, make_run, tmp_path):
     recipe = make_recipe(epochs=3)
-    undisturbed = make_run(recipe)
-    list(undisturbed)
+    uninterrupted = make_run(recipe)
+    list(uninterrupted)
     next(iter(make_run(recipe, tmp_path)))
     resumed = make_run(recipe, tmp_path)
     list(resumed)
-    found, expected = resumed.record(), undisturbed.record()
-    assert without_measurements(found.epochs) == without_measurements(expected.epochs)
-    assert found.resumed_at == (1,)
-    assert dataclasses.replace(found, epochs=(), seconds=0, resumed_at=()) == dataclasses.replace(
+    record, expected = resumed.record(), uninterrupted.record()
+    assert without_measurements(record.epochs) == without_measurements(expected.epochs)
+    assert record.resumed_at == (1,)
+    assert dataclasses.replace(record, epochs=(), seconds=0, resumed_at=()) == dataclasses.replace(
         expected, epochs=(), seconds=0
     )
 
 
-def test_a_finished_run_taken_up_again_trains_nothing_and_has_its_record(make_recipe, make_run, tmp_path):
+def test_a_resumed_finished_run_trains_nothing_and_has_the_same_record(make_recipe, make_run, tmp_path):
     recipe = make_recipe()
     run = make_run(recipe, tmp_path)
     list(run)
@@ -367,8 +362,8 @@ def test_a_run_saves_every_epoch_before_it_is_yielded_and_keeps_two(make_recipe,
         assert len(list(tmp_path.iterdir())) == min(epoch.epoch, 2)
 
 
-def test_a_damaged_checkpoint_costs_one_epoch_and_nothing_else(make_recipe, make_run, tmp_path, caplog):
-    recipe = make_recipe(epochs=4, optimizer="ranger", **CHANCE)
+def test_a_damaged_checkpoint_costs_one_epoch_only(make_recipe, make_run, tmp_path, caplog):
+    recipe = make_recipe(epochs=4, optimizer="ranger", **RANDOM)
     uninterrupted = make_run(recipe)
     list(uninterrupted)
     train(make_run(recipe, tmp_path), 3)
@@ -388,23 +383,23 @@ def test_a_run_without_a_folder_writes_nothing(make_recipe, make_run, tmp_path, 
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 0.02}, {"strategy": "linear_probe"}])
-def test_a_state_of_another_recipe_is_refused(make_recipe, make_run, tmp_path, change):
+def test_the_state_of_another_recipe_is_an_error(make_recipe, make_run, tmp_path, change):
     mine, other = make_recipe(), make_recipe(**change)
     next(iter(make_run(mine, tmp_path)))
     with pytest.raises(ValueError, match=f"belongs to recipe {mine.id[:12]}, not to {other.id[:12]}"):
         make_run(other, tmp_path)
 
 
-# Refusals
+# Invalid arguments
 
 
-def test_a_pack_of_other_content_is_refused(make_recipe, pack, weights, image_folder, tmp_path):
+def test_a_pack_with_other_content_is_an_error(make_recipe, pack, weights, image_folder, tmp_path):
     other = build_pack(folder_source(image_folder), 16, tmp_path)
     with pytest.raises(ValueError, match=f"made for data {pack.hash[:12]}, this pack is {other.hash[:12]}"):
         Run(make_recipe(), other, weights, CPU)
 
 
-def test_weights_of_other_content_are_refused_whatever_their_name(make_recipe, pack, weights, weights_of, tmp_path):
+def test_weights_with_other_content_are_an_error_under_any_name(make_recipe, pack, weights, weights_of, tmp_path):
     recipe = make_recipe()
     impostor = tmp_path / weights.name
     impostor.write_bytes(weights_of("test_resnet").read_bytes())
@@ -416,7 +411,7 @@ def test_weights_of_other_content_are_refused_whatever_their_name(make_recipe, p
     assert Run(recipe, pack, renamed, CPU).recipe == recipe
 
 
-def test_scratch_never_looks_at_weights(make_recipe, pack, weights):
+def test_scratch_ignores_weights(make_recipe, pack, weights):
     recipe = make_recipe(strategy="scratch")
     first, second = Run(recipe, pack, weights, CPU), Run(recipe, pack, None, CPU)
     assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
@@ -425,7 +420,7 @@ def test_scratch_never_looks_at_weights(make_recipe, pack, weights):
 # Divergence
 
 
-def loss_that_breaks(at_step, value):
+def loss_that_diverges(at_step, value):
     steps = []
 
     def loss(logits, targets):
@@ -437,32 +432,32 @@ def loss_that_breaks(at_step, value):
 
 @pytest.mark.parametrize(("at_step", "epoch", "step"), [(1, 1, 1), (3, 1, 3), (5, 2, 2)])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_and_names_epoch_and_step(
-    make_recipe, make_run, at_step, epoch, step, value
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_epoch_and_step(
+    make_recipe, make_run, monkeypatch, at_step, epoch, step, value
 ):
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda: loss_that_diverges(at_step, value))
     run = make_run(make_recipe(epochs=3))
-    run._learner._loss = loss_that_breaks(at_step, value)
     with pytest.raises(DivergedError, match=rf"training loss became {value} in epoch {epoch}, step {step} of 3"):
         list(run)
     assert len(run.epochs) == epoch - 1
 
 
-def test_a_rate_beyond_all_measure_ends_in_a_failed_record_with_the_epochs_before(make_recipe, make_run, tmp_path):
-    run = make_run(make_recipe(learning_rate=1.0, optimizer="sgd", epochs=30), tmp_path)
-    run._schedule = lambda progress: 1e-4 if progress < 1 / 30 else 1e30
+def test_a_diverged_run_has_a_failed_record_with_the_epochs_before(make_recipe, make_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "constant", lambda: lambda progress: 1e-4 if progress < 1 / 30 else 1e30)
+    run = make_run(make_recipe(learning_rate=1.0, optimizer="sgd", schedule="constant", epochs=30), tmp_path)
     with pytest.raises(DivergedError, match=r"loss became (nan|inf)") as caught:
         list(run)
     assert 1 <= len(run.epochs) < 30
     record = run.record(error=str(caught.value))
     assert (record.status, record.val) == ("failed", None)
     assert all(math.isfinite(epoch.train_loss) and math.isfinite(epoch.val_loss) for epoch in record.epochs)
-    assert len(checkpoints.load(tmp_path)["epochs"]) == len(run.epochs), "a broken epoch was saved"
+    assert len(checkpoints.load(tmp_path)["epochs"]) == len(run.epochs), "a diverged epoch was saved"
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run_too(make_recipe, make_run, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_ends_the_run(make_recipe, make_run, monkeypatch):
     run = make_run(make_recipe())
-    real = run.evaluate
-    monkeypatch.setattr(run, "evaluate", lambda part: dataclasses.replace(real(part), loss=math.nan))
+    evaluate = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda part: dataclasses.replace(evaluate(part), loss=math.nan))
     with pytest.raises(DivergedError, match="validation loss became nan after epoch 1"):
         list(run)
     assert run.epochs == ()

@@ -1,4 +1,4 @@
-"""Devices of a team that are threads of one process: they add up in main memory, and nothing has to be started."""
+"""Devices of a process group that are threads of one process: all-reduce in main memory, without starting processes."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from xfer.distributed.process_group import PeerLostError, Rank
 
 
 class ThreadAllReduce:
-    """Adds up what so many threads give."""
+    """Sums the tensors of `size` threads."""
 
     def __init__(self, size):
-        self._met = threading.Barrier(size, timeout=20)
-        self._given = [None] * size
+        self._barrier = threading.Barrier(size, timeout=20)
+        self._tensors = [None] * size
         self.messages = 0
 
-    def of(self, rank):
-        def add(tensor):
-            self._given[rank] = tensor.clone()
-            if self._met.wait() == 0:
+    def of(self, index):
+        """The all-reduce function of one thread."""
+
+        def all_reduce(tensor):
+            self._tensors[index] = tensor.clone()
+            if self._barrier.wait() == 0:
                 self.messages += 1
-            total = torch.stack(self._given).sum(dim=0)
-            self._met.wait()
+            total = torch.stack(self._tensors).sum(dim=0)
+            self._barrier.wait()
             tensor.copy_(total)
 
-        return add
+        return all_reduce
 
-    def part(self):
-        """Let nobody wait any longer."""
-        self._met.abort()
+    def abort(self):
+        """Make all waiting threads fail."""
+        self._barrier.abort()
 
 
-def run_on_threads(size, work, add=None):
-    """What each of so many devices comes to, which is given its Member."""
-    add = add or ThreadAllReduce(size)
+def run_on_threads(size, work, all_reduce=None):
+    """Call `work` with the Rank of each of `size` devices, in a thread each, and return the results in rank order."""
+    all_reduce = all_reduce or ThreadAllReduce(size)
 
-    def device(rank):
+    def run_device(index):
         try:
-            return work(Rank(rank, size, add.of(rank)))
+            return work(Rank(index, size, all_reduce.of(index)))
         except BaseException:
-            add.part()
+            all_reduce.abort()
             raise
 
-    with ThreadPoolExecutor(size) as devices:
-        running = [devices.submit(device, rank) for rank in range(size)]
-    failed = [each.exception() for each in running if each.exception()]
-    for error in sorted(failed, key=lambda error: isinstance(error, PeerLostError)):
+    with ThreadPoolExecutor(size) as executor:
+        futures = [executor.submit(run_device, index) for index in range(size)]
+    errors = [future.exception() for future in futures if future.exception()]
+    for error in sorted(errors, key=lambda error: isinstance(error, PeerLostError)):  # the cause first
         raise error
-    return [each.result() for each in running]
+    return [future.result() for future in futures]

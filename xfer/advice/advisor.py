@@ -32,7 +32,7 @@ from xfer.advice.dataset_profile import (
 )
 from xfer.choices import Choice, Value
 from xfer.data.pack import Pack, Progress
-from xfer.run import default_device
+from xfer.devices.device import default_device
 
 LINE_WIDTH = 100
 SOURCES = {

@@ -1,4 +1,4 @@
-"""Companions: which recipes can be trained side by side on embeddings, and where each of them begins."""
+"""Compatibility: which recipes can be trained together as a batch of probes, and with which heads they start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PER_PROBE_FIELDS = (
     "views",
     "seed",
 )
-"""In what the members of a group may differ. The last three decide which images a step sees, the others what of it."""
+"""Recipe fields that may differ within a batch of probes. The last three determine the data order and the views."""
 
 IRRELEVANT_FIELDS: dict[str, Any] = {
     "data": "",
@@ -57,23 +57,26 @@ IRRELEVANT_FIELDS: dict[str, Any] = {
     "split_seed": 0,
     "draw": 0,
 }
-"""What has no say in the network that a recipe starts from, set to one value: each network is looked at once."""
+"""Recipe fields that do not affect the initial network, with a fixed value for each, so that recipes with the same
+network share one cache entry."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadInit:
-    """Where a recipe that trains nothing but its head begins, and what is known of its network."""
+    """Initial head of a linear probe, and what a Record says about its network."""
 
     head: Head
     parameters: int
+    """Number of the network's parameters."""
     flops: int
+    """Floating point operations per image."""
 
 
 def can_batch(recipe: Recipe) -> bool:
-    """Whether this recipe comes to the same on embeddings that are computed once, in a group.
+    """Return whether a recipe gives the same result in a batch of probes, on embeddings that are computed once.
 
-    Only a linear head moves; images come as they are or in a fixed number of versions, unmixed; no batch norm follows
-    them and no dropout stands before the head; and the optimizer is one that can be run on many heads at once.
+    Only a linear head may move. Images come as they are or as a fixed number of views, unmixed. No batch norm follows
+    them, no dropout precedes the head, and the optimizer is one that can be batched.
     """
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     return (
@@ -84,64 +87,70 @@ def can_batch(recipe: Recipe) -> bool:
         and recipe.batch_norm.name != "always"
         and recipe.optimizer.name in BATCHED_STEPS
         and (recipe.augmentation.name == "none" or recipe.views is not None)
-        and _embeds_without_chance(recipe)
+        and _embeds_deterministically(network_key(recipe))
     )
 
 
 def group_recipes(recipes: Sequence[Recipe], largest: int = 256) -> list[tuple[int, ...]]:
-    """Which of some recipes are trained side by side: their places, a tuple for each group, in ascending order.
-
-    Recipes that cannot be trained together are left out.
+    """Group recipes into batches of probes. Recipes that cannot be batched are left out.
 
     Args:
         recipes: in any order.
-        largest: at most so many in a group. Memory goes with the number of members times the size of a head.
+        largest: maximum size of a group. Memory is proportional to it, and to the size of a head.
+
+    Returns:
+        For each group the indices of its recipes, in ascending order.
     """
     groups: dict[Any, list[int]] = {}
-    for place, recipe in enumerate(recipes):
+    for index, recipe in enumerate(recipes):
         if can_batch(recipe):
-            groups.setdefault(group_key(recipe), []).append(place)
+            groups.setdefault(group_key(recipe), []).append(index)
     return [
-        tuple(places[start : start + largest]) for places in groups.values() for start in range(0, len(places), largest)
+        tuple(indices[start : start + largest])
+        for indices in groups.values()
+        for start in range(0, len(indices), largest)
     ]
 
 
 def head_inits(recipes: Sequence[Recipe], weights: Path | None) -> list[HeadInit]:
-    """Where each recipe begins: with the head that `Run` gives it. Each network is built once.
+    """Return the initial heads of recipes, the same as in a `Run`. Each distinct network is built once.
 
-    The head is drawn after whatever building the backbone draws, so it takes the backbone to know it. Torch's random
-    state stays as it is.
+    The head's random numbers are drawn after those of the backbone, so the backbone has to be built. Torch's random
+    state does not change.
     """
-    networks = [_untrained(recipe) for recipe in recipes]
-    known = {network: _beginning(network, weights) for network in dict.fromkeys(networks)}
-    return [known[network] for network in networks]
+    networks = [_initial_network(recipe) for recipe in recipes]
+    inits = {network: _head_init(network, weights) for network in dict.fromkeys(networks)}
+    return [inits[network] for network in networks]
 
 
 def network_key(recipe: Recipe) -> Recipe:
-    """What recipes of one network have in common, whatever else they say: a recipe that says nothing else."""
-    return dataclasses.replace(_untrained(recipe), seed=0)
+    """Return a key that recipes share if and only if their networks differ at most in the seed."""
+    return dataclasses.replace(_initial_network(recipe), seed=0)
 
 
 def data_order_key(recipe: Recipe) -> Any:
-    """What recipes of a group have in common that see the same images in the same order."""
+    """Return a key that recipes of a group share if they see the same images in the same order."""
     return recipe.seed, None if recipe.augmentation.name == "none" else (recipe.augmentation, recipe.views)
 
 
 def group_key(recipe: Recipe) -> tuple[Any, ...]:
-    """What the members of a group have in common: everything but `PER_PROBE_FIELDS`, and the penalty of heads in closed form."""
-    fitted = {} if recipe.uses_gradient_steps else {"strategy": recipe.strategy.name}
+    """Return a key that recipes share if they can form a group.
+
+    It holds all fields but `PER_PROBE_FIELDS`, and the penalty of heads in closed form.
+    """
+    closed_form = {} if recipe.uses_gradient_steps else {"strategy": recipe.strategy.name}
     fields = [field.name for field in dataclasses.fields(recipe) if field.name not in PER_PROBE_FIELDS]
-    return tuple(fitted.get(name, getattr(recipe, name)) for name in fields)
+    return tuple(closed_form.get(name, getattr(recipe, name)) for name in fields)
 
 
-def _untrained(recipe: Recipe) -> Recipe:
-    """A recipe whose network begins as this one's, and that is the same for all of which that can be said."""
-    same_network: dict[str, Any] = {} if recipe.uses_gradient_steps else {"strategy": Choice("linear_probe")}
-    return dataclasses.replace(recipe, **IRRELEVANT_FIELDS, **same_network)
+def _initial_network(recipe: Recipe) -> Recipe:
+    """The recipe with all fields replaced that do not affect its initial network."""
+    strategy: dict[str, Any] = {} if recipe.uses_gradient_steps else {"strategy": Choice("linear_probe")}
+    return dataclasses.replace(recipe, **IRRELEVANT_FIELDS, **strategy)
 
 
 @lru_cache(maxsize=64)
-def _beginning(recipe: Recipe, weights: Path | None) -> HeadInit:
+def _head_init(recipe: Recipe, weights: Path | None) -> HeadInit:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "weights"))
         model = build_network(recipe, weights if recipe.weights else None)
@@ -151,35 +160,31 @@ def _beginning(recipe: Recipe, weights: Path | None) -> HeadInit:
     return HeadInit(Head(head.weight.detach(), head.bias.detach()), count_parameters(model), flops)
 
 
-def _embeds_without_chance(recipe: Recipe) -> bool:
-    """Whether the network, in the mode that it is trained in, draws nothing and ends in one linear layer."""
-    return _network_embeds_without_chance(network_key(recipe))
-
-
 @lru_cache(maxsize=4096)
-def _network_embeds_without_chance(recipe: Recipe) -> bool:
+def _embeds_deterministically(recipe: Recipe) -> bool:
+    """Whether the network, in the mode in which it trains, draws no random numbers and ends in one linear layer."""
     channels = recipe.colour.build(INPUT_CHANNELS).channels
     try:
-        draws = _Draws()  # type: ignore[no-untyped-call]
-        with torch.device("meta"), torch.no_grad(), draws:  # shapes alone: no memory, no arithmetic
+        detector = _RandomnessDetector()  # type: ignore[no-untyped-call]
+        with torch.device("meta"), torch.no_grad(), detector:  # shapes only: no memory, no arithmetic
             model = build_network(recipe, None)
             head = model.get_classifier()
             params = named_params(model)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(params[name].depth == 0)
             set_train_mode(model, True, recipe.batch_norm.build(BATCH_NORM_MODES))
-            draws.seen = False  # the weights were
+            detector.detected = False  # initial weights are random
             model(torch.zeros(2, channels, recipe.image_size, recipe.image_size))
     except (ValueError, RuntimeError, AssertionError):
-        return False  # it cannot be trained alone either, and there the message says why
-    return type(head) is nn.Linear and head.bias is not None and not draws.seen
+        return False  # a Run fails too, and its message says why
+    return type(head) is nn.Linear and head.bias is not None and not detector.detected
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether anything that was done drew a random number."""
+class _RandomnessDetector(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Detects operations that draw random numbers."""
 
-    seen = False
+    detected = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen |= torch.Tag.nondeterministic_seeded in func.tags
+        self.detected |= torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))

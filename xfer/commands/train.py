@@ -16,8 +16,9 @@ from xfer.hyperparameters import NUMBERS, OPTIMIZERS, default_choice, default_nu
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
-from xfer.run import DivergedError, Run
+from xfer.run import Run
 from xfer.training import networks
+from xfer.training.epochs import DivergedError
 from xfer.training.export import save_classifier
 
 TRAIN_DEFAULTS = {kind: default_choice(kind) for kind in CHOICE_TABLES}

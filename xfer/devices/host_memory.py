@@ -1,10 +1,9 @@
-"""Allocator: what becomes of memory that a network's layers have let go of.
+"""Host memory: what glibc's allocator does with freed memory.
 
-glibc gives every large block back to the system, and asks for it again in the next layer: each time its pages have to
-be cleared. MobileNetV2 at 128 px on two cores went through 258 images a second with that, and through 719 without
-(2026-11-25); a training step through 111 and 161. In threads but the first it takes MALLOC_ARENA_MAX=1 in the
-environment as well, which processes of a sweep get (`sweeps.engine.trials.ray_tune`): they have arenas of their own
-otherwise.
+By default glibc returns every large block to the system and requests it again in the next layer, and each time its
+pages have to be cleared. MobileNetV2 at 128 px on two cores evaluated 258 images a second like that, and 719 with freed
+memory retained (2026-11-25); in training it was 111 and 161. Threads other than the first have their own arenas, and
+also need MALLOC_ARENA_MAX=1 in the environment, which processes of a sweep get (`sweeps.engine.trials.ray_tune`).
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ MAX_THRESHOLD = 2**31 - 1
 
 
 def retain_freed_memory() -> None:
-    """Let this process keep what it frees for the next layer; where the C library is not glibc, nothing happens."""
+    """Make this process keep freed memory for the next layer. Has no effect without glibc."""
     with _glibc() as libc:
         libc.mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
 
 
 def release_freed_memory() -> None:
-    """Give back all that is free after all: something else is to begin with none of it.
+    """Return all free memory to the system and the GPU, for example between two trials in one process.
 
-    A network and its optimizer hang together in cycles, so those are collected first.
+    Collects garbage first, because a network and its optimizer refer to each other.
     """
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -41,5 +40,5 @@ def release_freed_memory() -> None:
 
 @contextlib.contextmanager
 def _glibc() -> Iterator[ctypes.CDLL]:
-    with contextlib.suppress(OSError, AttributeError):  # only Linux has the one, and only glibc the others
+    with contextlib.suppress(OSError, AttributeError):  # other systems lack the library, other C libraries the function
         yield ctypes.CDLL("libc.so.6")

@@ -1,7 +1,7 @@
-"""Whole batch: what a network asks of all images of a batch together, where each device of a team has a slice of it.
+"""Whole-batch operations inside a network of which each device sees one shard of the batch.
 
-That is the statistics of batch norms that follow their images, and the embeddings that a loss compares. Both are
-exchanged on the way forth and their gradients on the way back, so that what comes of it is what one device computes.
+These are the statistics of batch norms in training mode, and losses that compare the embeddings of a batch. Both are
+exchanged in the forward pass and their gradients in the backward pass, so the result is that of a single device.
 """
 
 from __future__ import annotations
@@ -10,50 +10,64 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.overrides import TorchFunctionMode
 
 from xfer.distributed.process_group import Rank
 
 
-def sync_batch_norm(this_rank: Rank, images: int) -> contextlib.AbstractContextManager[Any]:
-    """In it, batch norms in training take the statistics of a batch of so many images, whichever slice goes through.
+def sync_batch_norm(rank: Rank, images: int) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which batch norms in training mode use the statistics of the whole batch.
 
-    Whatever class they are of: it is torch's function under them that is answered differently. torch's SyncBatchNorm,
-    of which modules would have to become, computes the same, but only on GPUs; this has run on CPUs.
+    Works for any BatchNorm subclass: intercepts `F.batch_norm` instead of replacing modules, as torch's
+    `convert_sync_batchnorm` does. GPUs use torch's fused SyncBatchNorm kernels (not run on a GPU), CPUs the formula
+    below.
+
+    Args:
+        rank: this device.
+        images: size of the whole batch.
     """
-    return _Synchronised(this_rank) if this_rank.shard_of(images).shared else contextlib.nullcontext()
+    return _SyncMode(rank) if rank.shard_of(images).shared else contextlib.nullcontext()
 
 
-def gather_batch(rows: Tensor, this_rank: Rank, images: int) -> Tensor:
-    """What all devices made of a batch of so many images, [images, D], from this one's rows [slice, D], float32.
+def gather_batch(rows: Tensor, rank: Rank, images: int) -> Tensor:
+    """Return the whole batch's rows, gathered from the shards of all devices.
 
-    Gradients go back to the device that made a row, added up over all devices: each should count its loss by its
-    `Slice.weight`.
+    The gradient of a row goes back to the device that computed it, summed over all devices; each should therefore
+    weight its loss by `BatchShard.weight`.
+
+    Args:
+        rows: this device's shard, float32 [shard, D].
+        rank: this device.
+        images: size of the whole batch.
+
+    Returns:
+        float32 [images, D].
     """
-    found: Tensor = _Gathered.apply(rows, this_rank, images) if this_rank.shard_of(images).shared else rows
-    return found
+    gathered: Tensor = _GatherBatch.apply(rows, rank, images) if rank.shard_of(images).shared else rows
+    return gathered
 
 
-class _Gathered(torch.autograd.Function):
+class _GatherBatch(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, rows: Tensor, this_rank: Rank, images: int) -> Tensor:
-        context.this_rank, context.place = this_rank, this_rank.shard_of(images).place
-        whole = rows.new_zeros(images, *rows.shape[1:])
-        whole[context.place] = rows
-        return this_rank.all_reduce(whole)
+    def forward(context: Any, rows: Tensor, rank: Rank, images: int) -> Tensor:
+        context.rank, context.indices = rank, rank.shard_of(images).indices
+        batch = rows.new_zeros(images, *rows.shape[1:])
+        batch[context.indices] = rows
+        return rank.all_reduce(batch)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         [gradient] = gradients
-        return context.this_rank.all_reduce(gradient.clone())[context.place], None, None
+        return context.rank.all_reduce(gradient.clone())[context.indices], None, None
 
 
-class _Synchronised(TorchFunctionMode):
-    def __init__(self, this_rank: Rank) -> None:
+class _SyncMode(TorchFunctionMode):
+    def __init__(self, rank: Rank) -> None:
         super().__init__()
-        self._member = this_rank
+        self._rank = rank
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is functional.batch_norm:
@@ -71,17 +85,27 @@ class _Synchronised(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        # Without running statistics it is weights that are standardised, as in an NFNet: they are everywhere the same.
+        # Without running statistics the inputs are weights to be standardised, as in NFNet: equal on all devices.
         if not training or running_mean is None or running_var is None:
             return functional.batch_norm(
                 inputs, running_mean, running_var, weight, bias, training, momentum=momentum, eps=eps
             )
-        found: Tensor = _BatchNorm.apply(inputs, weight, bias, running_mean, running_var, momentum, eps, self._member)
-        return found
+        outputs: Tensor
+        if inputs.is_cuda:
+            group = distributed.group.WORLD
+            outputs = SyncBatchNorm.apply(
+                inputs, weight, bias, running_mean, running_var, eps, momentum, group, self._rank.size
+            )
+        else:
+            outputs = _BatchNorm.apply(inputs, weight, bias, running_mean, running_var, momentum, eps, self._rank)
+        return outputs
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Batch norm by the statistics of all devices' images (Ioffe & Szegedy 2015, whose formulas for the way back)."""
+    """Batch norm over the images of all devices, with the backward formulas of Ioffe & Szegedy 2015.
+
+    https://arxiv.org/abs/1502.03167
+    """
 
     @staticmethod
     def forward(
@@ -93,42 +117,42 @@ class _BatchNorm(torch.autograd.Function):
         running_var: Tensor,
         momentum: float,
         eps: float,
-        this_rank: Rank,
+        rank: Rank,
     ) -> Tensor:
         channels = inputs.shape[1]
         var, mean = torch.var_mean(inputs.float(), _all_but_channels(inputs), correction=0)
         count = mean.new_full((1,), inputs.numel() // channels)
-        rows = this_rank.all_gather(torch.cat([mean, var, count]))
+        rows = rank.all_gather(torch.cat([mean, var, count]))
         means, variances, counts = torch.split(rows, [channels, channels, 1], dim=1)
         total = counts.sum()
-        shares = counts / total
-        mean = (shares * means).sum(dim=0)
-        var = (shares * (variances + (means - mean).square())).sum(dim=0)
+        fractions = counts / total
+        mean = (fractions * means).sum(dim=0)
+        var = (fractions * (variances + (means - mean).square())).sum(dim=0)
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (total / (total - 1)), momentum)
-        context.this_rank = this_rank
+        context.rank = rank
         context.save_for_backward(inputs, weight, mean, (var + eps).rsqrt(), total)
         return functional.batch_norm(inputs, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, rstd, total = context.saved_tensors
-        [gradient] = gradients
         shape = [1, -1] + [1] * (inputs.ndim - 2)
         by_channel = _all_but_channels(inputs)
-        normal = (inputs.float() - mean.view(shape)) * rstd.view(shape)
-        above = gradient.float()
-        own = torch.stack([above.sum(by_channel), (above * normal).sum(by_channel)])
-        of_bias, of_weight = own
-        mean_above, mean_along = context.this_rank.all_reduce(own.clone()) / total
+        normalized = (inputs.float() - mean.view(shape)) * rstd.view(shape)
+        grad_outputs = gradients[0].float()
+        own_sums = torch.stack([grad_outputs.sum(by_channel), (grad_outputs * normalized).sum(by_channel)])
+        grad_bias, grad_weight = own_sums
+        mean_grad, mean_grad_normalized = context.rank.all_reduce(own_sums.clone()) / total
         scale = rstd if weight is None else rstd * weight
-        below = (above - mean_above.view(shape) - normal * mean_along.view(shape)) * scale.view(shape)
-        # Weight and bias get this device's part: it is added to the others' with all other gradients.
-        wanted = context.needs_input_grad
+        centred = grad_outputs - mean_grad.view(shape) - normalized * mean_grad_normalized.view(shape)
+        grad_inputs = centred * scale.view(shape)
+        # Weight and bias get this device's part: it is summed over devices together with all other gradients.
+        _, needs_weight, needs_bias, *_ = context.needs_input_grad
         return (
-            below.to(inputs.dtype),
-            of_weight if wanted[1] else None,
-            of_bias if wanted[2] else None,
+            grad_inputs.to(inputs.dtype),
+            grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None,
             *[None] * 5,
         )
 

@@ -1,8 +1,8 @@
-"""Versions: augmented images that are the same for whoever asks.
+"""Augmented views: a fixed number of augmented versions of each image.
 
-While the lower part of a network is frozen, what it makes of an image is computed once. An augmentation that drew anew
-in every epoch would leave nothing to compute once, and none at all would be another recipe: so each image has a fixed
-number of versions, drawn from its place in the pack and the version's number alone.
+Features of a frozen network part are computed once per image. With a new augmentation in every epoch there would be
+nothing to reuse, and without augmentation it would be a different recipe. So each image has a fixed number of views,
+which depend only on its index in the pack, the augmentation and the number of the view.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from xfer.methods.augmentations import AUGMENTATIONS, Augmentation
 from xfer.seeding import derive_seed
 
 
-def augmented_view(images: Tensor, places: Indices, augmentation: Choice, view: int) -> Tensor:
-    """One version of each image, uint8 [B, 3, H, W]: whichever other images are in the batch, and whatever the recipe.
+def augmented_view(images: Tensor, indices: Indices, augmentation: Choice, view: int) -> Tensor:
+    """Return one view of each image. It does not depend on the other images in the batch.
 
     Args:
         images: uint8 [B, 3, H, W], as the pack holds them.
-        places: where in the pack they stand.
-        augmentation: what draws.
-        view: counted from 0.
+        indices: of the images in the pack, [B].
+        augmentation: how to augment.
+        view: number of the view, counted from 0.
+
+    Returns:
+        uint8 [B, 3, H, W] in channels_last order.
     """
     augment: Augmentation = augmentation.build(AUGMENTATIONS)
-    drawn = [
-        augment(image[None], Generator().manual_seed(derive_seed("version", str(augmentation), view, int(place))))
-        for image, place in zip(images, places, strict=True)
+    views = [
+        augment(image[None], Generator().manual_seed(derive_seed("version", str(augmentation), view, int(index))))
+        for image, index in zip(images, indices, strict=True)
     ]
-    return torch.cat(drawn).contiguous(memory_format=torch.channels_last)
+    return torch.cat(views).contiguous(memory_format=torch.channels_last)

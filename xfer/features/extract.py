@@ -1,4 +1,4 @@
-"""Frozen features: what a network makes of images while nothing of it is trained, from any of its stages."""
+"""Feature extraction: features of images from any stage of a pretrained network, without training."""
 
 from __future__ import annotations
 
@@ -17,70 +17,73 @@ from xfer.measure.accuracy import Preprocess
 from xfer.methods.truncation import stage_end_modules
 
 Stage = int | Literal["late"]
-"""Where features are taken: at the end of one of the network's stages, counted from 1 as in methods/cuts.py, or `late`,
-the embedding that the classifier is asked with."""
+"""Position of features in a network: the end of one of its stages, counted from 1 as in `xfer.methods.truncation`, or
+`late`, the embedding that enters the classifier."""
 Features = NDArray[np.float32]
-"""[N, D]: a row per image, in the order that was asked for."""
+"""Features [N, D], one row per image."""
 
 
 def extract_features(
     model: Any,
     pack: Pack,
-    places: Indices,
+    indices: Indices,
     prepare: Preprocess,
     stages: Sequence[Stage] = ("late",),
     batch_size: int = 64,
     progress: Progress = lambda done, total: None,
 ) -> dict[Stage, Features]:
-    """The features of some images at some stages, in one pass over the images.
+    """Extract features of images at several stages in one pass.
 
-    A stage's feature maps are averaged over the picture. The features follow from weights, pixels and places alone: no
-    draw is made, and the network, which is left in evaluation mode, does not change.
+    Feature maps of a stage are averaged over all positions. Nothing is random, and the network's state does not change;
+    it is left in evaluation mode.
 
     Args:
         model: a timm network.
-        pack: where the images are.
-        places: which of them.
-        prepare: from a pack's pixels to what the network takes, on its device.
-        stages: where features are taken.
-        batch_size: how many images at once; decides nothing but speed and memory.
-        progress: told how far it is.
+        pack: the data.
+        indices: which images of the pack.
+        prepare: turns uint8 images into the network's inputs, on its device.
+        stages: at least one.
+        batch_size: affects speed and memory only.
+        progress: called with the number of images done and in total.
+
+    Returns:
+        For each stage the features [len(indices), D], in the order of `indices`.
 
     Raises:
-        ValueError: the network has no such stage, or no images or stages were asked for.
+        ValueError: the network has no such stage, or there are no images or stages.
     """
-    if not len(places) or not stages:
-        raise ValueError(f"features of {len(places)} images at {len(stages)} stages were asked for: there are none")
+    if not len(indices) or not stages:
+        raise ValueError(f"at least one image and one stage are needed, not {len(indices)} and {len(stages)}")
     early = tuple(sorted({stage for stage in stages if stage != "late"}))
     if early:
         count = len(stage_end_modules(model))
         if early[0] < 1 or early[-1] > count:
-            asked = ", ".join(map(str, early))
-            raise ValueError(f"features of stages {asked} were asked for; this network has 1 to {count}, and late")
-    found: dict[Stage, list[Tensor]] = {stage: [] for stage in stages}
+            requested = ", ".join(map(str, early))
+            raise ValueError(f"stages {requested} were requested, but this network has stages 1 to {count}, and late")
+    batches: dict[Stage, list[Tensor]] = {stage: [] for stage in stages}
     done = 0
     model.eval()
     with torch.inference_mode():
-        for images, _ in iter_batches(pack, places, batch_size):
-            for stage, rows in _forward(model, prepare(images), early, "late" in found).items():
-                found[stage].append(rows.float().cpu())
+        for images, _ in iter_batches(pack, indices, batch_size):
+            for stage, rows in _forward(model, prepare(images), early, "late" in batches).items():
+                batches[stage].append(rows.float().cpu())
             done += len(images)
-            progress(done, len(places))
-    return {stage: torch.cat(rows).numpy() for stage, rows in found.items()}
+            progress(done, len(indices))
+    return {stage: torch.cat(rows).numpy() for stage, rows in batches.items()}
 
 
 def earlier_stages(model: Any) -> tuple[int, ...]:
-    """Which stages stand for the early and middle part of a network, lowest first: at most four, never the last.
+    """Return the stages that represent the early and middle part of a network, lowest first.
 
-    All but the last of a convolutional network; of a transformer, where every block is a stage, the ends of its first
-    three quarters.
+    For a convolutional network these are all stages but the last, for a transformer, where every block is a stage, the
+    ends of its first three quarters. At most four.
 
     Raises:
-        ValueError: timm does not say where its stages end, or there is one only.
+        ValueError: timm does not say where the network's stages end, or there is only one.
     """
     count = len(stage_end_modules(model))
     if count < 2:
-        raise ValueError(f"{type(model).__name__} has a single stage: there is nothing early in it")
+        raise ValueError(f"{type(model).__name__} has a single stage, so it has no earlier ones")
     return tuple(range(1, count)) if count <= 5 else tuple(round(count * quarter / 4) for quarter in (1, 2, 3))
 
 
@@ -94,5 +97,7 @@ def _forward(model: Any, inputs: Tensor, early: tuple[int, ...], late: bool) -> 
         maps = model.forward_intermediates(
             inputs, indices=indices, output_fmt="NCHW", stop_early=True, intermediates_only=True
         )
-    rows: dict[Stage, Tensor] = {stage: each.mean(dim=(2, 3)) for stage, each in zip(early, maps, strict=True)}
+    rows: dict[Stage, Tensor] = {
+        stage: feature_map.mean(dim=(2, 3)) for stage, feature_map in zip(early, maps, strict=True)
+    }
     return rows | {"late": model.forward_head(last, pre_logits=True)} if late else rows

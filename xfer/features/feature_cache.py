@@ -1,4 +1,4 @@
-"""FeatureStore: features kept under the hash of all that they follow from, for every trial and every later sweep."""
+"""FeatureCache: arrays of features under the hash of everything they depend on, shared by trials and sweeps."""
 
 from __future__ import annotations
 
@@ -20,77 +20,84 @@ from xfer.storage.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
 
+ARRAY_FILE = "features.npy"
+
 METADATA_FILE = "features.json"
-"""The file that is written last."""
+"""Description and checksum of the array; written last."""
 
 Rows = NDArray[np.float32]
-"""[N, ...]: what a network makes of N images."""
+"""Features [N, ...] of N images."""
 
 Compute = Callable[[], Iterator[Rows]]
-"""Yields the rows in order, some at a time."""
+"""Yields all rows of an array in order, in chunks."""
 
 
 class SharedCache(Protocol):
-    """Where machines that share no disk find each other's arrays."""
+    """A cache shared by machines without a common disk."""
 
     def exclusive_compute(self, folder: Path) -> AbstractContextManager[None]:
-        """One machine at a time: inside, an array that others have is in `folder`, and what is made there is kept."""
+        """Return a context that only one machine enters at a time.
+
+        On entry an array that the shared cache has is fetched into `folder`; an array that is created inside is
+        published on exit.
+        """
         ...
 
 
 class FeatureCache:
-    """Arrays of features by what they are.
+    """Arrays of features by their description.
 
-    In a folder they are shared: computed by whoever comes first while others wait, mapped into memory by all. A file
-    gets its name when it is whole, and is checked against its hash before a process first reads it; a damaged one is
-    named in the log and computed again.
+    Arrays in a folder are shared by processes: one computes an array while the others wait, and all map it into memory.
+    A file gets its final name when it is complete, and each process checks its hash before reading it for the first
+    time. A damaged file is logged and computed again.
 
     Args:
-        root: the folder; None keeps arrays in this object alone.
-        remote_cache: what is asked for arrays that the folder has not, before they are computed.
+        root: the folder; None keeps arrays in this object only.
+        remote_cache: asked for arrays that are not in the folder before they are computed.
     """
 
     def __init__(self, root: Path | None = None, remote_cache: SharedCache | None = None) -> None:
         self.root = root
-        self._shelf = remote_cache
-        self._held: dict[str, Rows] = {}
+        self._remote_cache = remote_cache
+        self._arrays: dict[str, Rows] = {}
 
     def get_or_compute(self, description: Mapping[str, Any], count: int, compute: Compute) -> Rows:
-        """The array that `what` describes, computed unless it is there.
+        """Return the array with a description; compute it if it is not cached.
 
         Args:
-            description: everything that the array follows from, as plain data.
-            count: how many rows it has.
-            compute: makes it.
+            description: everything that the array depends on, as plain data.
+            count: number of rows.
+            compute: yields the rows.
         """
         name = hashing.sha256_json(dict(description))
-        if name not in self._held:
-            self._held[name] = (
+        if name not in self._arrays:
+            self._arrays[name] = (
                 np.concatenate(list(compute()))
                 if self.root is None
-                else self._shared(self.root / name[:32], description, count, compute)
+                else self._load_or_compute(self.root / name[:32], description, count, compute)
             )
-        return self._held[name]
+        return self._arrays[name]
 
-    def _shared(self, folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> Rows:
-        if not _is_whole(folder):
+    def _load_or_compute(self, folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> Rows:
+        if not _is_complete(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f".{folder.name}.lock")):
-                if not _is_whole(folder):  # another process may have been at it while we waited
+                if not _is_complete(folder):  # another process may have written it in the meantime
                     if folder.exists():
-                        log.warning("features %s are damaged: they are computed again", folder)
+                        log.warning("features in %s are damaged and will be computed again", folder)
                         shutil.rmtree(folder)
-                    with self._shelf.exclusive_compute(folder) if self._shelf is not None else nullcontext():
-                        if not _is_whole(folder):
+                    remote = self._remote_cache
+                    with nullcontext() if remote is None else remote.exclusive_compute(folder):
+                        if not _is_complete(folder):
                             shutil.rmtree(folder, ignore_errors=True)
                             _write(folder, description, count, compute)
-        rows: Rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        rows: Rows = np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False)
         return rows
 
 
 def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> None:
     with atomic_folder(folder) as temporary:
-        file, done = temporary / "features.npy", 0
+        file, done = temporary / ARRAY_FILE, 0
         array: np.memmap[Any, np.dtype[np.float32]] | None = None
         for rows in compute():
             if array is None:
@@ -98,21 +105,21 @@ def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Co
             array[done : done + len(rows)] = rows
             done += len(rows)
         assert done == count, f"{done} of {count} rows were computed"
-        assert array is not None, "features of no images were asked for"
+        assert array is not None, "features need at least one image"
         array.flush()
         (temporary / METADATA_FILE).write_text(json.dumps({**description, "sha256": hashing.sha256_file(file)}))
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
-        seen = (folder / "features.npy").stat()
-        return _is_as_written(folder, seen.st_mtime_ns, seen.st_size)
+        status = (folder / ARRAY_FILE).stat()
+        return _matches_checksum(folder, status.st_mtime_ns, status.st_size)
     except (OSError, ValueError, KeyError):
         return False
 
 
 @lru_cache(maxsize=1024)
-def _is_as_written(folder: Path, mtime_ns: int, size: int) -> bool:
-    # Once for each process: gigabytes take seconds to hash.
-    said = json.loads((folder / METADATA_FILE).read_bytes())["sha256"]
-    return bool(said == hashing.sha256_file(folder / "features.npy"))
+def _matches_checksum(folder: Path, mtime_ns: int, size: int) -> bool:
+    # Cached per process, because hashing gigabytes takes seconds.
+    checksum = json.loads((folder / METADATA_FILE).read_bytes())["sha256"]
+    return bool(checksum == hashing.sha256_file(folder / ARRAY_FILE))

@@ -1,7 +1,7 @@
-"""Halves: a network in two, the frozen part below and the part above that is trained on what it makes of images.
+"""Model split: a network in two halves, a frozen one below and a trained one above.
 
-While the lower half is frozen, what it makes of an image does not change: computed once, it serves every epoch, and
-every recipe that freezes as much.
+While the lower half is frozen, its features of an image do not change. Computed once, they serve every epoch, and every
+recipe that freezes the same part.
 """
 
 from __future__ import annotations
@@ -18,54 +18,57 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 EMBEDDINGS = "embeddings"
-"""The place right below the classifier."""
+"""Cut point right below the classifier."""
 
 TOLERANCE = 1e-5
-"""How far the two halves, one after the other, may be from the network as a whole, relative to its largest logit: the
-same operations in the same order, but a kernel may be chosen anew."""
+"""Maximum difference between the logits of both halves in sequence and of the network, relative to its largest logit.
+The operations are the same, but other kernels may be chosen."""
 
 ADD_OPS = (operator.add, operator.iadd, torch.add)
-"""Where a shortcut comes back."""
+"""Operations that end a residual connection."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitModel:
-    """A network in two."""
+    """A network in two halves."""
 
-    place: str
-    """Where it is cut: together with the lower half's weights it says what `lower` computes."""
+    cut_point: str
+    """Where the network is cut. With the weights of the lower half it identifies what `lower` computes."""
     lower: nn.Module
-    """Prepared images [B, C, H, W] to features [B, ...]: frozen, and without chance."""
+    """Frozen and deterministic half: prepared images [B, C, H, W] to features [B, ...]."""
     upper: nn.Module
-    """Features [B, ...] to logits [B, classes]. Its modules are the network's own."""
+    """Upper half: features [B, ...] to logits [B, classes]. Its modules are the network's own."""
     frozen: tuple[Tensor, ...]
-    """Every tensor that `lower` computes with."""
+    """All parameters and buffers of `lower`."""
 
 
 def split_at_frozen(model: Any, image_size: int, channels: int = 3) -> SplitModel | None:
-    """A network cut as high as it is frozen now; None where nothing is, or where it cannot be cut.
+    """Split a network as high as it is frozen now.
 
-    A cut is believed only where both halves together give what the whole network gives. Networks that cannot be traced
-    are cut below the classifier or not at all; those that drop activations at random without a module of their own are
-    not cut, for what is dropped could not be told from what is frozen.
+    A split is only used if both halves in sequence give the network's output. A network that cannot be traced is split
+    below the classifier or not at all. A network that drops activations by a function instead of a module is not split,
+    because dropped parts cannot be told from frozen ones.
 
     Args:
         model: a timm network, its parameters and modules in the modes in which it is trained now.
         image_size: side of its images in pixels.
-        channels: of its images.
+        channels: number of its input channels.
+
+    Returns:
+        None if nothing is frozen, or the network cannot be split.
     """
     images = torch.rand(2, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     images = images.to(next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
     if _only_head_moves(model):
         # Some families drop embeddings by a function, not by a module.
-        cut = None if getattr(model, "drop_rate", 0.0) else split_at_classifier(model)
+        split = None if getattr(model, "drop_rate", 0.0) else split_at_classifier(model)
     else:
-        cut = _as_high_as_frozen(model)
-    return cut if cut is not None and _agree(model, cut, images) else None
+        split = _split_by_tracing(model)
+    return split if split is not None and _same_output(model, split, images) else None
 
 
 def split_at_classifier(model: Any) -> SplitModel:
-    """A network cut right below its classifier, whatever moves there."""
+    """Split a network right below its classifier, frozen or not."""
     head = {id(tensor) for tensor in model.get_classifier().parameters()}
     below = tuple(tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in head)
     return SplitModel(EMBEDDINGS, Embedder(model), model.get_classifier(), below)
@@ -79,37 +82,37 @@ class Embedder(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the classifier is asked with."""
+        """Return the classifier's inputs."""
         embeddings: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return embeddings
 
 
 def _only_head_moves(model: Any) -> bool:
     head = {id(module) for module in model.get_classifier().modules()}
-    return not any(_moves(module) for module in model.modules() if id(module) not in head)
+    return not any(_module_varies(module) for module in model.modules() if id(module) not in head)
 
 
-def _moves(module: nn.Module) -> bool:
-    """Does a module, without its children, give other results from one step to the next?"""
+def _module_varies(module: nn.Module) -> bool:
+    """Whether a module, without its children, can give other results from one step to the next."""
     if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         return True
-    chance = float(getattr(module, "p", 0.0)) if isinstance(module, _DropoutNd) else getattr(module, "drop_prob", 0.0)
-    return module.training and (isinstance(module, _BatchNorm) or bool(chance))
+    drop_rate = getattr(module, "p", 0.0) if isinstance(module, _DropoutNd) else getattr(module, "drop_prob", 0.0)
+    return module.training and (isinstance(module, _BatchNorm) or bool(drop_rate))
 
 
 class _Tracer(fx.Tracer):
-    """Follows a network's forward pass down to torch's own layers, and to those of timm's that branch on values."""
+    """Traces a forward pass down to torch's layers and those of timm that branch on values."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self._whole = tuple(get_notrace_modules())
+        self._leaf_classes = tuple(get_notrace_modules())
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, self._whole) or super().is_leaf_module(module, name)
+        return isinstance(module, self._leaf_classes) or super().is_leaf_module(module, name)
 
 
-class _Plain(nn.Module):
-    """A network that takes images and nothing else, whatever options its own forward pass has."""
+class _ImagesOnly(nn.Module):
+    """A network whose forward pass takes images and no options."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -120,74 +123,74 @@ class _Plain(nn.Module):
         return logits
 
 
-def _as_high_as_frozen(network: Any) -> SplitModel | None:
-    model = _Plain(network)
+def _split_by_tracing(network: Any) -> SplitModel | None:
+    model = _ImagesOnly(network)
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # whatever a network's code makes of values that are not there yet
+    except Exception:  # a network's code may do anything with the values that stand for tensors
         return None
     nodes = list(graph.nodes)
     if any(node.target is functional.dropout for node in nodes):
         return None
-    first = next((place for place, node in enumerate(nodes) if _changes(model, node)), 0)
-    place = _highest_cut(nodes, first)
-    if place is None:
+    first_varying = next((index for index, node in enumerate(nodes) if _node_varies(model, node)), 0)
+    cut = _highest_cut(nodes, first_varying)
+    if cut is None:
         return None
-    lower, crossing, upper = _divided(graph, nodes, place)
+    lower, crossing, upper = _split_graph(graph, nodes, cut)
     below = fx.GraphModule(model, lower)
     frozen = (*below.parameters(), *below.buffers())
     return SplitModel(f"{crossing}: {below.code}", below, fx.GraphModule(model, upper), frozen) if frozen else None
 
 
-def _changes(model: nn.Module, node: fx.Node) -> bool:
-    """Does a step of the forward pass give other results from one training step to the next?"""
+def _node_varies(model: nn.Module, node: fx.Node) -> bool:
+    """Whether an operation of the forward pass can give other results from one training step to the next."""
     if node.op == "call_module":
-        return any(_moves(module) for module in model.get_submodule(str(node.target)).modules())
+        return any(_module_varies(module) for module in model.get_submodule(str(node.target)).modules())
     if node.op == "get_attr":
         return bool(getattr(operator.attrgetter(str(node.target))(model), "requires_grad", False))
     return False
 
 
-def _highest_cut(nodes: list[fx.Node], first: int) -> int | None:
-    """The last place before `first` at which a single value passes from below to above; None for none."""
-    places = {node: place for place, node in enumerate(nodes)}
-    until = [max((places[user] for user in node.users), default=place) for place, node in enumerate(nodes)]
-    for place in range(first, 1, -1):
-        crossing = [node for node, last in zip(nodes[:place], until, strict=False) if last >= place]
-        # A module's output is a tensor, and so is where a shortcut comes back; sizes and the like are left alone.
+def _highest_cut(nodes: list[fx.Node], limit: int) -> int | None:
+    """The largest index, at most `limit`, before which the graph can be cut through a single tensor."""
+    index_of = {node: index for index, node in enumerate(nodes)}
+    last_uses = [max((index_of[user] for user in node.users), default=index) for index, node in enumerate(nodes)]
+    for cut in range(limit, 1, -1):
+        crossing = [node for node, last_use in zip(nodes[:cut], last_uses, strict=False) if last_use >= cut]
+        # Outputs of modules and of residual additions are tensors; other values may be sizes and the like.
         if len(crossing) == 1 and (crossing[0].op == "call_module" or crossing[0].target in ADD_OPS):
-            return place
+            return cut
     return None
 
 
-def _divided(graph: fx.Graph, nodes: list[fx.Node], place: int) -> tuple[fx.Graph, str, fx.Graph]:
-    """The graph up to a place, the name of the one value that passes it, and the rest."""
-    known: dict[fx.Node, fx.Node] = {}
+def _split_graph(graph: fx.Graph, nodes: list[fx.Node], cut: int) -> tuple[fx.Graph, str, fx.Graph]:
+    """The graph below a cut, the name of the one value that crosses it, and the graph above."""
+    copies: dict[fx.Node, fx.Node] = {}
     lower = fx.Graph()
-    for node in nodes[:place]:
-        known[node] = lower.node_copy(node, known.__getitem__)
-    below = set(nodes[:place])
-    crossing = next(node for node in nodes[:place] if any(user not in below for user in node.users))
-    lower.output(known[crossing])
+    for node in nodes[:cut]:
+        copies[node] = lower.node_copy(node, copies.__getitem__)
+    below = set(nodes[:cut])
+    crossing = next(node for node in nodes[:cut] if any(user not in below for user in node.users))
+    lower.output(copies[crossing])
     upper = fx.Graph()
-    known = {crossing: upper.placeholder("features")}
-    for node in nodes[place:]:
-        known[node] = upper.node_copy(node, known.__getitem__)
+    copies = {crossing: upper.placeholder("features")}
+    for node in nodes[cut:]:
+        copies[node] = upper.node_copy(node, copies.__getitem__)
     return lower, crossing.name, upper
 
 
-def _agree(model: nn.Module, cut: SplitModel, images: Tensor) -> bool:
-    """Do both halves together give what the network gives? In evaluation mode, so that nothing is changed by asking."""
-    modes = [(module, module.training) for module in {*model.modules(), *cut.upper.modules()}]
+def _same_output(model: nn.Module, split: SplitModel, images: Tensor) -> bool:
+    """Whether both halves in sequence give the network's output, in evaluation mode, which changes no state."""
+    modes = [(module, module.training) for module in {*model.modules(), *split.upper.modules()}]
     try:
         with torch.no_grad():
-            model.eval(), cut.upper.eval()
-            whole, both = model(images), cut.upper(cut.lower(images))
+            model.eval(), split.upper.eval()
+            expected, actual = model(images), split.upper(split.lower(images))
     except (RuntimeError, TypeError, IndexError):
         return False
     finally:
         for module, training in modes:
             module.training = training
-    return whole.shape == both.shape and float((whole - both).abs().max()) <= TOLERANCE * float(
-        whole.abs().max().clamp_min(1)
-    )
+    if expected.shape != actual.shape:
+        return False
+    return float((expected - actual).abs().max()) <= TOLERANCE * float(expected.abs().max().clamp_min(1))

@@ -1,4 +1,4 @@
-"""A trained network as a folder that others can use: model.safetensors and model.json, nothing pickled."""
+"""Export: a trained network as a folder with model.safetensors and model.json, without pickle."""
 
 from __future__ import annotations
 
@@ -21,28 +21,34 @@ from xfer.training import networks
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A trained network with all that is needed to ask it: class names, image size, input statistics."""
+    """A trained network with everything that inference needs: class names, image size, input statistics."""
 
     model: nn.Module
     classes: tuple[str, ...]
     recipe: Recipe
-    """What it was trained with: it says how the network is put together, and how it sees colours."""
+    """Recipe of its training, which determines its architecture and input channels."""
 
     @property
     def image_size(self) -> int:
-        """Side in pixels; `xfer.data.images.read_image` brings photos to it as it was done for training."""
+        """Side in pixels; `xfer.data.images.read_image` resizes photos as for training."""
         return self.recipe.image_size
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the network makes of images: uint8 [N, H, W, 3] to probabilities [N, C], each row summing to 1.
+        """Return class probabilities of images.
+
+        Args:
+            images: uint8 [N, image_size, image_size, 3].
+
+        Returns:
+            float32 [N, C]; each row sums to 1.
 
         Raises:
-            ValueError: another shape, size or type.
+            ValueError: the images have another shape or type.
         """
-        wanted = (self.image_size, self.image_size, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
+        expected = (self.image_size, self.image_size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
-                f"images must be uint8 [N, {', '.join(map(str, wanted))}], not {images.dtype} {images.shape}"
+                f"images must be uint8 [N, {', '.join(map(str, expected))}], not {images.dtype} {images.shape}"
             )
         prepare = networks.build_preprocessor(self.recipe, self.model, torch.device("cpu"))
         with torch.inference_mode():
@@ -52,9 +58,15 @@ class Classifier:
 
 
 def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
-    """Write a network to `folder`, with a card in plain JSON that says how it was made and how to ask it.
+    """Write a network to a folder, with a model card in JSON that says how it was trained and how to use it.
 
-    Where backbone, head and activation are as timm has them, `model.safetensors` is a file that timm loads.
+    timm can load `model.safetensors` if backbone, head and activation are timm's own.
+
+    Args:
+        folder: created if necessary.
+        model: the trained network.
+        recipe: of its training.
+        classes: class names, in the order of the network's outputs.
     """
     statistics = backbones.input_statistics(model)
     card = {
@@ -73,10 +85,10 @@ def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tup
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """A network from a folder that `save_classifier` wrote."""
+    """Load a network that `save_classifier` wrote."""
     card = json.loads((folder / "model.json").read_text())
     recipe = recipe_from_dict(card["recipe"])
-    with torch.random.fork_rng(devices=[]):  # its random weights are replaced at once
+    with torch.random.fork_rng(devices=[]):  # its random initial weights are replaced below
         model = networks.build_network(recipe, None)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return Classifier(model.eval(), tuple(card["classes"]), recipe)

@@ -1,4 +1,4 @@
-"""Networks: what a recipe trains, put together from the backbone's weights and the choices that change its shape."""
+"""Networks: builds a recipe's network from the backbone and the choices that change its architecture."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from xfer.recipe import Recipe
 
 
 def build_network(recipe: Recipe, weights: Path | None) -> Any:
-    """The network that a recipe trains, as it stands before the first step, in timm's language.
+    """Build the network that a recipe trains, as it is before the first step.
 
-    Random weights come from torch's global generator. Without a file all of them are random: for shapes, or to be
-    filled from elsewhere.
+    Random weights are drawn from torch's global generator.
+
+    Args:
+        recipe: what is trained.
+        weights: file with pretrained weights; None for random weights, if only shapes matter or a state is loaded next.
+
+    Returns:
+        A network with timm's interface.
 
     Raises:
-        ValueError: the weights do not fit, or the network cannot do what the recipe asks of it.
+        ValueError: the weights do not fit, or the network does not support the recipe.
     """
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
@@ -40,37 +46,38 @@ def build_network(recipe: Recipe, weights: Path | None) -> Any:
         dict(recipe.backbone_args),
         colour.channels,
     )
-    _check_parts(model, recipe.backbone)
+    _check_interface(model, recipe.backbone)
     activations.replace_activations(model, recipe.activation.build(ACTIVATIONS))
     model = strategy.transform_model(model, recipe.image_size)
     if recipe.head.name != "linear":
-        _give_head(model, recipe)
+        _replace_head(model, recipe)
     strategy.pace.check(next(iter(named_params(model).values())).blocks)
     return model
 
 
 def build_preprocessor(recipe: Recipe, model: nn.Module, device: torch.device) -> backbones.Preprocessor:
-    """What stands between a pack's pixels and the network of a recipe."""
+    """Return the transform from a pack's pixels to the inputs of a recipe's network."""
     colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
     return backbones.Preprocessor(backbones.input_statistics(model), device, colour.channels, colour.convert)
 
 
 def check_network(recipe: Recipe) -> None:
-    """See that the network of a recipe can be built and takes its images: in a fraction of a second, without weights.
+    """Check in a fraction of a second, without weights, that a recipe's network can be built and takes its images.
 
     Raises:
         ValueError: it cannot; the message says why.
     """
-    # What has no say in the network's shape is set to one value, so that a sweep checks each shape once.
-    _check_shape(
+    # Fields that do not affect the architecture get a fixed value, so that a sweep checks each architecture once.
+    check_architecture(
         dataclasses.replace(recipe, data="", learning_rate=1.0, weight_decay=0.0, seed=0, draw=0, split_seed=0)
     )
 
 
 @lru_cache(maxsize=4096)
-def _check_shape(recipe: Recipe) -> None:
+def check_architecture(recipe: Recipe) -> None:
+    """Check a recipe for `check_network`; cached."""
     colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
-    with torch.device("meta"), torch.no_grad():  # shapes alone: no memory, no arithmetic, no random numbers
+    with torch.device("meta"), torch.no_grad():  # shapes only: no memory, no arithmetic, no random numbers
         model = build_network(recipe, None).eval()
         images = torch.zeros(2, colour.channels, recipe.image_size, recipe.image_size)
         try:
@@ -80,30 +87,30 @@ def _check_shape(recipe: Recipe) -> None:
         _check_embeddings(model, images, recipe)
 
 
-def _check_parts(model: Any, name: str) -> None:
-    # A few of timm's families have two heads side by side, for distillation, or say nothing of their blocks.
+def _check_interface(model: Any, name: str) -> None:
+    # Some of timm's families have two heads, for distillation, or do not name their blocks.
     if not isinstance(model.get_classifier(), nn.Module) or not hasattr(model, "group_matcher"):
         raise ValueError(
-            f"{name} cannot be trained here, because timm does not say which one layer is its head, or which "
-            f"parameters make a block: take another backbone"
+            f"{name} cannot be trained here, because timm does not say which layer is its head, or which parameters "
+            f"form a block: use another backbone"
         )
 
 
 def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
-    # Where a choice asks the head apart from the body, the two must fit.
+    # Choices that use the head separately from the body need embeddings of two dimensions.
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     term: EmbeddingLoss | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
-    asking = [f"strategy {recipe.strategy}"] if strategy.fit else []
-    asking += [f"embedding_loss {recipe.embedding_loss}"] if term else []
-    if not asking:
+    choices = [f"strategy {recipe.strategy}"] if strategy.fit else []
+    choices += [f"embedding_loss {recipe.embedding_loss}"] if term else []
+    if not choices:
         return
     if term:
-        term.build(1, recipe.classes)  # the library it needs may not be there
+        term.build(1, recipe.classes)  # raises if the library it needs is not installed
     head = model.get_classifier()
     if strategy.fit and strategy.fit.how == "ridge" and type(head) is not nn.Linear:
         raise ValueError(
-            f"strategy {recipe.strategy} takes the place of one linear layer, and {recipe.backbone} ends in "
-            f"{type(head).__name__}: take logistic_probe, or another backbone"
+            f"strategy {recipe.strategy} replaces a linear layer, but {recipe.backbone} ends in {type(head).__name__}: "
+            f"use logistic_probe, or another backbone"
         )
     try:
         fits = head(model.forward_head(model.forward_features(images), pre_logits=True)).ndim == 2
@@ -111,17 +118,17 @@ def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"{' and '.join(asking)} asks the head about embeddings [N, D], but {recipe.backbone} ends in "
-            f"{type(head).__name__}, which takes none: take another backbone"
+            f"{' and '.join(choices)} needs a head that takes embeddings [N, D], but {recipe.backbone} ends in "
+            f"{type(head).__name__}, which does not: use another backbone"
         )
 
 
-def _give_head(model: Any, recipe: Recipe) -> None:
+def _replace_head(model: Any, recipe: Recipe) -> None:
     old = model.get_classifier()
     if not isinstance(old, nn.Linear):
         raise ValueError(
-            f"head {recipe.head} takes the place of one linear layer, and {recipe.backbone} ends in "
-            f"{type(old).__name__}: leave head at linear"
+            f"head {recipe.head} replaces a linear layer, but {recipe.backbone} ends in {type(old).__name__}: use head "
+            f"linear"
         )
-    place = next(name for name, module in model.named_modules() if module is old)
-    model.set_submodule(place, recipe.head.build(HEADS)(old.in_features, recipe.classes))
+    name = next(name for name, module in model.named_modules() if module is old)
+    model.set_submodule(name, recipe.head.build(HEADS)(old.in_features, recipe.classes))

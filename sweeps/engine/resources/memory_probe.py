@@ -21,10 +21,11 @@ from sweeps.engine.resources.step_shape import StepShape, canonical_recipe, last
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.storage import json_objects
 from xfer import hashing
+from xfer.devices.device import Precision, default_precision
 from xfer.recipe import Recipe, recipe_from_dict
-from xfer.run import MIN_EVALUATION_BATCH, default_precision
 from xfer.storage.object_store import absolute_uri, as_path
-from xfer.training.learner import Learner, Precision
+from xfer.training.inputs import MIN_EVALUATION_BATCH, BatchTransform
+from xfer.training.learner import Learner
 
 if TYPE_CHECKING:  # keeps the imports of a plan out of probing processes
     from sweeps.engine.planning.prepared import Prepared
@@ -88,6 +89,7 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
     """
     meter.begin()
     learner = Learner(canonical_recipe(recipe), None, meter.device, precision)
+    transform = BatchTransform(recipe, learner.model, meter.device)
     learner.set_pace(last_epoch_moment(recipe))
     chance = torch.Generator().manual_seed(0)
     count = max(MIN_EVALUATION_BATCH, recipe.batch_size)
@@ -98,14 +100,13 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
     for _ in range(2):
         meter.wait()
         began = time.perf_counter()
-        learner.step(*learner.augment_batch(images[: recipe.batch_size], labels, chance), recipe.learning_rate)
+        learner.step(*transform(images[: recipe.batch_size], labels, chance), recipe.learning_rate)
         meter.wait()
         seconds = time.perf_counter() - began
     learner.model.eval()
-    with (
-        torch.inference_mode()
-    ):  # larger batches than in training; they determine the peak if few parameters are trained
-        learner.model(learner.prepare(images))
+    # Evaluation batches are larger than training batches; they set the peak if few parameters are trained.
+    with torch.inference_mode():
+        learner.model(transform.prepare(images))
     meter.wait()
     return MemoryProbe(step_shape(recipe), meter.peak_bytes(), seconds)
 

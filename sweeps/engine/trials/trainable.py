@@ -17,13 +17,15 @@ from sweeps.engine.resources.gpu_sharing import memory_fraction
 from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial
 from xfer.data.pack import Pack, fetch_pack
+from xfer.devices.device import default_device
 from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
-from xfer.distributed.process_group import WorkerLostError
+from xfer.distributed.launcher import WorkerLostError
 from xfer.features.feature_cache import FeatureCache
 from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
-from xfer.run import Run, default_device
+from xfer.run import Run
 from xfer.storage import local_cache, object_store
+from xfer.training.epochs import build_record
 from xfer.training.export import save_classifier
 
 log = logging.getLogger(__name__)
@@ -128,20 +130,7 @@ def export_model(config: dict[str, Any], folder: str) -> None:
 
 def failed_record(config: dict[str, Any], error: str) -> Record:
     """The record of a trial that never got as far as having a network."""
-    recipe = recipe_from_dict(config["recipe"])
-    return Record(
-        trial=config["trial"],
-        phase=config["phase"],
-        key=recipe.key,
-        id=recipe.id,
-        recipe=config["recipe"],
-        status="failed",
-        epochs=(),
-        parameters=None,
-        trainable_parameters=None,
-        seconds=0.0,
-        error=error,
-    )
+    return build_record(recipe_from_dict(config["recipe"]), config["trial"], config["phase"], error=error)
 
 
 def open_context(site: TrialContext) -> tuple[Pack, torch.device]:

@@ -13,7 +13,7 @@ import pytest
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import trainable
 from sweeps.engine.trials.trainable import TrialContext, train_trial, trial_config
-from xfer.distributed.process_group import WorkerLostError
+from xfer.distributed.launcher import WorkerLostError
 from xfer.training import checkpoints
 
 MARK = "XFER_TEST_TEAM"
@@ -44,7 +44,7 @@ def marked(mark):
                 found.append((folder / "cmdline").read_text())
         except OSError:
             continue
-    return [command for command in found if "xfer.distributed.worker" in command]
+    return [command for command in found if "spawn_main" in command]
 
 
 def test_a_trial_whose_other_process_was_lost_is_left_to_ray_without_a_record(begin, monkeypatch):
@@ -67,7 +67,7 @@ def test_whole_gpus_are_devices_of_one_run_and_share_its_cores(begin, monkeypatc
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     run = trainable._run(begun(gpus=gpus))
-    assert run._devices == devices
+    assert run.devices == devices
     assert threads[-1] == max(1, 2 // devices)
 
 

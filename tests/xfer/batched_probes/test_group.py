@@ -1,4 +1,4 @@
-"""Heads trained side by side: each comes to what it comes to alone in a Run, whatever becomes of the others."""
+"""Probes trained as a batch have the results of single Runs, and do not affect each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.xfer.conftest import MEASURED_FIELDS
-from xfer.batched_probes import compatibility
 from xfer.batched_probes.compatibility import can_batch, group_recipes, head_inits
 from xfer.batched_probes.group import ProbeGroup
 from xfer.batched_probes.heads import BATCHED_STEPS, Head
@@ -26,110 +25,112 @@ from xfer.training.networks import build_network, build_preprocessor
 
 CPU = torch.device("cpu")
 RATES = {"sgd": 0.01, "nesterov": 0.01, "lion": 0.001}
-TOGETHER = sorted(BATCHED_STEPS)
+BATCHED = sorted(BATCHED_STEPS)
 
 
-class Frozen:
-    """Embeddings of the tiny network, and what was asked of them."""
+class RecordedEmbeddings:
+    """Embeddings of the tiny network, with a record of all calls."""
 
     def __init__(self, pack, weights, make_recipe):
-        self.asked = []
+        self.calls = []
         model = build_network(make_recipe(strategy="linear_probe"), weights)
         prepare = build_preprocessor(make_recipe(), model, CPU)
         self.rows = torch.from_numpy(extract_features(model, pack, np.arange(len(pack.labels)), prepare)["late"])
 
-    def __call__(self, recipe, view, places):
-        self.asked.append((recipe.augmentation.name, view, tuple(places.tolist())))
-        rows = self.rows[torch.from_numpy(places)]
+    def __call__(self, recipe, view, indices):
+        self.calls.append((recipe.augmentation.name, view, tuple(indices.tolist())))
+        rows = self.rows[torch.from_numpy(indices)]
         return rows if view is None else rows * (1 + 0.1 * view)
 
 
 @pytest.fixture
 def embeddings(pack, weights, make_recipe):
-    return Frozen(pack, weights, make_recipe)
+    return RecordedEmbeddings(pack, weights, make_recipe)
 
 
 @pytest.fixture
 def probe(make_recipe):
-    """A recipe of a linear probe: four epochs of three steps, Lookahead's rhythm twice."""
+    """A recipe of a linear probe with four epochs of three steps, two periods of Lookahead."""
 
     def recipe(**changes):
         rate = RATES.get(changes.get("optimizer", "adam"), 0.003)
-        plain = {"strategy": "linear_probe", "optimizer": "adam", "epochs": 4, "weight_decay": 0.01}
-        return make_recipe(**{**plain, "learning_rate": rate, **changes})
+        defaults = {"strategy": "linear_probe", "optimizer": "adam", "epochs": 4, "weight_decay": 0.01}
+        return make_recipe(**{**defaults, "learning_rate": rate, **changes})
 
     return recipe
 
 
 @pytest.fixture
 def train(pack, weights, embeddings):
-    """A group that has been trained to its end."""
+    """A fully trained group."""
 
-    def trained(recipes, begin=None):
-        group = ProbeGroup(recipes, pack, embeddings, begin or head_inits(recipes, weights), CPU)
+    def trained(recipes, inits=None):
+        group = ProbeGroup(recipes, pack, embeddings, inits or head_inits(recipes, weights), CPU)
         list(group)
         return group
 
     return trained
 
 
-def numbers(value):
-    """Every number of a record, epoch or evaluation by its place, without what was measured of the machine."""
+def values_by_path(value):
+    """All values of a record, epoch or evaluation by path, without those measured on the machine."""
     if isinstance(value, dict):
         return {
-            (name, *at): one
-            for name, each in value.items()
+            (name, *path): leaf
+            for name, child in value.items()
             if name not in MEASURED_FIELDS
-            for at, one in numbers(each).items()
+            for path, leaf in values_by_path(child).items()
         }
     if isinstance(value, list | tuple):
-        return {(place, *at): one for place, each in enumerate(value) for at, one in numbers(each).items()}
+        return {
+            (index, *path): leaf for index, child in enumerate(value) for path, leaf in values_by_path(child).items()
+        }
     return {(): value}
 
 
-def assert_close(found, expected):
-    """Equal within 1e-4 in every number, and otherwise equal."""
-    found, expected = numbers(as_dict(found)), numbers(as_dict(expected))
-    assert found.keys() == expected.keys()
-    for place, value in expected.items():
-        wanted = pytest.approx(value, abs=1e-4, rel=1e-4) if isinstance(value, float) else value
-        assert found[place] == wanted, place
+def assert_close(actual, expected):
+    """Floats are equal within 1e-4, everything else exactly."""
+    actual, expected = values_by_path(as_dict(actual)), values_by_path(as_dict(expected))
+    assert actual.keys() == expected.keys()
+    for path, value in expected.items():
+        close = pytest.approx(value, abs=1e-4, rel=1e-4) if isinstance(value, float) else value
+        assert actual[path] == close, path
 
 
-def assert_as_alone(group, make_run):
+def assert_equals_single_runs(group, make_run):
     for member, recipe in enumerate(group.recipes):
         run = make_run(recipe)
         list(run)
         assert_close(group.record(member, "0007"), run.record("0007"))
-        ours, theirs = group.head(member), run.model.get_classifier()
-        torch.testing.assert_close(ours.weight, theirs.weight.detach(), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(ours.bias, theirs.bias.detach(), atol=1e-4, rtol=1e-4)
+        head, expected = group.head(member), run.model.get_classifier()
+        torch.testing.assert_close(head.weight, expected.weight.detach(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(head.bias, expected.bias.detach(), atol=1e-4, rtol=1e-4)
 
 
-def bits(group, member):
-    """Everything that a member has come to, as text: NaN is not equal to itself."""
+def result_bits(group, member):
+    """A probe's head and record as bytes and text, because NaN does not equal itself."""
     head = group.head(member)
     return (
         head.weight.numpy().tobytes() + head.bias.numpy().tobytes(),
-        repr(numbers(as_dict(group.record(member)))),
+        repr(values_by_path(as_dict(group.record(member)))),
     )
 
 
-# As alone
+# Same result as a single run
 
 
-@pytest.mark.parametrize("optimizer", TOGETHER)
-def test_members_come_to_what_they_come_to_alone_with_every_optimizer(probe, train, make_run, optimizer):
+@pytest.mark.parametrize("optimizer", BATCHED)
+def test_probes_have_the_result_of_single_runs_with_every_optimizer(probe, train, make_run, optimizer):
     recipes = [probe(optimizer=optimizer), probe(optimizer=optimizer, weight_decay=1.0, clip_norm=0.5)]
-    assert_as_alone(train(recipes), make_run)
+    assert_equals_single_runs(train(recipes), make_run)
 
 
-def test_members_come_to_what_they_come_to_alone_with_every_loss_and_schedule(probe, train, make_run):
+def test_probes_have_the_result_of_single_runs_with_every_loss_and_schedule(probe, train, make_run):
     recipes = [probe(loss=loss, schedule=schedule) for loss in LOSSES for schedule in SCHEDULES]
-    assert_as_alone(train(recipes), make_run)
+    assert_equals_single_runs(train(recipes), make_run)
 
 
-def test_members_may_differ_in_everything_that_is_their_own(probe, train, make_run):
+def test_probes_may_differ_in_all_per_probe_fields(probe, train, make_run):
     recipes = [
         probe(seed=1, learning_rate=0.01, clip_norm=0.1),
         probe(seed=0, weight_decay=3.0, clip_value=0.01),
@@ -138,127 +139,129 @@ def test_members_may_differ_in_everything_that_is_their_own(probe, train, make_r
         probe(seed=0, loss={"name": "focal", "gamma": 0.5}, schedule="cosine_warmup", weight_decay=0.0),
     ]
     assert group_recipes(recipes) == [(0, 1, 2, 3, 4)]
-    assert_as_alone(train(recipes), make_run)
+    assert_equals_single_runs(train(recipes), make_run)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batch_size": 23, "draw": 1},  # the last batch would hold one image: it is left out
+        {"batch_size": 23, "draw": 1},  # a last batch of a single image is left out
         {"images_per_class": 3, "batch_size": 4},
         {"strategy": "early_cut", "backbone": "test_resnet"},
     ],
 )
-def test_what_all_members_share_is_heeded(probe, make_run, pack, weights_of, changes):
+def test_common_fields_have_the_same_effect_as_in_a_run(probe, make_run, pack, weights_of, changes):
     recipes = [probe(**changes), probe(**changes, learning_rate=0.01)]
     file = weights_of(recipes[0].backbone)
     run = make_run(recipes[0])
 
-    def embeddings(recipe, view, places):
+    def embeddings(recipe, view, indices):
         prepare = build_preprocessor(recipe, run.model, CPU)
-        return torch.from_numpy(extract_features(run.model, pack, places, prepare)["late"])
+        return torch.from_numpy(extract_features(run.model, pack, indices, prepare)["late"])
 
     group = ProbeGroup(recipes, pack, embeddings, head_inits(recipes, file), CPU)
     list(group)
-    assert_as_alone(group, make_run)
+    assert_equals_single_runs(group, make_run)
 
 
 @pytest.mark.parametrize("how", ["ridge_probe", "logistic_probe"])
-def test_heads_in_closed_form_come_to_what_they_come_to_alone(probe, train, make_run, how):
+def test_heads_in_closed_form_have_the_result_of_single_runs(probe, train, make_run, how):
     penalties = (0.01, 1.0, 100.0)
-    recipes = [probe(strategy={"name": how, "penalty": penalty}, seed=place) for place, penalty in enumerate(penalties)]
+    recipes = [probe(strategy={"name": how, "penalty": penalty}, seed=seed) for seed, penalty in enumerate(penalties)]
     assert group_recipes(recipes) == [(0, 1, 2)]
     group = train(recipes)
-    assert_as_alone(group, make_run)
-    assert len({bits(group, member) for member in range(3)}) == 3
+    assert_equals_single_runs(group, make_run)
+    assert len({result_bits(group, member) for member in range(3)}) == 3
 
 
-def test_a_path_of_ridge_penalties_takes_one_decomposition(probe, train, monkeypatch):
-    taken = []
+def test_several_ridge_penalties_need_one_decomposition(probe, train, monkeypatch):
+    calls = []
     eigh = torch.linalg.eigh
-    monkeypatch.setattr("torch.linalg.eigh", lambda *given: taken.append(given) or eigh(*given))
+    monkeypatch.setattr("torch.linalg.eigh", lambda *args: calls.append(args) or eigh(*args))
     group = train([probe(strategy={"name": "ridge_probe", "penalty": 10.0**power}) for power in range(-2, 5)])
-    assert len(taken) == 1
-    alone = train([group.recipes[3]])
-    assert torch.equal(alone.head(0).weight, group.head(3).weight)
+    assert len(calls) == 1
+    single = train([group.recipes[3]])
+    assert torch.equal(single.head(0).weight, group.head(3).weight)
 
 
-def test_a_head_in_closed_form_whose_losses_are_not_finite_leaves_the_others(probe, train, monkeypatch):
+def test_a_diverged_head_in_closed_form_does_not_affect_the_others(probe, train, monkeypatch):
     recipes = [probe(strategy={"name": "ridge_probe", "penalty": penalty}) for penalty in (1.0, 10.0, 100.0)]
     healthy = train(recipes)
 
-    def ill(how, features, labels, classes, penalties):
-        found = fit_closed_form(how, features, labels, classes, penalties)
-        return [found[0], (found[1][0] * math.nan, found[1][1]), found[2]]
+    def diverged(how, features, labels, classes, penalties):
+        heads = fit_closed_form(how, features, labels, classes, penalties)
+        return [heads[0], (heads[1][0] * math.nan, heads[1][1]), heads[2]]
 
-    monkeypatch.setattr("xfer.batched_probes.group.fit_closed_form", ill)
+    monkeypatch.setattr("xfer.batched_probes.group.fit_closed_form", diverged)
     group = train(recipes)
-    assert [bits(group, member) for member in (0, 2)] == [bits(healthy, member) for member in (0, 2)]
+    assert [result_bits(group, member) for member in (0, 2)] == [result_bits(healthy, member) for member in (0, 2)]
     assert (group.record(1).status, group.record(1).error) == (
         "failed",
         "the validation loss became nan after epoch 1",
     )
 
 
-def test_a_group_of_two_hundred_is_one_task(probe, train, make_run):
-    chance = np.random.default_rng(0)
+def test_two_hundred_probes_train_in_one_group(probe, train, make_run):
+    generator = np.random.default_rng(0)
     recipes = [
-        probe(learning_rate=10 ** chance.uniform(-5, -1), weight_decay=10 ** chance.uniform(-6, 0), seed=place % 3)
-        for place in range(200)
+        probe(
+            learning_rate=10 ** generator.uniform(-5, -1), weight_decay=10 ** generator.uniform(-6, 0), seed=index % 3
+        )
+        for index in range(200)
     ]
-    assert [len(places) for places in group_recipes(recipes)] == [200]
+    assert [len(group) for group in group_recipes(recipes)] == [200]
     group = train(recipes)
-    assert len({bits(group, member) for member in range(200)}) == 200
+    assert len({result_bits(group, member) for member in range(200)}) == 200
     for member in (0, 77, 199):
         run = make_run(recipes[member])
         list(run)
         assert_close(group.record(member), run.record())
 
 
-# Whatever becomes of the others
+# Independence
 
 
-def poisoned(begin, how):
-    weight = begin.head.weight.clone()
-    weight[0, 0] = how
-    return dataclasses.replace(begin, head=Head(weight, begin.head.bias))
+def with_weight(init, value):
+    weight = init.head.weight.clone()
+    weight[0, 0] = value
+    return dataclasses.replace(init, head=Head(weight, init.head.bias))
 
 
-@pytest.mark.parametrize("how", [math.nan, math.inf, 1e30])
-@pytest.mark.parametrize("optimizer", TOGETHER)
-def test_a_member_that_is_no_longer_finite_leaves_the_others_bit_for_bit_as_they_are(
-    probe, train, weights, optimizer, how
-):
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("optimizer", BATCHED)
+def test_a_diverged_probe_leaves_the_others_unchanged_bit_for_bit(probe, train, weights, optimizer, value):
     losses = ("cross_entropy", "cross_entropy", "focal", "label_smoothing")
     recipes = [
-        probe(optimizer=optimizer, loss=loss, seed=place % 2, clip_norm=None if place else 1.0)
-        for place, loss in enumerate(losses)
+        probe(optimizer=optimizer, loss=loss, seed=index % 2, clip_norm=None if index else 1.0)
+        for index, loss in enumerate(losses)
     ]
-    begin = head_inits(recipes, weights)
-    healthy = train(recipes, begin)
-    ill = train(recipes, [begin[0], poisoned(begin[1], how), *begin[2:]])
-    assert [bits(ill, member) for member in (0, 2, 3)] == [bits(healthy, member) for member in (0, 2, 3)]
-    assert bits(ill, 1) != bits(healthy, 1)
-    if how != 1e30:
-        record = ill.record(1)
+    inits = head_inits(recipes, weights)
+    healthy = train(recipes, inits)
+    diverged = train(recipes, [inits[0], with_weight(inits[1], value), *inits[2:]])
+    assert [result_bits(diverged, member) for member in (0, 2, 3)] == [
+        result_bits(healthy, member) for member in (0, 2, 3)
+    ]
+    assert result_bits(diverged, 1) != result_bits(healthy, 1)
+    if value != 1e30:
+        record = diverged.record(1)
         assert (record.status, record.epochs, record.val) == ("failed", (), None)
         assert record.error == "the training loss became nan in epoch 1, step 1 of 3"
 
 
-def test_a_member_whose_rate_makes_it_diverge_fails_as_alone_and_the_others_do_not(probe, train, make_run):
+def test_a_learning_rate_that_diverges_fails_like_a_single_run_and_the_others_do_not(probe, train, make_run):
     recipes = [probe(optimizer="sgd", learning_rate=rate, weight_decay=10.0) for rate in (0.01, 100.0, 0.02)]
     group = train([dataclasses.replace(recipe, epochs=8) for recipe in recipes])
     run = make_run(group.recipes[1])
-    with pytest.raises(ArithmeticError) as alone:
+    with pytest.raises(ArithmeticError) as caught:
         list(run)
-    assert str(group.errors[1]) == str(alone.value)
-    assert_close(group.record(1), run.record(error=str(alone.value)))
+    assert str(group.errors[1]) == str(caught.value)
+    assert_close(group.record(1), run.record(error=str(caught.value)))
     assert [group.record(member).status for member in (0, 1, 2)] == ["finished", "failed", "finished"]
-    tame = train([group.recipes[0], dataclasses.replace(group.recipes[1], learning_rate=0.001), group.recipes[2]])
-    assert [bits(tame, member) for member in (0, 2)] == [bits(group, member) for member in (0, 2)]
+    stable = train([group.recipes[0], dataclasses.replace(group.recipes[1], learning_rate=0.001), group.recipes[2]])
+    assert [result_bits(stable, member) for member in (0, 2)] == [result_bits(group, member) for member in (0, 2)]
 
 
-def test_a_member_that_is_stopped_has_no_further_epochs_and_the_others_do_not_notice(probe, pack, weights, embeddings):
+def test_a_stopped_probe_has_no_further_epochs_and_the_others_are_unchanged(probe, pack, weights, embeddings):
     recipes = [probe(learning_rate=rate) for rate in (0.001, 0.003, 0.01)]
     groups = [ProbeGroup(recipes, pack, embeddings, head_inits(recipes, weights), CPU) for _ in range(2)]
     list(groups[0])
@@ -266,53 +269,57 @@ def test_a_member_that_is_stopped_has_no_further_epochs_and_the_others_do_not_no
         assert [epoch is None for epoch in epochs] == [False, number >= 2, False]
         if number == 1:
             groups[1].stop(1)
-    assert [bits(groups[1], member) for member in (0, 2)] == [bits(groups[0], member) for member in (0, 2)]
+    assert [result_bits(groups[1], member) for member in (0, 2)] == [
+        result_bits(groups[0], member) for member in (0, 2)
+    ]
     record = groups[1].record(1)
     assert (record.status, len(record.epochs), record.val) == ("pruned", 2, None)
 
 
-def test_a_group_without_members_left_ends(probe, train, weights):
+def test_a_group_ends_when_no_probe_is_left(probe, train, weights):
     recipes = [probe(), probe(learning_rate=0.01)]
-    group = train(recipes, [poisoned(each, math.nan) for each in head_inits(recipes, weights)])
+    group = train(recipes, [with_weight(init, math.nan) for init in head_inits(recipes, weights)])
     assert [group.record(member).status for member in (0, 1)] == ["failed", "failed"]
 
 
-def test_seconds_are_a_members_share(probe, train):
-    alone, many = train([probe()] * 1), train([probe()] * 40)
+def test_seconds_are_divided_between_probes(probe, train):
+    single, many = train([probe()] * 1), train([probe()] * 40)
     shares = [epoch.seconds for epoch in many.epochs[0]]
     assert many.record(0).seconds == pytest.approx(sum(shares))
     assert [epoch.seconds for epoch in many.epochs[39]] == shares
-    assert alone.epochs[0][0].images_per_second < many.epochs[0][0].images_per_second
+    assert single.epochs[0][0].images_per_second < many.epochs[0][0].images_per_second
 
 
-# Which images
+# Images and views
 
 
-def test_every_epoch_sees_the_version_whose_turn_it_is_in_the_order_of_the_seed(probe, train, embeddings, pack):
+def test_epochs_cycle_through_the_views_in_the_order_of_the_seed(probe, train, embeddings, pack):
     recipes = [probe(augmentation="flip", views=3, seed=5), probe(augmentation="none", views=2, seed=5)]
     group = train(recipes)
     orders = [
-        tuple(shuffle_indices(group._split.train, 8, derive_seed(5, "order", epoch)).tolist()) for epoch in range(4)
+        tuple(shuffle_indices(group.split.train, 8, derive_seed(5, "order", epoch)).tolist()) for epoch in range(4)
     ]
     for name, views in (("flip", (0, 1, 2, 0)), ("none", (None,) * 4)):
-        seen = [(view, places) for which, view, places in embeddings.asked if which == name and places in orders]
+        seen = [
+            (view, order) for augmentation, view, order in embeddings.calls if augmentation == name and order in orders
+        ]
         assert seen == list(zip(views, orders, strict=True))
-    assert {view for _, view, places in embeddings.asked if places == tuple(group._split.val.tolist())} == {None}
-    assert set(group._split.test.tolist()).isdisjoint(place for _, _, places in embeddings.asked for place in places)
+    assert {view for _, view, indices in embeddings.calls if indices == tuple(group.split.val.tolist())} == {None}
+    assert set(group.split.test.tolist()).isdisjoint(index for _, _, indices in embeddings.calls for index in indices)
 
 
-def test_members_with_the_same_versions_learn_from_the_same_images_and_others_do_not(probe, train):
+def test_probes_with_the_same_views_train_on_the_same_images(probe, train):
     group = train([probe(augmentation="flip", views=2), probe(), probe(augmentation="flip", views=2), probe(views=7)])
     first, second, third, fourth = (group.head(member).weight for member in range(4))
-    torch.testing.assert_close(first, third)  # not to the bit: a kernel may add up another column in another order
+    torch.testing.assert_close(first, third)  # not bit for bit: kernels may sum columns in a different order
     torch.testing.assert_close(second, fourth)
     assert (first - second).abs().max() > 1e-3
 
 
-# Who goes with whom
+# Grouping
 
 
-def test_every_optimizer_is_run_on_many_heads_or_refused(probe):
+def test_all_optimizers_but_lamb_can_be_batched(probe):
     assert OPTIMIZERS.keys() - BATCHED_STEPS.keys() == {"lamb"}
     assert {name for name in OPTIMIZERS if can_batch(probe(optimizer=name))} == BATCHED_STEPS.keys()
 
@@ -334,22 +341,24 @@ def test_every_optimizer_is_run_on_many_heads_or_refused(probe):
         {"strategy": "scratch"},
     ],
 )
-def test_what_moves_more_than_a_linear_head_on_fixed_embeddings_runs_alone(probe, pack, embeddings, weights, changes):
+def test_recipes_that_train_more_than_a_head_on_fixed_embeddings_cannot_be_batched(
+    probe, pack, embeddings, weights, changes
+):
     recipe = probe(**changes)
     assert not can_batch(recipe)
     assert group_recipes([recipe]) == []
-    with pytest.raises(ValueError, match="trains more than a linear head on fixed embeddings: it runs alone"):
+    with pytest.raises(ValueError, match="trains more than a linear head on fixed embeddings, so it cannot be batched"):
         ProbeGroup([recipe], pack, embeddings, head_inits([probe()], weights), CPU)
 
 
-def test_fixed_versions_and_backbones_that_draw_nothing_may_go_together(probe):
+def test_views_and_deterministic_backbones_can_be_batched(probe):
     for changes in ({"augmentation": "randaugment", "views": 4}, {"batch_norm": "frozen"}, {"colour": "grey_stem"}):
         assert can_batch(probe(**changes))
     assert can_batch(probe(backbone="test_vit", strategy="drop_early"))
     assert can_batch(probe(backbone="test_vit", backbone_args={"drop_path_rate": 0.3}))  # in the frozen body
 
 
-def test_groups_hold_what_takes_the_same_steps_and_no_more_than_asked(probe):
+def test_recipes_are_grouped_by_common_fields_up_to_the_maximum_size(probe):
     recipes = [
         probe(),
         probe(batch_size=12),
@@ -365,37 +374,37 @@ def test_groups_hold_what_takes_the_same_steps_and_no_more_than_asked(probe):
     assert group_recipes([]) == []
 
 
-def test_recipes_of_two_groups_or_of_other_data_are_refused(probe, pack, embeddings, weights):
-    begin = head_inits([probe()] * 2, weights)
-    with pytest.raises(ValueError, match="do not take the same steps: groups_of says which do"):
-        ProbeGroup([probe(), probe(batch_size=12)], pack, embeddings, begin, CPU)
+def test_recipes_of_two_groups_or_of_other_data_are_an_error(probe, pack, embeddings, weights):
+    inits = head_inits([probe()] * 2, weights)
+    with pytest.raises(ValueError, match="do not form one group: use group_recipes to form groups"):
+        ProbeGroup([probe(), probe(batch_size=12)], pack, embeddings, inits, CPU)
     with pytest.raises(ValueError, match="the recipes were made for data ffff"):
-        ProbeGroup([probe(data="f" * 64)], pack, embeddings, begin[:1], CPU)
+        ProbeGroup([probe(data="f" * 64)], pack, embeddings, inits[:1], CPU)
 
 
-# Where each begins
+# Initial heads
 
 
 @pytest.mark.parametrize("changes", [{}, {"seed": 7}, {"strategy": "early_cut", "backbone": "test_resnet"}])
-def test_a_head_begins_as_in_a_run(probe, make_run, weights_of, changes):
+def test_the_initial_head_is_that_of_a_run(probe, make_run, weights_of, changes):
     recipe = probe(**changes)
     state = torch.get_rng_state()
-    (begin,) = head_inits([recipe], weights_of(recipe.backbone))
+    (init,) = head_inits([recipe], weights_of(recipe.backbone))
     assert torch.equal(torch.get_rng_state(), state)
     run = make_run(recipe)
     head, record = run.model.get_classifier(), run.record()
-    assert torch.equal(begin.head.weight, head.weight)
-    assert torch.equal(begin.head.bias, head.bias)
-    assert (begin.parameters, begin.flops) == (record.parameters, record.flops)
+    assert torch.equal(init.head.weight, head.weight)
+    assert torch.equal(init.head.bias, head.bias)
+    assert (init.parameters, init.flops) == (record.parameters, record.flops)
 
 
 def test_each_network_is_built_once(probe, weights, monkeypatch):
     built = []
-    compatibility._beginning.cache_clear()
     monkeypatch.setattr(
         "xfer.batched_probes.compatibility.build_network", lambda *args: built.append(args) or build_network(*args)
     )
-    found = head_inits([probe(seed=place % 2, learning_rate=0.1 / (place + 1)) for place in range(10)], weights)
+    recipes = [probe(seed=1000 + index % 2, learning_rate=0.1 / (index + 1)) for index in range(10)]
+    inits = head_inits(recipes, weights)
     assert len(built) == 2
-    assert [begin is found[place % 2] for place, begin in enumerate(found)] == [True] * 10
-    assert not torch.equal(found[0].head.weight, found[1].head.weight)
+    assert all(init is inits[index % 2] for index, init in enumerate(inits))
+    assert not torch.equal(inits[0].head.weight, inits[1].head.weight)

@@ -1,4 +1,4 @@
-"""Freed memory stays with a process that asked for it, and is given back when that is asked for."""
+"""A process retains freed memory on request, and releases it on request."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ import sys
 import threading
 
 import torch
-from xfer.devices.host_memory import give_back_memory, keep_freed_memory
+from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
 from xfer.measure.cost import resident_bytes
 
-def held_after_use():
+def growth_after_use():
     before = resident_bytes()
     for _ in range(3):
         torch.ones(25_000_000)
     return (resident_bytes() - before) // 2**20
 
-def look():
-    given_back = held_after_use()
-    keep_freed_memory()
-    kept = held_after_use()
+def measure():
+    by_default = growth_after_use()
+    retain_freed_memory()
+    retained = growth_after_use()
     before = resident_bytes()
-    give_back_memory()
-    print(given_back, kept, (before - resident_bytes()) // 2**20)
+    release_freed_memory()
+    print(by_default, retained, (before - resident_bytes()) // 2**20)
 
-if sys.argv[1] == "here":
-    look()
+if sys.argv[1] == "main thread":
+    measure()
 else:
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=measure)
     thread.start()
     thread.join()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told")
-@pytest.mark.parametrize("where", ["here", "in a thread"])
-def test_what_is_freed_is_kept_once_asked_for_and_given_back_once_asked_for(where):
-    """In a thread too, which is where Ray Tune runs a trial, under the environment that a trial's process has."""
-    command = [sys.executable, "-c", CODE, where]
+@pytest.mark.skipif(sys.platform != "linux", reason="requires glibc")
+@pytest.mark.parametrize("thread", ["main thread", "other thread"])
+def test_freed_memory_is_retained_and_released_on_request(thread):
+    """Also in another thread, where Ray Tune runs a trial, with the environment of a trial's process."""
+    command = [sys.executable, "-c", CODE, thread]
     environment = {**os.environ, **RAY_ENVIRONMENT}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    given_back, kept, freed = map(int, said.stdout.split())
-    assert given_back < 20
-    assert kept > 80
-    assert freed > 80
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    by_default, retained, released = map(int, result.stdout.split())
+    assert by_default < 20
+    assert retained > 80
+    assert released > 80

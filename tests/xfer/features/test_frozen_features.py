@@ -1,4 +1,4 @@
-"""What a frozen half makes of images is computed once, and a run on it comes to what it would have come to without."""
+"""Features of a frozen half are computed once, and a run on cached features equals one without."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run_with(pack, weights_of, one_thread):
     return run
 
 
-def numbers(run):
-    measured = [(each.train_loss, each.val_loss, each.gradient_norm, each.distance) for each in run.epochs]
-    return torch.tensor([[*each, epoch.val_accuracy] for each, epoch in zip(measured, run.epochs, strict=True)])
+def metrics(run):
+    fields = ("train_loss", "val_loss", "gradient_norm", "distance", "val_accuracy")
+    return torch.tensor([[getattr(epoch, field) for field in fields] for epoch in run.epochs])
 
 
-def counted(monkeypatch, method):
-    """How often a method is called from here on, as the length of a list."""
+def record_calls(monkeypatch, method):
+    """A list that gets the last argument of every further call of a method."""
     calls = []
     original = getattr(FrozenFeatures, method)
     monkeypatch.setattr(FrozenFeatures, method, lambda self, *args: calls.append(args[-1:]) or original(self, *args))
@@ -46,7 +46,7 @@ def counted(monkeypatch, method):
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_vit"])
 @pytest.mark.parametrize("strategy", FROZEN)
-def test_a_run_on_kept_features_equals_one_on_pixels(strategy, backbone, make_recipe, run_with, monkeypatch):
+def test_a_run_on_cached_features_equals_one_on_images(strategy, backbone, make_recipe, run_with, monkeypatch):
     recipe = make_recipe(
         backbone=backbone,
         strategy={"name": strategy, **FROZEN[strategy]},
@@ -55,19 +55,19 @@ def test_a_run_on_kept_features_equals_one_on_pixels(strategy, backbone, make_re
         epochs=4,
         learning_rate=0.003,
     )
-    computed = counted(monkeypatch, "_compute")
-    shared = run_with(recipe)
-    list(shared)
-    assert computed, "nothing was kept"
+    computed = record_calls(monkeypatch, "compute")
+    cached = run_with(recipe)
+    list(cached)
+    assert computed, "nothing was cached"
     monkeypatch.setattr(Learner, "frozen_split", lambda self: None)
-    alone = run_with(recipe)
-    list(alone)
-    # test_vit's kernels are chosen by batch size, so features differ in the last bits
-    torch.testing.assert_close(numbers(shared), numbers(alone), rtol=1e-3, atol=1e-4)
+    uncached = run_with(recipe)
+    list(uncached)
+    # The kernels of test_vit depend on the batch size, so features differ in the last bits.
+    torch.testing.assert_close(metrics(cached), metrics(uncached), rtol=1e-3, atol=1e-4)
 
 
-def test_every_version_is_computed_once_for_all_runs_of_a_storage(make_recipe, run_with, tmp_path, monkeypatch):
-    computed = counted(monkeypatch, "_compute")
+def test_every_view_is_computed_once_for_all_runs_with_a_cache(make_recipe, run_with, tmp_path, monkeypatch):
+    computed = record_calls(monkeypatch, "compute")
     for rate in (0.1, 0.01, 0.001):
         recipe = make_recipe(strategy="linear_probe", augmentation="flip", views=2, epochs=5, learning_rate=rate)
         list(run_with(recipe, tmp_path))
@@ -79,18 +79,18 @@ def test_every_version_is_computed_once_for_all_runs_of_a_storage(make_recipe, r
     [{"augmentation": "randaugment"}, {"activation": "mish"}, {"colour": "grey"}, {"images_per_class": 3}],
     ids=lambda change: next(iter(change)),
 )
-def test_what_changes_the_features_is_never_a_hit(change, make_recipe, run_with, tmp_path, monkeypatch):
+def test_a_recipe_with_other_features_misses_the_cache(change, make_recipe, run_with, tmp_path, monkeypatch):
     plain = {"strategy": "linear_probe", "augmentation": "flip", "views": 1, "epochs": 1}
     list(run_with(make_recipe(**plain), tmp_path))
-    computed = counted(monkeypatch, "_compute")
+    computed = record_calls(monkeypatch, "compute")
     list(run_with(make_recipe(**{**plain, **change}), tmp_path))
     assert (0,) in computed
 
 
-def test_weights_changed_under_the_same_name_are_never_a_hit(make_recipe, run_with, tmp_path, monkeypatch):
+def test_other_weights_of_the_same_name_miss_the_cache(make_recipe, run_with, tmp_path, monkeypatch):
     recipe = make_recipe(strategy="linear_probe", epochs=1)
     list(run_with(recipe, tmp_path))
-    computed = counted(monkeypatch, "_compute")
+    computed = record_calls(monkeypatch, "compute")
     run = run_with(recipe, tmp_path)
     with torch.no_grad():
         run.model.conv_stem.weight.add_(1e-6)
@@ -101,52 +101,52 @@ def test_weights_changed_under_the_same_name_are_never_a_hit(make_recipe, run_wi
 @pytest.mark.parametrize(
     "changes",
     [{"mixing": "cutmix"}, {"augmentation": "flip"}, {"strategy": "naive"}, {"batch_norm": "always"}],
-    ids=["mixing", "drawn anew", "naive", "batch norm follows"],
+    ids=["mixing", "random augmentation", "naive", "batch norm in training mode"],
 )
-def test_nothing_is_kept_of_what_changes_in_every_step(changes, make_recipe, run_with, monkeypatch):
-    computed = counted(monkeypatch, "_compute")
+def test_features_that_change_in_every_step_are_not_cached(changes, make_recipe, run_with, monkeypatch):
+    computed = record_calls(monkeypatch, "compute")
     list(run_with(make_recipe(**{"strategy": "linear_probe", "epochs": 1, **changes})))
     assert computed == []
 
 
 @pytest.mark.parametrize("strategy", FROZEN)
-def test_stopped_and_resumed_on_kept_features_is_equal_bit_for_bit(strategy, make_recipe, run_with, tmp_path):
+def test_a_resumed_run_on_cached_features_equals_an_uninterrupted_one_bit_for_bit(
+    strategy, make_recipe, run_with, tmp_path
+):
     recipe = make_recipe(
         strategy={"name": strategy, **FROZEN[strategy]}, augmentation="flip", views=2, epochs=4, optimizer="adam"
     )
-    whole = run_with(recipe, tmp_path / "features")
-    list(whole)
+    uninterrupted = run_with(recipe, tmp_path / "features")
+    list(uninterrupted)
     for _ in range(recipe.epochs):
-        parts = run_with(recipe, tmp_path / "features", tmp_path / "checkpoints")
-        next(iter(parts))
-    parts = run_with(recipe, tmp_path / "features", tmp_path / "checkpoints")
-    assert torch.equal(numbers(parts), numbers(whole))
-    assert parts.evaluate("val") == whole.evaluate("val")
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, parts.model.state_dict()[name]), name
+        resumed = run_with(recipe, tmp_path / "features", tmp_path / "checkpoints")
+        next(iter(resumed))
+    resumed = run_with(recipe, tmp_path / "features", tmp_path / "checkpoints")
+    assert torch.equal(metrics(resumed), metrics(uninterrupted))
+    assert resumed.evaluate("val") == uninterrupted.evaluate("val")
+    for name, tensor in uninterrupted.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_a_probe_holds_its_head_alone(make_recipe, run_with):
+def test_a_checkpoint_of_a_probe_only_holds_its_head(make_recipe, run_with):
     run = run_with(make_recipe(strategy="linear_probe"))
     assert set(run.state_dict()["model"]) == {"classifier.weight", "classifier.bias"}
     assert len(run_with(make_recipe(strategy="naive")).state_dict()["model"]) == len(run.model.state_dict())
 
 
-def test_versions_do_not_mix_with_batches_that_are_mixed(make_recipe):
+def test_views_and_mixing_exclude_each_other(make_recipe):
     with pytest.raises(ValueError, match="take mixing none, or views none"):
         make_recipe(strategy="linear_probe", mixing="cutmix", views=2)
 
 
-def test_the_head_of_lp_ft_is_fitted_on_the_features_that_a_probe_has_left(
-    make_recipe, run_with, tmp_path, monkeypatch
-):
+def test_the_head_of_lp_ft_is_fitted_on_the_cached_features_of_a_probe(make_recipe, run_with, tmp_path, monkeypatch):
     list(run_with(make_recipe(strategy="linear_probe"), tmp_path))
-    computed = counted(monkeypatch, "_compute")
+    computed = record_calls(monkeypatch, "compute")
     list(run_with(make_recipe(strategy="lp_ft"), tmp_path))
     assert computed == []
 
 
-def test_a_store_in_memory_gives_what_was_computed():
-    store = FeatureCache()
-    rows = store.get_or_compute({"a": 1}, 3, lambda: iter([torch.zeros(2, 4).numpy(), torch.ones(1, 4).numpy()]))
+def test_a_cache_in_memory_returns_what_was_computed():
+    cache = FeatureCache()
+    rows = cache.get_or_compute({"a": 1}, 3, lambda: iter([torch.zeros(2, 4).numpy(), torch.ones(1, 4).numpy()]))
     assert rows.tolist() == [[0] * 4, [0] * 4, [1] * 4]

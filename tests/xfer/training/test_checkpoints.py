@@ -1,4 +1,4 @@
-"""A state in one file: whole or not there, checked before it is used, never unpickled."""
+"""A checkpoint is one file: complete or absent, verified before use, and never unpickled."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ def bits(tensor):
     return tensor.contiguous().view(torch.uint8) if tensor.numel() and tensor.ndim else tensor
 
 
-def assert_same(found, expected):
+def assert_same(loaded, expected):
     if isinstance(expected, torch.Tensor):
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-        assert torch.equal(bits(found), bits(expected))
+        assert (loaded.dtype, loaded.shape) == (expected.dtype, expected.shape)
+        assert torch.equal(bits(loaded), bits(expected))
     elif isinstance(expected, dict):
-        assert found.keys() == {str(key) for key in expected}
+        assert loaded.keys() == {str(key) for key in expected}
         for key in expected:
-            assert_same(found[str(key)], expected[key])
+            assert_same(loaded[str(key)], expected[key])
     elif isinstance(expected, list | tuple):
-        assert isinstance(found, list)
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert isinstance(loaded, list)
+        assert len(loaded) == len(expected)
+        for one, other in zip(loaded, expected, strict=True):
             assert_same(one, other)
     elif isinstance(expected, float):
-        assert struct.pack("d", found) == struct.pack("d", expected)
+        assert struct.pack("d", loaded) == struct.pack("d", expected)
     else:
-        assert type(found) is type(expected)
-        assert found == expected
+        assert type(loaded) is type(expected)
+        assert loaded == expected
 
 
-def saved(folder, *epochs):
-    """A checkpoint for each epoch, the newest last."""
+def save_epochs(folder, *epochs):
+    """Save a checkpoint for each epoch, and return their paths."""
     return [checkpoints.save(folder, epoch, {"epoch": epoch, "weight": torch.full((50,), epoch)}) for epoch in epochs]
 
 
 # Round trip
 
 
-def test_a_nested_state_comes_back_bit_for_bit(tmp_path):
+def test_a_nested_state_is_restored_bit_for_bit(tmp_path):
     checkpoints.save(tmp_path, 1, STATE)
     assert_same(checkpoints.load(tmp_path), STATE)
 
@@ -67,13 +67,13 @@ def test_a_nested_state_comes_back_bit_for_bit(tmp_path):
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 )
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 4, 3, 3)])
-def test_a_tensor_of_any_type_and_shape_comes_back_bit_for_bit(tmp_path, dtype, shape):
+def test_a_tensor_of_any_type_and_shape_is_restored_bit_for_bit(tmp_path, dtype, shape):
     tensor = (torch.rand(shape) * 3).to(dtype)
     checkpoints.save(tmp_path, 1, {"tensor": tensor})
     assert_same(checkpoints.load(tmp_path), {"tensor": tensor})
 
 
-def test_tensors_that_lie_in_memory_in_their_own_way_come_back_equal(tmp_path):
+def test_tensors_with_any_memory_layout_are_restored(tmp_path):
     base = torch.rand(4, 3, 8, 8)
     state = {
         "channels_last": base.to(memory_format=torch.channels_last),
@@ -83,12 +83,12 @@ def test_tensors_that_lie_in_memory_in_their_own_way_come_back_equal(tmp_path):
         "with gradient": base.clone().requires_grad_(),
     }
     checkpoints.save(tmp_path, 1, state)
-    found = checkpoints.load(tmp_path)
-    assert all(torch.equal(found[name], state[name]) for name in state)
-    assert not any(tensor.requires_grad for tensor in found.values())
+    loaded = checkpoints.load(tmp_path)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    assert not any(tensor.requires_grad for tensor in loaded.values())
 
 
-def test_a_tensor_under_two_names_comes_back_under_both(tmp_path):
+def test_a_tensor_under_two_names_is_restored_under_both(tmp_path):
     tied = torch.rand(3, 4)
     state = {"embedding": tied, "head": tied, "view": tied.view(12)}
     checkpoints.save(tmp_path, 1, state)
@@ -102,14 +102,14 @@ def test_integer_keys_become_strings_and_tuples_lists(tmp_path):
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text(), each, max_size=4),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
     max_leaves=12,
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(state=st.dictionaries(st.text(), plain, max_size=4))
-def test_any_plain_state_comes_back_equal(tmp_path_factory, state):
+def test_any_plain_state_is_restored(tmp_path_factory, state):
     if "__tensor__" in json.dumps(state):
         return
     folder = tmp_path_factory.mktemp("any")
@@ -117,7 +117,7 @@ def test_any_plain_state_comes_back_equal(tmp_path_factory, state):
     assert_same(checkpoints.load(folder), state)
 
 
-def test_the_state_of_a_real_optimizer_comes_back_bit_for_bit(tmp_path):
+def test_the_state_of_an_optimizer_is_restored_bit_for_bit(tmp_path):
     layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(layer.parameters())
     layer(torch.rand(2, 3, 8, 8)).sum().backward()
@@ -126,41 +126,41 @@ def test_the_state_of_a_real_optimizer_comes_back_bit_for_bit(tmp_path):
     assert_same(checkpoints.load(tmp_path), optimizer.state_dict())
 
 
-# Names, order, number
+# File names and number of checkpoints
 
 
-def test_a_name_says_the_epoch_and_what_the_content_hashes_to(tmp_path):
-    (path,) = saved(tmp_path / "new" / "folder", 3)
+def test_a_file_name_holds_the_epoch_and_the_checksum(tmp_path):
+    (path,) = save_epochs(tmp_path / "new" / "folder", 3)
     name = checkpoints.FILE_PATTERN.fullmatch(path.name)
     assert name[1] == "0003"
     assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(name[2])
 
 
-def test_only_the_last_two_are_kept_and_the_newest_is_loaded(tmp_path):
-    paths = saved(tmp_path, 1, 2, 3, 4)
+def test_the_last_two_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path):
+    paths = save_epochs(tmp_path, 1, 2, 3, 4)
     assert sorted(tmp_path.iterdir()) == sorted(paths[-2:])
     assert checkpoints.load(tmp_path)["epoch"] == 4
 
 
-def test_epochs_are_counted_as_numbers_not_as_letters(tmp_path):
-    saved(tmp_path, 9_999, 10_000)
+def test_epochs_are_sorted_as_numbers(tmp_path):
+    save_epochs(tmp_path, 9_999, 10_000)
     assert checkpoints.load(tmp_path)["epoch"] == 10_000
 
 
-def test_how_many_are_kept_can_be_said(tmp_path):
+def test_the_number_of_kept_checkpoints_is_an_argument(tmp_path):
     for epoch in range(1, 5):
         checkpoints.save(tmp_path, epoch, {}, keep=1)
     assert [path.name[:10] for path in tmp_path.iterdir()] == ["epoch-0004"]
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_where_there_is_no_checkpoint_there_is_no_state(tmp_path, folder):
+def test_without_a_checkpoint_the_state_is_none(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     assert checkpoints.load(tmp_path / folder) is None
 
 
-def test_files_of_other_names_are_not_looked_at(tmp_path, caplog):
-    saved(tmp_path, 1)
+def test_other_files_are_ignored(tmp_path, caplog):
+    save_epochs(tmp_path, 1)
     for name in ("epoch-0002.safetensors", "epoch-0003-xyz.safetensors", "notes.txt", ".epoch-0009-tmp"):
         (tmp_path / name).write_bytes(b"x")
     assert checkpoints.load(tmp_path)["epoch"] == 1
@@ -184,8 +184,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_is_named_and_the_one_before_it_is_used(tmp_path, caplog, damage):
-    before, newest = saved(tmp_path, 1, 2)
+def test_a_damaged_newest_checkpoint_is_logged_and_the_one_before_it_is_used(tmp_path, caplog, damage):
+    before, newest = save_epochs(tmp_path, 1, 2)
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
     assert checkpoints.load(tmp_path)["epoch"] == 1
     (warning,) = caplog.records
@@ -194,83 +194,83 @@ def test_a_damaged_newest_is_named_and_the_one_before_it_is_used(tmp_path, caplo
     assert before.name not in warning.getMessage()
 
 
-def test_a_damaged_file_is_not_in_the_way_of_what_comes_after(tmp_path, caplog):
-    _, newest = saved(tmp_path, 1, 2)
+def test_checkpoints_after_a_damaged_one_work(tmp_path, caplog):
+    _, newest = save_epochs(tmp_path, 1, 2)
     newest.write_bytes(newest.read_bytes()[:-1])
     checkpoints.load(tmp_path)
-    saved(tmp_path, 2)
+    save_epochs(tmp_path, 2)
     caplog.clear()
     assert checkpoints.load(tmp_path)["epoch"] == 2
     assert caplog.text == ""
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_missing_newest_leaves_the_one_before_it(tmp_path):
-    _, newest = saved(tmp_path, 1, 2)
+def test_without_the_newest_file_the_one_before_it_is_loaded(tmp_path):
+    _, newest = save_epochs(tmp_path, 1, 2)
     newest.unlink()
     assert checkpoints.load(tmp_path)["epoch"] == 1
 
 
-def test_where_all_are_damaged_each_is_named_and_there_is_no_state(tmp_path, caplog):
-    paths = saved(tmp_path, 1, 2)
+def test_if_all_are_damaged_each_is_logged_and_the_state_is_none(tmp_path, caplog):
+    paths = save_epochs(tmp_path, 1, 2)
     for path in paths:
         path.write_bytes(b"")
     assert checkpoints.load(tmp_path) is None
     assert all(path.name in caplog.text for path in paths)
 
 
-def test_a_checkpoint_under_the_name_of_another_is_not_used(tmp_path, caplog):
-    _, newest = saved(tmp_path, 1, 2)
+def test_a_checkpoint_with_the_name_of_another_is_not_used(tmp_path, caplog):
+    _, newest = save_epochs(tmp_path, 1, 2)
     other = checkpoints.save(tmp_path / "other", 2, {"epoch": 99})
     other.replace(newest)
     assert checkpoints.load(tmp_path)["epoch"] == 1
     assert newest.name in caplog.text
 
 
-# Kills while writing
+# Failures while writing
 
 
-def fail(*arguments, **named):
+def fail(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
-def test_what_goes_wrong_while_writing_leaves_the_old_state_and_no_half_file(tmp_path, monkeypatch, call):
-    old = saved(tmp_path, 1, 2)
+def test_an_error_while_writing_leaves_the_old_state_and_no_partial_file(tmp_path, monkeypatch, call):
+    old = save_epochs(tmp_path, 1, 2)
     with monkeypatch.context() as patch:
         if call == "open":
             patch.setattr(Path, "open", fail)
         else:
             patch.setattr(os, call, fail)
         with pytest.raises(OSError, match="No space left"):
-            saved(tmp_path, 3)
+            save_epochs(tmp_path, 3)
     assert sorted(tmp_path.iterdir()) == sorted(old)
     assert checkpoints.load(tmp_path)["epoch"] == 2
-    saved(tmp_path, 3)
+    save_epochs(tmp_path, 3)
     assert checkpoints.load(tmp_path)["epoch"] == 3
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing after it is run."""
+    """Stands for SIGKILL: no code runs after it."""
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_kill_while_writing_leaves_nothing_under_a_checkpoints_name(tmp_path, monkeypatch, call):
-    saved(tmp_path, 1)
+def test_a_kill_while_writing_leaves_no_checkpoint_file(tmp_path, monkeypatch, call):
+    save_epochs(tmp_path, 1)
 
-    def kill(*arguments):
+    def kill(*args):
         raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, kill)
-        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # a killed process cleans nothing up
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # a killed process does not clean up
         with pytest.raises(KilledError):
-            saved(tmp_path, 2)
+            save_epochs(tmp_path, 2)
     leftovers = [path for path in tmp_path.iterdir() if not path.name.startswith("epoch-0001")]
     assert len(leftovers) == 1, "the kill came after the first byte was written"
     assert leftovers[0].name.startswith(".")
     assert checkpoints.load(tmp_path)["epoch"] == 1
-    saved(tmp_path, 2)
+    save_epochs(tmp_path, 2)
     assert checkpoints.load(tmp_path)["epoch"] == 2
 
 
@@ -288,7 +288,7 @@ class Bomb:
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("checksum", ["wrong", "right"])
 @pytest.mark.parametrize("dump", ["pickle", "torch"])
-def test_a_pickle_under_a_checkpoints_name_is_not_run(tmp_path, protocol, checksum, dump):
+def test_a_pickle_with_the_name_of_a_checkpoint_is_not_executed(tmp_path, protocol, checksum, dump):
     fuse = tmp_path / "boom"
     pickled = tmp_path / "pickled"
     if dump == "pickle":
@@ -297,16 +297,16 @@ def test_a_pickle_under_a_checkpoints_name_is_not_run(tmp_path, protocol, checks
         torch.save({"model": Bomb(fuse)}, pickled, pickle_protocol=protocol)
     digest = hashlib.sha256(pickled.read_bytes()).hexdigest() if checksum == "right" else "0" * 64
     folder = tmp_path / "checkpoints"
-    saved(folder, 1)
+    save_epochs(folder, 1)
     pickled.rename(folder / f"epoch-0002-{digest[:16]}.safetensors")
     if checksum == "wrong":
         assert checkpoints.load(folder)["epoch"] == 1
-    else:  # whoever can forge the checksum can stop the run, and nothing more
+    else:  # with a forged checksum the run stops, but the pickle is not executed
         with suppress(Exception):
             assert checkpoints.load(folder)["epoch"] == 1
     assert not fuse.exists()
 
 
-def test_the_bomb_would_have_gone_off(tmp_path):
+def test_the_pickle_in_these_tests_is_dangerous(tmp_path):
     pickle.loads(pickle.dumps(Bomb(tmp_path / "boom")))
     assert (tmp_path / "boom").exists()

@@ -1,4 +1,4 @@
-"""A trained network as a folder: it says the same as the run that trained it."""
+"""An exported network predicts the same as the run that trained it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ UNUSUAL = {
         "batch_norm": "always",
     },
 }
-"""Choices that change a network's shape, or how it sees."""
+"""Choices that change the architecture or the input channels."""
 
 
-def trained(make_recipe, make_run, **changes):
+def train(make_recipe, make_run, **changes):
     run = make_run(make_recipe(epochs=3, optimizer="adam", **changes))
     list(run)
     return run
@@ -51,47 +51,47 @@ def export(run, folder, classes):
     return load_classifier(folder)
 
 
-def probabilities_of(run, places):
-    """As the run itself reckons them."""
+def probabilities_of(run, indices):
+    """Class probabilities from the run's own network."""
     run.model.eval()
     with torch.inference_mode():
         return torch.cat(
-            [run.model(run._learner.prepare(images)) for images, _ in iter_batches(run.pack, places, 64)]
+            [run.model(run.inputs.transform.prepare(images)) for images, _ in iter_batches(run.pack, indices, 64)]
         ).softmax(1)
 
 
 @pytest.mark.parametrize("backbone", NETWORKS)
-def test_a_classifier_says_the_same_as_the_run_that_trained_it(make_recipe, make_run, tmp_path, backbone):
-    run = trained(make_recipe, make_run, backbone=backbone)
+def test_a_classifier_predicts_the_same_as_the_run_that_trained_it(make_recipe, make_run, tmp_path, backbone):
+    run = train(make_recipe, make_run, backbone=backbone)
     classifier = export(run, tmp_path, run.pack.classes)
     expected = probabilities_of(run, np.arange(36)).numpy()
-    found = classifier.probabilities(np.array(run.pack.images))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
-    places = run.split.test
-    right = found[places].argmax(axis=1) == run.pack.labels[places]
-    assert tuple(right.tolist()) == run.evaluate("test").correct
+    probabilities = classifier.probabilities(np.array(run.pack.images))
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    indices = run.split.test
+    correct = probabilities[indices].argmax(axis=1) == run.pack.labels[indices]
+    assert tuple(correct.tolist()) == run.evaluate("test").correct
 
 
 @pytest.mark.parametrize("choice", UNUSUAL)
-def test_a_classifier_is_put_together_as_the_network_was_that_the_run_trained(make_recipe, make_run, tmp_path, choice):
+def test_a_classifier_has_the_architecture_of_the_trained_network(make_recipe, make_run, tmp_path, choice):
     run = make_run(make_recipe(epochs=1, **UNUSUAL[choice]))
     list(run)
     expected = probabilities_of(run, np.arange(36)).numpy()
-    torch.manual_seed(99)  # nothing that is drawn while loading has a say
+    torch.manual_seed(99)  # random numbers drawn while loading have no effect
     classifier = export(run, tmp_path, run.pack.classes)
     assert classifier.model is not run.model
-    found = classifier.probabilities(np.array(run.pack.images))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.ptp(found, axis=0).max() > 1e-5
+    probabilities = classifier.probabilities(np.array(run.pack.images))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert np.ptp(probabilities, axis=0).max() > 1e-5
     assert (classifier.recipe, classifier.image_size) == (run.recipe, 32)
-    kinds = [[type(module).__name__ for module in model.modules()] for model in (classifier.model, run.model)]
-    assert kinds[0] == kinds[1]
+    module_types = [[type(module).__name__ for module in model.modules()] for model in (classifier.model, run.model)]
+    assert module_types[0] == module_types[1]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_weights_of_a_usual_network_are_a_file_that_timm_loads(make_recipe, make_run, tmp_path, network):
+def test_timm_can_load_the_weights_of_an_unmodified_network(make_recipe, make_run, tmp_path, network):
     run = make_run(make_recipe(backbone=network))
     export(run, tmp_path, run.pack.classes)
     size = {"img_size": 32} if network == "test_vit" else {}
@@ -100,23 +100,23 @@ def test_the_weights_of_a_usual_network_are_a_file_that_timm_loads(make_recipe, 
         assert torch.equal(model.state_dict()[name], tensor)
 
 
-def test_loading_draws_no_random_number_from_the_outside(make_recipe, make_run, tmp_path):
+def test_loading_does_not_change_torchs_random_state(make_recipe, make_run, tmp_path):
     run = make_run(make_recipe(strategy="scratch", head="mlp"))
     state = torch.get_rng_state()
     export(run, tmp_path, run.pack.classes)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_arguments_of_the_backbone_are_kept(make_recipe, make_run, tmp_path):
-    run = trained(make_recipe, make_run, backbone_args={"pad_type": "same"})
-    plain = trained(make_recipe, make_run)
-    found = export(run, tmp_path / "same", run.pack.classes).probabilities(np.array(run.pack.images))
-    np.testing.assert_allclose(found, probabilities_of(run, np.arange(36)).numpy(), atol=1e-6)
-    assert not np.allclose(found, probabilities_of(plain, np.arange(36)).numpy(), atol=1e-3)
+def test_backbone_arguments_are_exported(make_recipe, make_run, tmp_path):
+    run = train(make_recipe, make_run, backbone_args={"pad_type": "same"})
+    plain = train(make_recipe, make_run)
+    probabilities = export(run, tmp_path / "same", run.pack.classes).probabilities(np.array(run.pack.images))
+    np.testing.assert_allclose(probabilities, probabilities_of(run, np.arange(36)).numpy(), atol=1e-6)
+    assert not np.allclose(probabilities, probabilities_of(plain, np.arange(36)).numpy(), atol=1e-3)
 
 
-def test_the_card_is_plain_json_and_nothing_is_pickled(make_recipe, make_run, tmp_path):
-    run = trained(make_recipe, make_run)
+def test_the_card_is_plain_json_without_pickles(make_recipe, make_run, tmp_path):
+    run = train(make_recipe, make_run)
     classes = ("日本", "naïve <b>", 'a "quote"\n')
     classifier = export(run, tmp_path / "new" / "model", classes)
     assert {path.name for path in (tmp_path / "new" / "model").iterdir()} == {"model.json", "model.safetensors"}
@@ -131,9 +131,9 @@ def test_the_card_is_plain_json_and_nothing_is_pickled(make_recipe, make_run, tm
 
 
 def test_exporting_does_not_change_the_run(make_recipe, make_run, tmp_path):
-    run, undisturbed = trained(make_recipe, make_run), trained(make_recipe, make_run)
+    run, unexported = train(make_recipe, make_run), train(make_recipe, make_run)
     export(run, tmp_path, run.pack.classes)
-    for name, tensor in undisturbed.model.state_dict().items():
+    for name, tensor in unexported.model.state_dict().items():
         assert torch.equal(run.model.state_dict()[name], tensor)
 
 
@@ -148,13 +148,13 @@ def test_exporting_does_not_change_the_run(make_recipe, make_run, tmp_path):
         ((2, 32, 32, 3), np.int64),
     ],
 )
-def test_images_of_another_shape_or_type_are_refused(make_recipe, make_run, tmp_path, shape, dtype):
+def test_images_of_another_shape_or_type_are_an_error(make_recipe, make_run, tmp_path, shape, dtype):
     run = make_run(make_recipe())
     classifier = export(run, tmp_path, run.pack.classes)
     with pytest.raises(ValueError, match=r"images must be uint8 \[N, 32, 32, 3\], not "):
         classifier.probabilities(np.zeros(shape, dtype=dtype))
 
 
-def test_no_images_have_no_probabilities(make_recipe, make_run, tmp_path):
+def test_an_empty_batch_gives_empty_probabilities(make_recipe, make_run, tmp_path):
     run = make_run(make_recipe())
     assert export(run, tmp_path, run.pack.classes).probabilities(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3)

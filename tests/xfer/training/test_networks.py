@@ -1,4 +1,4 @@
-"""What a recipe trains, put together and checked: what can be asked of which network, and why not of others."""
+"""Building and checking a recipe's network: which choices a network supports, and clear errors for the others."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from xfer.methods.strategies import STRATEGIES
 from xfer.models.params import named_params
 from xfer.recipe import CHOICE_TABLES
 from xfer.training import networks
-from xfer.training.networks import _check_shape, build_network, check_network
+from xfer.training.networks import build_network, check_architecture, check_network
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
-SHAPING = [
+ARCHITECTURE_CHOICES = [
     (kind, name) for kind in ("strategy", "head", "activation", "batch_norm", "colour") for name in CHOICE_TABLES[kind]
 ]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_known_yet():
-    _check_shape.cache_clear()
+def empty_cache():
+    check_architecture.cache_clear()
 
 
 # Network and check agree
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("kind", "name"), SHAPING)
-def test_the_check_says_what_the_network_itself_would(make_recipe, weights_of, network, kind, name):
+@pytest.mark.parametrize(("kind", "name"), ARCHITECTURE_CHOICES)
+def test_the_check_and_the_network_raise_the_same_error(make_recipe, weights_of, network, kind, name):
     recipe = make_recipe(**{"backbone": network, "epochs": 9, kind: name})
     file = weights_of(network) if recipe.weights else None
 
-    def ask_the_network():
+    def run_network():
         assert build_network(recipe, file)(torch.rand(2, 1 if name == "grey_stem" else 3, 32, 32)).shape == (2, 3)
 
-    said = [refusal(ask_the_network), refusal(lambda: check_network(recipe))]
-    assert said[0] == said[1]
-    assert (said[0] is None) == possible(network, name)
+    messages = [error_message(run_network), error_message(lambda: check_network(recipe))]
+    assert messages[0] == messages[1]
+    assert (messages[0] is None) == is_supported(network, name)
 
 
-def refusal(ask):
-    """Why it was refused, less what torch says of it; None where it was not."""
+def error_message(action):
+    """The message of a ValueError without torch's own; None if nothing is raised."""
     try:
-        ask()
+        action()
     except ValueError as error:
         return str(error).partition(" (")[0]
     return None
 
 
-def possible(network, name):
-    """Strategies that some kinds of network cannot do; nothing else is impossible here."""
+def is_supported(network, name):
+    """Whether a network supports a strategy; other choices are always supported here."""
     return name not in {"test_vit": ()}.get(network, ("lora", "drop_early"))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_network_has_random_weights_without_a_file_and_the_same_shape(make_recipe, weights_of, strategy):
+def test_without_a_file_a_network_has_random_weights_of_the_same_shapes(make_recipe, weights_of, strategy):
     recipe = make_recipe(backbone="test_vit", strategy=strategy, epochs=9)
     weights = weights_of("test_vit") if recipe.weights else None
-    filled, empty = build_network(recipe, weights).state_dict(), build_network(recipe, None).state_dict()
-    assert {name: tensor.shape for name, tensor in filled.items()} == {
-        name: tensor.shape for name, tensor in empty.items()
+    pretrained, random_weights = build_network(recipe, weights).state_dict(), build_network(recipe, None).state_dict()
+    assert {name: tensor.shape for name, tensor in pretrained.items()} == {
+        name: tensor.shape for name, tensor in random_weights.items()
     }
-    assert torch.equal(filled[stem := next(iter(filled))], empty[stem]) is False
+    assert torch.equal(pretrained[stem := next(iter(pretrained))], random_weights[stem]) is False
 
 
-def test_choices_of_shape_compose(make_recipe, weights_of):
+def test_architecture_choices_compose(make_recipe, weights_of):
     recipe = make_recipe(
         backbone="test_vit", strategy="lora", head="cosine", activation="mish", colour="grey_stem", batch_norm="frozen"
     )
@@ -82,10 +82,10 @@ def test_choices_of_shape_compose(make_recipe, weights_of):
     assert type(model.get_classifier()).__name__ == "CosineClassifier"
 
 
-# The check leaves no trace
+# The check has no side effects
 
 
-def test_the_check_draws_no_random_number_and_leaves_torch_as_it_was(make_recipe):
+def test_the_check_changes_no_random_state_and_no_torch_settings(make_recipe):
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     for changes in ({"strategy": "scratch"}, {"head": "mlp"}, {"strategy": "small_cnn"}, {"colour": "grey_stem"}):
         check_network(make_recipe(**changes))
@@ -100,26 +100,24 @@ def test_the_check_draws_no_random_number_and_leaves_torch_as_it_was(make_recipe
 
 def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
     built = []
-    monkeypatch.setattr(
-        networks, "build_network", lambda *arguments: built.append(build_network(*arguments)) or built[0]
-    )
+    monkeypatch.setattr(networks, "build_network", lambda *args: built.append(build_network(*args)) or built[0])
     check_network(make_recipe(backbone="vgg11", weights="w", head="mlp"))
     (model,) = built
     assert count_parameters(model) > 10**8
     assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
-def test_each_shape_is_checked_once(make_recipe):
+def test_each_architecture_is_checked_once(make_recipe):
     for changes in ({}, {"learning_rate": 0.5}, {"weight_decay": 0.1}, {"seed": 7}, {"draw": 3}):
         check_network(make_recipe(**changes))
-    assert _check_shape.cache_info().misses == 1
+    assert check_architecture.cache_info().misses == 1
     check_network(make_recipe(head="mlp"))
-    assert _check_shape.cache_info().misses == 2
+    assert check_architecture.cache_info().misses == 2
 
 
-# What is impossible
+# Unsupported recipes
 
-IMPOSSIBLE = {
+UNSUPPORTED = {
     "a stage that does not exist": (
         {"strategy": {"name": "early_cut", "stage": 9}},
         r"early_cut(stage=9): this network has 5 stages, so stage must be from 1 to 4; for a classifier on the last",
@@ -140,7 +138,7 @@ IMPOSSIBLE = {
         {"backbone": "test_vit", "strategy": {"name": "lora", "rank": 64}},
         "lora(rank=64) adapts linear layers, but this network has none with more than 64 channels",
     ),
-    "late stages that expect what the early ones made": (
+    "late stages that expect the output of the early ones": (
         {"backbone": "test_efficientnet", "strategy": {"name": "drop_early", "stage": 3}},
         "drop_early(stage=3): the stages above do not accept the stem's output",
     ),
@@ -152,11 +150,11 @@ IMPOSSIBLE = {
         {"backbone": "test_vit", "strategy": {"name": "drop_early", "stage": 6}},
         "drop_early(stage=6): this network has 6 stages, and the last one must stay",
     ),
-    "more frozen blocks than there are": (
+    "more frozen blocks than the network has": (
         {"backbone": "test_vit", "strategy": {"name": "freeze_first", "blocks": 50}},
         "it freezes the first 50 blocks, but this network has 7 below its head: give at most 6, or take linear_probe",
     ),
-    "more trained blocks than there are": (
+    "more trained blocks than the network has": (
         {"backbone": "test_vit", "strategy": {"name": "train_last", "blocks": 7}},
         "it trains the last 7 blocks, but this network has 7 below its head: give at most 6, or take naive",
     ),
@@ -172,7 +170,7 @@ IMPOSSIBLE = {
         {"backbone": "vit_tiny_patch16_224", "image_size": 8},
         "cannot take images of 8 px",
     ),
-    "images of another size than the network was asked for": (
+    "images of another size than the backbone arguments say": (
         {"backbone": "vit_tiny_patch16_224", "backbone_args": {"img_size": 64}},
         "vit_tiny_patch16_224 cannot take images of 32 px: Input height (32) doesn't match model (64).",
     ),
@@ -188,46 +186,46 @@ IMPOSSIBLE = {
         {"strategy": "small_cnn", "backbone_args": {"pad_type": "same"}},
         "basic_cnn cannot be built as asked",
     ),
-    "two heads side by side": (
+    "two heads": (
         {"backbone": "deit_tiny_distilled_patch16_224"},
-        "deit_tiny_distilled_patch16_224 cannot be trained here, because timm does not say which one layer is its head",
+        "deit_tiny_distilled_patch16_224 cannot be trained here, because timm does not say which layer is its head",
     ),
-    "blocks that nobody describes": (
+    "blocks without names": (
         {"backbone": "poolformer_s12"},
-        "poolformer_s12 cannot be trained here, because timm does not say which one layer is its head, or which "
-        "parameters make a block: take another backbone",
+        "poolformer_s12 cannot be trained here, because timm does not say which layer is its head, or which "
+        "parameters form a block: use another backbone",
     ),
-    "stages that nobody describes": (
+    "stages without names": (
         {"backbone": "basic_cnn", "strategy": "early_cut"},
         "timm does not define the stages of BasicCNN, so it cannot be cut",
     ),
 }
 
 
-@pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_what_cannot_be_built_is_refused_with_the_reason(make_recipe, case):
-    changes, message = IMPOSSIBLE[case]
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_an_unsupported_recipe_is_an_error_with_the_reason(make_recipe, case):
+    changes, message = UNSUPPORTED[case]
     recipe = make_recipe(weights="" if changes.get("strategy") == "small_cnn" else "w", **changes)
-    for _ in range(2):  # a refusal is not forgotten
+    for _ in range(2):  # errors are not cached
         with pytest.raises(ValueError, match=re.escape(message)):
             check_network(recipe)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
-def test_every_stage_but_the_last_can_be_cut_after(make_recipe, stage):
+def test_a_network_can_be_truncated_after_every_stage_but_the_last(make_recipe, stage):
     check_network(make_recipe(strategy={"name": "early_cut", "stage": stage}))
 
 
 @pytest.mark.parametrize("backbone", ["resnetv2_18", "crossvit_9_240", "repvit_m1"])
-def test_a_cut_network_gets_a_head_of_its_own_whatever_the_whole_one_ends_in(make_recipe, backbone):
+def test_a_truncated_network_gets_its_own_head_with_any_backbone(make_recipe, backbone):
     check_network(
         make_recipe(backbone=backbone, strategy={"name": "early_cut", "stage": 1}, weights="w", image_size=240)
     )
 
 
-def test_a_missing_library_is_found_before_anything_is_trained(make_recipe, monkeypatch):
+def test_a_missing_library_is_reported_before_training(make_recipe, monkeypatch):
     for name in ("pytorch_metric_learning", "pytorch_metric_learning.distances"):
         monkeypatch.setitem(sys.modules, name, None)
-    _check_shape.cache_clear()
+    check_architecture.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'xfer\[metric\]'"):
         check_network(make_recipe(embedding_loss="arcface"))
