@@ -13,7 +13,8 @@ from sweeps.quickdraw import plan
 
 
 def test_the_page_reads_drawings_at_a_size_that_they_are_worth() -> None:
-    from xfer.data.layouts import SOURCES, quickdraw
+    from xfer.data.layouts import SOURCES
+    from xfer.data.quickdraw import quickdraw
 
     assert SOURCES[plan.source] is quickdraw
     assert plan.image_size == 64

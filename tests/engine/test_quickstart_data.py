@@ -67,7 +67,7 @@ def test_digits_that_were_cut_short_are_completed(divided: Path, tmp_path: Path)
 
 
 def test_they_are_a_source_that_loads(divided: Path) -> None:
-    from xfer.data.layouts import folder
+    from xfer.data.image_folder import folder
 
     source = folder(divided)
     assert source.classes == ("5", "6", "7", "8", "9")
@@ -93,7 +93,7 @@ def test_the_network_that_is_transferred_knows_the_digits_it_was_trained_on(one_
     import timm
     import torch
 
-    from xfer.data.layouts import folder
+    from xfer.data.image_folder import folder
     from xfer.data.pack import build_pack
     from xfer.data.split import split_pack
     from xfer.models.backbones import Preprocessor, input_statistics

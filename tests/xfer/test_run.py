@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.xfer.conftest import MEASURED_FIELDS
-from xfer.data.layouts import folder as folder_source
+from xfer.data.image_folder import folder as folder_source
 from xfer.data.pack import build_pack
 from xfer.methods.optimizers import OPTIMIZERS
 from xfer.methods.schedules import SCHEDULES

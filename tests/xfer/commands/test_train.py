@@ -282,7 +282,7 @@ def test_without_being_asked_for_it_decides_nothing(xfer, flags, tmp_path, monke
         (("--data", "/no/such/folder"), "there is no folder /no/such/folder"),
         (("--classes", "red,blu"), "unknown class of colours 'blu': did you mean blue?"),
         (("--backbone-args", "pad_type"), "--backbone-args pad_type: NAME=VALUE[,NAME=VALUE] is wanted"),
-        (("--backbone-args", "no_such=1"), "test_efficientnet cannot be built as asked"),
+        (("--backbone-args", "no_such=1"), "test_efficientnet cannot be built with these arguments"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -297,7 +297,7 @@ def test_a_slip_is_explained_before_any_image_is_read(xfer, flags, asked, said):
 def test_a_network_of_ours_has_no_pretrained_weights(xfer, image_folder, tmp_path):
     ended = xfer("train", "--data", image_folder, "--storage", tmp_path / "runs", "--backbone", "basic_cnn")
     assert ended.status == 2
-    assert "basic_cnn is not a pretrained network: take strategy scratch, or another backbone" in ended.err
+    assert "basic_cnn is not a pretrained network: use strategy scratch, or another backbone" in ended.err
 
 
 def test_weights_of_another_network_are_refused(xfer, flags, weights_of):
