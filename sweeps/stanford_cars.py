@@ -50,7 +50,7 @@ def find_data(asked: CarsOptions) -> Options:
 
         download_stanford_cars(folder, say=print)
     if not asked.data and not folder.exists():
-        from xfer.data.layouts import STANFORD_CARS_LAYOUT
+        from xfer.data.stanford_cars import STANFORD_CARS_LAYOUT
 
         raise ValueError(
             f"there is no {folder}. Say where the photos are with --data DIR, or fetch a copy from the hub with "

@@ -1,6 +1,6 @@
-"""What the tests share: one tiny data set, its pack, tiny networks with weights, and one finished Record.
+"""Shared fixtures: a tiny data set, its pack, tiny networks with weights, and a finished Record.
 
-Torch and xfer are imported where they are used, so that the tests of sweeps.reporting run where there is no torch.
+Torch and xfer are imported inside the fixtures, so that the tests of sweeps.reporting run without torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xfer.run import Run
 
 ROOT = Path(__file__).parent.parent
-BACKBONE = "test_efficientnet"  # of timm's networks for tests the smallest: 0.1 million parameters
+BACKBONE = "test_efficientnet"  # the smallest of timm's networks for tests: 0.1 million parameters
 CLASSES = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 PER_CLASS = 12
 SIZE = 32
@@ -50,7 +50,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def one_thread() -> None:
-    """Torch on one thread: the tests share two cores, and bit-equality holds for one number of threads."""
+    """Set torch to one thread: results are bit-identical only for the same number of threads."""
     import torch
 
     torch.set_num_threads(1)
@@ -58,13 +58,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 noisy pictures, a folder per class; the classes differ in colour. Half are PNG, half JPEG."""
+    """36 noisy images in a folder per class; the classes differ in color. Half are PNG, half JPEG."""
     root = tmp_path_factory.mktemp("images") / "colours"
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, colour in CLASSES.items():
         (root / name).mkdir(parents=True)
         for number in range(PER_CLASS):
-            pixels = np.clip(chance.normal(colour, 30, size=(40, 48, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(rng.normal(colour, 30, size=(40, 48, 3)), 0, 255).astype(np.uint8)
             suffix = "png" if number % 2 else "jpg"
             Image.fromarray(pixels).save(root / name / f"{number:02d}.{suffix}")
     return root
@@ -72,8 +72,8 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pack(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    """`image_folder` at 32 pixels; divided it gives 24 training, 6 validation and 6 test images."""
-    from xfer.data.layouts import folder
+    """Pack of `image_folder` at 32 pixels; its split has 24 training, 6 validation and 6 test images."""
+    from xfer.data.image_folder import folder
     from xfer.data.pack import build_pack
 
     return build_pack(folder(image_folder), SIZE, tmp_path_factory.mktemp("packs"))
@@ -81,7 +81,7 @@ def pack(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(scope="session")
 def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A file with "pretrained" weights of a timm network for 5 classes: random, but the same in every session."""
+    """Return a function that writes "pretrained" weights of a timm network for 5 classes, random but reproducible."""
     folder = tmp_path_factory.mktemp("weights")
 
     def file(backbone: str) -> Path:
@@ -97,9 +97,8 @@ def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
                 torch.manual_seed(1234)
                 model = timm.create_model(backbone, num_classes=5, **size)
                 for module in model.modules():
-                    if isinstance(
-                        module, nn.BatchNorm2d
-                    ):  # unlike a fresh network's, whose residual branches begin at 0
+                    # In a new network, residual branches start at 0.
+                    if isinstance(module, nn.BatchNorm2d):
                         module.running_mean.normal_(0, 0.1)
                         module.running_var.uniform_(0.5, 1.5)
                         nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -117,10 +116,10 @@ def weights(weights_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., Recipe]:
-    """Recipes on `pack`, two short epochs unless said otherwise.
+    """Return a function that builds recipes on `pack`, by default of two short epochs.
 
-    Choices may be given by name alone. The weights follow from strategy and backbone; where the strategy is a preset
-    that clips, so does the clip norm. Where it takes no steps, whatever has no say then is as it has to be.
+    Choices can be given by name. The weights depend on strategy and backbone, the default clip norm on the strategy.
+    For strategies without gradient steps, values without effect are set as the recipe requires.
     """
     from xfer import hashing
     from xfer.choices import choose
@@ -160,7 +159,7 @@ def make_recipe(pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., 
 
 @pytest.fixture(scope="session")
 def make_run(one_thread: None, pack: Pack, weights_of: Callable[[str], Path]) -> Callable[..., Run]:
-    """A Run of a recipe that `make_recipe` made, on the CPU."""
+    """Return a function that creates a Run of a recipe of `make_recipe`, on the CPU."""
     import torch
 
     from xfer.run import Run
@@ -174,7 +173,7 @@ def make_run(one_thread: None, pack: Pack, weights_of: Callable[[str], Path]) ->
 
 @pytest.fixture(scope="session")
 def record(make_recipe: Callable[..., Recipe], make_run: Callable[..., Run]) -> Record:
-    """What two real epochs came to."""
+    """Record of a run of two epochs."""
     run = make_run(make_recipe())
     list(run)
     return run.record(trial="0000")
@@ -182,7 +181,7 @@ def record(make_recipe: Callable[..., Recipe], make_run: Callable[..., Run]) -> 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real photos and real weights, beside the repository; nothing of them is copied into it."""
+    """Folder of real photos and real weights, next to the repository."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}")
@@ -191,7 +190,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
-    """The address of a local stand-in for S3, for as long as the tests last."""
+    """URL of a local server that imitates S3, running for the whole session."""
     import logging
 
     from moto.server import ThreadedMotoServer
@@ -206,12 +205,12 @@ def object_store() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a new, empty bucket, with what it takes to reach it in the environment, and a cache of its own."""
+    """URI of a new, empty bucket, with credentials in the environment and a separate local cache."""
     import boto3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody's")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody's")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unused")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unused")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("XFER_CACHE", str(tmp_path / "cache"))
     name = f"test-{uuid.uuid4().hex[:12]}"

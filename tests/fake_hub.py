@@ -1,9 +1,9 @@
-"""A stand-in for the hub on this machine: folders, served the way the `datasets` library asks for them.
+"""A fake of the Hugging Face hub: serves folders to the `datasets` library.
 
     with serve(folder) as hub:      # folder/<owner>/<name>/README.md, data/train-00000-of-00001.parquet, ...
-        env = hub.environment(home) # for a process that has not imported datasets yet: it reads this once, at import
+        env = hub.environment(home) # for a new process: `datasets` reads it once, at import
 
-Every repository has one state. A branch resolves to COMMIT, and any other commit is taken for granted.
+Every repository has one state. A branch resolves to COMMIT, and any other commit is accepted.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ ROUTES = {
 
 @dataclass
 class Hub:
-    """A running stand-in."""
+    """A running fake."""
 
-    address: str
-    asked: list[str] = field(default_factory=list)
+    url: str
+    requests: list[str] = field(default_factory=list)
     """Every request so far, as `METHOD /path`."""
-    refused: set[str] = field(default_factory=set)
-    """Names of files that are there, but cannot be had for the moment."""
+    unavailable: set[str] = field(default_factory=set)
+    """Names of existing files whose download fails."""
 
     def environment(self, home: Path) -> dict[str, str]:
-        """The environment of a process that takes this for the hub and keeps its cache in `home`."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        return {**kept, "HF_ENDPOINT": self.address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+        """Return the environment of a process that uses this hub and keeps its cache in `home`."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        return {**inherited, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
 
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Hub]:
     """Serve the repositories in `folder` until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     hub = Hub(f"http://127.0.0.1:{server.server_port}")
     server.folder, server.hub = folder, hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -62,13 +62,13 @@ def serve(folder: Path) -> Iterator[Hub]:
         thread.join()
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, folder = self.server.hub, self.server.folder  # type: ignore[attr-defined]
-        address, self.commit = urlsplit(self.path), COMMIT
-        hub.asked.append(f"{self.command} {unquote(address.path)}")
+        path, self.commit = unquote(urlsplit(self.path).path), COMMIT
+        hub.requests.append(f"{self.command} {path}")
         for name, route in ROUTES.items():
-            match = re.fullmatch(route, unquote(address.path))
+            match = re.fullmatch(route, path)
             if match and (folder / match["repo"]).is_dir():
                 self.repo, self.root = match["repo"], folder / match["repo"]
                 if re.fullmatch("[0-9a-f]{40}", match["revision"] or ""):
@@ -77,24 +77,26 @@ class _Answers(BaseHTTPRequestHandler):
                 return
         self.missing("RepoNotFound")
 
-    do_HEAD = do_GET  # noqa: N815 - http.server wants this name
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
 
     def info(self, _: str) -> None:
         files = [{"rfilename": _name(path, self.root)} for path in _files(self.root)]
-        about = {"id": self.repo, "sha": self.commit, "private": False, "disabled": False, "gated": False}
-        self.send({**about, "lastModified": "2026-01-01T00:00:00.000Z", "tags": [], "downloads": 0, "siblings": files})
+        metadata = {"id": self.repo, "sha": self.commit, "private": False, "disabled": False, "gated": False}
+        self.send(
+            {**metadata, "lastModified": "2026-01-01T00:00:00.000Z", "tags": [], "downloads": 0, "siblings": files}
+        )
 
     def tree(self, path: str) -> None:
         top = self.root / path
         if not top.is_dir():
             return self.missing("EntryNotFound")
-        found = top.rglob("*") if "recursive=true" in self.path.lower() else top.iterdir()
-        return self.send([self.entry(each) for each in sorted(found)])
+        paths = top.rglob("*") if "recursive=true" in self.path.lower() else top.iterdir()
+        return self.send([self.entry(path) for path in sorted(paths)])
 
     def file(self, path: str) -> None:
         if not (self.root / path).is_file():
             return self.missing("EntryNotFound")
-        if Path(path).name in self.server.hub.refused and self.command == "GET":  # type: ignore[attr-defined]
+        if Path(path).name in self.server.hub.unavailable and self.command == "GET":  # type: ignore[attr-defined]
             return self.send({"error": "not now"}, status=403)
         content = (self.root / path).read_bytes()
         return self.send_bytes(content, {"ETag": f'"{_digest(content)}"'})
@@ -108,8 +110,8 @@ class _Answers(BaseHTTPRequestHandler):
     def missing(self, code: str) -> None:
         self.send({"error": code}, status=404, headers={"X-Error-Code": code})
 
-    def send(self, answer: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_bytes(json.dumps(answer).encode(), {"Content-Type": "application/json", **(headers or {})}, status)
+    def send(self, content: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_bytes(json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})}, status)
 
     def send_bytes(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
         self.send_response(status)
@@ -120,7 +122,7 @@ class _Answers(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Keep the tests' output quiet; `Hub.asked` has it all."""
+        """Print nothing; `Hub.requests` has all requests."""
 
 
 def _files(root: Path) -> list[Path]:

@@ -72,7 +72,7 @@ def test_a_folder_that_is_not_there_is_refused(refused: Refused, tmp_path: Path)
 
 
 def test_a_file_in_the_place_of_a_folder_is_refused(refused: Refused, weights: Path) -> None:
-    assert f"{weights} is a file; the folder that holds the images is wanted" in refused("--data", weights)
+    assert f"{weights} is a file; give the folder that holds the images" in refused("--data", weights)
 
 
 def test_an_empty_folder_is_refused_with_the_layout_that_is_expected(refused: Refused, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ WRONG_FLAGS = {
     "fix=freeze_epochs=8": "freeze_epochs can be at most 7",
     "weights=nowhere.safetensors": "there is no weights file nowhere.safetensors",
     "backbone-args=pad_type": "--backbone-args pad_type: NAME=VALUE[,NAME=VALUE] is wanted",
-    "backbone-args=no_such_argument=1": "test_efficientnet cannot be built as asked",
+    "backbone-args=no_such_argument=1": "test_efficientnet cannot be built with these arguments",
     "time-budget=soon": "--time-budget soon: write it as 90s, 30m, 2h or 1h30m",
     "time-budget=0s": "--time-budget 0s: there is no time in it",
     "cost-budget=20": "--cost-budget 20: the price of this machine is unknown, so the cost cannot be computed",

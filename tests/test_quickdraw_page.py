@@ -13,7 +13,8 @@ from sweeps.quickdraw import plan
 
 
 def test_the_plan_uses_the_quickdraw_layout_and_64_pixels() -> None:
-    from xfer.data.layouts import SOURCES, quickdraw
+    from xfer.data.layouts import SOURCES
+    from xfer.data.quickdraw import quickdraw
 
     assert SOURCES[plan.source] is quickdraw
     assert plan.image_size == 64

@@ -1,4 +1,4 @@
-"""Chance that can be repeated: every draw follows from the recipe's seed and the place where it is made."""
+"""Reproducible random numbers: every draw depends on the recipe's seed and a key that names its purpose."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ import torch
 from torch import Tensor
 
 
-def derive_seed(*place: int | str) -> int:
-    """A seed in [0, 2**63) for a place such as `(seed, "epoch", 3)`: the same everywhere, unlike any other's.
+def derive_seed(*key: int | str) -> int:
+    """Return a seed in [0, 2**63) for a key such as `(seed, "epoch", 3)`, the same on every machine.
 
     >>> derive_seed(0, "epoch", 3) == derive_seed(0, "epoch", 3) != derive_seed(0, "epoch", 4)
     True
     """
-    return int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8]) >> 1
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
 
 
 @contextmanager
 def use_generator(generator: torch.Generator) -> Iterator[None]:
-    """Let code that only knows torch's global CPU generator (torchvision's transforms) draw from this one instead."""
-    outside = torch.get_rng_state()
+    """Let code that uses torch's global CPU generator (torchvision's transforms) draw from `generator` instead."""
+    outer_state = torch.get_rng_state()
     torch.set_rng_state(generator.get_state())
     try:
         yield
     finally:
         generator.set_state(torch.get_rng_state())
-        torch.set_rng_state(outside)
+        torch.set_rng_state(outer_state)
 
 
 def get_rng_state(device: torch.device) -> Tensor:
-    """Where a device's own generator (dropout's, for one) stands. A GPU's is kept in main memory: nothing waits."""
+    """Return the state of a device's global generator, used for example by dropout.
+
+    The state of a GPU's generator is in main memory, so reading it does not wait for the GPU.
+    """
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def set_rng_state(state: Tensor, device: torch.device) -> None:
-    """Let a device draw again what it has drawn since `get_rng_state`."""
+    """Restore a state of a device's global generator that `get_rng_state` returned."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

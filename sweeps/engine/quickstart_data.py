@@ -70,7 +70,7 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
     import safetensors.torch
     import torch
 
-    from xfer.data.layouts import folder as source
+    from xfer.data.image_folder import folder as source
     from xfer.data.pack import build_pack
     from xfer.models import backbones
     from xfer.recipe import recipe_from_dict

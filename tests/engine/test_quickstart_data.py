@@ -69,7 +69,7 @@ def test_an_interrupted_write_is_completed(split_digits: Path, tmp_path: Path) -
 
 
 def test_the_digits_load_as_an_image_folder(split_digits: Path) -> None:
-    from xfer.data.layouts import folder
+    from xfer.data.image_folder import folder
 
     source = folder(split_digits)
     assert source.classes == ("5", "6", "7", "8", "9")
@@ -95,7 +95,7 @@ def test_the_pretrained_network_recognises_its_digits(one_thread: None, tmp_path
     import timm
     import torch
 
-    from xfer.data.layouts import folder
+    from xfer.data.image_folder import folder
     from xfer.data.pack import build_pack
     from xfer.data.split import split_pack
     from xfer.models.backbones import Preprocessor, input_statistics

@@ -14,7 +14,7 @@ from PIL import Image
 
 from xfer import hashing
 from xfer.choices import choose, default_parameters
-from xfer.data.layouts import folder
+from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 from xfer.recipe import (
     CHOICE_TABLES,

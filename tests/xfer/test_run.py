@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.xfer.conftest import MEASURED_FIELDS
-from xfer.data.layouts import folder as folder_source
+from xfer.data.image_folder import folder as folder_source
 from xfer.data.loader import iter_batches
 from xfer.data.pack import build_pack
 from xfer.methods.augmentations import AUGMENTATIONS

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from xfer import hashing
 from xfer.choices import Value
-from xfer.data.layouts import read_source, select_classes
+from xfer.data.layouts import read_source
 from xfer.data.pack import Pack, Progress, build_pack
-from xfer.data.source import Source
+from xfer.data.source import Source, select_classes
 from xfer.models import backbones
 
 DEFAULT_BACKBONE = "efficientnet_b0"

@@ -1,9 +1,10 @@
-"""Tables: a CSV file that says which image shows what."""
+"""Layout with a CSV file that lists images and their labels."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xfer.data.images import ImageFile
@@ -16,118 +17,142 @@ COLUMN_ALIASES = {
     "label": ("label", "class", "target"),
     "part": ("part", "split"),
 }
-"""What a column may be called, in small or capital letters. The last one may be absent."""
+"""Accepted names of each column, in lower case. The part column is optional."""
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 MAX_BYTES = 256 * 2**20
 TABLE_LAYOUT = """A table is expected as FILE.csv or FILE.tsv, separated by commas, semicolons or tabs, in UTF-8:
     path,label,part
     photos/1.jpg,cat,train
-Paths begin at the table's folder and stay in it; part (train, val, test) may be absent"""
+Paths are relative to the table's folder and stay in it; part (train, val, test) may be absent"""
 
 
-def table(address: DataUri) -> Source:
-    """A table of images: FILE.csv with the columns path and label, and part (train, val, test) where there are parts.
+@dataclass
+class _Rows:
+    """Content of a table: the usable rows by line number, and what is wrong with the others."""
 
-    The columns may also be called image, file or filename; class or target; split. Others are not looked at. Paths are
-    relative to the table's folder, and one that leads out of it is refused, so that a table from elsewhere cannot name
-    what is none of its business: lay the table beside the images or above them. Where `train` is the only part, it is
-    divided like a folder. Classes are in alphabetical order.
+    usable: dict[int, tuple[Path, str, Part | None]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    total: int = 0
 
-    Rows without label, or whose file is absent, or with fewer or more fields than the header, are skipped and counted
-    in the notes.
+
+def is_table(path: Path) -> bool:
+    """Return whether a path is that of a table."""
+    return path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir()
+
+
+def table(uri: DataUri) -> Source:
+    """Read FILE.csv with the columns path, label and optionally part (train, val, test).
+
+    The columns may also be called image, file or filename; class or target; split. Other columns are ignored. Paths are
+    relative to the table's folder. A path that leads out of it is refused, so that a downloaded table cannot read other
+    files of this machine: put the table next to the images or above them. If train is the only part, the table is
+    treated like one without parts. Classes are sorted by name.
+
+    Rows without label, with a missing file, or with another number of fields than the header are skipped and counted in
+    the notes.
 
     Raises:
-        ValueError: no such file, no such columns, an unknown part, a path that leads out, an image with two labels.
+        ValueError: no such file, a missing column, an unknown part, a path that leads out, an image with two labels.
     """
-    path = Path(address).expanduser()
+    path = Path(uri).expanduser()
     if not path.is_file():
         raise ValueError(f"{path} is a folder.\n{URI_FORMATS}" if path.exists() else f"there is no file {path}")
     path = path.resolve()
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
     try:
-        rows, wrong, total = _rows(path)
+        rows = _read_rows(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.\n{TABLE_LAYOUT}") from error
-    if not rows:
-        raise ValueError(f"{path} names no image that is there: {preview(wrong) or 'it has no rows'}.\n{TABLE_LAYOUT}")
-    parts = {part for _, _, part in rows.values()}
+    if not rows.usable:
+        raise ValueError(
+            f"{path} lists no image that exists: {preview(rows.problems) or 'it has no rows'}.\n{TABLE_LAYOUT}"
+        )
+    parts = {part for _, _, part in rows.usable.values()}
     if None in parts and len(parts) > 1:
-        line = next(line for line, (_, _, part) in rows.items() if part is None)
-        raise ValueError(f"{path} line {line} names no part, but others do. Give all rows one, or none")
-    alone = parts == {"train"}
-    classes = tuple(sorted({label for _, label, _ in rows.values()}))
-    place = {name: label for label, name in enumerate(classes)}
+        line = next(line for line, (_, _, part) in rows.usable.items() if part is None)
+        raise ValueError(f"{path} line {line} has no part, but other rows have one. Give all rows a part, or none")
+    only_train = parts == {"train"}
+    classes = tuple(sorted({label for _, label, _ in rows.usable.values()}))
+    label_of = {name: label for label, name in enumerate(classes)}
     examples = tuple(
-        Example(ImageFile(file), place[name], None if alone else part) for file, name, part in rows.values()
+        Example(ImageFile(file), label_of[name], None if only_train else part)
+        for file, name, part in rows.usable.values()
     )
-    notes = (f"{path.name}: {len(wrong)} of {total} rows were skipped: {preview(wrong)}.",) if wrong else ()
+    notes = (
+        (f"{path.name}: {len(rows.problems)} of {rows.total} rows were skipped: {preview(rows.problems)}.",)
+        if rows.problems
+        else ()
+    )
     return validate_source(Source(path.stem, classes, examples, notes), path, TABLE_LAYOUT)
 
 
-def _rows(path: Path) -> tuple[dict[int, tuple[Path, str, Part | None]], list[str], int]:
-    """By line number what is said there, then what is wrong with the others, then how many there are."""
-    rows: dict[int, tuple[Path, str, Part | None]] = {}
-    wrong: list[str] = []
-    total = 0
-    said: dict[Path, tuple[str, int]] = {}
-    for line, fields in _fields(path):
-        total += 1
+def _read_rows(path: Path) -> _Rows:
+    rows = _Rows()
+    label_lines: dict[Path, tuple[str, int]] = {}
+    for line, fields in _read_fields(path):
+        rows.total += 1
         if fields is None or not fields["path"] or not fields["label"]:
-            lacking = "other fields than the header" if fields is None else "no path" if fields["label"] else "no label"
-            wrong.append(f"line {line} has {lacking}")
+            problem = "another number of fields than the header"
+            if fields is not None:
+                problem = "no path" if fields["label"] else "no label"
+            rows.problems.append(f"line {line} has {problem}")
             continue
         try:
             file = (path.parent / fields["path"]).resolve()
-            there = file.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a loop of links
-            wrong.append(f"line {line}: {str(error)[:100]}")
+            is_file = file.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, a loop of links
+            rows.problems.append(f"line {line}: {str(error)[:100]}")
             continue
         if not file.is_relative_to(path.parent):
             raise ValueError(f"{path} line {line}: {fields['path']} leads out of {path.parent}.\n{TABLE_LAYOUT}")
-        if not there:
-            wrong.append(f"line {line}: there is no {file}")
+        if not is_file:
+            rows.problems.append(f"line {line}: there is no {file}")
             continue
-        label, before = said.setdefault(file, (fields["label"], line))
+        label, first_line = label_lines.setdefault(file, (fields["label"], line))
         if label != fields["label"]:
             raise ValueError(
-                f"{path}: {fields['path']} is {label} in line {before} and {fields['label']} in line {line}. "
-                f"An image has one label here"
+                f"{path}: {fields['path']} is {label} in line {first_line} and {fields['label']} in line {line}. "
+                f"Give each image one label"
             )
         part = fields.get("part", "").lower()
         if part and part not in PART_ALIASES:
             raise ValueError(f"{path} line {line}: unknown part {part!r}. Known: {', '.join(PART_ALIASES)}")
-        rows[line] = (file, label, PART_ALIASES.get(part))
-    return rows, wrong, total
+        rows.usable[line] = (file, label, PART_ALIASES.get(part))
+    return rows
 
 
-def _fields(path: Path) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """Of each row its line number and what stands in the columns wanted; None where it does not fit the header."""
+def _read_fields(path: Path) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """Yield each row's line number and its fields by column; None if their number differs from the header's."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
-        found = {delimiter: _columns(next(csv.reader([header], delimiter=delimiter), [])) for delimiter in ",;\t"}
-        fitting = [delimiter for delimiter, columns in found.items() if {"path", "label"} <= columns.keys()]
-        if not fitting:
-            named = " or ".join("/".join(names) for names in COLUMN_ALIASES.values())
-            raise ValueError(f"{path} begins with {header.strip()[:200]!r}, not with {named}.\n{TABLE_LAYOUT}")
-        columns = found[fitting[0]]
-        width = len(next(csv.reader([header], delimiter=fitting[0])))
-        for kind, places in columns.items():
-            if len(places) > 1:
-                raise ValueError(f"{path} has {len(places)} columns for the {kind}. Rename those that are not meant")
-        reader = csv.reader(file, delimiter=fitting[0])
+        headers = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in ",;\t"}
+        columns_of = {delimiter: _find_columns(names) for delimiter, names in headers.items()}
+        delimiter = next((key for key, columns in columns_of.items() if {"path", "label"} <= columns.keys()), None)
+        if delimiter is None:
+            expected = " or ".join("/".join(names) for names in COLUMN_ALIASES.values())
+            raise ValueError(f"{path} begins with {header.strip()[:200]!r}, not with {expected}.\n{TABLE_LAYOUT}")
+        columns, width = columns_of[delimiter], len(headers[delimiter])
+        for name, indices in columns.items():
+            if len(indices) > 1:
+                raise ValueError(f"{path} has {len(indices)} columns for the {name}. Rename all but one")
+        reader = csv.reader(file, delimiter=delimiter)
         for row in reader:
             if row:
-                fits = len(row) == width
-                yield reader.line_num + 1, {kind: row[at[0]].strip() for kind, at in columns.items()} if fits else None
+                fields = (
+                    {name: row[indices[0]].strip() for name, indices in columns.items()} if len(row) == width else None
+                )
+                yield reader.line_num + 1, fields
 
 
-def _columns(header: list[str]) -> dict[str, list[int]]:
-    """For each kind of column the places where it stands.
+def _find_columns(header: list[str]) -> dict[str, list[int]]:
+    """Return the indices of the fields in a header that name each column.
 
-    >>> _columns(["Image", "class", "photographer"])
+    >>> _find_columns(["Image", "class", "photographer"])
     {'path': [0], 'label': [1]}
     """
     words = [word.strip().lower() for word in header]
-    places = {kind: [at for at, word in enumerate(words) if word in names] for kind, names in COLUMN_ALIASES.items()}
-    return {kind: found for kind, found in places.items() if found}
+    columns = {
+        name: [index for index, word in enumerate(words) if word in aliases] for name, aliases in COLUMN_ALIASES.items()
+    }
+    return {name: indices for name, indices in columns.items() if indices}

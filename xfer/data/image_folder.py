@@ -1,4 +1,4 @@
-"""Folders: images as most people have them, a folder for each class."""
+"""Layout with one folder per class, optionally inside a folder per part."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
 
 
-def folder(address: DataUri) -> Source:
-    """Images in a folder per class: DIR/<class>/*.jpg, or DIR/train/<class>, DIR/val/<class>, DIR/test/<class>.
+def folder(uri: DataUri) -> Source:
+    """Read DIR/<class>/*.jpg, or DIR/train/<class>, DIR/val/<class>, DIR/test/<class>.
 
-    A train folder alone is divided like a single folder. Classes are in alphabetical order. Hidden files, files that
-    are no images by name and symbolic links that lead out of DIR are passed over; folders inside a class folder are
-    searched too.
+    A train folder without val and test is treated like a single folder without parts. Classes are sorted by name.
+    Subfolders of a class folder are searched too. Hidden files, files without the suffix of an image, and symbolic
+    links that lead out of DIR are ignored.
 
     Raises:
-        ValueError: no such folder, no images, a single class, or a class without images in the part trained on.
+        ValueError: no such folder, no images, a single class, or a class without training images.
     """
-    root = resolve_folder(address)
-    given = {part: root / name for name, part in PART_ALIASES.items() if (root / name).is_dir()}
-    if given and "train" not in given:
+    root = resolve_folder(uri)
+    part_folders = {part: root / name for name, part in PART_ALIASES.items() if (root / name).is_dir()}
+    if part_folders and "train" not in part_folders:
         raise ValueError(
-            f"{root} has {preview(path.name for path in given.values())} but no train folder. Expected "
-            f"{root}/train/<class>/*.jpg, and val and test beside it if you have them"
+            f"{root} has {preview(path.name for path in part_folders.values())} but no train folder. Expected "
+            f"{root}/train/<class>/*.jpg, and val and test next to it if you have them"
         )
-    alone = root / "train" if given else root
-    tops: dict[Part | None, Path] = dict(given.items()) if len(given) > 1 else {None: alone}
-    classes = tuple(sorted({each.name for top in tops.values() for each in _subfolders(top)}))
+    tops: dict[Part | None, Path] = (
+        dict(part_folders.items()) if len(part_folders) > 1 else {None: part_folders.get("train", root)}
+    )
+    classes = tuple(sorted({path.name for top in tops.values() for path in _subfolders(top)}))
     examples = [
         Example(ImageFile(path), label, part)
         for part, top in tops.items()
@@ -37,14 +38,14 @@ def folder(address: DataUri) -> Source:
         for path in _images(top / name, root)
     ]
     expected = (
-        f"in class folders. Expected {root}/<class>/*.jpg, or {root}/train/<class>/*.jpg and val, test beside it. "
-        f"Read are: {' '.join(sorted(IMAGE_SUFFIXES))}"
+        f"in class folders. Expected {root}/<class>/*.jpg, or {root}/train/<class>/*.jpg with val and test next to it. "
+        f"Known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))}"
     )
     return validate_source(Source(root.name, classes, tuple(examples)), root, expected)
 
 
 def _subfolders(top: Path) -> list[Path]:
-    return sorted(each for each in top.iterdir() if each.is_dir() and not each.name.startswith("."))
+    return sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _images(top: Path, root: Path) -> list[Path]:

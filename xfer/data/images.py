@@ -1,4 +1,4 @@
-"""From a file to square uint8 pixels, within limits of our own: what cannot be an honest photo is not decoded."""
+"""Decode one image to square uint8 pixels, within limits: files that cannot be photos are not decoded."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from PIL import Image, ImageOps
 from xfer import hashing
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""What is decoded, judged by content. Formats that run an interpreter (EPS) or describe scenes are not among them."""
+"""Formats that are decoded, detected by content. Formats that run an interpreter (EPS) or describe scenes are not."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-"""File names that are looked at; everything else in a folder is none of our business."""
+"""Suffixes of the files in a folder that are read as images; others are ignored."""
 MAX_PIXELS = 64_000_000
-"""A 64-megapixel image takes 192 MB once decoded; Pillow's own limit stands at 179 megapixels."""
+"""Maximum pixels of an image: 64 megapixels take 192 MB once decoded. Pillow's own limit is 179 megapixels."""
 MAX_BYTES = 256 * 2**20
 CENTER_CROP_FRACTION = 0.875
-"""The middle share of each side that is kept, timm's and torchvision's usual one: networks are pretrained on crops, in
-which things look larger. Cross-validated frozen probes of MobileNetV2 at 128 px on five data sets, mean accuracy
+"""Fraction of each side kept by the center crop, the default of timm and torchvision: networks are pretrained on crops,
+in which objects look larger. Cross-validated frozen probes of MobileNetV2 at 128 px on five data sets, mean accuracy
 (2026-11-20): squashed and cropped .794, cut square .786, cut square and cropped .785, squashed .775, padded .758.
-Drawings of QuickDraw at 64 px, whose bitmaps have a margin of about that width: cropped .755, whole .739."""
+Drawings of QuickDraw at 64 px, whose bitmaps have a margin of about that width: cropped .755, uncropped .739."""
 
 
 class UnreadableImageError(ValueError):
-    """The file is no image, a damaged one, or one beyond the limits above."""
+    """The file is not an image, is damaged, or exceeds the limits above."""
 
 
 class LazyImage(Protocol):
-    """One image, wherever it lies: a file, a row of an array, a cell of a table. It holds no pixels itself."""
+    """One image that holds no pixels itself: a file, a row of an array, a cell of a table."""
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Name of the image in messages."""
         ...
 
     def digest(self) -> str:
-        """The hash of its content, 64 hexadecimal digits: equal for copies, whatever they are called."""
+        """Return the hash of the content, 64 hexadecimal digits: equal for copies under other names."""
         ...
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """RGB pixels, uint8 [size, size, 3], as `to_square` makes them.
+        """Return RGB pixels, uint8 [size, size, 3], prepared by `to_square`.
 
         Raises:
-            UnreadableImageError: it is no image, or none that is decoded.
+            UnreadableImageError: it is not an image that can be decoded.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A picture in a file of its own."""
+    """An image in a file of its own."""
 
     path: Path
 
@@ -64,22 +64,26 @@ class ImageFile:
         return self.path.name
 
     def digest(self) -> str:
-        """The hash of the file's bytes."""
+        """Return the hash of the file's bytes."""
         return hashing.sha256_file(self.path)
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """See `read_image`."""
+        """Return the pixels; see `read_image`."""
         return read_image(self.path, size)
 
 
 def read_image(file: Path | bytes, size: int) -> NDArray[np.uint8]:
-    """The picture in a file, or in the bytes of one, as `size` x `size` RGB pixels, uint8 [size, size, 3].
+    """Decode an image to RGB pixels, uint8 [size, size, 3].
 
-    Turned upright as its EXIF data says, its first frame if it has several, transparency laid on white, squashed to a
-    square rather than cut to one, and of that the middle (see `CENTER_CROP_FRACTION`).
+    The image is rotated as its EXIF data say, reduced to its first frame, blended with white where it is transparent,
+    center-cropped (see `CENTER_CROP_FRACTION`), and resized to a square without keeping its aspect ratio.
+
+    Args:
+        file: an image file, or the content of one.
+        size: side of the square in pixels.
 
     Raises:
-        UnreadableImageError: see there; the message says what is wrong.
+        UnreadableImageError: the file cannot be decoded, or exceeds the limits; the message says why.
     """
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -87,31 +91,34 @@ def read_image(file: Path | bytes, size: int) -> NDArray[np.uint8]:
             raise UnreadableImageError(f"larger than {MAX_BYTES // 2**20} MiB")
         with Image.open(stream, formats=IMAGE_FORMATS) as image:
             _check_pixels(image)
-            image.draft("RGB", (size * 2, size * 2))  # JPEG decodes straight to about this size: several times faster
+            image.draft("RGB", (size * 2, size * 2))  # JPEG decodes directly to about this size: several times faster
             return to_square(ImageOps.exif_transpose(image), size)
     except UnreadableImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever their format's code happens to raise
+    except Exception as error:  # Pillow's decoders raise many types of errors
         reason = str(error).replace(repr(stream), "among these bytes") if stream is not file else str(error)
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from error
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The middle of an image (see `CENTER_CROP_FRACTION`) as uint8 [size, size, 3], transparency laid on white.
+    """Center-crop an image and resize it to RGB pixels, uint8 [size, size, 3].
 
     Raises:
-        UnreadableImageError: more than MAX_PIXELS.
+        UnreadableImageError: it has more than MAX_PIXELS.
     """
     _check_pixels(image)
     left, top = (1 - CENTER_CROP_FRACTION) / 2 * image.width, (1 - CENTER_CROP_FRACTION) / 2 * image.height
-    middle = (left, top, image.width - left, image.height - top)
-    return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=middle))
+    box = (left, top, image.width - left, image.height - top)
+    return np.asarray(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB: transparency laid on white, 16 bits and more stretched over their own range."""
+    """Convert an image of any mode to RGB.
+
+    Transparency becomes white. Values of more than 8 bits are scaled from their own range to 0..255.
+    """
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # Pillow would cut 16-bit values off at 255; their own range is what carries the picture.
+        # Pillow would clip 16-bit values at 255.
         values = np.asarray(image, dtype=np.float64)
         low, high = float(values.min()), float(values.max())
         return Image.fromarray(np.uint8((values - low) / max(high - low, 1e-9) * 255)).convert("RGB")

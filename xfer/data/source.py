@@ -1,73 +1,114 @@
-"""Example, Source: a data set before it is read. One function per layout makes a Source, see `xfer.data.layouts`."""
+"""Interface of data sets: a `Source` lists labelled images that have not been read yet.
+
+Each layout has a module with one function that returns a `Source`; `xfer.data.layouts` chooses among them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
+from xfer.choices import closest_names_message, unknown_name_message
 from xfer.data.images import LazyImage
 from xfer.records import Part
 
 PART_ALIASES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a part of the data may be called."""
+"""Part by the name that a data set gives it, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled image before it is read."""
+    """One labelled image that has not been read yet."""
 
     image: LazyImage
     label: int
     """Index into the source's class names."""
     part: Part | None = None
-    """The part it was given for; None where the source leaves that to us."""
+    """The part that the data set puts it in; None if the data set has no parts."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before it is read: where its images are, and what they show."""
+    """A data set that has not been read yet: its images, labels and class names."""
 
     name: str
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = field(default=())
-    """What a reader of the report should know about where the data came from."""
+    """Sentences about the data for readers of the report."""
 
 
 def filter_labels(source: Source, labels: Collection[int]) -> Source:
-    """Of a source the classes with these labels, in their order and numbered anew."""
-    kept = sorted(set(labels))
-    place = {label: index for index, label in enumerate(kept)}
+    """Return a source with only the classes of these labels, in their order and renumbered from 0."""
+    selected = sorted(set(labels))
+    new_label = {label: index for index, label in enumerate(selected)}
     examples = tuple(
-        Example(each.image, place[each.label], each.part) for each in source.examples if each.label in place
+        Example(example.image, new_label[example.label], example.part)
+        for example in source.examples
+        if example.label in new_label
     )
-    return replace(source, classes=tuple(source.classes[label] for label in kept), examples=examples)
+    return replace(source, classes=tuple(source.classes[label] for label in selected), examples=examples)
 
 
-def validate_source(source: Source, where: object, expected: str) -> Source:
-    """The source, if something can be learned from it.
+def select_classes(source: Source, classes: tuple[str, ...]) -> Source:
+    """Return a source with only some classes, in its own order.
 
     Args:
-        source: what was found.
-        where: what to call the place in a message.
-        expected: how `where holds no images` goes on.
+        source: the data set.
+        classes: names of classes, or a single integer N for the first N in alphabetical order; empty selects all.
 
     Raises:
-        ValueError: no images, a single class, or a class without images in the part trained on.
+        ValueError: fewer than two classes, more than the source has, a duplicate, or an unknown name.
+    """
+    if not classes:
+        return source
+    first = classes[0].strip()
+    if len(classes) == 1 and first.lstrip("+-").isdecimal():
+        if not 2 <= int(first) <= len(source.classes):
+            raise ValueError(
+                f"{source.name} has {len(source.classes)} classes: cannot select {first}. "
+                f"Give a number from 2 to {len(source.classes)}"
+            )
+        classes = tuple(sorted(source.classes)[: int(first)])
+    for name in classes:
+        if name not in source.classes:
+            message = unknown_name_message if len(source.classes) <= 20 else closest_names_message
+            raise ValueError(message(f"class of {source.name}", name, source.classes))
+    if len(set(classes)) < max(2, len(classes)):
+        raise ValueError(f"select at least two different classes of {source.name}, not {', '.join(classes)}")
+    selected = filter_labels(source, [label for label, name in enumerate(source.classes) if name in classes])
+    if len(selected.classes) == len(source.classes):
+        return selected
+    note = (
+        f"{len(selected.classes)} of {len(source.classes)} classes were selected; images of other classes are left out."
+    )
+    return replace(selected, notes=(*source.notes, note))
+
+
+def validate_source(source: Source, location: object, expected: str) -> Source:
+    """Return the source if a classifier can be trained on it.
+
+    Args:
+        source: the data set.
+        location: what messages call it.
+        expected: continuation of "`location` holds no images".
+
+    Raises:
+        ValueError: no images, a single class, or a class without training images.
     """
     if not source.examples:
-        raise ValueError(f"{where} holds no images {expected}")
+        raise ValueError(f"{location} holds no images {expected}")
     if len(source.classes) < 2:
-        raise ValueError(f"{where} holds one class only ({source.classes[0]}): there is nothing to tell apart")
+        raise ValueError(f"{location} holds one class only ({source.classes[0]}): there is nothing to tell apart")
     trained = {example.label for example in source.examples if example.part in (None, "train")}
     empty = [name for label, name in enumerate(source.classes) if label not in trained]
     if empty:
-        raise ValueError(f"{where}: no training images for {preview(empty)}. Add some, or leave the class out")
+        raise ValueError(f"{location}: no training images for {preview(empty)}. Add some, or leave the class out")
     return source
 
 
 def preview(names: Iterable[object]) -> str:
-    """A few of the names, and how many more there are.
+    """Return the first five names, and the number of the others.
 
     >>> preview("abcdefg")
     'a, b, c, d, e and 2 more'

@@ -1,9 +1,8 @@
-"""Hub: fetches a copy of Stanford Cars and lays it out as it was published, so that one function reads both."""
+"""Download a copy of Stanford Cars from the Hugging Face hub and write it in the original layout."""
 
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,67 +14,69 @@ from PIL import Image
 
 from xfer.data.images import IMAGE_FORMATS
 from xfer.data.stanford_cars import STANFORD_CARS_LAYOUT
+from xfer.storage.atomic import atomic_folder
 
 DEFAULT_REPO = "tanganke/stanford_cars"
-"""A complete copy in parquet files: the official parts with all 196 names, and noisy versions that are not fetched."""
+"""Default repository: the official parts with all 196 class names, and noisy versions that are not downloaded."""
 PINNED_REVISIONS = {DEFAULT_REPO: "9abf6cf7d6dfa7b95152a0d6e791ea9435b47a40"}
-"""Which commit of a copy is meant, so that everybody's photos are the same. Of any other copy the newest is taken."""
+"""Commit by repository, so that every download has the same photos. Of other repositories the latest is used."""
 PHOTO_FOLDERS = {"train": "cars_train", "test": "cars_test"}
 ANNOTATION_FILES = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
 ANNOTATION_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
-"""What an annotation says, in the published order."""
+"""Fields of an annotation, in the published order."""
 SUFFIX_BY_FORMAT = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif", "PPM": ".ppm"}
-"""What a file is called that is no JPEG."""
+"""Suffix by format, for photos that are not JPEG."""
 MANUAL_DOWNLOAD_HINT = f" Or put the original archive in place.\n{STANFORD_CARS_LAYOUT}"
-"""What to do where the hub cannot help."""
+"""Hint for errors of the hub."""
 
 
 @dataclass(frozen=True)
 class HubCopy:
-    """What a hub has of Stanford Cars, once it has been fetched."""
+    """A downloaded copy of Stanford Cars."""
 
     name: str
     """Repository and commit."""
     classes: tuple[str, ...]
     parts: Mapping[str, Iterable[dict[str, Any]]]
-    """For each part its photos: `image` as the bytes of a file, `label` counted from 0."""
+    """Photos of each part: `image` as the bytes of a file, `label` from 0."""
     expected_counts: Mapping[str, int]
-    """How many photos a part should have, where the copy says so."""
+    """Number of photos of each part, if the copy states it."""
 
 
 def download_stanford_cars(root: Path, repo: str = DEFAULT_REPO, say: Callable[[str], None] = lambda _: None) -> None:
-    """Fetch Stanford Cars (Krause et al. 2013) from a hub and write it to `root` in its original layout.
+    """Download Stanford Cars (Krause et al. 2013) from the hub and write it to `root` in its original layout.
 
-    2 GB are fetched into the cache of the `datasets` library, where a second attempt finds the files that the first one
-    got, and another 2 GB are written. `root` appears at the end and complete, or not at all. The photos keep the bytes
-    they have in the copy and are numbered in its order. Copies hold no boxes, so each box is the whole photo.
+    The download of 2 GB goes to the cache of the `datasets` library, where a second attempt finds the files of the
+    first; another 2 GB are written. `root` appears at the end, complete or not at all. The photos keep their bytes and
+    are numbered in the order of the copy. Copies have no bounding boxes, so each box is the whole photo.
 
     Args:
-        root: the folder to make; it must not exist yet, or be empty.
+        root: the folder to create; it must not exist or be empty.
         repo: owner/name of a copy in parquet files with parts `train` and `test` and columns `image` and `label`.
-        say: told in a line each what is being done.
+        say: called with a line of text at each step.
 
     Raises:
         ValueError: the library is missing, the hub or the copy cannot be reached, or the copy is not as described.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} is there already. Move it away, or download to another folder")
-    copy = _fetched(repo, say)
-    with _made_at_once(root) as folder:
+        raise ValueError(f"{root} exists already. Move it away, or download to another folder")
+    copy = _download(repo, say)
+    with _complete_folder(root) as folder:
         (folder / "devkit").mkdir()
         for part, photos in copy.parts.items():
             say(f"writing the {part} photos")
             (folder / PHOTO_FOLDERS[part]).mkdir()
             rows = [
-                _write(folder / PHOTO_FOLDERS[part], number, row, copy) for number, row in enumerate(photos, start=1)
+                _write_photo(folder / PHOTO_FOLDERS[part], number, row, copy)
+                for number, row in enumerate(photos, start=1)
             ]
-            promised = copy.expected_counts.get(part, len(rows))
-            if len(rows) != promised or not rows:
-                raise ValueError(f"{copy.name} has {len(rows):,} {part} photos where {promised:,} are promised")
+            expected = copy.expected_counts.get(part, len(rows))
+            if len(rows) != expected or not rows:
+                raise ValueError(f"{copy.name} has {len(rows):,} {part} photos, but should have {expected:,}")
             annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in ANNOTATION_FIELDS])
             annotations[0] = rows
-            _save(folder / ANNOTATION_FILES[part], annotations=annotations)
-        _save(folder / "devkit" / "cars_meta.mat", class_names=np.array([copy.classes], dtype=object))
+            _save_mat(folder / ANNOTATION_FILES[part], annotations=annotations)
+        _save_mat(folder / "devkit" / "cars_meta.mat", class_names=np.array([copy.classes], dtype=object))
         (folder / "README.txt").write_text(
             f"Stanford Cars from the hub's copy {copy.name}; each box is the whole photo\n"
         )
@@ -83,46 +84,47 @@ def download_stanford_cars(root: Path, repo: str = DEFAULT_REPO, say: Callable[[
 
 
 def import_datasets(purpose: str) -> Any:
-    """The `datasets` library, which a plain installation is without.
+    """Import the `datasets` library, which is an optional dependency.
+
+    Args:
+        purpose: beginning of the error message, up to "the datasets library".
 
     Raises:
-        ValueError: it is missing; `purpose` says in the message what needs it.
+        ValueError: it is not installed.
     """
     try:
-        import datasets  # only the hub needs it
+        import datasets  # only data from the hub need it
     except ImportError as error:
         raise ValueError(f"{purpose} the datasets library: pip install 'xfer[hub]'") from error
     return datasets
 
 
 @contextmanager
-def translate_hub_errors(repo: str, otherwise: str = "") -> Iterator[None]:
-    """Whatever goes wrong with the hub becomes a ValueError that says what to do, `otherwise` at its end."""
+def translate_hub_errors(repo: str, hint: str = "") -> Iterator[None]:
+    """Turn any error of the hub's client into a ValueError that says what to do and ends with `hint`."""
     try:
         yield
-    except Exception as error:  # the hub's client lets errors of every library below it through
+    except Exception as error:  # the hub's client passes on errors of many libraries
         raise ValueError(
-            f"{repo} cannot be fetched from the hub: {type(error).__name__}: {error}\n"
-            f"Check the network, the name, and whether HF_HUB_OFFLINE is set; then give the same command again: files "
-            f"that were fetched are not fetched again.{otherwise}"
+            f"{repo} cannot be downloaded from the hub: {type(error).__name__}: {error}\n"
+            f"Check the network, the name, and whether HF_HUB_OFFLINE is set, then run the command again: files that "
+            f"have been downloaded are not downloaded again.{hint}"
         ) from error
 
 
-def _fetched(repo: str, say: Callable[[str], None]) -> HubCopy:
+def _download(repo: str, say: Callable[[str], None]) -> HubCopy:
     datasets = import_datasets("downloading needs")
     with translate_hub_errors(repo, MANUAL_DOWNLOAD_HINT):
-        say(f"asking the hub for {repo}")
+        say(f"looking up {repo} on the hub")
         builder = datasets.load_dataset_builder(repo, revision=PINNED_REVISIONS.get(repo))
-    given = {part: list(files) for part, files in (builder.config.data_files or {}).items()}
-    lacking = [part for part in PHOTO_FOLDERS if not given.get(part)]
-    if lacking or not all(file.endswith(".parquet") for part in PHOTO_FOLDERS for file in given[part]):
-        raise ValueError(
-            f"{repo} should have parquet files for train and test; its parts are {', '.join(given) or '-'}"
-        )
+    urls = {part: list(files) for part, files in (builder.config.data_files or {}).items()}
+    missing = [part for part in PHOTO_FOLDERS if not urls.get(part)]
+    if missing or not all(file.endswith(".parquet") for part in PHOTO_FOLDERS for file in urls[part]):
+        raise ValueError(f"{repo} should have parquet files for train and test; its parts are {', '.join(urls) or '-'}")
     with translate_hub_errors(repo, MANUAL_DOWNLOAD_HINT):
-        say(f"fetching {sum(len(given[part]) for part in PHOTO_FOLDERS)} files, once")
-        files = datasets.DownloadManager(dataset_name=repo).download({part: given[part] for part in PHOTO_FOLDERS})
-        # Streamed from those files: otherwise all photos would be written to a second cache first.
+        say(f"downloading {sum(len(urls[part]) for part in PHOTO_FOLDERS)} files, once")
+        files = datasets.DownloadManager(dataset_name=repo).download({part: urls[part] for part in PHOTO_FOLDERS})
+        # Without streaming, all photos would be written to a second cache first.
         table = datasets.load_dataset("parquet", data_files=files, features=builder.info.features, streaming=True)
         features = {part: table[part].features or {} for part in PHOTO_FOLDERS}
     classes = {part: getattr(features[part].get("label"), "names", None) for part in PHOTO_FOLDERS}
@@ -134,48 +136,44 @@ def _fetched(repo: str, say: Callable[[str], None]) -> HubCopy:
         columns = ", ".join(f"{name}: {type(kind).__name__}" for name, kind in features["train"].items())
         raise ValueError(f"{repo} should have the columns image: Image and label: ClassLabel; it has {columns}")
     parts = {
-        part: _rows(repo, table[part].cast_column("image", datasets.Image(decode=False))) for part in PHOTO_FOLDERS
+        part: _iter_rows(repo, table[part].cast_column("image", datasets.Image(decode=False))) for part in PHOTO_FOLDERS
     }
-    promised = {part: split.num_examples for part, split in (builder.info.splits or {}).items()}
-    return HubCopy(f"{repo} at {builder.hash}", tuple(classes["train"]), parts, promised)
+    expected_counts = {part: split.num_examples for part, split in (builder.info.splits or {}).items()}
+    return HubCopy(f"{repo} at {builder.hash}", tuple(classes["train"]), parts, expected_counts)
 
 
-def _rows(repo: str, photos: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _iter_rows(repo: str, photos: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     with translate_hub_errors(repo, MANUAL_DOWNLOAD_HINT):
         yield from photos
 
 
-def _write(folder: Path, number: int, row: dict[str, Any], copy: HubCopy) -> tuple[object, ...]:
-    """Write one photo, and say what its annotation is."""
+def _write_photo(folder: Path, number: int, row: dict[str, Any], copy: HubCopy) -> tuple[object, ...]:
+    """Write one photo and return its annotation."""
     content, label = (row["image"] or {}).get("bytes"), row["label"]
     if not content or label is None or not 0 <= label < len(copy.classes):
-        lacking = "label" if content else "content"
-        raise ValueError(f"{copy.name}: photo {number} for {folder.name} has no {lacking}. Take another copy")
+        missing = "label" if content else "content"
+        raise ValueError(f"{copy.name}: photo {number} for {folder.name} has no {missing}. Choose another copy")
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             width, height, suffix = image.width, image.height, SUFFIX_BY_FORMAT.get(image.format or "", ".jpg")
     except OSError:
-        width, height, suffix = 1, 1, ".jpg"  # kept, so that whoever reads the folder skips, counts and names it
+        width, height, suffix = 1, 1, ".jpg"  # written anyway: readers of the folder skip and report it
     name = f"{number:05d}{suffix}"
     (folder / name).write_bytes(content)
     return 1, 1, width, height, label + 1, name
 
 
-def _save(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
+def _save_mat(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
     from scipy.io import savemat  # only Stanford Cars needs it
 
     savemat(path, arrays)
 
 
 @contextmanager
-def _made_at_once(root: Path) -> Iterator[Path]:
-    """A folder beside `root` that takes its place at the end, or goes if there is an error."""
+def _complete_folder(root: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `root` at the end, or is removed after an error."""
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as beside:
-            folder = Path(beside) / "made"
-            folder.mkdir()
+        with atomic_folder(root) as folder:
             yield folder
-            folder.replace(root)
     except OSError as error:
         raise ValueError(f"{root} cannot be written: {error}. It needs 2 GB on a disk you may write to") from error

@@ -1,4 +1,4 @@
-"""Torchvision sets: the labelled images that torchvision.datasets can read from disk."""
+"""Data sets of labelled images that torchvision.datasets reads from disk."""
 
 from __future__ import annotations
 
@@ -24,162 +24,170 @@ SPLIT_ALIASES: dict[Part, tuple[str, ...]] = {
     "val": ("val", "valid"),
     "test": ("test",),
 }
-"""What torchvision's data sets call their parts; of several names the first that a data set knows."""
+"""Names of the splits of torchvision's data sets by part. The first that a data set knows is used."""
 RESERVED_PARAMETERS = {"root", "train", "transform", "target_transform", "transforms", "loader"}
-"""Arguments that are given here, not in an address."""
+"""Arguments of torchvision's data sets that this module sets, so that a URI cannot."""
 BOOLEAN_WORDS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TorchvisionImage:
-    """An image that torchvision hands out as pixels."""
+    """An image that torchvision returns as pixels."""
 
-    images: Any
-    """The data set."""
+    dataset: Any
+    """The data set of torchvision."""
     index: int
     name: str
 
     def digest(self) -> str:
-        """The hash of its pixels."""
+        """Return the hash of its pixels."""
         try:
-            image = to_rgb(self.images[self.index][0])
-        except Exception:  # whatever torchvision or Pillow raise; `read` says what it is
+            image = to_rgb(self.dataset[self.index][0])
+        except Exception:  # torchvision and Pillow raise many types; `read` reports the error
             return hashlib.sha256(b"unreadable").hexdigest()
         return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """See `squared`."""
+        """Return the pixels; see `to_square`."""
         try:
-            return to_square(self.images[self.index][0], size)
+            return to_square(self.dataset[self.index][0], size)
         except UnreadableImageError:
             raise
         except Exception as error:
             raise UnreadableImageError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def torchvision(address: DataUri) -> Source:
-    """A data set that torchvision knows: torchvision://NAME?root=DIR, as in torchvision://CIFAR10?root=data.
+def torchvision(uri: DataUri) -> Source:
+    """Read a data set of torchvision: torchvision://NAME?root=DIR, as in torchvision://CIFAR10?root=data.
 
-    NAME is a class of torchvision.datasets whose images have one label each; DIR holds its files as torchvision wants
-    them. Nothing is fetched unless the address says `&download=yes`. Its other arguments are said likewise, as in
-    torchvision://EMNIST?root=data&split=letters. The parts are those it has; where it has none, or `split` says which,
-    a test part is drawn. Classes are in its own order, and those that never occur are left out.
+    NAME is a class of torchvision.datasets whose images have one label each; DIR holds its files in torchvision's
+    layout. Nothing is downloaded without `&download=yes`. Other arguments of the class are parameters too, as in
+    torchvision://EMNIST?root=data&split=letters. The data set's parts are kept; with `split`, or without parts, images
+    have no part. Classes are in the data set's order, and classes without images are left out.
 
-    Where torchvision opens one file for each image, that is read here, within the limits of `xfer.data.images`; where
-    it hands out pixels (MNIST, CIFAR), these are taken, and its files are trusted as it trusts them.
+    If torchvision opens one file per image, the file is read here, within the limits of `xfer.data.images`. If it
+    returns pixels (MNIST, CIFAR), those are used, and torchvision's own checks of the files are trusted.
 
     Raises:
-        ValueError: no such data set, its files are not there, it has no single labels, an argument it does not take.
+        ValueError: no such data set, missing files, images without exactly one label, or an unknown argument.
     """
     from torchvision import datasets
 
-    name, said = parse_uri(address, "torchvision")
-    known = {each.lower(): each for each in datasets.__all__ if inspect.isclass(getattr(datasets, each))}
+    name, parameters = parse_uri(uri, "torchvision")
+    known = {word.lower(): word for word in datasets.__all__ if inspect.isclass(getattr(datasets, word))}
     if name.lower() not in known:
-        near = closest_names_message("data set of torchvision", name, known.values())
-        raise ValueError(f"{near} Known are the classes of torchvision.datasets, as in torchvision://CIFAR10?root=DIR")
+        message = closest_names_message("data set of torchvision", name, known.values())
+        raise ValueError(
+            f"{message} Known are the classes of torchvision.datasets, as in torchvision://CIFAR10?root=DIR"
+        )
     name = known[name.lower()]
-    make = getattr(datasets, name)
-    parameters = _parameters(make)
-    reject_unknown_keys(said, ("root", *(each for each in parameters if each not in RESERVED_PARAMETERS)), name)
-    given: dict[str, Any] = {each: _value(each, value, parameters.get(each)) for each, value in said.items()}
-    if "root" in parameters:
-        if "root" not in said:
-            raise ValueError(f"where are the files of {name}? torchvision://{name}?root=DIR")
-        given["root"] = str(Path(said["root"]).expanduser())
-    if "loader" in parameters:
-        given["loader"] = Path  # so it hands out where an image is
-    parts = list(_parts(name, make, parameters, given))
-    pictures = [
-        (*each, None if len(parts) == 1 else part) for part, images in parts for each in _labelled(name, images)
+    factory = getattr(datasets, name)
+    signature = _signature(factory)
+    reject_unknown_keys(parameters, ("root", *(key for key in signature if key not in RESERVED_PARAMETERS)), name)
+    args: dict[str, Any] = {key: _parse_value(key, text, signature.get(key)) for key, text in parameters.items()}
+    if "root" in signature:
+        if "root" not in parameters:
+            raise ValueError(f"where are the files of {name}? Give torchvision://{name}?root=DIR")
+        args["root"] = str(Path(parameters["root"]).expanduser())
+    if "loader" in signature:
+        args["loader"] = Path  # returns the path of an image instead of its pixels
+    parts = list(_load_parts(name, factory, signature, args))
+    images = [
+        (image, label, None if len(parts) == 1 else part)
+        for part, dataset in parts
+        for image, label in _iter_labelled(name, dataset)
     ]
-    classes = _classes(parts[0][1], 1 + max((label for _, label, _ in pictures), default=-1))
-    source = Source(name, classes, tuple(Example(*each) for each in pictures))
-    return validate_source(filter_labels(source, {label for _, label, _ in pictures}), name, f"in {said.get('root')}")
+    classes = _class_names(parts[0][1], 1 + max((label for _, label, _ in images), default=-1))
+    source = Source(name, classes, tuple(Example(*image) for image in images))
+    source = filter_labels(source, {label for _, label, _ in images})
+    return validate_source(source, name, f"in {parameters.get('root')}")
 
 
-def _parts(
-    name: str, make: Any, parameters: Mapping[str, inspect.Parameter], given: dict[str, Any]
+def _load_parts(
+    name: str, factory: Any, signature: Mapping[str, inspect.Parameter], args: dict[str, Any]
 ) -> Iterator[tuple[Part, Any]]:
-    if "train" in parameters:
-        yield "train", _made(name, make, {**given, "train": True})
-        yield "test", _made(name, make, {**given, "train": False})
-    elif "split" not in parameters or "split" in given:
-        yield "train", _made(name, make, given)
+    if "train" in signature:
+        yield "train", _load(name, factory, {**args, "train": True})
+        yield "test", _load(name, factory, {**args, "train": False})
+    elif "split" not in signature or "split" in args:
+        yield "train", _load(name, factory, args)
     else:
-        for part, words in SPLIT_ALIASES.items():
-            made = [images for word in words if (images := _made(name, make, {**given, "split": word}, part))]
-            if made:
-                yield part, made[0]
+        for part, aliases in SPLIT_ALIASES.items():
+            loaded = [dataset for alias in aliases if (dataset := _load(name, factory, {**args, "split": alias}, part))]
+            if loaded:
+                yield part, loaded[0]
             elif part == "train":
-                raise ValueError(f"{name} has no part called train. Say which is meant: &split=NAME")
+                raise ValueError(f"{name} has no split called train. Name one: &split=NAME")
 
 
-def _made(name: str, make: Any, given: dict[str, Any], part: Part | None = None) -> Any:
-    """The data set, or None where it has not got that part."""
+def _load(name: str, factory: Any, args: dict[str, Any], part: Part | None = None) -> Any:
+    """Return the data set, or None if it does not have the split of a part."""
     try:
-        return make(**given)
-    except Exception as error:  # missing files are a RuntimeError or FileNotFoundError, missing libraries anything
-        # The words of torchvision.datasets.utils.verify_str_arg, which every data set asks first.
+        return factory(**args)
+    except Exception as error:  # missing files are a RuntimeError or FileNotFoundError, missing libraries any type
+        # From torchvision.datasets.utils.verify_str_arg, which every data set calls first.
         if part and isinstance(error, ValueError) and "for argument split" in str(error):
             return None
-        where = f" in {given['root']}" if "root" in given else ""
-        fetch = (
-            "" if given.get("download") else f" Fetch it by hand, or with torchvision://{name}?root=DIR&download=yes"
+        location = f" in {args['root']}" if "root" in args else ""
+        download = (
+            "" if args.get("download") else f" Download it by hand, or with torchvision://{name}?root=DIR&download=yes"
         )
-        only = " Where only the training part is there, say &split=train." if part in ("val", "test") else ""
+        only_train = " If only the training part is there, add &split=train." if part in ("val", "test") else ""
         raise ValueError(
-            f"torchvision cannot read {name}{where}: {type(error).__name__}: {str(error)[:500]}.{only}{fetch}"
+            f"torchvision cannot read {name}{location}: {type(error).__name__}: {str(error)[:500]}."
+            f"{only_train}{download}"
         ) from error
 
 
-def _labelled(name: str, images: Any) -> Iterator[tuple[LazyImage, int]]:
-    for index in range(len(images)):
+def _iter_labelled(name: str, dataset: Any) -> Iterator[tuple[LazyImage, int]]:
+    for index in range(len(dataset)):
         try:
-            image, label = images[index]
+            image, label = dataset[index]
             label = int(label)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} is no data set of images with one label each: {error}") from error
+            raise ValueError(f"{name} is not a data set of images with one label each: {error}") from error
         if isinstance(image, Path):
             yield ImageFile(image), label
         elif isinstance(image, Image.Image):
-            file = getattr(image, "filename", "")  # of an image that was opened and not decoded yet
+            file = getattr(image, "filename", "")  # set if the image was opened but not decoded
             image.close()
-            yield ImageFile(Path(file)) if file else TorchvisionImage(images, index, f"{name} {index}"), label
+            yield ImageFile(Path(file)) if file else TorchvisionImage(dataset, index, f"{name} {index}"), label
         else:
-            raise ValueError(f"{name} is no data set of images: it hands out {type(image).__name__}")
+            raise ValueError(f"{name} is not a data set of images: it returns {type(image).__name__}")
 
 
-def _classes(images: Any, number: int) -> tuple[str, ...]:
-    """Names from the data set where it has them, otherwise the labels."""
-    names = getattr(images, "classes", None) or getattr(images, "categories", None) or ()
-    if len(names) < number:
-        names = range(number)
-    return tuple(", ".join(each) if isinstance(each, (tuple, list)) else str(each) for each in names)
+def _class_names(dataset: Any, count: int) -> tuple[str, ...]:
+    """Return the data set's class names, or the labels as text if it has none."""
+    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
+    if len(names) < count:
+        names = range(count)
+    return tuple(", ".join(name) if isinstance(name, (tuple, list)) else str(name) for name in names)
 
 
-def _parameters(make: Any) -> dict[str, inspect.Parameter]:
-    """What a data set takes; where it hands arguments on to the class it is made from, also what that takes."""
-    found: dict[str, inspect.Parameter] = {}
-    for each in inspect.getmro(make):
-        own = inspect.signature(vars(each)["__init__"]).parameters if "__init__" in vars(each) else {}
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        found = {name: one for name, one in own.items() if one.kind in named and name != "self"} | found
-        if own and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in own.values()):
+def _signature(factory: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a data set, including those of base classes that it forwards arguments to."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for cls in inspect.getmro(factory):
+        own = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = {
+            name: parameter for name, parameter in own.items() if parameter.kind in kinds and name != "self"
+        } | parameters
+        if own and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
             break
-    return found
+    return parameters
 
 
-def _value(name: str, said: str, parameter: inspect.Parameter | None) -> str | int | bool:
-    """What an address says, of the kind of the argument's default."""
+def _parse_value(name: str, text: str, parameter: inspect.Parameter | None) -> str | int | bool:
+    """Convert a parameter of a URI to the type of the argument's default."""
     default = parameter.default if parameter else ""
     if isinstance(default, bool) or name == "download":
-        if said.lower() not in BOOLEAN_WORDS:
-            raise ValueError(f"{name} is {said!r}; say yes or no")
-        return BOOLEAN_WORDS[said.lower()]
+        if text.lower() not in BOOLEAN_WORDS:
+            raise ValueError(f"{name} must be yes or no, not {text!r}")
+        return BOOLEAN_WORDS[text.lower()]
     if isinstance(default, int):
         try:
-            return int(said)
+            return int(text)
         except ValueError as error:
-            raise ValueError(f"{name} is {said!r}; a whole number is wanted") from error
-    return said
+            raise ValueError(f"{name} must be an integer, not {text!r}") from error
+    return text

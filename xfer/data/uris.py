@@ -1,4 +1,4 @@
-"""Addresses: how a person says where images are."""
+"""Parse the URIs that name data sets."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ URI_FORMATS = """Images are given as one of
     torchvision://NAME?root=DIR     a data set that torchvision knows, as in torchvision://CIFAR10?root=data"""
 
 
-def resolve_folder(address: DataUri) -> Path:
-    """The folder at an address, resolved.
+def resolve_folder(uri: DataUri) -> Path:
+    """Return the absolute path of a folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it does not exist or is not a folder.
     """
-    root = Path(address).expanduser()
+    root = Path(uri).expanduser()
     if not root.exists():
         raise ValueError(f"there is no folder {root}")
     if not root.is_dir():
-        raise ValueError(f"{root} is a file; the folder that holds the images is wanted.\n{URI_FORMATS}")
+        raise ValueError(f"{root} is a file; give the folder that holds the images.\n{URI_FORMATS}")
     return root.resolve()
 
 
-def parse_uri(address: DataUri, scheme: str) -> tuple[str, dict[str, str]]:
-    """The name in an address of this scheme, and what is said after it. A % begins a byte in hexadecimal.
+def parse_uri(uri: DataUri, scheme: str) -> tuple[str, dict[str, str]]:
+    """Return the name in a URI of this scheme, and its parameters. Both are percent-decoded.
 
     >>> parse_uri("torchvision://CIFAR10?root=~/my data&download=yes", "torchvision")
     ('CIFAR10', {'root': '~/my data', 'download': 'yes'})
 
     Raises:
-        ValueError: another scheme, or one thing is said twice.
+        ValueError: the scheme differs, or a parameter is given twice.
     """
-    said, colon, rest = str(address).partition(":")
-    if said != scheme or not colon:
-        raise ValueError(f"{address} should begin with {scheme}://.\n{URI_FORMATS}")
+    prefix, colon, rest = str(uri).partition(":")
+    if prefix != scheme or not colon:
+        raise ValueError(f"{uri} should begin with {scheme}://.\n{URI_FORMATS}")
     name, _, query = rest.partition("?")
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    values = {key: unquote(value) for key, _, value in pairs}
-    if len(values) < len(pairs):
-        raise ValueError(f"{address} says one thing twice")
-    return unquote(name).strip("/"), values  # a Path has made one slash of two
+    parameters = {key: unquote(value) for key, _, value in pairs}
+    if len(parameters) < len(pairs):
+        raise ValueError(f"{uri} gives a parameter twice. Give it once")
+    return unquote(name).strip("/"), parameters  # a Path has turned two slashes into one
 
 
-def reject_unknown_keys(values: dict[str, str], known: tuple[str, ...], name: str) -> None:
-    """Nothing that is said in an address is ignored.
+def reject_unknown_keys(parameters: dict[str, str], known: tuple[str, ...], name: str) -> None:
+    """Check that every parameter of a URI is known, so that none is silently ignored.
 
     Raises:
-        ValueError: something that `known` has not.
+        ValueError: a parameter is not in `known`.
     """
-    for key in values:
+    for key in parameters:
         if key not in known:
             raise ValueError(unknown_name_message(f"setting of {name}", key, known))

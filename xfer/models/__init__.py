@@ -1,1 +1,1 @@
-"""Backbones, their parameters and a small CNN baseline."""
+"""Build backbones, describe their parameters, and a small CNN as a baseline."""

@@ -1,4 +1,4 @@
-"""BasicCNN: a plain convolutional network without pretraining, what one would build who knows nothing of transfer."""
+"""BasicCNN: a plain convolutional network without pretraining, the baseline without transfer learning."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 class BasicCNN(nn.Module):
     """Three convolutions and one hidden layer, 0.86 million parameters for 10 classes.
 
-    The size is that of the plain network in source 000 (an EfficientNet-b0 with ten classes has 4.65 times as many
-    parameters); its layers are not published, these are ours. It speaks timm's language: `forward_features`,
+    It has the size of the plain network in source 000 (an EfficientNet-b0 with ten classes has 4.65 times as many
+    parameters), whose layers are not published. It has the methods of timm's networks: `forward_features`,
     `forward_head`, `get_classifier`, `group_matcher`.
 
     Args:
-        num_classes: width of the head.
-        in_chans: channels of the images.
+        num_classes: number of classes.
+        in_chans: number of input channels.
     """
 
-    pretrained_cfg: dict[str, Any] = {  # noqa: RUF012  # timm's name for it, read-only
+    pretrained_cfg: dict[str, Any] = {  # noqa: RUF012  # timm's name, read-only
         "input_size": (3, 64, 64),
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
@@ -39,23 +39,23 @@ class BasicCNN(nn.Module):
         self.classifier = nn.Linear(self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] to features [N, 96, 5, 5]."""
+        """Return features [N, 96, 5, 5] of images [N, in_chans, H, W]."""
         features: Tensor = self.features(images)
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [N, C], or the embeddings [N, 328] that the classifier is asked with."""
+        """Return logits [N, num_classes], or with `pre_logits` the embeddings [N, 328] before the classifier."""
         embeddings: Tensor = self.hidden(features)
         return embeddings if pre_logits else self.classifier(embeddings)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, C] for images [N, C, H, W]."""
+        """Return logits [N, num_classes] of images [N, in_chans, H, W]."""
         return self.forward_head(self.forward_features(images))
 
     def get_classifier(self) -> nn.Module:
-        """The layer that makes logits of embeddings."""
+        """Return the layer that maps embeddings to logits."""
         return self.classifier
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters make one block, as timm's networks say it."""
+        """Return the patterns that group parameters into blocks, in timm's format."""
         return {"stem": r"^features\.0", "blocks": [(r"^features\.(\d+)", None), (r"^hidden", (99,))]}

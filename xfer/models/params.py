@@ -1,4 +1,4 @@
-"""Param(depth, kind, height): a parameter seen from the head, the same for a ResNet and a ViT."""
+"""Param(depth, kind, height): position and kind of a parameter, counted from the head for any architecture."""
 
 from __future__ import annotations
 
@@ -15,29 +15,26 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalRes
 
 @dataclass(frozen=True, order=True)
 class Param:
-    """Where a parameter stands and what it is: all that a strategy may ask of it.
-
-    `depth` 0 is the new head; 1 is the block below it, and so on down to the stem. `kind` tells weights proper, which
-    alone are decayed, from biases, from the scale and shift of a normalisation layer, and from the parts that an
-    adapter has put into the network. `height` is counted from below: 0 is the lowest block, and depth + height is the
-    number of blocks below the head, the same for all parameters of a network.
-    """
+    """Position and kind of a parameter, the only properties that a strategy may use."""
 
     depth: int
+    """0 for the new head, 1 for the block below it, and so on down to the stem."""
     kind: Kind = "weight"
+    """Weights (the only kind with weight decay), biases, scale and shift of a normalization layer, or an adapter."""
     height: int = 0
+    """Number of blocks below: 0 for the lowest block. depth + height is the same for all parameters of a network."""
 
     @property
     def blocks(self) -> int:
-        """How many blocks the network has below its head."""
+        """Number of blocks of the network below its head."""
         return self.depth + self.height
 
 
 def named_params(model: Any) -> dict[str, Param]:
-    """Every parameter of a timm network by its name.
+    """Return every parameter of a timm network by name.
 
-    The head is what `model.get_classifier()` names, not timm's last group: in some families (ConvNeXt, MobileNetV3)
-    that group also holds pretrained layers. Everything else follows timm's own order of blocks.
+    The head is the module that `model.get_classifier()` returns, not timm's last group: in some families (ConvNeXt,
+    MobileNetV3) that group has pretrained layers too. All other parameters follow timm's order of blocks.
     """
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
     kinds = _kinds(model)
@@ -60,8 +57,8 @@ def _kinds(model: nn.Module) -> dict[str, Kind]:
 
 
 def _kind(module: nn.Module, name: str) -> Kind:
-    # torch keeps what a parametrization changes under `...parametrizations.weight`: the tensor itself as `original`,
-    # the parts that change it under their number.
+    # torch names a parametrized tensor `...parametrizations.weight.original`, and the parameters of the adapters that
+    # change it `...parametrizations.weight.<number>`.
     if ".parametrizations." in f".{name}":
         return "weight" if name.endswith(".original") else "adapter"
     if _is_norm(module):
@@ -70,5 +67,5 @@ def _kind(module: nn.Module, name: str) -> Kind:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    # timm's own layers (LayerNorm2d, BatchNormAct2d, ...) subclass torch's; RmsNorm and its kin carry it in their name.
+    # timm's layers (LayerNorm2d, BatchNormAct2d, ...) subclass torch's. RmsNorm and its variants do not.
     return isinstance(module, NORMS) or "norm" in type(module).__name__.lower()

@@ -22,8 +22,9 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
-from xfer.data.layouts import fetch_data, read_source, select_classes
+from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
+from xfer.data.source import select_classes
 from xfer.data.split import Split, duplicates_across_splits, split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones

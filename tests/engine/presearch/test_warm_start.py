@@ -37,7 +37,7 @@ from sweeps.engine.sweep import RunOptions, Sweep
 from tests.conftest import BACKBONE
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_evaluation, write_noise_images
 from tests.engine.presearch.test_dataset_distance import DOGS_VS_CATS, HYMENOPTERA, QUICKDRAW
-from xfer.data.layouts import folder
+from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 from xfer.records import Record
 

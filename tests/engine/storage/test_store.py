@@ -170,7 +170,7 @@ def test_a_plan_truncated_at_any_byte_is_refused_and_left_in_place(store: Store)
     content = path.read_bytes()
     for length in range(0, len(content.rstrip()), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"plan.json cannot be read .* an undamaged copy .* --fresh"):
+        with pytest.raises(ValueError, match=r"plan.json cannot be read .* an undamaged copy, .* --fresh"):
             store.plan()
         assert path.read_bytes() == content[:length]
     assert list(store.folder.glob("*damaged*")) == []

@@ -12,7 +12,7 @@ import torch
 from xfer.advice.advisor import CASES, LINE_WIDTH, advise, recommend
 from xfer.advice.dataset_profile import SMALL_IMAGES, DatasetProfile, StageScore
 from xfer.choices import choose
-from xfer.data.layouts import folder
+from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 from xfer.data.split import split_pack
 from xfer.methods.strategies import STRATEGIES

@@ -291,7 +291,7 @@ def test_the_test_part_does_not_affect_training(xfer, flags, tmp_path, monkeypat
         (("--data", "/no/such/folder"), "there is no folder /no/such/folder"),
         (("--classes", "red,blu"), "unknown class of colours 'blu': did you mean blue?"),
         (("--backbone-args", "pad_type"), "--backbone-args must be NAME=VALUE[,NAME=VALUE], got pad_type"),
-        (("--backbone-args", "no_such=1"), "test_efficientnet cannot be built as asked"),
+        (("--backbone-args", "no_such=1"), "test_efficientnet cannot be built with these arguments"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -306,7 +306,7 @@ def test_an_invalid_argument_is_explained_before_any_image_is_read(xfer, flags, 
 def test_a_custom_network_has_no_pretrained_weights(xfer, image_folder, tmp_path):
     ended = xfer("train", "--data", image_folder, "--storage", tmp_path / "runs", "--backbone", "basic_cnn")
     assert ended.status == 2
-    assert "basic_cnn is not a pretrained network: take strategy scratch, or another backbone" in ended.err
+    assert "basic_cnn is not a pretrained network: use strategy scratch, or another backbone" in ended.err
 
 
 def test_weights_of_another_network_are_refused(xfer, flags, weights_of):

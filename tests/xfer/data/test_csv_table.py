@@ -1,11 +1,12 @@
-"""Tables: a CSV file that says which image shows what."""
+"""CSV files that list images and their labels."""
 
 from __future__ import annotations
 
 import pytest
 from PIL import Image
 
-from xfer.data.layouts import read_source, table
+from xfer.data.csv_table import table
+from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
 
 NAMES = ("1.png", "2.png", "3.png", "more/4.png")
@@ -13,7 +14,7 @@ NAMES = ("1.png", "2.png", "3.png", "more/4.png")
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with four photos, for a table beside them."""
+    """A folder with four photos, for a table next to them."""
     for number, name in enumerate(NAMES):
         path = tmp_path / "birds" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,52 +27,55 @@ def write(root, *rows, name="labels.csv", encoding="utf-8"):
     return root / name
 
 
-def found(source, root):
-    return [(str(each.image.path.relative_to(root)), source.classes[each.label], each.part) for each in source.examples]
+def listing(source, root):
+    return [
+        (str(example.image.path.relative_to(root)), source.classes[example.label], example.part)
+        for example in source.examples
+    ]
 
 
 PLAIN = ("path,label", "1.png,robin", "2.png,crow", "more/4.png,robin")
 
 
-def test_a_row_is_an_image_with_its_label(root):
+def test_each_row_is_an_image_with_its_label(root):
     source = table(write(root, *PLAIN))
     assert (source.name, source.classes, source.notes) == ("labels", ("crow", "robin"), ())
-    assert found(source, root) == [("1.png", "robin", None), ("2.png", "crow", None), ("more/4.png", "robin", None)]
+    assert listing(source, root) == [("1.png", "robin", None), ("2.png", "crow", None), ("more/4.png", "robin", None)]
 
 
-def test_a_table_beside_photos_is_the_same_pack_as_a_folder_of_them(root, tmp_path):
+def test_a_table_gives_the_same_pack_as_a_folder_of_the_same_photos(root, tmp_path):
     for name, label in (("1.png", "robin"), ("2.png", "crow"), ("more/4.png", "robin")):
         target = tmp_path / "folder" / label / name.replace("/", "_")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / name).read_bytes())
-    packs = [build_pack(read_source(each), 8, tmp_path / "p") for each in (write(root, *PLAIN), tmp_path / "folder")]
+    packs = [build_pack(read_source(path), 8, tmp_path / "p") for path in (write(root, *PLAIN), tmp_path / "folder")]
     assert packs[0].hash == packs[1].hash
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("header", [("path", "label"), ("Image", "CLASS"), ("file", "target"), ("filename", "label ")])
-def test_delimiter_and_columns_are_found(root, delimiter, header):
+def test_delimiter_and_columns_are_detected(root, delimiter, header):
     rows = [("id", *header), ("7", "1.png", "a,b" if delimiter != "," else '"a,b"'), ("8", "2.png", "c")]
     source = table(write(root, *(delimiter.join(row) for row in rows)))
-    assert found(source, root) == [("1.png", "a,b", None), ("2.png", "c", None)]
+    assert listing(source, root) == [("1.png", "a,b", None), ("2.png", "c", None)]
 
 
-def test_a_table_as_spreadsheets_write_it(root):
+def test_a_table_exported_from_a_spreadsheet_is_read(root):
     rows = ("\ufeffpath;label\r", '"1.png";"Ästling; jung"\r', "2.png; crow \r", "\r")
     assert table(write(root, *rows)).classes == ("crow", "Ästling; jung")
 
 
-def test_parts_are_as_given(root):
+def test_given_parts_are_kept(root):
     rows = ("path,label,split", "1.png,a,train", "2.png,b,Train", "3.png,a,validation", "more/4.png,b,test")
-    assert [part for _, _, part in found(table(write(root, *rows)), root)] == ["train", "train", "val", "test"]
+    assert [part for _, _, part in listing(table(write(root, *rows)), root)] == ["train", "train", "val", "test"]
 
 
-def test_train_as_the_only_part_leaves_the_parts_to_us(root):
+def test_a_table_with_only_train_has_no_parts(root):
     source = table(write(root, "path,label,part", "1.png,a,train", "2.png,b,train"))
-    assert {each.part for each in source.examples} == {None}
+    assert {example.part for example in source.examples} == {None}
 
 
-def test_rows_that_will_not_do_are_skipped_and_counted(root):
+def test_unusable_rows_are_skipped_and_counted(root):
     rows = (
         "gone.png,crow",
         ",crow",
@@ -87,17 +91,20 @@ def test_rows_that_will_not_do_are_skipped_and_counted(root):
     assert source.notes[0].startswith(
         f"labels.csv: 8 of 11 rows were skipped: line 5: there is no {root / 'gone.png'}, "
     )
-    assert "line 6 has no path, line 7 has no label, line 8 has other fields than the header" in source.notes[0]
+    assert (
+        "line 6 has no path, line 7 has no label, line 8 has another number of fields than the header"
+        in source.notes[0]
+    )
     assert source.notes[0].endswith("and 3 more.")
 
 
 def test_a_damaged_image_is_skipped_by_the_pack(root, tmp_path):
-    (root / "3.png").write_bytes(b"no picture")
+    (root / "3.png").write_bytes(b"not an image")
     pack = build_pack(table(write(root, *PLAIN, "3.png,crow")), 8, tmp_path / "packs")
-    assert [each.split(":")[0] for each in pack.skipped] == ["crow/3.png"]
+    assert [problem.split(":")[0] for problem in pack.skipped] == ["crow/3.png"]
 
 
-def test_an_absolute_path_into_the_tables_folder_will_do(root):
+def test_an_absolute_path_into_the_tables_folder_is_accepted(root):
     assert len(table(write(root, *PLAIN, f"{root / '3.png'},crow")).examples) == 4
 
 
@@ -114,11 +121,11 @@ WRONG = {
     "no label": (["path,species", "1.png,a"], r"begins with 'path,species', not with"),
     "no header": (["1.png,a", "2.png,b"], r"begins with '1\.png,a'"),
     "two labels": (["path,label,class", "1.png,a,b"], "has 2 columns for the label. Rename"),
-    "header only": (["path,label"], "names no image that is there: it has no rows"),
-    "no photos": (["path,label", "x.jpg,a", "y.jpg,b"], r"no image that is there: line 2: there is no .*x\.jpg"),
+    "header only": (["path,label"], "lists no image that exists: it has no rows"),
+    "no photos": (["path,label", "x.jpg,a", "y.jpg,b"], r"no image that exists: line 2: there is no .*x\.jpg"),
     "one class": (["path,label", "1.png,a", "2.png,a"], r"one class only \(a\)"),
     "unknown part": (["path,label,part", "1.png,a,trian"], r"line 2: unknown part 'trian'. Known: train, val"),
-    "some parts": (["path,label,part", "1.png,a,train", "2.png,b,"], "line 3 names no part, but others do"),
+    "some parts": (["path,label,part", "1.png,a,train", "2.png,b,"], "line 3 has no part, but other rows have one"),
     "no train": (["path,label,part", "1.png,a,test", "2.png,b,test"], "no training images for a, b"),
     "contradiction": ([*PLAIN, "./1.png,crow"], r"1\.png is robin in line 2 and crow in line 5"),
     "a long field": ([*PLAIN, "x" * 200_000 + ",a"], r"cannot be read as a table: field larger than"),
@@ -126,7 +133,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_table_that_is_wrong_as_a_whole_is_refused(root, kind):
+def test_an_unusable_table_is_refused(root, kind):
     rows, message = WRONG[kind]
     with pytest.raises(ValueError, match=message):
         table(write(root, *rows))
@@ -137,16 +144,16 @@ def test_a_table_in_another_encoding_is_refused(root):
         table(write(root, "path,label", "1.png,Ästling", "2.png,crow", encoding="latin-1"))
 
 
-def test_a_missing_table_and_a_folder_are_named(root):
+def test_a_missing_table_and_a_folder_are_refused(root):
     with pytest.raises(ValueError, match=r"there is no file .*nowhere\.csv"):
         table(root / "nowhere.csv")
     with pytest.raises(ValueError, match=r"birds is a folder"):
         table(root)
 
 
-def test_a_table_beyond_the_limit_is_refused_unread(root):
+def test_a_table_larger_than_the_limit_is_refused_unread(root):
     path = write(root, *PLAIN)
     with path.open("r+b") as file:
-        file.truncate(256 * 2**20 + 1)  # a hole: takes no room on disk
+        file.truncate(256 * 2**20 + 1)  # a sparse file
     with pytest.raises(ValueError, match="larger than 256 MiB"):
         table(path)

@@ -1,4 +1,4 @@
-"""Data sets of the hub: parquet files and folders of photos, parts, columns, and what is not there."""
+"""Data sets of the Hugging Face hub: parquet files and folders of photos, splits, columns, and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.fake_hub import COMMIT, Hub, serve
 from xfer.data.huggingface import hub as hub_source
-from xfer.data.layouts import folder
+from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 
 datasets = pytest.importorskip("datasets")
@@ -26,33 +26,33 @@ import json, sys
 from pathlib import Path
 from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
-found = {}
-for address in sys.argv[2:]:
+results = {}
+for uri in sys.argv[2:]:
     try:
-        source = read_source(address)
+        source = read_source(uri)
         pack = build_pack(source, 8, Path(sys.argv[1]))
-        found[address] = {
+        results[uri] = {
             "name": source.name,
             "classes": source.classes,
-            "examples": [[each.image.name, each.label, each.part] for each in source.examples],
+            "examples": [[one.image.name, one.label, one.part] for one in source.examples],
             "notes": source.notes,
             "hash": pack.hash,
             "skipped": pack.skipped,
         }
     except ValueError as error:
-        found[address] = str(error)
-print(json.dumps(found))
+        results[uri] = str(error)
+print(json.dumps(results))
 """
 
 
 def photo(number: int, form: str = "PNG") -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(written, form)
-    return written.getvalue()
+    stream = io.BytesIO()
+    Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(stream, form)
+    return stream.getvalue()
 
 
 def publish(root: Path, parts: dict[str, dict[str, list[Any]]], **labels: Any) -> None:
-    """Write parquet files as a data set is kept on the hub; columns whose type is not given hold photos by number."""
+    """Write the parquet files of a data set; columns whose type is not in `labels` hold photos by number."""
     (root / "data").mkdir(parents=True)
     for part, columns in parts.items():
         features = datasets.Features({name: labels.get(name, datasets.Image()) for name in columns})
@@ -65,7 +65,7 @@ def publish(root: Path, parts: dict[str, dict[str, list[Any]]], **labels: Any) -
 
 
 def publish_cells(root: Path, cells: list[dict[str, Any] | None]) -> None:
-    """A data set of one part whose image cells are as given, whatever they say."""
+    """Write a data set with one split and these image cells."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -81,7 +81,7 @@ def publish_cells(root: Path, cells: list[dict[str, Any] | None]) -> None:
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photo of this machine that is nobody's business."""
+    """A photo on this machine that does not belong to the data set."""
     path = tmp_path_factory.mktemp("private") / "secret.png"
     path.write_bytes(photo(99))
     return path
@@ -92,8 +92,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, secret: Path) -> Iterator[Hub]
     root = tmp_path_factory.mktemp("hub")
     classes = datasets.ClassLabel(names=NAMES)
     parts = {"train": [0, 1, 0, 1], "validation": [1, 0], "test": [0, 1], "noisy": [0, 1]}
-    first = iter(range(100))
-    numbered = {part: {"image": [next(first) for _ in values], "label": values} for part, values in parts.items()}
+    numbers = iter(range(100))
+    numbered = {part: {"image": [next(numbers) for _ in values], "label": values} for part, values in parts.items()}
     publish(root / "some/parts", numbered, label=classes)
     publish(root / "some/whole", {"train": {"image": [1, 2, 3, 4], "label": [0, 2, 0, -1]}}, label=classes)
     words = {"class": ["b", "a", None, "b"], "photo": [1, 2, 3, 4]}
@@ -108,20 +108,20 @@ def hub(tmp_path_factory: pytest.TempPathFactory, secret: Path) -> Iterator[Hub]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(photo(number))
     broken = [{"bytes": photo(1), "path": None}, {"bytes": photo(2), "path": None}]
-    broken += [{"bytes": b"no picture", "path": None}, {"bytes": None, "path": str(secret)}, None]
+    broken += [{"bytes": b"not an image", "path": None}, {"bytes": None, "path": str(secret)}, None]
     publish_cells(root / "some/broken", broken)
     with serve(root) as running:
         yield running
 
 
-def read(hub: Hub, home: Path, *addresses: str) -> dict[str, Any]:
-    # In a process of its own, because datasets reads where the hub is when it is imported.
-    command = [sys.executable, "-c", READ, str(home / "packs"), *addresses]
-    done = subprocess.run(command, env=hub.environment(home), capture_output=True, text=True, timeout=300, check=True)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+def read(hub: Hub, home: Path, *uris: str) -> dict[str, Any]:
+    # In a separate process, because `datasets` reads the URL of the hub when it is imported.
+    command = [sys.executable, "-c", READ, str(home / "packs"), *uris]
+    result = subprocess.run(command, env=hub.environment(home), capture_output=True, text=True, timeout=300, check=True)
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
-ADDRESSES = [
+URIS = [
     *("hf://some/parts", "hf://datasets/some/parts?revision=" + "ab" * 20, "hf://some/whole", "hf://some/words"),
     *(
         "hf://some/numbers",
@@ -145,12 +145,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(hub: Hub, home: Path) -> dict[str, Any]:
-    return read(hub, home, *ADDRESSES)
+def results(hub: Hub, home: Path) -> dict[str, Any]:
+    return read(hub, home, *URIS)
 
 
-def test_the_parts_that_are_known_by_name_are_taken_and_others_left_out(found: dict[str, Any]) -> None:
-    source = found["hf://some/parts"]
+def test_splits_with_known_names_are_parts_and_others_are_left_out(results: dict[str, Any]) -> None:
+    source = results["hf://some/parts"]
     assert (source["name"], source["classes"]) == ("some/parts", NAMES[:2])
     expected = {"train": [0, 1, 0, 1], "validation": [1, 0], "test": [0, 1]}
     assert sorted(source["examples"]) == sorted(
@@ -160,52 +160,52 @@ def test_the_parts_that_are_known_by_name_are_taken_and_others_left_out(found: d
     )
     assert source["notes"] == [
         f"From the hub: some/parts at {COMMIT}.",
-        "Of some/parts these parts are left out: noisy.",
+        "Splits of some/parts that are left out: noisy.",
     ]
 
 
-def test_a_commit_may_be_named(found: dict[str, Any]) -> None:
-    source = found["hf://datasets/some/parts?revision=" + "ab" * 20]
+def test_a_commit_can_be_chosen(results: dict[str, Any]) -> None:
+    source = results["hf://datasets/some/parts?revision=" + "ab" * 20]
     assert source["notes"][0] == f"From the hub: some/parts at {'ab' * 20}."
-    assert source["hash"] == found["hf://some/parts"]["hash"]
+    assert source["hash"] == results["hf://some/parts"]["hash"]
 
 
-def test_one_part_is_divided_by_us_and_rows_without_a_label_are_counted(found: dict[str, Any]) -> None:
-    source = found["hf://some/whole"]
+def test_a_single_split_has_no_parts_and_rows_without_label_are_counted(results: dict[str, Any]) -> None:
+    source = results["hf://some/whole"]
     assert source["classes"] == ["ant", "crab"]  # bee never occurs
     assert source["examples"] == [["train 0", 0, None], ["train 1", 1, None], ["train 2", 0, None]]
-    assert "1 of 4 rows of the train part have no label and are left out." in source["notes"]
+    assert "1 of 4 rows of the train split have no label and are left out." in source["notes"]
 
 
-def test_words_and_numbers_under_the_name_label_are_classes_too(found: dict[str, Any]) -> None:
-    assert found["hf://some/words"]["classes"] == ["a", "b"]
-    assert [label for _, label, _ in found["hf://some/words"]["examples"]] == [1, 0, 1]
-    assert found["hf://some/numbers"]["classes"] == ["30", "7"]
-    assert [label for _, label, _ in found["hf://some/numbers"]["examples"]] == [1, 0, 1]
+def test_strings_and_integers_in_a_column_named_label_are_classes(results: dict[str, Any]) -> None:
+    assert results["hf://some/words"]["classes"] == ["a", "b"]
+    assert [label for _, label, _ in results["hf://some/words"]["examples"]] == [1, 0, 1]
+    assert results["hf://some/numbers"]["classes"] == ["30", "7"]
+    assert [label for _, label, _ in results["hf://some/numbers"]["examples"]] == [1, 0, 1]
 
 
-def test_where_several_columns_fit_the_address_says_which_is_meant(found: dict[str, Any]) -> None:
+def test_the_uri_chooses_among_several_possible_columns(results: dict[str, Any]) -> None:
     columns = "It has image: Image, photo: Image, fine: ClassLabel, coarse: ClassLabel"
-    say = "Say which is meant: hf://some/two?image=COLUMN"
-    assert found["hf://some/two"] == f"some/two has 2 columns that may be the image. {say}. {columns}"
-    chosen = found["hf://some/two?image=photo&label=coarse"]
+    hint = "Name one: hf://some/two?image=COLUMN"
+    assert results["hf://some/two"] == f"some/two has 2 possible image columns. {hint}. {columns}"
+    chosen = results["hf://some/two?image=photo&label=coarse"]
     assert chosen["classes"] == ["bee", "crab"]
-    assert chosen["hash"] != found["hf://some/two?image=image&label=coarse"]["hash"]
+    assert chosen["hash"] != results["hf://some/two?image=image&label=coarse"]["hash"]
     gone = "some/two has no column gone; it has image: Image, photo: Image, fine: ClassLabel, coarse: ClassLabel"
-    assert found["hf://some/two?image=photo&label=gone"] == gone
+    assert results["hf://some/two?image=photo&label=gone"] == gone
 
 
-def test_a_pack_from_the_hub_is_that_of_the_same_files_in_a_folder(found: dict[str, Any], tmp_path: Path) -> None:
+def test_a_pack_from_the_hub_equals_that_of_the_same_files_in_a_folder(results: dict[str, Any], tmp_path: Path) -> None:
     for name, number in (("ant/1.png", 1), ("ant/2.png", 2), ("bee/3.png", 3)):
-        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "here" / name).write_bytes(photo(number))
-    assert found["hf://some/folder"]["hash"] == build_pack(folder(tmp_path / "here"), 8, tmp_path / "packs").hash
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(photo(number))
+    assert results["hf://some/folder"]["hash"] == build_pack(folder(tmp_path / "folder"), 8, tmp_path / "packs").hash
 
 
-def test_damaged_and_absent_images_are_skipped_and_a_table_cannot_name_a_file_of_this_machine(
-    found: dict[str, Any],
+def test_damaged_and_missing_images_are_skipped_and_a_table_cannot_read_other_local_files(
+    results: dict[str, Any],
 ) -> None:
-    source = found["hf://some/broken"]
+    source = results["hf://some/broken"]
     assert len(source["examples"]) == 5
     assert sorted(source["skipped"]) == [
         "ant/train 2: UnidentifiedImageError: cannot identify image file among these bytes",
@@ -215,36 +215,36 @@ def test_damaged_and_absent_images_are_skipped_and_a_table_cannot_name_a_file_of
 
 
 @pytest.mark.parametrize(
-    ("address", "message"),
+    ("uri", "message"),
     [
         (
             "hf://some/none",
-            "some/none has no column that is the label by its type. Say which is meant: hf://some/none?",
+            "some/none has no column of a type for the label. Name one: hf://some/none?",
         ),
-        ("hf://some/strange", "some/strange has the parts easy, hard, and none of them is called train"),
-        ("hf://some/nothing", "some/nothing cannot be fetched from the hub: DatasetNotFoundError"),
+        ("hf://some/strange", "some/strange has the splits easy, hard, and none of them is called train"),
+        ("hf://some/nothing", "some/nothing cannot be downloaded from the hub: DatasetNotFoundError"),
         ("hf://some/parts?lable=x", "unknown setting of hf://some/parts 'lable': did you mean label?"),
-        ("hf://alone", "hf://alone names no data set of the hub: hf://owner/name is wanted"),
+        ("hf://alone", "hf://alone does not name a data set of the hub. Give hf://owner/name"),
         (
             "hf://some/parts?config=other",
-            "some/parts cannot be fetched from the hub: ValueError: BuilderConfig 'other'",
+            "some/parts cannot be downloaded from the hub: ValueError: BuilderConfig 'other'",
         ),
     ],
 )
-def test_what_will_not_do_says_why(found: dict[str, Any], address: str, message: str) -> None:
-    assert message in found[address]
-    assert "Stanford" not in found[address]
+def test_an_unusable_data_set_is_refused_with_the_reason(results: dict[str, Any], uri: str, message: str) -> None:
+    assert message in results[uri]
+    assert "Stanford" not in results[uri]
 
 
-def test_a_second_reading_fetches_nothing(hub: Hub, home: Path, found: dict[str, Any]) -> None:
-    assert any("GET" in request and ".parquet" in request for request in hub.asked)
-    hub.asked.clear()
+def test_a_second_read_downloads_nothing(hub: Hub, home: Path, results: dict[str, Any]) -> None:
+    assert any("GET" in request and ".parquet" in request for request in hub.requests)
+    hub.requests.clear()
     again = read(hub, home, "hf://some/whole")
-    assert again["hf://some/whole"] == found["hf://some/whole"]
-    assert not any("GET" in request and ".parquet" in request for request in hub.asked)
+    assert again["hf://some/whole"] == results["hf://some/whole"]
+    assert not any("GET" in request and ".parquet" in request for request in hub.requests)
 
 
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"data from the hub need the datasets library: pip install 'xfer\[hub\]'"):
         hub_source("hf://some/parts")

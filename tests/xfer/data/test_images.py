@@ -1,4 +1,4 @@
-"""From a file to pixels: every honest photo right side up and in its colours, everything else refused by name."""
+"""Decoding: every photo upright and in its colors, everything else refused with the reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_colour(pixels, colour, within=3):
     assert np.abs(pixels.reshape(-1, 3).astype(int) - colour).max() <= within
 
 
-PLAIN = {  # file name: what is saved, and the colour that is to be seen
+PLAIN = {  # file name: the saved image, and the color expected
     "rgb.png": (plain("RGB", RED), RED),
     "rgb.jpg": (plain("RGB", RED), (254, 0, 0)),
     "cmyk.jpg": (plain("CMYK", (0, 255, 255, 0)), RED),
@@ -51,7 +51,7 @@ PLAIN = {  # file name: what is saved, and the colour that is to be seen
     "one bit.png": (plain("1", 1), WHITE),
     "palette.gif": (plain("RGB", BLUE).quantize(4), BLUE),
     "rgba, opaque.png": (plain("RGBA", (*GREEN, 255)), GREEN),
-    "rgba, nothing to see.png": (plain("RGBA", (*GREEN, 0)), WHITE),
+    "rgba, invisible.png": (plain("RGBA", (*GREEN, 0)), WHITE),
     "rgba, half.png": (plain("RGBA", (0, 0, 0, 127)), GREY),
     "rgba.webp": (plain("RGBA", (*GREEN, 0)), WHITE),
     "bmp.bmp": (plain("RGB", GREEN), GREEN),
@@ -62,13 +62,13 @@ PLAIN = {  # file name: what is saved, and the colour that is to be seen
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.filterwarnings("error")
-def test_a_plain_picture_keeps_its_colour_in_every_mode_and_format(tmp_path, name):
+def test_a_plain_image_keeps_its_color_in_every_mode_and_format(tmp_path, name):
     image, colour = PLAIN[name]
     options = {"lossless": True} if name.endswith("webp") else {}
     assert_colour(read_image(save(image, tmp_path / name, **options), 16), colour, within=4)
 
 
-def test_a_palettes_transparent_colour_is_laid_on_white(tmp_path):
+def test_the_transparent_color_of_a_palette_becomes_white(tmp_path):
     image = Image.new("P", (40, 40), 1)
     image.putpalette([*GREEN, *RED])
     image.paste(0, (0, 0, 20, 40))
@@ -77,29 +77,29 @@ def test_a_palettes_transparent_colour_is_laid_on_white(tmp_path):
     assert_colour(pixels[:, 25:], WHITE)
 
 
-def test_a_transparent_colour_of_an_rgb_picture_is_laid_on_white(tmp_path):
+def test_the_transparent_color_of_an_rgb_image_becomes_white(tmp_path):
     assert_colour(read_image(save(plain("RGB", RED), tmp_path / "hole.png", transparency=RED), 8), WHITE)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.png", "I;16"), ("a.tif", "I;16"), ("b.tif", "I"), ("c.tif", "F")])
-def test_a_deep_grey_picture_is_stretched_over_its_own_range(tmp_path, name, mode):
+def test_a_grey_image_of_more_than_8_bits_is_scaled_to_its_own_range(tmp_path, name, mode):
     ramp = np.linspace(1_000, 61_000, 64).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
     path = save(Image.fromarray(np.tile(ramp, (64, 1))), tmp_path / name)
     with Image.open(path) as image:
         assert image.mode == mode
     pixels = read_image(path, 64)
-    found = pixels[32].astype(float)
-    assert np.abs(found - np.linspace(255 / 16, 255 * 15 / 16, 64)[:, None]).max() <= 2  # the middle of it is kept
+    row = pixels[32].astype(float)
+    assert np.abs(row - np.linspace(255 / 16, 255 * 15 / 16, 64)[:, None]).max() <= 2  # after the center crop
 
 
-def test_a_deep_picture_of_one_value_is_read_without_a_division_by_zero(tmp_path):
+def test_a_constant_image_of_more_than_8_bits_is_read_without_division_by_zero(tmp_path):
     path = save(Image.fromarray(np.full((20, 20), 4_000, dtype=np.uint16)), tmp_path / "flat.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(np.unique(read_image(path, 8))) == 1
 
 
-ORIENTATIONS = {  # EXIF's value: what the camera must be turned by, as Pillow says the inverse
+ORIENTATIONS = {  # EXIF value: the transposition that its inverse undoes
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -113,21 +113,21 @@ ORIENTATIONS = {  # EXIF's value: what the camera must be turned by, as Pillow s
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.png"])
-def test_a_photo_is_turned_upright_as_its_exif_data_says(tmp_path, orientation, name):
+def test_a_photo_is_rotated_as_its_exif_data_say(tmp_path, orientation, name):
     upright = Image.new("RGB", (64, 32))
-    for place, colour in {(0, 0): RED, (32, 0): GREEN, (0, 16): BLUE, (32, 16): WHITE}.items():
-        upright.paste(colour, (*place, place[0] + 32, place[1] + 16))
-    turned = upright.transpose(ORIENTATIONS[orientation]) if ORIENTATIONS[orientation] is not None else upright
+    for (left, top), colour in {(0, 0): RED, (32, 0): GREEN, (0, 16): BLUE, (32, 16): WHITE}.items():
+        upright.paste(colour, (left, top, left + 32, top + 16))
+    rotated = upright.transpose(ORIENTATIONS[orientation]) if ORIENTATIONS[orientation] is not None else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = read_image(save(turned, tmp_path / name, exif=exif), 32)
+    pixels = read_image(save(rotated, tmp_path / name, exif=exif), 32)
     corners = [pixels[4, 4], pixels[4, 27], pixels[27, 4], pixels[27, 27]]
     for corner, colour in zip(corners, (RED, GREEN, BLUE, WHITE), strict=True):
         assert_colour(corner, colour, within=12)
 
 
 @pytest.mark.parametrize("name", ["moving.gif", "moving.png", "moving.webp", "pages.tif"])
-def test_of_several_frames_the_first_counts(tmp_path, name):
+def test_the_first_of_several_frames_is_used(tmp_path, name):
     frames = [plain("RGB", colour) for colour in (RED, GREEN, BLUE)]
     options = {"lossless": True} if name.endswith("webp") else {}
     path = save(frames[0], tmp_path / name, save_all=True, append_images=frames[1:], **options)
@@ -135,7 +135,7 @@ def test_of_several_frames_the_first_counts(tmp_path, name):
 
 
 @pytest.mark.parametrize("size", [(100, 20), (20, 100), (1, 1), (8, 700)])
-def test_any_proportions_are_squashed_to_a_square(tmp_path, size):
+def test_any_aspect_ratio_is_resized_to_a_square(tmp_path, size):
     image = Image.new("RGB", size, BLUE)
     image.paste(RED, (0, 0, size[0] // 2, size[1]))
     pixels = read_image(save(image, tmp_path / "a.png"), 32)
@@ -146,29 +146,29 @@ def test_any_proportions_are_squashed_to_a_square(tmp_path, size):
 
 
 @pytest.mark.parametrize("name", ["large.jpg", "large.png"])
-def test_a_large_photo_comes_out_as_if_resized_at_once(tmp_path, name):
+def test_a_large_photo_equals_one_resized_in_a_single_step(tmp_path, name):
     x, y = np.meshgrid(np.linspace(0, 1, 900), np.linspace(0, 1, 700))
     waves = [127 + 120 * np.sin(6 * (x * a + y * b)) for a, b in ((1, 0), (0, 1), (1, 1))]
     image = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
-    middle = (900 / 16, 700 / 16, 900 * 15 / 16, 700 * 15 / 16)
-    expected = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC, box=middle)).astype(int)
-    found = read_image(save(image, tmp_path / name, quality=95), 48).astype(int)
-    assert np.abs(found - expected).max() <= (8 if name.endswith("jpg") else 0)
+    box = (900 / 16, 700 / 16, 900 * 15 / 16, 700 * 15 / 16)
+    expected = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC, box=box)).astype(int)
+    pixels = read_image(save(image, tmp_path / name, quality=95), 48).astype(int)
+    assert np.abs(pixels - expected).max() <= (8 if name.endswith("jpg") else 0)
 
 
-def test_content_decides_what_a_file_is_not_its_name(tmp_path):
+def test_the_format_is_detected_from_the_content_not_the_name(tmp_path):
     path = save(plain("RGB", RED), tmp_path / "a.png").rename(tmp_path / "a.jpg")
     assert_colour(read_image(path, 8), RED)
 
 
-def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path):
+def test_bytes_are_read_like_the_file(tmp_path):
     path = save(plain("RGB", RED, (30, 20)), tmp_path / "a.jpg")
     assert np.array_equal(read_image(path.read_bytes(), 16), read_image(path, 16))
     assert np.array_equal(ImageFile(path).read(16), read_image(path, 16))
     assert (ImageFile(path).name, ImageFile(path).digest()) == ("a.jpg", hashing.sha256_file(path))
 
 
-# What is refused
+# Errors
 
 
 def encoded(form, side=200):
@@ -192,7 +192,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(boom)
 
 BROKEN = {
     "nothing.jpg": b"",
-    "text.jpg": b"this is no picture, whatever its name says\n" * 20,
+    "text.jpg": b"this is text, not an image\n" * 20,
     "page.png": b"<html><body>404</body></html>",
     "script.jpg": EPS,
     "vector.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
@@ -211,7 +211,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_honest_picture_is_refused(tmp_path, name):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(BROKEN[name])
     with pytest.raises(UnreadableImageError) as caught:
@@ -220,20 +220,20 @@ def test_what_is_no_honest_picture_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_bytes_that_are_no_honest_picture_are_refused_in_the_same_words_every_time(name):
-    said = set()
+def test_bytes_that_are_not_an_image_are_refused_with_a_reproducible_message(name):
+    messages = set()
     for _ in range(2):
         with pytest.raises(UnreadableImageError) as caught:
             read_image(bytes(bytearray(BROKEN[name])), 16)
-        said.add(str(caught.value))
-    assert len(said) == 1
-    assert "0x" not in said.pop()
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    assert "0x" not in messages.pop()
 
 
 @pytest.mark.parametrize("name", ["bomb.png", "just too large.png", "too long.png"])
 def test_too_many_pixels_are_refused_before_any_is_decoded(tmp_path, monkeypatch, name):
-    def decode(*arguments):
-        raise AssertionError("decoding began")
+    def decode(*args):
+        raise AssertionError("decoding started")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
     path = tmp_path / name
@@ -245,20 +245,20 @@ def test_too_many_pixels_are_refused_before_any_is_decoded(tmp_path, monkeypatch
 def test_too_many_bytes_are_refused_before_the_file_is_opened(tmp_path):
     path = tmp_path / "large.png"
     with path.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)  # a hole: takes no room on disk
+        file.truncate(MAX_BYTES + 1)  # a sparse file
     with pytest.raises(UnreadableImageError, match="larger than 256 MiB"):
         read_image(path, 16)
 
 
-def test_a_missing_file_is_refused_like_any_other(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UnreadableImageError, match="FileNotFoundError"):
         read_image(tmp_path / "missing.jpg", 16)
 
 
 @pytest.mark.parametrize("form", ["PCX", "TGA", "ICO", "SGI", "EPS", "PDF"])
-def test_a_format_that_is_not_on_the_list_is_not_even_tried_whatever_its_name(tmp_path, monkeypatch, form):
-    def run(*arguments, **named):
-        raise AssertionError("a program was run")
+def test_an_unsupported_format_is_not_decoded_under_any_name(tmp_path, monkeypatch, form):
+    def run(*args, **options):
+        raise AssertionError("a program was started")
 
     monkeypatch.setattr("subprocess.Popen", run)
     plain("RGB", RED).save(tmp_path / "a.png", form)
@@ -266,11 +266,11 @@ def test_a_format_that_is_not_on_the_list_is_not_even_tried_whatever_its_name(tm
         read_image(tmp_path / "a.png", 16)
 
 
-def test_pixels_that_somebody_else_decoded_are_held_to_the_same_limit():
+def test_images_decoded_elsewhere_have_the_same_limit():
     with pytest.raises(UnreadableImageError, match="pixels, more than"):
         to_square(Image.new("1", (1, MAX_PIXELS + 1)), 8)
 
 
-def test_formats_that_run_an_interpreter_are_not_read():
+def test_formats_that_run_an_interpreter_are_not_supported():
     assert not {"EPS", "PDF", "WMF", "FITS"} & set(IMAGE_FORMATS)
     assert not {".eps", ".ps", ".pdf", ".svg"} & IMAGE_SUFFIXES

@@ -1,4 +1,4 @@
-"""Decoded once, named by content, whole or not there, the same for everybody who reads it."""
+"""Packs are decoded once, named by content, complete or absent, and the same for every process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from PIL import Image
 from xfer import hashing
 from xfer.data import images
 from xfer.data import pack as packs
+from xfer.data.image_folder import folder
 from xfer.data.images import ImageFile, read_image
-from xfer.data.layouts import Example, Source, folder
 from xfer.data.pack import build_pack, load_pack
+from xfer.data.source import Example, Source
 
 
 @pytest.fixture
 def few(tmp_path):
-    """Two classes of three pictures each, no two alike."""
+    """Two classes of three different images each."""
     root = tmp_path / "few"
     for number, name in enumerate(["x/0.png", "x/1.png", "x/2.jpg", "y/0.png", "y/1.png", "y/2.jpg"]):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ def few(tmp_path):
     return root
 
 
-def broken(path, content=b"no picture"):
+def write_broken(path, content=b"not an image"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
@@ -50,7 +51,7 @@ def test_a_pack_holds_every_image_under_its_label(image_folder, pack):
         assert np.array_equal(image, read_image(by_content[content].image.path, 32))
 
 
-def test_a_pack_loads_as_it_was_built_memory_mapped_and_read_only(pack):
+def test_a_loaded_pack_equals_the_built_one_and_is_memory_mapped_read_only(pack):
     again = load_pack(pack.folder, verify=True)
     for field in dataclasses.fields(pack):
         assert np.array_equal(getattr(again, field.name), getattr(pack, field.name)), field.name
@@ -58,7 +59,7 @@ def test_a_pack_loads_as_it_was_built_memory_mapped_and_read_only(pack):
     assert not again.images.flags.writeable
 
 
-def test_the_parts_that_a_source_gives_are_kept(few, tmp_path):
+def test_the_parts_of_a_source_are_kept(few, tmp_path):
     for part in ("train", "test"):
         for path in few.glob("?/*"):
             target = tmp_path / "parts" / part / path.relative_to(few)
@@ -71,10 +72,10 @@ def test_the_parts_that_a_source_gives_are_kept(few, tmp_path):
 # The hash
 
 
-def test_the_second_call_decodes_nothing_and_finds_the_same(few, tmp_path, monkeypatch):
+def test_a_second_call_returns_the_same_pack_without_decoding(few, tmp_path, monkeypatch):
     first = build_pack(folder(few), 8, tmp_path / "packs")
 
-    def decode(*arguments):
+    def decode(*args):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(images, "read_image", decode)
@@ -86,12 +87,12 @@ def test_the_second_call_decodes_nothing_and_finds_the_same(few, tmp_path, monke
 CHANGES = {
     "size": lambda root: None,
     "pixel": lambda root: Image.new("RGB", (20, 16), (1, 2, 3)).save(root / "x" / "0.png"),
-    "image more": lambda root: Image.new("RGB", (9, 9), (5, 5, 5)).save(root / "x" / "9.png"),
-    "image less": lambda root: (root / "x" / "0.png").unlink(),
+    "added image": lambda root: Image.new("RGB", (9, 9), (5, 5, 5)).save(root / "x" / "9.png"),
+    "removed image": lambda root: (root / "x" / "0.png").unlink(),
     "label": lambda root: (root / "x" / "0.png").rename(root / "y" / "9.png"),
     "class": lambda root: (root / "x").rename(root / "w"),
     "copy": lambda root: (root / "x" / "9.png").write_bytes((root / "x" / "0.png").read_bytes()),
-    "unreadable image": lambda root: broken(root / "x" / "9.png"),
+    "unreadable image": lambda root: write_broken(root / "x" / "9.png"),
 }
 
 
@@ -105,7 +106,7 @@ def test_any_change_of_content_gives_another_pack(few, tmp_path, change):
     assert len(list((tmp_path / "packs").iterdir())) == 2
 
 
-def test_a_label_counts_even_where_the_order_of_images_stays(few, tmp_path):
+def test_another_label_changes_the_hash_even_if_the_order_of_images_stays(few, tmp_path):
     paths = sorted(few.glob("?/*"), key=hashing.sha256_file)
     classes = ("x", "y")
 
@@ -118,45 +119,45 @@ def test_a_label_counts_even_where_the_order_of_images_stays(few, tmp_path):
     assert before.hash != after.hash
 
 
-def test_a_change_of_names_times_and_folders_gives_the_same_pack(few, tmp_path):
+def test_other_names_times_and_folders_give_the_same_pack(few, tmp_path):
     before = build_pack(folder(few), 8, tmp_path / "packs")
     (few / "x" / "0.png").rename(few / "x" / "renamed.png")
     (few / "y" / "0.png").rename(few / "y" / "zzz.jpeg")
     os.utime(few / "x" / "1.png", (0, 0))
     moved = few.rename(tmp_path / "moved")
-    after = build_pack(folder(moved), 8, tmp_path / "others")
+    after = build_pack(folder(moved), 8, tmp_path / "other")
     assert after.hash == before.hash
     assert np.array_equal(after.images, before.images)
     assert after.digests == before.digests
 
 
-def test_a_folder_of_photos_keeps_the_hash_it_had_in_earlier_reports(tmp_path):
+def test_the_hash_of_a_folder_does_not_change_between_versions(tmp_path):
     for part in ("train", "test"):
         for number, name in enumerate(["ant/1.ppm", "ant/2.ppm", "bee/1.ppm"]):
             content = b"P6\n2 2\n255\n" + bytes(range(number * 12, number * 12 + 12))
-            broken(tmp_path / "pinned" / part / name, content)
-    broken(tmp_path / "pinned" / "train" / "bee" / "broken.jpg")
-    found = [
+            write_broken(tmp_path / "pinned" / part / name, content)
+    write_broken(tmp_path / "pinned" / "train" / "bee" / "broken.jpg", b"no picture")
+    packs_of = [
         build_pack(folder(root), 8, tmp_path / "packs") for root in (tmp_path / "pinned", tmp_path / "pinned/train")
     ]
-    assert [pack.hash for pack in found] == [
+    assert [pack.hash for pack in packs_of] == [
         "dd3456e079fd66dd54da2eea3d3c368deaeecabbd94015797054d0f4fd188028",
         "639ba2484f3188fdf26f83d1fc27c7d6d9acfea20daa86cae500211838f00503",
     ]
 
 
 @pytest.mark.slow
-def test_the_photos_of_the_committed_report_give_the_pack_that_it_names(shared_data, tmp_path):
+def test_the_photos_of_the_committed_report_give_the_hash_in_it(shared_data, tmp_path):
     pack = build_pack(folder(shared_data / "hymenoptera"), 128, tmp_path)
     assert pack.hash == "4aeb05f201503291f0291b2de137fe43f768df5503f8b2bd8aa6b33f46c78160"
 
 
-@pytest.mark.parametrize("block", [1, 4, 6, 7])
-def test_how_many_images_are_on_their_way_at_a_time_does_not_matter(few, tmp_path, monkeypatch, block):
-    broken(few / "x" / "9.jpg")
+@pytest.mark.parametrize("chunk", [1, 4, 6, 7])
+def test_the_chunk_size_does_not_change_the_pack(few, tmp_path, monkeypatch, chunk):
+    write_broken(few / "x" / "9.jpg")
     before = build_pack(folder(few), 8, tmp_path / "packs")
-    monkeypatch.setattr(packs, "DECODE_CHUNK", block)
-    after = build_pack(folder(few), 8, tmp_path / "others")
+    monkeypatch.setattr(packs, "DECODE_CHUNK", chunk)
+    after = build_pack(folder(few), 8, tmp_path / "other")
     assert (after.folder / "pack.json").read_bytes() == (before.folder / "pack.json").read_bytes()
     assert (after.folder / "images.npy").read_bytes() == (before.folder / "images.npy").read_bytes()
 
@@ -165,37 +166,37 @@ def test_how_many_images_are_on_their_way_at_a_time_does_not_matter(few, tmp_pat
 
 
 def test_unreadable_images_are_skipped_and_listed_with_the_reason(few, tmp_path):
-    whole = build_pack(folder(few), 8, tmp_path / "packs")
-    broken(few / "x" / "text.jpg")
-    broken(few / "y" / "empty.png", b"")
-    broken(few / "y" / "half.jpg", (few / "y" / "2.jpg").read_bytes()[:300])
+    complete = build_pack(folder(few), 8, tmp_path / "packs")
+    write_broken(few / "x" / "text.jpg")
+    write_broken(few / "y" / "empty.png", b"")
+    write_broken(few / "y" / "half.jpg", (few / "y" / "2.jpg").read_bytes()[:300])
     pack = build_pack(folder(few), 8, tmp_path / "packs")
     assert len(pack.skipped) == 3
     for name in ("x/text.jpg: ", "y/empty.png: ", "y/half.jpg: "):
-        assert any(each.startswith(name) and len(each) > len(name) + 5 for each in pack.skipped)
-    assert pack.images.shape == whole.images.shape
-    assert np.array_equal(pack.images, whole.images)
-    assert np.array_equal(pack.labels, whole.labels)
-    assert pack.digests == whole.digests
+        assert any(problem.startswith(name) and len(problem) > len(name) + 5 for problem in pack.skipped)
+    assert pack.images.shape == complete.images.shape
+    assert np.array_equal(pack.images, complete.images)
+    assert np.array_equal(pack.labels, complete.labels)
+    assert pack.digests == complete.digests
     assert load_pack(pack.folder, verify=True).skipped == pack.skipped
 
 
-def test_where_no_image_can_be_read_the_first_reason_is_given(tmp_path):
+def test_if_no_image_can_be_read_the_first_reason_is_given(tmp_path):
     for name in ("x/1.jpg", "y/1.jpg"):
-        broken(tmp_path / "bad" / name, name.encode())
+        write_broken(tmp_path / "bad" / name, name.encode())
     with pytest.raises(ValueError, match=r"none of the 2 images of bad can be read; the first: [xy]/1\.jpg: Unident"):
         build_pack(folder(tmp_path / "bad"), 8, tmp_path / "packs")
     assert list((tmp_path / "packs").iterdir()) == []
 
 
-def test_a_class_of_which_nothing_can_be_read_is_named(few, tmp_path):
-    broken(few / "z" / "1.jpg")
+def test_a_class_without_readable_images_is_named(few, tmp_path):
+    write_broken(few / "z" / "1.jpg")
     with pytest.raises(ValueError, match=r"no training image of class 'z' can be read; .* z/1\.jpg"):
         build_pack(folder(few), 8, tmp_path / "packs")
     assert list((tmp_path / "packs").iterdir()) == []
 
 
-def test_names_that_are_no_text_or_very_long_are_packed(few, tmp_path):
+def test_files_with_very_long_and_non_utf8_names_are_packed(few, tmp_path):
     content = (few / "x" / "0.png").read_bytes()
     (few / "x" / ("n" * 251 + ".png")).write_bytes(content)
     (few / "x" / "日本 \u202e\n.png").write_bytes(content)
@@ -207,7 +208,7 @@ def test_names_that_are_no_text_or_very_long_are_packed(few, tmp_path):
 # Damage
 
 
-def test_a_flipped_byte_of_the_pixels_is_found_when_asked_for(few, tmp_path):
+def test_verification_detects_a_flipped_bit_in_the_pixels(few, tmp_path):
     pack = build_pack(folder(few), 8, tmp_path / "packs")
     path = pack.folder / "images.npy"
     content = bytearray(path.read_bytes())
@@ -217,7 +218,7 @@ def test_a_flipped_byte_of_the_pixels_is_found_when_asked_for(few, tmp_path):
         load_pack(pack.folder, verify=True)
 
 
-def test_cut_off_pixels_are_never_read_silently(few, tmp_path):
+def test_truncated_pixels_are_refused(few, tmp_path):
     pack = build_pack(folder(few), 8, tmp_path / "packs")
     path = pack.folder / "images.npy"
     path.write_bytes(path.read_bytes()[:-50])
@@ -225,7 +226,7 @@ def test_cut_off_pixels_are_never_read_silently(few, tmp_path):
         load_pack(pack.folder)
 
 
-def test_a_changed_label_is_found_when_asked_for(few, tmp_path):
+def test_verification_detects_a_changed_label(few, tmp_path):
     pack = build_pack(folder(few), 8, tmp_path / "packs")
     meta = json.loads((pack.folder / "pack.json").read_bytes())
     meta["labels"][0] = 1 - meta["labels"][0]
@@ -234,35 +235,35 @@ def test_a_changed_label_is_found_when_asked_for(few, tmp_path):
         load_pack(pack.folder, verify=True)
 
 
-def test_pixels_that_are_a_pickle_are_not_loaded(few, tmp_path):
+def test_pickled_pixels_are_not_loaded(few, tmp_path):
     pack = build_pack(folder(few), 8, tmp_path / "packs")
     np.save(pack.folder / "images.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"memory-mapped|allow_pickle"):
         load_pack(pack.folder)
 
 
-# Two at once, and kills
+# Concurrent builds and killed processes
 
 
-def test_two_threads_that_build_at_once_get_the_same_pack(few, tmp_path):
+def test_two_threads_that_build_concurrently_get_the_same_pack(few, tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: build_pack(folder(few), 8, tmp_path / "packs"), range(2)))
-    assert found[0].hash == found[1].hash
-    assert [path.name for path in (tmp_path / "packs").iterdir()] == [found[0].hash[:16]]
-    load_pack(found[0].folder, verify=True)
+        built = list(pool.map(lambda _: build_pack(folder(few), 8, tmp_path / "packs"), range(2)))
+    assert built[0].hash == built[1].hash
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == [built[0].hash[:16]]
+    load_pack(built[0].folder, verify=True)
 
 
-def test_whoever_comes_second_uses_the_pack_of_the_first(few, tmp_path):
-    """Another process finishes the same pack between our look for it and our rename."""
-    ahead = []
+def test_the_slower_of_two_builds_uses_the_pack_of_the_faster(few, tmp_path):
+    """Another process finishes the same pack between our check and our rename."""
+    faster = []
 
     def overtake(done, total):
-        if done == total and not ahead:
-            ahead.append(None)
-            ahead[0] = build_pack(folder(few), 8, tmp_path / "packs")
+        if done == total and not faster:
+            faster.append(None)
+            faster[0] = build_pack(folder(few), 8, tmp_path / "packs")
 
     pack = build_pack(folder(few), 8, tmp_path / "packs", overtake)
-    assert pack.hash == ahead[0].hash
+    assert pack.hash == faster[0].hash
     assert [path.name for path in (tmp_path / "packs").iterdir()] == [pack.hash[:16]]
     load_pack(pack.folder, verify=True)
 
@@ -270,8 +271,8 @@ def test_whoever_comes_second_uses_the_pack_of_the_first(few, tmp_path):
 BUILD = """
 import sys, time
 from pathlib import Path
+from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
-from xfer.data.layouts import folder
 def progress(done, total):
     print(done, flush=True)
     if sys.argv[3] == "hang": time.sleep(60)
@@ -284,7 +285,7 @@ def start(few, root, mode):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_that_build_at_once_get_the_same_pack(few, tmp_path):
+def test_two_processes_that_build_concurrently_get_the_same_pack(few, tmp_path):
     processes = [start(few, tmp_path / "packs", "on") for _ in range(2)]
     hashes = {process.communicate(timeout=120)[0].split()[-1] for process in processes}
     assert all(process.returncode == 0 for process in processes)
@@ -292,7 +293,7 @@ def test_two_processes_that_build_at_once_get_the_same_pack(few, tmp_path):
     assert [path.name for path in (tmp_path / "packs").iterdir()] == [hashes.pop()[:16]]
 
 
-def test_a_process_killed_while_building_leaves_nothing_that_could_be_taken_for_a_pack(few, tmp_path):
+def test_a_process_killed_while_building_leaves_no_incomplete_pack(few, tmp_path):
     process = start(few, tmp_path / "packs", "hang")
     assert process.stdout.readline().strip() == "1"
     process.send_signal(signal.SIGKILL)
@@ -303,7 +304,7 @@ def test_a_process_killed_while_building_leaves_nothing_that_could_be_taken_for_
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
-def test_an_interruption_leaves_nothing_behind(few, tmp_path, error):
+def test_an_interrupted_build_leaves_no_files(few, tmp_path, error):
     def interrupt(done, total):
         raise error
 
@@ -312,13 +313,13 @@ def test_an_interruption_leaves_nothing_behind(few, tmp_path, error):
     assert list((tmp_path / "packs").iterdir()) == []
 
 
-def test_progress_is_told_once_per_image(few, tmp_path):
-    told = []
-    build_pack(folder(few), 8, tmp_path / "packs", lambda done, total: told.append((done, total)))
-    assert told == [(done, 6) for done in range(1, 7)]
+def test_progress_is_reported_once_per_image(few, tmp_path):
+    reported = []
+    build_pack(folder(few), 8, tmp_path / "packs", lambda done, total: reported.append((done, total)))
+    assert reported == [(done, 6) for done in range(1, 7)]
 
 
-def test_a_file_that_vanishes_while_building_is_an_error_and_leaves_nothing(few, tmp_path):
+def test_a_file_removed_while_building_is_an_error_and_leaves_no_files(few, tmp_path):
     source = folder(few)
     (few / "x" / "0.png").unlink()
     with pytest.raises(FileNotFoundError):
@@ -326,10 +327,10 @@ def test_a_file_that_vanishes_while_building_is_an_error_and_leaves_nothing(few,
     assert not list((tmp_path / "packs").glob("*"))
 
 
-def test_images_stand_in_the_same_order_whatever_the_order_of_the_source(few, tmp_path):
+def test_the_order_of_images_does_not_depend_on_the_order_of_the_source(few, tmp_path):
     source = folder(few)
-    backwards = Source(source.name, source.classes, source.examples[::-1])
-    found = [build_pack(each, 8, tmp_path / str(number)) for number, each in enumerate((source, backwards))]
-    assert found[0].hash == found[1].hash
-    assert np.array_equal(found[0].images, found[1].images)
-    assert np.array_equal(found[0].labels, found[1].labels)
+    reverse = Source(source.name, source.classes, source.examples[::-1])
+    first, second = (build_pack(one, 8, tmp_path / str(index)) for index, one in enumerate((source, reverse)))
+    assert first.hash == second.hash
+    assert np.array_equal(first.images, second.images)
+    assert np.array_equal(first.labels, second.labels)

@@ -1,4 +1,4 @@
-"""QuickDraw as it was published: bitmaps and strokes, a file for each class."""
+"""QuickDraw as it was published: bitmaps and strokes, one file per class."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from xfer.data.images import UnreadableImageError, to_square
-from xfer.data.layouts import quickdraw
 from xfer.data.pack import build_pack, load_pack
-from xfer.data.quickdraw import BITMAP_SIZE, MAX_LINE_BYTES, render_strokes
+from xfer.data.quickdraw import BITMAP_SIZE, MAX_LINE_BYTES, quickdraw, render_strokes
 from xfer.data.split import split_pack
 
 BOX = [[[0, 255, 255, 0, 0], [0, 0, 100, 100, 0]]]
@@ -20,15 +19,15 @@ DOT = [[[7], [9]]]
 
 
 def bitmaps(path, number, seed=0):
-    chance = np.random.default_rng([seed, *path.stem.encode()])
-    rows = chance.integers(0, 256, (number, BITMAP_SIZE * BITMAP_SIZE), dtype=np.uint8)
+    rng = np.random.default_rng([seed, *path.stem.encode()])
+    rows = rng.integers(0, 256, (number, BITMAP_SIZE * BITMAP_SIZE), dtype=np.uint8)
     np.save(path, rows)
     return rows
 
 
 def line(drawing, **more):
-    about = {"countrycode": "DE", "timestamp": "2017-03-29 15:32:49 UTC", "recognized": True, "key_id": "1"}
-    return json.dumps({**about, **more, "drawing": drawing}) + "\n"
+    metadata = {"countrycode": "DE", "timestamp": "2017-03-29 15:32:49 UTC", "recognized": True, "key_id": "1"}
+    return json.dumps({**metadata, **more, "drawing": drawing}) + "\n"
 
 
 def lines(path, *texts):
@@ -42,7 +41,7 @@ def test_every_row_of_a_bitmap_file_is_an_image_of_the_files_class(tmp_path):
     rows = {name: bitmaps(tmp_path / f"{name}.npy", number) for name, number in (("dog", 3), ("hot air balloon", 2))}
     source = quickdraw(tmp_path)
     assert source.classes == ("dog", "hot air balloon")
-    assert [(each.image.name, each.label, each.part) for each in source.examples] == [
+    assert [(example.image.name, example.label, example.part) for example in source.examples] == [
         ("dog.npy row 0", 0, None),
         ("dog.npy row 1", 0, None),
         ("dog.npy row 2", 0, None),
@@ -65,28 +64,28 @@ def test_a_bitmap_stays_white_on_black_and_upright(tmp_path):
     assert pixels[40, 28].tolist() == [0] * 3
 
 
-def test_equal_bitmaps_have_equal_digests_whatever_file_and_row_they_are(tmp_path):
+def test_equal_bitmaps_have_equal_digests_in_any_file_and_row(tmp_path):
     rows = bitmaps(tmp_path / "a.npy", 3)
     np.save(tmp_path / "b.npy", rows[[2, 0]])
-    digests = [each.image.digest() for each in quickdraw(tmp_path).examples]
+    digests = [example.image.digest() for example in quickdraw(tmp_path).examples]
     assert digests[:1] == digests[4:]
     assert digests[2] == digests[3]
     assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("prefix", ["full_numpy_bitmap_", "full%2Fnumpy_bitmap%2F"])
-def test_a_file_from_the_published_bucket_is_named_for_its_class(tmp_path, prefix):
+def test_the_prefix_of_the_published_bucket_is_not_part_of_the_class(tmp_path, prefix):
     for name in ("cat", "dog"):
         bitmaps(tmp_path / f"{prefix}{name}.npy", 2)
     assert quickdraw(tmp_path).classes == ("cat", "dog")
 
 
-def test_the_order_of_rows_in_memory_does_not_matter(tmp_path):
+def test_the_memory_order_of_an_array_does_not_matter(tmp_path):
     rows = bitmaps(tmp_path / "a.npy", 5)
     np.save(tmp_path / "b.npy", np.asfortranarray(rows))
     source = quickdraw(tmp_path)
-    assert [each.image.digest() for each in source.examples[:5]] == [
-        each.image.digest() for each in source.examples[5:]
+    assert [example.image.digest() for example in source.examples[:5]] == [
+        example.image.digest() for example in source.examples[5:]
     ]
 
 
@@ -105,11 +104,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_file_that_holds_no_bitmaps_is_refused_by_name(tmp_path, kind):
+def test_a_file_without_bitmaps_is_refused_and_named(tmp_path, kind):
     bitmaps(tmp_path / "a.npy", 3)
     bitmaps(tmp_path / "b.npy", 3)
     WRONG[kind](tmp_path / "b.npy")
-    with pytest.raises(ValueError, match=r"b\.npy (is no whole \.npy file|holds)") as caught:
+    with pytest.raises(ValueError, match=r"b\.npy (is not a complete \.npy file|holds)") as caught:
         quickdraw(tmp_path)
     assert kind == "no rows" or "uint8 [drawings, 784]" in str(caught.value)
 
@@ -124,13 +123,13 @@ def test_a_blank_bitmap_is_skipped_and_counted(tmp_path):
     assert len(pack.labels) == 7
 
 
-def test_drawings_become_a_pack_in_an_order_that_follows_from_their_content(tmp_path):
+def test_the_pack_does_not_depend_on_the_order_of_drawings(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     for name in ("cat", "dog"):
         rows = bitmaps(tmp_path / "one" / f"{name}.npy", 20)
         np.save(tmp_path / "two" / f"{name}.npy", rows[::-1])
-    packs = [build_pack(quickdraw(tmp_path / each), 16, tmp_path / each / "packs") for each in ("one", "two")]
+    packs = [build_pack(quickdraw(tmp_path / name), 16, tmp_path / name / "packs") for name in ("one", "two")]
     assert packs[0].hash == packs[1].hash
     assert np.array_equal(packs[0].images, packs[1].images)
     load_pack(packs[0].folder, verify=True)
@@ -146,15 +145,15 @@ def ink(pixels):
     return rows.min(), rows.max(), columns.min(), columns.max()
 
 
-def test_every_line_is_an_image_of_the_class_it_says(tmp_path):
+def test_the_class_of_a_line_is_its_word_or_the_file_name(tmp_path):
     lines(tmp_path / "some.ndjson", line(BOX, word="box"), "\n", line(CROSS, word="cross", recognized=False), line(DOT))
     source = quickdraw(tmp_path)
-    assert source.classes == ("box", "cross", "some")  # the last one says no word, so it is of the file's name
-    assert [each.image.name for each in source.examples] == [f"some.ndjson line {number}" for number in (1, 3, 4)]
+    assert source.classes == ("box", "cross", "some")  # the last line has no word
+    assert [example.image.name for example in source.examples] == [f"some.ndjson line {number}" for number in (1, 3, 4)]
     assert source.notes == ()
 
 
-def test_strokes_are_drawn_white_on_black_in_the_middle_and_as_large_as_the_bitmaps(tmp_path):
+def test_strokes_are_rendered_white_on_black_centered_and_as_large_as_the_bitmaps(tmp_path):
     pixels = np.asarray(
         render_strokes([np.array(BOX[0], dtype=float)], 8 * BITMAP_SIZE).resize(
             (BITMAP_SIZE, BITMAP_SIZE), Image.Resampling.BOX
@@ -168,17 +167,17 @@ def test_strokes_are_drawn_white_on_black_in_the_middle_and_as_large_as_the_bitm
 
 
 @pytest.mark.parametrize("size", [8, 28, 64, 224])
-def test_strokes_are_smooth_at_every_size(tmp_path, size):
+def test_strokes_are_antialiased_at_every_size(tmp_path, size):
     lines(tmp_path / "x.ndjson", line(CROSS, word="cross"), line(BOX, word="box"))
     pixels = quickdraw(tmp_path).examples[1].image.read(size)
     assert pixels.shape == (size, size, 3)
     assert (pixels[..., 0] == pixels[..., 2]).all()
     assert len(np.unique(pixels)) > 2
-    found, turned = pixels[..., 0].astype(int), pixels[::-1, :, 0].astype(int)
-    assert np.abs(found - turned).mean() < 12  # a cross looks the same upside down
+    upright, flipped = pixels[..., 0].astype(int), pixels[::-1, :, 0].astype(int)
+    assert np.abs(upright - flipped).mean() < 12  # a cross looks the same upside down
 
 
-def test_a_single_point_is_a_dot_in_the_middle(tmp_path):
+def test_a_single_point_is_a_centered_dot(tmp_path):
     lines(tmp_path / "x.ndjson", line(DOT, word="dot"), line(BOX, word="box"))
     pixels = quickdraw(tmp_path).examples[1].image.read(32)
     top, bottom, left, right = ink(pixels)
@@ -187,10 +186,10 @@ def test_a_single_point_is_a_dot_in_the_middle(tmp_path):
     assert 1 <= bottom - top <= 3
 
 
-def test_copies_of_a_drawing_have_equal_digests_whoever_drew_them(tmp_path):
+def test_copies_of_a_drawing_with_other_metadata_have_equal_digests(tmp_path):
     lines(tmp_path / "a.ndjson", line(BOX, word="a", key_id="1"), line(BOX, word="a", key_id="2"), line(DOT, word="a"))
     lines(tmp_path / "b.ndjson", line(BOX, word="b", countrycode="FR", recognized=False))
-    first, second, third, fourth = (each.image.digest() for each in quickdraw(tmp_path).examples)
+    first, second, third, fourth = (example.image.digest() for example in quickdraw(tmp_path).examples)
     assert first == second == fourth != third
 
 
@@ -212,7 +211,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_drawing_that_cannot_be_drawn_is_skipped_and_counted(tmp_path, kind):
+def test_a_drawing_that_cannot_be_rendered_is_skipped_and_counted(tmp_path, kind):
     lines(tmp_path / "a.ndjson", line(BOX, word="a"), line(UNREADABLE[kind], word="a"), line(CROSS, word="a"))
     lines(tmp_path / "b.ndjson", line(DOT, word="b"))
     source = quickdraw(tmp_path)
@@ -220,7 +219,7 @@ def test_a_drawing_that_cannot_be_drawn_is_skipped_and_counted(tmp_path, kind):
         source.examples[1].image.read(16)
     assert len(str(caught.value)) > 10
     pack = build_pack(source, 16, tmp_path / "packs")
-    assert [each.startswith("a/a.ndjson line 2: ") for each in pack.skipped] == [True]
+    assert [example.startswith("a/a.ndjson line 2: ") for example in pack.skipped] == [True]
     assert len(pack.labels) == 3
 
 
@@ -237,14 +236,16 @@ def test_lines_that_are_no_json_are_skipped_and_counted_in_the_notes(tmp_path):
     lines(tmp_path / "a.ndjson", line(BOX, word="a"), "[1, 2]\n", "[" * 100_000 + "\n", line(DOT, word="a"), cut)
     lines(tmp_path / "b.ndjson", line(DOT, word="b"))
     source = quickdraw(tmp_path)
-    assert [each.image.name for each in source.examples] == [f"a.ndjson line {n}" for n in (1, 4)] + ["b.ndjson line 1"]
+    assert [example.image.name for example in source.examples] == [f"a.ndjson line {n}" for n in (1, 4)] + [
+        "b.ndjson line 1"
+    ]
     assert len(source.notes) == 1
-    assert source.notes[0].startswith("a.ndjson: skipped as no drawings were 3 of 5 lines: line 2 (")
+    assert source.notes[0].startswith("a.ndjson: 3 of 5 lines are not drawings and were skipped: line 2 (")
     assert source.examples[1].image.read(16).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "no json\n", "x" * (MAX_LINE_BYTES + 1)])
-def test_a_file_without_any_drawing_is_refused_by_name(tmp_path, content):
+def test_a_file_without_drawings_is_refused_and_named(tmp_path, content):
     lines(tmp_path / "a.ndjson", content)
     with pytest.raises(ValueError, match=r"a\.ndjson (holds no drawings|line 1 is longer than)"):
         quickdraw(tmp_path)
@@ -253,7 +254,7 @@ def test_a_file_without_any_drawing_is_refused_by_name(tmp_path, content):
 # The folder
 
 
-def test_the_same_class_in_both_forms_is_refused_because_these_are_the_same_drawings(tmp_path):
+def test_a_class_as_bitmaps_and_strokes_is_refused(tmp_path):
     bitmaps(tmp_path / "cat.npy", 2)
     bitmaps(tmp_path / "dog.npy", 2)
     lines(tmp_path / "cat.ndjson", line(BOX, word="cat"))
@@ -261,7 +262,7 @@ def test_the_same_class_in_both_forms_is_refused_because_these_are_the_same_draw
         quickdraw(tmp_path)
 
 
-def test_some_classes_in_one_form_and_some_in_the_other_is_said(tmp_path):
+def test_a_mix_of_bitmaps_and_strokes_is_noted(tmp_path):
     bitmaps(tmp_path / "cat.npy", 2)
     lines(tmp_path / "dog.ndjson", line(BOX, word="dog"))
     source = quickdraw(tmp_path)
@@ -269,7 +270,7 @@ def test_some_classes_in_one_form_and_some_in_the_other_is_said(tmp_path):
     assert "Some classes are bitmaps and others strokes" in source.notes[0]
 
 
-def test_other_files_hidden_files_and_links_that_lead_out_are_passed_over(tmp_path):
+def test_other_files_hidden_files_and_links_that_lead_out_are_ignored(tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     for name in ("cat.npy", "dog.npy", "._cat.npy"):
@@ -281,18 +282,18 @@ def test_other_files_hidden_files_and_links_that_lead_out_are_passed_over(tmp_pa
     assert quickdraw(root).classes == ("cat", "dog")
 
 
-def test_a_folder_without_drawings_says_what_belongs_there(tmp_path):
+def test_a_folder_without_drawings_is_refused_with_the_expected_layout(tmp_path):
     with pytest.raises(ValueError, match=r"holds no images as \.npy or \.ndjson files(?s:.*)DIR/cat\.npy"):
         quickdraw(tmp_path)
 
 
-def test_one_class_leaves_nothing_to_tell_apart(tmp_path):
+def test_a_single_class_is_refused(tmp_path):
     bitmaps(tmp_path / "cat.npy", 2)
     with pytest.raises(ValueError, match=r"one class only \(cat\)"):
         quickdraw(tmp_path)
 
 
-def test_real_drawings_are_found_and_read(shared_data):
+def test_real_drawings_are_read(shared_data):
     source = quickdraw(shared_data / "quickdraw")
     assert len(source.classes) == 10
     assert len(source.examples) == 40_000

@@ -1,3 +1,5 @@
+"""Downloading Stanford Cars: complete or not at all, in the original layout, with clear errors."""
+
 import io
 import subprocess
 import sys
@@ -10,11 +12,11 @@ from PIL import Image
 from scipy.io import loadmat
 
 from tests.fake_hub import Hub, serve
-from xfer.data.layouts import stanford_cars
+from xfer.data.stanford_cars import stanford_cars
 from xfer.data.stanford_cars_download import ANNOTATION_FIELDS, DEFAULT_REPO, PINNED_REVISIONS, download_stanford_cars
 
 datasets = pytest.importorskip("datasets")
-yaml = pytest.importorskip("yaml")  # which datasets reads its cards with
+yaml = pytest.importorskip("yaml")  # used by `datasets` to read dataset cards
 
 CLASSES = ["AM General Hummer SUV 2000", "Audi V8 Sedan 1994", "Ram C/V Cargo Van Minivan 2012"]
 DOWNLOAD = """
@@ -29,25 +31,27 @@ except ValueError as error:
 
 
 def photo(number: int, form: str = "JPEG") -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(written, form)
-    return written.getvalue()
+    stream = io.BytesIO()
+    Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(stream, form)
+    return stream.getvalue()
 
 
-def publish(folder: Path, promised: int = 6, **columns: list[int]) -> None:
-    """Write a copy as the real one is: parquet parts with the photos inside, a noisy part, a card that describes it."""
+def publish(folder: Path, expected: int = 6, **columns: list[int]) -> None:
+    """Write a copy like the real one: parquet files with photos, one noisy split, and a dataset card."""
     labels = dict.fromkeys(columns, datasets.ClassLabel(names=CLASSES))
     features = datasets.Features({"image": datasets.Image(), **labels})
     (folder / "data").mkdir(parents=True)
     for part, first in {"train": 1, "test": 101, "contrast": 201}.items():
         photos = [*map(photo, range(first, first + 5)), photo(first + 5, "PNG")]
-        rows = {"image": [{"bytes": each, "path": None} for each in photos], **columns}
+        rows = {"image": [{"bytes": content, "path": None} for content in photos], **columns}
         table = datasets.Dataset.from_dict(rows, features=features)
         table.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
-    described: list[dict[str, object]] = [{"name": "image", "dtype": "image"}]
-    described += [{"name": name, "dtype": {"class_label": {"names": dict(enumerate(CLASSES))}}} for name in columns]
-    splits = [{"name": part, "num_bytes": 1, "num_examples": promised} for part in ("train", "test", "contrast")]
-    card = {"dataset_info": {"features": described, "splits": splits, "download_size": 1, "dataset_size": 1}}
+    columns_in_card: list[dict[str, object]] = [{"name": "image", "dtype": "image"}]
+    columns_in_card += [
+        {"name": name, "dtype": {"class_label": {"names": dict(enumerate(CLASSES))}}} for name in columns
+    ]
+    splits = [{"name": part, "num_bytes": 1, "num_examples": expected} for part in ("train", "test", "contrast")]
+    card = {"dataset_info": {"features": columns_in_card, "splits": splits, "download_size": 1, "dataset_size": 1}}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
 
 
@@ -55,9 +59,9 @@ def publish(folder: Path, promised: int = 6, **columns: list[int]) -> None:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
     publish(folder / DEFAULT_REPO, label=[0, 1, 2, 0, 1, 2])
-    publish(folder / "someone" / "unlabelled")
-    publish(folder / "someone" / "half", label=[0, 1, 2, 0, 1, -1])
-    publish(folder / "someone" / "short", promised=8144, label=[0, 1, 2, 0, 1, 2])
+    publish(folder / "owner" / "unlabelled")
+    publish(folder / "owner" / "half", label=[0, 1, 2, 0, 1, -1])
+    publish(folder / "owner" / "short", expected=8144, label=[0, 1, 2, 0, 1, 2])
     with serve(folder) as running:
         yield running
 
@@ -67,26 +71,26 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     return hub.environment(tmp_path / "home")
 
 
-def download(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    # In a process of its own, because datasets reads where the hub is when it is imported.
-    command = [sys.executable, "-c", DOWNLOAD, *map(str, arguments)]
+def download(environment: dict[str, str], *args: object) -> subprocess.CompletedProcess[str]:
+    # In a separate process, because `datasets` reads the URL of the hub when it is imported.
+    command = [sys.executable, "-c", DOWNLOAD, *map(str, args)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
 def downloaded(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "new" / "stanford_cars"
-    done = download(hub.environment(tmp_path_factory.mktemp("home")), root)
-    assert done.returncode == 0, done.stderr
+    result = download(hub.environment(tmp_path_factory.mktemp("home")), root)
+    assert result.returncode == 0, result.stderr
     return root
 
 
-def test_a_downloaded_copy_reads_like_the_original_archive(downloaded: Path) -> None:
+def test_a_downloaded_copy_is_read_like_the_original_archive(downloaded: Path) -> None:
     cars = stanford_cars(downloaded)
     assert cars.classes == tuple(CLASSES)
     assert not cars.notes
-    found = [(each.part, each.label, each.image.path.read_bytes()) for each in cars.examples]
-    assert found == [
+    examples = [(example.part, example.label, example.image.path.read_bytes()) for example in cars.examples]
+    assert examples == [
         (part, label, photo(first + number, form))
         for part, first in (("train", 1), ("test", 101))
         for number, (label, form) in enumerate(zip([0, 1, 2, 0, 1, 2], ["JPEG"] * 5 + ["PNG"], strict=True))
@@ -95,68 +99,70 @@ def test_a_downloaded_copy_reads_like_the_original_archive(downloaded: Path) -> 
     assert [path.name for path in downloaded.parent.iterdir()] == ["stanford_cars"]
 
 
-def test_the_annotations_have_the_published_fields(downloaded: Path) -> None:
+def test_annotations_have_the_published_fields(downloaded: Path) -> None:
     rows = loadmat(downloaded / "cars_test_annos_withlabels.mat", squeeze_me=True)["annotations"]
     assert rows.dtype.names == ANNOTATION_FIELDS
     assert [int(rows[0][field]) for field in ANNOTATION_FIELDS[:-1]] == [1, 1, 20 + 101, 10, 1]
     assert str(rows[0]["fname"]) == "00001.jpg"
 
 
-def test_the_usual_copy_is_taken_at_a_fixed_commit_and_without_its_noisy_parts(hub: Hub, downloaded: Path) -> None:
+def test_the_default_copy_is_pinned_to_a_commit_and_noisy_splits_are_not_downloaded(hub: Hub, downloaded: Path) -> None:
     assert PINNED_REVISIONS[DEFAULT_REPO] in (downloaded / "README.txt").read_text()
-    assert not any("/resolve/main/" in request for request in hub.asked)
-    assert not any("contrast" in request for request in hub.asked)
+    assert not any("/resolve/main/" in request for request in hub.requests)
+    assert not any("contrast" in request for request in hub.requests)
 
 
-def test_a_broken_attempt_leaves_nothing_and_the_next_one_goes_on(
+def test_a_failed_download_leaves_nothing_and_the_next_one_continues(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    hub.refused.add("test-00000-of-00001.parquet")
-    broken = download(environment, tmp_path / "data" / "cars")
-    assert broken.returncode == 1
-    assert f"ValueError: {DEFAULT_REPO} cannot be fetched" in broken.stderr
+    hub.unavailable.add("test-00000-of-00001.parquet")
+    failed = download(environment, tmp_path / "data" / "cars")
+    assert failed.returncode == 1
+    assert f"ValueError: {DEFAULT_REPO} cannot be downloaded" in failed.stderr
     assert not (tmp_path / "data").exists()
 
-    hub.refused.clear()
-    hub.asked.clear()
+    hub.unavailable.clear()
+    hub.requests.clear()
     assert download(environment, tmp_path / "data" / "cars").returncode == 0
-    assert not any("GET" in request and "train-0" in request for request in hub.asked)
+    assert not any("GET" in request and "train-0" in request for request in hub.requests)
 
 
 @pytest.mark.parametrize(
     ("repo", "message"),
     [
-        ("someone/unlabelled", "should have the columns image: Image and label: ClassLabel; it has image: Image"),
-        ("someone/half", "photo 6 for cars_train has no label"),
-        ("someone/short", "has 6 train photos where 8,144 are promised"),
-        ("someone/nothing", "someone/nothing cannot be fetched from the hub: DatasetNotFoundError"),
+        ("owner/unlabelled", "should have the columns image: Image and label: ClassLabel; it has image: Image"),
+        ("owner/half", "photo 6 for cars_train has no label"),
+        ("owner/short", "has 6 train photos, but should have 8,144"),
+        ("owner/nothing", "owner/nothing cannot be downloaded from the hub: DatasetNotFoundError"),
     ],
 )
-def test_a_copy_that_will_not_do_says_why(environment: dict[str, str], tmp_path: Path, repo: str, message: str) -> None:
-    done = download(environment, tmp_path / "data" / "cars", repo)
-    assert done.returncode == 1
-    assert "ValueError: " in done.stderr
-    assert message in done.stderr
+def test_an_unusable_copy_is_refused_with_the_reason(
+    environment: dict[str, str], tmp_path: Path, repo: str, message: str
+) -> None:
+    result = download(environment, tmp_path / "data" / "cars", repo)
+    assert result.returncode == 1
+    assert "ValueError: " in result.stderr
+    assert message in result.stderr
     assert not list(tmp_path.glob("data/*"))
 
 
-def test_without_a_network_it_ends_at_once_and_says_where_files_belong(
+def test_without_network_the_download_fails_at_once_and_explains_the_manual_layout(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    began = time.monotonic()
-    done = download({**environment, "HF_HUB_OFFLINE": "1"}, tmp_path / "cars")
-    assert time.monotonic() - began < 20
-    assert "Check the network" in done.stderr
-    assert "DIR/cars_train/00001.jpg" in done.stderr
+    start = time.monotonic()
+    result = download({**environment, "HF_HUB_OFFLINE": "1"}, tmp_path / "cars")
+    assert time.monotonic() - start < 20
+    assert "Check the network" in result.stderr
+    assert "DIR/cars_train/00001.jpg" in result.stderr
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         download_stanford_cars(tmp_path)
 
 
-def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'xfer\[hub\]'"):
         download_stanford_cars(tmp_path / "cars")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from xfer.data.layouts import folder
+from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 from xfer.methods.strategies import STRATEGIES
 from xfer.models.params import named_params

@@ -1,4 +1,4 @@
-"""timm networks: found by name, filled from a local file without running code from it, given a new head."""
+"""timm networks: built by name, loaded from a local file without running code from it, with a new head."""
 
 from __future__ import annotations
 
@@ -33,43 +33,43 @@ def body(model, head):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("form", ["safetensors", "state dict", "nested state dict"])
-def test_a_local_file_fills_everything_below_a_new_head(weights_of, tmp_path, name, form):
+def test_a_local_file_sets_all_weights_below_a_new_head(weights_of, tmp_path, name, form):
     path = weights_of(name)
     expected = safetensors.torch.load_file(path)
     if form != "safetensors":
         path = tmp_path / "weights.pth"
         torch.save({"state_dict": expected, "epoch": 3} if form.startswith("nested") else expected, path)
     model = build(name, 7, 32, path)
-    found = body(model, NETWORKS[name])
-    assert len(found) > 10
-    assert all(torch.equal(tensor, expected[tensor_name]) for tensor_name, tensor in found.items())
+    loaded = body(model, NETWORKS[name])
+    assert len(loaded) > 10
+    assert all(torch.equal(tensor, expected[tensor_name]) for tensor_name, tensor in loaded.items())
     assert len(model.get_submodule(NETWORKS[name]).weight) == 7
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
-def test_a_file_without_a_head_fills_everything_too(weights, tmp_path):
+def test_a_file_without_a_head_sets_all_weights_below_it(weights, tmp_path):
     tensors = safetensors.torch.load_file(weights)
     headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
     safetensors.torch.save_file(headless, tmp_path / "headless.safetensors")
-    found = body(build("test_efficientnet", 3, 32, tmp_path / "headless.safetensors"), "classifier")
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.items())
+    loaded = body(build("test_efficientnet", 3, 32, tmp_path / "headless.safetensors"), "classifier")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.items())
 
 
-def test_the_new_head_is_random_even_where_the_file_has_one_of_its_width(weights):
+def test_the_new_head_is_random_even_if_the_file_has_one_of_its_width(weights):
     model = build("test_efficientnet", 5, 32, weights)
     assert not torch.equal(model.classifier.weight, safetensors.torch.load_file(weights)["classifier.weight"])
 
 
-def test_without_a_file_the_weights_are_random_and_follow_from_torchs_seed():
-    found = []
+def test_without_a_file_the_weights_are_random_and_depend_on_torchs_seed():
+    weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(build("test_efficientnet", 3, 32).conv_stem.weight)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        weights.append(build("test_efficientnet", 3, 32).conv_stem.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
-def test_networks_of_a_fixed_input_size_are_built_for_the_images():
+def test_networks_with_a_fixed_input_size_are_built_for_the_image_size():
     assert build("test_vit", 3, 64)(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     assert build("test_vit", 3, 48, args={"img_size": 32})(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
@@ -80,7 +80,7 @@ def test_arguments_reach_the_network(weights):
     assert type(same.conv_stem) is not type(plain.conv_stem)
 
 
-def test_real_weights_recognise_what_they_were_trained_on(shared_data):
+def test_real_weights_are_loaded(shared_data):
     path = shared_data / "weights" / "mobilenetv2_100.safetensors"
     model = build("mobilenetv2_100", 2, 128, path)
     expected = safetensors.torch.load_file(path)
@@ -89,7 +89,7 @@ def test_real_weights_recognise_what_they_were_trained_on(shared_data):
     assert build("mobilenetv1_100", 2, 128, same, {"pad_type": "same"})
 
 
-# What is refused
+# Errors
 
 
 def edited(weights, tmp_path, edit):
@@ -100,22 +100,24 @@ def edited(weights, tmp_path, edit):
 
 
 EDITS = {
-    "one too few": lambda tensors: tensors.pop("conv_stem.weight"),
-    "one too many": lambda tensors: tensors.update(another=torch.zeros(2)),
+    "missing tensor": lambda tensors: tensors.pop("conv_stem.weight"),
+    "additional tensor": lambda tensors: tensors.update(another=torch.zeros(2)),
     "another shape": lambda tensors: tensors.update({"conv_stem.weight": torch.zeros(3, 3)}),
-    "none at all": lambda tensors: tensors.clear(),
-    "batch norm folded away": lambda tensors: [tensors.pop(name) for name in list(tensors) if "running" in name],
+    "no tensors": lambda tensors: tensors.clear(),
+    "folded batch norm": lambda tensors: [tensors.pop(name) for name in list(tensors) if "running" in name],
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_weights_that_do_not_fit_are_refused(weights, tmp_path, edit):
     path = edited(weights, tmp_path, EDITS[edit])
-    with pytest.raises(ValueError, match=r"edited\.safetensors does not fit test_efficientnet: .*another network's"):
+    with pytest.raises(
+        ValueError, match=r"edited\.safetensors does not fit test_efficientnet: .*Does it belong to another"
+    ):
         build("test_efficientnet", 3, 32, path)
 
 
-def test_another_networks_weights_are_refused(weights_of):
+def test_weights_of_another_network_are_refused(weights_of):
     with pytest.raises(ValueError, match=r"test_vit\.safetensors does not fit test_efficientnet: .*--backbone-args"):
         build("test_efficientnet", 3, 32, weights_of("test_vit"))
 
@@ -127,41 +129,43 @@ def test_missing_weights_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.bin", "a"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(100)])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path, name, content):
+def test_a_file_without_weights_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is neither a safetensors file nor a plain state dict"):
         build("test_efficientnet", 3, 32, tmp_path / name)
 
 
-def test_cut_off_weights_are_refused(weights, tmp_path):
+def test_truncated_weights_are_refused(weights, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"cut\.safetensors is neither a safetensors file"):
         build("test_efficientnet", 3, 32, path)
 
 
-class Bomb:
-    def __init__(self, fuse):
-        self.fuse = fuse
+class Exploit:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
 
     def __reduce__(self):
-        return Path.touch, (self.fuse,)
+        return Path.touch, (self.file,)
 
 
-@pytest.mark.parametrize("name", ["bomb.pth", "bomb.bin", "bomb.safetensors", "bomb"])
+@pytest.mark.parametrize("name", ["model.pth", "model.bin", "model.safetensors", "model"])
 @pytest.mark.parametrize("form", ["pickle", "torch", "torch, old format", "a whole model"])
 def test_a_pickled_file_that_would_run_code_is_refused_and_does_not_run(weights, tmp_path, name, form):
-    fuse, path = tmp_path / "boom", tmp_path / name
-    state = {**safetensors.torch.load_file(weights), "extra": Bomb(fuse)}
+    created, path = tmp_path / "created", tmp_path / name
+    state = {**safetensors.torch.load_file(weights), "extra": Exploit(created)}
     if form == "pickle":
-        path.write_bytes(pickle.dumps(Bomb(fuse), protocol=2))
+        path.write_bytes(pickle.dumps(Exploit(created), protocol=2))
     elif form == "a whole model":
         torch.save(build("test_efficientnet", 3, 32), path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
     with pytest.raises(ValueError, match=r"plain state dict that can be loaded without running code from it"):
         build("test_efficientnet", 3, 32, path)
-    assert not fuse.exists()
+    assert not created.exists()
 
 
 @pytest.mark.parametrize(
@@ -173,8 +177,8 @@ def test_a_pickled_file_that_would_run_code_is_refused_and_does_not_run(weights,
     ],
 )
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_arguments_that_a_network_does_not_take_are_refused(weights_of, name, args, pretrained):
-    with pytest.raises(ValueError, match=f"{name} cannot be built as asked: "):
+def test_unsupported_arguments_are_refused(weights_of, name, args, pretrained):
+    with pytest.raises(ValueError, match=f"{name} cannot be built with these arguments: "):
         build(name, 3, 32, weights_of(name) if pretrained else None, args)
 
 
@@ -182,47 +186,47 @@ def test_arguments_that_a_network_does_not_take_are_refused(weights_of, name, ar
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100", "test_resnet.r160_in1k", "test_resnet"])
-def test_a_name_that_timm_knows_passes_with_or_without_a_tag(name):
+def test_a_name_of_timm_is_accepted_with_and_without_a_tag(name):
     check_name(name)
 
 
 @pytest.mark.parametrize(
-    ("slip", "meant"),
+    ("typo", "suggestion"),
     [("resnet5O", "resnet50"), ("mobilnetv2_100", "mobilenetv2_100"), ("convnext_ato", "convnext_atto")],
 )
-def test_a_slip_in_a_name_is_met_with_the_nearest(slip, meant):
-    with pytest.raises(ValueError, match=rf"unknown backbone '{slip}': did you mean .*{meant}.*timm\.list_models"):
-        check_name(slip)
+def test_a_typo_is_refused_with_the_closest_name(typo, suggestion):
+    with pytest.raises(ValueError, match=rf"unknown backbone '{typo}': did you mean .*{suggestion}.*timm\.list_models"):
+        check_name(typo)
 
 
-def test_an_unknown_tag_is_met_with_the_known_ones():
+def test_an_unknown_tag_is_refused_with_the_known_tags():
     with pytest.raises(ValueError, match=r"unknown backbone 'test_resnet\.r16': did you mean test_resnet\.r160_in1k\?"):
         check_name("test_resnet.r16")
 
 
 @pytest.mark.parametrize("name", ["", "...", "../../etc/passwd", "hf-hub:someone/something", "zzzzzz"])
-def test_what_is_no_name_at_all_is_refused(name):
+def test_a_string_that_is_not_a_name_is_refused(name):
     with pytest.raises(ValueError, match="unknown backbone"):
         check_name(name)
 
 
-# Our own
+# Custom networks
 
 
 @pytest.mark.parametrize("name", CUSTOM_BACKBONES)
-def test_a_network_of_ours_is_built_by_its_name_and_is_not_pretrained(weights, name):
+def test_a_custom_network_is_built_by_name_and_is_not_pretrained(weights, name):
     check_name(name)
     assert build(name, 3, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     assert build(name, 3, 32, channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match=f"{name} is not a pretrained network: it takes no weights"):
         build(name, 3, 32, weights)
-    with pytest.raises(ValueError, match=f"{name} is not a pretrained network: take strategy scratch"):
+    with pytest.raises(ValueError, match=f"{name} is not a pretrained network: use strategy scratch"):
         fetch_weights(name)
-    with pytest.raises(ValueError, match=f"{name} cannot be built as asked: .*pad_type"):
+    with pytest.raises(ValueError, match=f"{name} cannot be built with these arguments: .*pad_type"):
         build(name, 3, 32, args={"pad_type": "same"})
 
 
-def test_a_slip_in_the_name_of_ours_is_met_with_it():
+def test_a_typo_in_the_name_of_a_custom_network_is_refused_with_that_name():
     count = len(timm.list_models())
     with pytest.raises(
         ValueError, match=f"unknown backbone 'basic_cn': did you mean basic_cnn.* timm knows {count} net"
@@ -232,14 +236,14 @@ def test_a_slip_in_the_name_of_ours_is_met_with_it():
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_takes_as_many_channels_as_asked(weights_of, name, channels):
+def test_a_network_is_built_for_any_number_of_channels(weights_of, name, channels):
     model = build(name, 3, 32, weights_of(name), channels=channels)
     assert model(torch.zeros(2, channels, 32, 32)).shape == (2, 3)
     first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d)).weight
     pretrained = next(
         tensor for tensor in safetensors.torch.load_file(weights_of(name)).values() if tensor.shape[1:2] == (3,)
     )
-    # Repeated over the new channels, and scaled so that the sum over all of them stays.
+    # The weights are repeated over the channels, and scaled so that their sum stays the same.
     expected = pretrained.repeat(1, 2, 1, 1)[:, :channels] * 3 / channels
     torch.testing.assert_close(first, pretrained.sum(dim=1, keepdim=True) if channels == 1 else expected)
 
@@ -247,21 +251,21 @@ def test_a_network_takes_as_many_channels_as_asked(weights_of, name, channels):
 # Pixels
 
 
-def test_the_image_size_is_that_of_pretraining_unless_said_otherwise():
+def test_the_default_image_size_is_that_of_pretraining():
     assert default_image_size("mobilenetv2_100") == 224
     assert default_image_size("test_resnet") == 160
     assert default_image_size("basic_cnn") == 64
 
 
-def test_pixels_are_scaled_as_the_network_was_pretrained():
+def test_pixels_are_normalized_as_in_pretraining():
     model = timm.create_model("mobilenetv2_100")
     statistics = input_statistics(model)
     assert statistics.mean == pytest.approx((0.485, 0.456, 0.406))
     images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     before = images.clone()
-    found = Preprocessor(statistics, torch.device("cpu"))(images)
+    inputs = Preprocessor(statistics, torch.device("cpu"))(images)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (statistics.mean, statistics.std))
-    torch.testing.assert_close(found, (images / 255 - mean) / std)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(inputs, (images / 255 - mean) / std)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, before)
     assert input_statistics(timm.create_model("test_resnet")).mean == (0.5, 0.5, 0.5)

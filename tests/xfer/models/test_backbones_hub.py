@@ -1,4 +1,4 @@
-"""Weights from the hub: the real client against a stand-in on this machine, and what is said without a hub."""
+"""Weights from the hub: the real client with a local fake server, and errors without a hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import timm
 from xfer.models.backbones import fetch_weights
 
 COMMIT = "c" * 40
-BOUND = 90  # seconds: the client tries again for half a minute, and importing torch takes its time on a busy machine
+BOUND = 90  # seconds: the client retries for half a minute, and importing torch is slow on a busy machine
 FETCH = """
 import sys
 from xfer.models.backbones import fetch_weights
@@ -29,14 +29,14 @@ except ValueError as error:
 
 @pytest.fixture
 def hub():
-    """A server that hands out `files` (path in a repository -> content) as the hub does, and remembers the requests."""
+    """A server that serves `files` (path in a repository to content) like the hub, and records the requests."""
 
     class Hub(BaseHTTPRequestHandler):
         files: dict = {}  # noqa: RUF012
         requests: list = []  # noqa: RUF012
         status = 200
 
-        def answer(self, with_content):
+        def respond(self, with_content):
             Hub.requests.append((self.command, self.path))
             content = Hub.files.get(self.path) if Hub.status == 200 else None
             self.send_response(200 if content is not None else 404 if Hub.status == 200 else Hub.status)
@@ -51,12 +51,12 @@ def hub():
                 self.wfile.write(content or b"")
 
         def do_HEAD(self):
-            self.answer(with_content=False)
+            self.respond(with_content=False)
 
         def do_GET(self):
-            self.answer(with_content=True)
+            self.respond(with_content=True)
 
-        def log_message(self, *arguments):
+        def log_message(self, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -68,22 +68,22 @@ def hub():
 
 
 def fetch(name, home, **environment):
-    """What a fresh process makes of it; the client reads its settings when it is imported."""
+    """Call `fetch_weights` in a new process, because the client reads its settings at import."""
     clean = {
         key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
     }
     settings = {**clean, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     command = [sys.executable, "-c", FETCH, name]
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=BOUND + 30, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().split(" ", 1)
+    result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=BOUND + 30, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().split(" ", 1)
 
 
 REPOSITORY = "/timm/test_resnet.r160_in1k/resolve/main"
 
 
 @pytest.mark.slow
-def test_weights_are_fetched_once_and_then_found_in_the_cache(hub, weights, tmp_path):
+def test_weights_are_downloaded_once_and_then_read_from_the_cache(hub, weights, tmp_path):
     hub.files[f"{REPOSITORY}/model.safetensors"] = weights.read_bytes()
     kind, path = fetch("test_resnet", tmp_path, HF_ENDPOINT=hub.url)
     assert kind == "path"
@@ -94,11 +94,11 @@ def test_weights_are_fetched_once_and_then_found_in_the_cache(hub, weights, tmp_
     assert len(downloads) == 1
     assert fetch("test_resnet.r160_in1k", tmp_path, HF_ENDPOINT=hub.url) == ["path", path]
     assert [request for request in hub.requests if request[0] == "GET"] == downloads
-    assert fetch("test_resnet", tmp_path, HF_HUB_OFFLINE="1") == ["path", path], "what is cached needs no network"
+    assert fetch("test_resnet", tmp_path, HF_HUB_OFFLINE="1") == ["path", path], "cached weights need no network"
 
 
 @pytest.mark.slow
-def test_where_there_are_no_safetensors_the_other_file_is_taken(hub, tmp_path):
+def test_without_a_safetensors_file_the_other_format_is_downloaded(hub, tmp_path):
     hub.files[f"{REPOSITORY}/pytorch_model.bin"] = b"some state dict"
     kind, path = fetch("test_resnet", tmp_path, HF_ENDPOINT=hub.url)
     assert kind == "path"
@@ -114,36 +114,36 @@ def test_where_there_are_no_safetensors_the_other_file_is_taken(hub, tmp_path):
         pytest.param(500, id="server error", marks=pytest.mark.nightly),  # the client retries for half a minute
     ],
 )
-def test_a_hub_that_does_not_hand_it_out_is_a_clear_refusal_in_bounded_time(hub, tmp_path, status):
+def test_a_failed_download_is_reported_in_bounded_time(hub, tmp_path, status):
     hub.status = status
-    started = time.monotonic()
+    start = time.monotonic()
     kind, message = fetch("test_resnet", tmp_path, HF_ENDPOINT=hub.url)
     assert kind == "refused"
-    assert message.startswith("the weights of test_resnet could not be fetched from the hub")
+    assert message.startswith("the weights of test_resnet could not be downloaded from the hub")
     assert hub.requests
-    assert time.monotonic() - started < BOUND
+    assert time.monotonic() - start < BOUND
 
 
 @pytest.mark.parametrize(
     "environment",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
-    ids=["told to stay offline", "nobody there"],
+    ids=["offline mode", "no server"],
 )
 @pytest.mark.slow
-def test_without_a_hub_a_local_file_is_asked_for_in_bounded_time(tmp_path, environment):
-    started = time.monotonic()
+def test_without_a_hub_a_local_file_is_suggested_in_bounded_time(tmp_path, environment):
+    start = time.monotonic()
     kind, message = fetch("test_resnet", tmp_path, **environment)
     assert kind == "refused"
-    assert "could not be fetched from the hub (timm/test_resnet.r160_in1k)" in message
+    assert "could not be downloaded from the hub (timm/test_resnet.r160_in1k)" in message
     assert message.endswith("Without a network, give a local file with --weights FILE")
-    assert time.monotonic() - started < BOUND
+    assert time.monotonic() - start < BOUND
 
 
-def test_a_network_without_any_weights_is_refused_without_asking_the_hub(monkeypatch):
-    def reach_out(*arguments, **named):
-        raise AssertionError("the hub was asked")
+def test_a_network_without_weights_is_refused_without_a_request(monkeypatch):
+    def download(*args, **options):
+        raise AssertionError("a request was sent")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", reach_out)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     name = next(name for name in timm.list_models("resnet*") if not timm.get_pretrained_cfg(name).has_weights)
     with pytest.raises(
         ValueError, match=f"timm knows no pretrained weights for {name}: give a file with --weights FILE"

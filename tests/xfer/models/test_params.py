@@ -1,4 +1,4 @@
-"""Where a parameter stands, seen from the head, and what it is: the same words for every family of networks."""
+"""Depth and kind of parameters, the same for every family of networks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FAMILIES = {
     "test_convnext": {},
     "test_nfnet": {},
     "test_mambaout": {},
-    "convnext_atto": {},  # timm's last group holds pretrained layers besides the head,
-    "mobilenetv3_small_050": {},  # and so does this one's
+    "convnext_atto": {},  # timm's last group has pretrained layers besides the head
+    "mobilenetv3_small_050": {},  # likewise
     "mobilenetv2_100": {},
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def network(request):
-    with torch.device("meta"):  # names and shapes are all that is asked
+    with torch.device("meta"):  # only names and shapes are used
         return timm.create_model(request.param, num_classes=3, **FAMILIES[request.param])
 
 
-def test_every_parameter_is_somewhere(network):
+def test_every_parameter_is_described(network):
     assert named_params(network).keys() == dict(network.named_parameters()).keys()
 
 
@@ -43,7 +43,7 @@ def test_depth_0_is_exactly_the_classifier(network):
     }
 
 
-def test_depths_follow_each_other_without_a_gap_down_to_the_stem(network):
+def test_depths_are_consecutive_down_to_the_stem(network):
     params = named_params(network)
     depths = {param.depth for param in params.values()}
     assert depths == set(range(len(depths)))
@@ -52,7 +52,7 @@ def test_depths_follow_each_other_without_a_gap_down_to_the_stem(network):
     assert params[stem].depth == max(depths)
 
 
-def test_heights_count_the_same_blocks_from_below(network):
+def test_heights_count_the_same_blocks_from_the_stem(network):
     params = named_params(network)
     blocks = max(param.depth for param in params.values())
     assert {param.height for param in params.values()} == set(range(blocks + 1))
@@ -60,7 +60,7 @@ def test_heights_count_the_same_blocks_from_below(network):
     assert {param.blocks for param in params.values()} == {blocks}
 
 
-def test_kinds_tell_norms_and_biases_from_the_weights_proper(network):
+def test_kinds_distinguish_weights_biases_and_norms(network):
     params = named_params(network)
     for module_name, module in network.named_modules():
         for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
@@ -71,7 +71,7 @@ def test_kinds_tell_norms_and_biases_from_the_weights_proper(network):
     assert {"weight", "bias"} <= {param.kind for param in params.values()} <= {"weight", "bias", "scale", "shift"}
 
 
-def test_every_normalisation_layer_with_two_parameters_has_a_scale_and_a_shift(network):
+def test_every_normalization_layer_with_two_parameters_has_a_scale_and_a_shift(network):
     params = named_params(network)
     norms = [name for name, module in network.named_modules() if isinstance(module, NORMS)]
     with_both = [name for name in norms if {f"{name}.weight", f"{name}.bias"} <= params.keys()]
@@ -79,7 +79,7 @@ def test_every_normalisation_layer_with_two_parameters_has_a_scale_and_a_shift(n
     assert [params[f"{name}.bias"].kind for name in with_both] == ["shift"] * len(with_both)
 
 
-def test_a_norm_that_only_scales_is_known_by_its_name():
+def test_a_norm_without_shift_is_recognized_by_its_name():
     with torch.device("meta"):
         vit = timm.create_model("test_vit3", num_classes=3, img_size=32, norm_layer="rmsnorm")
     kinds = {name: param.kind for name, param in named_params(vit).items()}
@@ -87,13 +87,13 @@ def test_a_norm_that_only_scales_is_known_by_its_name():
     assert "blocks.0.norm1.bias" not in kinds
 
 
-def test_an_adapter_is_told_from_the_weight_that_it_adapts_and_stands_where_that_stood():
+def test_an_adapter_has_the_depth_of_the_weight_that_it_adapts():
     vit = timm.create_model("test_vit", num_classes=3, img_size=32)
     before = named_params(vit)
     after = named_params(add_low_rank(vit, 2, vit.get_classifier()))
-    place = "blocks.3.attn.qkv.parametrizations.weight"
-    assert after[f"{place}.original"] == before["blocks.3.attn.qkv.weight"] == Param(3, "weight", 4)
-    assert after[f"{place}.0.down"] == after[f"{place}.0.up"] == Param(3, "adapter", 4)
+    prefix = "blocks.3.attn.qkv.parametrizations.weight"
+    assert after[f"{prefix}.original"] == before["blocks.3.attn.qkv.weight"] == Param(3, "weight", 4)
+    assert after[f"{prefix}.0.down"] == after[f"{prefix}.0.up"] == Param(3, "adapter", 4)
     unchanged = before.keys() & after.keys()
     assert {"head.weight", "blocks.3.attn.qkv.bias", "blocks.3.norm1.weight"} <= unchanged
     assert all(before[name] == after[name] for name in unchanged)
@@ -102,13 +102,13 @@ def test_an_adapter_is_told_from_the_weight_that_it_adapts_and_stands_where_that
     }
 
 
-def test_a_network_of_our_own_is_seen_in_the_same_way():
+def test_a_custom_network_has_depths_too():
     depth = {name: param.depth for name, param in named_params(BasicCNN(num_classes=3)).items()}
     order = ["classifier.weight", "hidden.2.weight", "features.6.weight", "features.3.weight", "features.0.weight"]
     assert [depth[name] for name in order] == [0, 1, 2, 3, 4]
 
 
-def test_depth_counts_blocks_upwards_from_the_stem():
+def test_depth_increases_from_the_head_to_the_stem():
     with torch.device("meta"):
         params = named_params(timm.create_model("test_resnet", num_classes=3))
     depth = {name: param.depth for name, param in params.items()}

@@ -180,11 +180,11 @@ UNSUPPORTED = {
     ),
     "arguments that the network does not take": (
         {"backbone_args": {"no_such_argument": 1}},
-        "test_efficientnet cannot be built as asked",
+        "test_efficientnet cannot be built with these arguments",
     ),
     "arguments that our own network does not take": (
         {"strategy": "small_cnn", "backbone_args": {"pad_type": "same"}},
-        "basic_cnn cannot be built as asked",
+        "basic_cnn cannot be built with these arguments",
     ),
     "two heads": (
         {"backbone": "deit_tiny_distilled_patch16_224"},
