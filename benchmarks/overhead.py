@@ -141,7 +141,6 @@ def sweep_flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> l
 def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, epochs: int) -> Cost:
     """A sweep of trials that train nothing, so many at a time, with its driver in this process."""
     import ray
-    import tyro
     from rich.console import Console
 
     from sweeps import folder as page
@@ -166,12 +165,8 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
                 used.append(time.process_time())
                 left.append(available_memory())
 
-    asked = tyro.cli(
-        options.Options,
-        args=sweep_flags(folder, trials, finalists, epochs),
-        default=options.Options(**options.default_flags(page.plan)),
-    )
-    prepared = prepare(options.build_plan(page.plan, asked), asked.storage)
+    plan, asked = options.parse_args(page.plan, sweep_flags(folder, trials, finalists, epochs))
+    prepared = prepare(options.apply_options(plan, asked), asked.storage)
     store = Store(asked.storage / asked.name)
     store.folder.mkdir(parents=True)
     before = available_memory()
