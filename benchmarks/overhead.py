@@ -141,7 +141,6 @@ def sweep_flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> l
 def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, epochs: int) -> Cost:
     """A sweep of trials that train nothing, so many at a time, with its driver in this process."""
     import ray
-    import tyro
     from rich.console import Console
 
     from sweeps import folder as page
@@ -166,20 +165,17 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
                 used.append(time.process_time())
                 left.append(available_memory())
 
-    asked = tyro.cli(
-        options.Options,
-        args=sweep_flags(folder, trials, finalists, epochs),
-        default=options.Options(**options.default_flags(page.plan)),
-    )
-    prepared = prepare(options.build_plan(page.plan, asked), asked.storage)
-    store = Store(asked.storage / asked.name)
+    flags: options.CliOptions
+    plan, flags = options.parse_args(page.plan, sweep_flags(folder, trials, finalists, epochs))
+    prepared = prepare(options.apply_options(plan, flags), flags.storage)
+    store = Store(flags.storage / flags.name)
     store.folder.mkdir(parents=True)
     before = available_memory()
     if concurrent > CONCURRENT_TRIALS:
         os.environ.update(ray_tune.RAY_ENVIRONMENT)
         ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, configure_logging=False)
     means = sweep.RunOptions(
-        concurrent=concurrent, tracking_uri=tracking.default_tracking_uri(asked.storage), trainable=no_op_trainable
+        concurrent=concurrent, tracking_uri=tracking.default_tracking_uri(flags.storage), trainable=no_op_trainable
     )
     began = time.perf_counter()
     with (

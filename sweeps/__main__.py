@@ -13,7 +13,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sweeps.engine.console import subcommands
-from sweeps.engine.options import Place, default_storage
+from sweeps.engine.flag_types import StoragePath as Place
+from sweeps.engine.options import default_storage
 from sweeps.engine.storage import lease
 from sweeps.engine.storage.store import Store, list_sweeps
 from xfer.storage.object_store import as_path, exists, is_remote

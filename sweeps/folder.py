@@ -1,9 +1,9 @@
-"""Which way of adapting a pretrained network serves my own images best?
+"""Which way of adapting a pretrained network works best on my own images?
 
     python -m sweeps.folder --data DIR
 
-DIR holds one folder of images per class: DIR/<class>/*.jpg. Where it is divided already, as DIR/train/<class>,
-DIR/val/<class> and DIR/test/<class>, that is respected.
+DIR holds one folder of images per class: DIR/<class>/*.jpg. An existing division into DIR/train/<class>,
+DIR/val/<class> and DIR/test/<class> is respected.
 
 Cost: 16 recipes of 6 epochs, MobileNetV2 at 128 px, 244 photos: five and a half minutes on 2 CPU cores.
 Result: reports/folder-hymenoptera-75527a

@@ -2,12 +2,12 @@
 
     python -m sweeps.quickdraw --data DIR
 
-DIR holds some classes of QuickDraw (Ha and Eck 2017) as Google published them, a file for each: bitmaps as
-DIR/<class>.npy, or simplified strokes as DIR/<class>.ndjson. Sketches are far from photos and plentiful, so this asks
-what pretraining on photos is still worth, and whether gradients should be clipped or layers frozen to keep it.
+DIR holds classes of QuickDraw (Ha and Eck 2017) as Google published them, one file per class: bitmaps as
+DIR/<class>.npy, or simplified strokes as DIR/<class>.ndjson. Sketches are plentiful and unlike photos, so this asks
+what pretraining on photos is still worth, and whether to clip gradients or freeze layers to preserve it.
 
-Cost: 6 recipes of 3 epochs on 100 drawings of each of 10 classes, judged on 6,000, MobileNetV2 at 64 px: seven minutes
-on 2 CPU cores, most of it for judging.
+Cost: 6 recipes of 3 epochs on 100 drawings of each of 10 classes, evaluated on 6,000, MobileNetV2 at 64 px:
+seven minutes on 2 CPU cores, most of it for evaluation.
 """
 
 from sweeps.engine.cli import main

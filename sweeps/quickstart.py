@@ -2,9 +2,9 @@
 
     python -m sweeps.quickstart
 
-A small network learns the handwritten digits 0 to 4 and is then transferred to the digits 5 to 9, of which it sees 30
-each. Five ways of transferring compete. Real scans, real training, no network needed; what wins is not written down
-anywhere beforehand.
+A small network learns the handwritten digits 0 to 4 and is then transferred to the digits 5 to 9, with 30 images of
+each. Five ways of transferring compete. The scans and the training are real, no network access is needed, and the
+winner is not known in advance.
 
 Cost: about a minute on 2 CPU cores.
 """
@@ -12,7 +12,7 @@ Cost: about a minute on 2 CPU cores.
 import dataclasses
 
 from sweeps.engine.cli import main
-from sweeps.engine.options import Options, parse_names
+from sweeps.engine.options import CliOptions
 from sweeps.engine.plan import Plan
 from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
 from xfer.storage.local_cache import local_path
@@ -24,20 +24,17 @@ plan = Plan(
     image_size=32,
     trials=14,
     epochs=8,
-    edits={"augmentation": "none,randaugment"},  # a mirrored digit is none
+    edits={"augmentation": "none,randaugment"},  # a mirrored digit is not a digit
 )
 
 
-def find_data(asked: Options) -> Options:
-    """Put digits and pretrained weights into the storage folder, where no others are named."""
-    here = local_path(asked.storage) / "quickstart"
-    data = asked.data or str(write_digits(here / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
-    size = asked.image_size or plan.image_size or 32
-    files = (
-        {} if asked.weights else {name: pretrained_weights(here, name, size) for name in parse_names(asked.backbone)}
-    )
-    weights = asked.weights or ",".join(f"{name}={file}" for name, file in files.items())
-    return dataclasses.replace(asked, data=data, weights=weights)
+def find_data(requested: Plan, options: CliOptions) -> Plan:
+    """Write the digits and pretrained weights into the storage, unless others are given."""
+    folder = local_path(options.storage) / "quickstart"
+    data = requested.data or str(write_digits(folder / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
+    size = requested.image_size or 32
+    weights = requested.weights or {name: str(pretrained_weights(folder, name, size)) for name in requested.backbones}
+    return dataclasses.replace(requested, data=data, weights=weights)
 
 
 if __name__ == "__main__":

@@ -286,8 +286,6 @@ def started(monkeypatch):
 
 
 def test_both_commands_say_what_the_task_says(started, tmp_path) -> None:
-    import tyro
-
     from sweeps import folder
     from sweeps.engine import options
 
@@ -299,8 +297,8 @@ def test_both_commands_say_what_the_task_says(started, tmp_path) -> None:
         with pytest.raises(InterruptedError):
             run_side()
     our_words, plain_words = started
-    asked = tyro.cli(options.Options, default=options.Options(**options.default_flags(folder.plan)), args=our_words[2:])
-    plan = options.build_plan(folder.plan, asked)
+    plan, asked = options.parse_args(folder.plan, our_words[2:])
+    plan = options.apply_options(plan, asked)
     assert isinstance(plan, Plan)
     assert (plan.trials, plan.epochs, plan.sampler, plan.scheduler, plan.finalists) == (3, 2, "random", "none", 0)
     assert plan.edits == {"clip_norm": "none"}

@@ -1,4 +1,4 @@
-"""The experiments themselves: each page is a plan and a docstring, and can be asked for help."""
+"""The experiment pages: each is a plan and a docstring, and shows its help."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from types import ModuleType
 import pytest
 
 import sweeps
-from sweeps.engine.options import Options, build_plan, default_flags
+from sweeps.engine.options import CliOptions, apply_options, parse_args
 from sweeps.engine.plan import Plan
 from tests.sweep_commands import ROOT
 
-FLAGS = {
-    *("--data", "--backbone", "--weights", "--backbone-args", "--image-size", "--trials", "--epochs", "--strategies"),
-    *("--vary", "--fix", "--sampler", "--scheduler", "--concurrent", "--gpus-per-trial", "--cpus-per-trial"),
-    *("--time-budget", "--finalists", "--seeds", "--seed", "--storage", "--tracking-uri", "--name", "--reports"),
-    *("--smoke", "--fresh", "--classes", "--images-per-class", "--grey", "--objective", "--cost-budget", "--prices"),
-}
-"""As the issues have them; a page may have more."""
 NAMES = [
     name
     for _, name, package in pkgutil.iter_modules(sweeps.__path__)
@@ -42,10 +35,10 @@ def test_there_are_pages() -> None:
     assert {"folder", "quickstart", "stanford_cars"} <= set(NAMES)
 
 
-def test_importing_all_pages_prints_nothing_writes_nothing_and_brings_neither_torch_nor_ray(tmp_path: Path) -> None:
+def test_importing_all_pages_prints_and_writes_nothing_and_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     imports = "; ".join(f"import sweeps.{name}" for name in NAMES)
     heavy = "sorted({'torch', 'ray', 'optuna', 'mlflow', 'pandas', 'sklearn', 'timm'} & sys.modules.keys())"
-    told = subprocess.run(
+    result = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -56,18 +49,18 @@ def test_importing_all_pages_prints_nothing_writes_nothing_and_brings_neither_to
         text=True,
         check=False,
     )
-    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_bears_its_pages_name_and_asks_a_question(page: ModuleType) -> None:
+def test_a_plan_has_its_pages_name_and_asks_a_question(page: ModuleType) -> None:
     assert isinstance(page.plan, Plan)
     assert f"sweeps.{page.plan.experiment}" == page.__name__
     assert page.plan.question.endswith("?")
 
 
-def test_a_plan_comes_through_the_command_line_unchanged(page: ModuleType) -> None:
-    assert build_plan(page.plan, Options(**default_flags(page.plan))) == page.plan
+def test_a_command_line_without_flags_leaves_the_plan_unchanged(page: ModuleType) -> None:
+    assert apply_options(*parse_args(page.plan, [])) == page.plan
 
 
 def test_a_plans_names_are_known_and_its_space_can_be_searched(page: ModuleType) -> None:
@@ -88,7 +81,7 @@ def test_a_plans_names_are_known_and_its_space_can_be_searched(page: ModuleType)
     assert plan.arms or (first["strategy"], first["clip_norm"]) == ("clip", 1.0)
 
 
-def test_a_docstring_has_question_command_and_cost(page: ModuleType) -> None:
+def test_a_docstring_states_question_command_and_cost(page: ModuleType) -> None:
     text = page.__doc__ or ""
     assert text.splitlines()[0].endswith("?")
     assert f"python -m {page.__name__}" in text
@@ -102,38 +95,31 @@ def test_help_shows_the_docstring_and_every_shared_flag(
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "argv", ["page", "--help"])
     monkeypatch.delitem(sys.modules, page.__name__)  # or runpy warns that it runs it a second time
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         runpy.run_module(page.__name__, run_name="__main__")
     out, err = capsys.readouterr()
-    assert (left.value.code, err) == (0, "")
-    said = set(re.findall(r"--[a-z-]+", out))
-    assert said >= FLAGS
+    assert (exit_info.value.code, err) == (0, "")
+    fields = {field.name for field in dataclasses.fields(CliOptions)} | {"data", "backbone", "strategies", "warm_start"}
+    assert set(re.findall(r"--[a-z-]+", out)) >= {f"--{name.replace('_', '-')}" for name in fields}
     assert f"python -m {page.__name__}" in out
     assert (page.__doc__ or "").splitlines()[0] in " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
     assert list(tmp_path.iterdir()) == []
 
 
-# --- on real photos ---------------------------------------------------------------------------------------------------
+# --- on real photos
 
 
-def _options(page: ModuleType, shared_data: Path, data: str) -> Plan:
-    flags = getattr(page, "CarsOptions", Options)
-    asked = dataclasses.replace(
-        flags(**default_flags(page.plan)),
-        data=str(shared_data / data),
-        backbone="mobilenetv2_100",
-        weights=str(shared_data / "weights" / "mobilenetv2_100.safetensors"),
-        image_size=64,
-    )
-    find = getattr(page, "find", lambda options: options)
-    return build_plan(page.plan, find(asked))
+def _plan(page: ModuleType, shared_data: Path, data: str) -> Plan:
+    weights = shared_data / "weights" / "mobilenetv2_100.safetensors"
+    flags = ["--data", shared_data / data, "--backbone", "mobilenetv2_100", "--weights", weights, "--image-size", 64]
+    return apply_options(*parse_args(page.plan, list(map(str, flags))))
 
 
 def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
     from sweeps.engine.planning.prepare import prepare
 
-    prepared = prepare(_options(stanford_cars, shared_data, "stanford_cars_mini"), tmp_path)
+    prepared = prepare(_plan(stanford_cars, shared_data, "stanford_cars_mini"), tmp_path)
     assert len(prepared.pack.classes) == 8
     assert len(prepared.split.train) + len(prepared.split.val) == 254
     assert len(prepared.split.test) == 81
@@ -141,11 +127,11 @@ def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Pa
     assert prepared.redraws
 
 
-def test_the_report_will_say_that_the_official_test_labels_of_the_cars_are_absent(shared_data: Path) -> None:
+def test_the_notes_say_that_the_official_test_labels_of_the_cars_are_absent(shared_data: Path) -> None:
     from sweeps import stanford_cars
     from xfer.data.layouts import SOURCES
 
-    plan = _options(stanford_cars, shared_data, "stanford_cars")
+    plan = _plan(stanford_cars, shared_data, "stanford_cars")
     source = SOURCES[plan.source](Path(plan.data))
     assert len(source.classes) == 196
     assert len(source.examples) == 8144
@@ -154,12 +140,12 @@ def test_the_report_will_say_that_the_official_test_labels_of_the_cars_are_absen
 
 
 @pytest.mark.slow
-def test_all_cars_are_read_and_a_part_of_them_is_held_out(shared_data: Path, tmp_path: Path) -> None:
+def test_all_cars_are_read_and_some_of_them_are_held_out(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
     from sweeps.engine.planning.plan_file import describe_plan
     from sweeps.engine.planning.prepare import prepare
 
-    prepared = prepare(_options(stanford_cars, shared_data, "stanford_cars"), tmp_path)
+    prepared = prepare(_plan(stanford_cars, shared_data, "stanford_cars"), tmp_path)
     parts = [len(part) for part in (prepared.split.train, prepared.split.val, prepared.split.test)]
     assert sum(parts) == len(prepared.pack.labels) == 8144
     assert parts[1] == pytest.approx(0.15 * 8144, rel=0.05)
@@ -168,11 +154,11 @@ def test_all_cars_are_read_and_a_part_of_them_is_held_out(shared_data: Path, tmp
     assert "are absent" in " ".join(describe_plan(prepared)["data"]["notes"])
 
 
-def test_ants_and_bees_are_divided_with_their_val_part_as_test_part(shared_data: Path, tmp_path: Path) -> None:
+def test_the_val_folder_of_ants_and_bees_becomes_the_test_part(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import folder
     from sweeps.engine.planning.prepare import prepare
 
-    prepared = prepare(_options(folder, shared_data, "hymenoptera"), tmp_path)
+    prepared = prepare(_plan(folder, shared_data, "hymenoptera"), tmp_path)
     assert prepared.pack.classes == ("ants", "bees")
     assert [len(part) for part in (prepared.split.train, prepared.split.val, prepared.split.test)] == [195, 49, 153]
     assert prepared.redraws

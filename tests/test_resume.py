@@ -270,7 +270,7 @@ def test_ctrl_c_exits_with_status_130_and_one_line_on_how_to_resume(interrupted:
     assert interrupted.first.err == ""
     text = " ".join(interrupted.first.out.split())
     assert text.count("interrupted:") == 1
-    assert text.endswith("from their last epoch when you give the same command again")
+    assert text.endswith("runs from their last epoch")
 
 
 def test_ctrl_c_releases_the_lease(interrupted: Interrupted) -> None:

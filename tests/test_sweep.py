@@ -305,7 +305,7 @@ def test_the_last_lines_name_report_browser_and_next_step(sweep: Sweep) -> None:
     assert sweep.ended.out.splitlines()[-3:] == [
         f"report   {sweep.report}/report.html",
         f"browse   python -m sweeps ui --storage {sweep.storage}",
-        f"next     the same command with --trials {2 * TRIALS} searches on",
+        f"next     the same command with --trials {2 * TRIALS} continues the search",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The command line of an experiment: flags to a checked plan, the sweep, and what is said at the end."""
+"""The command line of an experiment: flags to a checked plan, the sweep, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table as Drawn
+from rich.table import Table
 from rich.text import Text
 
-from sweeps.engine import options
-from sweeps.engine.options import Options
+from sweeps.engine.options import CliOptions, apply_options, default_storage, parse_args, parse_duration
 from sweeps.engine.plan import Plan
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.prices import check_cost_budget, parse_prices
@@ -28,37 +26,41 @@ from sweeps.reporting.formatting import escape_control_characters
 from xfer.data.uris import URI_FORMATS
 from xfer.storage import local_cache, object_store
 
-if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help` should not
+if TYPE_CHECKING:  # these imports take seconds, and `--help` should be immediate
     from collections.abc import Iterator
 
     from sweeps.engine.planning.prepared import Prepared
     from sweeps.engine.sweep import RunOptions
+    from sweeps.engine.trials.trainable import Resources
     from sweeps.reporting.results import Results
 
 EXIT_OK, EXIT_NO_RESULT, EXIT_INVALID_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses. Wrong input is refused before any training, with one message that says what to do."""
+"""Exit statuses. Invalid input is refused before any training, with one message that says what to do."""
 
-DataFinder = Callable[[Any], Options]
-"""What a page does to find its data: flags in, flags with `data` out; a ValueError says what is missing."""
+DataFinder = Callable[[Plan, Any], Plan]
+"""A page's function that finds its data: from the plan and the flags to a plan with `data`. Raises a ValueError that
+says what is missing."""
 
 
 def main(
-    plan: Plan, about: str | None, flags: type[Options] = Options, find: DataFinder = lambda asked: asked
+    plan: Plan,
+    description: str | None,
+    flags: type[CliOptions] = CliOptions,
+    find: DataFinder = lambda plan, options: plan,
 ) -> NoReturn:
     """Run an experiment from the command line and exit.
 
     Args:
-        plan: the page's.
-        about: the page's docstring, shown above the flags.
-        flags: the page's own flags, where it has more than the shared ones.
-        find: what it does to find its data.
+        plan: the page's plan.
+        description: the page's docstring, shown above the flags.
+        flags: the page's subclass of `CliOptions`, if it has flags of its own.
+        find: finds the page's data.
     """
-    program = f"python -m sweeps.{plan.experiment}"
-    asked = tyro.cli(flags, default=flags(**options.default_flags(plan)), description=about, prog=program)
     try:
-        status = run_experiment(plan, find(asked), program)
-    except KeyboardInterrupt:  # outside of the trials, whose own are seen to in `_sweep`
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        requested, options = parse_args(plan, options_type=flags, description=description)
+        status = run_experiment(find(requested, options), options)
+    except KeyboardInterrupt:  # while no trials run; `_run_sweep` handles the others
+        print("interrupted: the same command resumes from here", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except (ValueError, LeaseHeldError) as error:
         print(*map(escape_control_characters, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
@@ -67,196 +69,118 @@ def main(
         where = error.filename or "while reading or writing"
         print(escape_control_characters(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
         status = EXIT_INVALID_INPUT
-    _leave(status)
+    _exit(status)
 
 
-def _leave(status: int) -> NoReturn:
-    """End with this status: as a program at once, once all that asked to be told of the end has been.
+def run_experiment(requested: Plan, options: CliOptions) -> int:
+    """Run a plan with the given flags.
 
-    Python would take the libraries apart piece by piece first, for a second or two, and nothing of it is of any use.
-    """
-    program = getattr(sys.modules["__main__"], "__spec__", None)
-    if program is None or not program.name.startswith("sweeps."):  # a test, or a notebook, which goes on
-        sys.exit(status)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    Args:
+        requested: the plan with its data found.
+        options: the flags that are not part of a plan.
 
-
-def run_experiment(page: Plan, asked: Options, program: str) -> int:
-    """Run a plan as the flags changed it; the exit status.
+    Returns:
+        The exit status.
 
     Raises:
-        ValueError: wrong input; the message is for the person who gave it.
-        HeldError: another driver is at work on this sweep.
+        ValueError: invalid input; the message is written for the user.
+        LeaseHeldError: another driver runs this sweep.
     """
-    plan = options.build_plan(page, asked)
-    budget = options.parse_duration(asked.time_budget)
-    prices = parse_prices(asked.prices)
-    check_cost_budget(prices, asked.cost_budget, joins=cluster.has_cluster_address())
+    plan = apply_options(requested, options)
+    seconds = parse_duration(options.time_budget)
+    prices = parse_prices(options.prices)
+    check_cost_budget(prices, options.cost_budget, joins=cluster.has_cluster_address())
+    name = options.name and check_name(options.name)
     if not plan.data:
-        raise ValueError(f"which images? {program} --data DIR, with DIR/<class>/*.jpg in it. {URI_FORMATS}")
-    _writable(asked.storage)
-    _writable(asked.reports)
+        raise ValueError(f"which images? {_program(plan)} --data DIR, with DIR/<class>/*.jpg in it. {URI_FORMATS}")
+    _check_writable(options.storage)
+    _check_writable(options.reports)
 
     from sweeps.engine import launch, tracking
     from sweeps.engine.console.log_redirect import redirect_output
+    from sweeps.engine.planning.plan_file import default_name
     from sweeps.engine.planning.prepare import prepare
     from sweeps.engine.sweep import RunOptions
     from xfer.devices.host_memory import retain_freed_memory
 
-    retain_freed_memory()  # data are measured, and heads trained, in this process
-    with _watched("reading images") as progress:
-        prepared = prepare(plan, asked.storage, progress)
-    share = _share(asked)
-    means = RunOptions(
+    retain_freed_memory()  # this process measures the data and trains probes
+    with _progress_bar("reading images") as progress:
+        prepared = prepare(plan, options.storage, progress)
+    share = resources_per_trial(options)
+    run_options = RunOptions(
         share=share,
-        packs=asked.gpus_per_trial is None and share.gpus > 0,
-        concurrent=asked.concurrent,
-        seconds=budget,
+        packs=options.gpus_per_trial is None and share.gpus > 0,
+        concurrent=options.concurrent,
+        seconds=seconds,
         prices=prices,
-        cost_budget=asked.cost_budget,
-        tracking_uri=tracking.resolve_tracking_uri(asked.tracking_uri, asked.storage),
+        cost_budget=options.cost_budget,
+        tracking_uri=tracking.resolve_tracking_uri(options.tracking_uri, options.storage),
     )
-    store = Store(asked.storage / _name(asked, prepared))
+    name = name or default_name(prepared)
+    store = Store(options.storage / (unused_name(options.storage, name) if options.fresh else name))
     with _interruptible(), launch.leased(store, on_wait=_print_line):
-        with _watched("measuring the data") as progress:
+        with _progress_bar("measuring the data") as progress:
             launch.claim_plan(prepared, store, progress)
         with redirect_output(store.local_folder / "logs" / "driver.log") as console:
-            status = _sweep(prepared, store, means, console)
-            _say_end(store, asked, console, program, status)
+            status = _run_sweep(prepared, store, run_options, console)
+            _print_summary(store, plan, options, console, status)
     local_cache.upload_if_exists(store.local_folder / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
 
-def _sweep(prepared: Prepared, store: Store, run_options: RunOptions, console: Console) -> int:
-    from sweeps.engine import launch
-    from sweeps.engine.console.progress import ProgressView
-    from sweeps.engine.presearch.advice import summary_line
-    from sweeps.engine.presearch.warm_start import summary_line as taken
+def check_name(name: str) -> str:
+    """Return a sweep's name if it is a plain file name.
 
-    split = prepared.split
-    console.print(
-        Text(
-            f"{store.name}: {len(prepared.pack.classes)} classes, {len(split.train)} training, "
-            f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
-        )
-    )
-    for note in prepared.notes:
-        console.print(Text(escape_control_characters(f"note: {note}")))
-    begun = store.plan() or {}
-    if advised := summary_line(begun.get("advice", {})):
-        console.print(Text(escape_control_characters(f"advice: {advised}")))
-    if warm := taken(begun):
-        console.print(Text(escape_control_characters(f"warm start: {warm}")))
-    try:
-        with ProgressView(console, store.name, prepared.plan.objectives[0]) as watch:
-            mirrored = launch.run_sweep(prepared, store, run_options, watch)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    if not mirrored:
-        console.print(Text(f"MLflow has not received everything yet (see {store.local_folder}/logs/driver.log)"))
-    searched = [record for record in store.records() if record.phase != "screen"]
-    return EXIT_OK if any(record.status == "finished" for record in searched) else EXIT_NO_RESULT
-
-
-def _print_line(line: str) -> None:
-    Console().print(Text(escape_control_characters(line)))
-
-
-def _say_end(store: Store, asked: Options, console: Console, program: str, status: int) -> None:
-    from sweeps.engine.console.reports import load_results, render_report
-    from sweeps.reporting.cost import describe_cost
-    from sweeps.reporting.summary import headline
-
-    results = load_results(store)
-    page = render_report(store, asked.reports)
-    if status == EXIT_INTERRUPTED:
-        console.print(
-            Text(
-                f"interrupted: {len(results.records)} runs are done, {len(results.unfinished)} will go on "
-                f"from their last epoch when you give the same command again"
-            )
-        )
-        return
-    if status == EXIT_NO_RESULT:
-        console.print(Text("no trial finished:"))
-        reasons = sorted({record.error or record.status for record in results.records})
-        for reason in reasons or ["the time or the money was up before the first could"]:
-            console.print(Text(escape_control_characters(f"  {reason}")))
-    else:
-        console.print(_ranking(results))
-        console.print(Text(headline(results)))
-    where = "" if asked.storage == options.default_storage() else f" --storage {asked.storage}"
-    console.print()
-    if spent := describe_cost(results.spending):
-        console.print(Text(f"cost     {spent}"), soft_wrap=True)
-    console.print(Text(f"report   {page}"), soft_wrap=True)
-    if object_store.is_remote(store.folder):
-        console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
-    console.print(Text(f"browse   python -m sweeps ui{where}"), soft_wrap=True)
-    console.print(Text(f"{_next(results, asked, program)}"))
-
-
-def _next(results: Results, asked: Options, program: str) -> str:
-    if program.endswith(".quickstart"):
-        return "next     python -m sweeps.folder --data DIR     (your own images: DIR/<class>/*.jpg)"
-    if results.unfinished or len(results.trials) < results.plan["trials"]:
-        more = "" if asked.cost_budget is None else " with a larger --cost-budget"
-        return f"next     the same command{more} goes on where this one ended"
-    return f"next     the same command with --trials {2 * results.plan['trials']} searches on"
-
-
-def _ranking(results: Results) -> Drawn:
-    from sweeps.reporting.tables import summary_table
-
-    found = summary_table(results)
-    drawn = Drawn(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in found.header:
-        drawn.add_column(Text(title), no_wrap=title != "strategy")
-    for row in found.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    return drawn
-
-
-def _name(asked: Options, prepared: Prepared) -> str:
-    from sweeps.engine.planning.plan_file import default_name
-
-    name = asked.name or default_name(prepared)
+    Raises:
+        ValueError: the name has slashes, is hidden or too long, or cannot be printed.
+    """
     if Path(name).name != name or name.startswith(".") or not name.isprintable() or len(name) > 100:
-        raise ValueError(f"--name {name!r}: a plain name is wanted, without slashes, of at most 100 characters")
-    if not asked.fresh:
-        return name
-    taken = (f"{name}-{number}" for number in range(2, 10_000))
-    return next(each for each in (name, *taken) if not object_store.exists(asked.storage / each))
+        raise ValueError(f"--name {name!r}: must be a plain name without slashes, of at most 100 characters")
+    return name
 
 
-def _share(asked: Options) -> Any:
+def unused_name(storage: Path, name: str) -> str:
+    """Return the first of name, name-2, name-3, ... that no sweep in the storage has."""
+    candidates = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
+    return next(candidate for candidate in candidates if not object_store.exists(storage / candidate))
+
+
+def resources_per_trial(options: CliOptions) -> Resources:
+    """Return the CPU cores and GPUs of each trial.
+
+    Raises:
+        ValueError: a number outside the limits, or GPUs on a machine without any.
+    """
     from sweeps.engine.trials.trainable import Resources
     from xfer.devices.device import default_device
 
+    gpus = options.gpus_per_trial
     for flag, value, low, high in (
-        ("--cpus-per-trial", asked.cpus_per_trial, 1, 4096),
-        ("--gpus-per-trial", asked.gpus_per_trial, 0, 64),
-        ("--concurrent", asked.concurrent, 1, 65_536),
+        ("--cpus-per-trial", options.cpus_per_trial, 1, 4096),
+        ("--gpus-per-trial", gpus, 0, 64),
+        ("--concurrent", options.concurrent, 1, 65_536),
     ):
         if value is not None and not low <= value <= high:
-            raise ValueError(f"{flag} {value}: it must lie between {low} and {high}")
-    if asked.gpus_per_trial is not None:
-        if asked.gpus_per_trial > 1 and not asked.gpus_per_trial.is_integer():
-            raise ValueError(
-                f"--gpus-per-trial {asked.gpus_per_trial:g}: a trial gets a share of one GPU, as in 0.5, or whole "
-                f"ones, as in 2"
-            )
-        if asked.gpus_per_trial > 0 and not cluster.has_cluster_address() and default_device().type != "cuda":
-            raise ValueError(f"--gpus-per-trial {asked.gpus_per_trial:g}, but torch sees no GPU on this machine")
-        return Resources(_cores(asked), asked.gpus_per_trial)
-    return Resources(_cores(asked), 1.0 if _has_gpus() else 0.0)
+            raise ValueError(f"{flag} {value}: must be between {low} and {high}")
+    if gpus is None:
+        return Resources(_cores_per_trial(options), 1.0 if _has_gpus() else 0.0)
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError(f"--gpus-per-trial {gpus:g}: must be a fraction of one GPU, as in 0.5, or an integer, as in 2")
+    if gpus > 0 and not cluster.has_cluster_address() and default_device().type != "cuda":
+        raise ValueError(f"--gpus-per-trial {gpus:g}, but torch sees no GPU on this machine")
+    return Resources(_cores_per_trial(options), gpus)
+
+
+def _cores_per_trial(options: CliOptions) -> int:
+    if options.cpus_per_trial is not None:
+        return options.cpus_per_trial
+    if options.concurrent is None or cluster.has_cluster_address():  # the cluster's machines are unknown here
+        return 1
+    return max(1, (os.cpu_count() or 1) // options.concurrent)
 
 
 def _has_gpus() -> bool:
-    """Whether trials can have a GPU: here, or on machines that the cluster has or can start."""
+    """Whether trials can get a GPU: on this machine, or on machines that the cluster has or can start."""
     from xfer.devices.device import default_device
 
     if cluster.has_cluster_address():
@@ -267,44 +191,143 @@ def _has_gpus() -> bool:
     return default_device().type == "cuda"
 
 
-def _cores(asked: Options) -> int:
-    if asked.cpus_per_trial is not None:
-        return asked.cpus_per_trial
-    if asked.concurrent is None or cluster.has_cluster_address():  # of a cluster's machines nothing is known here
-        return 1
-    return max(1, (os.cpu_count() or 1) // asked.concurrent)
+def _run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, console: Console) -> int:
+    from sweeps.engine import launch
+    from sweeps.engine.console.progress import ProgressView
+    from sweeps.engine.presearch import advice, warm_start
+
+    split = prepared.split
+    console.print(
+        Text(
+            f"{store.name}: {len(prepared.pack.classes)} classes, {len(split.train)} training, "
+            f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
+        )
+    )
+    for note in prepared.notes:
+        console.print(Text(escape_control_characters(f"note: {note}")))
+    stored_plan = store.plan() or {}
+    if advised := advice.summary_line(stored_plan.get("advice", {})):
+        console.print(Text(escape_control_characters(f"advice: {advised}")))
+    if warm := warm_start.summary_line(stored_plan):
+        console.print(Text(escape_control_characters(f"warm start: {warm}")))
+    try:
+        with ProgressView(console, store.name, prepared.plan.objectives[0]) as view:
+            mirrored = launch.run_sweep(prepared, store, run_options, view)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    if not mirrored:
+        console.print(Text(f"MLflow has not received everything yet (see {store.local_folder}/logs/driver.log)"))
+    records = [record for record in store.records() if record.phase != "screen"]
+    return EXIT_OK if any(record.status == "finished" for record in records) else EXIT_NO_RESULT
 
 
-def _writable(folder: Path) -> None:
+def _print_line(line: str) -> None:
+    Console().print(Text(escape_control_characters(line)))
+
+
+def _print_summary(store: Store, plan: Plan, options: CliOptions, console: Console, status: int) -> None:
+    from sweeps.engine.console.reports import load_results, render_report
+    from sweeps.reporting.cost import describe_cost
+    from sweeps.reporting.summary import headline
+
+    results = load_results(store)
+    report = render_report(store, options.reports)
+    if status == EXIT_INTERRUPTED:
+        console.print(
+            Text(
+                f"interrupted: {len(results.records)} runs are done; the same command will resume "
+                f"{len(results.unfinished)} runs from their last epoch"
+            )
+        )
+        return
+    if status == EXIT_NO_RESULT:
+        console.print(Text("no trial finished:"))
+        reasons = sorted({record.error or record.status for record in results.records})
+        for reason in reasons or ["the time or the money was used up before the first trial finished"]:
+            console.print(Text(escape_control_characters(f"  {reason}")))
+    else:
+        console.print(_ranking_table(results))
+        console.print(Text(headline(results)))
+    storage_flag = "" if options.storage == default_storage() else f" --storage {options.storage}"
+    console.print()
+    if spent := describe_cost(results.spending):
+        console.print(Text(f"cost     {spent}"), soft_wrap=True)
+    console.print(Text(f"report   {report}"), soft_wrap=True)
+    if object_store.is_remote(store.folder):
+        console.print(Text(f"kept     {store.folder / 'report'}"), soft_wrap=True)
+    console.print(Text(f"browse   python -m sweeps ui{storage_flag}"), soft_wrap=True)
+    console.print(Text(_next_step(results, plan, options)))
+
+
+def _next_step(results: Results, plan: Plan, options: CliOptions) -> str:
+    if plan.experiment == "quickstart":
+        return "next     python -m sweeps.folder --data DIR     (your own images: DIR/<class>/*.jpg)"
+    if results.unfinished or len(results.trials) < results.plan["trials"]:
+        change = "" if options.cost_budget is None else " with a larger --cost-budget"
+        return f"next     the same command{change} resumes where this one ended"
+    return f"next     the same command with --trials {2 * results.plan['trials']} continues the search"
+
+
+def _ranking_table(results: Results) -> Table:
+    from sweeps.reporting.tables import summary_table
+
+    summary = summary_table(results)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in summary.header:
+        table.add_column(Text(title), no_wrap=title != "strategy")
+    for row in summary.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _program(plan: Plan) -> str:
+    return f"python -m sweeps.{plan.experiment}"
+
+
+def _check_writable(folder: Path) -> None:
     if object_store.is_remote(folder):
         object_store.check_writable(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder} cannot be written to")
+        raise ValueError(f"{folder} is not writable: give another folder")
 
 
 @contextmanager
-def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, for something that says how far it is."""
-    screen = Console()
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on the terminal, updated by calls with (done, total)."""
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the sweep in order; a second one stops it at once."""
+    """Let Ctrl-C and SIGTERM stop the sweep in order, and a second one stop it at once."""
 
     def stop(number: int, frame: Any) -> NoReturn:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda number, frame: os._exit(EXIT_INTERRUPTED))
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, lambda number, frame: os._exit(EXIT_INTERRUPTED))
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _exit(status: int) -> NoReturn:
+    """Exit with this status; as a program at once, after the registered exit functions.
+
+    Python would first dismantle the libraries piece by piece, which takes a second or two and serves nothing.
+    """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is None or not program.name.startswith("sweeps."):  # a test or a notebook, which continues
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

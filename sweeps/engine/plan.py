@@ -1,10 +1,18 @@
-"""Plan: one experiment, as its page says it and the command line may change it."""
+"""Plan: one experiment, as its page defines it and the command line may change it.
+
+Every field that a flag can change carries its help text here, and how it is written on the command line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+import tyro
+
+from sweeps.engine import flag_types
+from sweeps.engine.flag_types import Names
 from xfer.choices import Value
 from xfer.objectives import Objective, parse_objectives
 
@@ -12,84 +20,109 @@ LIMITS: dict[str, tuple[int, int]] = {
     "trials": (1, 100_000),
     "epochs": (1, 100_000),
     "image_size": (8, 2_048),
-    "keep_backbones": (2, 100),  # no sign that frozen features give is always right
+    "keep_backbones": (2, 100),  # frozen features only hint at the best backbone, so at least two are fine-tuned
     "finalists": (0, 100),
     "seeds": (1, 100),
     "seed": (0, 2**31),
 }
-"""What is within reason, both ends included."""
+"""Smallest and largest accepted value."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One experiment: which data, which recipes, how long, and how sure one wants to be of the answer.
+    """One experiment: the data, the recipes to try, the budget, and how certain the answer has to be.
 
-    A plan is only what is asked for; whether it can be done is found out by `prepare.prepare`.
+    A plan only states what is requested; `planning.prepare` checks whether it is possible.
 
     Raises:
-        ValueError: a value beyond reason.
+        ValueError: a value outside its limits, or two that contradict each other.
     """
 
-    experiment: str
-    """The page's name: `python -m sweeps.<experiment>`."""
-    question: str
-    """What the experiment answers, in one sentence."""
-    source: str = ""
-    """How the data are laid out: a name in `xfer.data.layouts.SOURCES`, or what the data look like unless given."""
+    experiment: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    """The page's name, as in `python -m sweeps.<experiment>`."""
+    question: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    """The question that the experiment answers, in one sentence."""
+    source: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
+    """Layout of the data, a name in `xfer.data.layouts.SOURCES`; detected from the data if empty."""
     data: str = ""
-    """Where the images are: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR."""
-    classes: tuple[str, ...] = ()
-    """Those of the data that are to be told apart, by name, or a single number for the first so many; all unless
-    given."""
-    backbones: tuple[str, ...] = ("efficientnet_b0",)
-    """timm's names of the pretrained networks."""
+    """The images: a folder or a table FILE.csv, local or at
+    s3://bucket/..., gs://...; hf://owner/name; or
+    torchvision://NAME?root=DIR."""
+    classes: Names = ()
+    """Classes to tell apart: names separated by commas, or
+    a number for the first N. All by default."""
+    backbones: Annotated[Names, tyro.conf.arg(name="backbone")] = ("efficientnet_b0",)
+    """timm's name of the pretrained network; several, separated by commas, compete."""
     keep_backbones: int = 3
-    """How many of them go on to the search, where there are more (`screening`)."""
-    weights: Mapping[str, str] = field(default_factory=dict)
-    """Files by backbone; the hub's weights for those that are not named."""
-    backbone_args: Mapping[str, Value] = field(default_factory=dict)
-    """Further arguments of the networks, such as pad_type."""
+    """Number of backbones to fine-tune. If more are given, heads on
+    frozen features of each are compared first, in seconds."""
+    weights: Annotated[Mapping[str, str], flag_types.WEIGHTS] = field(default_factory=dict)
+    """FILE with the backbone's weights (safetensors, or a torch state
+    dict; s3://... too), or NAME=FILE[,NAME=FILE]. By default the
+    weights come from the hub."""
+    backbone_args: Annotated[Mapping[str, Value], flag_types.KEY_VALUES] = field(default_factory=dict)
+    """Further arguments of the network: KEY=VALUE[,KEY=VALUE], for instance pad_type=same."""
     image_size: int | None = None
-    """Side in pixels; what the first backbone was pretrained at unless given."""
+    """Side of the images in pixels; by default that of the backbone's pretraining. Smaller is faster."""
     trials: int = 24
+    """Number of recipes to try. The same command with a larger number adds the difference."""
     epochs: int = 8
-    strategies: tuple[str, ...] = ()
-    """Those that compete; the default space's unless given."""
-    edits: Mapping[str, str] = field(default_factory=dict)
-    """Axes with other values than usual, as on the command line."""
-    arms: tuple[Mapping[str, Value], ...] = ()
-    """Explicit configurations in the place of a search: one trial each, axes that are not named as in
-    `spaces.KNOWN_GOOD`."""
+    """Maximum number of epochs of a trial."""
+    strategies: Annotated[Names, tyro.conf.arg(help=flag_types.strategies_help())] = ()
+    edits: tyro.conf.Suppress[tyro.conf.Fixed[Mapping[str, str]]] = field(default_factory=dict)
+    """Axes with other values than the default, as --vary and --fix write them."""
+    arms: tyro.conf.Suppress[tyro.conf.Fixed[tuple[Mapping[str, Value], ...]]] = ()
+    """Configurations to compare instead of a search, one trial each. Axes that are not named get the values of
+    `search_space.known_good`."""
     advise: bool = True
-    """Whether the known good recipes start with what the measured data call for (`xfer.advice.advisor`)."""
+    """Begin with the strategies that the data call for: their size,
+    and how well frozen features separate them, are measured once,
+    in seconds. --no-advise begins with clip."""
     warm_start: bool = False
-    """Whether it begins with the best recipes of earlier sweeps on data that look alike (`warm_start`)."""
-    objective: tuple[str, ...] = ("accuracy",)
-    """What is searched for, ranked by and stopped by: names in `xfer.objectives.OBJECTIVES`, the one that decides
-    first."""
+    """Begin with the best recipes of earlier sweeps in this storage
+    on similar data: similar in classes, images per class and the
+    accuracy of frozen features. They are chosen by validation
+    scores, never on a test part, and stay fixed after the first
+    start; the known good recipes follow."""
+    objective: Names = ("accuracy",)
+    """What the search optimizes and ranks and stops trials by, on the
+    validation part: accuracy, balanced_accuracy, noisy_accuracy,
+    loss. With a second one, as in accuracy,seconds, the search
+    looks for recipes that no other beats in both; the first one
+    decides. noisy_accuracy takes another validation pass per epoch."""
     sampler: str = "tpe"
+    """Sampler that proposes recipes after the known good ones: tpe, random,
+    gp, grid. gp (a Gaussian process) takes half a second per proposal;
+    grid tries every combination, ranges at 3 points, with the last
+    axis fastest, and says so if that exceeds --trials."""
     scheduler: str = "asha"
+    """Scheduler that stops trials that fall behind: asha, median, none,
+    one_epoch_top_k. The last one trains every trial for one epoch,
+    keeps its checkpoint, and continues the best eighth, at least 3,
+    to the end. No trial is stopped while its network is still frozen."""
     finalists: int = 3
-    """How many of the best are run again on new seeds; 0 leaves the test part closed."""
+    """Number of best recipes to repeat on new seeds and evaluate on the test part. 0 leaves the test part closed."""
     seeds: int = 3
-    """How many new seeds each finalist gets."""
+    """Number of new seeds for each finalist."""
     seed: int = 0
+    """Seed of every random draw of the search; finalists get the seeds after it."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must lie between {low} and {high}")
+                raise ValueError(f"{name} is {value}; must be between {low} and {high}")
         if not self.backbones:
-            raise ValueError("at least one backbone is needed")
+            raise ValueError("at least one backbone is needed: give timm's name with --backbone")
+        object.__setattr__(self, "weights", flag_types.assign_weights(self.weights, self.backbones))
         for name in self.weights:
             if name not in self.backbones:
                 raise ValueError(f"weights are given for {name}, which is not among the backbones: {self.backbones}")
         if self.warm_start and self.arms:
-            raise ValueError("a plan of explicit arms has no search that could be started warm: leave out warm_start")
+            raise ValueError("warm_start has no effect on a plan with explicit arms: leave out warm_start")
         parse_objectives(",".join(self.objective))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What `objective` names."""
+        """The objectives that `objective` names."""
         return parse_objectives(",".join(self.objective))

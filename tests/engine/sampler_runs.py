@@ -1,4 +1,4 @@
-"""A proposer at work: trials one after another, and the study that comes of them."""
+"""Runs of a sampler: trials one after another, and the exported study."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from sweeps.engine.samplers.ask_tell import AskTellSampler
 from xfer.records import Record
 
 NUM_TRIALS = {"gp": 16}
-"""How often a test asks a sampler that takes its time: a few times more than until its model is asked at all."""
+"""Number of trials in tests of slow samplers: a few more than the random start before the first use of the model."""
 
 TrialHistory = dict[str, tuple[Mapping[str, Any], Record]]
 
 
 def run_trials(
-    proposer: AskTellSampler, numbers: range, outcome: Callable[[int, Mapping[str, Any]], Record]
+    ask_tell: AskTellSampler, numbers: range, outcome: Callable[[int, Mapping[str, Any]], Record]
 ) -> TrialHistory:
-    """Trials one after another, each told before the next is asked for."""
-    found = {}
+    """Ask for and tell one trial after another, and return their parameters and records."""
+    history = {}
     for number in numbers:
         name = f"{number:04d}"
-        params, _ = proposer.ask(name, number)
-        found[name] = (params, outcome(number, params))
-        proposer.tell(found[name][1])
-    return found
+        params, _ = ask_tell.ask(name, number)
+        history[name] = (params, outcome(number, params))
+        ask_tell.tell(history[name][1])
+    return history
 
 
-def study_of(proposer: AskTellSampler, folder: Path) -> optuna.Study:
-    """What optuna-dashboard would open."""
-    proposer.export_sqlite(folder / "study.sqlite3", "the sweep")
+def study_of(ask_tell: AskTellSampler, folder: Path) -> optuna.Study:
+    """Export the study and load it as optuna-dashboard does."""
+    ask_tell.export_sqlite(folder / "study.sqlite3", "the sweep")
     return optuna.load_study(study_name="the sweep", storage=f"sqlite:///{folder / 'study.sqlite3'}")

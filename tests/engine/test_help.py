@@ -1,51 +1,32 @@
-"""The help: every flag is there, it tells the truth, and it is there at once."""
+"""The help: it shows every flag, agrees with the tables, and appears at once."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from sweeps.engine.options import CliOptions
+from sweeps.engine.plan import Plan
+from xfer.choices import ALIASES
+from xfer.hyperparameters import CHOICES, STRATEGIES
 
+ROOT = Path(__file__).parents[2]
+PAGE_FIELDS = {"experiment", "question", "source", "edits", "arms"}
+"""Fields of a plan that only its page sets."""
+RENAMED = {"backbones": "backbone"}
+"""Flags that are not named as their field."""
 FLAGS = [
-    "--data",
-    "--classes",
-    "--images-per-class",
-    "--grey",
-    "--backbone",
-    "--weights",
-    "--backbone-args",
-    "--image-size",
-    "--trials",
-    "--epochs",
-    "--strategies",
-    "--vary",
-    "--fix",
-    "--warm-start",
-    "--objective",
-    "--sampler",
-    "--scheduler",
-    "--concurrent",
-    "--gpus-per-trial",
-    "--cpus-per-trial",
-    "--time-budget",
-    "--cost-budget",
-    "--prices",
-    "--finalists",
-    "--seeds",
-    "--seed",
-    "--storage",
-    "--tracking-uri",
-    "--name",
-    "--reports",
-    "--smoke",
-    "--fresh",
+    f"--{RENAMED.get(field.name, field.name).replace('_', '-')}"
+    for row in (Plan, CliOptions)
+    for field in dataclasses.fields(row)
+    if field.name not in PAGE_FIELDS
 ]
-"""As the issues list them."""
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,112 +35,93 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def help_text() -> str:
-    shown = python("-m", "sweeps.folder", "--help")
-    assert shown.returncode == 0
-    return " ".join(re.sub("[│╭╮╰╯─]", " ", shown.stdout).split())
+    result = python("-m", "sweeps.folder", "--help")
+    assert result.returncode == 0
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", result.stdout).split())
 
 
-def said(help_text: str, before: str, after: str) -> set[str]:
-    """The names that a flag's help lists between two phrases."""
-    listed = re.search(re.escape(before) + "(.*?)" + re.escape(after), help_text)
-    assert listed, f"the help no longer says {before!r} ... {after!r}"
-    return set(re.findall(r"\w+", listed[1])) - {"and", "or"}
+def names_between(help_text: str, before: str, after: str) -> set[str]:
+    """The names that the help lists between two phrases."""
+    match = re.search(re.escape(before) + "(.*?)" + re.escape(after), help_text)
+    assert match, f"the help does not contain {before!r} ... {after!r}"
+    return set(re.findall(r"\w+", match[1])) - {"and", "or"}
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_exists(help_text: str, flag: str) -> None:
-    assert re.search(rf"{re.escape(flag)}[ ,]", help_text)
+def test_every_field_has_a_flag_with_a_help_text(help_text: str, flag: str) -> None:
+    assert re.search(rf"{re.escape(flag)}(, --no-[a-z-]+)?( [A-Z]+| \S+\|[A-Z]+)? [A-Z]\w+", help_text)
 
 
-def listed(text: str) -> dict[str, tuple[bool, list[str]]]:
-    """The entries in a list of the help: each with whether it bears a star, and what stands in brackets after it."""
-    found = {}
-    for name, star, brackets in re.findall(r"(\w+)(\*?)(?: \(([\w, ]+)\))?(?:, |$)", text.strip()):
-        found[name] = bool(star), re.findall(r"\w+", brackets)
-    return found
+def test_the_help_lists_every_strategy_with_its_parameters(help_text: str) -> None:
+    for group, entries in STRATEGIES.items():
+        names = (
+            name + "*" * (name in CHOICES["strategy"].search) + (f" ({', '.join(own)})" if own else "")
+            for name, own in entries.items()
+        )
+        assert f"- {group}: {', '.join(names)}" in help_text
 
 
-def there_are(kind: str) -> dict[str, tuple[bool, list[str]]]:
-    """The entries of a table: each with whether it is in the default space, and its parameters."""
-    from sweeps.engine.domains import values_of
-    from sweeps.engine.spaces import AXES
-
-    from xfer.choices import default_parameters
-    from xfer.recipe import CHOICE_TABLES
-
-    usual = values_of(AXES[kind])
-    return {name: (name in usual, list(default_parameters(entry))) for name, entry in CHOICE_TABLES[kind].items()}
+def test_the_help_names_the_aliases_of_strategies(help_text: str) -> None:
+    for alias, name in ALIASES["strategy"].items():
+        assert f"{alias} is another name for {name}" in help_text
 
 
-def test_the_help_lists_exactly_the_strategies_there_are_with_their_parameters(help_text: str) -> None:
-    text = re.search(r"searched with --vary\. - (.*?) \(default: ", help_text)
-    assert text
-    groups = [group.partition(": ")[2] for group in text[1].split(" - ")]
-    assert len(groups) == 5
-    found: dict[str, tuple[bool, list[str]]] = {}
-    for group in groups:
-        entries = listed(group)
-        assert entries.keys() & found.keys() == set()
-        found |= entries
-    assert found == there_are("strategy")
+@pytest.mark.parametrize("kind", [kind for kind in CHOICES if kind != "strategy"])
+def test_the_help_lists_every_entry_of_every_other_table(help_text: str, kind: str) -> None:
+    match = re.search(rf"- {kind}: (.*?)(?: - \w+: | Parameters in brackets)", help_text)
+    assert match
+    found: dict[str, Any] = {}
+    for name, star, brackets in re.findall(r"(\w+)(\*?)(?: \(([\w, ]+)\))?(?:, |$)", match[1].strip()):
+        found[name] = bool(star), tuple(re.findall(r"\w+", brackets))
+    assert found == {name: (name in CHOICES[kind].search, own) for name, own in CHOICES[kind].entries.items()}
 
 
-def test_the_help_names_exactly_the_samplers_there_are(help_text: str) -> None:
-    from sweeps.engine.samplers import SAMPLERS
+def test_the_help_names_exactly_the_numeric_axes(help_text: str) -> None:
+    from sweeps.engine.search_space.defaults import AXES
 
-    assert said(help_text, "Who proposes recipes after the known good ones:", ".") == set(SAMPLERS)
+    assert names_between(help_text, "Numeric axes:", ".") == {*AXES, "learning_rate"} - set(CHOICES)
 
 
-def test_the_help_names_exactly_the_objectives_there_are(help_text: str) -> None:
+def test_the_help_names_exactly_the_samplers(help_text: str) -> None:
+    from sweeps.engine.samplers.ask_tell import SAMPLERS
+
+    assert names_between(help_text, "proposes recipes after the known good ones:", ".") == set(SAMPLERS)
+
+
+def test_the_help_names_exactly_the_schedulers(help_text: str) -> None:
+    from sweeps.engine.schedulers import SCHEDULERS
+
+    assert names_between(help_text, "Scheduler that stops trials that fall behind:", ".") == set(SCHEDULERS)
+
+
+def test_the_help_names_exactly_the_objectives(help_text: str) -> None:
     from xfer.objectives import OBJECTIVES
 
-    alone = said(help_text, "What recipes are searched for, ranked and stopped by, on the validation part:", ".")
-    assert alone | said(help_text, "With a second one, as in", ", what") == set(OBJECTIVES)
+    alone = names_between(help_text, "ranks and stops trials by, on the validation part:", ".")
+    assert alone | names_between(help_text, "With a second one, as in", ", the search") == set(OBJECTIVES)
     assert alone == set(OBJECTIVES) - {"seconds"}
 
 
-def test_the_help_names_exactly_the_schedulers_there_are(help_text: str) -> None:
-    from sweeps.engine.schedulers import SCHEDULERS
+def test_every_example_in_the_help_of_vary_is_accepted(help_text: str) -> None:
+    from sweeps.engine.search_space.overrides import space_for
 
-    assert said(help_text, "Who stops those that lag behind:", ".") == set(SCHEDULERS)
-
-
-def test_the_help_names_exactly_the_axes_there_are(help_text: str) -> None:
-    from sweeps.engine.spaces import AXES
-
-    from xfer.recipe import CHOICE_TABLES
-
-    numbers = said(help_text, "Axes of numbers:", ".")
-    text = re.search(r"Axes of names, those with \* unless given: - (.*?) What stands in brackets", help_text)
-    assert text
-    kinds = dict(line.split(": ", 1) for line in text[1].split(" - "))
-    assert set(kinds) == set(CHOICE_TABLES)
-    assert numbers == {*AXES, "learning_rate"} - set(CHOICE_TABLES)
-    assert kinds.pop("strategy") == "as in --strategies"
-    for kind, names in kinds.items():
-        assert listed(names) == there_are(kind), kind
-
-
-def test_every_example_in_the_help_of_vary_is_taken(help_text: str) -> None:
-    from sweeps.engine.edits import space_for
-
-    text = re.search(r"--vary .*?once for each axis: (.*?) Axes of numbers:", help_text)
-    assert text
-    examples = re.findall(r"([a-z_]+)=([^=]*?)(?:, (?=[a-z_]+=)|\.$)", text[1].replace("sgd, ranger", "sgd,ranger"))
+    match = re.search(r"--vary .*?once for each axis: (.*?) Numeric axes:", help_text)
+    assert match
+    examples = re.findall(r"([a-z_]+)=([^=]*?)(?:, (?=[a-z_]+=)|\.$)", match[1].replace("sgd, ranger", "sgd,ranger"))
     assert len(examples) == 5
     for axis, values in examples:
         space_for(["a"], 8, edits={axis: values})
 
 
-def test_the_help_says_the_defaults(help_text: str) -> None:
+def test_the_help_shows_the_defaults(help_text: str) -> None:
     for flag, default in (("--storage PLACE", "runs"), ("--reports PATH", "reports"), ("--trials INT", "24")):
         assert re.search(rf"{flag} [^(]*\(default: {default}\)", help_text)
 
 
 @pytest.mark.parametrize("page", ["folder", "quickstart", "stanford_cars"])
-def test_the_help_is_there_before_torch_ray_and_the_rest_are_imported(page: str) -> None:
-    shown = python("-X", "importtime", "-m", f"sweeps.{page}", "--help")
-    assert shown.returncode == 0
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
+def test_the_help_does_not_wait_for_torch_ray_and_other_slow_imports(page: str) -> None:
+    result = python("-X", "importtime", "-m", f"sweeps.{page}", "--help")
+    assert result.returncode == 0
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert "tyro" in imported
     assert imported & {"torch", "ray", "optuna", "mlflow", "timm", "pandas", "sklearn", "scipy"} == set()

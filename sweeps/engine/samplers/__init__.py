@@ -1,1 +1,1 @@
-"""Samplers that propose configurations."""
+"""Samplers: propose the configurations that a sweep tries."""

@@ -51,14 +51,11 @@ Optimizers and rates of `clip`, `freeze_then_unfreeze` and `linear_probe` were c
 parts of four data sets, with one network: benchmarks/RECIPES.md. `naive` and `scratch` keep their earlier ones, because
 the choice made without a data set did no better on it. The rest of each recipe was not compared."""
 
-KNOWN_GOOD: tuple[Config, ...] = (
-    *RESEARCHED,
-    *(
-        Config({"strategy": name})
-        for name in CHOICES["strategy"].entries
-        if name not in {row["strategy"] for row in RESEARCHED}
-    ),
-)
+_OTHERS: list[Config] = [
+    {"strategy": name} for name in CHOICES["strategy"].entries if all(name != row["strategy"] for row in RESEARCHED)
+]
+
+KNOWN_GOOD: tuple[Config, ...] = (*RESEARCHED, *_OTHERS)
 """At least one recipe for every strategy: `RESEARCHED`, and the defaults for strategies that are not among them."""
 
 
