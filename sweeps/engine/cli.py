@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what a sweep stands on takes seconds to import, and `--help
     from collections.abc import Iterator
 
     from sweeps.engine.planning.prepared import Prepared
-    from sweeps.engine.sweep import RunOptions
+    from sweeps.engine.run_options import RunOptions
     from sweeps.reporting.results import Results
 
 EXIT_OK, EXIT_NO_RESULT, EXIT_INVALID_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -102,7 +102,7 @@ def run_experiment(page: Plan, asked: Options, program: str) -> int:
     from sweeps.engine import launch, tracking
     from sweeps.engine.console.log_redirect import redirect_output
     from sweeps.engine.planning.prepare import prepare
-    from sweeps.engine.sweep import RunOptions
+    from sweeps.engine.run_options import RunOptions
     from xfer.devices.host_memory import retain_freed_memory
 
     retain_freed_memory()  # data are measured, and heads trained, in this process
@@ -110,8 +110,8 @@ def run_experiment(page: Plan, asked: Options, program: str) -> int:
         prepared = prepare(plan, asked.storage, progress)
     share = _share(asked)
     means = RunOptions(
-        share=share,
-        packs=asked.gpus_per_trial is None and share.gpus > 0,
+        resources=share,
+        shares_gpus=asked.gpus_per_trial is None and share.gpus > 0,
         concurrent=asked.concurrent,
         seconds=budget,
         prices=prices,

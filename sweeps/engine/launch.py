@@ -14,9 +14,10 @@ from sweeps.engine.presearch.advice import recommend_strategies
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cost import LOCAL_NODE_TYPE, CostTracker, Machine
+from sweeps.engine.run_options import RunOptions
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store
-from sweeps.engine.sweep import RunOptions, Sweep
+from sweeps.engine.sweep import Sweep
 from sweeps.engine.tracking import Mirror
 from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress

@@ -17,14 +17,14 @@ NOTES = os.environ.get("LAB_NOTES")
 
 def name_runs(module):
     """A run of `sweeps.engine.trials.trainable` knows the trial that it is."""
-    make = module._run
+    make = module.open_run
 
     def named(config):
         run = make(config)
         run.trial_seen = config["trial"]
         return run
 
-    module._run = named
+    module.open_run = named
 
 
 def watch_training(module):
