@@ -4,7 +4,7 @@
     python -m benchmarks.overhead --trials 2000 --concurrent 64 --write
 
 Trials that train nothing go through the real launch path: the proposer, Ray Tune, the store, the MLflow mirror on
-SQLite. Only what happens in a trial's process is another (`sweep.RunOptions.trainable`): a plausible epoch (more with
+SQLite. Only what happens in a trial's process is another (`RunOptions.trainable`): a plausible epoch (more with
 `--epochs`) is written down and reported, and then a record. The sampler is random, the network small, and two trials
 run at a time.
 
@@ -144,10 +144,11 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
     from rich.console import Console
 
     from sweeps import folder as page
-    from sweeps.engine import launch, options, sweep, tracking
+    from sweeps.engine import launch, options, tracking
     from sweeps.engine.console.log_redirect import redirect_output
     from sweeps.engine.console.progress import ProgressView
     from sweeps.engine.planning.prepare import prepare
+    from sweeps.engine.resources.run_options import RunOptions
     from sweeps.engine.storage.store import Store
     from sweeps.engine.trials import ray_tune
 
@@ -174,7 +175,7 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
     if concurrent > CONCURRENT_TRIALS:
         os.environ.update(ray_tune.RAY_ENVIRONMENT)
         ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    means = sweep.RunOptions(
+    run_options = RunOptions(
         concurrent=concurrent, tracking_uri=tracking.default_tracking_uri(flags.storage), trainable=no_op_trainable
     )
     began = time.perf_counter()
@@ -184,7 +185,7 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
         launch.leased(store, watch.print_line),
     ):
         launch.claim_plan(prepared, store)
-        if not launch.run_sweep(prepared, store, means, watch):
+        if not launch.run_sweep(prepared, store, run_options, watch):
             console.print("MLflow has not received everything")
     ended, processor = time.perf_counter(), time.process_time() - used[0]
     assert len(ends) == trials == sum(record.phase == "search" for record in store.records())

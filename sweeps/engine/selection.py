@@ -1,4 +1,4 @@
-"""Finals: the best recipes on new seeds and new draws, then, their ranking fixed, on the test part."""
+"""Selection: which trials are finalists, which runs they get on new seeds, and how they are ranked."""
 
 from __future__ import annotations
 
@@ -14,26 +14,38 @@ from xfer.records import Record
 
 
 def select_finalists(records: Iterable[Record], count: int, objectives: Sequence[Objective] = (ACCURACY,)) -> list[str]:
-    """The `count` best finished search trials by the first objective, one of each recipe; ties to the earlier one.
+    """Select the best finished search trials, at most one per recipe.
 
-    With two objectives those that no other beats in both come first.
+    Args:
+        records: records of all phases.
+        count: maximum number of finalists.
+        objectives: the first one ranks; with two, trials on the Pareto front come first.
+
+    Returns:
+        The names of the trials, best first; the earlier trial wins a tie.
     """
     finished = [record for record in records if record.phase == "search" and record.status == "finished"]
-    scores = {record.trial: tuple(final_score(record, each) for each in objectives) for record in finished}
+    scores = {record.trial: tuple(final_score(record, objective) for objective in objectives) for record in finished}
     front = dict(
         zip(scores, pareto_mask(list(scores.values())) if objectives[1:] else [True] * len(scores), strict=True)
     )
     best: dict[str, Record] = {}
-    for record in sorted(finished, key=lambda one: (not front[one.trial], -scores[one.trial][0], one.trial)):
+    for record in sorted(finished, key=lambda run: (not front[run.trial], -scores[run.trial][0], run.trial)):
         best.setdefault(record.key, record)
     return [record.trial for record in best.values()][:count]
 
 
 def finalist_trials(finalists: Sequence[Record], plan: Plan, redraws: bool) -> list[Trial]:
-    """The finalists' runs: each recipe on `plan.seeds` seeds that the search did not use.
+    """Return the runs of the finalists: each recipe on `plan.seeds` seeds that the search did not use.
 
-    Seed by seed rather than finalist by finalist, so that a sweep that is cut short has compared all of them. With
-    `redraws` each seed also draws the validation part anew, the same one for every finalist.
+    Args:
+        finalists: the records of the selected search trials.
+        plan: the plan.
+        redraws: whether each seed also draws its own validation part, the same one for every finalist.
+
+    Returns:
+        The trials, seed by seed rather than finalist by finalist, so that a sweep that is cut short has compared all
+        finalists.
     """
     recipes = {record.trial: recipe_from_dict(record.recipe) for record in finalists}
     return [
@@ -49,7 +61,7 @@ def final_rounds(plan: Plan, concurrent: int) -> int:
 
 
 def search_trial_name(trial: str) -> str:
-    """The search trial that a final run repeats, or the trial itself.
+    """Return the name of the search trial that a final run repeats, or the name itself.
 
     >>> search_trial_name("0007-s2"), search_trial_name("0007")
     ('0007', '0007')
@@ -58,7 +70,7 @@ def search_trial_name(trial: str) -> str:
 
 
 def finalist_runs(records: Iterable[Record], finalists: Sequence[str]) -> dict[str, list[Record]]:
-    """The finished final runs of each finalist."""
+    """Return the finished final runs of each finalist, by the name of its search trial."""
     finished = [record for record in records if record.phase == "final" and record.status == "finished"]
     return {name: [record for record in finished if search_trial_name(record.trial) == name] for name in finalists}
 
@@ -66,28 +78,37 @@ def finalist_runs(records: Iterable[Record], finalists: Sequence[str]) -> dict[s
 def winner_metrics(
     winner: Record, records: Iterable[Record], objectives: Sequence[Objective] = (ACCURACY,)
 ) -> dict[str, float]:
-    """What the winner's recipe reached, as means over its final runs where there are any.
+    """Return the metrics of the winner's recipe: means over its final runs, if it has any.
 
-    Accuracy is among it whatever was searched for, and of the test part all that was measured there.
+    Args:
+        winner: the record of the winner, of the search or of a final run.
+        records: records of all phases.
+        objectives: what was searched for.
+
+    Returns:
+        Mean value by metric: the objectives, accuracy in any case, and everything that was measured on the test part.
     """
-    found = finalist_runs(records, [search_trial_name(winner.trial)])[search_trial_name(winner.trial)] or [winner]
-    reached = {
-        each.metric: [value for record in found if (value := each.value(record.epochs)) is not None]
-        for each in dict.fromkeys((ACCURACY, *objectives))
+    trial = search_trial_name(winner.trial)
+    runs = finalist_runs(records, [trial])[trial] or [winner]
+    metrics = {
+        objective.metric: [value for run in runs if (value := objective.value(run.epochs)) is not None]
+        for objective in dict.fromkeys((ACCURACY, *objectives))
     }
-    tests = [record.test for record in found if record.test is not None]
+    tests = [run.test for run in runs if run.test is not None]
     for name in ("accuracy", "balanced_accuracy", "noisy_accuracy"):
-        reached[f"test_{name}"] = [value for test in tests if (value := getattr(test, name)) is not None]
-    return {name: fmean(values) for name, values in reached.items() if values}
+        metrics[f"test_{name}"] = [value for test in tests if (value := getattr(test, name)) is not None]
+    return {name: fmean(values) for name, values in metrics.items() if values}
 
 
 def rank_finalists(runs: Mapping[str, Sequence[Record]], objective: Objective = ACCURACY) -> list[str]:
-    """Finalists by their mean score over seeds, the best first; those without a finished run are left out."""
-    means = {name: fmean(final_score(record, objective) for record in found) for name, found in runs.items() if found}
+    """Rank finalists by their mean score over seeds, best first; finalists without a finished run are left out."""
+    means = {
+        name: fmean(final_score(record, objective) for record in records) for name, records in runs.items() if records
+    }
     return sorted(means, key=lambda name: (-means[name], name))
 
 
 def final_score(record: Record, objective: Objective) -> float:
-    """What a finished run has come to, higher is better; the lowest there is where it was not measured."""
+    """Return the final score of a finished run, higher is better; -inf if it was not measured."""
     score = objective.score(record.epochs)
     return -math.inf if score is None else score

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,7 @@ from sweeps.engine.presearch.advice import recommended_strategies
 from sweeps.engine.presearch.warm_start import warm_start_params
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.cost import CostTracker
-from sweeps.engine.resources.prices import UNKNOWN_PRICES, Prices
+from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import KEEPS_KNOWN_GOOD, SCHEDULERS, LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
@@ -25,42 +25,13 @@ from sweeps.engine.trials.ledger import TrialLedger
 from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.probe_tasks import PROBE_BATCH_SIZE, PROBES_PER_SAMPLER_UPDATE, ProbeTasks
 from sweeps.engine.trials.stage import Stage, StoppingRule, trial_history
-from sweeps.engine.trials.trainable import (
-    Resources,
-    Trainable,
-    evaluate_on_test,
-    export_model,
-    train_trial,
-    trial_config,
-)
+from sweeps.engine.trials.trainable import evaluate_on_test, export_model, train_trial, trial_config
 from sweeps.engine.trials.trial_queue import search_trials
 from xfer.records import Record
 from xfer.storage import local_cache, object_store
 
 MAX_PROBE_TASKS = 8
 """Maximum number of concurrent probe tasks; each has to load the network."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What this start of a sweep may use; none of it changes what a trial is."""
-
-    share: Resources = field(default_factory=Resources)
-    """What a trial gets of a machine."""
-    packs: bool = False
-    """Whether trials share GPUs as far as memory probes allow (`gpu_sharing`), instead of getting `share`."""
-    concurrent: int | None = None
-    """Maximum number of concurrent trials; None for as many as fit."""
-    seconds: float | None = None
-    """Time budget; None for no limit."""
-    prices: Prices = UNKNOWN_PRICES
-    """Prices of machines, from `--prices`."""
-    cost_budget: float | None = None
-    """In US dollars, over all starts of the sweep; None for no limit."""
-    tracking_uri: str
-    """URI of MLflow: a database (`tracking.default_tracking_uri`) or a server."""
-    trainable: Trainable = train_trial
-    """What runs in a trial's process; replaced only to measure the overhead of everything else."""
 
 
 class Sweep:
@@ -91,7 +62,7 @@ class Sweep:
         self._view = view
         self.budget = Budget(cost_tracker or CostTracker(store), run_options.seconds, run_options.cost_budget)
         """What is left of time and money."""
-        self._placement = Placement(prepared, store, view, self.budget, run_options.share, run_options.concurrent)
+        self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
         self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
@@ -241,7 +212,7 @@ class Sweep:
         )
         trials, records = self._ledger.trials, self._ledger.ended("search")
         self.sampler.replay({name: (trials[name].params, record) for name, record in records.items()})
-        if self._options.packs:
+        if self._options.shares_gpus:
             self._placement.share_gpus(self.prepared)
 
     def _begin(

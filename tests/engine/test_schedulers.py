@@ -1,7 +1,7 @@
-"""Who goes on: decision for decision what Ray's own schedulers say, but as pure functions over what is stored.
+"""Schedulers: the same decisions as Ray's own schedulers, but as pure functions over stored learning curves.
 
-One difference is deliberate: nobody is stopped after the last epoch. The trial has been paid for by then, and Ray's
-ASHA, given a rung there, would have it count as stopped.
+One difference is deliberate: no trial is stopped after its last epoch. Its cost is spent by then, and Ray's ASHA would
+count it as stopped if there is a rung at that epoch.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from sweeps.engine.schedulers import (
 
 RUNS = range(60)
 CONTROLLER = SimpleNamespace(get_live_trials=list)
-"""Of Tune's controller the median rule asks only who waits for a place: nobody."""
+"""Stands for Ray Tune's controller, which the median rule asks only for pending trials: there are none."""
 
 
 class StandIn:
-    """What Ray's schedulers ask of a trial."""
+    """The part of a trial that Ray's schedulers use."""
 
     def __init__(self, name: str) -> None:
         self.trial_id = name
@@ -58,7 +58,7 @@ def rays_median(epochs: int) -> Any:
 
 
 RULES = {"asha": partial(asha, first_rung=1), "median": median}
-"""Both as they judge from the first epoch on."""
+"""Both schedulers, deciding from the first epoch on."""
 
 PAIRS = {
     "asha": (asha, lambda epochs: rays_asha(epochs, grace=math.ceil(epochs / 4))),
@@ -68,60 +68,62 @@ PAIRS = {
 
 
 def interleaved(seed: int, rule: str) -> list[tuple[str, int, bool, bool]]:
-    """A sweep whose trials report in random order: (trial, epoch, ours says go on, Ray says go on)."""
+    """Simulate a sweep whose trials report in random order: (trial, epoch, our decision, Ray's decision)."""
     ours, make = PAIRS[rule]
-    chance = random.Random(seed)
-    epochs, count, places = chance.choice([1, 2, 3, 4, 8, 9, 12, 27]), chance.randint(2, 14), chance.randint(1, 5)
+    rng = random.Random(seed)
+    epochs, count, slots = rng.choice([1, 2, 3, 4, 8, 9, 12, 27]), rng.randint(2, 14), rng.randint(1, 5)
     rays = make(epochs)
-    quality = [chance.random() for _ in range(count)]
+    quality = [rng.random() for _ in range(count)]
     history: dict[str, LearningCurve] = {}
     trials: dict[str, StandIn] = {}
     running: list[str] = []
-    said = []
+    decisions = []
     while running or len(trials) < count:
-        if len(trials) < count and len(running) < places and (not running or chance.random() < 0.4):
+        if len(trials) < count and len(running) < slots and (not running or rng.random() < 0.4):
             name = f"{len(trials):04d}"
             trials[name] = StandIn(name)
             rays.on_trial_add(CONTROLLER, trials[name])
             running.append(name)
-        name = chance.choice(running)
-        # Coarse values, for ties must be broken alike too.
-        value = round(quality[int(name)] + chance.gauss(0, 0.2), 1)
+        name = rng.choice(running)
+        # Coarse values, because ties must be broken in the same way too.
+        value = round(quality[int(name)] + rng.gauss(0, 0.2), 1)
         history[name] = LearningCurve([*history.get(name, LearningCurve([])).values, value])
         epoch = len(history[name].values)
         result = {"epoch": epoch, "value": value}
         decision = rays.on_trial_result(CONTROLLER, trials[name], result)
-        said.append((name, epoch, ours(history, name, epochs), decision == TrialScheduler.CONTINUE))
+        decisions.append((name, epoch, ours(history, name, epochs), decision == TrialScheduler.CONTINUE))
         if epoch == epochs:
             rays.on_trial_complete(CONTROLLER, trials[name], result)
         if epoch == epochs or decision != TrialScheduler.CONTINUE:
             running.remove(name)
-    return [entry for entry in said if entry[1] < epochs] + [(n, e, True, o) for n, e, o, _ in said if e == epochs]
+    return [entry for entry in decisions if entry[1] < epochs] + [
+        (n, e, True, o) for n, e, o, _ in decisions if e == epochs
+    ]
 
 
 @pytest.mark.parametrize("rule", PAIRS)
-def test_decisions_are_rays_in_many_interleavings(rule: str) -> None:
-    said = [entry for seed in RUNS for entry in interleaved(seed, rule)]
-    assert [entry for entry in said if entry[2] != entry[3]] == []
-    stopped = sum(not ours for _, _, ours, _ in said)
-    assert stopped > len(RUNS), "too few were stopped for this to say anything"
-    assert stopped < len(said) / 2
+def test_decisions_equal_rays_in_many_interleavings(rule: str) -> None:
+    decisions = [entry for seed in RUNS for entry in interleaved(seed, rule)]
+    assert [entry for entry in decisions if entry[2] != entry[3]] == []
+    stopped = sum(not ours for _, _, ours, _ in decisions)
+    assert stopped > len(RUNS), "too few trials were stopped for this test to mean anything"
+    assert stopped < len(decisions) / 2
 
 
-def test_unlike_with_rays_asha_nobody_is_stopped_after_the_last_epoch() -> None:
+def test_unlike_rays_asha_ours_stops_no_trial_after_its_last_epoch() -> None:
     rays = rays_asha(3)
     history = {}
     for name, values in {"good": [0.5, 0.9, 0.9], "bad": [0.5, 0.9, 0.1]}.items():
         trial = StandIn(name)
         rays.on_trial_add(CONTROLLER, trial)
-        said = [rays.on_trial_result(CONTROLLER, trial, {"epoch": n, "value": v}) for n, v in enumerate(values, 1)]
+        decisions = [rays.on_trial_result(CONTROLLER, trial, {"epoch": n, "value": v}) for n, v in enumerate(values, 1)]
         history[name] = LearningCurve(values)
-    assert said[-1] == TrialScheduler.STOP
+    assert decisions[-1] == TrialScheduler.STOP
     assert asha(history, "bad", epochs=3, first_rung=1)
     assert not asha(history, "bad", epochs=4, first_rung=1)
 
 
-def test_nor_by_the_median_rule() -> None:
+def test_the_median_rule_stops_no_trial_after_its_last_epoch() -> None:
     history = {**{str(number): LearningCurve([0.8, 0.8]) for number in range(3)}, "bad": LearningCurve([0.1, 0.1])}
     assert median(history, "bad", epochs=2)
     assert not median(history, "bad", epochs=3)
@@ -131,37 +133,37 @@ def test_nor_by_the_median_rule() -> None:
     ("epochs", "first", "rungs"),
     [(20, None, {5, 15}), (8, None, {2, 6}), (4, None, {1, 3}), (1, None, set()), (20, 1, {1, 3, 9}), (9, 2, {2, 6})],
 )
-def test_asha_judges_at_its_rungs_only_the_first_after_a_quarter_of_the_epochs(
+def test_asha_stops_trials_only_at_its_rungs_of_which_the_first_is_at_a_quarter_of_the_epochs(
     epochs: int, first: int | None, rungs: set[int]
 ) -> None:
     good = LearningCurve([0.9] * epochs)
-    judged = {
+    stopped_at = {
         epoch
         for epoch in range(1, epochs + 1)
         if not asha({"good": good, "bad": LearningCurve([0.1] * epoch)}, "bad", epochs, first)
     }
-    assert judged == rungs
+    assert stopped_at == rungs
 
 
-def test_asha_lets_the_best_third_of_those_before_go_on() -> None:
+def test_asha_continues_a_trial_among_the_best_third_of_earlier_ones() -> None:
     others = {str(number): LearningCurve([number / 10]) for number in range(1, 8)}
     passed = [value for value in range(9) if asha({**others, "me": LearningCurve([value / 10])}, "me", epochs=4)]
     assert passed == [5, 6, 7, 8]
 
 
-def test_the_median_rule_waits_for_three_others() -> None:
+def test_the_median_rule_needs_three_other_trials() -> None:
     others = {str(number): LearningCurve([0.9, 0.9]) for number in range(2)}
     assert median({**others, "bad": LearningCurve([0.1])}, "bad", epochs=4)
     assert not median({**others, "third": LearningCurve([0.9]), "bad": LearningCurve([0.1])}, "bad", epochs=4)
 
 
-def test_the_median_rule_takes_the_best_value_so_far() -> None:
+def test_the_median_rule_compares_the_best_score_so_far() -> None:
     others = {str(number): LearningCurve([0.5, 0.5]) for number in range(3)}
     assert median({**others, "me": LearningCurve([0.6, 0.1])}, "me", epochs=4)
     assert not median({**others, "me": LearningCurve([0.4, 0.4])}, "me", epochs=4)
 
 
-# --- nothing is said of a network that is still frozen ---------------------------------------------------------------
+# --- networks that are frozen at first ---------------------------------------------------------------
 
 
 def good(count: int = 6, length: int = 27) -> dict[str, LearningCurve]:
@@ -170,7 +172,7 @@ def good(count: int = 6, length: int = 27) -> dict[str, LearningCurve]:
 
 @pytest.mark.parametrize("frozen", [1, 2, 3])
 @pytest.mark.parametrize("rule", RULES)
-def test_nobody_is_judged_before_the_epoch_after_it_unfreezes(rule: str, frozen: int) -> None:
+def test_no_trial_is_stopped_before_the_epoch_after_it_unfreezes(rule: str, frozen: int) -> None:
     for epoch in range(1, frozen + 1):
         assert RULES[rule]({**good(), "me": LearningCurve([0.0] * epoch, last_unfreeze_epoch=frozen)}, "me", 27)
     assert not all(
@@ -179,38 +181,38 @@ def test_nobody_is_judged_before_the_epoch_after_it_unfreezes(rule: str, frozen:
     )
 
 
-def test_the_median_rule_judges_in_the_very_next_epoch() -> None:
+def test_the_median_rule_can_stop_a_trial_in_the_epoch_after_it_unfreezes() -> None:
     assert not median({**good(), "me": LearningCurve([0.0] * 3, last_unfreeze_epoch=2)}, "me", 27)
 
 
-def test_asha_judges_at_the_next_rung() -> None:
+def test_asha_can_stop_a_trial_at_the_rung_after_it_unfreezes() -> None:
     assert not RULES["asha"]({**good(), "me": LearningCurve([0.0] * 3, last_unfreeze_epoch=2)}, "me", 27)
     assert not RULES["asha"]({**good(), "me": LearningCurve([0.0] * 9, last_unfreeze_epoch=3)}, "me", 27)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nor_does_a_frozen_network_count_against_others(rule: str) -> None:
+def test_scores_of_frozen_epochs_do_not_count_against_other_trials(rule: str) -> None:
     frozen = {f"frozen{number}": LearningCurve([0.9, 0.9], last_unfreeze_epoch=2) for number in range(6)}
     assert RULES[rule]({**frozen, "me": LearningCurve([0.1])}, "me", 27)
-    free = {name: LearningCurve(progress.values) for name, progress in frozen.items()}
+    free = {name: LearningCurve(curve.values) for name, curve in frozen.items()}
     assert not RULES[rule]({**free, "me": LearningCurve([0.1])}, "me", 27)
 
 
-def test_the_median_rule_leaves_frozen_epochs_out_of_running_means_and_of_the_best() -> None:
+def test_the_median_rule_ignores_frozen_epochs_in_running_means_and_in_the_best_score() -> None:
     others = {str(number): LearningCurve([0.0, 0.0, 0.8], last_unfreeze_epoch=2) for number in range(3)}
     assert not median({**others, "me": LearningCurve([0.5, 0.5, 0.5])}, "me", epochs=9)
     even = {str(number): LearningCurve([0.6, 0.6, 0.6]) for number in range(3)}
     assert not median({**even, "me": LearningCurve([0.9, 0.9, 0.5], last_unfreeze_epoch=2)}, "me", epochs=9)
 
 
-# --- one epoch for all, then the best few ---------------------------------------------------------------------------
+# --- one epoch for all trials, then only the best ---------------------------------------------------------------------
 
 
 def after_one(*values: float) -> dict[str, LearningCurve]:
     return {f"{number:04d}": LearningCurve([value]) for number, value in enumerate(values)}
 
 
-def test_of_those_that_had_one_epoch_the_best_three_go_on() -> None:
+def test_after_one_epoch_the_best_three_trials_continue() -> None:
     history = after_one(0.5, 0.9, 0.1, 0.7, 0.6)
     assert {name for name in history if one_epoch_top_k(history, name, 8)} == {"0001", "0003", "0004"}
     assert {one_epoch_top_k(history, name, 8) for name in ("0000", "0002")} == {False}
@@ -221,12 +223,12 @@ def test_a_tie_goes_to_the_earlier_trial() -> None:
     assert [one_epoch_top_k(history, name, 8) for name in history] == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize(("trials", "most"), [(1, 3), (24, 3), (25, 4), (64, 8), (5000, 625)])
-def test_an_eighth_goes_on_and_at_least_three(trials: int, most: int) -> None:
-    assert top_k_count(trials) == most
+@pytest.mark.parametrize(("trials", "count"), [(1, 3), (24, 3), (25, 4), (64, 8), (5000, 625)])
+def test_an_eighth_of_the_trials_continues_and_at_least_three(trials: int, count: int) -> None:
+    assert top_k_count(trials) == count
 
 
-def test_everybody_waits_until_all_have_had_their_epoch() -> None:
+def test_trials_wait_until_all_have_had_their_epoch() -> None:
     for missing in (LearningCurve(()), LearningCurve([0.1, 0.2], last_unfreeze_epoch=2)):
         history = {**after_one(0.5, 0.9, 0.1, 0.7), "late": missing}
         assert [one_epoch_top_k(history, name, 8) for name in after_one(0, 0, 0, 0)] == [None] * 4
@@ -235,30 +237,30 @@ def test_everybody_waits_until_all_have_had_their_epoch() -> None:
         ]
 
 
-def test_nobody_waits_for_a_trial_that_failed_before() -> None:
+def test_no_trial_waits_for_one_that_failed() -> None:
     history = {**after_one(0.5, 0.9, 0.1, 0.7), "lost": LearningCurve((), ended=True)}
     assert [one_epoch_top_k(history, name, 8) for name in after_one(0, 0, 0, 0)] == [True, True, False, True]
 
 
-def test_nor_for_one_whose_value_was_not_measured_which_goes_on() -> None:
-    history = {**after_one(0.5, 0.9, 0.1, 0.7), "blind": LearningCurve([None])}
+def test_no_trial_waits_for_one_without_a_measured_score_and_that_one_continues() -> None:
+    history = {**after_one(0.5, 0.9, 0.1, 0.7), "unmeasured": LearningCurve([None])}
     assert [one_epoch_top_k(history, name, 8) for name in history] == [True, True, False, True, True]
 
 
-def test_those_that_go_on_are_compared_by_their_first_epoch_ever_after() -> None:
+def test_trials_that_continue_are_still_compared_by_their_first_epoch() -> None:
     history = {**after_one(0.5, 0.9, 0.1, 0.7), "0003": LearningCurve([0.7, 0.0, 0.0])}
     assert one_epoch_top_k(history, "0003", 8)
     assert not one_epoch_top_k(history, "0002", 8)
 
 
-def test_a_network_that_is_frozen_first_is_compared_by_its_first_epoch_after_that() -> None:
+def test_a_network_that_is_frozen_at_first_is_compared_by_its_first_epoch_after_unfreezing() -> None:
     history = {**after_one(0.5, 0.9, 0.6, 0.7), "frozen": LearningCurve([0.9, 0.9, 0.1], last_unfreeze_epoch=2)}
     assert not one_epoch_top_k(history, "frozen", 8)
     assert one_epoch_top_k({**history, "frozen": LearningCurve([0.1, 0.1, 0.9], last_unfreeze_epoch=2)}, "frozen", 8)
     assert one_epoch_top_k({**history, "frozen": LearningCurve([0.1], last_unfreeze_epoch=2)}, "frozen", 8)
 
 
-def test_after_the_last_epoch_nobody_is_pruned_and_nobody_waits() -> None:
+def test_a_trial_neither_stops_nor_waits_after_its_last_epoch() -> None:
     history = {
         **after_one(0.5, 0.9, 0.6, 0.7),
         "last": LearningCurve([0.1, 0.1, 0.1], last_unfreeze_epoch=2),
@@ -267,47 +269,47 @@ def test_after_the_last_epoch_nobody_is_pruned_and_nobody_waits() -> None:
     assert one_epoch_top_k(history, "last", 3)
 
 
-# --- pure ------------------------------------------------------------------------------------------------------------
+# --- properties of all schedulers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", SCHEDULERS)
 def test_the_same_history_gives_the_same_answer_in_any_order(rule: str) -> None:
-    chance = random.Random(1)
-    judge = SCHEDULERS[rule]
+    rng = random.Random(1)
+    scheduler = SCHEDULERS[rule]
     for _ in range(40):
         items = [
             (
                 f"{n:04d}",
-                LearningCurve([chance.random() for _ in range(chance.randint(0, 9))], chance.choice([0, 0, 2])),
+                LearningCurve([rng.random() for _ in range(rng.randint(0, 9))], rng.choice([0, 0, 2])),
             )
             for n in range(8)
         ]
-        items.append(("me", LearningCurve([chance.random() for _ in range(chance.choice([1, 3, 4, 9]))])))
+        items.append(("me", LearningCurve([rng.random() for _ in range(rng.choice([1, 3, 4, 9]))])))
         history: TrialHistory = dict(items)
         before = deepcopy(history)
-        first = judge(history, "me", 12)
+        first = scheduler(history, "me", 12)
         assert history == before
-        chance.shuffle(items)
-        assert judge(dict(items), "me", 12) == first == judge(history, "me", 12)
+        rng.shuffle(items)
+        assert scheduler(dict(items), "me", 12) == first == scheduler(history, "me", 12)
 
 
-def test_without_a_scheduler_everybody_runs_to_the_end() -> None:
+def test_without_a_scheduler_every_trial_runs_to_the_end() -> None:
     assert all(none({**good(), "me": LearningCurve([0.0] * epoch)}, "me", 9) for epoch in range(1, 10))
 
 
 @pytest.mark.parametrize("rule", SCHEDULERS)
-def test_a_trial_alone_goes_on(rule: str) -> None:
+def test_a_single_trial_continues(rule: str) -> None:
     assert all(SCHEDULERS[rule]({"me": LearningCurve([0.0] * epoch)}, "me", 9) for epoch in range(1, 10))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_head_that_is_over_after_one_epoch_is_held_against_nobody(name: str) -> None:
-    """What it has come to is its end: others' first epochs are only their beginning."""
+def test_a_closed_form_head_with_its_single_epoch_does_not_count_against_other_trials(name: str) -> None:
+    """Its only score is final, while other trials have only begun after their first epoch."""
     heads = {f"head{number}": LearningCurve([0.9], last_unfreeze_epoch=1, ended=True) for number in range(6)}
     others = {f"{number:04d}": LearningCurve([0.1 * number], ended=number > 2) for number in range(4)}
     for epochs in (2, 4, 24):
         for trial in others:
             with_them = SCHEDULERS[name]({**heads, **others}, trial, epochs)
             assert with_them == SCHEDULERS[name](others, trial, epochs) or name == "one_epoch_top_k"
-    goes_on = {trial: one_epoch_top_k({**heads, **others}, trial, 4) for trial in others}
-    assert goes_on == {"0000": False, "0001": True, "0002": True, "0003": True}
+    continues = {trial: one_epoch_top_k({**heads, **others}, trial, 4) for trial in others}
+    assert continues == {"0000": False, "0001": True, "0002": True, "0003": True}

@@ -1,4 +1,4 @@
-"""Finals: who is run again, on what, and who wins."""
+"""Selection: which trials become finalists, which runs they get, and which of them wins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xfer.records import Record, Status
 PLAN = Plan("folder", "Which?", seeds=3, seed=10)
 
 
-def test_the_best_finished_trials_are_chosen_best_first() -> None:
+def test_the_best_finished_trials_are_selected_best_first() -> None:
     records = [a_record(f"{number:04d}", (0.1, value)) for number, value in enumerate((0.5, 0.9, 0.7, 0.8))]
     assert selection.select_finalists(records, 3) == ["0001", "0003", "0002"]
     assert selection.select_finalists(records, 9) == ["0001", "0003", "0002", "0000"]
@@ -23,7 +23,7 @@ def test_the_best_finished_trials_are_chosen_best_first() -> None:
     assert selection.select_finalists([], 3) == []
 
 
-def test_the_last_epoch_counts_and_not_the_best() -> None:
+def test_trials_are_ranked_by_their_last_epoch_not_their_best() -> None:
     assert selection.select_finalists([a_record("0000", (0.9, 0.5)), a_record("0001", (0.1, 0.6))], 1) == ["0001"]
 
 
@@ -33,7 +33,7 @@ def test_ties_go_to_the_earlier_trial(order: int) -> None:
     assert selection.select_finalists(records[::order], 2) == ["0002", "0003"]
 
 
-def test_a_recipe_that_was_proposed_twice_is_run_again_once() -> None:
+def test_a_recipe_that_was_proposed_twice_is_selected_once() -> None:
     records = [
         a_record("0000", (0.9,), key="same"),
         a_record("0001", (0.9,), key="same"),
@@ -44,19 +44,19 @@ def test_a_recipe_that_was_proposed_twice_is_run_again_once() -> None:
 
 
 @pytest.mark.parametrize("status", ["pruned", "failed"])
-def test_only_finished_trials_of_the_search_are_chosen(status: Status) -> None:
+def test_only_finished_trials_of_the_search_are_selected(status: Status) -> None:
     records = [a_record("0000", (0.9, 0.95), status), a_record("0001", (0.5,)), a_record("0002-s1", (0.99,))]
     assert selection.select_finalists(records, 3) == ["0001"]
 
 
-# --- their runs ------------------------------------------------------------------------------------------------------
+# --- final runs ------------------------------------------------------------------------------------------------------
 
 
 def finalists() -> list[Record]:
     return [a_record("0004", recipe=a_recipe("clip", seed=10)), a_record("0001", recipe=a_recipe("scratch", seed=10))]
 
 
-def test_each_recipe_runs_on_seeds_that_the_search_did_not_use_seed_by_seed() -> None:
+def test_each_recipe_runs_on_seeds_that_the_search_did_not_use_and_seed_by_seed() -> None:
     trials = selection.finalist_trials(finalists(), PLAN, redraws=False)
     assert [trial.name for trial in trials] == ["0004-s1", "0001-s1", "0004-s2", "0001-s2", "0004-s3", "0001-s3"]
     assert [trial.recipe["seed"] for trial in trials] == [11, 11, 12, 12, 13, 13]
@@ -65,14 +65,12 @@ def test_each_recipe_runs_on_seeds_that_the_search_did_not_use_seed_by_seed() ->
 
 
 @pytest.mark.parametrize(("redraws", "draws"), [(True, [1, 1, 2, 2, 3, 3]), (False, [0] * 6)])
-def test_the_draws_are_the_same_for_every_finalist_and_new_only_where_data_are_few(
-    redraws: bool, draws: Sequence[int]
-) -> None:
+def test_every_finalist_gets_the_same_draws_and_new_ones_only_with_redraws(redraws: bool, draws: Sequence[int]) -> None:
     assert [trial.recipe["draw"] for trial in selection.finalist_trials(finalists(), PLAN, redraws)] == draws
 
 
 @pytest.mark.parametrize("redraws", [True, False])
-def test_nothing_else_of_a_recipe_moves_the_test_part_least_of_all(redraws: bool) -> None:
+def test_a_final_run_changes_only_the_seed_and_the_draw_of_a_recipe(redraws: bool) -> None:
     for record in finalists():
         for trial in selection.finalist_trials([record], PLAN, redraws):
             recipe = recipe_from_dict(trial.recipe)
@@ -87,7 +85,7 @@ def test_no_two_final_runs_share_an_id() -> None:
     assert len({recipe_from_dict(trial.recipe).id for trial in trials}) == len(trials)
 
 
-# --- what they came to -----------------------------------------------------------------------------------------------
+# --- ranking and metrics ------------------------------------------------------------------------------------------
 
 
 def ended() -> list[Record]:
@@ -102,16 +100,16 @@ def ended() -> list[Record]:
     ]
 
 
-def test_runs_are_the_finished_final_ones_by_finalist() -> None:
+def test_finalist_runs_are_the_finished_final_runs_by_finalist() -> None:
     runs = selection.finalist_runs(ended(), ["0002", "0001", "0004"])
-    assert {name: [record.trial for record in found] for name, found in runs.items()} == {
+    assert {name: [record.trial for record in records] for name, records in runs.items()} == {
         "0002": ["0002-s1", "0002-s2"],
         "0001": ["0001-s1", "0001-s2"],
         "0004": [],
     }
 
 
-def test_finalists_are_ranked_by_their_mean_and_those_without_a_run_left_out() -> None:
+def test_finalists_are_ranked_by_their_mean_score_and_those_without_a_run_are_left_out() -> None:
     assert selection.rank_finalists(selection.finalist_runs(ended(), ["0001", "0002", "0003", "0004"])) == [
         "0003",
         "0002",
@@ -126,26 +124,26 @@ def test_a_tie_in_the_ranking_goes_to_the_earlier_trial() -> None:
     ]
 
 
-def test_the_ranking_never_looks_at_the_test_part() -> None:
+def test_the_ranking_ignores_the_test_part() -> None:
     good = a_record("0001-s1", (0.6,), test=an_evaluation("test", 10))
     better = a_record("0002-s1", (0.7,), test=an_evaluation("test", 1))
     assert selection.rank_finalists({"0001": [good], "0002": [better]}) == ["0002", "0001"]
 
 
-def test_the_winners_figures_are_means_over_its_final_runs() -> None:
+def test_winner_metrics_are_means_over_its_final_runs() -> None:
     winner = ended()[1]
     assert selection.winner_metrics(winner, ended()) == pytest.approx({"val_accuracy": 0.7, "test_accuracy": 0.65})
 
 
-def test_a_winner_without_finals_has_the_figures_of_its_search_run() -> None:
+def test_winner_metrics_without_finals_are_those_of_the_search_run() -> None:
     winner = a_record("0009", (0.5, 0.75))
     assert selection.winner_metrics(winner, [winner]) == {"val_accuracy": 0.75}
 
 
-def test_an_unopened_test_part_has_no_figure() -> None:
+def test_winner_metrics_lack_the_test_part_before_it_is_opened() -> None:
     assert selection.winner_metrics(ended()[3], ended()) == pytest.approx({"val_accuracy": 0.75})
 
 
-@pytest.mark.parametrize(("name", "of"), [("0007-s2", "0007"), ("0007", "0007"), ("12345-s10", "12345")])
-def test_a_final_run_names_the_trial_it_repeats(name: str, of: str) -> None:
-    assert selection.search_trial_name(name) == of
+@pytest.mark.parametrize(("name", "repeated"), [("0007-s2", "0007"), ("0007", "0007"), ("12345-s10", "12345")])
+def test_a_final_run_names_the_trial_it_repeats(name: str, repeated: str) -> None:
+    assert selection.search_trial_name(name) == repeated

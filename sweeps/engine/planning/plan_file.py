@@ -115,7 +115,7 @@ def resumed_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str
         raise PlanChangedError(
             f"{plan['name']} was started with another plan, and its trials can only be compared under one:\n  "
             + "\n  ".join(changes)
-            + "\nGive it as it was, or start anew beside it with --fresh, or under another --name"
+            + "\nRepeat the original options, or start a separate sweep with --fresh or another --name"
         )
     decided = {name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored}
     provenance = {**plan["provenance"], "created": stored["provenance"]["created"]}

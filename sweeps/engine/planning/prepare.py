@@ -1,4 +1,4 @@
-"""Prepare: everything that can be found wrong before the first trial is found here."""
+"""Prepare: reads the data, finds the weights and checks the space, so that a sweep fails before its first trial."""
 
 from __future__ import annotations
 
@@ -34,10 +34,15 @@ from xfer.training import networks
 
 
 def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: None) -> Prepared:
-    """Read the data into a pack, find and try the weights, check the space.
+    """Read the data into a pack, find and load the weights, and check the space.
+
+    Args:
+        plan: the experiment.
+        storage: the folder in which packs are cached.
+        progress: called while images are read.
 
     Raises:
-        ValueError: anything at all is wrong with what was asked for; the message is for the person who asked.
+        ValueError: the plan cannot be run; the message says why and what to change.
     """
     for kind, name, known in (
         ("sampler", plan.sampler, SAMPLERS),
@@ -53,41 +58,43 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     for name in plan.backbones:
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
-    space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # slips first: reading data may take long
+    space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # typos first: reading data may take long
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
     source = select_classes(read_source(plan.data, plan.source), plan.classes)
-    can = partial(_check_network, plan, len(source.classes), image_size)
+    check = partial(_check_network, plan, len(source.classes), image_size)
     space = space_for(
         plan.backbones,
         plan.epochs,
         plan.strategies,
         plan.edits,
-        lambda backbone, strategy, values: can(backbone, strategy={"name": strategy, **values}),
+        lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
     )
     for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
-            can(backbone, **{kind: {"name": entry}})
+            check(backbone, **{kind: {"name": entry}})
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
-    found = tuple(_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
+    checked = tuple(_load_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
     split = split_pack(pack, plan.seed, images_per_class=common_images_per_class(space))
-    # One more than asked for, to see whether they are all.
+    # One more than requested, to see whether the grid ends before.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
     plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
-    notes = _notes(source.notes, pack, split) + _of_list(plan, combinations)
-    prepared = Prepared(plan, space, pack, split, image_size, found, notes, source.name)
+    notes = _data_notes(source.notes, pack, split) + _enumeration_notes(plan, combinations)
+    prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
+    # Both raise a ValueError if anything does not fit together.
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
     screening.screening_trials(prepared)
     return prepared
 
 
-def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
+def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
+    """Find the weights of a backbone, and run it once on an image of zeros."""
     file = None
     if pretrained:
-        given = plan.weights.get(name)
-        file = _weights_file(given) if given else backbones.fetch_weights(name)
-    model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # the surest way to know that they fit
+        path = plan.weights.get(name)
+        file = _weights_file(path) if path else backbones.fetch_weights(name)
+    model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # fails if the weights do not fit
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -96,20 +103,20 @@ def _backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: 
     return Backbone(name, plan.backbone_args, file, hashing.sha256_file(file) if file else "")
 
 
-def _weights_file(given: str) -> Path:
-    """The file of weights that a person names, which may be in an object store."""
-    if "://" in given:
+def _weights_file(path: str) -> Path:
+    """Return the local copy of a weights file, whose path may be a URI in an object store."""
+    if "://" in path:
         with suppress(FileNotFoundError):
-            return local_cache.fetch_file(object_store.as_path(given), refresh=True)
-    elif (file := Path(given).expanduser().resolve()).is_file():
+            return local_cache.fetch_file(object_store.as_path(path), refresh=True)
+    elif (file := Path(path).expanduser().resolve()).is_file():
         return file
-    raise ValueError(f"there is no weights file {given}")
+    raise ValueError(f"there is no weights file {path}")
 
 
 def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a backbone cannot do what some choices ask of it, whatever else a recipe says."""
-    usual = {kind: {"name": domain_values(AXES[kind])[0]} for kind in CHOICE_TABLES}
-    named: dict[str, Mapping[str, Any]] = {**usual, "strategy": {"name": "naive"}, **choices}
+    """Raise a ValueError if a backbone does not support the given choices; all others are at their defaults."""
+    defaults = {kind: {"name": domain_values(AXES[kind])[0]} for kind in CHOICE_TABLES}
+    named: dict[str, Mapping[str, Any]] = {**defaults, "strategy": {"name": "naive"}, **choices}
     strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
     networks.check_network(
         recipe_from_dict(
@@ -132,8 +139,8 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
     )
 
 
-def _of_list(plan: Plan, combinations: int) -> tuple[str, ...]:
-    """What a person should know where all configurations are known beforehand."""
+def _enumeration_notes(plan: Plan, combinations: int) -> tuple[str, ...]:
+    """Return a note on the number of configurations, if the sampler enumerates them."""
     if plan.sampler not in ENUMERATING_SAMPLERS or plan.arms:
         return ()
     if combinations > plan.trials:
@@ -143,12 +150,15 @@ def _of_list(plan: Plan, combinations: int) -> tuple[str, ...]:
     )
 
 
-def _notes(notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
-    found = list(notes)
+def _data_notes(source_notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
+    """Return remarks on the data: those of the source, unreadable images, duplicates."""
+    notes = list(source_notes)
     if pack.skipped:
         shown = "; ".join(pack.skipped[:5])
         more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
-        found.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
-    if twice := duplicates_across_splits(pack, split):
-        found.append(f"{twice} images of the test part stand in the training or validation part too, byte for byte.")
-    return tuple(found)
+        notes.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
+    if duplicates := duplicates_across_splits(pack, split):
+        notes.append(
+            f"{duplicates} images of the test part stand in the training or validation part too, byte for byte."
+        )
+    return tuple(notes)

@@ -1,9 +1,9 @@
-"""Screening: before a search, heads in closed form say which backbones go on, and with which head `lp_ft` starts.
+"""Screening: before a search, closed-form heads select the backbones to search, and the initial head of `lp_ft`.
 
-What a frozen network makes of the images is computed once, and a head on it takes a second: so every backbone is tried,
-under every penalty, and only the best few are fine-tuned. Each head is a trial of its own, with recipe and record, and
-what was decided is written down before the search begins. How a network serves frozen is only a sign of how it will
-serve fine-tuned, so at least two go on.
+The features of each frozen backbone are computed once, and a head on them takes a second. So every backbone is tried
+with every penalty, and only the best few are fine-tuned. Each head is a trial with its own recipe and record, and the
+decision is stored before the search begins. Accuracy on frozen features is only an indication of accuracy after
+fine-tuning, so at least two backbones are kept.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ SCREENING_PENALTIES: dict[str, tuple[float, ...]] = {
     "logistic_probe": (0.01, 0.1, 1.0, 10.0, 100.0),
     "ridge_probe": (1.0, 10.0, 100.0, 1_000.0, 10_000.0),
 }
-"""The penalties that are tried, by strategy."""
+"""Penalties that are tried, by strategy."""
 
 HEAD_FIRST_STRATEGY, INITIAL_HEAD = "lp_ft", "logistic_probe"
-"""The strategy that starts from another one's head, and that one."""
+"""Strategy that starts from the head of another one, and that other one."""
 
 
 def drops_backbones(prepared: Prepared) -> bool:
-    """Whether a sweep has more backbones than are to go on."""
-    return _is_free(prepared) and len(_backbones(prepared)) > prepared.plan.keep_backbones
+    """Return whether a sweep has more backbones than it keeps."""
+    return _samples_freely(prepared) and len(_pretrained_backbones(prepared)) > prepared.plan.keep_backbones
 
 
 def selects_initial_head(prepared: Prepared) -> bool:
-    """Whether a sweep has to find out which head `lp_ft` starts from: nobody said which penalties to try."""
-    asked = "penalty" in prepared.plan.edits
-    return _is_free(prepared) and HEAD_FIRST_STRATEGY in prepared.space.strategies() and not asked
+    """Return whether the screening selects the head that `lp_ft` starts from; not if penalties were given."""
+    penalties_given = "penalty" in prepared.plan.edits
+    return _samples_freely(prepared) and HEAD_FIRST_STRATEGY in prepared.space.strategies() and not penalties_given
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:
-    """What plan.json says of it; empty for a sweep without screening."""
+    """Return the screening settings for plan.json; empty for a sweep without screening."""
     if drops_backbones(prepared):
         return {
             "keep": prepared.plan.keep_backbones,
-            "heads": {name: list(each) for name, each in SCREENING_PENALTIES.items()},
+            "heads": {strategy: list(penalties) for strategy, penalties in SCREENING_PENALTIES.items()},
         }
     if selects_initial_head(prepared):
         return {"heads": {INITIAL_HEAD: list(SCREENING_PENALTIES[INITIAL_HEAD])}}
@@ -61,22 +61,31 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 
 def screening_trials(prepared: Prepared) -> list[Trial]:
-    """Every head on every pretrained backbone that can have it, `screen-00` and on; none without screening.
+    """Return one trial per head and pretrained backbone that supports it, named `screen-00`, `screen-01`, ...
+
+    Returns:
+        The trials, backbone by backbone; none for a sweep without screening.
 
     Raises:
-        ValueError: a backbone can have none of them, so that nothing would be known of it.
+        ValueError: a backbone supports none of the heads, so it cannot be compared.
     """
-    tried = describe(prepared).get("heads", {})
-    recipes = [recipe for backbone in _backbones(prepared) if tried for recipe in _heads(prepared, backbone, tried)]
+    heads = describe(prepared).get("heads", {})
+    recipes = [
+        recipe
+        for backbone in _pretrained_backbones(prepared)
+        if heads
+        for recipe in _head_recipes(prepared, backbone, heads)
+    ]
     return [Trial(f"screen-{number:02d}", "screen", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
 
 
 def screening_decision(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
-    """What follows from the records of all heads, as plain data.
+    """Return the decision that follows from the records of all heads, as plain data.
 
-    `kept` and `dropped` are backbones, the best first by the best of their heads, in the objective `by`; one whose
-    heads all failed comes last. For a strategy that none of the best can do, the best one that can is kept too.
-    `penalties` says by backbone which `logistic_probe` was the best.
+    Returns:
+        `by`: the objective. `kept` and `dropped`: backbones, ranked by their best head; those whose heads all failed
+        come last. For a strategy that none of the best supports, the best backbone that does is kept as well.
+        `penalties`: the penalty of the best `logistic_probe`, by backbone.
     """
     objective = screening_objective(prepared.plan.objectives)
     finished = [record for record in records if record.phase == "screen" and record.status == "finished"]
@@ -85,23 +94,23 @@ def screening_decision(prepared: Prepared, records: Iterable[Record]) -> dict[st
             (record for record in finished if record.recipe["backbone"] == backbone),
             key=lambda record: (-selection.final_score(record, objective), record.epochs[-1].val_loss),
         )
-        for backbone in _backbones(prepared)
+        for backbone in _pretrained_backbones(prepared)
     }
     order = sorted(
         (name for name in best if best[name]), key=lambda name: -selection.final_score(best[name][0], objective)
     )
     order += [name for name in best if not best[name]]
-    kept = _kept(prepared, order)
+    kept = _kept_backbones(prepared, order)
     return {
         "by": objective.name,
         "kept": kept,
         "dropped": [name for name in order if name not in kept],
-        "penalties": {name: penalty for name in order if (penalty := _penalty(best[name])) is not None},
+        "penalties": {name: penalty for name in order if (penalty := _best_penalty(best[name])) is not None},
     }
 
 
 def narrow_space(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
-    """The sweep with the space that a decision leaves: the kept backbones, the best first, each with its best head."""
+    """Return the sweep with the space that a decision leaves: the kept backbones, best first, with their best heads."""
     space = prepared.space
     kept = tuple(str(name) for name in decision["kept"])
     possible = {name: dict(strategies) for name, strategies in space.possible.items()}
@@ -114,43 +123,52 @@ def narrow_space(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
 
 
 def remaining_params(space: Space, params: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Those of some free choices whose backbone is left, in terms of the space as it is now, each once."""
-    found: list[dict[str, Any]] = []
+    """Translate sampler parameters into a narrowed space.
+
+    Args:
+        space: the narrowed space.
+        params: sampler parameters in the original space.
+
+    Returns:
+        The nearest parameters in the narrowed space, without duplicates and without those of dropped backbones.
+    """
+    remaining: list[dict[str, Any]] = []
     for choices in params:
-        asked = NearestTrial(choices)
-        space.suggest(asked)
-        if asked.suggested.get("backbone") == choices.get("backbone") and asked.suggested not in found:
-            found.append(asked.suggested)
-    return found
+        nearest = NearestTrial(choices)
+        space.suggest(nearest)
+        if nearest.suggested.get("backbone") == choices.get("backbone") and nearest.suggested not in remaining:
+            remaining.append(nearest.suggested)
+    return remaining
 
 
 def screening_objective(objectives: Sequence[Objective]) -> Objective:
-    """What backbones are compared by: balanced accuracy where that is what decides, else accuracy.
+    """Return the objective that backbones are compared by: balanced accuracy if it ranks the sweep, else accuracy.
 
-    A head in closed form is no faster or slower than another, and the outputs of one kind are no log-probabilities.
+    Closed-form heads do not differ in speed, and the outputs of `ridge_probe` are not log-probabilities, so the other
+    objectives do not apply.
     """
     return objectives[0] if objectives[0] == OBJECTIVES["balanced_accuracy"] else ACCURACY
 
 
 def summary_line(decision: Mapping[str, Any]) -> str:
-    """A decision in a line."""
+    """Return a decision as one line of text."""
     kept, dropped = ", ".join(decision["kept"]), ", ".join(decision["dropped"])
     heads = "; ".join(f"{name} {penalty:g}" for name, penalty in decision["penalties"].items())
     left_out = f"{dropped} {'is' if len(decision['dropped']) == 1 else 'are'} left out"
     return f"frozen features speak for {kept}; {left_out}" if dropped else f"penalty of the best head: {heads}"
 
 
-def _is_free(prepared: Prepared) -> bool:
-    # A list of configurations is gone through as it was asked for.
+def _samples_freely(prepared: Prepared) -> bool:
+    # Explicit arms and grids are run as they are.
     return not prepared.plan.arms and prepared.plan.sampler not in ENUMERATING_SAMPLERS
 
 
-def _backbones(prepared: Prepared) -> list[str]:
-    tried = domain_values(prepared.space.axes["backbone"])
-    return [each.name for each in prepared.backbones if each.file is not None and each.name in tried]
+def _pretrained_backbones(prepared: Prepared) -> list[str]:
+    names = domain_values(prepared.space.axes["backbone"])
+    return [backbone.name for backbone in prepared.backbones if backbone.file is not None and backbone.name in names]
 
 
-def _kept(prepared: Prepared, order: Sequence[str]) -> list[str]:
+def _kept_backbones(prepared: Prepared, order: Sequence[str]) -> list[str]:
     possible, keep = prepared.space.possible, prepared.plan.keep_backbones
     kept = set(order[:keep])
     for strategy in prepared.space.strategies():
@@ -160,35 +178,36 @@ def _kept(prepared: Prepared, order: Sequence[str]) -> list[str]:
     return [name for name in order if name in kept]
 
 
-def _on(space: Space, how: str) -> Space:
-    """The space of one strategy with its usual penalties, whether or not it competes."""
-    return replace(
-        space, axes={**space.axes, "strategy": Categorical((how,))}, parameters=PARAMETER_RANGES, possible={}
-    )
+def _single_strategy_space(space: Space, strategy: str) -> Space:
+    """Return the space of one strategy with its default penalties, whether or not it competes."""
+    axes = {**space.axes, "strategy": Categorical((strategy,))}
+    return replace(space, axes=axes, parameters=PARAMETER_RANGES, possible={})
 
 
-def _heads(prepared: Prepared, backbone: str, tried: Mapping[str, Sequence[float]]) -> list[Recipe]:
-    """The heads that a backbone can have; a ValueError where there is none."""
-    found, refusals = [], []
-    for how, penalties in tried.items():
-        space = _on(prepared.space, how)
-        heads = [prepared.recipe(space.configured({"backbone": backbone, "penalty": each})) for each in penalties]
+def _head_recipes(prepared: Prepared, backbone: str, heads: Mapping[str, Sequence[float]]) -> list[Recipe]:
+    """Return the recipes of the heads that a backbone supports; a ValueError if it supports none."""
+    supported, refusals = [], []
+    for strategy, penalties in heads.items():
+        space = _single_strategy_space(prepared.space, strategy)
+        recipes = [
+            prepared.recipe(space.configured({"backbone": backbone, "penalty": penalty})) for penalty in penalties
+        ]
         try:
-            networks.check_network(heads[0])
-            found += heads
+            networks.check_network(recipes[0])
+            supported += recipes
         except ValueError as error:
             refusals.append(str(error))
-    if not found:
+    if not supported:
         raise ValueError(
             f"backbone {backbone} cannot be compared with the others by heads on its frozen features ({refusals[0]}): "
             f"leave it out, or raise --keep-backbones"
         )
-    return found
+    return supported
 
 
-def _penalty(heads: Sequence[Record]) -> Value:
-    """That of the first `logistic_probe`; None where there is none."""
+def _best_penalty(records: Sequence[Record]) -> Value:
+    """Return the penalty of the first `logistic_probe`; None if there is none."""
     penalties = (
-        head.recipe["strategy"]["penalty"] for head in heads if head.recipe["strategy"]["name"] == INITIAL_HEAD
+        record.recipe["strategy"]["penalty"] for record in records if record.recipe["strategy"]["name"] == INITIAL_HEAD
     )
     return next(penalties, None)

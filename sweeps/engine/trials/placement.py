@@ -124,7 +124,7 @@ class Placement:
         from sweeps.engine.trials import ray_tune
 
         self._view.print_line("GPU: seeing how many trials fit side by side, once for each kind of trial")
-        call = partial(ray_tune.map_on_cluster, share=self.resources)
+        call = partial(ray_tune.map_on_cluster, resources=self.resources)
         folder: Path = self._store.folder.parent / "probes"
         kind = (
             ray_tune.call_remote(memory_probe.local_gpu_kind, self.resources)

@@ -1,8 +1,8 @@
-"""Heads: linear heads on frozen networks, trained side by side: in tasks of their own beside the Tuner, or without one.
+"""Probe tasks: linear probes on frozen networks, trained in batches, in Ray tasks next to Ray Tune or in this process.
 
-What of the network is frozen is computed once, and hundreds of heads on it take about as long as one trial of the
-Tuner takes to start. Each is a trial like any other, with its own recipe, record and checkpoint. None is stopped
-early: there is nothing to be saved.
+The frozen features are computed once, and hundreds of probes on them take about as long as Ray Tune needs to start a
+single trial. Each probe is a trial like any other, with its own recipe, record and checkpoint. Probes are not stopped
+early, because that would save nothing.
 """
 
 from __future__ import annotations
@@ -48,36 +48,44 @@ from xfer.training.networks import build_network, build_preprocessor
 log = logging.getLogger(__name__)
 
 PROBE_BATCH_SIZE = 256
-"""Heads in a task where nobody learns from the ones before."""
+"""Number of probes per batch if the sampler does not learn from earlier trials."""
 PROBES_PER_SAMPLER_UPDATE = 16
-"""Heads that a sampler which learns proposes before it is told what came of them."""
+"""Number of probes that a learning sampler proposes before it learns their results."""
 
 MIN_PROBES_PER_TASK = 32
-"""Heads that are worth a second process."""
+"""Minimum batch size that is divided between several processes."""
 
 
 def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
-    """Trials dealt to at most so many tasks, those of one network and augmentation together.
+    """Divide probes between tasks of about the same cost.
 
-    What a task costs is mostly how many versions of the images its frozen network has to see: each is computed once.
+    The cost of a task is mostly the number of augmented views that its frozen network has to process. Each view is
+    computed once, so probes with the same backbone and augmentation stay together.
+
+    Args:
+        trials: the probes.
+        tasks: maximum number of tasks.
+
+    Returns:
+        The probes of each task, without empty tasks.
     """
     streams: dict[str, list[Trial]] = {}
     for trial in trials:
-        seen = json.dumps([trial.recipe[name] for name in ("backbone", "augmentation")], sort_keys=True)
-        streams.setdefault(seen, []).append(trial)
-    dealt: list[list[Trial]] = [[] for _ in range(tasks)]
-    versions = [0] * tasks
+        key = json.dumps([trial.recipe[name] for name in ("backbone", "augmentation")], sort_keys=True)
+        streams.setdefault(key, []).append(trial)
+    batches: list[list[Trial]] = [[] for _ in range(tasks)]
+    views = [0] * tasks
     for stream in sorted(streams.values(), key=lambda stream: -(stream[0].recipe["views"] or 1)):
-        lightest = versions.index(min(versions))
-        dealt[lightest] += stream
-        versions[lightest] += stream[0].recipe["views"] or 1
-    return [each for each in dealt if each]
+        lightest = views.index(min(views))
+        batches[lightest] += stream
+        views[lightest] += stream[0].recipe["views"] or 1
+    return [batch for batch in batches if batch]
 
 
 class ProbeTasks:
     """Collects linear probes into batches, trains them, and returns their records.
 
-    A batch is trained in Ray tasks beside Ray Tune, or in this process as long as Ray Tune does not run: in a search of
+    A batch is trained in Ray tasks next to Ray Tune, or in this process as long as Ray Tune does not run: in a search of
     nothing but probes, starting other processes would take longer than all of the training.
 
     Args:
@@ -201,29 +209,29 @@ class ProbeTasks:
 
 
 def train_probes(configs: list[dict[str, Any]]) -> None:
-    """Train linear heads side by side and end each trial with a record; those that have one are left as they are.
+    """Train a batch of probes and end each with a record. Probes that have a record already are skipped.
 
     Args:
-        configs: of `trainable.trial_config`, all of one sweep.
+        configs: as returned by `trainable.trial_config`, all of one sweep.
     """
     store = open_store(configs[0]["site"])
-    left = [config for config in configs if store.record(config["trial"]) is None]
-    if not left:
+    configs = [config for config in configs if store.record(config["trial"]) is None]
+    if not configs:
         return
-    pack, device = open_context(TrialContext(**left[0]["site"]))
-    recipes = [recipe_from_dict(config["recipe"]) for config in left]
-    embedded: dict[Any, _Embedded] = {}  # of one network at a time, which is why its groups follow each other
+    pack, device = open_context(TrialContext(**configs[0]["site"]))
+    recipes = [recipe_from_dict(config["recipe"]) for config in configs]
+    features: dict[Any, _FrozenNetwork] = {}  # of one network at a time, so groups of one network are consecutive
     groups = group_recipes(recipes)
     networks = [network_key(recipes[group[0]]) for group in groups]
     for _, group in sorted(zip(map(networks.index, networks), groups, strict=True)):
-        configs, members = [left[place] for place in group], [recipes[place] for place in group]
+        group_configs, group_members = [configs[index] for index in group], [recipes[index] for index in group]
         try:
-            _train_group(store, configs, members, pack, device, embedded)
+            _train_group(store, group_configs, group_members, pack, device, features)
         except object_store.StorageUnavailableError:
-            raise  # another process may fare better
+            raise  # another process may succeed
         except Exception as error:
-            log.exception("heads %s failed", ", ".join(config["trial"] for config in configs))
-            for config in configs:
+            log.exception("heads %s failed", ", ".join(config["trial"] for config in group_configs))
+            for config in group_configs:
                 store.add_record(failed_record(config, f"{type(error).__name__}: {error}"))
 
 
@@ -233,37 +241,36 @@ def _train_group(
     recipes: list[Recipe],
     pack: Pack,
     device: torch.device,
-    embedded: dict[Any, _Embedded],
+    networks: dict[Any, _FrozenNetwork],
 ) -> None:
-    site, first = TrialContext(**configs[0]["site"]), recipes[0]
-    weights = local_weights(site)
+    context, first = TrialContext(**configs[0]["site"]), recipes[0]
+    weights = local_weights(context)
     key = (network_key(first), first.split_seed, first.draw, first.images_per_class)
-    if key not in embedded:
-        embedded.clear()
-        embedded[key] = _Embedded(first, pack, weights, device, open_feature_cache(site))
-    embed = embedded[key]
-    group = ProbeGroup(recipes, pack, embed, head_inits(recipes, weights), device)
-    far = object_store.is_remote(
-        store.folder
-    )  # then each object is a request, and hundreds must not wait for one another
+    if key not in networks:
+        networks.clear()
+        networks[key] = _FrozenNetwork(first, pack, weights, device, open_feature_cache(context))
+    network = networks[key]
+    group = ProbeGroup(recipes, pack, network, head_inits(recipes, weights), device)
+    # In an object store each object is a request, and hundreds of them must not wait for one another.
+    remote = object_store.is_remote(store.folder)
     for epochs in group:
         new = [(config["trial"], epoch) for config, epoch in zip(configs, epochs, strict=True) if epoch is not None]
-        object_store.map_concurrently(lambda one: store.add_epoch(*one), new, far)
-    ended = [_ended(group, member, config, embed.head) for member, config in enumerate(configs)]
-    object_store.map_concurrently(lambda one: _keep(store, *one), ended, far)
+        object_store.map_concurrently(lambda item: store.add_epoch(*item), new, remote)
+    results = [_result(group, index, config, network.head) for index, config in enumerate(configs)]
+    object_store.map_concurrently(lambda result: _store_result(store, *result), results, remote)
 
 
-def _ended(
-    group: ProbeGroup, member: int, config: dict[str, Any], names: tuple[str, str]
+def _result(
+    group: ProbeGroup, index: int, config: dict[str, Any], names: tuple[str, str]
 ) -> tuple[Record, dict[str, Tensor] | None]:
-    """What one head has come to, and its tensors by their names in the network; None of one that failed."""
-    record = group.record(member, config["trial"], config["phase"])
+    """Return the record of a probe, and its tensors by their names in the network; None if it failed."""
+    record = group.record(index, config["trial"], config["phase"])
     if record.error is not None:
-        return replace(record, error=f"{type(group.errors[member]).__name__}: {record.error}"), None
-    return record, dict(zip(names, (group.head(member).weight, group.head(member).bias), strict=True))
+        return replace(record, error=f"{type(group.errors[index]).__name__}: {record.error}"), None
+    return record, dict(zip(names, (group.head(index).weight, group.head(index).bias), strict=True))
 
 
-def _keep(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
+def _store_result(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
     if head is not None:
         with local_cache.staged_upload(store.checkpoints(record.trial)) as folder:
             checkpoints.save(folder, len(record.epochs), _state(record, head))
@@ -271,7 +278,7 @@ def _keep(store: Store, record: Record, head: dict[str, Tensor] | None) -> None:
 
 
 def _state(record: Record, head: dict[str, Tensor]) -> dict[str, Any]:
-    """What `Run.load_state_dict` takes: the run is over, so nothing is said of its optimizer."""
+    """Return what `Run.load_state_dict` takes, without an optimizer state because the run is complete."""
     return {
         "recipe": record.id,
         "epochs": [as_dict(epoch) for epoch in record.epochs],
@@ -281,28 +288,28 @@ def _state(record: Record, head: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-class _Embedded:
-    """What the frozen network of some recipes makes of images (`together.Embeddings`)."""
+class _FrozenNetwork:
+    """Computes the features below the head for a group of recipes; an `EmbeddingSource` for `ProbeGroup`."""
 
     def __init__(
-        self, recipe: Recipe, pack: Pack, weights: Path | None, device: torch.device, store: FeatureCache
+        self, recipe: Recipe, pack: Pack, weights: Path | None, device: torch.device, cache: FeatureCache
     ) -> None:
         model = build_network(recipe, weights).to(device).to(memory_format=torch.channels_last).eval()
         head = model.get_classifier()
-        place = next(name for name, module in model.named_modules() if module is head)
-        self.head = (f"{place}.weight", f"{place}.bias")
-        """The names of the head's tensors in the network's state."""
-        self._below = split_at_classifier(model)
+        head_name = next(name for name, module in model.named_modules() if module is head)
+        self.head = (f"{head_name}.weight", f"{head_name}.bias")
+        """Names of the head's tensors in the network's state dict."""
+        self._backbone = split_at_classifier(model)
         self._pack = pack
         self._split = split_pack(pack, recipe.split_seed, recipe.draw, recipe.images_per_class)
-        self._prepare = build_preprocessor(recipe, model, device)
-        self._store = store
-        self._frozen: dict[Any, FrozenFeatures] = {}
+        self._preprocess = build_preprocessor(recipe, model, device)
+        self._cache = cache
+        self._features: dict[Any, FrozenFeatures] = {}  # by augmentation
 
     def __call__(self, recipe: Recipe, view: int | None, places: Indices) -> Tensor:
-        """Embeddings [len(places), D] of images as they are, or of a version under the recipe's augmentation."""
-        if recipe.augmentation not in self._frozen:
-            self._frozen[recipe.augmentation] = FrozenFeatures(
-                self._below, recipe, self._pack, self._split, self._prepare, self._store
+        """Return features [len(places), D] of the original images or, with `view`, of an augmented view."""
+        if recipe.augmentation not in self._features:
+            self._features[recipe.augmentation] = FrozenFeatures(
+                self._backbone, recipe, self._pack, self._split, self._preprocess, self._cache
             )
-        return self._frozen[recipe.augmentation].rows(places, view)
+        return self._features[recipe.augmentation].rows(places, view)

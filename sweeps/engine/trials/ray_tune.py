@@ -1,4 +1,4 @@
-"""The edge to Ray Tune: it runs trials in reused processes, and this hands it what to run and whether to go on."""
+"""The edge to Ray: runs trials in Ray Tune, in reused processes, and tasks next to it."""
 
 from __future__ import annotations
 
@@ -24,90 +24,87 @@ from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 from xfer.storage.object_store import StorageUnavailableError
 
 MAX_NODE_FAILURES = 3
-"""How often a trial whose process is lost is started again before it is given up. Preemptions are not counted."""
+"""Number of times a trial is restarted after its process was lost. Lost machines are not counted."""
 
 HEAD_NODE_RESOURCE = "node:__internal_head__"
-"""Ray's own resource that only the head has."""
-
+"""Resource that Ray defines on the head node only."""
 
 RETRY_OPTIONS: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [StorageUnavailableError]}
-"""For tasks beside the Tuner: Ray counts a lost machine and a process that died alike, and a storage that could not be
-reached from one machine may be from another."""
+"""Options of tasks next to Ray Tune. Ray counts lost machines and processes alike, and a storage that is unavailable
+from one machine may be available from another."""
 
 MAX_CONCURRENT_TRIALS = 1024
-"""More trials than this are not asked for at a time, however large a cluster may grow; `--concurrent` can say more."""
+"""Maximum number of concurrent trials, however large a cluster may grow."""
 
 NODE_DIED_MESSAGE = "its node has died"
-"""What Ray says of a process whose machine is gone."""
+"""Part of Ray's message about a process whose machine was lost."""
 
 ResultT = TypeVar("ResultT")
 
 
 class TrialSource(Protocol):
-    """Who decides: asked by Ray Tune's loop, one call at a time."""
+    """Decides which trials run and how long; called by Ray Tune's loop, one call at a time."""
 
     def next_trial(self) -> dict[str, Any] | None:
-        """The configuration of another trial to start (see `trainable.trial_config`); None when there are no more."""
+        """Return the configuration of the next trial to start (`trainable.trial_config`); None if there is none."""
         ...
 
     def may_have_more(self) -> bool:
-        """After `next_trial` gave none: may there be another once one of those that run has ended?"""
+        """Return whether `next_trial`, after it gave None, may give a trial once a running one has ended."""
         ...
 
     def should_continue(self, trial: str, record: dict[str, Any]) -> bool:
-        """Told after each epoch what the trial has come to so far: does it go on?"""
+        """Return whether a trial continues; called after each epoch with its record so far."""
         ...
 
     def ended(self, trial: str, error: str | None) -> None:
-        """Told once for each trial that it runs no more, and why if its process was lost for good."""
+        """Handle the end of a trial; called once, with the reason if its process was lost for good."""
         ...
 
 
 RAY_ENVIRONMENT: dict[str, str] = {
-    # An interrupt belongs to whoever called, and Tune's own files are no part of our truth.
+    # Interrupts are handled by the command line, and the store replaces Tune's own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Its snapshots of all trials grow with the sweep, and nobody reads them.
+    # Its snapshots of all trials grow with the sweep and are never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # A trial that fails before its first report must not end the sweep.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray would otherwise leave CUDA_VISIBLE_DEVICES unset, and so every GPU in sight, where none was asked for.
+    # Otherwise Ray leaves CUDA_VISIBLE_DEVICES unset, and so all GPUs visible, for trials that request none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    # Tune runs a trial in a thread, and glibc would give that a small arena of its own, from which large blocks go back
-    # to the system whatever `xfer.devices.host_memory` says: a training step was a sixth slower (2026-11-25).
+    # Tune runs a trial in a thread, to which glibc would give its own small arena. That returns large blocks to the
+    # system whatever `xfer.devices.host_memory` has set: a training step was a sixth slower (2026-11-25).
     "MALLOC_ARENA_MAX": "1",
-    # Blocks of memory that grow: parts of other sizes, evaluation and the next trial of a process would otherwise each
-    # leave gaps that fit nobody else, and gaps count against the share that a process is capped at.
+    # Otherwise micro-batches of different sizes, evaluation and the next trial of a process each fragment the memory,
+    # and fragments count against the limit of the process.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
-"""What the processes of a cluster that is started here inherit; whoever joins one has to set it on its machines."""
-
+"""Environment of the processes of a local Ray; on a cluster, the cluster file has to set it on the machines."""
 
 LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
-    # Left alone Ray keeps as many idle processes as CPUs are free: none while trials have them all, and each batch of
-    # heads would import torch again, 7 to 13 seconds of a core that trials could use (2026-11-27).
+    # By default Ray keeps as many idle processes as there are free CPUs: none while trials use all of them. Each batch
+    # of probes would then import torch again, which takes 7 to 13 seconds of a core (2026-11-27).
     "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 1),
 }
-"""What they inherit besides where they are started on this machine alone."""
+"""Additional environment of a Ray that is started on this machine alone."""
 
 
 def connect_ray() -> None:
-    """Join the cluster at RAY_ADDRESS, or start one on this machine; quietly."""
-    for name, value in (
-        RAY_ENVIRONMENT if cluster.has_cluster_address() else {**RAY_ENVIRONMENT, **LOCAL_RAY_ENVIRONMENT}
-    ).items():
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine, without printing anything."""
+    local = {} if cluster.has_cluster_address() else LOCAL_RAY_ENVIRONMENT
+    for name, value in {**RAY_ENVIRONMENT, **local}.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        dashboard = None if cluster.has_cluster_address() else False  # a cluster brings its own
+        dashboard = None if cluster.has_cluster_address() else False  # a cluster has its own
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own in the place of whatever was there
+        signal.signal(signal.SIGTERM, handler)  # ray.init has replaced it
 
 
 def max_cluster_resource(resource: str) -> float:
-    """How much there is of a resource (CPU, GPU), or can be once the cluster has started all the machines it may."""
+    """Return the amount of a resource (CPU, GPU) now, or after the cluster has grown to its maximum if that is more."""
     now: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return max(now.get(resource, 0.0), cluster.max_resource(resource, *_startable()))
 
@@ -116,15 +113,18 @@ def _startable() -> tuple[list[cluster.NodeType], int | None]:
     return cluster.worker_node_types() if cluster.has_cluster_address() else ([], None)
 
 
-def _one_machine_has(share: Resources) -> bool:
-    """Whether a machine that is up, or could be, has all that a trial asks for: it cannot be spread over several."""
+def _fits_one_machine(resources: Resources) -> bool:
+    """Return whether any machine that is up or can be started has all resources of a trial."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    each = [node["Resources"] for node in nodes if node["Alive"]] + [kind.resources for kind in _startable()[0]]
-    return any(has.get("CPU", 0.0) >= share.cpus and has.get("GPU", 0.0) >= share.gpus for has in each)
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    machines += [node_type.resources for node_type in _startable()[0]]
+    return any(
+        machine.get("CPU", 0.0) >= resources.cpus and machine.get("GPU", 0.0) >= resources.gpus for machine in machines
+    )
 
 
 def summary_line() -> str:
-    """What there is of the cluster now, and what it can come to, in words."""
+    """Return a line on the current and the maximum size of the cluster."""
     up: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     parts = [
         f"{up.get(kind, 0):g} of {max_cluster_resource(kind):g} {kind}s"
@@ -137,70 +137,80 @@ def summary_line() -> str:
     )
 
 
-def max_concurrent_trials(share: Resources) -> int:
-    """How many trials the cluster can run at a time, once it has grown as far as it may.
+def max_concurrent_trials(resources: Resources) -> int:
+    """Return how many trials the cluster can run at a time once it has grown to its maximum, at least 1.
+
+    Args:
+        resources: what a trial gets of a machine.
 
     Raises:
-        ValueError: not even one, for want of CPUs or GPUs, in all or on one machine.
+        ValueError: the cluster, or each single machine of it, lacks the CPUs or GPUs of one trial.
     """
     cpus, gpus = max_cluster_resource("CPU"), max_cluster_resource("GPU")
-    if share.gpus > gpus:
-        raise ValueError(f"--gpus-per-trial {share.gpus:g}, but Ray sees {gpus:g} GPUs here")
-    if share.cpus > cpus:
-        raise ValueError(f"--cpus-per-trial {share.cpus}, but Ray sees {cpus:g} CPUs here")
-    if not _one_machine_has(share):
+    if resources.gpus > gpus:
+        raise ValueError(f"--gpus-per-trial {resources.gpus:g}, but Ray sees {gpus:g} GPUs here")
+    if resources.cpus > cpus:
+        raise ValueError(f"--cpus-per-trial {resources.cpus}, but Ray sees {cpus:g} CPUs here")
+    if not _fits_one_machine(resources):
         raise ValueError(
-            f"a trial asks for {share.cpus} CPUs and {share.gpus:g} GPUs of one machine, and none has as many: "
+            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs of one machine, and none has as many: "
             f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
         )
-    fitting = int(min(cpus // share.cpus, gpus / share.gpus if share.gpus else cpus))
+    fitting = int(min(cpus // resources.cpus, gpus / resources.gpus if resources.gpus else cpus))
     return min(max(1, fitting), MAX_CONCURRENT_TRIALS)
 
 
 def alive_machines() -> list[Machine]:
-    """Those of the cluster that are alive now.
+    """Return the machines of the cluster that are up.
 
-    A node's type is its name in the cluster file (autoscaler v2 and KubeRay say it), else what it is to Ray: its kind
-    of GPU, the head, or a worker.
+    The type of a node is its name in the cluster file, if autoscaler v2 or KubeRay report it; otherwise its kind of
+    GPU, "head" or "worker".
     """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node_machine(node.get("Labels") or {}, node.get("Resources") or {}) for node in nodes if node["Alive"]]
 
 
 def node_machine(labels: Mapping[str, str], resources: Mapping[str, float]) -> Machine:
-    """A node as one that is paid for.
+    """Return a node as a machine with a type and a price.
 
     >>> node_machine({"ray.io/node-group": "l4", "xfer/usd-per-hour": "0.35"}, {})
     Machine(node_type='l4', label_price=0.35)
     """
-    to_ray = "head" if HEAD_NODE_RESOURCE in resources else "worker"
-    node_type = labels.get("ray.io/node-group") or labels.get("ray.io/accelerator-type") or to_ray
+    role = "head" if HEAD_NODE_RESOURCE in resources else "worker"
+    node_type = labels.get("ray.io/node-group") or labels.get("ray.io/accelerator-type") or role
     return Machine(node_type, parse_price_label(labels.get(PRICE_LABEL)))
 
 
-def placement_resources(told: dict[Any, Any]) -> tune.PlacementGroupFactory:
-    """What Ray is asked for on behalf of a trial: its own share, as its site says."""
-    site = _read(told)["site"]
-    return tune.PlacementGroupFactory([{"CPU": site["threads"], "GPU": site["gpus"]}])
+def placement_resources(param_space: dict[Any, Any]) -> tune.PlacementGroupFactory:
+    """Return the resources that Ray reserves for a trial, from its context.
+
+    Args:
+        param_space: as returned by `to_param_space`.
+    """
+    context = _from_param_space(param_space)["site"]
+    return tune.PlacementGroupFactory([{"CPU": context["threads"], "GPU": context["gpus"]}])
 
 
 def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = train_trial) -> None:
-    """Run trials, `concurrent` at a time, until the driver has no more.
+    """Run trials in Ray Tune until their source has no more.
 
-    Each gets the share that its site says. Where shares differ, fewer than `concurrent` may run at a time: Ray starts a
-    trial when its share is free.
+    Args:
+        source: decides which trials run, and how long.
+        concurrent: maximum number of concurrent trials. Fewer run if their resources differ, because Ray starts a trial
+            when the resources in its context are free.
+        trainable: what runs in a trial's process.
     """
-    placed = tune.with_resources(_reading(trainable), placement_resources)
+    with_resources = tune.with_resources(_with_param_space(trainable), placement_resources)
     with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
         tuner = tune.Tuner(
-            placed,
+            with_resources,
             tune_config=tune.TuneConfig(
-                search_alg=_Feed(source),
-                scheduler=_Judge(source),
-                num_samples=-1,  # the driver says when there are no more
-                # With a searcher of one's own Tune keeps one trial pending unless this is set.
+                search_alg=_SearcherAdapter(source),
+                scheduler=_SchedulerAdapter(source),
+                num_samples=-1,  # the searcher decides when there are no more
+                # Without this, Tune keeps one trial pending for a custom searcher.
                 max_concurrent_trials=concurrent,
-                # A fresh process costs ten seconds of imports; train_trial leaves nothing behind that could matter.
+                # A new process costs ten seconds of imports, and train_trial leaves no state behind.
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -209,143 +219,155 @@ def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = trai
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_NODE_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[_Spared()],
+                callbacks=[MachineLossCallback()],
             ),
         )
         tuner.fit()
 
 
-def map_on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], share: Resources) -> None:
-    """Call a function once for each tuple of arguments, each with a trial's share, and wait for all."""
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRY_OPTIONS)(function)
+def map_on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], resources: Resources) -> None:
+    """Call a function once per tuple of arguments, each in a task with these resources, and wait for all."""
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
     ray.get([remote.remote(*arguments) for arguments in calls])
 
 
-def call_remote(function: Callable[[], ResultT], share: Resources) -> ResultT:
-    """What a function says on a machine with a trial's share: this one may have no GPU to be asked about."""
-    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, **RETRY_OPTIONS)(function)
-    found: ResultT = ray.get(remote.remote())
-    return found
+def call_remote(function: Callable[[], ResultT], resources: Resources) -> ResultT:
+    """Call a function in a task with these resources, for example on a machine that has a GPU.
+
+    Returns:
+        Its result.
+    """
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
+    result: ResultT = ray.get(remote.remote())
+    return result
 
 
-def submit(function: Callable[..., None], argument: Any, share: Resources) -> Any:
-    """Start to call a function in a process of its own; what comes back is for `finished_tasks` and `task_error`.
+def submit(function: Callable[..., None], argument: Any, resources: Resources) -> Any:
+    """Start a call of a function in a process of its own.
 
-    On this machine it asks for no CPU, for trials may hold them all while the driver waits for it. On a cluster it
-    does, or it would run on the head, and no machine be started for it.
+    On this machine the task requests no CPU, because trials may hold all of them while the driver waits for the task.
+    On a cluster it requests CPUs; otherwise it would run on the head, and no machine would be started for it.
+
+    Returns:
+        The task, for `finished_tasks` and `task_error`.
     """
     remote = ray.remote(
-        num_cpus=share.cpus if cluster.has_cluster_address() else 0, num_gpus=share.gpus, **RETRY_OPTIONS
+        num_cpus=resources.cpus if cluster.has_cluster_address() else 0, num_gpus=resources.gpus, **RETRY_OPTIONS
     )(function)
     return remote.remote(argument)
 
 
 def finished_tasks(tasks: list[Any], wait: bool) -> list[Any]:
-    """Those of some tasks that have ended; with `wait`, all of them, once they have."""
+    """Return the tasks that have ended; with `wait`, wait for all of them."""
     done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=None if wait else 0)
     return done
 
 
 def task_error(task: Any) -> str | None:
-    """Why a task that has ended came to nothing; None where it did not."""
+    """Return the error of a task that has ended; None if it succeeded."""
     try:
         ray.get(task)
-    except Exception as error:  # its process was lost, or it raised whatever it raised
+    except Exception as error:  # its process was lost, or the function has raised
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
 
-def _written(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as Tune is told it: Tune takes every number for a hyperparameter, and keeps a history of each."""
+def to_param_space(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's configuration in the form that Tune gets: as text, because Tune keeps a history of numbers."""
     return {"trial": config["trial"], "all": json.dumps(config)}
 
 
-def _read(told: dict[str, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(told["all"])
+def _from_param_space(param_space: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(param_space["all"])
     return config
 
 
-def _reading(trainable: Trainable) -> Trainable:
-    return lambda told: trainable(_read(told))
+def _with_param_space(trainable: Trainable) -> Trainable:
+    return lambda param_space: trainable(_from_param_space(param_space))
 
 
-def _forget(trial: Any) -> None:
-    """Let go of the averages that Tune keeps of every number of a trial, 17 KB each: it runs no more."""
-    with contextlib.suppress(AttributeError):  # Tune's own business: another version may keep them elsewhere
+def _clear_metrics(trial: Any) -> None:
+    """Free the averages that Tune keeps of every metric of an ended trial, 17 KB per trial."""
+    with contextlib.suppress(AttributeError):  # internals of Tune, which differ between versions
         trial.run_metadata.metric_n_steps.clear()
         trial.run_metadata.metric_analysis.clear()
 
 
-class _Feed(Searcher):
+class _SearcherAdapter(Searcher):
+    """Lets Tune ask a `TrialSource` for trials."""
+
     def __init__(self, source: TrialSource) -> None:
         super().__init__(metric="val_accuracy", mode="max")
-        self._driver = source
+        self._source = source
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        config = self._driver.next_trial()
+        config = self._source.next_trial()
         if config is None:
-            return None if self._driver.may_have_more() else Searcher.FINISHED  # None: Tune asks again
+            return None if self._source.may_have_more() else Searcher.FINISHED  # None: Tune asks again
         self._names[trial_id] = config["trial"]
-        return _written(config)
+        return to_param_space(config)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names.get(trial_id)
         if name is not None:
-            self._driver.ended(name, f"its process was lost {MAX_NODE_FAILURES + 1} times" if error else None)
-            del self._names[trial_id]  # not sooner: Tune runs a trial again whose end could not be taken note of
+            self._source.ended(name, f"its process was lost {MAX_NODE_FAILURES + 1} times" if error else None)
+            del self._names[trial_id]  # last, because Tune runs a trial again if handling its end has failed
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it is given; the driver stays here."""
+        """Keep the source out of the pickle that Tune makes of its searcher."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the store is the truth."""
+        """Write an empty file: a sweep is resumed from its store."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is resumed from its store, not from Ray Tune's files")
 
 
-class _Spared(tune.Callback):
-    """A trial whose machine was lost, announced or not, has not failed: how often that happens says nothing of it."""
+class MachineLossCallback(tune.Callback):
+    """Keeps Tune from counting the loss of a trial's machine as a failure of the trial."""
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        # The error is where it was just written: to where `get_pickled_error` looks Tune copies it later or, as we have
-        # it, never.
+        """Take the loss of a machine back from the number of failures that Tune has counted."""
+        # Tune has just written the error to this file. It copies it to where `get_pickled_error` looks later or, with
+        # our settings, never.
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
         if is_machine_lost(error):
             trial.run_metadata.num_failures -= 1
 
 
 def is_machine_lost(error: Exception | None) -> bool:
-    """Whether an error says that a trial's machine was lost, and Tune has counted it.
+    """Return whether an error says that a trial's machine was lost, and Tune has counted it as a failure.
 
-    Announced losses Tune leaves out by itself. A machine that is cut off is at first only "unavailable", as no process
-    that dies on a machine that lives is. In another wording it would count as a lost process, of which `MAX_NODE_FAILURES` are
-    forgiven.
+    Tune itself does not count announced losses (preemptions). A machine that is cut off is reported as "unavailable" at
+    first, which a process that dies on a running machine never is. With any other message the loss counts as that of a
+    process, of which `MAX_NODE_FAILURES` are tolerated.
     """
     if not isinstance(error, RayActorError) or error.preempted:
         return False
     return isinstance(error, ActorUnavailableError) or NODE_DIED_MESSAGE in str(error)
 
 
-class _Judge(FIFOScheduler):
+class _SchedulerAdapter(FIFOScheduler):
+    """Lets Tune ask a `TrialSource` whether trials continue."""
+
     def __init__(self, source: TrialSource) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._driver = source
+        self._source = source
 
     def __getstate__(self) -> dict[str, Any]:
-        """See `_Feed`."""
+        """Keep the source out of the pickle that Tune makes of its scheduler."""
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "epoch" not in result:  # Tune's own last word on a trial that ended without a report
+        if "epoch" not in result:  # added by Tune to a trial that has ended without a report
             return str(TrialScheduler.CONTINUE)
-        goes_on = self._driver.should_continue(trial.config["trial"], json.loads(result["record"]))
-        if not goes_on:
-            _forget(trial)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+        continues = self._source.should_continue(trial.config["trial"], json.loads(result["record"]))
+        if not continues:
+            _clear_metrics(trial)
+        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        _forget(trial)
+        _clear_metrics(trial)

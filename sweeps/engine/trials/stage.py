@@ -200,7 +200,7 @@ class Stage:
             return False
         batched = self._probes.add(trial)
         if not batched:
-            self._end_probes(self._probes.start())  # they run beside the trial
+            self._end_probes(self._probes.start())  # they run at the same time as the trial
         self._end_probes(self._probes.collect())
         return batched
 

@@ -1,4 +1,4 @@
-"""Hands a Run to Ray Tune: what happens in a trial's own process."""
+"""Trainable: what runs in a trial's own process. It trains a `Run` and reports each epoch to Ray Tune."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 Trainable = Callable[[dict[str, Any]], None]
-"""What happens in a trial's process, as `trainable.train_trial` promises it."""
+"""What runs in a trial's process, with the contract of `train_trial`."""
 
 
 @dataclass(frozen=True)
@@ -41,64 +41,68 @@ class Resources:
 
     cpus: int = 1
     gpus: float = 0.0
+    """Fraction of one GPU, or a number of whole ones."""
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """Where a trial finds what it needs, and what it may use: all that a process must know beside the recipe."""
+    """What a trial's process needs to know besides the recipe: where its inputs are and what it may use."""
 
     sweep: str
-    """The sweep's folder; this and the others may be addresses in an object store."""
+    """Folder of the sweep. All paths here may be URIs in an object store."""
     pack: str
-    """The pack's folder."""
+    """Folder of the pack."""
     weights: str | None
-    """The file of the recipe's weights."""
+    """File of the recipe's weights; None for random weights."""
     threads: int
+    """Number of torch threads."""
     gpus: float
-    """Which share of a GPU the trial was given. With 0 it must not touch any; below 1 it is held to its share; from 2
-    on it is trained on so many of one node together."""
+    """GPUs of the trial: 0 for none, a fraction whose memory it is limited to, or the number of GPUs of one node that
+    train it together."""
     noisy: bool = False
-    """Whether accuracy under noise is measured after every epoch."""
+    """Whether robustness to image noise is measured after every epoch."""
     compiled: bool = False
-    """Whether training goes through torch.compile. What it computes in is the machine's own (`default_precision`)."""
+    """Whether training uses torch.compile. The precision is that of the machine (`default_precision`)."""
     features: str | None = None
-    """The folder of features that all sweeps in a storage share."""
+    """Folder of the feature cache that all sweeps in a storage share; None for no cache on disk."""
 
 
-def trial_config(trial: Trial, site: TrialContext) -> dict[str, Any]:
-    """A trial as Ray Tune hands it to a process."""
-    return {"trial": trial.name, "phase": trial.phase, "recipe": dict(trial.recipe), "site": asdict(site)}
+def trial_config(trial: Trial, context: TrialContext) -> dict[str, Any]:
+    """Return a trial and its context as the plain data that a trial's process receives."""
+    return {"trial": trial.name, "phase": trial.phase, "recipe": dict(trial.recipe), "site": asdict(context)}
 
 
 def train_trial(config: dict[str, Any]) -> None:
     """Train a trial to its end, or until the scheduler stops it at one of its reports.
 
-    What it comes to is written to the store before it is reported, so whatever dies afterwards, nothing is trained
-    twice. A failure that would come again, such as a loss that is no number, ends the trial with a record; only a lost
-    process is left to Ray to start again, and it goes on from the last checkpoint. So is one that has lost that of
-    another of its GPUs.
+    Each epoch is stored before it is reported, so nothing is trained twice, whatever fails afterwards. A failure that
+    would happen again, such as a NaN loss, ends the trial with a record. Only a lost process is left for Ray to
+    restart, also one on another GPU of the same trial; training then resumes from the last checkpoint.
+
+    Args:
+        config: as returned by `trial_config`.
 
     Raises:
-        LostError: a process that trained together with this one was lost.
-        AwayError: the storage could not be reached.
+        WorkerLostError: a process on another GPU of this trial was lost.
+        StorageUnavailableError: the storage could not be reached.
     """
-    release_freed_memory()  # also where the trial before was stopped in the middle
+    release_freed_memory()  # the process is reused, and the previous trial may have been stopped in the middle
     store, name = open_store(config["site"]), config["trial"]
     run: Run | None = None
     try:
-        run = _run(config)
+        run = open_run(config)
         for epoch in run.epochs:
-            store.add_epoch(name, epoch)  # one that was saved but not yet written down when the process died
+            store.add_epoch(name, epoch)  # the last one may be in the checkpoint only, if the process died in between
         record = run.record(name, config["phase"])
         if run.epochs:
-            report_to_tune(record)  # the scheduler may not have judged it yet
+            report_to_tune(record)  # the scheduler may not have seen it yet
         for epoch in run:
-            _send_checkpoint(run, store, name)
+            _push_checkpoint(run, store, name)
             store.add_epoch(name, epoch)
             record = run.record(name, config["phase"])
             report_to_tune(record)
     except (WorkerLostError, object_store.StorageUnavailableError):
-        raise  # another process may fare better
+        raise  # another process may succeed
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
@@ -107,39 +111,42 @@ def train_trial(config: dict[str, Any]) -> None:
 
 
 def report_to_tune(record: Record) -> None:
-    """Tell the driver all there is to know: should the scheduler stop the trial here, this is its record."""
-    from ray import tune  # only a trial of Tune's gets here: who trains heads alone does without Ray
+    """Report a record to the driver. If the scheduler stops the trial now, this is its final record."""
+    from ray import tune  # only trials in Ray Tune get here; probes are trained without Ray
 
-    # As text, for Tune flattens whatever is nested.
+    # As text, because Tune flattens nested data.
     text = json.dumps(as_dict(record))
     tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
 
 
 def evaluate_on_test(config: dict[str, Any]) -> None:
-    """Judge a finished run on the test part, as it is and under noise, and write that down."""
+    """Evaluate a finished run on the test part, clean and under noise, and store the result."""
     store = open_store(config["site"])
-    store.add_test(config["trial"], _finished(config).evaluate("test", noisy=True))
+    store.add_test(config["trial"], _open_finished_run(config).evaluate("test", noisy=True))
 
 
 def export_model(config: dict[str, Any], folder: str) -> None:
-    """Write a finished run's network to a folder, for others to use."""
-    run = _finished(config)
-    with local_cache.staged_upload(object_store.as_path(folder)) as here:
-        save_classifier(here, run.model, run.recipe, run.pack.classes)
+    """Write the network of a finished run to a folder, a path or a URI, as a classifier that can be loaded alone."""
+    run = _open_finished_run(config)
+    with local_cache.staged_upload(object_store.as_path(folder)) as local_folder:
+        save_classifier(local_folder, run.model, run.recipe, run.pack.classes)
 
 
 def failed_record(config: dict[str, Any], error: str) -> Record:
-    """The record of a trial that never got as far as having a network."""
+    """Return the record of a trial that failed before its network was built."""
     return build_record(recipe_from_dict(config["recipe"]), config["trial"], config["phase"], error=error)
 
 
-def open_context(site: TrialContext) -> tuple[Pack, torch.device]:
-    """The pack, and the device that this process may use; it uses as many threads, and logs where it should.
+def open_context(context: TrialContext) -> tuple[Pack, torch.device]:
+    """Set up the process of a trial: log file, number of threads, memory limits.
+
+    Returns:
+        The pack, and the device that this process may use.
 
     Raises:
-        ValueError: this machine does not see the storage.
+        ValueError: this machine cannot see the storage.
     """
-    store = open_store(asdict(site))
+    store = open_store(asdict(context))
     if not object_store.is_remote(store.folder) and not store.folder.exists():
         raise ValueError(
             f"{socket.gethostname()} sees no {store.folder}: on a cluster --storage must be where every machine can "
@@ -148,76 +155,88 @@ def open_context(site: TrialContext) -> tuple[Pack, torch.device]:
     logs = store.local_folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
-    torch.set_num_threads(site.threads)
+    torch.set_num_threads(context.threads)
     retain_freed_memory()
-    return fetch_pack(object_store.as_path(site.pack)), limit_gpu_memory(site.gpus)
+    return fetch_pack(object_store.as_path(context.pack)), limit_gpu_memory(context.gpus)
 
 
-def open_store(site: Mapping[str, Any]) -> Store:
-    """The sweep that a site, as plain data, belongs to."""
-    return Store(object_store.as_path(site["sweep"]))
+def open_store(context: Mapping[str, Any]) -> Store:
+    """Return the store of the sweep that a `TrialContext`, as plain data, belongs to."""
+    return Store(object_store.as_path(context["sweep"]))
 
 
-def local_weights(site: TrialContext) -> Path | None:
-    """The file of weights on this machine; None where the recipe begins with random ones."""
-    return local_cache.fetch_file(object_store.as_path(site.weights)) if site.weights else None
+def local_weights(context: TrialContext) -> Path | None:
+    """Return the weights file on this machine, fetched if needed; None if the recipe starts from random weights."""
+    return local_cache.fetch_file(object_store.as_path(context.weights)) if context.weights else None
 
 
-def open_feature_cache(site: TrialContext) -> FeatureCache:
-    """Where features are kept: on this machine and, where the storage is elsewhere, there too."""
-    if site.features is None:
+def open_feature_cache(context: TrialContext) -> FeatureCache:
+    """Return the feature cache: on this machine and, if the storage is remote, also there."""
+    if context.features is None:
         return FeatureCache()
-    folder = object_store.as_path(site.features)
+    folder = object_store.as_path(context.features)
     return FeatureCache(local_cache.local_path(folder), RemoteCache(folder) if object_store.is_remote(folder) else None)
 
 
 def limit_gpu_memory(gpus: float) -> torch.device:
-    """Hold this process to a share of a GPU, whatever an earlier trial in it was given; where it is to compute.
+    """Limit this process to its GPUs, whatever an earlier trial in the same process was given.
 
-    A share is a number that Ray counts with and nobody enforces: a trial that took more would make its neighbours run
-    out of memory. One that runs out of its own share goes on in smaller parts (`xfer.devices.microbatching`).
+    Ray counts fractions of a GPU but does not enforce them: a trial that took more memory would make others on the same
+    GPU run out of it. A trial that exceeds its own limit continues in smaller micro-batches
+    (`xfer.devices.microbatching`).
+
+    Args:
+        gpus: as in `TrialContext`.
+
+    Returns:
+        The device to train on.
     """
     if gpus == 0:
-        # Ray sees to it where we have started it (`tuning.ENVIRONMENT`); elsewhere nothing has asked for a GPU so far,
-        # and CUDA reads this when somebody first does.
+        # Ray sets this itself if the sweep has started it (`ray_tune.RAY_ENVIRONMENT`). Otherwise no code has used CUDA
+        # yet, and CUDA reads the variable at its first use.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return torch.device("cpu")
     device = default_device()
-    if device.type == "cuda":  # has not run on a GPU yet
-        card = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, card), torch.cuda.current_device())
+    if device.type == "cuda":  # this branch has never run on a GPU
+        gpu_bytes = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, gpu_bytes), torch.cuda.current_device())
     return device
 
 
-def _run(config: dict[str, Any]) -> Run:
-    site = TrialContext(**config["site"])
-    pack, device = open_context(site)
+def open_run(config: dict[str, Any]) -> Run:
+    """Return the run of a trial, resumed from its last checkpoint if there is one.
+
+    Args:
+        config: as returned by `trial_config`.
+    """
+    context = TrialContext(**config["site"])
+    pack, device = open_context(context)
     folder = local_cache.pull(open_store(config["site"]).checkpoints(config["trial"]))
     recipe = recipe_from_dict(config["recipe"])
-    # Where Ray gives out GPUs that torch cannot use, or that are only said to be there, as many processes use CPUs.
-    devices = max(1, int(site.gpus))
-    torch.set_num_threads(max(1, site.threads // devices))
+    # If torch cannot use the GPUs that Ray has allocated, the same number of processes train on CPUs.
+    devices = max(1, int(context.gpus))
+    torch.set_num_threads(max(1, context.threads // devices))
     return Run(
         recipe,
         pack,
-        local_weights(site),
+        local_weights(context),
         device,
         folder,
-        noisy=site.noisy,
-        features=open_feature_cache(site),
-        compiled=site.compiled,
+        noisy=context.noisy,
+        features=open_feature_cache(context),
+        compiled=context.compiled,
         devices=devices,
     )
 
 
-def _send_checkpoint(run: Run, store: Store, trial: str) -> None:
-    # Before the epoch is written down: what is known to others can be gone on from by others.
-    assert run.folder is not None, "a trial keeps checkpoints"
+def _push_checkpoint(run: Run, store: Store, trial: str) -> None:
+    # Called before the epoch is stored, so that every stored epoch can be resumed from on any machine.
+    assert run.folder is not None, "the run of a trial has a checkpoint folder"
     local_cache.push(run.folder, store.checkpoints(trial))
 
 
-def _finished(config: dict[str, Any]) -> Run:
-    run = _run(config)
-    for _ in run:  # nothing to do, unless the last checkpoint was damaged: then its epochs are trained again
+def _open_finished_run(config: dict[str, Any]) -> Run:
+    run = open_run(config)
+    for _ in run:  # a no-op unless the last checkpoint was damaged; its epochs are then trained again
         pass
     return run

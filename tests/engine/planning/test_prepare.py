@@ -1,4 +1,4 @@
-"""Prepare: whatever is wrong is found before the first trial, and said to a person."""
+"""Prepare: errors are found before the first trial, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xfer.training import networks
 
 
 class Harmful:
-    """What a pickle could do."""
+    """An object whose unpickling runs code."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,7 +33,7 @@ class Harmful:
         return (Path.touch, (self.mark,))
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- wrong input -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ class Harmful:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_does_not_exist_is_refused_with_what_does(
+def test_unknown_names_and_files_are_refused_with_the_known_ones(
     make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -109,7 +109,7 @@ def too_few(folder: Path) -> None:
         path.unlink()
 
 
-def a_file(folder: Path) -> None:
+def a_file_instead(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_bytes(b"")
 
@@ -123,10 +123,10 @@ def a_file(folder: Path) -> None:
         (nothing_readable, r"none of the 16 images of images can be read; the first: ants/\d.png: UnidentifiedImage"),
         (one_class_unreadable, r"no training image of class 'bees' can be read; the first .*: bees/\d.png"),
         (too_few, r"2 images are too few to be divided"),
-        (a_file, r"images is a file; give the folder that holds the images"),
+        (a_file_instead, r"images is a file; give the folder that holds the images"),
     ],
 )
-def test_data_that_cannot_be_learned_from_are_refused(
+def test_data_that_cannot_be_trained_on_are_refused(
     make_plan: Callable[..., Plan],
     two_classes: Path,
     tmp_path: Path,
@@ -148,7 +148,7 @@ def test_weights_of_another_network_are_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x04N."])
-def test_weights_that_are_none_are_refused(
+def test_files_that_hold_no_weights_are_refused(
     make_plan: Callable[..., Plan], storage: Path, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "w.pt").write_bytes(content)
@@ -158,7 +158,7 @@ def test_weights_that_are_none_are_refused(
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "safetensors"])
-def test_weights_with_code_in_them_are_refused_and_it_does_not_run(
+def test_weights_that_contain_code_are_refused_without_running_it(
     make_plan: Callable[..., Plan], storage: Path, tmp_path: Path, suffix: str, zipped: bool
 ) -> None:
     import torch
@@ -173,12 +173,12 @@ def test_weights_with_code_in_them_are_refused_and_it_does_not_run(
     assert not mark.exists()
 
 
-def test_a_size_that_a_network_cannot_take_is_refused(make_plan: Callable[..., Plan], storage: Path) -> None:
+def test_an_image_size_that_a_network_cannot_take_is_refused(make_plan: Callable[..., Plan], storage: Path) -> None:
     with pytest.raises(ValueError, match="test_vit cannot take images of 10 px"):
         prepare(make_plan(backbones=("test_vit",), weights={}, strategies=("scratch",), image_size=10), storage)
 
 
-# --- what is found ---------------------------------------------------------------------------------------------------
+# --- what is prepared ------------------------------------------------------------------------------------------------
 
 
 def test_unreadable_images_are_counted_and_named(
@@ -192,7 +192,7 @@ def test_unreadable_images_are_counted_and_named(
     assert "bees/torn.png: " in note
 
 
-def test_of_many_unreadable_images_the_first_five_are_named(
+def test_only_the_first_five_unreadable_images_are_named(
     make_plan: Callable[..., Plan], two_classes: Path, tmp_path: Path
 ) -> None:
     for number in range(7):
@@ -203,7 +203,7 @@ def test_of_many_unreadable_images_the_first_five_are_named(
     assert note.endswith("; and 2 more.")
 
 
-def test_copies_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_duplicates_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
     for seed, (part, name) in enumerate((p, n) for p in ("train", "val", "test") for n in ("ants", "bees")):
         write_noise_images(tmp_path / "images" / part / name, 6, seed)
     for name in ("0.png", "1.png"):
@@ -213,11 +213,11 @@ def test_copies_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_pat
     assert note.startswith("3 images of the test part stand in the training or validation part too")
 
 
-def test_clean_data_need_no_note(prepared: Prepared) -> None:
+def test_clean_data_have_no_notes(prepared: Prepared) -> None:
     assert prepared.notes == ()
 
 
-def test_what_is_prepared_is_what_was_asked_for(prepared: Prepared, weights: Path) -> None:
+def test_the_prepared_sweep_matches_the_plan(prepared: Prepared, weights: Path) -> None:
     assert prepared.image_size == SIZE
     assert prepared.pack.classes == ("blue", "green", "red")
     (backbone,) = prepared.backbones
@@ -226,25 +226,25 @@ def test_what_is_prepared_is_what_was_asked_for(prepared: Prepared, weights: Pat
     assert prepared.plan.trials == 24
 
 
-def test_arms_decide_how_many_trials_there_are(make_plan: Callable[..., Plan], storage: Path) -> None:
+def test_arms_determine_the_number_of_trials(make_plan: Callable[..., Plan], storage: Path) -> None:
     assert prepare(make_plan(arms=({"strategy": "naive"}, {"strategy": "clip"})), storage).plan.trials == 2
 
 
 def test_scratch_alone_needs_no_weights(make_plan: Callable[..., Plan], storage: Path) -> None:
-    found = prepare(make_plan(weights={}, strategies=("scratch",)), storage)
-    assert (found.backbones[0].file, found.backbones[0].sha256) == (None, "")
+    prepared = prepare(make_plan(weights={}, strategies=("scratch",)), storage)
+    assert (prepared.backbones[0].file, prepared.backbones[0].sha256) == (None, "")
 
 
 @pytest.fixture(scope="session")
 def all_strategies(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
-    """All but lora, which finds nothing to enter; with an argument that not every network takes."""
+    """All strategies but lora, which needs linear layers; with an argument that not every network takes."""
     able = tuple(name for name in STRATEGIES if name != "lora")
     return prepare(make_plan(strategies=able, backbone_args={"drop_path_rate": 0.1}), storage)
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "lora"])
-def test_a_recipe_names_its_weights_unless_it_starts_from_random_ones(all_strategies: Prepared, strategy: str) -> None:
-    params = next(each for each in all_strategies.space.known_good() if each["strategy"] == strategy)
+def test_a_recipe_names_its_weights_unless_they_are_random(all_strategies: Prepared, strategy: str) -> None:
+    params = next(good for good in all_strategies.space.known_good() if good["strategy"] == strategy)
     recipe = all_strategies.recipe(all_strategies.space.configured(params))
     random = strategy in ("scratch", "small_cnn")
     assert recipe.weights == ("" if random else all_strategies.backbones[0].sha256)
@@ -254,7 +254,7 @@ def test_a_recipe_names_its_weights_unless_it_starts_from_random_ones(all_strate
     networks.check_network(recipe)
 
 
-def test_a_strategy_that_brings_a_network_takes_neither_weights_nor_arguments(all_strategies: Prepared) -> None:
+def test_a_strategy_with_a_network_of_its_own_takes_neither_weights_nor_arguments(all_strategies: Prepared) -> None:
     space = all_strategies.space
     configs = {str(config["strategy"]): config for config in map(space.configured, space.known_good())}
     small, scratch = (all_strategies.recipe(configs[name]) for name in ("small_cnn", "scratch"))
@@ -262,7 +262,7 @@ def test_a_strategy_that_brings_a_network_takes_neither_weights_nor_arguments(al
     assert (scratch.backbone, scratch.backbone_args) == (BACKBONE, (("drop_path_rate", 0.1),))
 
 
-def test_some_classes_may_be_chosen(make_plan: Callable[..., Plan], storage: Path) -> None:
+def test_a_subset_of_classes_can_be_selected(make_plan: Callable[..., Plan], storage: Path) -> None:
     named = prepare(make_plan(classes=("red", "blue")), storage)
     assert named.pack.classes == ("blue", "red")
     assert describe_plan(named)["data"]["classes"] == ["blue", "red"]
@@ -272,16 +272,18 @@ def test_some_classes_may_be_chosen(make_plan: Callable[..., Plan], storage: Pat
     assert default_name(counted) != default_name(named)
 
 
-def test_a_recipe_takes_the_plans_seed_and_arguments(make_plan: Callable[..., Plan], storage: Path) -> None:
-    found = prepare(make_plan(seed=5, backbone_args={"drop_rate": 0.2}), storage)
-    recipe = found.recipe(found.space.configured(found.space.known_good()[0]))
+def test_a_recipe_takes_the_seed_and_the_backbone_arguments_of_the_plan(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    prepared = prepare(make_plan(seed=5, backbone_args={"drop_rate": 0.2}), storage)
+    recipe = prepared.recipe(prepared.space.configured(prepared.space.known_good()[0]))
     assert (recipe.seed, recipe.split_seed, recipe.backbone_args) == (5, 5, (("drop_rate", 0.2),))
 
 
 @pytest.mark.parametrize(
     ("images", "can_redraw", "redraws"), [(1_999, True, True), (2_000, True, False), (100, False, False)]
 )
-def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
+def test_finalists_draw_new_validation_parts_if_images_are_few_and_the_data_come_without_a_split(
     prepared: Prepared, images: int, can_redraw: bool, redraws: bool
 ) -> None:
     split = dataclasses.replace(prepared.split, train=np.arange(images), can_redraw=can_redraw)
@@ -289,7 +291,7 @@ def test_finalists_draw_anew_where_images_are_few_and_nothing_was_given(
     assert RESPLIT_BELOW == 2_000
 
 
-def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
+def test_the_plan_counts_the_training_images_that_are_left_by_images_per_class(
     make_plan: Callable[..., Plan], storage: Path
 ) -> None:
     everything, few = prepare(make_plan(), storage), prepare(make_plan(edits={"images_per_class": "3"}), storage)
@@ -302,15 +304,15 @@ def test_a_fixed_number_of_images_per_class_is_what_the_plan_says_is_trained_on(
     assert len(several.split.train) == len(everything.split.train)
 
 
-def test_a_grid_has_as_many_trials_as_there_are_combinations_and_says_so(
+def test_a_grid_has_one_trial_per_combination_and_a_note_about_it(
     make_plan: Callable[..., Plan], storage: Path
 ) -> None:
     edits = {"optimizer": "sgd,adam", "learning_rate": "0.01", "weight_decay": "1e-4", "batch_size": "4"}
     edits |= {"schedule": "cosine", "augmentation": "none", "mixing": "none", "loss": "cross_entropy"}
     plan = make_plan(sampler="grid", strategies=("naive",), edits={**edits, "clip_norm": "none,1"}, trials=24)
-    found = prepare(plan, storage)
-    assert found.plan.trials == describe_plan(found)["trials"] == 4
-    assert found.notes[-1] == "--sampler grid: 4 combinations, the known good ones among them, are all there are."
-    found = prepare(dataclasses.replace(plan, trials=3), storage)
-    assert found.plan.trials == 3
-    assert found.notes[-1] == "--sampler grid: there are more combinations than the 3 that --trials allows."
+    prepared = prepare(plan, storage)
+    assert prepared.plan.trials == describe_plan(prepared)["trials"] == 4
+    assert prepared.notes[-1] == "--sampler grid: 4 combinations, the known good ones among them, are all there are."
+    prepared = prepare(dataclasses.replace(plan, trials=3), storage)
+    assert prepared.plan.trials == 3
+    assert prepared.notes[-1] == "--sampler grid: there are more combinations than the 3 that --trials allows."

@@ -1,4 +1,4 @@
-"""The same plan, or another: what may change between two starts of a sweep, and what a sweep is called."""
+"""plan.json: what may change between two starts of a sweep, and the default name of a sweep."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ from sweeps.engine.planning.prepared import Prepared
 from tests.conftest import BACKBONE
 from tests.engine.conftest import write_noise_images
 
-# --- the same plan, or another? --------------------------------------------------------------------------------------
+# --- changes of a plan -----------------------------------------------------------------------------------------------
 
 
 def stored(prepared: Prepared, **changes: Any) -> dict[str, Any]:
-    """What plan.json says, as it comes back from disk."""
-    found: dict[str, Any] = json.loads(
-        json.dumps({**describe_plan(prepared), "name": "n", "provenance": {}, **changes})
-    )
-    return found
+    """Return the content of plan.json as it is read from disk."""
+    plan: dict[str, Any] = json.loads(json.dumps({**describe_plan(prepared), "name": "n", "provenance": {}, **changes}))
+    return plan
 
 
 def names(changes: list[str]) -> list[str]:
     return [change.partition(":")[0] for change in changes]
 
 
-def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
+def test_a_plan_does_not_differ_from_itself_under_another_name_and_provenance(prepared: Prepared) -> None:
     assert plan_differences(stored(prepared), stored(prepared)) == []
     assert (
         plan_differences(stored(prepared), {**describe_plan(prepared), "name": "other", "provenance": {"commit": "x"}})
@@ -41,7 +39,7 @@ def test_the_same_plan_is_no_difference(prepared: Prepared) -> None:
     )
 
 
-def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None:
+def test_more_trials_are_not_a_difference_but_fewer_are(prepared: Prepared) -> None:
     assert plan_differences(stored(prepared), stored(prepared, trials=25)) == []
     assert plan_differences(stored(prepared), stored(prepared, trials=23)) == [
         "trials: 24 -> 23 (more may be added, none taken away)"
@@ -77,31 +75,31 @@ def test_more_trials_are_no_difference_but_fewer_are(prepared: Prepared) -> None
     ],
     ids=str,
 )
-def test_what_changed_is_listed_by_name(
+def test_changes_are_listed_by_name(
     prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], changed: list[str]
 ) -> None:
-    found = plan_differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
-    assert set(changed) <= set(names(found))
-    assert all(name.startswith("space.") for name in set(names(found)) - set(changed))
-    assert bool(found) == bool(changed)
-    assert all(" -> " in line for line in found)
+    differences = plan_differences(stored(prepared), stored(prepare(make_plan(**changes), storage)))
+    assert set(changed) <= set(names(differences))
+    assert all(name.startswith("space.") for name in set(names(differences)) - set(changed))
+    assert bool(differences) == bool(changed)
+    assert all(" -> " in line for line in differences)
 
 
-def test_both_values_stand_in_the_line(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
+def test_a_change_shows_both_values(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
     assert plan_differences(stored(prepared), stored(prepare(make_plan(epochs=5), storage))) == ["epochs: 4 -> 5"]
 
 
-def test_another_image_is_a_difference_and_so_are_other_weights(
+def test_another_image_and_other_weights_are_differences(
     prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
 ) -> None:
     import safetensors.torch
 
     shutil.copytree(image_folder, tmp_path / image_folder.name)
     write_noise_images(tmp_path / image_folder.name / "red", 1, 99)
-    found = plan_differences(
+    differences = plan_differences(
         stored(prepared), stored(prepare(make_plan(data=str(tmp_path / image_folder.name)), storage))
     )
-    assert {"data.pack", "data.train"} <= set(names(found))
+    assert {"data.pack", "data.train"} <= set(names(differences))
     tensors = safetensors.torch.load_file(weights)
     first = next(iter(tensors))
     tensors[first] = tensors[first] + 1
@@ -110,7 +108,7 @@ def test_another_image_is_a_difference_and_so_are_other_weights(
     assert names(plan_differences(stored(prepared), stored(changed))) == ["backbones"]
 
 
-def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
+def test_a_renamed_folder_and_a_renamed_weights_file_are_not_differences(
     prepared: Prepared, make_plan: Callable[..., Plan], image_folder: Path, weights: Path, storage: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(image_folder, tmp_path / "renamed")
@@ -119,7 +117,7 @@ def test_a_renamed_folder_and_a_renamed_weights_file_are_no_difference(
     assert plan_differences(stored(prepared), stored(prepare(moved, storage))) == []
 
 
-def test_all_classes_by_name_are_the_same_sweep_as_all_of_them(
+def test_naming_all_classes_is_the_same_as_naming_none(
     prepared: Prepared, make_plan: Callable[..., Plan], storage: Path
 ) -> None:
     named = prepare(make_plan(classes=("red", "green", "blue")), storage)
@@ -130,14 +128,14 @@ def test_all_classes_by_name_are_the_same_sweep_as_all_of_them(
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_is_named_by_experiment_folder_and_six_digits(prepared: Prepared) -> None:
+def test_the_default_name_is_experiment_folder_and_six_digits(prepared: Prepared) -> None:
     experiment, folder, digits = default_name(prepared).split("-")
     assert (experiment, folder) == ("folder", "colours")
     assert len(digits) == 6
     assert set(digits) <= set("0123456789abcdef")
 
 
-def test_two_folders_with_other_content_never_share_a_name(
+def test_folders_with_the_same_name_and_other_content_give_different_names(
     make_plan: Callable[..., Plan], prepared: Prepared, two_classes: Path, storage: Path, tmp_path: Path
 ) -> None:
     two_classes.rename(tmp_path / "colours")
@@ -157,7 +155,7 @@ def test_two_folders_with_other_content_never_share_a_name(
     ],
     ids=str,
 )
-def test_the_name_follows_what_is_run(
+def test_the_default_name_depends_on_what_is_run(
     prepared: Prepared, make_plan: Callable[..., Plan], storage: Path, changes: dict[str, Any], same: bool
 ) -> None:
     assert (default_name(prepare(make_plan(**changes), storage)) == default_name(prepared)) is same
@@ -175,7 +173,7 @@ def test_the_name_follows_what_is_run(
         ("蜜蜂", "蜜蜂"),
     ],
 )
-def test_a_data_sets_name_becomes_a_plain_one(prepared: Prepared, source: str, shown: str) -> None:
+def test_the_name_of_a_data_set_becomes_a_plain_folder_name(prepared: Prepared, source: str, shown: str) -> None:
     name = default_name(dataclasses.replace(prepared, source=source))
     assert name.removeprefix("folder-")[:-7] == shown
     assert Path(name).name == name

@@ -1,4 +1,4 @@
-"""Screening: which backbones go on to the search, and with which head `lp_ft` starts."""
+"""Screening: which backbones are searched, and with which head `lp_ft` starts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from sweeps.engine.planning import screening
 from sweeps.engine.planning.plan_file import describe_plan, plan_differences
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
+from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.sweep import RunOptions, Sweep
+from sweeps.engine.sweep import Sweep
 from tests.engine.conftest import a_record
 from xfer.hyperparameters import Categorical
 from xfer.objectives import OBJECTIVES
@@ -38,14 +39,14 @@ Preparing = Callable[..., Prepared]
 def preparing(
     one_thread: None, make_plan: Callable[..., Plan], weights_of: Callable[[str], Path], storage: Path
 ) -> Preparing:
-    """A plan over three backbones, of which two go on."""
+    """Prepares a plan over three backbones, of which two are kept."""
 
-    def made(*backbones: str, **changes: Any) -> Prepared:
+    def prepare_plan(*backbones: str, **changes: Any) -> Prepared:
         names = backbones or NETWORKS
         about = {"weights": {name: str(weights_of(name)) for name in names}, "keep_backbones": 2, "trials": 9}
         return prepare(make_plan(**{"backbones": names, "strategies": STRATEGIES, **about, **changes}), storage)
 
-    return made
+    return prepare_plan
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +54,21 @@ def three(preparing: Preparing) -> Prepared:
     return preparing()
 
 
-def heads(prepared: Prepared, accuracies: Mapping[tuple[str, str, float], float], usual: float = 0.3) -> list[Record]:
-    """A record of every head, with these validation accuracies by backbone, strategy and penalty."""
+def heads(prepared: Prepared, accuracies: Mapping[tuple[str, str, float], float], default: float = 0.3) -> list[Record]:
+    """Return a record of every head, with validation accuracies by backbone, strategy and penalty."""
     records = []
     for trial in screening.screening_trials(prepared):
         strategy = trial.recipe["strategy"]
-        accuracy = accuracies.get((str(trial.recipe["backbone"]), strategy["name"], strategy["penalty"]), usual)
+        accuracy = accuracies.get((str(trial.recipe["backbone"]), strategy["name"], strategy["penalty"]), default)
         records.append(replace(a_record(trial.name, (accuracy,), recipe=dict(trial.recipe)), phase="screen"))
     return records
 
 
-# Who screens
+# --- which sweeps screen ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("backbones", "changes", "drops", "chooses"),
+    ("backbones", "changes", "drops", "selects"),
     [
         (NETWORKS, {}, True, True),
         (NETWORKS, {"strategies": ("clip", "linear_probe")}, True, False),
@@ -76,52 +77,59 @@ def heads(prepared: Prepared, accuracies: Mapping[tuple[str, str, float], float]
         (NETWORKS[:1], {}, False, True),
         (NETWORKS[:1], {"edits": {"penalty": "0.1..10"}}, False, False),
         (NETWORKS, {"edits": {"penalty": "1"}}, True, False),
-        (NETWORKS, {"strategies": ("scratch",)}, False, False),  # nothing pretrained, so there is nothing to be asked
+        (
+            NETWORKS,
+            {"strategies": ("scratch",)},
+            False,
+            False,
+        ),  # nothing is pretrained, so there are no frozen features
         (NETWORKS, {"sampler": "grid", "edits": {"optimizer": "sgd"}}, False, False),
         (NETWORKS, {"arms": ({"strategy": "lp_ft"}, {"strategy": "clip"})}, False, False),
     ],
 )
-def test_it_screens_where_there_are_backbones_to_drop_or_a_head_to_choose(
-    preparing: Preparing, backbones: Sequence[str], changes: Mapping[str, Any], drops: bool, chooses: bool
+def test_a_sweep_screens_if_it_has_backbones_to_drop_or_a_head_to_select(
+    preparing: Preparing, backbones: Sequence[str], changes: Mapping[str, Any], drops: bool, selects: bool
 ) -> None:
     prepared = preparing(*backbones, **changes)
-    assert (screening.drops_backbones(prepared), screening.selects_initial_head(prepared)) == (drops, chooses)
-    assert bool(screening.screening_trials(prepared)) == bool(screening.describe(prepared)) == (drops or chooses)
-    assert ("screening" in describe_plan(prepared)) == (drops or chooses)
+    assert (screening.drops_backbones(prepared), screening.selects_initial_head(prepared)) == (drops, selects)
+    assert bool(screening.screening_trials(prepared)) == bool(screening.describe(prepared)) == (drops or selects)
+    assert ("screening" in describe_plan(prepared)) == (drops or selects)
 
 
-def test_a_sweep_that_screened_cannot_go_on_with_another_number_to_keep(preparing: Preparing) -> None:
+def test_a_screened_sweep_cannot_be_resumed_with_another_number_of_backbones_to_keep(preparing: Preparing) -> None:
     strategies = ("clip", "linear_probe")
     kept = {keep: preparing(*NETWORKS, "test_convnext", keep_backbones=keep, strategies=strategies) for keep in (2, 3)}
     assert plan_differences(describe_plan(kept[2]), describe_plan(kept[3])) == ["screening.keep: 2 -> 3"]
 
 
-def test_a_number_that_drops_nobody_is_no_part_of_a_plan(preparing: Preparing) -> None:
+def test_a_number_to_keep_that_drops_no_backbone_is_not_part_of_the_plan(preparing: Preparing) -> None:
     assert describe_plan(preparing(keep_backbones=3)) == describe_plan(preparing(keep_backbones=5))
 
 
 @pytest.mark.parametrize("keep", [-1, 0, 1])
-def test_fewer_than_two_are_never_kept(make_plan: Callable[..., Plan], keep: int) -> None:
+def test_keeping_fewer_than_two_backbones_is_refused(make_plan: Callable[..., Plan], keep: int) -> None:
     with pytest.raises(ValueError, match=f"keep_backbones is {keep}; must be between 2 and 100"):
         make_plan(keep_backbones=keep)
 
 
-# What is tried
+# --- trials ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_head_is_tried_on_every_backbone_each_as_a_recipe_of_its_own(three: Prepared) -> None:
+def test_every_head_is_tried_on_every_backbone_as_a_recipe_of_its_own(three: Prepared) -> None:
     trials = screening.screening_trials(three)
-    met = [
+    tried = [
         (trial.recipe["backbone"], trial.recipe["strategy"]["name"], trial.recipe["strategy"]["penalty"])
         for trial in trials
     ]
-    assert met == [(name, how, penalty) for name in NETWORKS for how in PENALTIES for penalty in PENALTIES[how]]
+    assert tried == [
+        (name, strategy, penalty) for name in NETWORKS for strategy in PENALTIES for penalty in PENALTIES[strategy]
+    ]
     assert [trial.name for trial in trials] == [f"screen-{number:02d}" for number in range(30)]
     assert {trial.phase for trial in trials} == {"screen"}
     assert {trial.recipe["epochs"] for trial in trials} == {1}
 
 
-def test_heads_see_the_images_that_the_search_will_see(preparing: Preparing) -> None:
+def test_heads_are_fitted_on_the_images_that_the_search_uses(preparing: Preparing) -> None:
     prepared = preparing(edits={"colour": "grey", "images_per_class": "4", "penalty": "7", "activation": "mish"})
     for trial in screening.screening_trials(prepared):
         recipe = trial.recipe
@@ -130,14 +138,14 @@ def test_heads_see_the_images_that_the_search_will_see(preparing: Preparing) -> 
             "mish",
         )
     assert {trial.recipe["strategy"]["penalty"] for trial in screening.screening_trials(prepared)} == {
-        penalty for each in PENALTIES.values() for penalty in each
+        penalty for penalties in PENALTIES.values() for penalty in penalties
     }
 
 
-# What is decided
+# --- the decision ----------------------------------------------------------------------------------------------------
 
 
-def test_the_backbones_with_the_best_heads_go_on_the_best_first(three: Prepared) -> None:
+def test_the_backbones_with_the_best_heads_are_kept_best_first(three: Prepared) -> None:
     best = {("test_vit", "ridge_probe", 10.0): 0.9, ("test_efficientnet", "logistic_probe", 0.1): 0.8}
     decision = screening.screening_decision(three, heads(three, best))
     assert (decision["kept"], decision["dropped"]) == (["test_vit", "test_efficientnet"], ["test_resnet"])
@@ -147,12 +155,12 @@ def test_the_backbones_with_the_best_heads_go_on_the_best_first(three: Prepared)
     )
 
 
-def test_of_equal_ones_those_go_on_that_were_named_first(three: Prepared) -> None:
+def test_of_equally_good_backbones_those_named_first_are_kept(three: Prepared) -> None:
     decision = screening.screening_decision(three, heads(three, {}))
     assert (decision["kept"], decision["dropped"]) == (["test_resnet", "test_efficientnet"], ["test_vit"])
 
 
-def test_the_penalty_is_that_of_the_best_logistic_head_whatever_ridge_says(three: Prepared) -> None:
+def test_the_penalty_is_that_of_the_best_logistic_head_even_if_a_ridge_head_is_better(three: Prepared) -> None:
     best = {
         ("test_resnet", "ridge_probe", 1.0): 0.95,
         ("test_resnet", "logistic_probe", 10.0): 0.5,
@@ -162,11 +170,11 @@ def test_the_penalty_is_that_of_the_best_logistic_head_whatever_ridge_says(three
     assert (penalties["test_resnet"], penalties["test_vit"]) == (10.0, 100.0)
 
 
-def test_of_equally_good_heads_the_one_with_the_lowest_loss_is_taken(three: Prepared) -> None:
+def test_of_equally_good_heads_the_one_with_the_lowest_loss_is_selected(three: Prepared) -> None:
     records = heads(three, {})
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         loss = 0.1 if record.recipe["strategy"]["penalty"] == 100.0 else 0.5
-        records[place] = replace(record, epochs=(replace(record.epochs[0], val_loss=loss),))
+        records[index] = replace(record, epochs=(replace(record.epochs[0], val_loss=loss),))
     assert set(screening.screening_decision(three, records)["penalties"].values()) == {100.0}
 
 
@@ -186,22 +194,24 @@ def test_a_backbone_whose_heads_all_failed_comes_last_and_has_no_penalty(three: 
     [
         (("accuracy",), "accuracy"),
         (("balanced_accuracy", "seconds"), "balanced_accuracy"),
-        (("noisy_accuracy",), "accuracy"),  # a head is not judged under noise, which goes through the whole network
+        (("noisy_accuracy",), "accuracy"),  # heads are not evaluated under noise, which needs the full network
         (("loss",), "accuracy"),
         (("seconds", "accuracy"), "accuracy"),
     ],
 )
-def test_backbones_are_compared_by_a_share_of_images(objective: Sequence[str], measure: str) -> None:
+def test_backbones_are_compared_by_an_accuracy(objective: Sequence[str], measure: str) -> None:
     assert screening.screening_objective([OBJECTIVES[name] for name in objective]).name == measure
 
 
 @pytest.fixture(scope="module")
 def with_lora(preparing: Preparing) -> Prepared:
-    """`lora` adapts linear layers, which only one of the networks has."""
+    """A plan with `lora`, which needs linear layers; only one of the networks has them."""
     return preparing(strategies=("clip", "lora"))
 
 
-def test_a_strategy_that_none_of_the_best_can_do_keeps_the_best_backbone_that_can(with_lora: Prepared) -> None:
+def test_for_a_strategy_that_none_of_the_best_backbones_supports_the_best_one_that_does_is_kept(
+    with_lora: Prepared,
+) -> None:
     best = {(name, "ridge_probe", 1.0): 0.9 for name in ("test_resnet", "test_efficientnet")}
     decision = screening.screening_decision(with_lora, heads(with_lora, best))
     assert (decision["kept"], decision["dropped"]) == ([*NETWORKS], [])
@@ -210,13 +220,13 @@ def test_a_strategy_that_none_of_the_best_can_do_keeps_the_best_backbone_that_ca
     assert ("lora", "test_vit") in {(config["strategy"], config["backbone"]) for config in good}
 
 
-def test_where_only_a_head_has_to_be_chosen_nothing_but_logistic_ones_are_tried(preparing: Preparing) -> None:
+def test_only_logistic_heads_are_tried_if_only_a_head_has_to_be_selected(preparing: Preparing) -> None:
     trials = screening.screening_trials(preparing(keep_backbones=3))
     assert len(trials) == 15
     assert {trial.recipe["strategy"]["name"] for trial in trials} == {"logistic_probe"}
 
 
-def test_a_backbone_that_can_have_no_head_is_refused_and_one_that_can_have_some_is_tried_with_them(
+def test_a_backbone_that_supports_no_head_is_refused_and_one_that_supports_some_is_tried_with_those(
     preparing: Preparing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = preparing(strategies=("clip",))
@@ -233,7 +243,7 @@ def test_a_backbone_that_can_have_no_head_is_refused_and_one_that_can_have_some_
         screening.screening_trials(prepared)
 
 
-# What follows
+# --- the narrowed space ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -242,16 +252,16 @@ def narrow(three: Prepared) -> Prepared:
     return screening.narrow_space(three, screening.screening_decision(three, heads(three, best)))
 
 
-def test_nothing_else_is_proposed_any_more(narrow: Prepared) -> None:
-    proposer, met = AskTellSampler(narrow.space, "random", seed=0), set()
+def test_only_kept_backbones_and_selected_penalties_are_proposed(narrow: Prepared) -> None:
+    sampler, lp_ft_heads = AskTellSampler(narrow.space, "random", seed=0), set()
     for number in range(80):
-        params, config = proposer.ask(f"{number:04d}", number)
+        params, config = sampler.ask(f"{number:04d}", number)
         recipe = narrow.recipe(config)
         assert "penalty" not in {name.rpartition(".")[2] for name in params}
         if recipe.strategy.name == "lp_ft":
-            met.add((recipe.backbone, dict(recipe.strategy.values)["penalty"]))
+            lp_ft_heads.add((recipe.backbone, dict(recipe.strategy.values)["penalty"]))
         assert recipe.backbone in ("test_vit", "test_efficientnet")
-    assert met == {("test_vit", 10.0), ("test_efficientnet", 0.1)}
+    assert lp_ft_heads == {("test_vit", 10.0), ("test_efficientnet", 0.1)}
 
 
 def test_known_good_recipes_are_tried_on_the_best_backbone(narrow: Prepared) -> None:
@@ -259,41 +269,41 @@ def test_known_good_recipes_are_tried_on_the_best_backbone(narrow: Prepared) -> 
     assert [config["backbone"] for config in good] == ["test_vit", "test_efficientnet", *["test_vit"] * 3]
 
 
-def test_a_penalty_that_was_asked_for_stays_as_it_is(preparing: Preparing) -> None:
+def test_penalties_that_were_given_are_not_narrowed(preparing: Preparing) -> None:
     prepared = preparing(edits={"penalty": "0.5,5"})
     space = screening.narrow_space(prepared, screening.screening_decision(prepared, heads(prepared, {}))).space
     assert space.parameter("lp_ft", "penalty") == Categorical((0.5, 5))
     assert space.possible["test_resnet"]["lp_ft"]["penalty"] == Categorical((0.5, 5))
 
 
-def test_of_a_warm_start_what_was_left_out_is_left_out_too(three: Prepared, narrow: Prepared) -> None:
-    begins = [
+def test_a_warm_start_loses_the_recipes_of_dropped_backbones(three: Prepared, narrow: Prepared) -> None:
+    warm_params = [
         {**params, "backbone": name, "lp_ft.penalty": 1.0}
         for params in three.space.known_good()[-2:]
         for name in NETWORKS
     ]
-    left = screening.remaining_params(narrow.space, begins)
-    assert [params["backbone"] for params in left] == ["test_efficientnet", "test_vit"] * 2
-    proposer = AskTellSampler(narrow.space, "tpe", seed=0, warm=left)
+    remaining = screening.remaining_params(narrow.space, warm_params)
+    assert [params["backbone"] for params in remaining] == ["test_efficientnet", "test_vit"] * 2
+    sampler = AskTellSampler(narrow.space, "tpe", seed=0, warm=remaining)
     for number in range(6):
-        proposer.ask(f"{number:04d}", number)
-        proposer.tell(a_record(f"{number:04d}"))
-    again = AskTellSampler(narrow.space, "tpe", seed=0, warm=left)
-    again.replay({"0000": (left[0], a_record("0000"))})
+        sampler.ask(f"{number:04d}", number)
+        sampler.tell(a_record(f"{number:04d}"))
+    again = AskTellSampler(narrow.space, "tpe", seed=0, warm=remaining)
+    again.replay({"0000": (remaining[0], a_record("0000"))})
 
 
-# In a sweep, whose heads are fitted in this very process
+# --- in a sweep that fits heads in this process ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def store(tmp_path: Path, three: Prepared) -> Store:
-    found = Store(tmp_path / "colours")
-    found.put_plan(describe_plan(three))
-    return found
+    store = Store(tmp_path / "colours")
+    store.put_plan(describe_plan(three))
+    return store
 
 
 @pytest.fixture
-def begun(three: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Sweep]:
+def start(three: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Sweep]:
     """Starts the sweep. Its heads are not fitted to convergence, which took most of the time of these tests."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("xfer.linear_heads.MAX_STEPS", 2)
@@ -302,10 +312,10 @@ def begun(three: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> Cal
     )
 
 
-def test_time_that_is_up_leaves_it_undecided_and_the_next_start_goes_on(
-    store: Store, begun: Callable[[], Sweep], monkeypatch: pytest.MonkeyPatch
+def test_a_screening_that_runs_out_of_budget_is_undecided_and_resumed_by_the_next_start(
+    store: Store, start: Callable[[], Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = begun()
+    sweep = start()
     monkeypatch.setattr(sweep.budget, "exceeded", lambda: len(store.records()) >= 10)
     sweep.screen()
     sweep.search()
@@ -314,16 +324,16 @@ def test_time_that_is_up_leaves_it_undecided_and_the_next_start_goes_on(
     assert {record.recipe["backbone"] for record in first.values()} == {NETWORKS[0]}
     assert store.decisions("screening") == []
     assert {trial.phase for trial in store.trials()} == {"screen"}
-    begun().screen()
+    start().screen()
     assert len(store.records()) == 30
     assert {name: store.record(name) for name in first} == first
     assert len(store.decisions("screening")) == 1
 
 
-def test_a_decision_that_was_lost_is_made_again_and_what_was_searched_is_still_known(
-    store: Store, begun: Callable[[], Sweep]
+def test_a_lost_decision_is_made_again_and_the_sampler_still_knows_the_trials_of_the_search(
+    store: Store, start: Callable[[], Sweep]
 ) -> None:
-    sweep = begun()
+    sweep = start()
     sweep.screen()
     [decision] = store.decisions("screening")
     assert sweep.sampler is not None
@@ -334,9 +344,9 @@ def test_a_decision_that_was_lost_is_made_again_and_what_was_searched_is_still_k
         store.add_record(a_record(name))
     assert "lp_ft" in {trial.recipe["strategy"]["name"] for trial in store.trials() if trial.phase == "search"}
     (store.folder / "screening" / "0001.json").write_text("{")
-    again = begun()
+    again = start()
     again.screen()
-    assert [{**each, "at": ""} for each in store.decisions("screening")] == [{**decision, "at": ""}]
+    assert [{**stored, "at": ""} for stored in store.decisions("screening")] == [{**decision, "at": ""}]
     again.export_study()
     study = optuna.load_study(study_name=store.name, storage=f"sqlite:///{store.local_folder / 'study.sqlite3'}")
     assert len(study.trials) == 6

@@ -66,7 +66,7 @@ def test_whole_gpus_are_devices_of_one_run_and_share_its_cores(begin, monkeypatc
     _, begun = begin
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    run = trainable._run(begun(gpus=gpus))
+    run = trainable.open_run(begun(gpus=gpus))
     assert run.devices == devices
     assert threads[-1] == max(1, 2 // devices)
 

@@ -1,4 +1,4 @@
-"""Linear probes trained side by side: each ends with its own record, equal to its solo run, and none twice."""
+"""Probe tasks: each probe of a batch ends with its own record, equal to that of its solo run, and none runs twice."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def store(tmp_path):
 
 @pytest.fixture
 def configs(store, pack, weights, make_recipe):
-    """A trial for each of some recipes, begun in the store."""
+    """Returns the configuration of a trial for each recipe, after adding it to the store."""
 
-    def begin(*recipes):
-        site = TrialContext(
+    def add_trials(*recipes):
+        context = TrialContext(
             str(store.folder), str(pack.folder), str(weights), 1, False, features=str(store.folder.parent / "f")
         )
         trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(recipes)]
         for trial in trials:
             store.add_trial(trial)
-        return [trial_config(trial, site) for trial in trials]
+        return [trial_config(trial, context) for trial in trials]
 
-    return begin
+    return add_trials
 
 
-def some(make_recipe):
+def probe_recipes(make_recipe):
     probe = {"strategy": "linear_probe", "epochs": 3}
     return [
         make_recipe(**probe, learning_rate=0.1),
@@ -52,22 +52,22 @@ def some(make_recipe):
 
 
 def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pack, weights):
-    recipes = some(make_recipe)
+    recipes = probe_recipes(make_recipe)
     train_probes(configs(*recipes))
     for number, recipe in enumerate(recipes):
         run = Run(recipe, pack, weights, CPU)
         list(run)
-        alone, found = run.record(f"{number:04d}"), store.record(f"{number:04d}")
-        assert replace(found, epochs=(), seconds=0.0, val=None) == replace(alone, epochs=(), seconds=0.0, val=None)
-        for one, other in zip(found.epochs, alone.epochs, strict=True):
+        solo, batched = run.record(f"{number:04d}"), store.record(f"{number:04d}")
+        assert replace(batched, epochs=(), seconds=0.0, val=None) == replace(solo, epochs=(), seconds=0.0, val=None)
+        for one, other in zip(batched.epochs, solo.epochs, strict=True):
             for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "gradient_norm", "learning_rate"):
                 assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4), name
-        assert found.val.correct == alone.val.correct
-        assert store.epochs(f"{number:04d}") == found.epochs
+        assert batched.val.correct == solo.val.correct
+        assert store.epochs(f"{number:04d}") == batched.epochs
 
 
-def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe, configs, store, pack, weights):
-    recipe = some(make_recipe)[1]
+def test_a_run_resumes_from_the_checkpoint_of_a_batched_probe(make_recipe, configs, store, pack, weights):
+    recipe = probe_recipes(make_recipe)[1]
     train_probes(configs(recipe))
     run = Run(recipe, pack, weights, CPU, store.checkpoints("0000"))
     assert len(run.epochs) == recipe.epochs
@@ -75,17 +75,17 @@ def test_a_run_goes_on_from_the_head_that_was_trained_beside_others(make_recipe,
     assert list(run) == []
 
 
-def test_what_has_a_record_is_not_trained_again(make_recipe, configs, store):
-    begun = configs(*some(make_recipe))
-    train_probes(begun[:2])
+def test_probes_that_have_a_record_are_not_trained_again(make_recipe, configs, store):
+    added = configs(*probe_recipes(make_recipe))
+    train_probes(added[:2])
     before = {name: store.record(name) for name in ("0000", "0001")}
-    train_probes(begun)
+    train_probes(added)
     assert {name: store.record(name) for name in before} == before
     assert [record.status for record in store.records()] == ["finished"] * 4
 
 
-def test_one_that_diverges_ends_as_failed_and_says_where(make_recipe, configs, store):
-    good, *_ = some(make_recipe)
+def test_a_diverged_probe_ends_as_failed_with_the_reason(make_recipe, configs, store):
+    good, *_ = probe_recipes(make_recipe)
     train_probes(configs(replace(good, epochs=90), replace(good, learning_rate=90.0, weight_decay=9.9, epochs=90)))
     assert store.record("0000").status == "finished"
     bad = store.record("0001")
@@ -94,16 +94,19 @@ def test_one_that_diverges_ends_as_failed_and_says_where(make_recipe, configs, s
     assert checkpoints.load(store.checkpoints("0001")) is None
 
 
-def test_what_nobody_foresaw_fails_the_group_and_not_the_sweep(make_recipe, configs, store, tmp_path):
-    begun = configs(*some(make_recipe)[:1])
-    begun[0]["site"] = asdict(replace(TrialContext(**begun[0]["site"]), weights=str(tmp_path / "gone.safetensors")))
-    train_probes(begun)
+def test_an_unexpected_error_fails_the_group_and_not_the_sweep(make_recipe, configs, store, tmp_path):
+    added = configs(*probe_recipes(make_recipe)[:1])
+    added[0]["site"] = asdict(replace(TrialContext(**added[0]["site"]), weights=str(tmp_path / "gone.safetensors")))
+    train_probes(added)
     assert store.record("0000").status == "failed"
     assert "gone.safetensors" in store.record("0000").error
 
 
-def test_trials_are_dealt_so_that_each_version_is_computed_once(make_recipe):
-    trials = [Trial(f"{number:04d}", "search", {}, recipe.as_dict()) for number, recipe in enumerate(some(make_recipe))]
+def test_tasks_are_split_so_that_each_augmented_view_is_computed_once(make_recipe):
+    trials = [
+        Trial(f"{number:04d}", "search", {}, recipe.as_dict())
+        for number, recipe in enumerate(probe_recipes(make_recipe))
+    ]
     first, second = split_into_tasks(trials, 2)
     assert sorted(trial.name for trial in first + second) == ["0000", "0001", "0002", "0003"]
     assert {"0001"} <= {trial.name for trial in first}
@@ -149,7 +152,7 @@ def collect_probes(store, view, configs, make_recipe, monkeypatch):
 
     def collect(resources, tune_is_running=False, trials=4):
         cluster, records = FakeCluster(monkeypatch), []
-        started = configs(*(replace(some(make_recipe)[0], seed=seed) for seed in range(trials)))
+        started = configs(*(replace(probe_recipes(make_recipe)[0], seed=seed) for seed in range(trials)))
         context = TrialContext(**started[0]["site"])
         probes = ProbeTasks(store, view, lambda trial: context, resources, batch_size=2)
         probes.tune_is_running = tune_is_running

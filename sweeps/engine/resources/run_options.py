@@ -1,0 +1,30 @@
+"""Run options: what one start of a sweep may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sweeps.engine.resources.prices import UNKNOWN_PRICES, Prices
+from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What this start of a sweep may use; none of it changes what a trial is."""
+
+    resources: Resources = field(default_factory=Resources)
+    """What a trial gets of a machine."""
+    shares_gpus: bool = False
+    """Whether trials share GPUs as far as memory probes allow (`gpu_sharing`), instead of each getting `resources`."""
+    concurrent: int | None = None
+    """Maximum number of concurrent trials; None for as many as fit."""
+    seconds: float | None = None
+    """Time budget; None for no limit."""
+    prices: Prices = UNKNOWN_PRICES
+    """Prices of machines, from `--prices`."""
+    cost_budget: float | None = None
+    """In US dollars, over all starts of the sweep; None for no limit."""
+    tracking_uri: str
+    """URI of MLflow: a database (`tracking.default_tracking_uri`) or a server."""
+    trainable: Trainable = train_trial
+    """What runs in a trial's process; replaced only to measure the overhead of everything else."""
