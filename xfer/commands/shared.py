@@ -86,7 +86,7 @@ def parse_key_values(text: str, flag: str) -> dict[str, Value]:
     """
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if any(not name.strip() or not equals or not value.strip() for name, equals, value in pairs):
-        raise ValueError(f"{flag} must be NAME=VALUE[,NAME=VALUE], got {text}")
+        raise ValueError(f"{flag}: expected NAME=VALUE[,NAME=VALUE], got {text}")
     values = {name.strip(): _value(value.strip()) for name, _, value in pairs}
     if len(values) < len(pairs):
         raise ValueError(f"{flag} {text}: a name is given twice")

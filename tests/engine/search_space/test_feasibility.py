@@ -178,7 +178,7 @@ def test_every_head_activation_and_colour_works_with_every_strategy_that_changes
         (
             ["test_resnet"],
             {"strategies": ("lora",)},
-            r"strategy lora cannot be tried. test_resnet: .* take a transform",
+            r"strategy lora cannot be tried. test_resnet: .* use a transform",
         ),
         (
             ["test_resnet", "test_vit"],
@@ -186,7 +186,7 @@ def test_every_head_activation_and_colour_works_with_every_strategy_that_changes
             r"strategy early_cut cannot be tried. test_resnet: early_cut\(stage=9\): .*; test_vit: .*must be from 1 to",
         ),
         (["test_resnet"], {"strategies": ("drop_early",), "edits": {"stage": "4"}}, r"or strategy early_cut"),
-        (["test_vit"], {"strategies": ("freeze_first",), "edits": {"blocks": "2..7"}}, r"blocks=7 .* give at most 6"),
+        (["test_vit"], {"strategies": ("freeze_first",), "edits": {"blocks": "2..7"}}, r"blocks=7 .* use at most 6"),
         (["test_vit", "test_resnet"], {"strategies": ("lora",)}, r"backbone test_resnet can do none of lora"),
     ],
     ids=str,

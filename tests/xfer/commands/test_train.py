@@ -261,7 +261,7 @@ def test_the_test_part_does_not_affect_training(xfer, flags, tmp_path, monkeypat
             "unknown parameter of strategy train_last 'block': did you mean blocks",
         ),
         (("--strategy", "train_last:name=2"), "unknown parameter of strategy train_last 'name'. Known: blocks"),
-        (("--strategy", "train_last:blocks"), "--strategy must be NAME=VALUE[,NAME=VALUE], got blocks"),
+        (("--strategy", "train_last:blocks"), "--strategy: expected NAME=VALUE[,NAME=VALUE], got blocks"),
         (("--strategy", "train_last:blocks=1,blocks=2"), "a name is given twice"),
         (
             ("--strategy", "train_last:blocks=two"),
@@ -290,7 +290,7 @@ def test_the_test_part_does_not_affect_training(xfer, flags, tmp_path, monkeypat
         (("--weights", "/no/such/file"), "no such weights file: /no/such/file"),
         (("--data", "/no/such/folder"), "there is no folder /no/such/folder"),
         (("--classes", "red,blu"), "unknown class of colours 'blu': did you mean blue?"),
-        (("--backbone-args", "pad_type"), "--backbone-args must be NAME=VALUE[,NAME=VALUE], got pad_type"),
+        (("--backbone-args", "pad_type"), "--backbone-args: expected NAME=VALUE[,NAME=VALUE], got pad_type"),
         (("--backbone-args", "no_such=1"), "test_efficientnet cannot be built with these arguments"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

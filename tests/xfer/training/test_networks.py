@@ -148,19 +148,19 @@ UNSUPPORTED = {
     ),
     "nothing above the last stage": (
         {"backbone": "test_vit", "strategy": {"name": "drop_early", "stage": 6}},
-        "drop_early(stage=6): this network has 6 stages, and the last one must stay",
+        "drop_early(stage=6): this network has 6 stages, so stage must be from 1 to 5",
     ),
     "more frozen blocks than the network has": (
         {"backbone": "test_vit", "strategy": {"name": "freeze_first", "blocks": 50}},
-        "it freezes the first 50 blocks, but this network has 7 below its head: give at most 6, or take linear_probe",
+        "freezes the first 50 blocks, but this network has 7 below its head: use at most 6, or strategy linear_probe",
     ),
     "more trained blocks than the network has": (
         {"backbone": "test_vit", "strategy": {"name": "train_last", "blocks": 7}},
-        "it trains the last 7 blocks, but this network has 7 below its head: give at most 6, or take naive",
+        "trains the last 7 blocks, but this network has 7 below its head: use at most 6, or strategy naive",
     ),
     "a quarter of too few blocks": (
         {"backbone": "test_vit", "backbone_args": {"depth": 1}, "strategy": "surgical"},
-        "surgical needs a network of at least 4",
+        "surgical trains a quarter of the blocks and needs a network with at least 4",
     ),
     "images that cannot be divided into patches": (
         {"backbone": "test_vit", "image_size": 40},
