@@ -90,8 +90,6 @@ DEFAULT_CHOICES: dict[str, object] = {
 }
 """Defaults for settings that a recipe may omit, as recipes written by older versions do (`xfer.recipe`)."""
 
-_STATUS_LABELS = {"pruned": "stopped early"}
-
 
 def format_status(status: str, epochs: int | None = None) -> str:
     """Format a run's status for a reader.
@@ -103,8 +101,9 @@ def format_status(status: str, epochs: int | None = None) -> str:
     >>> format_status("finished", 6), format_status("pruned", 3), format_status("pruned")
     ('finished', 'stopped early at epoch 3', 'stopped early')
     """
-    label = _STATUS_LABELS.get(status, status)
-    return f"{label} at epoch {epochs}" if status == "pruned" and epochs is not None else label
+    if status != "pruned":
+        return status
+    return "stopped early" if epochs is None else f"stopped early at epoch {epochs}"
 
 
 def rare_settings(recipe: Mapping[str, Any]) -> dict[str, str]:

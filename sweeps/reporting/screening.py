@@ -16,7 +16,7 @@ from xfer.objectives import ACCURACY, OBJECTIVES
 from xfer.records import Record
 
 SCREENING_CAPTION = (
-    "Linear heads fitted in closed form on frozen features of each backbone, with several penalties, evaluated on the "
+    "Linear heads fitted to convergence on frozen features of each backbone, with several penalties, evaluated on the "
     "validation set. Only the best head is shown, so its accuracy is slightly optimistic, for every backbone alike. "
     "Accuracy on frozen features is only a hint of accuracy after fine-tuning. The search used the selected backbones, "
     "and lp_ft started with the penalty shown here unless the sweep set penalties explicitly."

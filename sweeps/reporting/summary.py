@@ -176,9 +176,9 @@ def how_to_read(results: Results) -> list[str]:
         "other seeds on other images from the same source. Repeated runs on the same images do not count as more "
         "images. With one seed, the interval covers only the sampling of images. It does not cover images from other "
         "sources, nor, on the validation set, the bias from selection.",
-        f"The ranking lists the finalists first, in that order. Other finished trials follow, by the {label} of their "
-        "single run on the validation set. Trials that were stopped early (status pruned in ranking.csv) and failed "
-        "trials come last, by the number of epochs they completed.",
+        "The ranking lists the finalists first, in the order fixed on the validation set. Other finished trials "
+        f"follow, by the {label} of their single run on that set. Trials that were stopped early (status pruned in "
+        "ranking.csv) and failed trials come last, by the number of epochs they completed.",
         *_two_objectives(results),
         *([COST_COVERAGE_NOTE] if cost_sentence(results) else []),
     ]
@@ -196,8 +196,8 @@ def _warm_start(results: Results) -> list[str]:
         return ["A warm start was requested, but no earlier sweep in the storage used similar data."]
     recipes = pluralize(len(warm_start["params"]), "recipe")
     return [
-        f"The search started with {recipes} from earlier sweeps on similar data: {join_words(sources)}. They were "
-        "selected by validation score, so the result also draws on the data of those sweeps."
+        f"The search started with {recipes} from earlier sweeps on similar data: {join_words(sources)}. "
+        "Recipes were selected by validation score, so the result also draws on the data of those sweeps."
     ]
 
 
@@ -276,9 +276,9 @@ def _better_on_test(trials: list[RankedTrial]) -> list[str]:
         return []
     score, name = max(tested)
     reached = format_objective(objective, objective.to_score(score))
-    comparison = "higher" if objective.higher_is_better else "lower, which is better,"
+    comparison = "higher" if objective.higher_is_better else "lower, which is better"
     return [
-        f"On the test set, finalist {escape_control_characters(name)} scored {comparison} at {reached}. The ranking "
+        f"On the test set, finalist {escape_control_characters(name)} scored {comparison} ({reached}). The ranking "
         "stays as fixed on the validation set: selecting by test results would bias the winner's test result."
     ]
 

@@ -39,7 +39,7 @@ class Table:
 
 def summary_table(results: Results, top: int = 10) -> Table:
     """Top rows of the ranking, with few enough columns for a terminal."""
-    table = _ranking(results, ranked_trials(results)[:top], ())
+    table = _ranking(results, ranked_trials(results)[:top], (), short_status=True)
     return table.select_columns(
         "rank", "trial", "strategy", "status", *_objective_columns(results), "validation", "test"
     )
@@ -129,7 +129,9 @@ def _objective_columns(results: Results) -> tuple[str, ...]:
     return (*labels, *(("front",) if results.objectives[1:] else ()))
 
 
-def _ranking(results: Results, trials: Sequence[RankedTrial], settings: Sequence[str]) -> Table:
+def _ranking(
+    results: Results, trials: Sequence[RankedTrial], settings: Sequence[str], short_status: bool = False
+) -> Table:
     """Results come before settings, so that they are visible on a narrow screen."""
     rows = []
     for rank, trial in enumerate(trials, start=1):
@@ -147,7 +149,7 @@ def _ranking(results: Results, trials: Sequence[RankedTrial], settings: Sequence
                 format_accuracy_interval(trial.val_accuracy, trial.validation),
                 format_accuracy_interval(trial.test.mean if trial.test else None, trial.test),
                 str(trial.seeds),
-                format_status(trial.status, len(trial.search.epochs)),
+                _short_status(trial) if short_status else format_status(trial.status, len(trial.search.epochs)),
                 str(len(trial.search.epochs)),
                 format_duration(trial.seconds),
                 *(all_settings[setting] for setting in settings),
@@ -155,6 +157,10 @@ def _ranking(results: Results, trials: Sequence[RankedTrial], settings: Sequence
         )
     first = ("rank", "trial", "strategy", *_objective_columns(results))
     return Table((*first, "validation", "test", "seeds", "status", "epochs", "time", *settings), tuple(rows))
+
+
+def _short_status(trial: RankedTrial) -> str:
+    return "stopped" if trial.status == "pruned" else trial.status
 
 
 def _settings(trial: RankedTrial) -> dict[str, str]:

@@ -126,7 +126,7 @@ def test_caveats_mention_a_lower_test_loss_and_overlapping_seed_spreads(by_loss:
     close, lower = caveats(results_of(tied, ["0001", "0000"], objective=["loss"]))
     assert close.startswith("Intervals are given for accuracy only; for cross-entropy, compare the spread over seeds.")
     assert "0001 (0.2 to 0.6) and 0000 (0.5 to 0.7), overlap: which one is better is not settled." in close
-    assert lower.startswith("On the test set, finalist 0000 scored lower, which is better, at 0.4.")
+    assert lower.startswith("On the test set, finalist 0000 scored lower, which is better (0.4).")
     (apart,) = caveats(by_loss)
     assert "overlap" not in apart
 

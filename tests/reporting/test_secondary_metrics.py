@@ -1,4 +1,4 @@
-"""Further test metrics of the finalists, and the benefits of transfer."""
+"""Secondary metrics of the finalists, and the benefits of transfer."""
 
 from __future__ import annotations
 
@@ -141,11 +141,11 @@ def test_both_pages_have_both_sections_once_there_are_results(finished: Results,
     results = Results(finished.plan, [*finished.records, *curves], finished.openings)
     html = render(results, tmp_path / "new")
     for page in (html.read_text(), (tmp_path / "new" / "report.md").read_text()):
-        for text in ("Further test metrics", "wasps as ants (15)", "Benefits of transfer", "0003 vs. 0002"):
+        for text in ("Secondary metrics", "wasps as ants (15)", "Benefits of transfer", "0003 vs. 0002"):
             assert text in page
     html = render(results_of([a_record("0000")]), tmp_path / "old")
     for page in (html.read_text(), (tmp_path / "old" / "report.md").read_text()):
-        assert "Further test metrics" not in page
+        assert "Secondary metrics" not in page
         assert "Benefits of transfer" not in page
 
 

@@ -96,9 +96,8 @@ def _free_port(first: int) -> int:
     """
     for port in range(first, min(first + PORTS_TO_TRY, 2**16)):
         with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # else a port stays taken for a minute after use
+            # Without this option, a port counts as taken for a minute after use.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((LOCALHOST, port))
             return port
     raise ValueError(f"no free port found from {first} on: choose another with --port, between 1024 and 65535")

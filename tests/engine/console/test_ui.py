@@ -123,7 +123,7 @@ def add(store: Store, name: str, strategy: str, status: Status, epochs: int, rea
         Record(name, phase, "k", "i", recipe, status, trained, 2_226_434, 2_562, 3.0 * epochs, error=error)
     )
     if phase == "final":
-        store.add_test(name, Evaluation("test", 0.3, tuple(range(100)), tuple(place < 93 for place in range(100))))
+        store.add_test(name, Evaluation("test", 0.3, tuple(range(100)), tuple(index < 93 for index in range(100))))
 
 
 @pytest.fixture(scope="module")
