@@ -209,7 +209,7 @@ def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = trai
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_NODE_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[_Spared()],
+                callbacks=[LostMachineCallback()],
             ),
         )
         tuner.fit()
@@ -255,7 +255,7 @@ def task_error(task: Any) -> str | None:
     return None
 
 
-def _written(config: dict[str, Any]) -> dict[str, Any]:
+def encode_config(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as Tune is told it: Tune takes every number for a hyperparameter, and keeps a history of each."""
     return {"trial": config["trial"], "all": json.dumps(config)}
 
@@ -287,7 +287,7 @@ class _Feed(Searcher):
         if config is None:
             return None if self._driver.may_have_more() else Searcher.FINISHED  # None: Tune asks again
         self._names[trial_id] = config["trial"]
-        return _written(config)
+        return encode_config(config)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names.get(trial_id)
@@ -307,7 +307,7 @@ class _Feed(Searcher):
         raise NotImplementedError("a sweep is resumed from its store, not from Ray Tune's files")
 
 
-class _Spared(tune.Callback):
+class LostMachineCallback(tune.Callback):
     """A trial whose machine was lost, announced or not, has not failed: how often that happens says nothing of it."""
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -65,7 +65,7 @@ def test_a_lost_machine_does_not_count_as_a_failure_of_its_trial(
     from ray.train._internal import storage
     from ray.tune.experiment.trial import Trial
 
-    from sweeps.engine.trials.ray_tune import _Spared
+    from sweeps.engine.trials.ray_tune import LostMachineCallback
 
     monkeypatch.setattr(storage, "_get_ray_train_session_dir", lambda: str(tmp_path / "artifacts"))
     context = storage.StorageContext(str(tmp_path / "results"), "tune", trial_dir_name="0000")
@@ -73,5 +73,5 @@ def test_a_lost_machine_does_not_count_as_a_failure_of_its_trial(
     trial.init_local_path()
     for error, failures in (("its node has died", 0), ("its process was killed", 1), ("its node has died", 1)):
         trial.handle_error(RayActorError(error_msg=f"The actor died because {error}."))
-        _Spared().on_trial_recover(1, [], trial)
+        LostMachineCallback().on_trial_recover(1, [], trial)
         assert trial.run_metadata.num_failures == failures

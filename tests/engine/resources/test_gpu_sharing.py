@@ -362,13 +362,13 @@ def test_the_local_gpu_kind_is_that_of_the_first_gpu(fake_gpu: list[tuple[float,
 def test_ray_is_asked_for_the_share_that_a_trials_site_says() -> None:
     site = TrialContext("sweep", "pack", None, threads=2, gpus=0.25)
     config = trial_config(Trial("0000", "search", {}, {}), site)
-    assert ray_tune.placement_resources(ray_tune._written(config)).required_resources == {"CPU": 2, "GPU": 0.25}
+    assert ray_tune.placement_resources(ray_tune.encode_config(config)).required_resources == {"CPU": 2, "GPU": 0.25}
     two = trial_config(Trial("0000", "search", {}, {}), replace(site, gpus=2.0))
-    assert ray_tune.placement_resources(ray_tune._written(two)).bundles == [
+    assert ray_tune.placement_resources(ray_tune.encode_config(two)).bundles == [
         {"CPU": 2, "GPU": 2}
     ]  # one bundle is of one node
     nothing = trial_config(Trial("0000", "search", {}, {}), replace(site, gpus=0.0))
-    assert ray_tune.placement_resources(ray_tune._written(nothing)).required_resources == {"CPU": 2}
+    assert ray_tune.placement_resources(ray_tune.encode_config(nothing)).required_resources == {"CPU": 2}
 
 
 @pytest.mark.parametrize(("packs", "expected"), [(True, 0.25), (False, 1.0)])
