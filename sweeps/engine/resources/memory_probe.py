@@ -102,9 +102,7 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
         meter.wait()
         seconds = time.perf_counter() - began
     learner.model.eval()
-    with (
-        torch.inference_mode()
-    ):  # larger batches than in training; they determine the peak if few parameters are trained
+    with torch.inference_mode():  # the larger evaluation batch sets the peak if few parameters are trained
         learner.model(learner.prepare(images))
     meter.wait()
     return MemoryProbe(step_shape(recipe), meter.peak_bytes(), seconds)
