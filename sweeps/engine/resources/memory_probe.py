@@ -104,8 +104,7 @@ def measure_step(recipe: Recipe, meter: MemoryMeter, precision: Precision) -> Me
         meter.wait()
         seconds = time.perf_counter() - began
     learner.model.eval()
-    # Evaluation batches are larger than training batches; they set the peak if few parameters are trained.
-    with torch.inference_mode():
+    with torch.inference_mode():  # the larger evaluation batch sets the peak if few parameters are trained
         learner.model(transform.prepare(images))
     meter.wait()
     return MemoryProbe(step_shape(recipe), meter.peak_bytes(), seconds)
