@@ -28,6 +28,8 @@ from tests.sweep_commands import (
 if TYPE_CHECKING:
     from xfer.data.pack import Pack
 
+pytestmark = pytest.mark.slow
+
 TRIALS, EPOCHS, FINALISTS, SEEDS = 7, 3, 2, 2
 COLUMNS = [
     *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule", "augmentation"),
@@ -479,7 +481,6 @@ def test_fresh_starts_a_second_sweep_and_leaves_the_first_alone(
     assert (old.plan, old.times()) == before
 
 
-@pytest.mark.slow
 def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
     sweep: Sweep, storage: Path, tmp_path: Path
 ) -> None:
@@ -499,7 +500,6 @@ def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
     assert sorted(row["trial"] for row in _rows(tmp_path / "reports" / files.folder.name)) == files.trials("search")
 
 
-@pytest.mark.slow
 def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first(
     sweep: Sweep, storage: Path, tmp_path: Path, again: Callable[..., CompletedCommand]
 ) -> None:
