@@ -1,1 +1,1 @@
-"""Device memory: allocator settings and microbatching."""
+"""Devices of a machine: selection, host memory and microbatching."""
