@@ -67,7 +67,7 @@ class Placement:
         self._shared_by = prepared
 
     def connect(self) -> None:
-        """Connect to Ray, once, and find out how many trials run at a time.
+        """Connect to Ray if that has not been done yet, and update `concurrent`.
 
         Raises:
             ValueError: the cluster lacks the resources of a single trial, or the prices that a cost budget needs.

@@ -85,8 +85,8 @@ def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
 class ProbeTasks:
     """Collects linear probes into batches, trains them, and returns their records.
 
-    A batch is trained in Ray tasks next to Ray Tune, or in this process as long as Ray Tune does not run: in a search of
-    nothing but probes, starting other processes would take longer than all of the training.
+    A batch is trained in Ray tasks next to Ray Tune, or in this process as long as Ray Tune does not run: in a search
+    of nothing but probes, starting other processes would take longer than all of the training.
 
     Args:
         store: the sweep's.

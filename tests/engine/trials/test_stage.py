@@ -22,6 +22,8 @@ from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 
 NAMES = ("0000", "0001", "0002")
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+"""What a live view prints to the terminal when it starts and when it stops."""
 
 
 class StageHarness:
@@ -391,8 +393,9 @@ def test_on_a_terminal_the_view_is_live_and_only_its_lines_stay() -> None:
     with view:
         view.begin("search", 3)
         view.started("0000", a_recipe())
-        assert view._live is not None
-    assert view._live is None
+        assert HIDE_CURSOR in screen.getvalue()
+        assert SHOW_CURSOR not in screen.getvalue()
+    assert SHOW_CURSOR in screen.getvalue()
     assert "search: 3 runs" in screen.getvalue()
 
 
