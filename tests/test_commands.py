@@ -315,8 +315,8 @@ def test_the_quickstart_pretrains_every_backbone_that_competes(tmp_path: Path, m
 
     monkeypatch.setattr(quickstart, "pretrained_weights", lambda folder, name, size: folder / f"{name}-{size}")
     flags = ["--storage", str(tmp_path), "--backbone", "test_resnet,test_vit", "--image-size", "48"]
-    found = quickstart.find_data(*parse_args(quickstart.plan, flags))
-    assert {name: Path(file).name for name, file in found.weights.items()} == {
+    plan = quickstart.find_data(*parse_args(quickstart.plan, flags))
+    assert {name: Path(file).name for name, file in plan.weights.items()} == {
         "test_resnet": "test_resnet-48",
         "test_vit": "test_vit-48",
     }

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
@@ -30,7 +30,7 @@ RepeatableFlag = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class CliOptions:
-    """The flags beside a plan's fields: changes to its search space, and where and with what it runs."""
+    """The flags that are not fields of a plan: changes to its search space, and where and with what it runs."""
 
     images_per_class: int | None = None
     """Maximum number of training images per class. All by default;
@@ -80,15 +80,12 @@ class CliOptions:
     """Start a new sweep next to an old one of the same name, never overwriting it."""
 
 
-AnyOptions = TypeVar("AnyOptions", bound=CliOptions)
-
-
 def parse_args(
     page: Plan,
     args: Sequence[str] | None = None,
-    options_type: type[AnyOptions] = CliOptions,  # type: ignore[assignment]
+    options_type: type[CliOptions] = CliOptions,
     description: str | None = None,
-) -> tuple[Plan, AnyOptions]:
+) -> tuple[Plan, CliOptions]:
     """Parse a command line into a plan and the other flags; the defaults of the plan are the page's.
 
     Args:
@@ -96,6 +93,9 @@ def parse_args(
         args: the command line; that of this process if None.
         options_type: `CliOptions`, or a page's own subclass of it.
         description: the text above the flags in `--help`.
+
+    Returns:
+        The page's plan with the changes of the command line, except for those of `apply_options`; and the other flags.
 
     Raises:
         ValueError: a value that `Plan` refuses, or a malformed list of NAME=VALUE.
@@ -112,7 +112,7 @@ def parse_args(
     pair.__defaults__ = (page, options_type())
     program = f"python -m sweeps.{page.experiment}"
     try:
-        parsed: tuple[Plan, AnyOptions] = tyro.cli(pair, args=args, prog=program, description=description)
+        parsed: tuple[Plan, CliOptions] = tyro.cli(pair, args=args, prog=program, description=description)
     except FlagError as error:
         raise ValueError(str(error)) from error
     return parsed

@@ -70,10 +70,10 @@ def test_the_help_names_the_aliases_of_strategies(help_text: str) -> None:
 def test_the_help_lists_every_entry_of_every_other_table(help_text: str, kind: str) -> None:
     match = re.search(rf"- {kind}: (.*?)(?: - \w+: | Parameters in brackets)", help_text)
     assert match
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, star, brackets in re.findall(r"(\w+)(\*?)(?: \(([\w, ]+)\))?(?:, |$)", match[1].strip()):
-        found[name] = bool(star), tuple(re.findall(r"\w+", brackets))
-    assert found == {name: (name in CHOICES[kind].search, own) for name, own in CHOICES[kind].entries.items()}
+        entries[name] = bool(star), tuple(re.findall(r"\w+", brackets))
+    assert entries == {name: (name in CHOICES[kind].search, own) for name, own in CHOICES[kind].entries.items()}
 
 
 def test_the_help_names_exactly_the_numeric_axes(help_text: str) -> None:

@@ -197,18 +197,17 @@ SMALL = {
 
 
 def test_a_grid_holds_every_combination_once_with_ranges_at_both_ends_and_the_middle() -> None:
-    found = list(grid(space_for(["a"], 6, ["naive"], SMALL)))
-    assert [tuple(params.values()) for params in found] == [
+    combinations = list(grid(space_for(["a"], 6, ["naive"], SMALL)))
+    assert [tuple(params.values()) for params in combinations] == [
         (optimizer, size, rate) for optimizer in ("sgd", "adam") for size in (16, 32) for rate in (1e-3, 1e-2, 1e-1)
     ]
-    assert list(found[0]) == ["optimizer", "batch_size", "sgd.learning_rate"]
-    assert list(found[-1]) == ["optimizer", "batch_size", "adam.learning_rate"]
+    assert list(combinations[0]) == ["optimizer", "batch_size", "sgd.learning_rate"]
+    assert list(combinations[-1]) == ["optimizer", "batch_size", "adam.learning_rate"]
 
 
 def test_a_parameter_varies_only_where_it_exists() -> None:
     edits = {**SMALL, "optimizer": "sgd", "batch_size": "16", "learning_rate": "0.01"}
-    found = list(grid(space_for(["a"], 6, ["naive", "freeze_then_unfreeze"], edits)))
-    assert found == [
+    assert list(grid(space_for(["a"], 6, ["naive", "freeze_then_unfreeze"], edits))) == [
         {"strategy": "naive"},
         *({"strategy": "freeze_then_unfreeze", "freeze_epochs": n} for n in (1, 2, 3)),
     ]
