@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
+
 from xfer.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
@@ -254,19 +256,27 @@ def _request(path: Path, method: str, *args: Any, **options: Any) -> Any:
         FileNotFoundError, FileExistsError, NotADirectoryError: the store's answer.
         StorageUnavailableError: every attempt failed otherwise.
     """
-    for delay in (*RETRY_DELAYS, None):
-        try:
-            return getattr(cast(Any, path).fs, method)(*args, **options)
-        except FINAL_ERRORS:
-            raise
-        except Exception as error:  # every store's library has its own error types
-            if delay is None:
-                raise StorageUnavailableError(
-                    f"{path} could not be reached: {type(error).__name__}: {error}"
-                ) from error
-            log.warning("%s: %s: %s; retrying in %g s", path, type(error).__name__, error, delay)
-        time.sleep(delay)
-    raise AssertionError("the last attempt returns or raises")
+    attempts = Retrying(
+        wait=wait_chain(*map(wait_fixed, RETRY_DELAYS)),
+        stop=stop_after_attempt(1 + len(RETRY_DELAYS)),
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, FINAL_ERRORS)),
+        before_sleep=lambda attempt: log.warning("%s: %s", path, _describe(attempt)),
+        sleep=lambda seconds: time.sleep(seconds),
+        reraise=True,
+    )
+    try:
+        return attempts(getattr(cast(Any, path).fs, method), *args, **options)
+    except FINAL_ERRORS:
+        raise
+    except Exception as error:  # every store's library has its own error types
+        raise StorageUnavailableError(f"{path} could not be reached: {type(error).__name__}: {error}") from error
+
+
+def _describe(attempt: RetryCallState) -> str:
+    assert attempt.outcome is not None, "an attempt has an outcome before the next one"
+    assert attempt.next_action is not None, "this is called before a retry"
+    error = attempt.outcome.exception()
+    return f"{type(error).__name__}: {error}; retrying in {attempt.next_action.sleep:g} s"
 
 
 def _find(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
