@@ -70,13 +70,15 @@ class Story:
     def wait_for_unfinished(self, command: Command, phase: str = "", epochs: int = 1, count: int = 1) -> list[str]:
         """Wait until `count` trials have a checkpoint, at least `epochs` epochs and no record; return their names.
 
-        With `phase`, count only trials with this text in their name.
+        Probes of the search do not count: they are trained as one batch, and are never half-way for long. With `phase`,
+        only trials with this text in their name count.
         """
 
         def unfinished() -> list[str]:
             if not list(self.storage.glob("*/plan.json")):
                 return []
-            names = [name for name in self.sweep.unfinished_trials(epochs) if phase in name]
+            trained = {note.trial for note in started_epochs(self.observer)}
+            names = [name for name in self.sweep.unfinished_trials(epochs) if name in trained and phase in name]
             return names if len(names) >= count else []
 
         names: list[str] = command.wait_until(unfinished, f"{count} trials were half-way")

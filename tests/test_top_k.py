@@ -33,7 +33,7 @@ def killed(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathF
     story = Story(tmp_path_factory.mktemp("killed_top_k"))
     flags = interrupted_sweep.flags(image_folder, weights, scheduler="one_epoch_top_k")
     command = story.start(flags, pace=1.0)
-    waiting = story.wait_for_unfinished(command, count=3)
+    waiting = story.wait_for_unfinished(command, count=2)  # two are training, and one is the probe
     command.signal(signal.SIGKILL)
     command.process.wait()
     command.clear()
@@ -53,7 +53,7 @@ def frozen_epochs(record: Any) -> int:
 
 
 def test_a_kill_while_trials_wait_loses_nothing(killed: Killed) -> None:
-    assert len(killed.waiting) >= 3
+    assert len(killed.waiting) >= 2
     assert killed.ended.status == 0, killed.ended.out + killed.ended.err
     assert find_faults(killed.sweep.folder) == []
 
