@@ -233,13 +233,12 @@ def test_a_batch_norm_in_training_mode_needs_two_images(make_recipe, make_run):
 
 def test_a_loss_that_compares_images_is_not_split(make_recipe, make_run, monkeypatch):
     run = make_run(make_recipe(embedding_loss="contrastive", backbone="test_vit", batch_size=8))
-
     forward_features = run.model.forward_features
 
-    def out_of_memory(inputs):
+    def out_of_memory(inputs, **options):
         if run.model.training:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nsecond line")
-        return forward_features(inputs)
+        return forward_features(inputs, **options)
 
     monkeypatch.setattr(run.model, "forward_features", out_of_memory)
     message = r"a batch of 8 images .* cannot be split, because embedding_loss contrastive.* compares its images: .* "
