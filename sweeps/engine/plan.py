@@ -14,6 +14,7 @@ import tyro
 from sweeps.engine import flag_types
 from sweeps.engine.flag_types import Names
 from xfer.choices import Value
+from xfer.hyperparameters import DEFAULT_EPOCHS
 from xfer.objectives import Objective, parse_objectives
 
 LIMITS: dict[str, tuple[int, int]] = {
@@ -66,7 +67,7 @@ class Plan:
     """Side of the images in pixels; by default that of the backbone's pretraining. Smaller is faster."""
     trials: int = 24
     """Number of recipes to try. The same command with a larger number adds the difference."""
-    epochs: int = 8
+    epochs: int = DEFAULT_EPOCHS
     """Maximum number of epochs of a trial."""
     strategies: Annotated[Names, tyro.conf.arg(help=flag_types.strategies_help())] = ()
     edits: tyro.conf.Suppress[tyro.conf.Fixed[Mapping[str, str]]] = field(default_factory=dict)
