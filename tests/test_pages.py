@@ -127,7 +127,7 @@ def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Pa
     assert prepared.redraws
 
 
-def test_the_notes_say_that_the_official_test_labels_of_the_cars_are_absent(shared_data: Path) -> None:
+def test_the_notes_say_that_the_official_test_labels_of_the_cars_are_missing(shared_data: Path) -> None:
     from sweeps import stanford_cars
     from xfer.data.layouts import SOURCES
 
@@ -136,7 +136,7 @@ def test_the_notes_say_that_the_official_test_labels_of_the_cars_are_absent(shar
     assert len(source.classes) == 196
     assert len(source.examples) == 8144
     assert "official test labels (cars_test_annos_withlabels.mat)" in source.notes[0]
-    assert "are absent" in source.notes[0]
+    assert "are missing" in source.notes[0]
 
 
 @pytest.mark.slow
@@ -150,8 +150,8 @@ def test_all_cars_are_read_and_some_of_them_are_held_out(shared_data: Path, tmp_
     assert sum(parts) == len(prepared.pack.labels) == 8144
     assert parts[1] == pytest.approx(0.15 * 8144, rel=0.05)
     assert parts[2] == pytest.approx(0.15 * 8144, rel=0.05)
-    assert "are absent" in " ".join(prepared.notes)
-    assert "are absent" in " ".join(describe_plan(prepared)["data"]["notes"])
+    assert "are missing" in " ".join(prepared.notes)
+    assert "are missing" in " ".join(describe_plan(prepared)["data"]["notes"])
 
 
 def test_the_val_folder_of_ants_and_bees_becomes_the_test_part(shared_data: Path, tmp_path: Path) -> None:

@@ -401,5 +401,5 @@ def test_data_that_cannot_be_measured_are_the_reason_for_no_recipes(
 
 
 def test_explicit_arms_do_not_allow_a_warm_start() -> None:
-    with pytest.raises(ValueError, match="explicit arms has no search that could be started warm"):
+    with pytest.raises(ValueError, match="warm_start has no effect on a plan with explicit arms"):
         Plan("folder", "Which?", arms=({"strategy": "naive"},), warm_start=True)

@@ -53,7 +53,7 @@ def test_a_trial_whose_other_process_was_lost_is_left_to_ray_without_a_record(be
     def lost(config):
         raise WorkerLostError("the process on device 2 of 2 was lost")
 
-    monkeypatch.setattr(trainable, "_run", lost)
+    monkeypatch.setattr(trainable, "open_run", lost)
     with pytest.raises(WorkerLostError):
         train_trial(begun())
     assert store.record("0000") is None

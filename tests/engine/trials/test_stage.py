@@ -280,7 +280,7 @@ def test_a_trial_whose_process_was_lost_before_its_first_report_ends_as_failed(s
     (record,) = sweep.store.records()
     recipe = recipe_from_dict(a_recipe())
     assert (record.status, record.epochs, record.parameters) == ("failed", (), None)
-    assert (record.key, record.id, record.recipe) == (recipe.key, recipe.id, a_recipe())
+    assert (record.key, record.id, record.recipe) == (recipe.key, recipe.id, recipe.as_dict())
 
 
 def test_a_trial_whose_process_was_lost_after_its_record_was_stored_has_finished(sweep: StageHarness) -> None:

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_a_probe_only_holds_its_head(make_recipe, run_with):
 
 
 def test_views_and_mixing_exclude_each_other(make_recipe):
-    with pytest.raises(ValueError, match="take mixing none, or views none"):
+    with pytest.raises(ValueError, match="use mixing none or views none"):
         make_recipe(strategy="linear_probe", mixing="cutmix", views=2)
 
 

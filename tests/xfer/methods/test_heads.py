@@ -157,9 +157,7 @@ def test_a_scale_that_is_not_positive_and_finite_is_refused(make_recipe, scale):
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "linear"])
 @pytest.mark.parametrize(("backbone", "ends_in"), [("resnetv2_18", "Conv2d"), ("dla34", "Conv2d")])
 def test_a_network_that_does_not_end_in_one_linear_layer_accepts_no_other_head(make_recipe, backbone, ends_in, head):
-    message = (
-        f"head {head}(.*) takes the place of one linear layer, and {backbone} ends in {ends_in}: leave head at linear"
-    )
+    message = f"head {head}(.*) replaces a linear layer, but {backbone} ends in {ends_in}: use head linear"
     with pytest.raises(ValueError, match=message):
         check_network(make_recipe(backbone=backbone, head=head, weights="w"))
     check_network(make_recipe(backbone=backbone, weights="w"))
@@ -168,6 +166,8 @@ def test_a_network_that_does_not_end_in_one_linear_layer_accepts_no_other_head(m
 @pytest.mark.parametrize(("strategy", "term"), [("lp_ft", "none"), ("naive", "arcface")])
 def test_choices_that_use_the_head_separately_are_refused_where_head_and_body_do_not_fit(make_recipe, strategy, term):
     subject = "strategy lp_ft" if term == "none" else re.escape("embedding_loss arcface(")
-    with pytest.raises(ValueError, match=f"{subject}.* asks the head about embeddings .* resnetv2_18 ends in Conv2d"):
+    with pytest.raises(
+        ValueError, match=f"{subject}.* needs a head that takes embeddings .* resnetv2_18 ends in Conv2d"
+    ):
         check_network(make_recipe(backbone="resnetv2_18", strategy=strategy, embedding_loss=term, weights="w"))
     check_network(make_recipe(backbone="test_resnet", strategy=strategy, embedding_loss=term, weights="w"))
