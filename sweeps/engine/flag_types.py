@@ -14,7 +14,7 @@ from xfer.choices import ALIASES, Value
 from xfer.hyperparameters import CHOICES, NUMBERS, STRATEGIES
 from xfer.storage.object_store import as_path
 
-HELP_WIDTH = 66
+HELP_WIDTH = 57
 """Width of generated help texts in columns, so that a terminal of 80 columns does not wrap them again."""
 
 

@@ -33,51 +33,61 @@ class CliOptions:
     """The flags that are not fields of a plan: changes to its search space, and where and with what it runs."""
 
     images_per_class: int | None = None
-    """Maximum number of training images per class. All by default;
-    --vary images_per_class=10,50 compares several."""
+    """Maximum number of training images per class. All by
+    default; --vary images_per_class=10,50 compares several."""
     grey: bool = False
-    """Remove the colour from all images, as --fix colour=grey does."""
+    """Remove the colour from all images, as --fix colour=grey
+    does."""
     vary: Annotated[RepeatableFlag, tyro.conf.arg(help=vary_help())] = ()
     fix: RepeatableFlag = ()
-    """AXIS=VALUE to hold fixed, once for each axis: optimizer=adam."""
+    """AXIS=VALUE to hold fixed, once for each axis:
+    optimizer=adam."""
     concurrent: int | None = None
-    """Maximum number of concurrent trials; by default as many as fit."""
+    """Maximum number of concurrent trials; by default as many
+    as fit."""
     gpus_per_trial: float | None = None
-    """GPUs for each trial: 0.5 runs two trials on each GPU; 2, 3, ...
-    train each trial on that many GPUs of one node. By default two
-    steps of each kind of trial are measured first to see how many
-    fit on a GPU; 0 if there is no GPU."""
+    """GPUs for each trial: 0.5 runs two trials on each GPU; 2,
+    3, ... train each trial on that many GPUs of one node. By
+    default two steps of each kind of trial are measured
+    first to see how many fit on a GPU; 0 if there is no GPU."""
     cpus_per_trial: int | None = None
-    """CPU cores for each trial. 1 by default, because on two cores
-    two concurrent trials are faster than one; if --concurrent is
-    smaller than the number of cores, trials share all cores."""
+    """CPU cores for each trial. 1 by default, because on two
+    cores two concurrent trials are faster than one; if
+    --concurrent is smaller than the number of cores, trials
+    share all cores."""
     time_budget: str = ""
-    """When to stop searching, with time reserved for the finals:
-    90s, 30m, 2h. The same command with more time, or without a
-    limit, resumes the sweep."""
+    """When to stop searching, with time reserved for the
+    finals: 90s, 30m, 2h. The same command with more time, or
+    without a limit, resumes the sweep."""
     cost_budget: float | None = None
-    """When to stop searching, in US dollars (or the currency of the
-    prices), with money reserved for the finals. Counts all starts
-    of the sweep; the same command with a larger budget resumes it."""
+    """When to stop searching, in US dollars (or the currency of
+    the prices), with money reserved for the finals. Counts
+    all starts of the sweep; the same command with a larger
+    budget resumes it."""
     prices: str = ""
-    """Price of machines per hour: one for all, 0.40, or by node type,
-    l4=0.35,a10g=0.50,head=0.192. By default the labels
+    """Price of machines per hour: one for all, 0.40, or by node
+    type, l4=0.35,a10g=0.50,head=0.192. By default the labels
     xfer/usd-per-hour of the cluster file."""
     storage: StoragePath = field(default_factory=default_storage)
-    """Where everything is written: packs, trials, checkpoints. A folder,
-    or s3://bucket/folder, gs://...; by default $XFER_STORAGE, or
-    runs. All machines of a cluster must be able to reach it."""
+    """Where everything is written: packs, trials, checkpoints.
+    A folder, or s3://bucket/folder, gs://...; by default
+    $XFER_STORAGE, or runs. All machines of a cluster must be
+    able to reach it."""
     tracking_uri: str = ""
-    """MLflow server to mirror to, as in http://host:5000; by default
-    $MLFLOW_TRACKING_URI, or a database in the storage folder."""
+    """MLflow server to mirror to, as in http://host:5000; by
+    default $MLFLOW_TRACKING_URI, or a database in the
+    storage folder."""
     name: str = ""
-    """Name of the sweep; by default experiment, data folder and a hash of the plan."""
+    """Name of the sweep; by default experiment, data folder and
+    a hash of the plan."""
     reports: Path = Path("reports")
     """Folder for the report."""
     smoke: bool = False
-    """Run the same code on a small scale: 2 trials of 2 epochs at 64 px, one finalist on one seed."""
+    """Run the same code on a small scale: 2 trials of 2 epochs
+    at 64 px, one finalist on one seed."""
     fresh: bool = False
-    """Start a new sweep next to an old one of the same name, never overwriting it."""
+    """Start a new sweep next to an old one of the same name,
+    never overwriting it."""
 
 
 def parse_args(

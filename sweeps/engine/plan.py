@@ -42,71 +42,87 @@ class Plan:
     experiment: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     """The page's name, as in `python -m sweeps.<experiment>`."""
     question: tyro.conf.Suppress[tyro.conf.Fixed[str]]
-    """The question that the experiment answers, in one sentence."""
+    """The question that the experiment answers, in one
+    sentence."""
     source: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
-    """Layout of the data, a name in `xfer.data.layouts.SOURCES`; detected from the data if empty."""
+    """Layout of the data, a name in
+    `xfer.data.layouts.SOURCES`; detected from the data if
+    empty."""
     data: str = ""
     """The images: a folder or a table FILE.csv, local or at
     s3://bucket/..., gs://...; hf://owner/name; or
     torchvision://NAME?root=DIR."""
     classes: Names = ()
-    """Classes to tell apart: names separated by commas, or
-    a number for the first N. All by default."""
+    """Classes to tell apart: names separated by commas, or a
+    number for the first N. All by default."""
     backbones: Annotated[Names, tyro.conf.arg(name="backbone")] = ("efficientnet_b0",)
-    """timm's name of the pretrained network; several, separated by commas, compete."""
+    """timm's name of the pretrained network; several, separated
+    by commas, compete."""
     keep_backbones: int = 3
-    """Number of backbones to fine-tune. If more are given, heads on
-    frozen features of each are compared first, in seconds."""
+    """Number of backbones to fine-tune. If more are given,
+    heads on frozen features of each are compared first, in
+    seconds."""
     weights: Annotated[Mapping[str, str], flag_types.WEIGHTS] = field(default_factory=dict)
-    """FILE with the backbone's weights (safetensors, or a torch state
-    dict; s3://... too), or NAME=FILE[,NAME=FILE]. By default the
-    weights come from the hub."""
+    """FILE with the backbone's weights (safetensors, or a torch
+    state dict; s3://... too), or NAME=FILE[,NAME=FILE]. By
+    default the weights come from the hub."""
     backbone_args: Annotated[Mapping[str, Value], flag_types.KEY_VALUES] = field(default_factory=dict)
-    """Further arguments of the network: KEY=VALUE[,KEY=VALUE], for instance pad_type=same."""
+    """Further arguments of the network: KEY=VALUE[,KEY=VALUE],
+    for instance pad_type=same."""
     image_size: int | None = None
-    """Side of the images in pixels; by default that of the backbone's pretraining. Smaller is faster."""
+    """Side of the images in pixels; by default that of the
+    backbone's pretraining. Smaller is faster."""
     trials: int = 24
-    """Number of recipes to try. The same command with a larger number adds the difference."""
+    """Number of recipes to try. The same command with a larger
+    number adds the difference."""
     epochs: int = DEFAULT_EPOCHS
     """Maximum number of epochs of a trial."""
     strategies: Annotated[Names, tyro.conf.arg(help=flag_types.strategies_help())] = ()
     edits: tyro.conf.Suppress[tyro.conf.Fixed[Mapping[str, str]]] = field(default_factory=dict)
-    """Axes with other values than the default, as --vary and --fix write them."""
+    """Axes with other values than the default, as --vary and
+    --fix write them."""
     arms: tyro.conf.Suppress[tyro.conf.Fixed[tuple[Mapping[str, Value], ...]]] = ()
-    """Configurations to compare instead of a search, one trial each. Axes that are not named get the values of
+    """Configurations to compare instead of a search, one trial
+    each. Axes that are not named get the values of
     `search_space.known_good`."""
     advise: bool = True
-    """Begin with the strategies that the data call for: their size,
-    and how well frozen features separate them, are measured once,
-    in seconds. --no-advise begins with clip."""
+    """Begin with the strategies that the data call for: their
+    size, and how well frozen features separate them, are
+    measured once, in seconds. --no-advise begins with clip."""
     warm_start: bool = False
-    """Begin with the best recipes of earlier sweeps in this storage
-    on similar data: similar in classes, images per class and the
-    accuracy of frozen features. They are chosen by validation
-    scores, never on a test part, and stay fixed after the first
-    start; the known good recipes follow."""
+    """Begin with the best recipes of earlier sweeps in this
+    storage on similar data: similar in classes, images per
+    class and the accuracy of frozen features. They are
+    chosen by validation scores, never on a test part, and
+    stay fixed after the first start; the known good recipes
+    follow."""
     objective: Names = ("accuracy",)
-    """What the search optimizes and ranks and stops trials by, on the
-    validation part: accuracy, balanced_accuracy, noisy_accuracy,
-    loss. With a second one, as in accuracy,seconds, the search
-    looks for recipes that no other beats in both; the first one
-    decides. noisy_accuracy takes another validation pass per epoch."""
+    """What the search optimizes and ranks and stops trials by,
+    on the validation part: accuracy, balanced_accuracy,
+    noisy_accuracy, loss. With a second one, as in
+    accuracy,seconds, the search looks for recipes that no
+    other beats in both; the first one decides.
+    noisy_accuracy takes another validation pass per epoch."""
     sampler: str = "tpe"
-    """Sampler that proposes recipes after the known good ones: tpe, random,
-    gp, grid. gp (a Gaussian process) takes half a second per proposal;
-    grid tries every combination, ranges at 3 points, with the last
-    axis fastest, and says so if that exceeds --trials."""
+    """Sampler that proposes recipes after the known good ones:
+    tpe, random, gp, grid. gp (a Gaussian process) takes half
+    a second per proposal; grid tries every combination,
+    ranges at 3 points, with the last axis fastest, and says
+    so if that exceeds --trials."""
     scheduler: str = "asha"
-    """Scheduler that stops trials that fall behind: asha, median, none,
-    one_epoch_top_k. The last one trains every trial for one epoch,
-    keeps its checkpoint, and continues the best eighth, at least 3,
-    to the end. No trial is stopped while its network is still frozen."""
+    """Scheduler that stops trials that fall behind: asha,
+    median, none, one_epoch_top_k. The last one trains every
+    trial for one epoch, keeps its checkpoint, and continues
+    the best eighth, at least 3, to the end. No trial is
+    stopped while its network is still frozen."""
     finalists: int = 3
-    """Number of best recipes to repeat on new seeds and evaluate on the test part. 0 leaves the test part closed."""
+    """Number of best recipes to repeat on new seeds and
+    evaluate on the test part. 0 leaves the test part closed."""
     seeds: int = 3
     """Number of new seeds for each finalist."""
     seed: int = 0
-    """Seed of every random draw of the search; finalists get the seeds after it."""
+    """Seed of every random draw of the search; finalists get
+    the seeds after it."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
