@@ -1,12 +1,14 @@
 """A copy of the study as an SQLite file that optuna-dashboard opens. The sweep itself never depends on it.
 
-Optuna's public API takes about 25 ms of processor time per trial, which is spent once, at the end of a sweep.
+Optuna's public API takes 18 ms of processor time per trial (2026-11-30), once, at the end of a sweep.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -40,9 +42,13 @@ def _write(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        study = optuna.create_study(study_name=name, storage=_url(path), directions=directions)
+        storage = optuna.storages.RDBStorage("sqlite:///:memory:")  # in memory: a file would be flushed for every trial
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions)
         study.set_metric_names([*labels])
         study.add_trials(trials)
+    with closing(sqlite3.connect(path)) as copy, closing(storage.engine.raw_connection()) as connection:
+        assert connection.driver_connection is not None, "it is open"
+        connection.driver_connection.backup(copy)
 
 
 def _count_trials(path: Path, name: str) -> int | None:
