@@ -148,9 +148,9 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
     from sweeps.engine.console.log_redirect import redirect_output
     from sweeps.engine.console.progress import ProgressView
     from sweeps.engine.planning.prepare import prepare
-    from sweeps.engine.resources.run_options import RunOptions
     from sweeps.engine.storage.store import Store
     from sweeps.engine.trials import ray_tune
+    from sweeps.engine.trials.run_options import RunOptions
 
     ends: list[float] = []
     memory: list[int] = []
