@@ -68,7 +68,7 @@ def test_writing_a_number_changes_only_the_docstring_and_replaces_the_old_number
     monkeypatch.setitem(sys.modules, "cards_of_a_test", None)
     for text in ("Measured: first.", "Measured: second."):
         for name in ("short", "long"):
-            cards._write_line(getattr(module_from(path, "cards_of_a_test"), name), text)
+            cards.write_measured_paragraph(getattr(module_from(path, "cards_of_a_test"), name), text)
     module = module_from(path, "cards_of_a_test")
     assert (module.short(), module.long()) == (1, 1)
     assert module.short.__doc__.split("\n\n") == ["Does it.", "    Measured: second.\n    "]
