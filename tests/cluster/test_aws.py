@@ -256,7 +256,7 @@ def test_a_security_group_set_by_the_user_is_not_silently_replaced(aws: Any) -> 
 
 
 class Recorder:
-    """In the place of Python's subprocess: notes what Ray would run over SSH, and copies what it would rsync."""
+    """Replaces Python's subprocess: records what Ray would run over SSH, and copies what it would rsync."""
 
     DEVNULL = subprocess.DEVNULL
 
@@ -286,7 +286,7 @@ class Recorder:
         return b""
 
     def index(self, part: str) -> int:
-        """Where the only command with this in it stands."""
+        """Index of the only command that contains `part`."""
         [found] = [index for index, one in enumerate(self.said) if part in one]
         return found
 
@@ -328,7 +328,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert steps == sorted(steps)
     assert f"rsync {token} ~/.ray/auth_token" in told
     assert (head_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
-    assert "a token" not in told  # it is copied as a file, and stands in no command
+    assert "a token" not in told  # the token is copied as a file and is not part of any command
     for name, value in RAY_ENVIRONMENT.items():
         assert f"export {name}={value}\n" in told
     assert f"export XFER_STORAGE=s3://{BUCKET}/runs\n" in told
@@ -342,7 +342,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     kept = sorted(path.name for path in (head_home / ".xfer/project").iterdir())
     assert kept == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
 
-    # On the head: what its autoscaler does with the configuration that was brought there, and asks AWS for meanwhile.
+    # On the head: what its autoscaler does with the uploaded configuration, and which operations it requests from AWS.
     asked: set[str] = set()
     call = BaseClient._make_api_call
 
@@ -353,9 +353,9 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     monkeypatch.setattr(BaseClient, "_make_api_call", noted)
     monkeypatch.setenv("HOME", str(head_home))
     monkeypatch.chdir(head_home)
-    brought = json.loads((head_home / "ray_bootstrap_config.yaml").read_text())
-    on_head = AutoscalingConfig(brought)
-    provider = NodeProvider(brought["provider"], brought["cluster_name"])
+    head_config = json.loads((head_home / "ray_bootstrap_config.yaml").read_text())
+    on_head = AutoscalingConfig(head_config)
+    provider = NodeProvider(head_config["provider"], head_config["cluster_name"])
     tags = {"ray-node-type": "worker", "ray-node-name": "ray-xfer-worker", "ray-user-node-type": "l4"}
     [machine] = provider.create_node(on_head.get_cloud_node_config("l4"), tags, 1)
     provider.non_terminated_nodes({})

@@ -1,4 +1,4 @@
-"""What a sweep is told to search for is what is proposed by, judged by, chosen by and shown; accuracy unless told."""
+"""Objectives: samplers, schedulers, the selection and the console all use the objective of the plan."""
 
 from __future__ import annotations
 

@@ -390,7 +390,7 @@ def test_gpus_are_shared_by_memory_probes_unless_a_share_was_asked_for(
     store, view = Store(tmp_path / "colours"), ProgressView(Console(file=io.StringIO()), "colours")
     placement = Placement(prepared, store, view, Budget(CostTracker(store)), trainable.Resources(1, 1.0))
     placement.connect()
-    assert asked == [trainable.Resources(1, 1.0)]  # while backbones are screened, nobody knows which are trained
+    assert asked == [trainable.Resources(1, 1.0)]  # during screening, the backbones to train are not known yet
     if shares:
         placement.share_gpus(prepared)
     placement.connect()
