@@ -1,1 +1,1 @@
-"""What runs an experiment."""
+"""The engine: runs an experiment."""

@@ -61,7 +61,7 @@ class Sweep:
         self._options = run_options
         self._view = view
         self.budget = Budget(cost_tracker or CostTracker(store), run_options.seconds, run_options.cost_budget)
-        """What is left of time and money."""
+        """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
         self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
         self.sampler: AskTellSampler | None = None

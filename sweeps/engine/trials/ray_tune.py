@@ -153,7 +153,7 @@ def max_concurrent_trials(resources: Resources) -> int:
         raise ValueError(f"--cpus-per-trial {resources.cpus}, but Ray sees {cpus:g} CPUs here")
     if not _fits_one_machine(resources):
         raise ValueError(
-            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs of one machine, and none has as many: "
+            f"a trial requests {resources.cpus} CPUs and {resources.gpus:g} GPUs of one machine, and none has as many: "
             f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
         )
     fitting = int(min(cpus // resources.cpus, gpus / resources.gpus if resources.gpus else cpus))
