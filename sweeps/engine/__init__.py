@@ -1,1 +1,1 @@
-"""The engine: runs an experiment."""
+"""What runs an experiment."""
