@@ -19,9 +19,9 @@ PAGE = cards.OUTPUT_FILE.read_text()
 def measured(kind: str, entry: str) -> str:
     """The measured paragraph on the card of an entry, on one line."""
     paragraphs = (CHOICE_TABLES[kind][entry].__doc__ or "").split("\n\n")
-    found = [" ".join(each.split()) for each in paragraphs if each.strip().startswith("Measured:")]
-    assert len(found) <= 1
-    return found[0] if found else ""
+    matches = [" ".join(part.split()) for part in paragraphs if part.strip().startswith("Measured:")]
+    assert len(matches) <= 1
+    return matches[0] if matches else ""
 
 
 def test_the_table_equals_the_output_of_its_command() -> None:
@@ -35,9 +35,9 @@ def test_every_method_named_by_a_source_is_in_the_tables() -> None:
 
 @pytest.mark.parametrize(("kind", "entry"), NAMED)
 def test_every_method_named_by_a_source_has_a_number_over_three_seeds_on_its_card(kind: str, entry: str) -> None:
-    said = measured(kind, entry)
-    assert re.search(r"\d+\.\d% ± \d+\.\d%", said), f"{kind} {entry} has no number: run benchmarks/cards.py --write"
-    assert "3 seeds" in said
+    text = measured(kind, entry)
+    assert re.search(r"\d+\.\d% ± \d+\.\d%", text), f"{kind} {entry} has no number: run benchmarks/cards.py --write"
+    assert "3 seeds" in text
 
 
 @pytest.mark.parametrize("kind", CHOICE_TABLES)
