@@ -1,1 +1,1 @@
-"""Measurements that are not tests: run by hand, their results committed with date and machine."""
+"""Benchmarks: run by hand; their results are committed with date and machine."""

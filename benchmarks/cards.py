@@ -1,15 +1,16 @@
-"""What does each entry of each table do, all else being equal?
+"""What does each entry of each table of choices achieve, everything else being equal?
 
     python -m benchmarks.cards --data ../shared/data/simpsons --backbone mobilenetv2_100 \
         --weights ../shared/data/weights/mobilenetv2_100.safetensors --image-size 96 --write
 
-Each entry takes its turn in one recipe, `clip` with SGD and no augmentation, on three seeds, each with a validation
-part of its own; the test part stays closed. A strategy brings its known good recipe, for strategies want other rates.
-What the backbone cannot do is tried on small networks that have learned the digits 0 to 4 and are shown 5 to 9.
+Each entry is tried in the same recipe, `clip` with SGD and no augmentation, on three seeds with different validation
+parts; the test part is not evaluated. A strategy runs with its known good recipe, because strategies need different
+learning rates. Entries that the backbone does not support run on small networks, pretrained on the digits 0 to 4 and
+transferred to 5 to 9.
 
-The table goes to benchmarks/CARDS.md and, with `--write`, a line `Measured:` into each entry's docstring. Runs are kept
-in the storage folder: the same command goes on where it was stopped. Nothing is tuned here, and three seeds tell apart
-only what differs by several points.
+The table is written to benchmarks/CARDS.md and, with `--write`, a paragraph `Measured:` into each entry's docstring.
+Runs are stored in the storage folder, so the same command resumes after an interruption. Nothing is tuned here, and
+three seeds separate only differences of several points.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from xfer.recipe import CHOICE_TABLES
 
 SEEDS = (1, 2, 3)
 ALL_ENTRIES = {kind: ",".join(table) for kind, table in CHOICE_TABLES.items()}
-"""Any entry may be asked for; where none is, the first counts, so that nothing is augmented."""
+"""A search space with every entry. The first entry of a table is its default, so nothing is augmented."""
 OUTPUT_FILE = Path(__file__).with_name("CARDS.md")
 WIDTH = 112
 BENCHMARKED_ENTRIES: Mapping[str, tuple[str, ...]] = {
@@ -53,56 +54,59 @@ BENCHMARKED_ENTRIES: Mapping[str, tuple[str, ...]] = {
     "batch_norm": ("with_weights", "frozen", "always"),
     "colour": ("rgb", "grey"),
 }
-"""What the sources of this project name. Each of these has a number on its card, and is run first."""
+"""Entries named by the sources of this project. Each has a number on its card and runs first."""
 
 BASE_RECIPE: Config = {"strategy": "clip", "clip_norm": 1.0, "optimizer": "sgd"}
-"""What every entry but a strategy takes its turn in: the same whatever searches begin with."""
+"""The recipe in which every entry except a strategy is tried. It does not follow the known good recipes."""
 BASE_RECIPE_BY_ENTRY: Mapping[tuple[str, str], Config] = {
     ("batch_norm", "always"): {"strategy": "linear_probe", "optimizer": "adam", "batch_size": 32}
 }
-"""What an entry takes its turn in that would change nothing there."""
+"""The recipe of entries that have no effect in `BASE_RECIPE`."""
 
 SMALL_NETWORK_RECIPES: Mapping[str, Mapping[str, Config]] = {
     "test_resnet": {"linear_probe": {}, "drop_early": {"stage": 2}},
     "test_vit": {"linear_probe": {}, "drop_early": {"stage": 1}, "clip": {}, "lora": {}},
 }
-"""Which strategies are tried on which small network, the ones that others do not refuse for comparison."""
+"""Strategies tried on each small network; those that every network supports serve as comparison."""
 
 
 def main() -> None:
-    """Run what has not been run, then write the table and, where asked, the docstrings."""
+    """Run what is missing, then write the table and, with `--write`, the docstrings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="images, as for a sweep")
-    parser.add_argument("--backbone", required=True, help="timm's name")
+    parser.add_argument("--backbone", required=True, help="timm name")
     parser.add_argument("--weights", required=True, help="FILE")
     parser.add_argument("--image-size", type=int, required=True, help="in pixels")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--storage", type=Path, default=Path("runs/cards"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--write", action="store_true", help="also put a line into each entry's docstring")
-    asked = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="also update each entry's docstring")
+    args = parser.parse_args()
 
-    def known(data: str, backbone: str, weights: str, image_size: int) -> Prepared:
-        return prepare_data(data, backbone, weights, image_size, asked.epochs, asked.storage)
+    def prepare_network(data: str, backbone: str, weights: str, image_size: int) -> Prepared:
+        return prepare_data(data, backbone, weights, image_size, args.epochs, args.storage)
 
-    entries = list(
-        build_variants(known(asked.data, asked.backbone, asked.weights, asked.image_size), _wishes(), ALL_ENTRIES)
+    variants = list(
+        build_variants(
+            prepare_network(args.data, args.backbone, args.weights, args.image_size), _entries(), ALL_ENTRIES
+        )
     )
-    folder = str(write_digits(asked.storage / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
+    folder = str(write_digits(args.storage / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
     for name, strategies in SMALL_NETWORK_RECIPES.items():
-        small = known(folder, name, str(pretrained_weights(asked.storage, name, 32)), 32)
-        wishes = (("strategy", {**known_good(each), **own}) for each, own in strategies.items())
-        entries += build_variants(small, wishes, ALL_ENTRIES)
-    entries.sort(key=lambda arm: arm.entry not in BENCHMARKED_ENTRIES[arm.kind])
-    results = run_variants(entries, SEEDS, asked.storage / "records", asked.workers)
-    results.sort(key=lambda result: (result.arm.where != entries[0].where, list(CHOICE_TABLES).index(result.arm.kind)))
-    OUTPUT_FILE.write_text(_page(results, asked))
-    if asked.write:
-        _write(results)
+        small = prepare_network(folder, name, str(pretrained_weights(args.storage, name, 32)), 32)
+        small_entries = (("strategy", {**known_good(strategy), **params}) for strategy, params in strategies.items())
+        variants += build_variants(small, small_entries, ALL_ENTRIES)
+    variants.sort(key=lambda variant: variant.entry not in BENCHMARKED_ENTRIES[variant.kind])
+    results = run_variants(variants, SEEDS, args.storage / "records", args.workers)
+    tables = list(CHOICE_TABLES)
+    results.sort(key=lambda result: (result.variant.setting != variants[0].setting, tables.index(result.variant.kind)))
+    OUTPUT_FILE.write_text(_page(results, args))
+    if args.write:
+        _write_docstrings(results)
 
 
-def _wishes() -> Iterator[tuple[str, Config]]:
-    """Every entry of every table: a strategy with its known good recipe, all else in `BASE_RECIPE`."""
+def _entries() -> Iterator[tuple[str, Config]]:
+    """Every entry of every table: strategies with their known good recipe, the others in `BASE_RECIPE`."""
     for name in CHOICE_TABLES["strategy"]:
         yield "strategy", known_good(name)
     for kind, table in CHOICE_TABLES.items():
@@ -114,23 +118,23 @@ def _wishes() -> Iterator[tuple[str, Config]]:
                 )
 
 
-def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
-    """The committed table, with the command, the date and the machine that made it."""
+def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
+    """Format CARDS.md: the tables with their command, date and machine."""
     command = (
-        f"python -m benchmarks.cards --data {asked.data} --backbone {asked.backbone} --weights {asked.weights} "
-        f"--image-size {asked.image_size} --epochs {asked.epochs}"
+        f"python -m benchmarks.cards --data {args.data} --backbone {args.backbone} --weights {args.weights} "
+        f"--image-size {args.image_size} --epochs {args.epochs}"
     )
     rows = [
-        "# Cards: every entry of every table, all else being equal",
+        "# Cards: every entry of every table, everything else being equal",
         "",
         *textwrap.wrap(
-            f"Validation accuracy, mean and standard deviation over {len(SEEDS)} seeds, each with a validation part of "
-            f"its own; the test parts stayed closed. {asked.epochs} epochs. A strategy is run with its known good "
-            f"recipe, every other entry in `clip` with SGD (batch norm `always` in `linear_probe`, for where "
-            f"everything is trained it changes nothing), without augmentation but where that is the entry. Rates and "
-            f"recipes are those that sweeps/engine/search_space/known_good.py had on the day below; nothing was tuned for "
-            f"these runs, so an entry that wants another rate or more epochs looks worse here than it is. Differences "
-            f"below about five points are noise.",
+            f"Validation accuracy, mean and standard deviation over {len(SEEDS)} seeds, each with a different "
+            f"validation part; the test parts were not evaluated. {args.epochs} epochs. A strategy runs with its known "
+            f"good recipe, every other entry in `clip` with SGD (batch norm `always` in `linear_probe`, because it "
+            f"changes nothing if everything is trained), without augmentation unless that is the entry. Learning rates "
+            f"and recipes are those of sweeps/engine/search_space/known_good.py on the date below. Nothing was tuned "
+            f"for these runs, so an entry that needs another rate or more epochs looks worse here than it is. "
+            f"Differences below about five points are noise.",
             WIDTH,
         ),
         "",
@@ -138,51 +142,53 @@ def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
         "",
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPU cores, one thread a run.",
     ]
-    for where in dict.fromkeys(result.arm.where for result in results):
-        rows += ["", f"## {where}", "", "| table | entry | accuracy | images | parameters moved |"]
+    for setting in dict.fromkeys(result.variant.setting for result in results):
+        rows += ["", f"## {setting}", "", "| table | entry | accuracy | images | parameters moved |"]
         rows += ["| --- | --- | --- | --- | --- |"]
-        rows += [_row(result) for result in results if result.arm.where == where]
+        rows += [_row(result) for result in results if result.variant.setting == setting]
     return "\n".join(rows) + "\n"
 
 
 def _row(result: VariantResult) -> str:
-    arm = result.arm
-    if arm.recipe is None:
-        return f"| {arm.kind} | `{arm.entry}` | refused: {arm.refusal} | | |"
-    choice, moved = getattr(arm.recipe, arm.kind), result.records[0].trainable_parameters
-    own = ", ".join(f"{name}={value:g}" for name, value in choice.values)
-    return (
-        f"| {arm.kind} | `{choice.name}{f'({own})' if own else ''}` | {result.accuracy} | {result.images} | {moved:,} |"
-    )
+    variant = result.variant
+    if variant.recipe is None:
+        return f"| {variant.kind} | `{variant.entry}` | refused: {variant.refusal} | | |"
+    choice, trainable = getattr(variant.recipe, variant.kind), result.records[0].trainable_parameters
+    params = ", ".join(f"{name}={value:g}" for name, value in choice.values)
+    name = f"{choice.name}({params})" if params else choice.name
+    return f"| {variant.kind} | `{name}` | {result.accuracy} | {result.images} | {trainable:,} |"
 
 
-def _write(results: list[VariantResult]) -> None:
-    """Put what was measured into the docstrings, in the place of what stood there."""
-    said: dict[tuple[str, str], list[str]] = {}
+def _write_docstrings(results: list[VariantResult]) -> None:
+    """Write the measured accuracies into the docstrings, replacing earlier ones."""
+    accuracies: dict[tuple[str, str], list[str]] = {}
     for result in results:
-        if result.arm.recipe is None:
+        if result.variant.recipe is None:
             continue
-        values = said.setdefault((result.arm.kind, result.arm.entry), [])
-        values.append(f"{result.accuracy} on {result.arm.where}")
-    for (kind, entry), values in said.items():
+        values = accuracies.setdefault((result.variant.kind, result.variant.entry), [])
+        values.append(f"{result.accuracy} on {result.variant.setting}")
+    for (kind, entry), values in accuracies.items():
         text = f"Measured: {'; '.join(values)} ({len(SEEDS)} seeds; benchmarks/CARDS.md)."
-        _write_line(CHOICE_TABLES[kind][entry], text)
+        write_measured_paragraph(CHOICE_TABLES[kind][entry], text)
 
 
-def _write_line(entry: Any, text: str) -> None:
+def write_measured_paragraph(entry: Any, text: str) -> None:
+    """Write a paragraph `Measured: ...` into the docstring of a function, in its source file."""
     path = Path(inspect.getfile(entry))
     source = path.read_text()
-    found = next(node for node in ast.parse(source).body if getattr(node, "name", "") == entry.__name__)
-    assert isinstance(found, ast.FunctionDef)
-    node = found.body[0]
-    assert node.end_lineno is not None
-    path.write_text(_replaced(source, node.lineno - 1, node.end_lineno, with_measured_paragraph(entry.__doc__, text)))
+    function = next(node for node in ast.parse(source).body if getattr(node, "name", "") == entry.__name__)
+    assert isinstance(function, ast.FunctionDef)
+    old = function.body[0]
+    assert old.end_lineno is not None
+    docstring = with_measured_paragraph(entry.__doc__, text)
+    path.write_text(_replace_docstring(source, old.lineno - 1, old.end_lineno, docstring))
 
 
 def with_measured_paragraph(docstring: str, text: str) -> str:
-    r"""A docstring with a paragraph that says what was measured, after its prose and before its sections.
+    r"""Insert a paragraph `Measured: ...` after the prose of a docstring and before its sections.
 
-    >>> print(with_measured_paragraph("Does it.\n\n    Measured: old.\n\n    Raises:\n        E: why.\n    ", "Measured: new."))
+    >>> docstring = "Does it.\n\n    Measured: old.\n\n    Raises:\n        E: why.\n    "
+    >>> print(with_measured_paragraph(docstring, "Measured: new."))
     Does it.
     <BLANKLINE>
     Measured: new.
@@ -191,12 +197,14 @@ def with_measured_paragraph(docstring: str, text: str) -> str:
         E: why.
     """
     paragraphs = [part for part in inspect.cleandoc(docstring).split("\n\n") if not part.startswith("Measured:")]
-    sections = [place for place, part in enumerate(paragraphs) if part.startswith(("Raises:", "Args:", ">>>"))]
+    sections = [
+        index for index, part in enumerate(paragraphs) if part.startswith(("Args:", "Returns:", "Raises:", ">>>"))
+    ]
     paragraphs.insert(min(sections, default=len(paragraphs)), textwrap.fill(text, WIDTH))
     return "\n\n".join(paragraphs)
 
 
-def _replaced(source: str, start: int, end: int, docstring: str) -> str:
+def _replace_docstring(source: str, start: int, end: int, docstring: str) -> str:
     lines = source.splitlines(keepends=True)
     raw = "r" if lines[start].lstrip().startswith("r") else ""
     body = textwrap.indent(f'{raw}"""{docstring}\n"""\n', "    ")

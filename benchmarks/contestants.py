@@ -1,4 +1,4 @@
-"""Sides: one task as a command of ours and as one of the plain script, run in a process of its own."""
+"""The two sides of a comparison: one task as a command of this project and as one of the plain script."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from xfer.choices import Value
 ROOT = Path(__file__).parents[1]
 PLAIN_SCRIPT = Path(__file__).with_name("plain.py")
 REMOVED_ENV_VARS = ("OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "RAY_ADDRESS")
-"""Variables that a command does not inherit: each side sets what it wants itself."""
-PAUSE_SECONDS = 5.0  # seconds after a command, for Ray's processes end a little later than their driver
+"""Variables that a command does not inherit; each side sets the ones it needs."""
+PAUSE_SECONDS = 5.0  # after a command: Ray's processes end a little later than their driver
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTask:
-    """What both sides are asked to do."""
+    """The task that both sides run."""
 
     data: Path
-    """A folder with train, val and test part (see parted.py)."""
+    """Folder with a train, val and test part (see `split_folders`)."""
     backbone: str
     weights: Path
     image_size: int
@@ -49,38 +49,41 @@ class ScriptSetting:
     """How the plain script uses the machine."""
 
     workers: int
+    """Loader processes per trial."""
     threads: int
+    """Torch threads per trial."""
     concurrent: int
+    """Concurrent trials."""
     channels_last: bool = False
 
     def __str__(self) -> str:
-        said = f"{self.concurrent} at a time, {self.workers} loader processes and {self.threads} threads each"
-        return said + (", channels_last" if self.channels_last else "")
+        text = f"{self.concurrent} at a time, each with {self.workers} loader processes and {self.threads} threads"
+        return text + (", channels_last" if self.channels_last else "")
 
 
 def run_ours(task: BenchmarkTask, storage: Path, log: Path, extra_flags: Sequence[str] = ()) -> RunOutcome:
-    """Run a sweep as a user would; another one in the same storage starts anew, on what is cached there.
+    """Run a sweep as a user would. In an existing storage, start a new sweep that reuses what is cached there.
 
     Args:
-        task: what to do. The test part stays closed.
+        task: what to run; the test part is not evaluated.
         storage: the sweep's storage.
-        log: what it says is added to this file.
-        extra_flags: further flags.
+        log: file that the output is appended to.
+        extra_flags: additional flags.
     """
     flags = {
-        **_shared(task),
+        **_common_flags(task),
         "--sampler": task.sampler,
         "--scheduler": task.scheduler,
         "--finalists": 0,
         "--storage": storage,
         "--reports": storage / "reports",
     }
-    held = [word for axis, value in task.fixed.items() for word in ("--fix", f"{axis}={_written(value)}")]
+    fixed = [word for axis, value in task.fixed.items() for word in ("--fix", f"{axis}={_fixed_value(value)}")]
     fresh = ["--fresh"] if storage.exists() else []
-    command = ["-m", "sweeps.folder", *_words(flags), *held, *fresh, *extra_flags]
-    began, seconds = _timed(command, log)
+    command = ["-m", "sweeps.folder", *_flag_words(flags), *fixed, *fresh, *extra_flags]
+    started_at, seconds = run_command(command, log)
     newest = max(list_sweeps(storage), key=lambda store: (store.folder / "plan.json").stat().st_mtime)
-    return RunOutcome(_said(command), seconds, 0.0, tuple(_points(newest, began)), utc_now())
+    return RunOutcome(_command_line(command), seconds, 0.0, tuple(sweep_points(newest, started_at)), utc_now())
 
 
 def run_plain(
@@ -91,22 +94,22 @@ def run_plain(
     limit: float | None = None,
     extra_flags: Sequence[str] = (),
 ) -> RunOutcome:
-    """Run the plain script, unless this very run stands in the scratch folder.
+    """Run the plain script, or return the stored outcome of the same command and script from the scratch folder.
 
     Args:
-        task: what to do.
+        task: what to run.
         setting: how to use the machine.
-        scratch: where finished runs are kept.
-        rerun: whether to run it even so.
-        limit: seconds after which it is given up.
-        extra_flags: further flags.
+        scratch: folder in which finished runs are stored.
+        rerun: whether to ignore a stored outcome.
+        limit: timeout in seconds.
+        extra_flags: additional flags.
 
     Raises:
-        RuntimeError: it, or one of its trials, failed.
-        subprocess.TimeoutExpired: it took longer.
+        RuntimeError: the command or one of its trials failed.
+        subprocess.TimeoutExpired: the command ran longer than `limit`.
     """
     flags = {
-        **_shared(task),
+        **_common_flags(task),
         "--search": {"tpe": "optuna"}.get(task.sampler, task.sampler),
         "--scheduler": task.scheduler,
         "--workers": setting.workers,
@@ -117,40 +120,40 @@ def run_plain(
     command = [
         "-m",
         "benchmarks.plain",
-        *_words(flags),
+        *_flag_words(flags),
         *(["--channels-last"] if setting.channels_last else []),
         *extra_flags,
     ]
     identity = [command, hashlib.sha256(PLAIN_SCRIPT.read_bytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    kept, folder = scratch / "plain" / f"{name}.json", scratch / "plain" / name
-    if kept.exists() and not rerun:
-        return outcome_from_dict(json.loads(kept.read_text()))
+    outcome_file, folder = scratch / "plain" / f"{name}.json", scratch / "plain" / name
+    if outcome_file.exists() and not rerun:
+        return outcome_from_dict(json.loads(outcome_file.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
-    told = folder / "told.json"
-    where = ["--storage", str(folder / f"storage-{time.time_ns()}"), "--json", str(told)]
-    began, seconds = _timed([*command, *where], folder / "log.txt", limit)
-    found = json.loads(told.read_text())
-    if errors := [trial["error"] for trial in found["trials"] if trial["error"]]:
-        raise RuntimeError(f"{_said(command)}: {len(errors)} trials failed, the first with {errors[0]}")
+    json_file = folder / "results.json"
+    output_flags = ["--storage", str(folder / f"storage-{time.time_ns()}"), "--json", str(json_file)]
+    started_at, seconds = run_command([*command, *output_flags], folder / "log.txt", limit)
+    result = json.loads(json_file.read_text())
+    if errors := [trial["error"] for trial in result["trials"] if trial["error"]]:
+        raise RuntimeError(f"{_command_line(command)}: {len(errors)} trials failed, the first with {errors[0]}")
     points = (
         Point(
             trial=str(number),
             epoch=epoch["epoch"],
-            at=epoch["finished_at"] - began,
+            at=epoch["finished_at"] - started_at,
             accuracy=epoch["val_accuracy"],
             images_per_second=epoch["images"] / epoch["seconds"],
         )
-        for number, trial in enumerate(found["trials"])
+        for number, trial in enumerate(result["trials"])
         for epoch in trial["epochs"]
     )
-    outcome = RunOutcome(_said(command), seconds, found["ready"] - began, tuple(points), utc_now())
-    kept.write_text(json.dumps(outcome.as_dict()))
+    outcome = RunOutcome(_command_line(command), seconds, result["ready"] - started_at, tuple(points), utc_now())
+    outcome_file.write_text(json.dumps(outcome.as_dict()))
     return outcome
 
 
-def _shared(task: BenchmarkTask) -> dict[str, object]:
-    """What both sides call by the same name."""
+def _common_flags(task: BenchmarkTask) -> dict[str, object]:
+    """The flags that have the same name on both sides."""
     return {
         "--data": task.data,
         "--backbone": task.backbone,
@@ -163,30 +166,38 @@ def _shared(task: BenchmarkTask) -> dict[str, object]:
     }
 
 
-def _words(flags: Mapping[str, object]) -> list[str]:
+def _flag_words(flags: Mapping[str, object]) -> list[str]:
     return [word for name, value in flags.items() for word in (name, str(value))]
 
 
-def _written(value: Value) -> str:
+def _fixed_value(value: Value) -> str:
     return "none" if value is None else str(value)
 
 
-def _said(command: Sequence[str]) -> str:
+def _command_line(command: Sequence[str]) -> str:
     return f"python {shlex.join(command)}"
 
 
-def _timed(command: Sequence[str], log: Path, limit: float | None = None) -> tuple[float, float]:
-    """When a command was started, in seconds since 1970, and how many seconds it took.
+def run_command(command: Sequence[str], log: Path, limit: float | None = None) -> tuple[float, float]:
+    """Run a Python command and wait for its end.
+
+    Args:
+        command: arguments of the Python interpreter.
+        log: file that the output is appended to.
+        limit: timeout in seconds.
+
+    Returns:
+        The start time, in seconds since 1970, and the duration in seconds.
 
     Raises:
-        RuntimeError: it failed; the message ends with the last it said.
-        subprocess.TimeoutExpired: it took longer than the limit.
+        RuntimeError: the command failed; the message ends with its last 20 lines of output.
+        subprocess.TimeoutExpired: the command ran longer than `limit`.
     """
     environment = {name: value for name, value in os.environ.items() if name not in REMOVED_ENV_VARS}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
-        began, clock = time.time(), time.monotonic()
+        started_at, clock = time.time(), time.monotonic()
         process = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -196,25 +207,30 @@ def _timed(command: Sequence[str], log: Path, limit: float | None = None) -> tup
         )
         try:
             status = process.wait(limit)
-        except BaseException:  # too slow, or interrupted: what was started here ends here
+        except BaseException:  # timed out or interrupted: stop everything that the command started
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise
         seconds = time.monotonic() - clock
     time.sleep(PAUSE_SECONDS)
     if status:
-        said = "\n".join(log.read_text().splitlines()[-20:])
-        raise RuntimeError(f"{_said(command)} ended with status {status}:\n{said}")
-    return began, seconds
+        last_lines = "\n".join(log.read_text().splitlines()[-20:])
+        raise RuntimeError(f"{_command_line(command)} exited with status {status}:\n{last_lines}")
+    return started_at, seconds
 
 
-def _points(store: Store, began: float) -> list[Point]:
-    """The epochs of a sweep: each was there when its object was written, or with the record that holds it."""
-    found = []
+def sweep_points(store: Store, started_at: float) -> list[Point]:
+    """The epochs of a sweep, dated by the modification time of their object, or of the record that contains them.
+
+    Args:
+        store: the sweep's store.
+        started_at: when the command was started, in seconds since 1970.
+    """
+    points = []
     for trial in store.trials():
         folder, record = store.trial_folder(trial.name), store.record(trial.name)
         for epoch in record.epochs if record else store.epochs(trial.name):
-            written = folder / "epochs" / f"{epoch.epoch:04d}.json"
-            at = (written if written.exists() else folder / "record.json").stat().st_mtime - began
-            found.append(Point(trial.name, epoch.epoch, at, epoch.val_accuracy, epoch.images_per_second))
-    return found
+            epoch_file = folder / "epochs" / f"{epoch.epoch:04d}.json"
+            at = (epoch_file if epoch_file.exists() else folder / "record.json").stat().st_mtime - started_at
+            points.append(Point(trial.name, epoch.epoch, at, epoch.val_accuracy, epoch.images_per_second))
+    return points

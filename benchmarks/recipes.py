@@ -1,16 +1,15 @@
-"""Which recipe of each strategy should a search begin with?
+"""Which recipe of each strategy should a search start with?
 
     python -m benchmarks.recipes --backbone mobilenetv2_100 \
         --weights ../shared/data/weights/mobilenetv2_100.safetensors --image-size 96 ../shared/data/simpsons ...
 
-Optimizers and learning rates of each strategy are tried on several data sets, all else being as a search begins with
-it. What a recipe falls short of the best of its strategy there, in points of validation accuracy, is its regret; the
-one with the smallest mean regret is what KNOWN_GOOD in sweeps/engine/search_space/known_good.py should name, if such a
-choice holds on
-data that it was not made on: each data set is left out in turn. The test parts stay closed; QuickDraw and
-Stanford Cars, on which row 3 of RESULTS.md is measured, are not looked at.
+Tries optimizers and learning rates of each strategy on several data sets, everything else as in its known good recipe.
+The regret of a recipe on a data set is its distance to the best recipe of its strategy, in points of validation
+accuracy. KNOWN_GOOD in sweeps/engine/search_space/known_good.py should name the recipe with the smallest mean regret,
+if that choice generalizes: each data set is left out in turn. The test parts are not evaluated. QuickDraw and Stanford
+Cars, on which row 3 of RESULTS.md is measured, are not used.
 
-The table goes to benchmarks/RECIPES.md. Runs are kept: the same command goes on where it was stopped.
+The table is written to benchmarks/RECIPES.md. Runs are stored, so the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -43,37 +42,37 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "linear_probe": {"sgd": (1e-1,), "adam": (5e-3, 1e-2), "ranger": (1e-2, 3e-2)},
     "scratch": {"sgd": (3e-2,), "adam": (5e-4, 2e-3), "ranger": (1e-2,)},
 }
-"""By strategy and optimizer: learning rates. Those that a search begins with now are among them."""
+"""Learning rates by strategy and optimizer, including those of the current known good recipes."""
 
 
 def main() -> None:
-    """Run what has not been run, then write the table."""
+    """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="images, as for a sweep: several data sets")
-    parser.add_argument("--backbone", required=True, help="timm's name")
+    parser.add_argument("data", nargs="+", help="images of several data sets, as for a sweep")
+    parser.add_argument("--backbone", required=True, help="timm name")
     parser.add_argument("--weights", required=True, help="FILE")
     parser.add_argument("--image-size", type=int, required=True, help="in pixels")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--storage", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    asked = parser.parse_args()
-    every = [
-        arm
-        for data in asked.data
-        for arm in build_variants(
-            prepare_data(data, asked.backbone, asked.weights, asked.image_size, asked.epochs, asked.storage),
-            (("strategy", wish) for wish in candidate_recipes()),
+    args = parser.parse_args()
+    variants = [
+        variant
+        for data in args.data
+        for variant in build_variants(
+            prepare_data(data, args.backbone, args.weights, args.image_size, args.epochs, args.storage),
+            (("strategy", params) for params in candidate_recipes()),
         )
     ]
-    results = run_variants(every, range(1, asked.seeds + 1), asked.storage / "records", asked.workers)
-    page = _page(results, asked)
+    results = run_variants(variants, range(1, args.seeds + 1), args.storage / "records", args.workers)
+    page = _page(results, args)
     print(page)
     OUTPUT_FILE.write_text(page)
 
 
 def candidate_recipes() -> list[Config]:
-    """Each strategy's known good recipe with every optimizer and rate in turn."""
+    """The known good recipe of each strategy with every optimizer and learning rate of `CANDIDATES`."""
     return [
         {**_without_rate(known_good(strategy)), "optimizer": optimizer, f"{optimizer}.learning_rate": rate}
         for strategy, optimizers in CANDIDATES.items()
@@ -83,56 +82,58 @@ def candidate_recipes() -> list[Config]:
 
 
 def recipe_regrets(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """What each recipe falls short of the best one, by recipe and data set.
+    """Distance of each recipe to the best one, by recipe and data set.
 
     >>> recipe_regrets({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}})
     {'a': {'x': 0.25, 'y': 0.0}, 'b': {'x': 0.0, 'y': 0.5}}
     """
-    best = {where: max(found[where] for found in accuracies.values()) for where in next(iter(accuracies.values()))}
-    return {name: {where: best[where] - found[where] for where in best} for name, found in accuracies.items()}
+    data_sets = next(iter(accuracies.values()))
+    best = {data: max(by_data[data] for by_data in accuracies.values()) for data in data_sets}
+    return {name: {data: best[data] - by_data[data] for data in best} for name, by_data in accuracies.items()}
 
 
 def lowest_regret_recipe(accuracies: Mapping[str, Mapping[str, float]], without: str | None = None) -> str:
-    """The recipe of the smallest mean regret, over all data sets or all but one.
+    """The recipe with the smallest mean regret, over all data sets or all except `without`.
 
     >>> lowest_regret_recipe({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}})
     'a'
     >>> lowest_regret_recipe({"a": {"x": 0.5, "y": 1.0}, "b": {"x": 0.75, "y": 0.5}}, without="y")
     'b'
     """
-    missed = recipe_regrets(accuracies)
-    return min(missed, key=lambda name: fmean(value for where, value in missed[name].items() if where != without))
+    regrets = recipe_regrets(accuracies)
+    return min(regrets, key=lambda name: fmean(value for data, value in regrets[name].items() if data != without))
 
 
-def _without_rate(wish: Config) -> Config:
-    return {name: value for name, value in wish.items() if not name.endswith("learning_rate")}
+def _without_rate(params: Config) -> Config:
+    return {name: value for name, value in params.items() if not name.endswith("learning_rate")}
 
 
-def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
-    """The committed tables, with the command, the date and the machine that made them."""
+def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
+    """Format RECIPES.md: the tables with their command, date and machine."""
     command = (
-        f"python -m benchmarks.recipes --backbone {asked.backbone} --weights {asked.weights} --image-size "
-        f"{asked.image_size} --epochs {asked.epochs} --seeds {asked.seeds} {shlex.join(asked.data)}"
+        f"python -m benchmarks.recipes --backbone {args.backbone} --weights {args.weights} --image-size "
+        f"{args.image_size} --epochs {args.epochs} --seeds {args.seeds} {shlex.join(args.data)}"
     )
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    by_strategy: dict[str, dict[str, dict[str, float]]] = {}
     images: dict[str, int] = {}
     for result in results:
-        recipe, where = result.arm.recipe, result.arm.where.split(",")[0]
+        recipe, data = result.variant.recipe, result.variant.setting.split(",")[0]
         assert recipe is not None
         name = f"{recipe.optimizer} {recipe.learning_rate:g}"
-        # One that diverged has an accuracy too, and is not to be begun with: 0.
-        lost = [0.0] * (len(result.records) - len(result.accuracies))
-        found.setdefault(result.arm.entry, {}).setdefault(name, {})[where] = fmean([*result.accuracies, *lost])
-        images[where] = max(images.get(where, 0), result.images)
-    said = ", ".join(f"{where} {count}" for where, count in images.items())
+        # A diverged run counts as 0 despite its accuracy, because no search should start with it.
+        diverged = [0.0] * (len(result.records) - len(result.accuracies))
+        by_recipe = by_strategy.setdefault(result.variant.entry, {})
+        by_recipe.setdefault(name, {})[data] = fmean([*result.accuracies, *diverged])
+        images[data] = max(images.get(data, 0), result.images)
+    image_counts = ", ".join(f"{data} {count}" for data, count in images.items())
     lines = [
-        "# Recipes: what a search should begin with",
+        "# Recipes: what a search should start with",
         "",
         *textwrap.wrap(
-            f"Mean validation accuracy over {asked.seeds} seeds, each with a validation part of its own (images in "
-            f"all: {said}); the test parts stayed closed. {asked.backbone} at {asked.image_size} px, {asked.epochs} "
-            f"epochs. Regret: what a recipe falls short of the best of its strategy, in points, mean over the data "
-            f"sets. A run that diverged counts as 0.",
+            f"Mean validation accuracy over {args.seeds} seeds, each with a different validation part (total number of "
+            f"images: {image_counts}); the test parts were not evaluated. {args.backbone} at {args.image_size} px, "
+            f"{args.epochs} epochs. Regret: distance to the best recipe of the strategy, in points, mean over the data "
+            f"sets. A diverged run counts as 0.",
             WIDTH,
         ),
         "",
@@ -140,17 +141,17 @@ def _page(results: list[VariantResult], asked: argparse.Namespace) -> str:
         "",
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPU cores, one thread a run.",
     ]
-    for strategy, accuracies in found.items():
-        missed = {name: fmean(each.values()) for name, each in recipe_regrets(accuracies).items()}
+    for strategy, accuracies in by_strategy.items():
+        regrets = {name: fmean(by_data.values()) for name, by_data in recipe_regrets(accuracies).items()}
         rows = [
-            (f"`{name}`", *(f"{accuracies[name][where]:.1%}" for where in images), f"{100 * missed[name]:.1f}")
-            for name in sorted(missed, key=missed.__getitem__)
+            (f"`{name}`", *(f"{accuracies[name][data]:.1%}" for data in images), f"{100 * regrets[name]:.1f}")
+            for name in sorted(regrets, key=regrets.__getitem__)
         ]
-        left_out = {where: lowest_regret_recipe(accuracies, without=where) for where in images}
+        selected = {data: lowest_regret_recipe(accuracies, without=data) for data in images}
         lines += ["", f"## {strategy}", "", *markdown_table(("recipe", *images, "regret"), rows), ""]
         lines += textwrap.wrap(
-            "Chosen without looking at it: "
-            + "; ".join(f"{where} `{name}` {accuracies[name][where]:.1%}" for where, name in left_out.items())
+            "Selected without the data set itself: "
+            + "; ".join(f"{data} `{name}` {accuracies[name][data]:.1%}" for data, name in selected.items())
             + ".",
             WIDTH,
         )

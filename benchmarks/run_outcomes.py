@@ -1,4 +1,4 @@
-"""Curves: what a command came to and when, and the arithmetic of comparing two of them. Nothing is run here."""
+"""Run outcomes: the learning curves of a benchmark command, and the arithmetic of comparing two of them."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Point:
-    """A trial after one of its epochs."""
+    """The state of a trial after one epoch."""
 
     trial: str
     epoch: int
-    """The first is 1."""
+    """Counts from 1."""
     at: float
-    """Seconds since the command was started."""
+    """Seconds since the start of the command."""
     accuracy: float
-    """On the validation part, in [0, 1]."""
+    """Validation accuracy, in [0, 1]."""
     images_per_second: float
-    """Training images over the training share of the epoch, validation not included."""
+    """Training images per second, validation excluded."""
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """A command from its start to its end."""
+    """The result of one command, from its start to its end."""
 
     command: str
     seconds: float
-    """Wall clock from before its process was started to after it had ended."""
+    """Wall-clock time from before the process was started until after it had ended."""
     ready: float
-    """After so many of them everything was imported and Ray was there; 0 where that is not known."""
+    """Seconds until all imports were done and Ray was up; 0 if unknown."""
     points: tuple[Point, ...]
     at: str
-    """The date and time when it ended."""
+    """Date and time of its end."""
 
     @property
     def best(self) -> float:
-        """The highest accuracy of any trial after any epoch: the definition that targets are set and met by."""
+        """The highest accuracy of any trial after any epoch; targets are defined by the same rule."""
         return max((point.accuracy for point in self.points), default=0.0)
 
-    def best_of_first(self, first: int) -> float:
-        """The highest accuracy of the first so many trials, by when their first epochs were over."""
-        begun = dict.fromkeys(point.trial for point in sorted(self.points, key=lambda point: point.at))
-        among = list(begun)[:first]
-        return max((point.accuracy for point in self.points if point.trial in among), default=0.0)
+    def best_of_first(self, trials: int) -> float:
+        """The highest accuracy of the first `trials` trials, ordered by the end of their first epoch."""
+        in_order = dict.fromkeys(point.trial for point in sorted(self.points, key=lambda point: point.at))
+        first = list(in_order)[:trials]
+        return max((point.accuracy for point in self.points if point.trial in first), default=0.0)
 
     @property
     def last(self) -> dict[str, float]:
@@ -54,22 +54,22 @@ class RunOutcome:
 
     @property
     def mean(self) -> float:
-        """The mean over all trials of the accuracy after the last epoch of each."""
+        """The mean over all trials of the accuracy after their last epoch."""
         return fmean(self.last.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Convert to plain data."""
         return asdict(self)
 
 
 def outcome_from_dict(plain: dict[str, Any]) -> RunOutcome:
-    """What `Outcome.as_dict` made."""
+    """Invert `RunOutcome.as_dict`."""
     return RunOutcome(**{**plain, "points": tuple(Point(**point) for point in plain["points"])})
 
 
 @dataclass(frozen=True)
 class MedianRange:
-    """A few numbers: their median, the smallest and the largest."""
+    """Repeated measurements, shown as median, minimum and maximum."""
 
     values: tuple[float, ...]
 
@@ -79,7 +79,7 @@ class MedianRange:
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> MedianRange:
-    """How many times as much theirs are, repeat by repeat.
+    """Divide theirs by ours, repeat by repeat.
 
     >>> str(ratios([100.0, 90.0, 120.0], [2.0, 3.0, 2.0]))
     '50 (30 to 60, n=3)'
@@ -88,23 +88,24 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> MedianRange:
 
 
 def extrapolate_seconds(outcome: RunOutcome, trials: int) -> float:
-    """The seconds that an outcome's command would take for so many trials: in proportion, but for its start-up.
+    """Estimate the seconds of the same command with another number of trials: start-up once, the rest in proportion.
 
-    >>> extrapolate_seconds(RunOutcome("", 110.0, 10.0, (Point("a", 1, 50.0, 0.5, 1.0), Point("b", 1, 90.0, 0.5, 1.0)), ""), 8)
+    >>> points = (Point("a", 1, 50.0, 0.5, 1.0), Point("b", 1, 90.0, 0.5, 1.0))
+    >>> extrapolate_seconds(RunOutcome("", 110.0, 10.0, points, ""), trials=8)
     410.0
     """
     return outcome.ready + (outcome.seconds - outcome.ready) * trials / len(outcome.last)
 
 
 def seconds_to_accuracy(outcome: RunOutcome, target: float) -> float | None:
-    """When the first trial had reached an accuracy, after whichever epoch; None where none did."""
+    """Seconds until the first trial reached an accuracy after any epoch; None if no trial did."""
     return min((point.at for point in outcome.points if point.accuracy >= target), default=None)
 
 
 def speedup(theirs: RunOutcome, ours: RunOutcome, target: float) -> float:
-    """How many times sooner ours had reached a target.
+    """How many times sooner ours reached a target than theirs.
 
-    Where theirs never did, their whole time counts, so that the ratio is a lower bound. Where ours never did it is 0.
+    If theirs never reached it, their total time counts, so the ratio is a lower bound. If ours never did, it is 0.
     """
     our_seconds = seconds_to_accuracy(ours, target)
     if our_seconds is None:
@@ -114,22 +115,25 @@ def speedup(theirs: RunOutcome, ours: RunOutcome, target: float) -> float:
 
 
 def images_per_second(outcome: RunOutcome) -> float:
-    """Training images a second of all trials that ran side by side: of each the median over its epochs from the second.
+    """Training images per second, summed over all concurrent trials.
 
-    Epochs during which another trial had not begun or had ended already do not count.
+    Takes the median over the epochs of each trial, from the second epoch on. Only epochs during which every trial was
+    running count.
 
     Raises:
-        ValueError: no epoch of some trial is left.
+        ValueError: a trial has no such epoch.
     """
     trials: dict[str, list[Point]] = {}
     for point in outcome.points:
         trials.setdefault(point.trial, []).append(point)
-    begun = max(min(point.at for point in points) for points in trials.values())
-    over = min(max(point.at for point in points) for points in trials.values())
+    all_started = max(min(point.at for point in points) for points in trials.values())
+    first_ended = min(max(point.at for point in points) for points in trials.values())
     total = 0.0
     for trial, points in trials.items():
-        counted = [point.images_per_second for point in points if point.epoch > 1 and begun <= point.at <= over]
-        if not counted:
-            raise ValueError(f"trial {trial} was never beside the others for a whole epoch: take more --epochs")
-        total += median(counted)
+        speeds = [
+            point.images_per_second for point in points if point.epoch > 1 and all_started <= point.at <= first_ended
+        ]
+        if not speeds:
+            raise ValueError(f"trial {trial} has no epoch during which all trials ran: use more --epochs")
+        total += median(speeds)
     return total

@@ -1,10 +1,9 @@
-"""How many requests does a sweep make whose storage is an object store?
+"""How many requests does a sweep with an object store as its storage make?
 
     python -m benchmarks.store_requests --epochs 10 --trials 100 --write
 
-Against a stand-in for S3 on this machine, that counts: what one trial makes from its beginning to its record, what a
-driver makes that gives a sweep again, what a report makes, and what MLflow's mirror makes each time it looks. Counts
-are exact; how long a request takes is a matter of the network, about 20 ms.
+Counts the requests to a local S3 mock: of one trial from its start to its record, of a driver that resumes a sweep, and
+of a report. Counts are exact. The duration of a request depends on the network; about 20 ms is typical.
 """
 
 from __future__ import annotations
@@ -27,14 +26,15 @@ USD_PER_THOUSAND = {"read": 0.0004, "list": 0.005, "write": 0.005, "remove": 0.0
 
 
 def request_kind(line: str) -> str:
-    """Which kind of request a line of the server's log is about.
+    """Classify the request in a line of the server's log.
 
-    >>> [request_kind(f'"{said} HTTP/1.1" 200 -') for said in ("GET /b/key", "GET /b?list-type=2&prefix=a", "PUT /b/key")]
+    >>> requests = ("GET /b/key", "GET /b?list-type=2&prefix=a", "PUT /b/key")
+    >>> [request_kind(f'"{request} HTTP/1.1" 200 -') for request in requests]
     ['read', 'list', 'write']
     """
-    said = re.search(r'"(\w+) (\S+)', re.sub(r"\x1b\[[\d;]*m", "", line))  # what was refused is in colour
-    assert said is not None, line
-    method, address = said.groups()
+    match = re.search(r'"(\w+) (\S+)', re.sub(r"\x1b\[[\d;]*m", "", line))  # failed requests are logged in colour
+    assert match is not None, line
+    method, address = match.groups()
     if method in ("GET", "HEAD"):
         return "list" if "list-type=" in address else "read"
     return "remove" if method == "DELETE" or "?delete" in address else "write"
@@ -42,24 +42,32 @@ def request_kind(line: str) -> str:
 
 @contextmanager
 def count_requests() -> Iterator[Counter[str]]:
-    """The requests that are made while this lasts, by kind."""
-    found: Counter[str] = Counter()
+    """Count the requests made inside the context, by kind."""
+    counts: Counter[str] = Counter()
 
-    class Count(logging.Handler):
+    class CountHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "HTTP/" in (line := record.getMessage()):
-                found[request_kind(line)] += 1
+                counts[request_kind(line)] += 1
 
-    log, handler = logging.getLogger("werkzeug"), Count()
+    log, handler = logging.getLogger("werkzeug"), CountHandler()
     log.addHandler(handler)
     try:
-        yield found
+        yield counts
     finally:
         log.removeHandler(handler)
 
 
 def measure_requests(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]:
-    """What makes how many requests."""
+    """Count the requests of a trial, of a resuming driver and of a report.
+
+    Args:
+        epochs: epochs per trial.
+        trials: number of trials in the sweep.
+
+    Returns:
+        Pairs of a description and the counts by kind.
+    """
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -76,38 +84,38 @@ def measure_requests(epochs: int, trials: int) -> list[tuple[str, Counter[str]]]
     server.start()
     host, port = server.get_host_and_port()
     os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "unused", "AWS_SECRET_ACCESS_KEY": "unused"}
     boto3.client("s3").create_bucket(Bucket="counted")
     store = Store(object_store.as_path("s3://counted/runs/sweep"))
     store.put_plan(PLAN | {"trials": trials, "epochs": epochs})
-    found = []
+    counts = []
 
-    def trained(name: str) -> None:
+    def write_trial(name: str) -> None:
         store.add_trial(Trial(name, "search", {}, RECIPE | {"epochs": epochs}))
         folder = store.checkpoints(name)
-        here, epochs_of = local_cache.pull(folder), list[Epoch]()
+        local_folder, epoch_list = local_cache.pull(folder), list[Epoch]()
         for number in range(1, epochs + 1):
-            (here / f"epoch-{number:04d}").write_bytes(b"weights")
-            (here / f"epoch-{number - 2:04d}").unlink(missing_ok=True)
-            local_cache.push(here, folder)
-            epochs_of.append(Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
-            store.add_epoch(name, epochs_of[-1])
+            (local_folder / f"epoch-{number:04d}").write_bytes(b"weights")
+            (local_folder / f"epoch-{number - 2:04d}").unlink(missing_ok=True)
+            local_cache.push(local_folder, folder)
+            epoch_list.append(Epoch(number, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 1.0, 50.0, 100.0, 500.0, 500.0))
+            store.add_epoch(name, epoch_list[-1])
         config = {"trial": name, "phase": "search", "recipe": RECIPE | {"epochs": epochs}}
-        store.add_record(replace(failed_record(config, "it trains nothing"), epochs=tuple(epochs_of)))
+        store.add_record(replace(failed_record(config, "trains nothing"), epochs=tuple(epoch_list)))
 
-    with count_requests() as one:
-        trained("0000")
-    found.append((f"a trial of {epochs} epochs", one))
+    with count_requests() as trial_counts:
+        write_trial("0000")
+    counts.append((f"a trial of {epochs} epochs", trial_counts))
     for number in range(1, trials):
-        trained(f"{number:04d}")
-    with count_requests() as again:
+        write_trial(f"{number:04d}")
+    with count_requests() as resume_counts:
         store.trials(), store.records(), trial_history(store)
-    found.append((f"a driver that goes on with {trials} trials", again))
-    with count_requests() as report:
+    counts.append((f"a driver that resumes {trials} trials", resume_counts))
+    with count_requests() as report_counts:
         load_results(store)
-    found.append((f"a report on {trials} trials", report))
+    counts.append((f"a report on {trials} trials", report_counts))
     server.stop()
-    return found
+    return counts
 
 
 PLAN = {
@@ -137,30 +145,30 @@ RECIPE: dict[str, object] = {
 }
 
 
-def request_table(found: list[tuple[str, Counter[str]]]) -> str:
-    """What makes how many requests, and what they cost, as Markdown."""
+def request_table(counts_by_action: list[tuple[str, Counter[str]]]) -> str:
+    """Format counts and their cost in US dollars as a Markdown table."""
     cells = []
-    for what, counts in found:
+    for action, counts in counts_by_action:
         cost = sum(counts[kind] * USD_PER_THOUSAND[kind] / 1000 for kind in REQUEST_KINDS)
-        cells.append([what, *(str(counts[kind]) for kind in REQUEST_KINDS), f"${cost:.5f}"])
+        cells.append([action, *(str(counts[kind]) for kind in REQUEST_KINDS), f"${cost:.5f}"])
     return table(("what", *REQUEST_KINDS, "cost"), cells)
 
 
 def main() -> None:
-    """Count, print, and write what was asked for."""
+    """Count and print; with `--write`, update RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--write", action="store_true", help="put the numbers into benchmarks/RESULTS.md")
-    asked = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="update benchmarks/RESULTS.md")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="xfer-requests-") as scratch:
         os.environ["XFER_CACHE"] = scratch
-        found = request_table(measure_requests(asked.epochs, asked.trials))
-    command = f"python -m benchmarks.store_requests --epochs {asked.epochs} --trials {asked.trials}"
-    said = section("Requests to an object store", command, found)
-    print(said)
-    if asked.write:
-        OUTPUT_FILE.write_text(replace_sections(OUTPUT_FILE.read_text(), [said]))
+        counts_table = request_table(measure_requests(args.epochs, args.trials))
+    command = f"python -m benchmarks.store_requests --epochs {args.epochs} --trials {args.trials}"
+    text = section("Requests to an object store", command, counts_table)
+    print(text)
+    if args.write:
+        OUTPUT_FILE.write_text(replace_sections(OUTPUT_FILE.read_text(), [text]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Arms: recipes that are compared outside of a search, each on several seeds with a validation part of its own.
+"""Recipe variants, compared outside of a search, on several seeds with different validation parts.
 
-The test part stays closed. What has been run is kept, so that the same command goes on where it was stopped.
+The test part is not evaluated. Finished runs are stored, so the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -27,95 +27,102 @@ from xfer.training import networks
 
 
 def known_good(strategy: str) -> Config:
-    """The first recipe that searches begin with, of this strategy."""
-    return next(wish for wish in KNOWN_GOOD if wish["strategy"] == strategy)
+    """The first known good recipe of a strategy."""
+    return next(params for params in KNOWN_GOOD if params["strategy"] == strategy)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An entry in a recipe."""
+    """A recipe that shows one entry of a table of choices."""
 
     kind: str
+    """Table of the entry, such as `optimizer`."""
     entry: str
-    where: str
-    """The images and the network."""
+    setting: str
+    """Names of data set and network."""
     recipe: Recipe | None
-    """None where the network cannot do it."""
-    job: tuple[str, str] = ("", "")
-    """Pack and weights file."""
+    """None if the network does not support the entry."""
+    files: tuple[str, str] = ("", "")
+    """Paths of pack and weights."""
     refusal: str = ""
+    """Why the network does not support the entry."""
 
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What an arm came to on its seeds."""
+    """The runs of a variant, one per seed."""
 
-    arm: Variant
+    variant: Variant
     records: tuple[Record, ...]
 
     @property
     def accuracies(self) -> list[float]:
-        """On the validation part, in [0, 1], of the seeds that did not diverge."""
+        """Validation accuracies in [0, 1] of the seeds that did not diverge."""
         return [record.val_accuracy or 0.0 for record in self.records if record.status == "finished"]
 
     @property
     def accuracy(self) -> str:
-        """Mean and standard deviation of the validation accuracy over the seeds, and how many of them diverged."""
-        found = self.accuracies
-        lost = len(self.records) - len(found)
-        said = f"{fmean(found):.1%} ± {stdev(found):.1%}" if len(found) > 1 else "no number"
-        return said + (f" ({lost} of {len(self.records)} diverged)" if lost else "")
+        """Mean and standard deviation of the validation accuracy over the seeds, and the number of diverged seeds."""
+        accuracies = self.accuracies
+        diverged = len(self.records) - len(accuracies)
+        text = f"{fmean(accuracies):.1%} ± {stdev(accuracies):.1%}" if len(accuracies) > 1 else "no number"
+        return text + (f" ({diverged} of {len(self.records)} diverged)" if diverged else "")
 
     @property
     def images(self) -> int:
-        """On how many images it rests, over all seeds."""
+        """Number of evaluated images, over all seeds."""
         return sum(len(record.val.correct) for record in self.records if record.val)
 
 
 def prepare_data(data: str, backbone: str, weights: str, image_size: int, epochs: int, storage: Path) -> Prepared:
-    """Images and a network, as for a sweep."""
+    """Prepare images and a network as for a sweep."""
     plan = Plan("arms", "What does each of them do?", data=data, backbones=(backbone,), weights={backbone: weights})
     settings = {"image_size": image_size, "epochs": epochs, "strategies": ("naive",), "advise": False}
-    return prepare(replace(plan, **settings), storage)  # type: ignore[arg-type]  # of mixed types
+    return prepare(replace(plan, **settings), storage)  # type: ignore[arg-type]  # mixed types
 
 
 def build_variants(
-    prepared: Prepared, wishes: Iterable[tuple[str, Config]], edits: Mapping[str, str] | None = None
+    prepared: Prepared, entries: Iterable[tuple[str, Config]], edits: Mapping[str, str] | None = None
 ) -> Iterator[Variant]:
-    """The recipe of each wish, which is the kind of entry that it is about, and what is asked for.
+    """Build a variant for each entry.
 
     Args:
         prepared: images and a network.
-        wishes: what they do not name takes the first value there is, or the good one.
-        edits: of the usual space, as `sweeps.engine.search_space.overrides.space_for` takes them.
+        entries: pairs of the entry's table and its parameters. Missing parameters take their first or known good value.
+        edits: edits of the default search space, see `sweeps.engine.search_space.overrides.space_for`.
     """
     backbone = prepared.backbones[0]
     space = space_for([backbone.name], prepared.plan.epochs, edits=edits or {})
-    where = f"{prepared.source}, {backbone.name}"
-    for kind, wish in wishes:
-        recipe = prepared.recipe(space.configured({"backbone": backbone.name, **wish}))
+    setting = f"{prepared.source}, {backbone.name}"
+    for kind, params in entries:
+        recipe = prepared.recipe(space.configured({"backbone": backbone.name, **params}))
         try:
             networks.check_network(recipe)
-            yield Variant(kind, str(wish[kind]), where, recipe, (str(prepared.pack.folder), str(backbone.file)))
+            yield Variant(kind, str(params[kind]), setting, recipe, (str(prepared.pack.folder), str(backbone.file)))
         except ValueError as error:
-            yield Variant(kind, str(wish[kind]), where, None, refusal=str(error))
+            yield Variant(kind, str(params[kind]), setting, None, refusal=str(error))
 
 
-def run_variants(asked: Iterable[Variant], seeds: Sequence[int], folder: Path, workers: int) -> list[VariantResult]:
-    """Run every arm on every seed, in processes of one thread each, but for what has been run."""
-    asked = list(asked)
+def run_variants(variants: Iterable[Variant], seeds: Sequence[int], folder: Path, workers: int) -> list[VariantResult]:
+    """Run every variant on every seed in single-threaded processes, except for runs stored in `folder`."""
+    variants = list(variants)
     folder.mkdir(parents=True, exist_ok=True)
-    repeats = [(arm.recipe.with_seeds(seed, seed), arm.job) for seed in seeds for arm in asked if arm.recipe]
-    jobs = {recipe.id: (recipe, job) for recipe, job in repeats if not (folder / f"{recipe.id}.json").exists()}
+    repeats = [
+        (variant.recipe.with_seeds(seed, seed), variant.files)
+        for seed in seeds
+        for variant in variants
+        if variant.recipe
+    ]
+    jobs = {recipe.id: (recipe, files) for recipe, files in repeats if not (folder / f"{recipe.id}.json").exists()}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=retain_freed_memory) as pool:
-        running = [pool.submit(_run_one, recipe, *job, folder) for recipe, job in jobs.values()]
-        for done, future in enumerate(as_completed(running), start=1):
-            print(f"{done} of {len(running)}: {future.result()}", flush=True)
-    return [VariantResult(arm, tuple(_records(arm, seeds, folder))) for arm in asked]
+        running = [pool.submit(_run_recipe, recipe, *files, folder) for recipe, files in jobs.values()]
+        for number, future in enumerate(as_completed(running), start=1):
+            print(f"{number} of {len(running)}: {future.result()}", flush=True)
+    return [VariantResult(variant, tuple(_read_records(variant, seeds, folder))) for variant in variants]
 
 
-def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
+def _run_recipe(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
     import torch
 
     from xfer.data.pack import load_pack
@@ -135,7 +142,8 @@ def _run_one(recipe: Recipe, pack: str, weights: str, folder: Path) -> str:
     return f"{recipe.strategy} {record.val_accuracy if error is None else error}"
 
 
-def _records(arm: Variant, seeds: Sequence[int], folder: Path) -> Iterator[Record]:
-    for seed in seeds if arm.recipe else ():
-        assert arm.recipe is not None
-        yield record_from_dict(json.loads((folder / f"{arm.recipe.with_seeds(seed, seed).id}.json").read_text()))
+def _read_records(variant: Variant, seeds: Sequence[int], folder: Path) -> Iterator[Record]:
+    if variant.recipe is None:
+        return
+    for seed in seeds:
+        yield record_from_dict(json.loads((folder / f"{variant.recipe.with_seeds(seed, seed).id}.json").read_text()))

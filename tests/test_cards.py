@@ -19,9 +19,9 @@ PAGE = cards.OUTPUT_FILE.read_text()
 def measured(kind: str, entry: str) -> str:
     """The measured paragraph on the card of an entry, on one line."""
     paragraphs = (CHOICE_TABLES[kind][entry].__doc__ or "").split("\n\n")
-    found = [" ".join(each.split()) for each in paragraphs if each.strip().startswith("Measured:")]
-    assert len(found) <= 1
-    return found[0] if found else ""
+    matches = [" ".join(part.split()) for part in paragraphs if part.strip().startswith("Measured:")]
+    assert len(matches) <= 1
+    return matches[0] if matches else ""
 
 
 def test_the_table_equals_the_output_of_its_command() -> None:
@@ -35,9 +35,9 @@ def test_every_method_named_by_a_source_is_in_the_tables() -> None:
 
 @pytest.mark.parametrize(("kind", "entry"), NAMED)
 def test_every_method_named_by_a_source_has_a_number_over_three_seeds_on_its_card(kind: str, entry: str) -> None:
-    said = measured(kind, entry)
-    assert re.search(r"\d+\.\d% ± \d+\.\d%", said), f"{kind} {entry} has no number: run benchmarks/cards.py --write"
-    assert "3 seeds" in said
+    text = measured(kind, entry)
+    assert re.search(r"\d+\.\d% ± \d+\.\d%", text), f"{kind} {entry} has no number: run benchmarks/cards.py --write"
+    assert "3 seeds" in text
 
 
 @pytest.mark.parametrize("kind", CHOICE_TABLES)
@@ -68,7 +68,7 @@ def test_writing_a_number_changes_only_the_docstring_and_replaces_the_old_number
     monkeypatch.setitem(sys.modules, "cards_of_a_test", None)
     for text in ("Measured: first.", "Measured: second."):
         for name in ("short", "long"):
-            cards._write_line(getattr(module_from(path, "cards_of_a_test"), name), text)
+            cards.write_measured_paragraph(getattr(module_from(path, "cards_of_a_test"), name), text)
     module = module_from(path, "cards_of_a_test")
     assert (module.short(), module.long()) == (1, 1)
     assert module.short.__doc__.split("\n\n") == ["Does it.", "    Measured: second.\n    "]

@@ -159,7 +159,7 @@ def test_a_time_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) ->
     assert completed.err == ""
     lines = list(nonempty_lines(completed.out))
     assert "time" in lines[lines.index("no trial finished:") + 1]
-    assert lines[-1] == "next     the same command goes on where this one ended"
+    assert lines[-1] == "next     the same command resumes where this one ended"
     assert budgeted.records_then == {}
 
 
@@ -170,7 +170,7 @@ def test_a_cost_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) ->
     lines = list(nonempty_lines(completed.out))
     assert "money" in lines[lines.index("no trial finished:") + 1]
     assert any(line.startswith("cost budget: $") and "of $0.01 spent. The search ends here" in line for line in lines)
-    assert lines[-1] == "next     the same command with a larger --cost-budget goes on where this one ended"
+    assert lines[-1] == "next     the same command with a larger --cost-budget resumes where this one ended"
     assert budgeted.records_after == {}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # these imports take seconds, and `--help` should be immediat
     from collections.abc import Iterator
 
     from sweeps.engine.planning.prepared import Prepared
-    from sweeps.engine.resources.run_options import RunOptions
+    from sweeps.engine.trials.run_options import RunOptions
     from sweeps.engine.trials.trainable import Resources
     from sweeps.reporting.results import Results
 
@@ -100,7 +100,7 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
     from sweeps.engine.console.log_redirect import redirect_output
     from sweeps.engine.planning.plan_file import default_name
     from sweeps.engine.planning.prepare import prepare
-    from sweeps.engine.resources.run_options import RunOptions
+    from sweeps.engine.trials.run_options import RunOptions
     from xfer.devices.host_memory import retain_freed_memory
 
     retain_freed_memory()  # this process measures the data and trains probes

@@ -15,11 +15,11 @@ from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.resources.prices import LOCAL_NODE_TYPE, Machine
-from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Sweep
 from sweeps.engine.tracking import Mirror
+from sweeps.engine.trials.run_options import RunOptions
 from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress
 from xfer.storage import local_cache, object_store

@@ -17,13 +17,13 @@ from sweeps.engine.presearch.advice import recommended_strategies
 from sweeps.engine.presearch.warm_start import warm_start_params
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.cost import CostTracker
-from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import KEEPS_KNOWN_GOOD, SCHEDULERS, LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.ledger import TrialLedger
 from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.probe_tasks import PROBE_BATCH_SIZE, PROBES_PER_SAMPLER_UPDATE, ProbeTasks
+from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.stage import Stage, StoppingRule, trial_history
 from sweeps.engine.trials.trainable import evaluate_on_test, export_model, train_trial, trial_config
 from sweeps.engine.trials.trial_queue import search_trials
@@ -61,7 +61,7 @@ class Sweep:
         self._options = run_options
         self._view = view
         self.budget = Budget(cost_tracker or CostTracker(store), run_options.seconds, run_options.cost_budget)
-        """What is left of time and money."""
+        """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
         self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
         self.sampler: AskTellSampler | None = None

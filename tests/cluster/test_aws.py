@@ -256,29 +256,29 @@ def test_a_security_group_set_by_the_user_is_not_silently_replaced(aws: Any) -> 
 
 
 class Recorder:
-    """In the place of Python's subprocess: notes what Ray would run over SSH, and copies what it would rsync."""
+    """Replaces Python's subprocess: records what Ray would run over SSH, and copies what it would rsync."""
 
     DEVNULL = subprocess.DEVNULL
 
-    def __init__(self, there: Path) -> None:
-        self.there = there
-        self.said: list[str] = []
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.commands: list[str] = []
 
     def check_call(self, command: list[str], *_: Any, **__: Any) -> int:
         if command[0] == "rsync":
             source, target = command[-2], command[-1].partition(":")[2]
-            self.said.append(f"rsync {source} {target} {' '.join(command[3:-2])}".replace(str(ROOT) + "/", ""))
-            copied = self.there / target.removeprefix("~/").rstrip("/")
+            self.commands.append(f"rsync {source} {target} {' '.join(command[3:-2])}".replace(str(ROOT) + "/", ""))
+            copied = self.home / target.removeprefix("~/").rstrip("/")
             if source.endswith("/"):
                 shutil.copytree(source, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(source, copied)
             return 0
         shell = shlex.split(command[-1])[0]
-        told = shell.split("PYTHONWARNINGS=ignore && (", 1)[1].removesuffix(")")
-        self.said.append(told)
-        if told.startswith("mkdir -p ~/"):
-            (self.there / told.removeprefix("mkdir -p ~/")).mkdir(parents=True, exist_ok=True)
+        script = shell.split("PYTHONWARNINGS=ignore && (", 1)[1].removesuffix(")")
+        self.commands.append(script)
+        if script.startswith("mkdir -p ~/"):
+            (self.home / script.removeprefix("mkdir -p ~/")).mkdir(parents=True, exist_ok=True)
         return 0
 
     def check_output(self, command: list[str], *_: Any, **__: Any) -> bytes:
@@ -286,9 +286,9 @@ class Recorder:
         return b""
 
     def index(self, part: str) -> int:
-        """Where the only command with this in it stands."""
-        [found] = [index for index, one in enumerate(self.said) if part in one]
-        return found
+        """Index of the only command that contains `part`."""
+        [index] = [index for index, command in enumerate(self.commands) if part in command]
+        return index
 
 
 @pytest.mark.slow
@@ -313,9 +313,9 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     recorder = Recorder(head_home)
     config = _bootstrap_config(filled_cluster_config(), no_config_cache=True)
     get_or_create_head_node(config, "ray_cluster.yaml", False, False, True, None, _runner=recorder)
-    told = "\n".join(recorder.said)
-    assert "FILL-IN" not in told
-    assert "{bucket}" not in told
+    all_commands = "\n".join(recorder.commands)
+    assert "FILL-IN" not in all_commands
+    assert "{bucket}" not in all_commands
     steps = [
         recorder.index("rsync xfer/ ~/.xfer/project/xfer/"),
         recorder.index("rsync pyproject.toml ~/.xfer/project/pyproject.toml"),
@@ -326,36 +326,36 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
         recorder.index("ray start --head"),
     ]
     assert steps == sorted(steps)
-    assert f"rsync {token} ~/.ray/auth_token" in told
+    assert f"rsync {token} ~/.ray/auth_token" in all_commands
     assert (head_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
-    assert "a token" not in told  # it is copied as a file, and stands in no command
+    assert "a token" not in all_commands  # the token is copied as a file and is not part of any command
     for name, value in RAY_ENVIRONMENT.items():
-        assert f"export {name}={value}\n" in told
-    assert f"export XFER_STORAGE=s3://{BUCKET}/runs\n" in told
-    start = recorder.said[recorder.index("ray start --head")]
+        assert f"export {name}={value}\n" in all_commands
+    assert f"export XFER_STORAGE=s3://{BUCKET}/runs\n" in all_commands
+    start = recorder.commands[recorder.index("ray start --head")]
     assert "--dashboard-host=127.0.0.1" in start
     assert "RAY_OVERRIDE_RESOURCES='{\"CPU\":0}'" in start
     assert 'RAY_OVERRIDE_LABELS=\'{"xfer/usd-per-hour":"0.192"}\'' in start
     assert "RAY_health_check_failure_threshold=3" in start
     # Ray exports its own choice before the command; the file is read after it.
     assert start.index("RAY_USAGE_STATS_ENABLED") < start.index(". ~/.xfer/environment.sh")
-    kept = sorted(path.name for path in (head_home / ".xfer/project").iterdir())
-    assert kept == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
+    copied = sorted(path.name for path in (head_home / ".xfer/project").iterdir())
+    assert copied == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
 
-    # On the head: what its autoscaler does with the configuration that was brought there, and asks AWS for meanwhile.
-    asked: set[str] = set()
-    call = BaseClient._make_api_call
+    # On the head: what its autoscaler does with the uploaded configuration, and which operations it requests from AWS.
+    operations: set[str] = set()
+    make_api_call = BaseClient._make_api_call
 
-    def noted(client: Any, operation: str, arguments: Any) -> Any:
-        asked.add(f"{client.meta.service_model.service_name}:{operation}")
-        return call(client, operation, arguments)
+    def record_call(client: Any, operation: str, arguments: Any) -> Any:
+        operations.add(f"{client.meta.service_model.service_name}:{operation}")
+        return make_api_call(client, operation, arguments)
 
-    monkeypatch.setattr(BaseClient, "_make_api_call", noted)
+    monkeypatch.setattr(BaseClient, "_make_api_call", record_call)
     monkeypatch.setenv("HOME", str(head_home))
     monkeypatch.chdir(head_home)
-    brought = json.loads((head_home / "ray_bootstrap_config.yaml").read_text())
-    on_head = AutoscalingConfig(brought)
-    provider = NodeProvider(brought["provider"], brought["cluster_name"])
+    head_config = json.loads((head_home / "ray_bootstrap_config.yaml").read_text())
+    on_head = AutoscalingConfig(head_config)
+    provider = NodeProvider(head_config["provider"], head_config["cluster_name"])
     tags = {"ray-node-type": "worker", "ray-node-name": "ray-xfer-worker", "ray-user-node-type": "l4"}
     [machine] = provider.create_node(on_head.get_cloud_node_config("l4"), tags, 1)
     provider.non_terminated_nodes({})
@@ -364,12 +364,12 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
         Instance(instance_id="1", cloud_instance_id=machine, instance_type="l4"), "10.0.0.1"
     )
     provider.terminate_node(machine)
-    may = {action for statement in POLICIES["head"]["Statement"] for action in statement["Action"]}
-    assert asked == {"ec2:RunInstances", "ec2:CreateTags", "ec2:DescribeInstances", "ec2:TerminateInstances"}
-    assert asked <= may
-    told = "\n".join(worker.said)
+    allowed = {action for statement in POLICIES["head"]["Statement"] for action in statement["Action"]}
+    assert operations == {"ec2:RunInstances", "ec2:CreateTags", "ec2:DescribeInstances", "ec2:TerminateInstances"}
+    assert operations <= allowed
+    all_commands = "\n".join(worker.commands)
     assert (worker_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
-    assert sum("pip install" in command for command in worker.said) == 1  # Ray would do it twice
+    assert sum("pip install" in command for command in worker.commands) == 1  # Ray would do it twice
     steps = [
         worker.index("cat > ~/.xfer/environment.sh"),
         worker.index("-c ~/.xfer/project/constraints.txt"),
@@ -378,10 +378,10 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     ]
     assert steps == sorted(steps)
     for name, value in RAY_ENVIRONMENT.items():
-        assert f"export {name}={value}\n" in told
-    start = worker.said[-1]
+        assert f"export {name}={value}\n" in all_commands
+    start = worker.commands[-1]
     assert "RAY_HEAD_IP=10.0.0.1" in start
     assert 'RAY_OVERRIDE_LABELS=\'{"xfer/usd-per-hour":"0.9776"}\'' in start
     assert '"GPU":1' in start
-    assert "mlflow" not in told.lower()
-    assert "ray_bootstrap_key" not in told  # the key to the machines stays on the head
+    assert "mlflow" not in all_commands.lower()
+    assert "ray_bootstrap_key" not in all_commands  # the key to the machines stays on the head

@@ -178,7 +178,7 @@ def make_plan(image_folder: Path, weights: Path) -> Callable[..., Plan]:
 
 @pytest.fixture(scope="session")
 def prepared(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
-    """What such a plan comes to."""
+    """The default plan, prepared."""
     from sweeps.engine.planning.prepare import prepare
 
     return prepare(make_plan(), storage)

@@ -1,4 +1,4 @@
-"""What a sweep is told to search for is what is proposed by, judged by, chosen by and shown; accuracy unless told."""
+"""Objectives: samplers, schedulers, the selection and the console all use the objective of the plan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from sweeps.engine.planning.plan_file import plan_differences
 from sweeps.engine.planning.prepared import Backbone
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.cost import CostTracker
-from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.samplers.ask_tell import SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import SCHEDULERS, TrialHistory
 from sweeps.engine.search_space.overrides import space_for
@@ -32,6 +31,7 @@ from sweeps.engine.search_space.space import Space
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.sweep import Sweep
 from sweeps.engine.trials.placement import Placement
+from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.stage import Stage, trial_history
 from sweeps.engine.trials.trainable import Resources, TrialContext
 from tests.engine import sampler_runs

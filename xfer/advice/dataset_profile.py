@@ -30,8 +30,8 @@ SMALL_IMAGES = 1_000
 """Data sets with fewer training images are small: the size of the VTAB benchmark's low-data setting (Zhai et al.
 2019, arXiv:1910.04867). A convention; the sources give no number."""
 SMALL_PER_CLASS = 16
-"""So are data sets with fewer images in the median class: the largest number in most few-shot comparisons (Radford
-et al. 2021, arXiv:2103.00020). Also a convention."""
+"""Data sets with fewer images in the median class are small, too: the largest number in most few-shot comparisons
+(Radford et al. 2021, arXiv:2103.00020). Also a convention."""
 MIN_ERROR_REDUCTION = 1 / 3
 """Similar data: late features make at least this fraction fewer errors than the best earlier stage. Late features
 are better on almost all images, and far better on images like the source's. A rule of thumb, set after looking at

@@ -54,7 +54,7 @@ def contrastive(weight: float = 1.0, pair_margin: float = 1.0) -> EmbeddingLoss:
 
     Args:
         weight: weight of the term, above 0.
-        pair_margin: smallest distance wanted between embeddings of two classes, in (0, 2].
+        pair_margin: required minimum distance between embeddings of two classes, in (0, 2].
 
     Raises:
         ValueError: If a value is outside its range.

@@ -65,7 +65,7 @@ class StepStats:
     norms: list[float]
     """L2 norms of the gradient before clipping."""
     learning_rate: float
-    """Of the last step."""
+    """Learning rate of the last step."""
     images: int
     """Number of images in all steps."""
 

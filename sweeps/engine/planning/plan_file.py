@@ -1,4 +1,4 @@
-"""The content of plan.json: what decides which trials a sweep runs, and whether a later start asks for the same."""
+"""The content of plan.json: the settings that determine the trials of a sweep, compared with those of a later start."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
             raise ValueError(unknown_name_message(kind, name, known))
     if plan.scheduler == "one_epoch_top_k" and top_k_count(plan.trials) < min(plan.finalists, plan.trials):
         raise ValueError(
-            f"--scheduler one_epoch_top_k lets the best {top_k_count(plan.trials)} of {plan.trials} trials go on, and "
-            f"--finalists {plan.finalists} wants more: take at least --trials {8 * plan.finalists - 7}, or fewer"
+            f"--scheduler one_epoch_top_k lets the best {top_k_count(plan.trials)} of {plan.trials} trials continue, "
+            f"but --finalists is {plan.finalists}: use at least --trials {8 * plan.finalists - 7}, or fewer finalists"
         )
     for name in plan.backbones:
         backbones.check_name(name)
@@ -159,6 +159,6 @@ def _data_notes(source_notes: tuple[str, ...], pack: Pack, split: Split) -> tupl
         notes.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
     if duplicates := duplicates_across_splits(pack, split):
         notes.append(
-            f"{duplicates} images of the test part stand in the training or validation part too, byte for byte."
+            f"{duplicates} images of the test part are also in the training or validation part, byte for byte."
         )
     return tuple(notes)

@@ -50,7 +50,7 @@ class Budget:
         reserved_usd = self._cost_tracker.usd_per_hour * reserve / 3600
         finals = f", and the finals will cost about ${reserved_usd:,.2f}" if reserved_usd else ""
         spent = format_cost_so_far(self._cost_tracker.spent(), self._usd)
-        return f"cost budget: {spent} spent{finals}. {stage_ends} here; a larger --cost-budget goes on from here"
+        return f"cost budget: {spent} spent{finals}. {stage_ends} here; a larger --cost-budget resumes from here"
 
     def use_cluster(self, machines: Callable[[], Sequence[Machine]]) -> None:
         """Charge for the machines of a cluster from now on.

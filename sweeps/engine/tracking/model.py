@@ -38,7 +38,7 @@ def log_model(
     recipe: Mapping[str, Any],
     winner: ExportedModel,
 ) -> None:
-    """Log the winner's model to the parent run, unless it is there already.
+    """Log the winner's model to the parent run, unless it is already logged.
 
     Args:
         client: client of the tracking server or database.

@@ -153,7 +153,7 @@ def max_concurrent_trials(resources: Resources) -> int:
         raise ValueError(f"--cpus-per-trial {resources.cpus}, but Ray sees {cpus:g} CPUs here")
     if not _fits_one_machine(resources):
         raise ValueError(
-            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs of one machine, and none has as many: "
+            f"a trial requests {resources.cpus} CPUs and {resources.gpus:g} GPUs of one machine, and none has as many: "
             f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
         )
     fitting = int(min(cpus // resources.cpus, gpus / resources.gpus if resources.gpus else cpus))
@@ -315,7 +315,7 @@ class _SearcherAdapter(Searcher):
             del self._names[trial_id]  # last, because Tune runs a trial again if handling its end has failed
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep the source out of the pickle that Tune makes of its searcher."""
+        """Exclude the source when Tune pickles its searcher."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
@@ -358,7 +358,7 @@ class _SchedulerAdapter(FIFOScheduler):
         self._source = source
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep the source out of the pickle that Tune makes of its scheduler."""
+        """Exclude the source when Tune pickles its scheduler."""
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ class Harmful:
         ({"scheduler": "ash"}, r"unknown scheduler 'ash': did you mean asha\? Known: asha, median, none, one"),
         (
             {"scheduler": "one_epoch_top_k", "trials": 24, "finalists": 4},
-            r"lets the best 3 of 24 trials go on, and --finalists 4 wants more: take at least --trials 25",
+            r"lets the best 3 of 24 trials continue, but --finalists is 4: use at least --trials 25",
         ),
         ({"source": "folders"}, r"unknown source 'folders': did you mean folder\?"),
         ({"backbones": ("efficientnet_b00",), "weights": {}}, r"unknown backbone .* did you mean efficientnet_b0"),
@@ -210,7 +210,7 @@ def test_duplicates_across_parts_are_counted(make_plan: Callable[..., Plan], tmp
         shutil.copy(tmp_path / "images/train/ants" / name, tmp_path / "images/test/ants" / f"copy-{name}")
     shutil.copy(tmp_path / "images/val/bees/0.png", tmp_path / "images/test/bees/copy.png")
     (note,) = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage").notes
-    assert note.startswith("3 images of the test part stand in the training or validation part too")
+    assert note.startswith("3 images of the test part are also in the training or validation part")
 
 
 def test_clean_data_have_no_notes(prepared: Prepared) -> None:

@@ -18,10 +18,10 @@ from sweeps.engine.planning import screening
 from sweeps.engine.planning.plan_file import describe_plan, plan_differences
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.sweep import Sweep
+from sweeps.engine.trials.run_options import RunOptions
 from tests.engine.conftest import a_record
 from xfer.hyperparameters import Categorical
 from xfer.objectives import OBJECTIVES

@@ -18,10 +18,10 @@ from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch import advice
 from sweeps.engine.presearch.advice import recommend_strategies, recommended_strategies, summary_line
-from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Sweep
+from sweeps.engine.trials.run_options import RunOptions
 from tests.conftest import BACKBONE
 from xfer.hyperparameters import Categorical
 from xfer.models import backbones

@@ -29,12 +29,12 @@ from sweeps.engine.presearch.warm_start import (
     translate_recipe,
     warm_start_params,
 )
-from sweeps.engine.resources.run_options import RunOptions
 from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import Space
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.sweep import Sweep
+from sweeps.engine.trials.run_options import RunOptions
 from tests.conftest import BACKBONE
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_evaluation, write_noise_images
 from tests.engine.presearch.test_dataset_distance import DOGS_VS_CATS, HYMENOPTERA, QUICKDRAW

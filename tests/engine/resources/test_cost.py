@@ -254,8 +254,8 @@ def test_a_search_ends_when_its_cost_budget_is_spent_and_resumes_with_a_larger_o
     heads_only: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sweeps.engine.planning.plan_file import describe_plan
-    from sweeps.engine.resources.run_options import RunOptions
     from sweeps.engine.sweep import Sweep
+    from sweeps.engine.trials.run_options import RunOptions
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     store.put_plan(describe_plan(heads_only))
@@ -276,7 +276,7 @@ def test_a_search_ends_when_its_cost_budget_is_spent_and_resumes_with_a_larger_o
     start(100.0)
     assert [record.status for record in store.records()] == 20 * ["finished"]
     assert [start["machines"][0]["seconds"] for start in store.spending()] == [16.0, 0.0, 4.0]
-    ends = "The search ends here; a larger --cost-budget goes on from here"
+    ends = "The search ends here; a larger --cost-budget resumes from here"
     assert screen.getvalue().splitlines() == [
         "search: 20 runs",
         f"cost budget: $16.00 of $10 spent. {ends}",

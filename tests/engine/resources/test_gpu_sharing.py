@@ -365,37 +365,39 @@ def test_the_local_gpu_kind_is_that_of_the_first_gpu(fake_gpu: list[tuple[float,
 # In a sweep
 
 
-def test_ray_is_asked_for_the_share_that_a_trials_site_says() -> None:
-    site = TrialContext("sweep", "pack", None, threads=2, gpus=0.25)
-    config = trial_config(Trial("0000", "search", {}, {}), site)
+def test_ray_is_asked_for_the_resources_in_a_trials_context() -> None:
+    context = TrialContext("sweep", "pack", None, threads=2, gpus=0.25)
+    config = trial_config(Trial("0000", "search", {}, {}), context)
     assert ray_tune.placement_resources(ray_tune.to_param_space(config)).required_resources == {"CPU": 2, "GPU": 0.25}
-    two = trial_config(Trial("0000", "search", {}, {}), replace(site, gpus=2.0))
+    two = trial_config(Trial("0000", "search", {}, {}), replace(context, gpus=2.0))
     assert ray_tune.placement_resources(ray_tune.to_param_space(two)).bundles == [
         {"CPU": 2, "GPU": 2}
     ]  # one bundle is of one node
-    nothing = trial_config(Trial("0000", "search", {}, {}), replace(site, gpus=0.0))
-    assert ray_tune.placement_resources(ray_tune.to_param_space(nothing)).required_resources == {"CPU": 2}
+    without_gpu = trial_config(Trial("0000", "search", {}, {}), replace(context, gpus=0.0))
+    assert ray_tune.placement_resources(ray_tune.to_param_space(without_gpu)).required_resources == {"CPU": 2}
 
 
 @pytest.mark.parametrize(("shares", "expected"), [(True, 0.25), (False, 1.0)])
-def test_gpus_are_shared_by_memory_probes_unless_a_share_was_asked_for(
+def test_memory_probes_determine_the_gpu_fraction_if_gpus_are_shared(
     shares: bool, expected: float, make_recipe: Any, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
     allocation = GpuAllocation([MemoryProbe(step_shape(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
     monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
-    monkeypatch.setattr(ray_tune, "max_concurrent_trials", lambda share: asked.append(share) or int(4 / share.gpus))
+    monkeypatch.setattr(
+        ray_tune, "max_concurrent_trials", lambda resources: calls.append(resources) or int(4 / resources.gpus)
+    )
     monkeypatch.setattr(memory_probe, "local_gpu_kind", lambda: H100)
-    monkeypatch.setattr(memory_probe, "load_or_run_probes", lambda *about: asked.append("probed") or allocation)
+    monkeypatch.setattr(memory_probe, "load_or_run_probes", lambda *args: calls.append("probed") or allocation)
     store, view = Store(tmp_path / "colours"), ProgressView(Console(file=io.StringIO()), "colours")
     placement = Placement(prepared, store, view, Budget(CostTracker(store)), trainable.Resources(1, 1.0))
     placement.connect()
-    assert asked == [trainable.Resources(1, 1.0)]  # while backbones are screened, nobody knows which are trained
+    assert calls == [trainable.Resources(1, 1.0)]  # during screening, the backbones to train are not known yet
     if shares:
         placement.share_gpus(prepared)
     placement.connect()
     placement.connect()
-    assert asked.count("probed") == int(shares)
-    assert asked[-1] == trainable.Resources(1, expected)
+    assert calls.count("probed") == int(shares)
+    assert calls[-1] == trainable.Resources(1, expected)
     assert placement.concurrent == 4 / expected
     assert placement.context(Trial("0000", "search", {}, make_recipe().as_dict())).gpus == expected

@@ -1,4 +1,4 @@
-"""Run options: what one start of a sweep may use."""
+"""Run options: limits and settings of one start of a sweep."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What this start of a sweep may use; none of it changes what a trial is."""
+    """Limits and settings of this start of a sweep. They do not change the recipes."""
 
     resources: Resources = field(default_factory=Resources)
-    """What a trial gets of a machine."""
+    """Resources of each trial."""
     shares_gpus: bool = False
     """Whether trials share GPUs as far as memory probes allow (`gpu_sharing`), instead of each getting `resources`."""
     concurrent: int | None = None
@@ -27,4 +27,4 @@ class RunOptions:
     tracking_uri: str
     """URI of MLflow: a database (`tracking.default_tracking_uri`) or a server."""
     trainable: Trainable = train_trial
-    """What runs in a trial's process; replaced only to measure the overhead of everything else."""
+    """Function that runs in a trial's process; replaced only to measure the overhead of everything else."""
