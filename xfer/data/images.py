@@ -36,7 +36,7 @@ SAMPLE_SIDE = 64
 NEAR_WHITE, VISIBLE_FRACTION = 32, 0.05
 """Distance from white, of 255, below which ink is invisible on white, and the fraction of the ink that must be farther
 for white to be the background."""
-GDAL_NODATA_TAG = 42113
+BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 258, 262, 284, 339, 42113
 NATIVE_RAW_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 """Pillow's names of big-endian layouts, and of the same values in the byte order of this machine."""
 
@@ -229,9 +229,19 @@ def _deep_kind(image: Image.Image) -> ValueKind | None:
     """Return the kind of values of an image with more than 8 bits per channel; None for other images."""
     if image.mode == "F":
         return "float"
-    if image.mode == "I" or image.mode.startswith("I;16") or _deep_raw_mode(image):
+    if image.mode == "I" or image.mode.startswith("I;16") or _deep_raw_mode(image) or _is_int8(image):
         return "integer"
     return None
+
+
+def _tags(image: Image.Image) -> Any:
+    """Return the tags of a TIFF image by number; an empty mapping for other formats."""
+    return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+
+
+def _is_int8(image: Image.Image) -> bool:
+    """Return whether a TIFF holds signed bytes, which Pillow decodes as unsigned ones."""
+    return image.mode == "L" and _tags(image).get(SAMPLE_FORMAT_TAG) == (2,)
 
 
 def _deep_raw_mode(image: Image.Image) -> str | None:
@@ -241,6 +251,8 @@ def _deep_raw_mode(image: Image.Image) -> str | None:
         return None
     if _is_pnm(image):
         return "ppm"
+    if _tags(image).get(PLANAR_TAG) == 2 and 16 in _tags(image).get(BITS_TAG, ()):
+        return "planar"
     arguments = tiles[0].args
     raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw_mode if isinstance(raw_mode, str) and raw_mode.endswith((";16B", ";16L", ";16N")) else None
@@ -259,7 +271,9 @@ def _read_deep(image: Image.Image, file: Path | bytes | None) -> _DeepImage | No
     kind = _deep_kind(image)
     if kind is None or (file is None and image.mode in ("RGB", "RGBA")):
         return None
-    tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tags = _tags(image)
+    if tags.get(PLANAR_TAG) == 2 and 16 in tags.get(BITS_TAG, ()):
+        raise UnreadableImageError("16-bit colors in separate planes are not supported: save them interleaved")
     transparent, alpha = image.info.get("transparency"), None
     values: NDArray[Any]
     if (raw_mode := _deep_raw_mode(image)) and file is not None:
@@ -270,14 +284,16 @@ def _read_deep(image: Image.Image, file: Path | bytes | None) -> _DeepImage | No
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             image.tile = [_in_native_order(tile) for tile in image.tile]
         values = np.asarray(image)
-        if image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
+        if image.mode == "I" and tags.get(BITS_TAG) == (32,) and tags.get(SAMPLE_FORMAT_TAG, (1,)) == (1,):
             values = values.view(np.uint32)
+        elif _is_int8(image):
+            values = values.view(np.int8)
     if alpha is None and isinstance(transparent, int | tuple):
         opaque = values != np.array(transparent)
         alpha = np.where(opaque if values.ndim == 2 else opaque.any(axis=2), 255, 0).astype(np.uint8)
     nodata = _declared_nodata(tags)
     _check_values(values, kind, nodata)
-    return _DeepImage(kind, values, alpha, nodata, white_is_zero=tags.get(262) == 0)
+    return _DeepImage(kind, values, alpha, nodata, white_is_zero=tags.get(PHOTOMETRIC_TAG) == 0 and image.mode != "L")
 
 
 def _decode_16_bit_color(

@@ -70,7 +70,8 @@ def estimate_range(samples: Iterable[NDArray[Any]], kind: ValueKind) -> tuple[fl
                 return 0.0, float(2**depth - 1)
     if low >= 0 and kind == "float":
         for scale in FLOAT_SCALES:
-            if MIN_MAXIMUM * scale <= high <= scale and (high == low or high - low >= MIN_SPAN * scale):
+            reached = high == 0 or MIN_MAXIMUM * scale <= high <= scale
+            if reached and (high == low or high - low >= MIN_SPAN * scale):
                 return 0.0, scale
     return low, high
 
@@ -89,7 +90,8 @@ def scale_to_uint8(values: NDArray[Any], value_range: tuple[float, float]) -> ND
         return np.take(table, values)
     scaled = values.astype(np.float64)
     scaled -= low
-    scaled *= 255 / (high - low)
+    scaled *= 255
+    scaled /= high - low
     return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
 

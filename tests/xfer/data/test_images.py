@@ -155,7 +155,7 @@ def test_bytes_are_read_like_the_file(tmp_path):
 # More than 8 bits per channel, with ranges as a pack stores them
 
 
-def tiff_bytes(values, order="<", extra_sample=None, photometric=None, nodata=None, deflate=False):
+def tiff_bytes(values, order="<", extra_sample=None, photometric=None, nodata=None, deflate=False, planar=1):
     """Write an uncompressed or deflated TIFF of any type, which Pillow cannot: [H, W] or [H, W, channels]."""
     channels = values.shape[2] if values.ndim == 3 else 1
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
@@ -166,10 +166,11 @@ def tiff_bytes(values, order="<", extra_sample=None, photometric=None, nodata=No
         258: ("H", [values.dtype.itemsize * 8] * channels),
         259: ("H", [8 if deflate else 1]),
         262: ("H", [photometric if photometric is not None else 2 if channels > 2 else 1]),
-        273: ("I", [8]),
+        273: ("I", [8] if planar == 1 else [8 + plane * len(data) // channels for plane in range(channels)]),
         277: ("H", [channels]),
         278: ("I", [values.shape[0]]),
-        279: ("I", [len(data)]),
+        279: ("I", [len(data)] if planar == 1 else [len(data) // channels] * channels),
+        284: ("H", [planar]),
         **({338: ("H", [extra_sample])} if extra_sample is not None else {}),
         339: ("H", [{"u": 1, "i": 2, "f": 3}[values.dtype.kind]] * channels),
         **({42113: ("s", nodata.encode() + b"\0")} if nodata else {}),
@@ -295,6 +296,11 @@ def test_a_constant_bright_image_stays_bright(value):
     assert read_image(tiff_bytes(np.full((20, 20), value, np.int32)), 8).min() > 230
 
 
+def test_a_black_image_stays_black():
+    for dtype in (np.uint16, np.int16, np.int32, np.float32):
+        assert read_image(tiff_bytes(np.zeros((20, 20), dtype)), 8).max() == 0
+
+
 def test_a_constant_image_in_an_unknown_unit_is_mid_grey_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -351,6 +357,19 @@ def test_an_image_with_missing_values_is_refused_with_their_number(kind):
     with pytest.raises(UnreadableImageError, match=r"^missing values: 1 of 400 values are NaN, infinite or nodata"):
         read_image(content, 8)
     assert sample_values(content) is None
+
+
+def test_16_bit_colors_in_separate_planes_are_refused_because_pillow_garbles_them():
+    content = tiff_bytes(RGB_12, planar=2)
+    assert needs_pixel_rules(content)
+    with pytest.raises(UnreadableImageError, match=r"in separate planes are not supported: save them interleaved"):
+        read_image(content, 8)
+
+
+def test_signed_bytes_keep_their_order():
+    ranges = {"integer": (-100.0, 100.0)}
+    for value, level in ((-100, 0), (0, 128), (100, 255)):
+        assert_colour(read_image(tiff_bytes(np.full((20, 20), value, np.int8)), 8, ranges), (level,) * 3, within=0)
 
 
 def test_nodata_that_is_a_possible_brightness_does_not_set_the_range():
