@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from xfer import hashing
 from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, scale_to_uint8
@@ -37,6 +37,9 @@ NEAR_WHITE, VISIBLE_FRACTION = 32, 0.05
 """Distance from white, of 255, below which ink is invisible on white, and the fraction of the ink that must be farther
 for white to be the background."""
 BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 258, 262, 284, 339, 42113
+SEPARATE_PLANES = "separate planes"
+"""Layout of TIFFs with one plane per color, which Pillow garbles if they have 16 bits."""
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 NATIVE_RAW_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 """Pillow's names of big-endian layouts, and of the same values in the byte order of this machine."""
 
@@ -130,6 +133,8 @@ def read_image(file: Path | bytes, size: int, ranges: ValueRanges = NO_RANGES) -
         raise
     except Exception as error:  # Pillow's decoders raise many types of errors
         reason = str(error).replace(repr(stream), "among these bytes") if stream is not file else str(error)
+        if isinstance(error, UnidentifiedImageError) and _first_bytes(file, 4) in TIFF_SIGNATURES:
+            reason = "Pillow does not decode TIFFs of this type, such as 64-bit or multi-channel floating point"
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from error
 
 
@@ -252,7 +257,7 @@ def _deep_raw_mode(image: Image.Image) -> str | None:
     if _is_pnm(image):
         return "ppm"
     if _tags(image).get(PLANAR_TAG) == 2 and 16 in _tags(image).get(BITS_TAG, ()):
-        return "planar"
+        return SEPARATE_PLANES
     arguments = tiles[0].args
     raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw_mode if isinstance(raw_mode, str) and raw_mode.endswith((";16B", ";16L", ";16N")) else None
@@ -271,12 +276,12 @@ def _read_deep(image: Image.Image, file: Path | bytes | None) -> _DeepImage | No
     kind = _deep_kind(image)
     if kind is None or (file is None and image.mode in ("RGB", "RGBA")):
         return None
-    tags = _tags(image)
-    if tags.get(PLANAR_TAG) == 2 and 16 in tags.get(BITS_TAG, ()):
+    tags, raw_mode = _tags(image), _deep_raw_mode(image)
+    if raw_mode == SEPARATE_PLANES:
         raise UnreadableImageError("16-bit colors in separate planes are not supported: save them interleaved")
     transparent, alpha = image.info.get("transparency"), None
     values: NDArray[Any]
-    if (raw_mode := _deep_raw_mode(image)) and file is not None:
+    if raw_mode and file is not None:
         values, alpha = _decode_16_bit_color(image, raw_mode, file)
     elif file is not None and _is_pnm(image):
         values = _decode_pnm(image, file)[:, :, 0]  # Pillow would scale it from the maximum in its header
@@ -377,11 +382,11 @@ def _check_values(values: NDArray[Any], kind: ValueKind, nodata: float | None) -
     if values.dtype.kind == "u":
         return  # every value can be a measurement
     missing = np.isin(values, NODATA_VALUES)
-    if kind == "float":
-        with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        if kind == "float":
             missing |= ~(np.abs(values) < MAX_MAGNITUDE)
-    if nodata is not None and (kind == "float" or nodata < 0):
-        missing |= values == np.array(nodata).astype(values.dtype)
+        if nodata is not None and (kind == "float" or nodata < 0):
+            missing |= values == np.array(nodata).astype(values.dtype)
     if missing.any():
         count = f"{int(missing.sum()):,} of {missing.size:,} values"
         example = values[missing][0]
@@ -420,10 +425,14 @@ def _stream(file: Path | bytes) -> Path | io.BytesIO:
 
 def _is_jpeg(file: Path | bytes) -> bool:
     """Return whether a file is a JPEG, which has 8 bits and no transparency: most data sets need no slower check."""
+    return _first_bytes(file, 2) == b"\xff\xd8"
+
+
+def _first_bytes(file: Path | bytes, count: int) -> bytes:
     if isinstance(file, bytes):
-        return file.startswith(b"\xff\xd8")
+        return file[:count]
     with file.open("rb") as stream:
-        return stream.read(2) == b"\xff\xd8"
+        return stream.read(count)
 
 
 def _check_pixels(image: Image.Image) -> None:

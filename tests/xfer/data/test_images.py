@@ -228,6 +228,7 @@ DEEP_INTEGERS = {  # file name: content, and the values expected
     "rgb.ppm": (pnm_bytes(RGB_12, 65_535), LEVELS),
     "rgb, 12 bits declared.ppm": (pnm_bytes(RGB_12, 4_095), LEVELS),
     "white is zero.tif": (tiff_bytes(GREY_12, photometric=0), (2_095,) * 3),
+    "grey in one separate plane.tif": (tiff_bytes(GREY_12, planar=2), (2_000,) * 3),
     "uint32.tif": (tiff_bytes(GREY_12.astype(np.uint32)), (2_000,) * 3),
     **{
         f"{name}, {order}, deflate {deflate}.tif": (tiff_bytes(values, order, extra, deflate=deflate), levels)
@@ -344,6 +345,7 @@ MISSING = {  # kind of missing value: content of the image
     "-9999, integer": (np.int32, -9_999, None),
     "declared": (np.float32, -1, "-1"),
     "declared as integer": (np.int16, -500, "-500"),
+    "declared beyond float32": (np.float32, -np.inf, "-1.7e308"),
 }
 
 
@@ -364,6 +366,12 @@ def test_16_bit_colors_in_separate_planes_are_refused_because_pillow_garbles_the
     assert needs_pixel_rules(content)
     with pytest.raises(UnreadableImageError, match=r"in separate planes are not supported: save them interleaved"):
         read_image(content, 8)
+
+
+@pytest.mark.parametrize("values", [np.ones((9, 9)), np.ones((9, 9, 3), np.float32)], ids=["64 bits", "color"])
+def test_a_tiff_of_a_type_that_pillow_does_not_decode_is_refused_as_such(values):
+    with pytest.raises(UnreadableImageError, match="Pillow does not decode TIFFs of this type, such as 64-bit or"):
+        read_image(tiff_bytes(values), 8)
 
 
 def test_signed_bytes_keep_their_order():
