@@ -38,7 +38,6 @@ NEAR_WHITE, VISIBLE_FRACTION = 32, 0.05
 for white to be the background."""
 BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 258, 262, 284, 339, 42113
 SEPARATE_PLANES = "separate planes"
-"""Layout of TIFFs with one plane per color, which Pillow garbles if they have 16 bits."""
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 NATIVE_RAW_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 """Pillow's names of big-endian layouts, and of the same values in the byte order of this machine."""
@@ -226,7 +225,7 @@ class _DeepImage:
         height, width = self.values.shape[:2]
         sample = self.values[:: -(-height // SAMPLE_SIDE), :: -(-width // SAMPLE_SIDE)]
         pixels = sample.reshape(-1, 1 if sample.ndim == 2 else sample.shape[2])
-        measured = pixels if self.nodata is None else pixels[(pixels != self.nodata).any(axis=1)]
+        measured = pixels if self.nodata is None else pixels[(pixels != np.float64(self.nodata)).any(axis=1)]
         return measured if len(measured) else pixels
 
 
@@ -257,7 +256,7 @@ def _deep_raw_mode(image: Image.Image) -> str | None:
     if _is_pnm(image):
         return "ppm"
     if _tags(image).get(PLANAR_TAG) == 2 and 16 in _tags(image).get(BITS_TAG, ()):
-        return SEPARATE_PLANES
+        return SEPARATE_PLANES  # Pillow garbles these; `_read_deep` refuses them
     arguments = tiles[0].args
     raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw_mode if isinstance(raw_mode, str) and raw_mode.endswith((";16B", ";16L", ";16N")) else None
@@ -277,8 +276,8 @@ def _read_deep(image: Image.Image, file: Path | bytes | None) -> _DeepImage | No
     if kind is None or (file is None and image.mode in ("RGB", "RGBA")):
         return None
     tags, raw_mode = _tags(image), _deep_raw_mode(image)
-    if raw_mode == SEPARATE_PLANES:
-        raise UnreadableImageError("16-bit colors in separate planes are not supported: save them interleaved")
+    if tags.get(PLANAR_TAG) == 2 and (image.mode != "F" or tags.prefix == b"MM"):
+        raise UnreadableImageError("16-bit TIFFs in separate planes are not supported: save the channels interleaved")
     transparent, alpha = image.info.get("transparency"), None
     values: NDArray[Any]
     if raw_mode and file is not None:

@@ -228,7 +228,6 @@ DEEP_INTEGERS = {  # file name: content, and the values expected
     "rgb.ppm": (pnm_bytes(RGB_12, 65_535), LEVELS),
     "rgb, 12 bits declared.ppm": (pnm_bytes(RGB_12, 4_095), LEVELS),
     "white is zero.tif": (tiff_bytes(GREY_12, photometric=0), (2_095,) * 3),
-    "grey in one separate plane.tif": (tiff_bytes(GREY_12, planar=2), (2_000,) * 3),
     "uint32.tif": (tiff_bytes(GREY_12.astype(np.uint32)), (2_000,) * 3),
     **{
         f"{name}, {order}, deflate {deflate}.tif": (tiff_bytes(values, order, extra, deflate=deflate), levels)
@@ -361,11 +360,20 @@ def test_an_image_with_missing_values_is_refused_with_their_number(kind):
     assert sample_values(content) is None
 
 
-def test_16_bit_colors_in_separate_planes_are_refused_because_pillow_garbles_them():
-    content = tiff_bytes(RGB_12, planar=2)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("values", [RGB_12, GREY_12, GREY_12.astype(np.int16)], ids=["color", "grey", "signed"])
+def test_16_bit_tiffs_in_separate_planes_are_refused_because_pillow_garbles_them(values, order):
+    content = tiff_bytes(values, order, planar=2)
     assert needs_pixel_rules(content)
-    with pytest.raises(UnreadableImageError, match=r"in separate planes are not supported: save them interleaved"):
+    with pytest.raises(UnreadableImageError, match="in separate planes are not supported: save the channels inter"):
         read_image(content, 8)
+
+
+def test_floating_point_in_a_separate_plane_is_read_or_refused():
+    values = np.full((20, 20), 0.8, np.float32)
+    assert_colour(read_image(tiff_bytes(values, planar=2), 8), (204,) * 3, within=0)
+    with pytest.raises(UnreadableImageError, match="in separate planes"):
+        read_image(tiff_bytes(values, ">", planar=2), 8)
 
 
 @pytest.mark.parametrize("values", [np.ones((9, 9)), np.ones((9, 9, 3), np.float32)], ids=["64 bits", "color"])
