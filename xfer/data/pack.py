@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
-from xfer.data.images import UnreadableImageError, needs_pixel_rules, sample_values
+from xfer.data.images import LazyImage, UnreadableImageError, needs_pixel_rules, sample_values
 from xfer.data.source import Example, Source
 from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, ranges_from_json
 from xfer.records import Part
@@ -97,7 +97,8 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         elif not (folder / METADATA_FILE).exists():
             try:
                 with atomic_folder(folder) as temporary:
-                    ranges = _estimate_ranges(ordered, threads) if special else NO_RANGES
+                    # By class and then by hash, so a regular sample is a stratified random one.
+                    ranges = estimate_ranges([example.image for example, _ in ordered]) if special else NO_RANGES
                     _decode(temporary, name, source, ordered, image_size, ranges, threads, progress)
             except OSError:
                 if not (folder / METADATA_FILE).exists():  # otherwise another process has built the same pack first
@@ -152,14 +153,18 @@ def _content_key(item: tuple[Example, str]) -> tuple[str, int, str]:
     return (example.part or "", example.label, digest)
 
 
-def _estimate_ranges(ordered: list[tuple[Example, str]], threads: ThreadPoolExecutor) -> ValueRanges:
-    """Return the value range of each kind of image with more than 8 bits per channel, over all parts and classes."""
-    # The order is that of the hashes within a part and class, so a regular sample is a stratified random one.
-    images = [example.image for example, _ in ordered[:: -(-len(ordered) // MAX_SAMPLED_IMAGES)]]
+def estimate_ranges(images: Sequence[LazyImage]) -> ValueRanges:
+    """Return the value range of each kind of image with more than 8 bits per channel, from `MAX_SAMPLED_IMAGES` images.
+
+    Args:
+        images: of all parts and classes, ordered by class: a regular sample of them is used.
+    """
+    sampled = images[:: max(1, -(-len(images) // MAX_SAMPLED_IMAGES))]
     samples: dict[ValueKind, list[NDArray[Any]]] = {}
-    for sample in _map_chunks(threads, lambda image: sample_values(image.encoded()), images):
-        if sample is not None:
-            samples.setdefault(sample[0], []).append(sample[1])
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        for sample in _map_chunks(threads, lambda image: sample_values(image.encoded()), sampled):
+            if sample is not None:
+                samples.setdefault(sample[0], []).append(sample[1])
     return {kind: estimate_range(samples[kind], kind) for kind in sorted(samples)}
 
 

@@ -458,6 +458,11 @@ def test_only_packs_with_deep_or_transparent_images_get_another_hash(few, tmp_pa
     assert "value_ranges" not in json.loads((tmp_path / "1" / before[0][:16] / "pack.json").read_bytes())
 
 
+def test_without_deep_images_there_are_no_ranges(few):
+    assert packs.estimate_ranges([example.image for example in folder(few).examples]) == {}
+    assert packs.estimate_ranges([]) == {}
+
+
 def test_a_large_data_set_is_sampled_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(packs, "MAX_SAMPLED_IMAGES", 4)
     arrays = {name: [np.uint16(values * level) for values in noise(0.5)] for name, level in (("a", 500), ("b", 60_000))}
