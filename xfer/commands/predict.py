@@ -66,7 +66,8 @@ def _load(folder: Path) -> Classifier:
 
 
 def _classify(classifier: Classifier, photo: Path, top: int) -> list[tuple[str, float]]:
-    probabilities = classifier.probabilities(read_image(photo, classifier.image_size)[None])[0]
+    pixels = read_image(photo, classifier.image_size, classifier.value_ranges)
+    probabilities = classifier.probabilities(pixels[None])[0]
     best = np.argsort(-probabilities, kind="stable")[:top]
     return [(classifier.classes[index], float(probabilities[index])) for index in best]
 

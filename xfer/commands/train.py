@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         f"{len(split.val)} validation and {len(split.test)} test images of {recipe.image_size} px"
     )
     _train(training, out)
-    save_classifier(out / "model", training.model, recipe, pack.classes)
+    save_classifier(out / "model", training.model, recipe, pack.classes, pack.value_ranges)
     print(_format_evaluation("validation", training.evaluate("val")))
     if args.test:
         test = training.evaluate("test")

@@ -16,6 +16,7 @@ from xfer.data.images import UnreadableImageError, read_image
 from xfer.data.source import PART_ALIASES, Example, Source, filter_labels, preview, validate_source
 from xfer.data.stanford_cars_download import import_datasets, translate_hub_errors
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
+from xfer.data.value_ranges import NO_RANGES, ValueRanges
 from xfer.records import Part
 
 URI_PARAMETERS = ("config", "revision", "image", "label")
@@ -40,12 +41,16 @@ class HubImage:
         file = self._file()
         return hashing.sha256_file(file) if isinstance(file, Path) else hashlib.sha256(file).hexdigest()
 
-    def read(self, size: int) -> NDArray[np.uint8]:
+    def encoded(self) -> Path | bytes:
+        """Return the image file, or its content."""
+        return self._file()
+
+    def read(self, size: int, ranges: ValueRanges = NO_RANGES) -> NDArray[np.uint8]:
         """Return the pixels; see `read_image`."""
         file = self._file()
         if not file:
             raise UnreadableImageError("there is no image in this row")
-        return read_image(file, size)
+        return read_image(file, size, ranges)
 
     def _file(self) -> Path | bytes:
         cell = self.table[self.index][self.column] or {}

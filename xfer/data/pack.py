@@ -6,16 +6,17 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
-from xfer.data.images import UnreadableImageError
+from xfer.data.images import LazyImage, UnreadableImageError, needs_pixel_rules, sample_values
 from xfer.data.source import Example, Source
+from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, ranges_from_json
 from xfer.records import Part
 from xfer.storage import local_cache, object_store
 from xfer.storage.atomic import atomic_folder
@@ -25,6 +26,12 @@ Result = TypeVar("Result")
 
 FORMAT_VERSION = 2
 """Version of the decoder, part of every pack's hash. Raise it when the same files decode to other pixels."""
+
+PIXEL_RULES_VERSION = 1
+"""Version of the rules for more than 8 bits and for transparency, part of the hash of packs with such images only."""
+
+MAX_SAMPLED_IMAGES = 2_000
+"""Maximum number of images from which the value ranges of a data set are estimated."""
 
 METADATA_FILE = "pack.json"
 """File that is written last: a folder that has it is a complete pack."""
@@ -55,6 +62,8 @@ class Pack:
     """Content hash of each image: equal for copies."""
     skipped: tuple[str, ...]
     """Images that could not be read, each with the reason."""
+    value_ranges: ValueRanges = field(default_factory=dict)
+    """Ranges of values that became 0..255, if images have more than 8 bits per channel; for `read_image`."""
 
 
 def build_pack(source: Source, image_size: int, root: Path, progress: Progress = lambda done, total: None) -> Pack:
@@ -78,7 +87,9 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         # Ordered by content, so that renaming a file changes neither the hash nor any split.
         ordered = sorted(zip(source.examples, digests, strict=True), key=_content_key)
         content = [[example.part, example.label, digest] for example, digest in ordered]
-        name = hashing.sha256_json([FORMAT_VERSION, image_size, list(source.classes), content])
+        special = any(_map_chunks(threads, lambda example: needs_pixel_rules(example.image.encoded()), source.examples))
+        rules = [PIXEL_RULES_VERSION] if special else []
+        name = hashing.sha256_json([FORMAT_VERSION, image_size, list(source.classes), content, *rules])
         remote = root / name[:16]
         folder = local_cache.local_path(remote)
         if object_store.is_remote(remote) and object_store.exists(remote / METADATA_FILE):
@@ -86,7 +97,9 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         elif not (folder / METADATA_FILE).exists():
             try:
                 with atomic_folder(folder) as temporary:
-                    _decode(temporary, name, source, ordered, image_size, threads, progress)
+                    # By class and then by hash, so a regular sample is a stratified random one.
+                    ranges = estimate_ranges([example.image for example, _ in ordered]) if special else NO_RANGES
+                    _decode(temporary, name, source, ordered, image_size, ranges, threads, progress)
             except OSError:
                 if not (folder / METADATA_FILE).exists():  # otherwise another process has built the same pack first
                     raise
@@ -127,6 +140,7 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
         parts=tuple(metadata["parts"]),
         digests=tuple(metadata["digests"]),
         skipped=tuple(metadata["skipped"]),
+        value_ranges=ranges_from_json(metadata.get("value_ranges", {})),
     )
 
 
@@ -139,12 +153,28 @@ def _content_key(item: tuple[Example, str]) -> tuple[str, int, str]:
     return (example.part or "", example.label, digest)
 
 
+def estimate_ranges(images: Sequence[LazyImage]) -> ValueRanges:
+    """Return the value range of each kind of image with more than 8 bits per channel, from `MAX_SAMPLED_IMAGES` images.
+
+    Args:
+        images: of all parts and classes, ordered by class: a regular sample of them is used.
+    """
+    sampled = images[:: max(1, -(-len(images) // MAX_SAMPLED_IMAGES))]
+    samples: dict[ValueKind, list[NDArray[Any]]] = {}
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        for sample in _map_chunks(threads, lambda image: sample_values(image.encoded()), sampled):
+            if sample is not None:
+                samples.setdefault(sample[0], []).append(sample[1])
+    return {kind: estimate_range(samples[kind], kind) for kind in sorted(samples)}
+
+
 def _decode(
     folder: Path,
     name: str,
     source: Source,
     ordered: list[tuple[Example, str]],
     size: int,
+    ranges: ValueRanges,
     threads: ThreadPoolExecutor,
     progress: Progress,
 ) -> None:
@@ -156,7 +186,7 @@ def _decode(
     def decode(item: tuple[int, Example]) -> str | None:
         index, example = item
         try:
-            images[index] = example.image.read(size)
+            images[index] = example.image.read(size, ranges)
         except UnreadableImageError as error:
             return f"{source.classes[example.label]}/{example.image.name}: {error}"
         return None
@@ -181,6 +211,7 @@ def _decode(
         "digests": [ordered[index][1] for index in readable],
         "skipped": [problem for problem in problems if problem],
         "images_sha256": hashing.sha256_file(folder / "images.npy"),
+        **({"value_ranges": ranges} if ranges else {}),
     }
     (folder / METADATA_FILE).write_text(json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}))
 

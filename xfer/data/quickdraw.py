@@ -17,6 +17,7 @@ from xfer import hashing
 from xfer.data.images import LazyImage, UnreadableImageError, to_square
 from xfer.data.source import Example, Source, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
+from xfer.data.value_ranges import NO_RANGES, ValueRanges
 
 BITMAP_SIZE = 28
 """Side of a published bitmap in pixels."""
@@ -57,7 +58,10 @@ class BitmapDrawing:
         """Return the hash of the row."""
         return hashlib.sha256(self.rows[self.index].tobytes()).hexdigest()
 
-    def read(self, size: int) -> NDArray[np.uint8]:
+    def encoded(self) -> None:
+        """Return None: a drawing has 8 bits and no transparency."""
+
+    def read(self, size: int, ranges: ValueRanges = NO_RANGES) -> NDArray[np.uint8]:
         """Return the resized drawing; a blank one is unreadable."""
         pixels = np.asarray(self.rows[self.index]).reshape(BITMAP_SIZE, BITMAP_SIZE)
         if not pixels.any():
@@ -88,7 +92,10 @@ class StrokeDrawing:
         except (ValueError, KeyError, TypeError, RecursionError):  # unreadable drawings need distinct digests too
             return hashlib.sha256(line).hexdigest()
 
-    def read(self, size: int) -> NDArray[np.uint8]:
+    def encoded(self) -> None:
+        """Return None: a drawing has 8 bits and no transparency."""
+
+    def read(self, size: int, ranges: ValueRanges = NO_RANGES) -> NDArray[np.uint8]:
         """Return the rendered strokes; a drawing without strokes, or with points outside 0..255, is unreadable."""
         try:
             strokes = _parse_strokes(json.loads(self._line())["drawing"])

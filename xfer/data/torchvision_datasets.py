@@ -17,6 +17,7 @@ from xfer.choices import closest_names_message
 from xfer.data.images import ImageFile, LazyImage, UnreadableImageError, to_rgb, to_square
 from xfer.data.source import Example, Source, filter_labels, validate_source
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
+from xfer.data.value_ranges import NO_RANGES, ValueRanges
 from xfer.records import Part
 
 SPLIT_ALIASES: dict[Part, tuple[str, ...]] = {
@@ -42,15 +43,24 @@ class TorchvisionImage:
     def digest(self) -> str:
         """Return the hash of its pixels."""
         try:
-            image = to_rgb(self.dataset[self.index][0])
+            image = self.dataset[self.index][0]
+            image = image if image.mode in ("I", "F") or image.mode.startswith("I;16") else to_rgb(image)
         except Exception:  # torchvision and Pillow raise many types; `read` reports the error
             return hashlib.sha256(b"unreadable").hexdigest()
         return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
 
-    def read(self, size: int) -> NDArray[np.uint8]:
+    def encoded(self) -> Image.Image | None:
+        """Return the image; None if torchvision cannot read it, which `read` reports."""
+        try:
+            image = self.dataset[self.index][0]
+        except Exception:
+            return None
+        return image if isinstance(image, Image.Image) else None
+
+    def read(self, size: int, ranges: ValueRanges = NO_RANGES) -> NDArray[np.uint8]:
         """Return the pixels; see `to_square`."""
         try:
-            return to_square(self.dataset[self.index][0], size)
+            return to_square(self.dataset[self.index][0], size, ranges)
         except UnreadableImageError:
             raise
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xfer.data.images import CENTER_CROP_FRACTION
+from xfer.data.value_ranges import NO_RANGES, ValueRanges, ranges_from_json
 from xfer.models import backbones
 from xfer.recipe import Recipe, recipe_from_dict
 from xfer.storage.atomic import atomic_write
@@ -27,6 +28,8 @@ class Classifier:
     classes: tuple[str, ...]
     recipe: Recipe
     """Recipe of its training, which determines its architecture and input channels."""
+    value_ranges: ValueRanges = field(default_factory=dict)
+    """Value ranges of its training data; `xfer.data.images.read_image` needs them for more than 8 bits per channel."""
 
     @property
     def image_size(self) -> int:
@@ -57,7 +60,9 @@ class Classifier:
         return result
 
 
-def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
+def save_classifier(
+    folder: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...], value_ranges: ValueRanges = NO_RANGES
+) -> None:
     """Write a network to a folder, with a model card in JSON that says how it was trained and how to use it.
 
     timm can load `model.safetensors` if backbone, head and activation are timm's own.
@@ -67,6 +72,7 @@ def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tup
         model: the trained network.
         recipe: of its training.
         classes: class names, in the order of the network's outputs.
+        value_ranges: of the training data (`Pack.value_ranges`).
     """
     statistics = backbones.input_statistics(model)
     card = {
@@ -75,6 +81,7 @@ def save_classifier(folder: Path, model: nn.Module, recipe: Recipe, classes: tup
         "classes": list(classes),
         "image_size": recipe.image_size,
         "resize": f"squash to a square, then the middle {CENTER_CROP_FRACTION:.1%} of each side",
+        "value_ranges": {kind: list(value_range) for kind, value_range in value_ranges.items()},
         "mean": list(statistics.mean),
         "std": list(statistics.std),
         "recipe": recipe.as_dict(),
@@ -91,4 +98,5 @@ def load_classifier(folder: Path) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # its random initial weights are replaced below
         model = networks.build_network(recipe, None)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    return Classifier(model.eval(), tuple(card["classes"]), recipe)
+    ranges = ranges_from_json(card.get("value_ranges", {}))
+    return Classifier(model.eval(), tuple(card["classes"]), recipe, ranges)

@@ -129,7 +129,7 @@ def export_model(config: dict[str, Any], folder: str) -> None:
     """Write the network of a finished run to a folder, a path or a URI, as a classifier that can be loaded alone."""
     run = _open_finished_run(config)
     with local_cache.staged_upload(object_store.as_path(folder)) as local_folder:
-        save_classifier(local_folder, run.model, run.recipe, run.pack.classes)
+        save_classifier(local_folder, run.model, run.recipe, run.pack.classes, run.pack.value_ranges)
 
 
 def failed_record(config: dict[str, Any], error: str) -> Record:

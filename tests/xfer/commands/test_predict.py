@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.xfer.cli_runner import Flags, make_command_runner
 from xfer import hashing
@@ -18,6 +19,7 @@ from xfer.data.pack import load_pack
 from xfer.data.split import split_pack
 from xfer.models import backbones
 from xfer.records import record_from_dict
+from xfer.training.export import load_classifier
 
 
 @pytest.fixture
@@ -116,6 +118,53 @@ def test_predict_refuses_invalid_models_and_photos(xfer, out, image_folder, tmp_
         ended = xfer("predict", *arguments)
         assert (ended.status, ended.out) == (2, "")
         assert f"error: {message}" in ended.err or message in ended.err
+
+
+@pytest.fixture(scope="module")
+def deep(weights, tmp_path_factory):
+    """A 12-bit data set with a dark and a bright class, and a network trained on it."""
+    root, rng = tmp_path_factory.mktemp("deep"), np.random.default_rng(0)
+    for name, level in (("dark", 300), ("bright", 2_400)):
+        (root / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            values = rng.integers(level, level + 500, (40, 40)).astype(np.uint16)
+            Image.fromarray(values).save(root / "images" / name / f"{number:02d}.png")
+    flags = Flags(root / "images", weights, root / "runs")
+    assert main(["train", *flags("--strategy", "linear_probe", "--epochs", 8, "--out", root / "out")]) == 0
+    return root
+
+
+def test_a_photo_of_more_than_8_bits_is_scaled_as_in_training(xfer, deep):
+    (pack,) = map(load_pack, (deep / "runs" / "packs").iterdir())
+    card = json.loads((deep / "out" / "model" / "model.json").read_text())
+    assert card["value_ranges"] == {"integer": [0.0, 4_095.0]}
+    classifier = load_classifier(deep / "out" / "model")
+    assert classifier.value_ranges == pack.value_ranges == {"integer": (0.0, 4_095.0)}
+    photo = deep / "images" / "dark" / "00.png"
+    expected = classifier.probabilities(pack.images[[pack.digests.index(hashing.sha256_file(photo))]])[0]
+    (line,) = parse_json_lines(xfer("predict", "--model", deep / "out" / "model", "--json", photo))
+    for name, probability in line["classes"].items():
+        assert probability == pytest.approx(expected[classifier.classes.index(name)], abs=1e-6)
+
+
+def test_a_photo_with_missing_values_is_skipped_with_the_reason(xfer, deep, tmp_path):
+    values = np.full((20, 20), 0.5, np.float32)
+    Image.fromarray(values).save(tmp_path / "whole.tif")
+    values[2, 2] = np.nan
+    Image.fromarray(values).save(tmp_path / "torn.tif")
+    ended = xfer("predict", "--model", deep / "out" / "model", tmp_path)
+    assert ended.err == (
+        f"skipped: {tmp_path / 'torn.tif'}: missing values: 1 of 400 values are NaN, infinite or nodata, such as nan\n"
+    )
+    assert ended.out.startswith(f"{tmp_path / 'whole.tif'}: ")
+
+
+def test_a_model_of_an_earlier_version_has_no_value_ranges(out, tmp_path):
+    shutil.copytree(out / "model", tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert card.pop("value_ranges") == {}
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    assert load_classifier(tmp_path / "model").value_ranges == {}
 
 
 @pytest.mark.parametrize("harm", ["card", "older", "weights"])

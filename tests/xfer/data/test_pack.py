@@ -334,3 +334,137 @@ def test_the_order_of_images_does_not_depend_on_the_order_of_the_source(few, tmp
     assert first.hash == second.hash
     assert np.array_equal(first.images, second.images)
     assert np.array_equal(first.labels, second.labels)
+
+
+# One range of values per data set
+
+
+def write_grey(root, arrays, suffix):
+    """Write grey images by class: {class: [array, ...]}."""
+    for name, values in arrays.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number, array in enumerate(values):
+            Image.fromarray(array).save(root / name / f"{number:02d}.{suffix}")
+    return root
+
+
+def noise(mean, spread=0.05, side=32, count=6, seed=0):
+    """Draw images in [0, 1]."""
+    rng = np.random.default_rng([seed, round(mean * 100)])
+    return [np.clip(mean + spread * rng.standard_normal((side, side)), 0, 1) for _ in range(count)]
+
+
+def brightness(pack, name):
+    return pack.images[pack.labels == pack.classes.index(name)].mean(axis=(1, 2, 3))
+
+
+BRIGHTNESS = {  # kind: suffix of the files, and the conversion of values in [0, 1]
+    "8 bits": ("png", lambda values: np.rint(values * 255).astype(np.uint8)),
+    "16 bits": ("png", lambda values: np.rint(values * 65_535).astype(np.uint16)),
+    "16 bits, TIFF": ("tif", lambda values: np.rint(values * 65_535).astype(np.uint16)),
+    "16 bits, big-endian": ("tif", lambda values: np.rint(values * 65_535).astype(">u2")),
+    "12 bits": ("png", lambda values: np.rint(values * 4_095).astype(np.uint16)),
+    "10 bits": ("png", lambda values: np.rint(values * 1_023).astype(np.uint16)),
+    "int32": ("tif", lambda values: np.rint(values * 65_535).astype(np.int32)),
+    "float, 0 to 1": ("tif", lambda values: values.astype(np.float32)),
+    "float, 0 to 255": ("tif", lambda values: (values * 255).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", BRIGHTNESS)
+def test_classes_that_differ_in_brightness_stay_as_far_apart_as_in_8_bits(tmp_path, kind):
+    suffix, convert = BRIGHTNESS[kind]
+    arrays = {name: [convert(values) for values in noise(mean)] for name, mean in (("dark", 0.2), ("bright", 0.8))}
+    pack = build_pack(folder(write_grey(tmp_path / "images", arrays, suffix)), 16, tmp_path / "packs")
+    assert np.abs(brightness(pack, "dark") - 0.2 * 255).max() < 2
+    assert np.abs(brightness(pack, "bright") - 0.8 * 255).max() < 2
+    assert bool(pack.value_ranges) == (kind != "8 bits")
+    assert load_pack(pack.folder, verify=True).value_ranges == pack.value_ranges
+
+
+def test_values_in_another_unit_are_scaled_by_the_percentiles_of_the_whole_set(tmp_path):
+    arrays = {
+        name: [(values * 400 - 100).astype(np.float32) for values in noise(mean)]
+        for name, mean in (("cold", 0.2), ("warm", 0.8))
+    }
+    pack = build_pack(folder(write_grey(tmp_path / "images", arrays, "tif")), 16, tmp_path / "packs")
+    low, high = pack.value_ranges["float"]
+    assert -100 <= low < -60
+    assert 260 < high <= 300
+    assert brightness(pack, "cold").max() + 100 < brightness(pack, "warm").min()
+
+
+def test_hot_and_dead_pixels_in_every_image_do_not_change_the_range(tmp_path):
+    packs_of = []
+    for name, value in (("clean", None), ("hot", 65_535), ("dead", 0)):
+        arrays = {
+            label: [np.uint16(1_000 + 2_000 * values) for values in noise(mean)]
+            for label, mean in (("dark", 0.2), ("bright", 0.8))
+        }
+        for image in arrays["dark"] + arrays["bright"]:
+            image[0, 0] = image[0, 0] if value is None else value  # outside the center crop
+        packs_of.append(build_pack(folder(write_grey(tmp_path / name, arrays, "png")), 8, tmp_path / "packs"))
+    for pack in packs_of:
+        assert pack.value_ranges == {"integer": (0.0, 4_095.0)}
+        means = [np.sort(brightness(one, "dark")) for one in (packs_of[0], pack)]
+        assert np.abs(means[1] - means[0]).max() < 2
+
+
+def test_images_with_missing_values_are_skipped_by_name_and_do_not_change_the_others(tmp_path):
+    clean = {name: [np.float32(values) for values in noise(mean)] for name, mean in (("low", 0.2), ("high", 0.8))}
+    expected = build_pack(folder(write_grey(tmp_path / "clean", clean, "tif")), 8, tmp_path / "packs")
+    for number, value in enumerate((np.nan, -np.inf, -3.4e38, -9_999)):
+        torn = np.float32(noise(0.2, seed=number + 1)[0])
+        torn[5, 5] = value
+        clean["low"].append(torn)
+    pack = build_pack(folder(write_grey(tmp_path / "torn", clean, "tif")), 8, tmp_path / "packs")
+    assert sorted(problem[:26] for problem in pack.skipped) == [
+        f"low/{number:02d}.tif: missing values" for number in range(6, 10)
+    ]
+    assert pack.value_ranges == expected.value_ranges
+    assert np.array_equal(pack.images, expected.images)
+
+
+def test_each_kind_of_values_has_its_own_range_and_8_bits_have_none(tmp_path):
+    root = write_grey(tmp_path / "mixed", {"a": [np.full((20, 20), 3_000, np.uint16)] * 2}, "png")
+    write_grey(root, {"b": [np.full((20, 20), 0.5, np.float32)] * 2}, "tif")
+    write_grey(root, {"c": [np.full((20, 20), 100, np.uint8)] * 2}, "png")
+    pack = build_pack(folder(root), 8, tmp_path / "packs")
+    assert pack.value_ranges == {"integer": (0.0, 4_095.0), "float": (0.0, 1.0)}
+    assert [brightness(pack, name).tolist() for name in "abc"] == [[187.0] * 2, [128.0] * 2, [100.0] * 2]
+
+
+def test_the_same_file_alone_gets_the_pixels_it_has_in_the_pack(tmp_path):
+    arrays = {"dark": [np.uint16(values * 900) for values in noise(0.2)], "bright": [np.uint16([[60_000] * 20] * 20)]}
+    source = folder(write_grey(tmp_path / "images", arrays, "png"))
+    pack = build_pack(source, 8, tmp_path / "packs")
+    for example in source.examples:
+        index = pack.digests.index(example.image.digest())
+        assert np.array_equal(read_image(example.image.path, 8, pack.value_ranges), pack.images[index])
+
+
+def test_only_packs_with_deep_or_transparent_images_get_another_hash(few, tmp_path, monkeypatch):
+    def hashes(version):
+        monkeypatch.setattr(packs, "PIXEL_RULES_VERSION", version)
+        return [build_pack(folder(root), 8, tmp_path / f"{version}").hash for root in (few, deep, transparent)]
+
+    arrays = {name: [np.full((9, 9), level, np.uint16)] for name, level in (("a", 99), ("b", 9_999))}
+    deep, transparent = write_grey(tmp_path / "deep", arrays, "png"), tmp_path / "transparent"
+    for name in ("a", "b"):
+        (transparent / name).mkdir(parents=True)
+        Image.new("RGBA", (9, 9), (255, 255, 255, 9)).save(transparent / name / "0.png")
+    before, after = hashes(1), hashes(2)
+    assert [first == second for first, second in zip(before, after, strict=True)] == [True, False, False]
+    assert "value_ranges" not in json.loads((tmp_path / "1" / before[0][:16] / "pack.json").read_bytes())
+
+
+def test_without_deep_images_there_are_no_ranges(few):
+    assert packs.estimate_ranges([example.image for example in folder(few).examples]) == {}
+    assert packs.estimate_ranges([]) == {}
+
+
+def test_a_large_data_set_is_sampled_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(packs, "MAX_SAMPLED_IMAGES", 4)
+    arrays = {name: [np.uint16(values * level) for values in noise(0.5)] for name, level in (("a", 500), ("b", 60_000))}
+    pack = build_pack(folder(write_grey(tmp_path / "images", arrays, "png")), 8, tmp_path / "packs")
+    assert pack.value_ranges == {"integer": (0.0, 65_535.0)}
