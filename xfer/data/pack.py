@@ -182,7 +182,9 @@ def _decode(
         "skipped": [problem for problem in problems if problem],
         "images_sha256": hashing.sha256_file(folder / "images.npy"),
     }
-    (folder / METADATA_FILE).write_text(json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}))
+    (folder / METADATA_FILE).write_text(
+        json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}), encoding="utf-8"
+    )
 
 
 def _map_chunks(

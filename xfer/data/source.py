@@ -94,8 +94,9 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
         expected: continuation of "`location` holds no images".
 
     Raises:
-        ValueError: no images, a single class, or a class without training images.
+        ValueError: no images, a single class, a class without training images, or a name that is not UTF-8.
     """
+    check_names(source, location)
     if not source.examples:
         raise ValueError(f"{location} holds no images {expected}")
     if len(source.classes) < 2:
@@ -105,6 +106,31 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
     if empty:
         raise ValueError(f"{location}: no training images for {preview(empty)}. Add some, or leave the class out")
     return source
+
+
+def check_names(source: Source, location: object) -> None:
+    """Check that the names of a data set can be written in UTF-8, as reports and model cards are.
+
+    Raises:
+        ValueError: names of files or classes are in another encoding; the message shows their bytes.
+    """
+    names = (source.name, *source.classes, *(example.image.name for example in source.examples))
+    wrong = [escaped for name in dict.fromkeys(names) if (escaped := escape_undecoded(name)) != name]
+    if wrong:
+        raise ValueError(
+            f"{escape_undecoded(str(location))} has names that are not UTF-8: {preview(wrong)}. Rename these files or "
+            f"folders, for example with convmv"
+        )
+
+
+def escape_undecoded(name: str) -> str:
+    r"""Return a name with the bytes that are not UTF-8 as \xNN; Python reads them as lone surrogates.
+
+    >>> print(escape_undecoded("caf\udce9.jpg"))
+    caf\xe9.jpg
+    """
+    encoded = name.encode("utf-8", "backslashreplace").decode()
+    return name if encoded == name else encoded.replace("\\udc", "\\x")
 
 
 def preview(names: Iterable[object]) -> str:
