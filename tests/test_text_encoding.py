@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from xfer.data.layouts import read_source
+from xfer.data.pack import build_pack
 
 ROOT = Path(__file__).parents[1]
 ASCII_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
@@ -80,20 +81,23 @@ def test_characters_that_the_terminal_cannot_show_are_escaped():
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such names itself")
-@pytest.mark.parametrize("kind", ["file", "class", "data set"])
-def test_a_name_that_is_not_utf8_is_refused_by_name(image_folder, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["class", "data set"])
+def test_a_class_or_data_set_name_that_is_not_utf8_is_refused_by_name(image_folder, tmp_path, kind):
+    data = tmp_path / "photos"
+    shutil.copytree(image_folder, data)
+    old = data if kind == "data set" else sorted(path for path in data.iterdir() if path.is_dir())[0]
+    new = old.rename(old.with_name("caf\udce9"))
+    with pytest.raises(ValueError, match=r"names that are not UTF-8: caf\\xe9\. Rename these folders") as caught:
+        read_source(new if kind == "data set" else data)
+    str(caught.value).encode("utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such names itself")
+def test_a_damaged_file_whose_name_is_not_utf8_is_named_with_its_bytes(image_folder, tmp_path):
     data = tmp_path / "photos"
     shutil.copytree(image_folder, data)
     folder = sorted(path for path in data.iterdir() if path.is_dir())[0]
-    old = {
-        "file": next(path for path in sorted(folder.rglob("*")) if path.is_file()),
-        "class": folder,
-        "data set": data,
-    }
-    new = old[kind].with_name(f"caf\udce9{old[kind].suffix}")
-    old[kind].rename(new)
-    with pytest.raises(
-        ValueError, match=r"names that are not UTF-8: caf\\xe9.*Rename these files or folders"
-    ) as caught:
-        read_source(new if kind == "data set" else data)
-    str(caught.value).encode("utf-8")
+    (folder / "caf\udce9.png").write_bytes(b"not an image")
+    (skipped,) = build_pack(read_source(data), 8, tmp_path / "packs").skipped
+    assert skipped.startswith(f"{folder.name}/caf\\xe9.png: ")
+    skipped.encode("utf-8")

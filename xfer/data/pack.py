@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xfer import hashing
 from xfer.data.images import UnreadableImageError
-from xfer.data.source import Example, Source
+from xfer.data.source import Example, Source, escape_undecoded
 from xfer.records import Part
 from xfer.storage import local_cache, object_store
 from xfer.storage.atomic import atomic_folder
@@ -158,7 +158,7 @@ def _decode(
         try:
             images[index] = example.image.read(size)
         except UnreadableImageError as error:
-            return f"{source.classes[example.label]}/{example.image.name}: {error}"
+            return escape_undecoded(f"{source.classes[example.label]}/{example.image.name}: {error}")
         return None
 
     problems: list[str | None] = []

@@ -109,17 +109,19 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
 
 
 def check_names(source: Source, location: object) -> None:
-    """Check that the names of a data set can be written in UTF-8, as reports and model cards are.
+    """Check that the names of a data set and its classes can be written in UTF-8, as reports and model cards are.
+
+    Names of image files do not matter: only messages show them, escaped.
 
     Raises:
-        ValueError: names of files or classes are in another encoding; the message shows their bytes.
+        ValueError: names are in another encoding; the message shows their bytes.
     """
-    names = (source.name, *source.classes, *(example.image.name for example in source.examples))
-    wrong = [escaped for name in dict.fromkeys(names) if (escaped := escape_undecoded(name)) != name]
+    names = (source.name, *source.classes)
+    wrong = [escaped for name in names if (escaped := escape_undecoded(name)) != name]
     if wrong:
         raise ValueError(
-            f"{escape_undecoded(str(location))} has names that are not UTF-8: {preview(wrong)}. Rename these files or "
-            f"folders, for example with convmv"
+            f"{escape_undecoded(str(location))} has names that are not UTF-8: {preview(wrong)}. Rename these folders, "
+            f"for example with convmv"
         )
 
 

@@ -387,8 +387,8 @@ def test_a_repository_of_the_hub_that_cannot_be_read_is_refused(monkeypatch, err
         raise error
 
     monkeypatch.setattr("xfer.models.timm_names.load_model_config_from_hf", load)
-    with pytest.raises(ValueError, match=f"hf-hub:nobody/{error.__name__}: config.json of this repository could not"):
-        check_name(f"hf-hub:nobody/{error.__name__}")
+    with pytest.raises(ValueError, match=f"hf-hub:someone/{error.__name__}: config.json of this repository could not"):
+        check_name(f"hf-hub:someone/{error.__name__}")
 
 
 # Custom networks
