@@ -23,3 +23,13 @@ def escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def escape_undecoded(name: str) -> str:
+    r"""Return a name with the bytes that are not UTF-8 as \xNN; Python reads them as lone surrogates.
+
+    >>> print(escape_undecoded("caf\udce9.jpg"))
+    caf\xe9.jpg
+    """
+    encoded = name.encode("utf-8", "backslashreplace").decode()
+    return name if encoded == name else encoded.replace("\\udc", "\\x")

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from xfer import hashing
 from xfer.data.images import UnreadableImageError
-from xfer.data.source import Example, Source, escape_undecoded
+from xfer.data.source import Example, Source
 from xfer.records import Part
 from xfer.storage import local_cache, object_store
 from xfer.storage.atomic import atomic_folder
+from xfer.text_output import escape_undecoded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

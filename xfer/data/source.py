@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from xfer.choices import closest_names_message, unknown_name_message
 from xfer.data.images import LazyImage
 from xfer.records import Part
+from xfer.text_output import escape_undecoded
 
 PART_ALIASES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Part by the name that a data set gives it, in lower case."""
@@ -123,16 +124,6 @@ def check_names(source: Source, location: object) -> None:
             f"{escape_undecoded(str(location))} has names that are not UTF-8: {preview(wrong)}. Rename these folders, "
             f"for example with convmv"
         )
-
-
-def escape_undecoded(name: str) -> str:
-    r"""Return a name with the bytes that are not UTF-8 as \xNN; Python reads them as lone surrogates.
-
-    >>> print(escape_undecoded("caf\udce9.jpg"))
-    caf\xe9.jpg
-    """
-    encoded = name.encode("utf-8", "backslashreplace").decode()
-    return name if encoded == name else encoded.replace("\\udc", "\\x")
 
 
 def preview(names: Iterable[object]) -> str:
