@@ -234,7 +234,7 @@ def test_another_name_of_a_backbone_is_replaced_by_that_of_timm_with_a_note(
         make_plan(backbones=(name,), weights={name: str(weights)}, arms=({"strategy": "clip"},)), storage
     )
     assert prepared.plan.backbones == (prepared.backbones[0].name,) == ("test_efficientnet",)
-    assert prepared.notes == (f"backbone {name} is timm's test_efficientnet; that name is used.",)
+    assert f"backbone {name} is timm's test_efficientnet; that name is used." in prepared.notes
 
 
 def test_arms_determine_the_number_of_trials(make_plan: Callable[..., Plan], storage: Path) -> None:
