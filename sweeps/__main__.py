@@ -18,6 +18,7 @@ from sweeps.engine.options import default_storage
 from sweeps.engine.storage import lease
 from sweeps.engine.storage.store import Store, list_sweeps
 from xfer.storage.object_store import as_path, exists, is_remote
+from xfer.text_output import escape_unencodable, use_utf8
 
 app = tyro.extras.SubcommandApp()
 
@@ -152,6 +153,8 @@ def _find_sweep(run: str, storage: Path) -> Store:
 
 def main() -> NoReturn:
     """Run the command named on the command line and exit."""
+    use_utf8()
+    escape_unencodable()
     subcommands.run_command(app, "python -m sweeps", __doc__)
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from xfer.commands import advise, catalog, predict, train
 from xfer.devices.host_memory import retain_freed_memory
+from xfer.text_output import escape_unencodable, use_utf8
 from xfer.training.epochs import DivergedError
 
 COMMANDS: dict[str, ModuleType] = {"advise": advise, "train": train, "predict": predict, "catalog": catalog}
@@ -34,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line. Exit status: 0 done, 1 diverged, 2 invalid input, 130 interrupted."""
+    if arguments is None:
+        use_utf8()
+    escape_unencodable()
     args = parser().parse_args(arguments)
     retain_freed_memory()
     try:

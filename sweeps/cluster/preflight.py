@@ -78,7 +78,7 @@ def load_cluster_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} does not exist: run the command in the project's folder")
     try:
-        config, *others = yaml.safe_load_all(file.read_text())
+        config, *others = yaml.safe_load_all(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
     if any(isinstance(document, dict) and document.get("kind") == "RayCluster" for document in (config, *others)):
@@ -128,7 +128,7 @@ def _check_file_mounts(config: dict[str, Any]) -> Iterator[CheckResult]:
             "missing",
             "file_mounts must include ~/.ray/auth_token: without it everyone in the network can run code",
         )
-    elif not token.is_file() or not token.read_text().strip():
+    elif not token.is_file() or not token.read_text(encoding="utf-8").strip():
         yield CheckResult("token", "missing", f"ray get-auth-token --generate > /dev/null && chmod 600 {token}")
     elif stat.S_IMODE(token.stat().st_mode) & 0o077:
         yield CheckResult("token", "missing", f"other users of this machine can read it: chmod 600 {token}")

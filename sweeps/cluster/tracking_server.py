@@ -47,5 +47,5 @@ def start_tracking_server(
     if server.wait_until_ready(process, port):
         print(f"MLflow is running at http://{LOCALHOST}:{port}, logging to {log}", flush=True)
         return process
-    log_tail = redact_password(log.read_text(errors="replace")[-2000:])
+    log_tail = redact_password(log.read_text(encoding="utf-8", errors="replace")[-2000:])
     raise ValueError(f"MLflow did not answer at http://{LOCALHOST}:{port}. The end of its log, {log}:\n{log_tail}")

@@ -25,6 +25,7 @@ from sweeps.engine.storage.store import Store
 from sweeps.reporting.formatting import escape_control_characters
 from xfer.data.uris import URI_FORMATS
 from xfer.storage import local_cache, object_store
+from xfer.text_output import escape_unencodable, use_utf8
 
 if TYPE_CHECKING:  # these imports take seconds, and `--help` should be immediate
     from collections.abc import Iterator
@@ -56,6 +57,8 @@ def main(
         flags: the page's subclass of `CliOptions`, if it has flags of its own.
         find: finds the page's data.
     """
+    use_utf8()
+    escape_unencodable()
     try:
         requested, options = parse_args(plan, options_type=flags, description=description)
         status = run_experiment(find(requested, options), options)

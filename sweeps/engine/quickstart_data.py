@@ -64,7 +64,7 @@ def pretrained_weights(folder: Path, backbone: str, image_size: int) -> Path:
     Raises:
         ValueError: timm has no such network, or the network does not accept this image size.
     """
-    file = folder / f"{backbone}-digits-0-4-{image_size}px.safetensors"
+    file = folder / f"{backbone.replace('/', '-')}-digits-0-4-{image_size}px.safetensors"
     if file.exists():
         return file
     import safetensors.torch

@@ -175,13 +175,13 @@ class Sweep:
             return None
         folder = self._store.folder / "model"
         note = folder / "trial.txt"
-        if not object_store.exists(note) or note.read_text() != winner.trial:
+        if not object_store.exists(note) or note.read_text(encoding="utf-8") != winner.trial:
             arguments = (self._config(winner), object_store.absolute_uri(folder))
             if self._placement.is_local and not self._placement.connected:
                 export_model(*arguments)  # not worth starting Ray for a single network
             else:
                 self._placement.map(export_model, [arguments])
-            note.write_text(winner.trial)
+            note.write_text(winner.trial, encoding="utf-8")
         if openings:
             for name in self._ledger.ended("final"):
                 if selection.search_trial_name(name) != selection.search_trial_name(winner.trial):

@@ -13,6 +13,7 @@ from xfer.data.layouts import read_source
 from xfer.data.pack import Pack, Progress, build_pack
 from xfer.data.source import Source, select_classes
 from xfer.models import backbones
+from xfer.models.timm_names import alias_note, resolve_name
 
 DEFAULT_BACKBONE = "efficientnet_b0"
 
@@ -32,6 +33,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         default=DEFAULT_BACKBONE,
+        type=resolve_backbone,
         metavar="NAME",
         help=f"timm's name of the network (default: {DEFAULT_BACKBONE})",
     )
@@ -39,6 +41,13 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone-args", default="", metavar="ARGS", help="additional arguments for the network: pad_type=same,..."
     )
+
+
+def resolve_backbone(name: str) -> str:
+    """Returns timm's current name of a network, and prints a note if it differs from the given one."""
+    if note := alias_note(name):
+        print_note(note)
+    return resolve_name(name)
 
 
 def resolve_image_size(args: argparse.Namespace, backbone: str | None = None) -> int:

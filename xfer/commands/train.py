@@ -198,12 +198,12 @@ def _claim(out: Path, recipe: Recipe) -> None:
     """Writes recipe.json, or checks that the folder was started with the same recipe."""
     path, current = out / "recipe.json", recipe.as_dict()
     if path.is_file():
-        existing = json.loads(path.read_text())
+        existing = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in sorted(current.keys() | existing.keys()) if current.get(name) != existing.get(name)]
         if changed:
             raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ): use another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(current, indent=1))
+    path.write_text(json.dumps(current, indent=1), encoding="utf-8")
 
 
 def _train(training: Run, out: Path) -> None:
@@ -229,7 +229,7 @@ def _train(training: Run, out: Path) -> None:
 
 
 def _write_json(path: Path, value: Evaluation | Record) -> None:
-    path.write_text(json.dumps(as_dict(value), indent=1))
+    path.write_text(json.dumps(as_dict(value), indent=1), encoding="utf-8")
 
 
 def _format_epoch(epoch: Epoch, epochs: int) -> str:

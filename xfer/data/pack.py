@@ -20,6 +20,7 @@ from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_r
 from xfer.records import Part
 from xfer.storage import local_cache, object_store
 from xfer.storage.atomic import atomic_folder
+from xfer.text_output import escape_undecoded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -188,7 +189,7 @@ def _decode(
         try:
             images[index] = example.image.read(size, ranges)
         except UnreadableImageError as error:
-            return f"{source.classes[example.label]}/{example.image.name}: {error}"
+            return escape_undecoded(f"{source.classes[example.label]}/{example.image.name}: {error}")
         return None
 
     problems: list[str | None] = []
@@ -213,7 +214,9 @@ def _decode(
         "images_sha256": hashing.sha256_file(folder / "images.npy"),
         **({"value_ranges": ranges} if ranges else {}),
     }
-    (folder / METADATA_FILE).write_text(json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}))
+    (folder / METADATA_FILE).write_text(
+        json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}), encoding="utf-8"
+    )
 
 
 def _map_chunks(

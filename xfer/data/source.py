@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from xfer.choices import closest_names_message, unknown_name_message
 from xfer.data.images import LazyImage
 from xfer.records import Part
+from xfer.text_output import escape_undecoded
 
 PART_ALIASES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Part by the name that a data set gives it, in lower case."""
@@ -94,8 +95,9 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
         expected: continuation of "`location` holds no images".
 
     Raises:
-        ValueError: no images, a single class, or a class without training images.
+        ValueError: no images, a single class, a class without training images, or a name that is not UTF-8.
     """
+    check_names(source, location)
     if not source.examples:
         raise ValueError(f"{location} holds no images {expected}")
     if len(source.classes) < 2:
@@ -105,6 +107,23 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
     if empty:
         raise ValueError(f"{location}: no training images for {preview(empty)}. Add some, or leave the class out")
     return source
+
+
+def check_names(source: Source, location: object) -> None:
+    """Check that the names of a data set and its classes can be written in UTF-8, as reports and model cards are.
+
+    Names of image files do not matter: only messages show them, escaped.
+
+    Raises:
+        ValueError: names are in another encoding; the message shows their bytes.
+    """
+    names = (source.name, *source.classes)
+    wrong = [escaped for name in names if (escaped := escape_undecoded(name)) != name]
+    if wrong:
+        raise ValueError(
+            f"{escape_undecoded(str(location))} has names that are not UTF-8: {preview(wrong)}. Rename these folders, "
+            f"for example with convmv"
+        )
 
 
 def preview(names: Iterable[object]) -> str:

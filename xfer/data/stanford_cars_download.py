@@ -78,7 +78,7 @@ def download_stanford_cars(root: Path, repo: str = DEFAULT_REPO, say: Callable[[
             _save_mat(folder / ANNOTATION_FILES[part], annotations=annotations)
         _save_mat(folder / "devkit" / "cars_meta.mat", class_names=np.array([copy.classes], dtype=object))
         (folder / "README.txt").write_text(
-            f"Stanford Cars from the hub's copy {copy.name}; each box is the whole photo\n"
+            f"Stanford Cars from the hub's copy {copy.name}; each box is the whole photo\n", encoding="utf-8"
         )
     say(f"Stanford Cars is in {root}")
 

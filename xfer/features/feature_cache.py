@@ -107,7 +107,9 @@ def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Co
         assert done == count, f"{done} of {count} rows were computed"
         assert array is not None, "features need at least one image"
         array.flush()
-        (temporary / METADATA_FILE).write_text(json.dumps({**description, "sha256": hashing.sha256_file(file)}))
+        (temporary / METADATA_FILE).write_text(
+            json.dumps({**description, "sha256": hashing.sha256_file(file)}), encoding="utf-8"
+        )
 
 
 def _is_complete(folder: Path) -> bool:

@@ -85,7 +85,7 @@ class ResourceUsage:
 def resident_bytes() -> int:
     """Resident memory of the process; its peak where the system does not report the current value."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except OSError:
         return peak_resident_bytes()
     return pages * resource.getpagesize()
@@ -95,7 +95,7 @@ def peak_resident_bytes() -> int:
     """Peak resident memory of the process since it started."""
     # Linux's ru_maxrss includes the peak of the parent process; VmHWM is this process's own.
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

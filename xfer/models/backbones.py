@@ -11,11 +11,12 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from xfer.choices import closest_names_message, unknown_name_message
 from xfer.models.basic_cnn import BasicCNN
+from xfer.models.timm_names import Architecture, architecture, is_hub_repository, resolve_name, split_repository
+from xfer.models.weights_file import check_values, read_weights, strip_prefix
 
 CUSTOM_BACKBONES = {"basic_cnn": BasicCNN}
 """Networks of this project, by name. None is pretrained."""
@@ -32,10 +33,18 @@ class InputStatistics:
 def check_name(name: str) -> None:
     """Check that there is a network of this name.
 
+    Args:
+        name: a name of timm, current or deprecated, with or without a tag and the prefix `timm/` or `hf-hub:`; a hub
+            repository `hf-hub:owner/name`, whose configuration is read; or a network of this project.
+
     Raises:
         ValueError: there is none; the message lists the closest known names.
     """
     if name in CUSTOM_BACKBONES:
+        return
+    name = resolve_name(name)
+    if is_hub_repository(name):
+        architecture(name)
         return
     if not timm.is_model(name.partition(".")[0]):
         known = [*CUSTOM_BACKBONES, *timm.list_models()]
@@ -52,11 +61,11 @@ def default_image_size(name: str) -> int:
     """Return the image size, in pixels per side, at which the backbone was pretrained or is usually trained."""
     if name in CUSTOM_BACKBONES:
         return int(CUSTOM_BACKBONES[name].pretrained_cfg["input_size"][-1])
-    return int(timm.get_pretrained_cfg(name).input_size[-1])
+    return int(architecture(name).config.input_size[-1])
 
 
 def fetch_weights(name: str) -> Path:
-    """Return the file with the weights of a timm network, downloaded once from the hub into its cache.
+    """Return the file with the weights of a network of timm or the hub, downloaded once into the hub's cache.
 
     Raises:
         ValueError: timm knows no weights for the network, or the download fails.
@@ -66,21 +75,28 @@ def fetch_weights(name: str) -> Path:
 
     if name in CUSTOM_BACKBONES:
         raise ValueError(f"{name} is not a pretrained network: use strategy scratch, or another backbone")
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        raise ValueError(f"timm knows no pretrained weights for {name}: give a file with --weights FILE")
-    if not config.hf_hub_id:
-        raise ValueError(
-            f"the weights of {name} are not on the hub, but at {config.url}: download them, then give --weights FILE"
-        )
+    name = resolve_name(name)
+    revision, filename = None, "pytorch_model.bin"
+    if is_hub_repository(name):
+        repository, revision = split_repository(name)
+    else:
+        config = architecture(name).config
+        if not config.has_weights:
+            raise ValueError(f"timm knows no pretrained weights for {name}: give a file with --weights FILE")
+        if not config.hf_hub_id:
+            raise ValueError(
+                f"the weights of {name} are not on the hub, but at {config.url}: download them, then give --weights "
+                f"FILE"
+            )
+        repository, filename = config.hf_hub_id, config.hf_hub_filename or filename
     try:
         try:
-            return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
+            return Path(hf_hub_download(repository, "model.safetensors", revision=revision))
         except RemoteEntryNotFoundError:
-            return Path(hf_hub_download(config.hf_hub_id, config.hf_hub_filename or "pytorch_model.bin"))
+            return Path(hf_hub_download(repository, filename, revision=revision))
     except Exception as error:  # the hub's client raises many types of errors
         raise ValueError(
-            f"the weights of {name} could not be downloaded from the hub ({config.hf_hub_id}): {type(error).__name__}. "
+            f"the weights of {name} could not be downloaded from the hub ({repository}): {type(error).__name__}. "
             f"Without a network, give a local file with --weights FILE"
         ) from error
 
@@ -96,11 +112,11 @@ def build(
     """Build a timm network with a new, random head for `num_classes` classes.
 
     Args:
-        name: timm's name, with or without a weights tag.
+        name: a name that `check_name` accepts.
         num_classes: number of classes, the width of the new head.
         image_size: side of the square images in pixels; networks with a fixed input size are built for it.
-        weights: a safetensors file, or a state dict saved by torch (loaded with `weights_only`, so it cannot run code).
-            Every tensor below the head must be present and fit. With None, weights are random.
+        weights: a safetensors file, or a state dict or checkpoint saved by torch (loaded with `weights_only`, so it
+            cannot run code). Every tensor below the head must be present and fit. With None, weights are random.
         args: further arguments of the network, such as `pad_type="same"`.
         channels: number of input channels; if it is not three, the weights of the first layer are summed or repeated.
 
@@ -113,13 +129,17 @@ def build(
             raise ValueError(f"{name} is not a pretrained network: it takes no weights")
         custom: nn.Module = _create(name, num_classes=num_classes, **extra)
         return custom
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+    network = architecture(name)
+    extra = {**network.args, **extra}
+    if network.config.fixed_input_size:
         extra.setdefault("img_size", image_size)
     if weights is None:
         random: nn.Module = _create(name, num_classes=num_classes, **extra)
         return random
-    source_classes = _head_width(weights, name)
-    overlay = {"file": str(weights), "num_classes": source_classes}
+    tensors = _read_tensors(weights, name, network, extra)
+    source_classes = _head_width(network, tensors)
+    # The file was unwrapped and checked, so it is passed as tensors: timm reads fewer formats.
+    overlay = {"state_dict": tensors, "source": "", "custom_load": False, "num_classes": source_classes}
     try:
         # With a head as wide as the file's, timm loads strictly: a missing or additional tensor is an error.
         model = _create(name, pretrained=True, num_classes=source_classes, pretrained_cfg_overlay=overlay, **extra)
@@ -129,6 +149,7 @@ def build(
             f"{weights.name} does not fit {name}: {' '.join(lines[1:3] or lines)[:300]}. Does it belong to another "
             f"network, or does it need --backbone-args?"
         ) from error
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     model.reset_classifier(num_classes)
     pretrained: nn.Module = model
     return pretrained
@@ -175,24 +196,43 @@ class Preprocessor:
 
 def _create(name: str, **args: Any) -> Any:
     try:
-        model = CUSTOM_BACKBONES[name](**args) if name in CUSTOM_BACKBONES else timm.create_model(name, **args)
+        if name in CUSTOM_BACKBONES:
+            return CUSTOM_BACKBONES[name](**args)
+        network = architecture(name)
+        if is_hub_repository(resolve_name(name)):
+            args["pretrained_cfg"] = network.config.to_dict()
+        return timm.create_model(network.name, **args)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot be built with these arguments: {error}") from error
-    return model
 
 
-def _head_width(weights: Path, name: str) -> int:
-    """Return the width of the head in a weights file, 0 if it has no head."""
-    try:
-        tensors: Mapping[str, Tensor] = load_state_dict(str(weights), weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"there are no weights at {weights}") from error
-    except Exception as error:  # unpickling a broken file raises many types of errors
-        raise ValueError(
-            f"{weights.name} is neither a safetensors file nor a plain state dict that can be loaded without running "
-            f"code from it ({type(error).__name__})"
-        ) from error
-    head = timm.get_pretrained_cfg(name).classifier
-    names = (head,) if isinstance(head, str) else tuple(head or ())
-    widths = [len(tensors[f"{layer}.weight"]) for layer in names if f"{layer}.weight" in tensors]
+def _read_tensors(file: Path, name: str, network: Architecture, args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a weights file under the names that the network gives them.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no trained weights in floating point.
+    """
+    tensors = read_weights(file)
+    first = network.config.first_conv
+    if f"{first}.weight" not in tensors:  # perhaps the network is a part of a larger module
+        with torch.device("meta"):
+            names = _create(name, num_classes=0, **args).state_dict().keys()
+        tensors = strip_prefix(tensors, names)
+    for layer in _head_layers(network):
+        if f"{layer}.weight" not in tensors:  # a head of another form, which is replaced anyway
+            tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{layer}.")}
+    if not tensors:
+        raise ValueError(f"{file.name} does not fit {name}: it holds no tensors. Does it belong to another network?")
+    check_values(file, tensors)
+    return tensors
+
+
+def _head_layers(network: Architecture) -> tuple[str, ...]:
+    head = network.config.classifier
+    return (head,) if isinstance(head, str) else tuple(head or ())
+
+
+def _head_width(network: Architecture, tensors: Mapping[str, Tensor]) -> int:
+    """Return the width of the head among tensors, 0 if there is none."""
+    widths = [len(tensors[f"{layer}.weight"]) for layer in _head_layers(network) if f"{layer}.weight" in tensors]
     return widths[0] if widths else 0

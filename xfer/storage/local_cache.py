@@ -180,7 +180,7 @@ def sync_down(remote: Path, progress: Callable[[int, int], None] = lambda done, 
     local = local_path(remote)
     with _locked(local):
         index = local.with_name(f".{local.name}.json")
-        old: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
+        old: dict[str, str] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
         for name in old.keys() - fingerprints.keys():
             object_store.check_relative_name(name, index)
             (local / name).unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def save_classifier(
 
 def load_classifier(folder: Path) -> Classifier:
     """Load a network that `save_classifier` wrote."""
-    card = json.loads((folder / "model.json").read_text())
+    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     recipe = recipe_from_dict(card["recipe"])
     with torch.random.fork_rng(devices=[]):  # its random initial weights are replaced below
         model = networks.build_network(recipe, None)

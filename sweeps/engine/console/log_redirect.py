@@ -33,9 +33,13 @@ def redirect_output(path: Path) -> Iterator[Console]:
     sys.stderr.flush()
     out, err = os.dup(1), os.dup(2)
     root = logging.getLogger()
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    with path.open("ab") as file, os.fdopen(out, "w", buffering=1, closefd=False) as screen:
+    encoding = sys.stdout.encoding or "utf-8"
+    with (
+        path.open("ab") as file,
+        os.fdopen(out, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False) as screen,
+    ):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         root.addHandler(handler)

@@ -44,7 +44,12 @@ def _command() -> str:
 def _commit(checkout: Path) -> str | None:
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(checkout), *args], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(checkout), *args],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:

@@ -28,6 +28,7 @@ from xfer.data.source import select_classes
 from xfer.data.split import Split, duplicates_across_splits, split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
+from xfer.models.timm_names import alias_note, resolve_name
 from xfer.recipe import CHOICE_TABLES, closed_form_values, recipe_from_dict
 from xfer.storage import local_cache, object_store
 from xfer.training import networks
@@ -55,6 +56,12 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
             f"--scheduler one_epoch_top_k lets the best {top_k_count(plan.trials)} of {plan.trials} trials continue, "
             f"but --finalists is {plan.finalists}: use at least --trials {8 * plan.finalists - 7}, or fewer finalists"
         )
+    alias_notes = tuple(note for note in map(alias_note, plan.backbones) if note)
+    plan = dataclasses.replace(
+        plan,
+        backbones=tuple(dict.fromkeys(map(resolve_name, plan.backbones))),
+        weights={resolve_name(name): file for name, file in plan.weights.items()},
+    )
     for name in plan.backbones:
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
@@ -79,7 +86,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     # One more than requested, to see whether the grid ends before.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
     plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
-    notes = _data_notes(source.notes, pack, split) + _enumeration_notes(plan, combinations)
+    notes = alias_notes + _data_notes(source.notes, pack, split) + _enumeration_notes(plan, combinations)
     prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
     # Both raise a ValueError if anything does not fit together.
     for params in space.known_good(plan.arms):

@@ -50,7 +50,7 @@ def worker_node_types() -> tuple[list[NodeType], int | None]:
         return [], None
     import yaml
 
-    return worker_types_from_config(yaml.safe_load(file.read_text()))
+    return worker_types_from_config(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def parse_worker_types(text: str) -> list[NodeType]:

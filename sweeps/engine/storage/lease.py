@@ -77,7 +77,7 @@ class Lease:
             self._acquire_remote()
         else:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.with_name(".lease.lock").open("w") as lock:
+            with self._path.with_name(".lease.lock").open("w", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # between check and write; the system releases it if we are killed
                 self._check_free()
                 json_objects.replace(self._path, self._content())

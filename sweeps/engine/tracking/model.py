@@ -54,7 +54,7 @@ def log_model(
 
     if client.get_run(sweep.parent.id).data.tags.get("xfer.winner") == winner.trial:
         return
-    model_info = json.loads((winner.folder / "model.json").read_text())
+    model_info = json.loads((winner.folder / "model.json").read_text(encoding="utf-8"))
     size, card = model_info["image_size"], _model_card(plan, winner, model_info)
     images = TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, len(model_info["classes"])))
@@ -76,7 +76,7 @@ def log_model(
                 # If not given, MLflow loads the model in a subprocess to infer them.
                 pip_requirements=[f"{name}=={version(name)}" for name in ("numpy", "safetensors", "timm", "torch")],
             )
-            (saved / "README.md").write_text(card)
+            (saved / "README.md").write_text(card, encoding="utf-8")
             client.log_model_artifacts(model.model_id, str(saved))
         client.finalize_logged_model(model.model_id, "READY")
     except Exception:

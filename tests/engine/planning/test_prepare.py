@@ -226,6 +226,17 @@ def test_the_prepared_sweep_matches_the_plan(prepared: Prepared, weights: Path) 
     assert prepared.plan.trials == 24
 
 
+def test_another_name_of_a_backbone_is_replaced_by_that_of_timm_with_a_note(
+    make_plan: Callable[..., Plan], storage: Path, weights: Path
+) -> None:
+    name = "timm/test_efficientnet"
+    prepared = prepare(
+        make_plan(backbones=(name,), weights={name: str(weights)}, arms=({"strategy": "clip"},)), storage
+    )
+    assert prepared.plan.backbones == (prepared.backbones[0].name,) == ("test_efficientnet",)
+    assert f"backbone {name} is timm's test_efficientnet; that name is used." in prepared.notes
+
+
 def test_arms_determine_the_number_of_trials(make_plan: Callable[..., Plan], storage: Path) -> None:
     assert prepare(make_plan(arms=({"strategy": "naive"}, {"strategy": "clip"})), storage).plan.trials == 2
 

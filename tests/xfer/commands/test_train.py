@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.xfer.cli_runner import Flags, make_command_runner
+from xfer.__main__ import parser
 from xfer.commands import shared, train
 from xfer.commands.train import parse_choice
 from xfer.data.split import split_pack
@@ -325,3 +326,9 @@ def test_a_diverging_run_is_reported_and_recorded(xfer, flags, tmp_path):
     assert record.status == "failed"
     assert record.error in ended.err
     assert not (tmp_path / "model").exists()
+
+
+def test_a_deprecated_name_of_a_backbone_is_replaced_with_a_note(capsys):
+    args = parser().parse_args(["train", "--data", "photos", "--backbone", "xception"])
+    assert args.backbone == "legacy_xception"
+    assert capsys.readouterr().err == "note: backbone xception is timm's legacy_xception; that name is used.\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import pickle
 import re
 from pathlib import Path
@@ -20,6 +22,7 @@ from xfer.models.backbones import (
     fetch_weights,
     input_statistics,
 )
+from xfer.models.timm_names import alias_note, resolve_name
 
 NETWORKS = {"test_resnet": "fc", "test_efficientnet": "classifier", "test_vit": "head", "test_convnext": "head.fc"}
 
@@ -89,7 +92,108 @@ def test_real_weights_are_loaded(shared_data):
     assert build("mobilenetv1_100", 2, 128, same, {"pad_type": "same"})
 
 
+def save(tensors, path):
+    torch.save(tensors, path)
+    return path
+
+
+WRAPPED = {
+    "model_state_dict": lambda state: {"model_state_dict": state, "epoch": 3, "optimizer": {"state": {0: state}}},
+    "model": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+    "averaged weights": lambda state: {"state_dict": prefixed("wrong.", state), "state_dict_ema": state},
+    "a key of its own": lambda state: {"net_g": state, "epoch": 3, "loss": 0.4},
+    "two levels": lambda state: {"checkpoint": {"model": state}, "best": torch.tensor(0.9)},
+    "Lightning": lambda state: {
+        "state_dict": {**prefixed("model.", state), "criterion.weight": torch.ones(5)},
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "data parallel": lambda state: prefixed("module.", state),
+    "compiled": lambda state: {"model": prefixed("module._orig_mod.", state)},
+    "backbone": lambda state: prefixed("backbone.", state),
+    "backbone with a new head": lambda state: {**prefixed("backbone.", headless(state)), "fc.weight": torch.ones(2, 9)},
+    "a prefix of its own": lambda state: {**prefixed("features.cnn.", state), "decoder.weight": torch.ones(2, 9)},
+    "a head of several layers": lambda state: {**headless(state), "classifier.1.weight": torch.ones(2, 9)},
+    "half precision": lambda state: {name: half(tensor) for name, tensor in state.items()},
+}
+
+
+def prefixed(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def headless(state):
+    return {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+
+
+def half(tensor):
+    return tensor.bfloat16() if tensor.is_floating_point() else tensor
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_the_weights_in_a_training_scripts_checkpoint_are_found(weights, tmp_path, kind):
+    tensors = safetensors.torch.load_file(weights)
+    model = build("test_efficientnet", 7, 32, save(WRAPPED[kind](tensors), tmp_path / "checkpoint.pth"))
+    tolerance = {"rtol": 0.01, "atol": 0.01} if kind == "half precision" else {"rtol": 0, "atol": 0}
+    for name, tensor in body(model, "classifier").items():
+        torch.testing.assert_close(tensor, tensors[name], **tolerance)
+    assert "state_dict" not in model.pretrained_cfg
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.pth", "weights", "weights.safetensors.download", "w.pt"])
+def test_a_file_is_recognised_by_its_content(weights, tmp_path, name):
+    tensors = safetensors.torch.load_file(weights)
+    (tmp_path / name).write_bytes(weights.read_bytes())
+    loaded = body(build("test_efficientnet", 3, 32, tmp_path / name), "classifier")
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in loaded.items())
+    other = build("test_efficientnet", 3, 32, save(tensors, tmp_path / "torch.safetensors"))
+    assert torch.equal(other.conv_stem.weight, tensors["conv_stem.weight"])
+
+
 # Errors
+
+
+def changed(change):
+    """Return an edit that changes all tensors but counters."""
+
+    def edit(tensors):
+        tensors.update({name: change(tensor) for name, tensor in tensors.items() if tensor.ndim})
+
+    return edit
+
+
+UNTRAINED = {
+    "int8": (changed(lambda tensor: tensor.to(torch.int8)), "holds int8 values in .* Quantized weights cannot be fine"),
+    "uint8": (changed(lambda tensor: tensor.abs().to(torch.uint8)), "holds uint8 values"),
+    "int64": (changed(lambda tensor: tensor.to(torch.int64)), "holds int64 values"),
+    "one integer": (lambda tensors: tensors.update({"conv_stem.weight": tensors["conv_stem.weight"].int()}), "int32"),
+    "zeros": (changed(torch.zeros_like), "holds no trained weights: .* constant .*the first is 0 throughout"),
+    "ones": (changed(torch.ones_like), "holds no trained weights: .* constant .*the first is 1 throughout"),
+    "NaN": (
+        lambda tensors: tensors["conv_head.weight"].view(-1)[3:4].fill_(torch.nan),
+        "not finite .*conv_head.weight",
+    ),
+    "infinity": (changed(lambda tensor: tensor + torch.inf), "not finite .* has diverged"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTRAINED)
+def test_weights_that_no_training_has_produced_are_refused(weights, tmp_path, kind):
+    edit, message = UNTRAINED[kind]
+    with pytest.raises(ValueError, match=message):
+        build("test_efficientnet", 3, 32, edited(weights, tmp_path, edit))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "accuracy": 0.4}, "holds no state dict, but a dictionary of epoch, accuracy"),
+        ([1, 2], "holds no state dict, but <class 'list'>"),
+        ({"gan_a": {"w": torch.ones(2)}, "gan_b": {"w": torch.ones(2)}}, r"several state dicts \(gan_a, gan_b\)"),
+    ],
+)
+def test_a_checkpoint_without_a_single_state_dict_is_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        build("test_efficientnet", 3, 32, save(content, tmp_path / "checkpoint.pth"))
 
 
 def edited(weights, tmp_path, edit):
@@ -204,10 +308,87 @@ def test_an_unknown_tag_is_refused_with_the_known_tags():
         check_name("test_resnet.r16")
 
 
-@pytest.mark.parametrize("name", ["", "...", "../../etc/passwd", "hf-hub:someone/something", "zzzzzz"])
+@pytest.mark.parametrize("name", ["", "...", "../../etc/passwd", "hf-hub:", "hf-hub:../x", "timm/zzz", "zzzzzz"])
 def test_a_string_that_is_not_a_name_is_refused(name):
     with pytest.raises(ValueError, match="unknown backbone"):
         check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "current"),
+    [
+        ("xception", "legacy_xception"),
+        ("tf_efficientnet_b0_ns", "tf_efficientnet_b0.ns_jft_in1k"),
+        ("convnext_tiny_in22k", "convnext_tiny.fb_in22k"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224.augreg_in21k"),
+        ("vit_base_patch16_224_sam", "vit_base_patch16_224.sam_in1k"),
+        ("xception.tf_in1k", "legacy_xception.tf_in1k"),
+        ("timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("hf_hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("HF-hub:timm/xception", "legacy_xception"),
+        ("hf-hub:resnet50", "resnet50"),
+        (" resnet50 ", "resnet50"),
+    ],
+)
+def test_deprecated_names_and_prefixes_are_resolved(name, current):
+    assert resolve_name(name) == current
+    assert alias_note(name) == (
+        "" if name.strip() == current else f"backbone {name} is timm's {current}; that name is used."
+    )
+    check_name(name)
+    assert default_image_size(name) == default_image_size(current)
+
+
+def test_every_deprecated_name_of_timm_is_resolved_to_a_known_network():
+    for name in timm.models.get_deprecated_models():
+        check_name(name)
+
+
+def test_a_deprecated_name_of_a_network_with_a_fixed_input_size_is_built_for_the_image_size():
+    with torch.device("meta"):
+        assert build("vit_tiny_patch16_224_in21k", 3, 64)(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_hub:someone/birds", "hf-hub:someone/birds@v2", "hf-hub:timm/resnet50.newer", "hf-hub:timm/resnet50@v2"]
+)
+def test_a_repository_of_the_hub_keeps_its_prefix(name):
+    assert resolve_name(name) == name.replace("hf_hub", "hf-hub")
+
+
+def test_a_repository_of_the_hub_is_built_from_its_configuration(monkeypatch, weights):
+    config = dataclasses.asdict(timm.get_pretrained_cfg("test_efficientnet"))
+    config.update(source="hf-hub", hf_hub_id="someone/birds", mean=(0.1, 0.2, 0.3), input_size=(3, 48, 48))
+
+    def load(repository):
+        assert repository == "someone/birds@v2"
+        return config, "test_efficientnet", {"pad_type": "same"}
+
+    monkeypatch.setattr("xfer.models.timm_names.load_model_config_from_hf", load)
+    name = "hf_hub:someone/birds@v2"
+    check_name(name)
+    assert default_image_size(name) == 48
+    model = build(name, 3, 32, weights)
+    assert type(model.conv_stem) is not type(build("test_efficientnet", 3, 32).conv_stem)
+    assert torch.equal(model.conv_head.weight, safetensors.torch.load_file(weights)["conv_head.weight"])
+    assert input_statistics(model).mean == (0.1, 0.2, 0.3)
+
+
+def test_the_weights_of_a_repository_of_the_hub_are_those_of_its_revision(monkeypatch, weights):
+    requests = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kw: requests.append((args, kw)) or weights)
+    assert fetch_weights("hf_hub:someone/birds@v2") == weights
+    assert requests == [(("someone/birds", "model.safetensors"), {"revision": "v2"})]
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_a_repository_of_the_hub_that_cannot_be_read_is_refused(monkeypatch, error):
+    def load(repository):
+        raise error
+
+    monkeypatch.setattr("xfer.models.timm_names.load_model_config_from_hf", load)
+    with pytest.raises(ValueError, match=f"hf-hub:someone/{error.__name__}: config.json of this repository could not"):
+        check_name(f"hf-hub:someone/{error.__name__}")
 
 
 # Custom networks
