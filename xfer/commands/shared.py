@@ -11,6 +11,7 @@ from xfer import hashing
 from xfer.choices import Value
 from xfer.data.layouts import read_source
 from xfer.data.pack import Pack, Progress, build_pack
+from xfer.data.part_names import parse_parts
 from xfer.data.source import Source, select_classes
 from xfer.models import backbones
 
@@ -21,6 +22,12 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select the images."""
     parser.add_argument("--data", required=True, help="DIR with a folder per class, FILE.csv, hf://owner/name, ...")
     parser.add_argument("--source", default="", help="layout of the data (default: detected from the data)")
+    parser.add_argument(
+        "--parts",
+        default="",
+        help="folders of the parts: train=NAME[,val=NAME][,test=NAME], or none (default: by name)",
+    )
+    parser.add_argument("--follow-links", action="store_true", help="read images behind links that leave the folder")
     parser.add_argument("--classes", default="", help="only these classes, separated by commas, or a number of them")
     parser.add_argument("--image-size", type=int, help="side of the images in pixels (default: as in pretraining)")
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder for decoded images (default: runs)")
@@ -51,7 +58,7 @@ def resolve_image_size(args: argparse.Namespace, backbone: str | None = None) ->
 def open_source(args: argparse.Namespace) -> Source:
     """Opens the images that `args` select, without reading them."""
     classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
-    source = select_classes(read_source(args.data, args.source), classes)
+    source = select_classes(read_source(args.data, args.source, parse_parts(args.parts), args.follow_links), classes)
     for note in source.notes:
         print_note(note)
     return source

@@ -60,7 +60,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
     space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # typos first: reading data may take long
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
-    source = select_classes(read_source(plan.data, plan.source), plan.classes)
+    source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
     check = partial(_check_network, plan, len(source.classes), image_size)
     space = space_for(
         plan.backbones,
