@@ -22,6 +22,7 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
+from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.source import select_classes
@@ -79,7 +80,8 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     # One more than requested, to see whether the grid ends before.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
     plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
-    notes = _data_notes(source.notes, pack, split) + _enumeration_notes(plan, combinations)
+    balance = summary_line(source, unreadable(source, pack.skipped))
+    notes = (balance, *_data_notes(source.notes, pack, split), *_enumeration_notes(plan, combinations))
     prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
     # Both raise a ValueError if anything does not fit together.
     for params in space.known_good(plan.arms):
