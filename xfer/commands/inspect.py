@@ -76,7 +76,9 @@ def describe(inspection: Inspection) -> str:
     lines += ["", "class".ljust(width) + "".join(part.rjust(9) for part in parts)]
     for name in inspection.classes:
         lines.append(_printable(name).ljust(width) + "".join(f"{counts[name]:9,}" for counts in parts.values()))
-    lines += ["", f"sizes: {_top(inspection.sizes)}", f"modes: {_top(inspection.modes)}"]
+    lines.append("")
+    if inspection.sizes:
+        lines += [f"sizes: {_top(inspection.sizes)}", f"modes: {_top(inspection.modes)}"]
     lines.append(f"copies: {inspection.exact_copies:,} exact, {inspection.near_copies:,} near")
     for conflict in inspection.conflicts[:MAX_ROWS]:
         lines.append(f"same picture in {' and '.join(conflict['classes'])}: {', '.join(conflict['images'])}")
@@ -97,7 +99,7 @@ def render_page(source: Source, inspection: Inspection) -> str:
         blocks += ["<h2>Skipped files</h2>", _table(["reason", "files", "the first"], skipped)]
     for title, counts in (("Sizes", inspection.sizes), ("Modes", inspection.modes)):
         table = _table([title.lower(), "images"], [[name, f"{n:,}"] for name, n in [*counts.items()][:MAX_ROWS]])
-        blocks += [f"<h2>{title}</h2>", table]
+        blocks += [f"<h2>{title}</h2>", table] if counts else []
     if inspection.conflicts:
         rows = [[", ".join(c["classes"]), ", ".join(c["images"])] for c in inspection.conflicts[: 10 * MAX_ROWS]]
         blocks += ["<h2>Pictures filed under several classes</h2>", _table(["classes", "images"], rows)]

@@ -66,7 +66,12 @@ def folder(uri: DataUri, parts: Mapping[str, str] | None = None, follow_links: b
     tops = locator.given(parts) if parts and parts != NO_PARTS else locator.detected(all_classes=bool(parts))
     classes = tuple(sorted({name for top in tops.values() for name in tree.subfolders(top)}))
     examples, skipped = _assign(tree, tops, classes, outside=OUTSIDE_PARTS if parts and parts != NO_PARTS else "")
-    notes = (*_part_notes(tree, tops), *_class_notes(tops, classes, examples), *_skip_notes(root, skipped))
+    notes = (
+        *_part_notes(tree, tops),
+        *_unknown_part_notes(tree, tops),
+        *_class_notes(tops, classes, examples),
+        *_skip_notes(root, skipped),
+    )
     source = Source(root.name, classes, examples, notes, skipped)
     expected = (
         f"in class folders. Expected {root}/<class>/*.jpg, or {root}/train/<class>/*.jpg with val and test next to it. "
@@ -267,6 +272,19 @@ def _part_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
         yield f"Parts: {folders}."
 
 
+def _unknown_part_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
+    """Warn if all class folders hold the same subfolders: they may be parts under names that are not known."""
+    for part, top in tops.items():
+        names = tree.image_folders(top)
+        inner = {tree.image_folders((*top, name)) for name in names}
+        direct = any(tree.direct_images[(*top, name)] for name in names)
+        if part is None and len(names) > 1 and len(inner) == 1 and len(same := inner.pop()) > 1 and not direct:
+            yield (
+                f"WARNING: the classes are {preview(names)}, and each holds the folders {preview(same)}. If those are "
+                f"the classes, say which folders are the parts, as in --parts train={names[0]},test={names[1]}."
+            )
+
+
 def _class_notes(tops: PartFolders, classes: tuple[str, ...], examples: Iterable[Example]) -> Iterable[str]:
     names = {name.casefold() for name in classes}
     if len(names) == 2 and names & PICTURE_NAMES and names & ANNOTATION_NAMES:
@@ -289,7 +307,7 @@ def _class_notes(tops: PartFolders, classes: tuple[str, ...], examples: Iterable
 
 
 def _skip_notes(root: Path, skipped: Iterable[SkippedFiles]) -> Iterable[str]:
-    """Warn about files that somebody may have meant to use."""
+    """Warn about skipped files that were probably meant to be used."""
     for skip in skipped:
         names = preview([*skip.first, *[""] * (skip.count - len(skip.first))])
         if skip.reason == file_tree.LINK_OUT:

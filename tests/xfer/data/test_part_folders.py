@@ -190,6 +190,17 @@ def test_a_train_folder_that_holds_parts_is_refused_naming_the_paths(tmp_path):
     assert {part for part, _ in counts(source)} == {"train", "val", "test"}
 
 
+def test_class_folders_with_the_same_subfolders_are_a_warning(tmp_path):
+    write(tmp_path, *(f"{part}/{label}/1.png" for part in ("learn", "check") for label in ("cat", "dog")))
+    (note,) = folder(tmp_path).notes
+    assert note.startswith("WARNING: the classes are check, learn, and each holds the folders cat, dog.")
+    assert folder(tmp_path, {"train": "learn", "test": "check"}).classes == ("cat", "dog")
+
+
+def test_subfolders_with_different_names_are_no_warning(tmp_path):
+    assert folder(write(tmp_path, "cat/x/1.png", "cat/y/1.png", "dog/x/1.png", "dog/z/1.png")).notes == ()
+
+
 # Extra levels
 
 
