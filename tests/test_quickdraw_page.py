@@ -36,7 +36,7 @@ def test_a_few_real_drawings_are_prepared(shared_data: Path, tmp_path: Path) -> 
     assert prepared.pack.classes == ("cat", "clock", "rainbow")
     assert prepared.pack.images.shape == (120, 64, 64, 3)
     assert [len(prepared.split.of(part)) for part in ("train", "val", "test")] == [84, 18, 18]
-    assert prepared.notes == ()
+    assert prepared.notes == ("images: 120 seen = 120 used + 0 skipped",)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Commands for single recipes, without a sweep.
 
+python -m xfer inspect --data DIR                                   show what the data hold and where every file went
 python -m xfer advise  --data DIR --backbone NAME --weights FILE    recommend strategies, in seconds
 python -m xfer train   --data DIR --backbone NAME --weights FILE    train one recipe
 python -m xfer predict --model DIR IMAGE ...                        classify photos with the trained network
@@ -13,12 +14,18 @@ import os
 import sys
 from types import ModuleType
 
-from xfer.commands import advise, catalog, predict, train
+from xfer.commands import advise, catalog, inspect, predict, train
 from xfer.devices.host_memory import retain_freed_memory
 from xfer.text_output import escape_unencodable, use_utf8
 from xfer.training.epochs import DivergedError
 
-COMMANDS: dict[str, ModuleType] = {"advise": advise, "train": train, "predict": predict, "catalog": catalog}
+COMMANDS: dict[str, ModuleType] = {
+    "inspect": inspect,
+    "advise": advise,
+    "train": train,
+    "predict": predict,
+    "catalog": catalog,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from xfer.choices import ALIASES, Value
+from xfer.data.part_names import parse_parts
 from xfer.hyperparameters import CHOICES, NUMBERS, STRATEGIES
 from xfer.storage.object_store import as_path
 
@@ -194,3 +195,6 @@ WEIGHTS = _pairs_spec(parse_weights)
 
 KEY_VALUES = _pairs_spec(parse_key_values)
 """Arguments of a network by name."""
+
+PARTS = _pairs_spec(parse_parts)
+"""Folders by part."""

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from xfer import hashing
 from xfer.choices import Value
+from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import read_source
 from xfer.data.pack import Pack, Progress, build_pack
+from xfer.data.part_names import parse_parts
 from xfer.data.source import Source, select_classes
 from xfer.models import backbones
 from xfer.models.timm_names import alias_note, resolve_name
@@ -18,11 +20,22 @@ from xfer.models.timm_names import alias_note, resolve_name
 DEFAULT_BACKBONE = "efficientnet_b0"
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select the images."""
     parser.add_argument("--data", required=True, help="DIR with a folder per class, FILE.csv, hf://owner/name, ...")
     parser.add_argument("--source", default="", help="layout of the data (default: detected from the data)")
+    parser.add_argument(
+        "--parts",
+        default="",
+        help="folders of the parts: train=NAME[,val=NAME][,test=NAME], or none (default: by name)",
+    )
+    parser.add_argument("--follow-links", action="store_true", help="read images behind links that leave the folder")
     parser.add_argument("--classes", default="", help="only these classes, separated by commas, or a number of them")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that select the images and determine how they are decoded and split."""
+    add_data_arguments(parser)
     parser.add_argument("--image-size", type=int, help="side of the images in pixels (default: as in pretraining)")
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder for decoded images (default: runs)")
     parser.add_argument("--split-seed", type=int, default=0, help="determines the test part, if it is drawn at random")
@@ -57,10 +70,15 @@ def resolve_image_size(args: argparse.Namespace, backbone: str | None = None) ->
     return int(args.image_size or backbones.default_image_size(name))
 
 
-def open_source(args: argparse.Namespace) -> Source:
-    """Opens the images that `args` select, without reading them."""
+def read_images(args: argparse.Namespace) -> Source:
+    """Returns the images that `args` select, not decoded yet."""
     classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
-    source = select_classes(read_source(args.data, args.source), classes)
+    return select_classes(read_source(args.data, args.source, parse_parts(args.parts), args.follow_links), classes)
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """Returns the images that `args` select, not decoded yet, and prints notes on them."""
+    source = read_images(args)
     for note in source.notes:
         print_note(note)
     return source
@@ -71,6 +89,8 @@ def prepare_pack(args: argparse.Namespace, source: Source, size: int) -> Pack:
     pack = build_pack(source, size, args.storage / "packs", progress_printer("reading images"))
     if pack.skipped:
         print_note(f"images skipped because they cannot be read: {len(pack.skipped)}; the first: {pack.skipped[0]}")
+    if skipped := unreadable(source, pack.skipped):
+        print_note(summary_line(source, skipped))
     return pack
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from xfer import hashing
 from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, scale_to_uint8
 
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
 """Formats that are decoded, detected by content. Formats that run an interpreter (EPS) or describe scenes are not."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """Suffixes of the files in a folder that are read as images; others are ignored."""

@@ -6,7 +6,7 @@ There is one module per layout: `image_folder`, `stanford_cars`, `quickdraw`, `c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fsspec.registry import known_implementations
@@ -47,21 +47,30 @@ UNSUPPORTED_SCHEMES = ("http", "https", "ftp", "data", "memory")
 """Schemes of fsspec under which files cannot be listed, or exist in one process only."""
 
 
-def read_source(data: DataUri, source: str = "") -> Source:
+def read_source(
+    data: DataUri, source: str = "", parts: Mapping[str, str] | None = None, follow_links: bool = False
+) -> Source:
     """Return the data set at a URI.
 
     Args:
         data: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR. Folders and tables may be in an
             object store, as s3://bucket/photos.
         source: the layout, a name in SOURCES; by default the result of `detect_layout`.
+        parts: folders of the parts, as `part_names.parse_parts` returns them; only for a folder of images.
+        follow_links: read images behind links that leave the folder; only for a folder of images.
 
     Raises:
-        ValueError: the layout is unknown, or the data do not follow it.
+        ValueError: the layout is unknown, the data do not follow it, or an argument does not apply to it.
     """
     data = fetch_data(data)
     layout = source or detect_layout(data)
     if layout not in SOURCES:
         raise ValueError(unknown_name_message("source", layout, SOURCES))
+    if layout == "folder":
+        return folder(data, parts, follow_links)
+    for flag, value in (("--parts", parts), ("--follow-links", follow_links)):
+        if value:
+            raise ValueError(f"{flag} applies to folders of images only, but {data} has the layout {layout}")
     return SOURCES[layout](data)
 
 

@@ -28,6 +28,16 @@ class Example:
     """The part that the data set puts it in; None if the data set has no parts."""
 
 
+@dataclass(frozen=True, slots=True)
+class SkippedFiles:
+    """Files of a data set that are not used, for one reason."""
+
+    reason: str
+    count: int
+    first: tuple[str, ...] = ()
+    """Names of the first few."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set that has not been read yet: its images, labels and class names."""
@@ -37,6 +47,8 @@ class Source:
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = field(default=())
     """Sentences about the data for readers of the report."""
+    skipped: tuple[SkippedFiles, ...] = field(default=(), compare=False)
+    """Files that are not among the examples, by reason. Files seen = examples + skipped."""
 
 
 def filter_labels(source: Source, labels: Collection[int]) -> Source:
@@ -48,7 +60,11 @@ def filter_labels(source: Source, labels: Collection[int]) -> Source:
         for example in source.examples
         if example.label in new_label
     )
-    return replace(source, classes=tuple(source.classes[label] for label in selected), examples=examples)
+    skipped = source.skipped
+    if others := len(source.examples) - len(examples):
+        skipped = (*skipped, SkippedFiles("class not selected", others))
+    classes = tuple(source.classes[label] for label in selected)
+    return replace(source, classes=classes, examples=examples, skipped=skipped)
 
 
 def select_classes(source: Source, classes: tuple[str, ...]) -> Source:

@@ -22,6 +22,7 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
+from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.source import select_classes
@@ -67,7 +68,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
     space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # typos first: reading data may take long
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
-    source = select_classes(read_source(plan.data, plan.source), plan.classes)
+    source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
     check = partial(_check_network, plan, len(source.classes), image_size)
     space = space_for(
         plan.backbones,
@@ -86,7 +87,13 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     # One more than requested, to see whether the grid ends before.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
     plan = dataclasses.replace(plan, trials=len(plan.arms) or min(plan.trials, combinations))
-    notes = alias_notes + _data_notes(source.notes, pack, split) + _enumeration_notes(plan, combinations)
+    balance = summary_line(source, unreadable(source, pack.skipped))
+    notes = (
+        balance,
+        *alias_notes,
+        *_data_notes(source.notes, pack, split),
+        *_enumeration_notes(plan, combinations),
+    )
     prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
     # Both raise a ValueError if anything does not fit together.
     for params in space.known_good(plan.arms):

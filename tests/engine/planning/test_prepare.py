@@ -186,7 +186,7 @@ def test_unreadable_images_are_counted_and_named(
 ) -> None:
     (two_classes / "ants" / "zero.jpg").write_bytes(b"")
     (two_classes / "bees" / "torn.png").write_bytes((two_classes / "bees" / "1.png").read_bytes()[:40])
-    (note,) = prepare(make_plan(data=str(two_classes)), tmp_path).notes
+    _, note = prepare(make_plan(data=str(two_classes)), tmp_path).notes
     assert note.startswith("2 unreadable images were skipped: ")
     assert "ants/zero.jpg: " in note
     assert "bees/torn.png: " in note
@@ -197,7 +197,7 @@ def test_only_the_first_five_unreadable_images_are_named(
 ) -> None:
     for number in range(7):
         (two_classes / "ants" / f"bad{number}.jpg").write_bytes(bytes([number]))
-    (note,) = prepare(make_plan(data=str(two_classes)), tmp_path).notes
+    _, note = prepare(make_plan(data=str(two_classes)), tmp_path).notes
     assert note.startswith("7 unreadable images were skipped: ")
     assert len(re.findall(r"(?<!/)ants/bad\d.jpg: ", note)) == 5
     assert note.endswith("; and 2 more.")
@@ -209,12 +209,12 @@ def test_duplicates_across_parts_are_counted(make_plan: Callable[..., Plan], tmp
     for name in ("0.png", "1.png"):
         shutil.copy(tmp_path / "images/train/ants" / name, tmp_path / "images/test/ants" / f"copy-{name}")
     shutil.copy(tmp_path / "images/val/bees/0.png", tmp_path / "images/test/bees/copy.png")
-    (note,) = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage").notes
+    _, note = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage").notes
     assert note.startswith("3 images of the test part are also in the training or validation part")
 
 
-def test_clean_data_have_no_notes(prepared: Prepared) -> None:
-    assert prepared.notes == ()
+def test_the_only_note_on_clean_data_is_where_the_files_went(prepared: Prepared) -> None:
+    assert prepared.notes == ("files: 36 seen = 36 used + 0 skipped",)
 
 
 def test_the_prepared_sweep_matches_the_plan(prepared: Prepared, weights: Path) -> None:
@@ -277,7 +277,10 @@ def test_a_subset_of_classes_can_be_selected(make_plan: Callable[..., Plan], sto
     named = prepare(make_plan(classes=("red", "blue")), storage)
     assert named.pack.classes == ("blue", "red")
     assert describe_plan(named)["data"]["classes"] == ["blue", "red"]
-    assert named.notes == ("2 of 3 classes were selected; images of other classes are left out.",)
+    assert named.notes == (
+        "files: 36 seen = 24 used + 12 skipped (12 class not selected)",
+        "2 of 3 classes were selected; images of other classes are left out.",
+    )
     counted = prepare(make_plan(classes=("2",)), storage)
     assert describe_plan(counted)["data"]["classes"] == ["blue", "green"]
     assert default_name(counted) != default_name(named)

@@ -31,7 +31,9 @@ def photos(root, *names):
 def test_every_source_has_the_name_of_its_function_and_documents_errors(name):
     source = SOURCES[name]
     assert source.__name__ == name
-    assert list(inspect.signature(source).parameters) == ["uri"]
+    uri, *options = inspect.signature(source).parameters.values()
+    assert uri.name == "uri"
+    assert all(option.default is not option.empty for option in options)
     assert "Raises:" in source.__doc__
 
 
@@ -99,6 +101,14 @@ def test_a_given_layout_overrides_detection(tmp_path):
     with pytest.raises(ValueError, match=r"features\.npy is not a complete \.npy file(?s:.*)give --source folder"):
         read_source(tmp_path)
     assert read_source(str(tmp_path), "folder") == folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "arguments"), [("--parts", {"parts": {"train": "a"}}), ("--follow-links", {"follow_links": True})]
+)
+def test_flags_of_image_folders_are_refused_for_other_layouts(tmp_path, flag, arguments):
+    with pytest.raises(ValueError, match=f"{flag} applies to folders of images only.* layout quickdraw"):
+        read_source(photos(tmp_path, "cat.npy"), **arguments)
 
 
 def test_an_unknown_layout_is_refused_with_the_known_layouts(tmp_path):
