@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from xfer.data.images import IMAGE_FORMATS, ImageFile, LazyImage, UnreadableImageError
+from xfer.data.pack import estimate_ranges
 from xfer.data.source import Example, SkippedFiles, Source, validate_source
+from xfer.data.value_ranges import ValueRanges
 
 NEAR_COPY_BITS = 8
 """Maximum number of differing bits, of 64, between the perceptual hashes of near copies. Among 400 photos of
@@ -189,10 +191,12 @@ def _read_all(source: Source, progress: Progress) -> tuple[list[Example], list[_
     examples: list[Example] = []
     views: list[_View] = []
     problems: list[str] = []
+    ranges = estimate_ranges([example.image for example in source.examples])
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         for start in range(0, len(source.examples), CHUNK):
             chunk = source.examples[start : start + CHUNK]
-            for example, view in zip(chunk, threads.map(lambda example: _view(example.image), chunk), strict=True):
+            found = threads.map(lambda example: _view(example.image, ranges), chunk)
+            for example, view in zip(chunk, found, strict=True):
                 if isinstance(view, str):
                     problems.append(f"{_image_name(source, example)}: {view}")
                 else:
@@ -202,10 +206,10 @@ def _read_all(source: Source, progress: Progress) -> tuple[list[Example], list[_
     return examples, views, unreadable(source, problems)
 
 
-def _view(image: LazyImage) -> _View | str:
+def _view(image: LazyImage, ranges: ValueRanges) -> _View | str:
     """Return what is measured of an image, or why it cannot be read."""
     try:
-        pixels = image.read(THUMBNAIL_SIDE)
+        pixels = image.read(THUMBNAIL_SIDE, ranges)
         size, mode = "", ""
         if isinstance(image, ImageFile):
             with Image.open(image.path, formats=IMAGE_FORMATS) as header:
