@@ -7,6 +7,7 @@ There is one module per layout: `image_folder`, `stanford_cars`, `quickdraw`, `c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fsspec.registry import known_implementations
@@ -19,6 +20,7 @@ from xfer.data.source import Source
 from xfer.data.torchvision_datasets import torchvision
 from xfer.data.uris import URI_FORMATS, DataUri
 from xfer.storage import local_cache, object_store
+from xfer.text_output import escape_undecoded
 
 SOURCES: dict[str, Callable[[DataUri], Source]] = {
     function.__name__: function
@@ -62,7 +64,15 @@ def read_source(
     Raises:
         ValueError: the layout is unknown, the data do not follow it, or an argument does not apply to it.
     """
-    data = fetch_data(data)
+    try:
+        found = _read(fetch_data(data), source, parts, follow_links)
+    except ValueError as error:  # a message may quote names of files and folders in any encoding
+        raise ValueError(escape_undecoded(str(error))) from error
+    skipped = tuple(replace(skip, first=tuple(map(escape_undecoded, skip.first))) for skip in found.skipped)
+    return replace(found, notes=tuple(map(escape_undecoded, found.notes)), skipped=skipped)
+
+
+def _read(data: DataUri, source: str, parts: Mapping[str, str] | None, follow_links: bool) -> Source:
     layout = source or detect_layout(data)
     if layout not in SOURCES:
         raise ValueError(unknown_name_message("source", layout, SOURCES))
