@@ -22,7 +22,7 @@ def observed(iterate):
         try:
             while True:
                 if len(run.epochs) < run.recipe.epochs:
-                    begin(run.folder.parent.name, len(run.epochs) + 1)
+                    begin(run.trial, len(run.epochs) + 1)
                 try:
                     epoch = next(epochs)
                 except StopIteration:
@@ -34,21 +34,44 @@ def observed(iterate):
     return observed_iter
 
 
+def naming(open_run):
+    """`open_run` of a trial's process; its run knows the trial, because a checkpoint folder in a bucket has no name."""
+
+    def named(config):
+        run = open_run(config)
+        run.trial = config["trial"]
+        return run
+
+    return named
+
+
+def observe_runs(module):
+    """Observe the runs of `xfer.run`."""
+    module.Run.__iter__ = observed(module.Run.__iter__)
+
+
+def name_runs(module):
+    """Name the runs of `sweeps.engine.trials.trainable`."""
+    module.open_run = naming(module.open_run)
+
+
 class Finder:
-    """Changes `xfer.run` once it is loaded."""
+    """Changes modules once they are loaded."""
+
+    changes = {"xfer.run": observe_runs, "sweeps.engine.trials.trainable": name_runs}  # noqa: RUF012
 
     def find_spec(self, name, path=None, target=None):
-        if name != "xfer.run":
+        change = self.changes.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
 
-        def load_and_observe(module):
+        def load_and_change(module):
             load(module)
-            module.Run.__iter__ = observed(module.Run.__iter__)
+            change(module)
 
-        spec.loader.exec_module = load_and_observe
+        spec.loader.exec_module = load_and_change
         return spec
 
 
