@@ -190,7 +190,7 @@ def test_the_cost_is_the_sum_over_all_starts_at_the_given_price(budgeted: Budget
     assert cost.startswith(f"cost     ${spent:,.2f} for ")
     assert cost.endswith(" of this machine at $10,000 an hour")
     report = budgeted.folder / "reports" / sweep.folder.name / "report.html"
-    assert f"It cost ${spent:,.2f} for " in report.read_text()
+    assert f"The sweep cost ${spent:,.2f} for " in report.read_text()
 
 
 def test_a_sweep_for_the_loss_selects_the_trial_with_the_lowest(budgeted: Budgeted) -> None:
@@ -199,7 +199,7 @@ def test_a_sweep_for_the_loss_selects_the_trial_with_the_lowest(budgeted: Budget
     best = min(losses, key=lambda name: losses[name])
     assert sweep.plan["objective"] == ["loss"]
     assert sweep.read("finals", "0001.json")["finalists"] == [best]
-    assert "in cross-entropy, with" in budgeted.finished.out
+    assert "Best in cross-entropy is " in budgeted.finished.out
     rows = _ranking(budgeted.folder, sweep)
     assert rows[0]["trial"] == best
     assert [row["val_noisy_accuracy"] for row in rows] == [""] * 3

@@ -298,8 +298,9 @@ def test_without_a_terminal_only_a_few_plain_lines_are_printed(sweep: Sweep) -> 
 
 
 def test_the_first_lines_describe_the_data_and_the_number_of_runs(sweep: Sweep) -> None:
-    first, *rest = nonempty_lines(sweep.ended.out)
+    first, note, *rest = nonempty_lines(sweep.ended.out)
     assert first == (f"{sweep.files.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
+    assert note == "note: files: 36 seen = 36 used + 0 skipped"
     assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {FINALISTS * SEEDS} runs"]
 
 

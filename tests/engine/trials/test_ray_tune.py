@@ -67,7 +67,7 @@ def printed_lines() -> list[str]:
 
 @pytest.mark.slow
 def test_the_node_type_and_labels_that_ray_up_sets_are_read_back(printed_lines: list[str]) -> None:
-    assert printed_lines[-2] == "[Machine(node_type='l4', labelled=0.36)]"
+    assert printed_lines[-2] == "[Machine(node_type='l4', label_price=0.36)]"
 
 
 @pytest.mark.slow
