@@ -1,6 +1,6 @@
 """A copy of the study as an SQLite file that optuna-dashboard opens. The sweep itself never depends on it.
 
-Optuna's public API takes 18 ms of processor time per trial (2026-11-30), once, at the end of a sweep.
+Optuna's public API takes about 10 ms per trial (5,000 trials, 2026-11-30), once, at the end of a sweep.
 """
 
 from __future__ import annotations
