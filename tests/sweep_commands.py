@@ -151,7 +151,7 @@ def observed(iterate):
         try:
             while True:
                 if len(run.epochs) < run.recipe.epochs:
-                    note = f"{run.folder.parent.name} {len(run.epochs) + 1} {os.getpid()}"
+                    note = f"{run.trial} {len(run.epochs) + 1} {os.getpid()}"
                     (Path(__file__).parent / f"begun-{time.time_ns()}-{os.getpid()}").write_text(note)
                     time.sleep(PAUSE_SECONDS)
                 try:
@@ -165,19 +165,38 @@ def observed(iterate):
     return observed_iter
 
 
+def naming(open_run):  # the folder of a run does not name its trial: that of a trial in a bucket is a copy
+    def named(config):
+        run = open_run(config)
+        run.trial = config["trial"]
+        return run
+
+    return named
+
+
+def observe_runs(module):
+    module.Run.__iter__ = observed(module.Run.__iter__)
+
+
+def name_runs(module):
+    module.open_run = naming(module.open_run)
+
+
 class Finder:
+    changes = {"xfer.run": observe_runs, "sweeps.engine.trials.trainable": name_runs}
+
     def find_spec(self, name, path=None, target=None):
-        if name != "xfer.run":
+        change = self.changes.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
 
-        def load_and_observe(module):
+        def load_and_change(module):
             load(module)
-            module.Run.__iter__ = observed(module.Run.__iter__)
+            change(module)
 
-        spec.loader.exec_module = load_and_observe
+        spec.loader.exec_module = load_and_change
         return spec
 
 

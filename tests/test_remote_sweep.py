@@ -75,6 +75,7 @@ def test_a_sweep_in_a_bucket_resumes_on_another_machine_and_equals_one_in_a_fold
     assert {record["status"] for record in remote.records().values()} == {"finished"}
     trained = {(each.trial, each.epoch) for each in started_epochs(tmp_path / "second")}
     known = {(path.split("/")[-3], int(path.split("/")[-1][:4])) for path in before}
+    assert {trial for trial, _ in trained} <= set(remote.trials())
     assert trained
     assert not trained & known, "an epoch that was in the bucket was trained again"
 
