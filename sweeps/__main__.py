@@ -47,18 +47,22 @@ def list_(storage: Place = STORAGE) -> int:
     Args:
         storage: storage of the sweeps: a folder, s3://..., gs://...
     """
+    from sweeps.engine.console.reports import load_results
+    from sweeps.reporting.ranking import ranked_trials
+
     name = Column("sweep", no_wrap=True, overflow="ignore")
     table = Table(name, "trials", "finals", "best validation accuracy", "started", box=None, pad_edge=False)
     for store in list_sweeps(storage):
         try:
-            plan = store.plan() or {}
+            results = load_results(store)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             continue
-        search = [record for record in store.records() if record.phase == "search"]
-        finals = sum(record.phase == "final" for record in store.records())
-        accuracies = [record.val_accuracy for record in search if record.status == "finished" and record.val_accuracy]
-        best = f"{max(accuracies):.1%}" if accuracies else "-"
+        plan, search = results.plan, results.trials
+        finals = sum(record.phase == "final" for record in results.records)
+        first = next(iter(ranked_trials(results)), None)
+        reached = first.val_accuracy if first is not None and first.status == "finished" else None
+        best = "-" if reached is None else f"{reached:.1%}"
         started = plan["provenance"]["created"]
         table.add_row(Text(store.name), f"{len(search)}/{plan['trials']}", str(finals), best, started)
     if not table.row_count:

@@ -119,7 +119,8 @@ def test_status_shows_the_progress_of_a_sweep(
         "  driver  none",
     ]
     assert lines[5].startswith(
-        "Best is clip on test_efficientnet with adam at learning rate 0.001 (trial 0000): test accuracy 70.0%"
+        "Best is clip (full fine-tuning, gradients clipped) on test_efficientnet with adam at learning rate 0.001 "
+        "(trial 0000): test accuracy 70.0%"
     )
 
 
