@@ -143,7 +143,7 @@ def test_a_network_from_random_weights_needs_no_weights_file(xfer, image_folder,
     about = ("--data", image_folder, "--storage", tmp_path, "--epochs", 1)
     small = xfer("train", *about, "--strategy", "small_cnn")
     assert (small.status, small.err) == (0, "")
-    assert small.out.startswith("small_cnn on basic_cnn: 3 classes, ")
+    assert small.out.startswith("small_cnn (training a small CNN from random weights) on basic_cnn: 3 classes, ")
     assert "images of 64 px" in small.out.splitlines()[0]  # the default size of the trained network
     scratch = xfer("train", *about, "--strategy", "scratch", "--backbone", "basic_cnn", "--image-size", 32)
     assert (scratch.status, scratch.err) == (0, "")
