@@ -22,7 +22,7 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.ranking import ranked_trials
 from sweeps.reporting.results import RankedTrial, Results
-from sweeps.reporting.tables import Table
+from sweeps.reporting.tables import Table, strategy_notes
 from xfer.measure.benefits import (
     FITTED_HEADS,
     TransferBenefits,
@@ -92,7 +92,7 @@ def secondary_metrics_table(results: Results) -> Table:
         for row, trial in enumerate(tested)
     ]
     header = ("trial", "strategy", "accuracy", *map(escape_control_characters, measured))
-    return Table(header, tuple(rows) if measured else ())
+    return Table(header, tuple(rows) if measured else (), strategy_notes(trial.strategy for trial in tested))
 
 
 def most_confused(results: Results) -> list[str]:

@@ -25,6 +25,8 @@ from xfer.objectives import ACCURACY
 
 MAX_LISTED_TRIALS = 10
 """Maximum number of unfinished trials listed by name."""
+MAX_LISTED_STRATEGIES = 5
+"""Maximum number of strategies of one kind that the comparison describes."""
 
 
 def headline(results: Results) -> str:
@@ -59,10 +61,8 @@ def headline(results: Results) -> str:
 
 def _why_first(results: Results) -> str:
     """State by which number the winner is the winner."""
-    count = len(ranked_finalists(results))
-    if count == 1:
-        return f"It is the only finalist; its mean validation {results.objective.label} over the final runs"
-    return f"It ranks first of {count} finalists by mean validation {results.objective.label}"
+    finalists = pluralize(len(ranked_finalists(results)), "finalist")
+    return f"It ranks first of {finalists} by mean validation {results.objective.label} over final runs"
 
 
 def _headline_by_objective(results: Results, best: RankedTrial, winner: str, validation: str) -> str:
@@ -114,6 +114,10 @@ def strategy_comparison(results: Results) -> str | None:
         return None
     winner = tallies[0].strategy
 
+    def preview(items: list[str]) -> str:
+        more = len(items) - MAX_LISTED_STRATEGIES
+        return join_words(items if more <= 1 else [*items[:MAX_LISTED_STRATEGIES], f"{more} more"])
+
     def name(tally: StrategyTally, *reasons: str) -> str:
         details = [*reasons, *([] if tally.strategy == winner else [describe_strategy(tally.strategy)])]
         details = [detail for detail in details if detail]
@@ -133,14 +137,14 @@ def strategy_comparison(results: Results) -> str | None:
     without = [name(tally, tally.why_unfinished) for tally in tallies if tally.representative is None]
     sentences = []
     if len(finals) > 1:
-        sentences.append(f"Mean validation {objective.label} of the best finalist, by strategy: {join_words(finals)}.")
+        sentences.append(f"Mean validation {objective.label} of the best finalist, by strategy: {preview(finals)}.")
     if single and finals:
         luck = "the best of many single runs is partly luck"
-        sentences.append(f"Run once per recipe and not ranked, because {luck}: {join_words(single)}.")
+        sentences.append(f"Run once per recipe and not ranked, because {luck}: {preview(single)}.")
     elif single:
-        sentences.append(f"Best validation {objective.label} of a single run, by strategy: {join_words(single)}.")
+        sentences.append(f"Best validation {objective.label} of a single run, by strategy: {preview(single)}.")
     if without:
-        sentences.append(f"Without a finished run: {join_words(without)}.")
+        sentences.append(f"Without a finished run: {preview(without)}.")
     return " ".join(sentences)
 
 

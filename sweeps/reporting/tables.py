@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sweeps.reporting.formatting import (
@@ -44,6 +44,16 @@ class Table:
         """Return a table with these columns, in this order."""
         indices = [self.header.index(column) for column in columns]
         return Table(columns, tuple(tuple(row[index] for index in indices) for row in self.rows), self.notes)
+
+
+def strategy_notes(strategies: Iterable[str]) -> tuple[str, ...]:
+    """Return what the strategy of each row does; empty where a row above has the same strategy."""
+    seen: set[str] = set()
+    notes = []
+    for strategy in strategies:
+        notes.append("" if strategy in seen else describe_strategy(strategy))
+        seen.add(strategy)
+    return tuple(notes)
 
 
 def summary_table(results: Results, top: int = 10) -> Table:
@@ -137,6 +147,7 @@ def failures_table(results: Results) -> Table:
             )
             for record in failed
         ),
+        strategy_notes(str(record.recipe["strategy"]["name"]) for record in failed),
     )
 
 
@@ -172,7 +183,7 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
         for trial in finalists
     ]
     header = ("strategy", *_objective_columns(results), "validation", "test", "trial", "seeds", "epochs", "time")
-    return _ranked(Table((*header, *settings), tuple(rows), _strategy_notes(finalists)))
+    return _ranked(Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists)))
 
 
 def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
@@ -193,21 +204,13 @@ def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
         for trial in trials
     ]
     header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs", "time")
-    return Table((*header, *settings), tuple(rows), _strategy_notes(trials))
+    return Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
 
 
 def _ranked(table: Table) -> Table:
     """Number the rows."""
     rows = tuple((str(rank), *row) for rank, row in enumerate(table.rows, start=1))
     return Table(("rank", *table.header), rows, table.notes)
-
-
-def _strategy_notes(trials: Sequence[RankedTrial]) -> tuple[str, ...]:
-    """What each trial's strategy does, if no trial above has the same strategy."""
-    first = {trial.strategy: row for row, trial in reversed(list(enumerate(trials)))}
-    return tuple(
-        describe_strategy(trial.strategy) if first[trial.strategy] == row else "" for row, trial in enumerate(trials)
-    )
 
 
 def _seeds_cell(results: Results, trial: RankedTrial) -> str:

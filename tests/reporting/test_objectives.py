@@ -87,7 +87,7 @@ def test_the_headline_states_the_objective_and_the_accuracies(by_loss: Results) 
         "Best in cross-entropy is scratch (training from random weights) on mobilenetv2_100 with adam at learning rate "
         "0.001 (trial 0001): 0.25 on the validation set, 0.4 on the test set. Its test accuracy is 80.0% (95% interval "
         "71.1 to 86.7; 100 images, 2 seeds), its validation accuracy 80.0% (95% interval 71.1 to 86.7; 100 images, 2 "
-        "seeds). It ranks first of 2 finalists by mean validation cross-entropy."
+        "seeds). It ranks first of 2 finalists by mean validation cross-entropy over final runs."
     )
     unopened = headline(results_of(by_loss.records[:3], objective=["loss"]))
     assert unopened.startswith("Best on validation in cross-entropy is scratch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def test_both_pages_contain_results_and_provenance(opened: Results, tmp_path: Pa
             "full fine-tuning",
         ):
             assert text in page
+
+
+def test_the_word_for_the_test_set_is_the_same_everywhere(opened: Results, tmp_path: Path) -> None:
+    data = a_plan()["data"] | {
+        "split": "the given val part is the test part, and a stratified fifth of the training part is drawn",
+        "notes": ["3 images of the test part are also in the training or validation part, byte for byte."],
+    }
+    for page in pages(Results({**opened.plan, "data": data}, opened.records, opened.openings), tmp_path):
+        assert "the given val part is the test set, and a stratified fifth of the training set is drawn" in page
+        assert "3 images of the test set are also in the training or validation set" in page
+        assert not re.search("(training|validation|test) part", page)
 
 
 def test_a_second_use_of_the_test_set_is_reported(tmp_path: Path) -> None:

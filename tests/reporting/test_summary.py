@@ -22,8 +22,8 @@ def test_the_headline_gives_test_and_validation_accuracy_with_intervals_and_samp
     assert headline(opened) == (
         "Best is freeze_then_unfreeze(freeze_epochs=2) (training the head alone for a few epochs, then everything) on "
         "mobilenetv2_100 with adam at learning rate 0.001 (trial 0002): test accuracy 90.0% (95% interval 82.6 to "
-        "94.5; 100 images, 3 seeds). It ranks first of 2 finalists by mean validation accuracy: 94.0% (95% interval "
-        "87.5 to 97.2; 100 images, 3 seeds)."
+        "94.5; 100 images, 3 seeds). It ranks first of 2 finalists by mean validation accuracy over final runs: 94.0% "
+        "(95% interval 87.5 to 97.2; 100 images, 3 seeds)."
     )
 
 
@@ -69,6 +69,14 @@ def test_without_finals_the_strategies_are_compared_by_single_runs() -> None:
             results_of([a_record("0000", (), "failed"), a_record("0001", (), "failed", strategy="clip")])
         )
         is None
+    )
+
+
+def test_of_many_strategies_only_the_best_are_described() -> None:
+    records = [a_record(f"000{i}", (0.9 - i / 100,), strategy=f"way_{i}") for i in range(8)]
+    assert strategy_comparison(results_of(records)) == (
+        "Best validation accuracy of a single run, by strategy: way_0 90.0%, way_1 89.0%, way_2 88.0%, way_3 87.0%, "
+        "way_4 86.0% and 3 more."
     )
 
 
