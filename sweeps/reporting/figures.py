@@ -213,7 +213,7 @@ class _Curve:
 
 
 def _learning_curves(results: Results, styles: StrategyStyles) -> Figure:
-    figure, axes = new_figure(height=4.2, right=0.72)
+    figure, axes = new_figure(height=max(4.2, _legend_height(results)), right=0.72)
     for trial in sorted(_measured(results.trials), key=_score):  # the best are drawn last, on top
         curve, finished = _search_curve(trial), trial.status == "finished"
         style, width = styles[trial.strategy], 1.0 if finished else 0.8
@@ -262,8 +262,14 @@ def _label_curves(axes: Axes, curves: Sequence[_Curve], styles: StrategyStyles) 
                 axes.plot([1.03], [y], style.marker, color=style.colour, markersize=6, transform=margin, clip_on=False)
                 axes.text(1.055, y, name, transform=margin, va="center")
             else:
-                axes.annotate(name, (epochs, y), (8, 0), textcoords="offset points", va="center")
+                patch = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1}  # over other curves
+                axes.annotate(name, (epochs, y), (8, 0), textcoords="offset points", va="center", bbox=patch)
     axes.set_ylim(low, high)
+
+
+def _legend_height(results: Results) -> float:
+    """Height in inches of a figure that names every strategy at its right side."""
+    return 1.0 + 0.22 * len({trial.strategy for trial in results.trials})
 
 
 def _search_curve(trial: RankedTrial) -> _Curve:
@@ -297,7 +303,7 @@ def _scatter(results: Results, styles: StrategyStyles, second: Objective) -> Fig
     Finalists stand at the means of their final runs, and search runs are small then, unless the front of the search
     runs was the goal of the search.
     """
-    figure, axes = new_figure(height=4.0, right=0.72)
+    figure, axes = new_figure(height=max(4.0, _legend_height(results)), right=0.72)
     first, is_goal = results.objective, second in results.objectives
     points = {
         trial.name: (_positive(x, second), _value(trial))
