@@ -48,10 +48,11 @@ def list_(storage: Place = STORAGE) -> int:
         storage: storage of the sweeps: a folder, s3://..., gs://...
     """
     from sweeps.engine.console.reports import load_results
-    from sweeps.reporting.ranking import ranked_trials
+    from sweeps.reporting.formatting import format_objective
+    from sweeps.reporting.ranking import best_value
 
     name = Column("sweep", no_wrap=True, overflow="ignore")
-    table = Table(name, "trials", "finals", "best validation accuracy", "started", box=None, pad_edge=False)
+    table = Table(name, "trials", "finals", "best on validation", "started", box=None, pad_edge=False)
     for store in list_sweeps(storage):
         try:
             results = load_results(store)
@@ -60,9 +61,8 @@ def list_(storage: Place = STORAGE) -> int:
             continue
         plan, search = results.plan, results.trials
         finals = sum(record.phase == "final" for record in results.records)
-        first = next(iter(ranked_trials(results)), None)
-        reached = first.val_accuracy if first is not None and first.status == "finished" else None
-        best = "-" if reached is None else f"{reached:.1%}"
+        value = best_value(results)
+        best = "-" if value is None else format_objective(results.objective, value)
         started = plan["provenance"]["created"]
         table.add_row(Text(store.name), f"{len(search)}/{plan['trials']}", str(finals), best, started)
     if not table.row_count:

@@ -85,6 +85,12 @@ def ranked_finalists(results: Results) -> list[RankedTrial]:
     return sorted(finalists, key=lambda trial: -math.inf if trial.score is None else trial.score, reverse=True)
 
 
+def best_value(results: Results) -> float | None:
+    """Return the value by which the best trial ranks first, in the deciding objective; None if no trial finished."""
+    best = next(iter(ranked_trials(results)), None)
+    return best.value(results.objective) if best and (best.is_finalist or best.status == "finished") else None
+
+
 def trials_by_search(results: Results) -> list[RankedTrial]:
     """Order all trials by their search run: finished ones by their score, then stopped and failed ones by epochs."""
 

@@ -8,7 +8,14 @@ import math
 import pandas as pd
 import pytest
 
-from sweeps.reporting.ranking import ranked_finalists, ranked_trials, ranking_csv, ranking_frame, tally_by_strategy
+from sweeps.reporting.ranking import (
+    best_value,
+    ranked_finalists,
+    ranked_trials,
+    ranking_csv,
+    ranking_frame,
+    tally_by_strategy,
+)
 from sweeps.reporting.results import Results
 from tests.reporting.conftest import a_record, results_of, some_finals
 
@@ -51,6 +58,13 @@ def test_untested_finalists_are_ranked_by_the_mean_of_their_final_runs() -> None
     lucky = [a_record("0000", (0.99,)), *some_finals("0000", 0.85)]
     solid = [a_record("0001", (0.95,)), *some_finals("0001", 0.90)]
     assert names(results_of([*lucky, *solid, a_record("0002", (0.97,))])) == ["0001", "0000", "0002"]
+
+
+def test_the_best_value_is_that_of_the_ranking(opened: Results) -> None:
+    assert best_value(opened) == pytest.approx(0.94)
+    assert best_value(results_of([a_record("0000", (0.7,)), a_record("0001", (0.9,), "pruned")])) == 0.7
+    assert best_value(results_of([a_record("0000", (0.9,), "pruned")])) is None
+    assert best_value(results_of([])) is None
 
 
 def test_finalists_outside_the_last_opening_are_ordered_by_their_search_runs() -> None:
