@@ -47,18 +47,22 @@ def list_(storage: Place = STORAGE) -> int:
     Args:
         storage: storage of the sweeps: a folder, s3://..., gs://...
     """
+    from sweeps.engine.console.reports import load_results
+    from sweeps.reporting.formatting import format_objective
+    from sweeps.reporting.ranking import best_value
+
     name = Column("sweep", no_wrap=True, overflow="ignore")
-    table = Table(name, "trials", "finals", "best validation accuracy", "started", box=None, pad_edge=False)
+    table = Table(name, "trials", "finals", "best on validation", "started", box=None, pad_edge=False)
     for store in list_sweeps(storage):
         try:
-            plan = store.plan() or {}
+            results = load_results(store)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             continue
-        search = [record for record in store.records() if record.phase == "search"]
-        finals = sum(record.phase == "final" for record in store.records())
-        accuracies = [record.val_accuracy for record in search if record.status == "finished" and record.val_accuracy]
-        best = f"{max(accuracies):.1%}" if accuracies else "-"
+        plan, search = results.plan, results.trials
+        finals = sum(record.phase == "final" for record in results.records)
+        value = best_value(results)
+        best = "-" if value is None else format_objective(results.objective, value)
         started = plan["provenance"]["created"]
         table.add_row(Text(store.name), f"{len(search)}/{plan['trials']}", str(finals), best, started)
     if not table.row_count:

@@ -312,6 +312,14 @@ def test_the_last_lines_name_report_browser_and_next_step(sweep: Sweep) -> None:
     ]
 
 
+def test_the_answer_explains_every_strategy_that_it_names(sweep: Sweep) -> None:
+    from xfer.methods.descriptions import strategy_descriptions
+
+    answer = " ".join(sweep.ended.out.split())
+    for name in ("clip", "freeze_then_unfreeze", "linear_probe", "naive", "scratch"):
+        assert strategy_descriptions()[name] in answer
+
+
 def test_the_output_of_ray_is_in_a_log_file(sweep: Sweep) -> None:
     assert "ray" in (sweep.files.folder / "logs" / "driver.log").read_text().lower()
 

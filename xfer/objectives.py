@@ -80,13 +80,13 @@ def noisy_accuracy(epochs: Sequence[Epoch]) -> float | None:
     """Accuracy on corrupted validation images (after Hendrycks & Dietterich 2019, arXiv:1903.12261).
 
     Helps where photos will come from worse cameras, weather or transmission than the training images. It says nothing
-    about other kinds of corruption, and costs another pass over the validation part after every epoch.
+    about other kinds of corruption, and costs another pass over the validation set after every epoch.
     """
     return epochs[-1].val_noisy_accuracy
 
 
 def loss(epochs: Sequence[Epoch]) -> float | None:
-    """Mean cross-entropy on the validation part, in nats; lower is better.
+    """Mean cross-entropy on the validation set, in nats; lower is better.
 
     Helps where probabilities are used and not only the predicted class, and where so few images are validated on that
     accuracies tie. One confidently wrong image can outweigh many correct ones.

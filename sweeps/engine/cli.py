@@ -22,7 +22,7 @@ from sweeps.engine.resources import cluster
 from sweeps.engine.resources.prices import check_cost_budget, parse_prices
 from sweeps.engine.storage.lease import LeaseHeldError
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.formatting import escape_control_characters
+from sweeps.reporting.formatting import escape_control_characters, name_sets
 from xfer.data.uris import URI_FORMATS
 from xfer.storage import local_cache, object_store
 from xfer.text_output import escape_unencodable, use_utf8
@@ -207,7 +207,7 @@ def _run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, consol
         )
     )
     for note in prepared.notes:
-        console.print(Text(escape_control_characters(f"note: {note}")))
+        console.print(Text(escape_control_characters(f"note: {name_sets(note)}")))
     stored_plan = store.plan() or {}
     if advised := advice.summary_line(stored_plan.get("advice", {})):
         console.print(Text(escape_control_characters(f"advice: {advised}")))
@@ -231,7 +231,7 @@ def _print_line(line: str) -> None:
 def _print_summary(store: Store, plan: Plan, options: CliOptions, console: Console, status: int) -> None:
     from sweeps.engine.console.reports import load_results, render_report
     from sweeps.reporting.cost import describe_cost
-    from sweeps.reporting.summary import headline
+    from sweeps.reporting.summary import caveats, headline, strategy_comparison
 
     results = load_results(store)
     report = render_report(store, options.reports)
@@ -251,6 +251,8 @@ def _print_summary(store: Store, plan: Plan, options: CliOptions, console: Conso
     else:
         console.print(_ranking_table(results))
         console.print(Text(headline(results)))
+        for sentence in filter(None, (strategy_comparison(results), *caveats(results))):
+            console.print(Text(f"- {sentence}"), soft_wrap=True)
     storage_flag = "" if options.storage == default_storage() else f" --storage {options.storage}"
     console.print()
     if spent := describe_cost(results.spending):
@@ -278,8 +280,12 @@ def _ranking_table(results: Results) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in summary.header:
         table.add_column(Text(title), no_wrap=title != "strategy")
-    for row in summary.rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for number, row in enumerate(summary.rows):
+        cells = [Text(cell) for cell in row]
+        for cell, column in zip(cells, summary.header, strict=True):
+            if note := summary.note(number, column):
+                cell.append(f"\n{note}", style="dim")
+        table.add_row(*cells)
     return table
 
 

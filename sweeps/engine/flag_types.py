@@ -13,6 +13,7 @@ import tyro
 from xfer.choices import ALIASES, Value
 from xfer.data.part_names import parse_parts
 from xfer.hyperparameters import CHOICES, NUMBERS, STRATEGIES
+from xfer.methods.descriptions import strategy_descriptions
 from xfer.storage.object_store import as_path
 
 HELP_WIDTH = 57
@@ -73,14 +74,19 @@ def parse_key_values(text: str) -> dict[str, Value]:
 
 
 def strategies_help() -> str:
-    """Return the help of `--strategies`: every strategy with its parameters, by group."""
-    groups = {group: _entries("strategy", group_entries) for group, group_entries in STRATEGIES.items()}
+    """Return the help of `--strategies`: every strategy with its parameters and description, by group."""
+    lines = []
+    for group, entries in STRATEGIES.items():
+        lines.append(f"- {group}:")
+        for name, parameters in entries.items():
+            entry = f"{_entries('strategy', {name: parameters})}: {strategy_descriptions()[name]}"
+            lines.append(textwrap.fill(entry, HELP_WIDTH, initial_indent="  ", subsequent_indent="      "))
     aliases = ", ".join(f"{alias} is another name for {name}" for alias, name in ALIASES["strategy"].items())
     introduction = (
         f"Strategies that compete, separated by commas; by default those with *. Parameters in brackets are set with "
         f"--fix, or searched with --vary; {aliases}."
     )
-    return "\n".join([_wrap(introduction), *_bullets(groups)])
+    return "\n".join([_wrap(introduction), *lines])
 
 
 def vary_help() -> str:

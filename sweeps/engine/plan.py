@@ -99,12 +99,12 @@ class Plan:
     """Begin with the best recipes of earlier sweeps in this
     storage on similar data: similar in classes, images per
     class and the accuracy of frozen features. They are
-    chosen by validation scores, never on a test part, and
+    chosen by validation scores, never on a test set, and
     stay fixed after the first start; the known good recipes
     follow."""
     objective: Names = ("accuracy",)
     """What the search optimizes and ranks and stops trials by,
-    on the validation part: accuracy, balanced_accuracy,
+    on the validation set: accuracy, balanced_accuracy,
     noisy_accuracy, loss. With a second one, as in
     accuracy,seconds, the search looks for recipes that no
     other beats in both; the first one decides.
@@ -123,7 +123,7 @@ class Plan:
     stopped while its network is still frozen."""
     finalists: int = 3
     """Number of best recipes to repeat on new seeds and
-    evaluate on the test part. 0 leaves the test part closed."""
+    evaluate on the test set. 0 leaves the test set unused."""
     seeds: int = 3
     """Number of new seeds for each finalist."""
     seed: int = 0

@@ -154,7 +154,7 @@ class Sweep:
             self._store.decide("openings", {"at": utc_now(), "finalists": ranked})
         untested = [record for name in ranked for record in runs[name] if record.test is None]
         if untested:
-            self._view.print_line("test part: opened for the finalists, now that their ranking is fixed")
+            self._view.print_line("test set: opened for the finalists, now that their ranking is fixed")
             self._placement.map(evaluate_on_test, [(self._config(record),) for record in untested])
             for record in untested:
                 self._ledger.records[record.trial] = replace(record, test=self._store.test(record.trial))

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from xfer.methods.descriptions import strategy_descriptions
 from xfer.objectives import Objective, Unit
 
 if TYPE_CHECKING:  # importing SciPy takes half a second, and --help imports this module
@@ -75,6 +76,36 @@ def format_choice(choice: Mapping[str, Any], omit: frozenset[str] = frozenset())
     parameters = {key: value for key, value in choice.items() if key != "name" and key not in omit}
     arguments = ", ".join(f"{key}={format_setting(value)}" for key, value in parameters.items())
     return escape_control_characters(f"{choice['name']}({arguments})" if arguments else choice["name"])
+
+
+def describe_strategy(name: str) -> str:
+    """Return what a strategy does, in a few words; empty for a strategy of another version.
+
+    >>> describe_strategy("clip"), describe_strategy("my_own")
+    ('full fine-tuning, gradients clipped', '')
+    """
+    return strategy_descriptions().get(name, "")
+
+
+def explain_strategy(choice: Mapping[str, Any]) -> str:
+    """Format a strategy with its parameters and, in brackets, what it does.
+
+    >>> explain_strategy({"name": "clip"}), explain_strategy({"name": "my_own"})
+    ('clip (full fine-tuning, gradients clipped)', 'my_own')
+    """
+    description = describe_strategy(str(choice["name"]))
+    return format_choice(choice) + (f" ({description})" if description else "")
+
+
+def name_sets(text: str) -> str:
+    """Replace "part" by "set" in a sentence of plan.json: readers know test sets.
+
+    The stored sentences keep the older word, because a sweep is resumed only if its plan is unchanged.
+
+    >>> name_sets("the given val part is the test part; training, validation and test part are as given")
+    'the given val part is the test set; training, validation and test set are as given'
+    """
+    return re.sub(r"\b(training|validation|test) part(s?)\b", r"\1 set\2", text)
 
 
 DEFAULT_CHOICES: dict[str, object] = {
@@ -209,8 +240,14 @@ def format_sample_size(estimate: Estimate) -> str:
     >>> from sweeps.reporting.statistics import Estimate
     >>> format_sample_size(Estimate(0.9, 0.8, 0.95, images=153, seeds=3))
     '153 images, 3 seeds'
+    >>> format_sample_size(Estimate(0.9, 0.8, 0.95, images=147, seeds=3, images_per_seed=(60, 60)))
+    '3 seeds with 60 images each, 147 different ones'
     """
-    return f"{pluralize(estimate.images, 'image')}, {pluralize(estimate.seeds, 'seed')}"
+    if estimate.images_per_seed is None:
+        return f"{pluralize(estimate.images, 'image')}, {pluralize(estimate.seeds, 'seed')}"
+    low, high = estimate.images_per_seed
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{pluralize(estimate.seeds, 'seed')} with {each} images each, {estimate.images:,} different ones"
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -1,11 +1,14 @@
-"""Rank the trials, as a list, a data frame and CSV, and tally them by strategy."""
+"""Rank the trials, as a list, a data frame and CSV, and tally them by strategy.
+
+There is one ranking. If there are finals, it holds the finalists alone, by the mean of their final runs: a single
+search run is not comparable with such a mean. Without finals, it holds all trials, by their search runs.
+"""
 
 from __future__ import annotations
 
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -14,7 +17,15 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.reporting.formatting import DEFAULT_CHOICES, escape_control_characters, format_choice, rare_settings
+from sweeps.reporting.formatting import (
+    DEFAULT_CHOICES,
+    escape_control_characters,
+    format_choice,
+    format_status,
+    join_words,
+    pluralize,
+    rare_settings,
+)
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
 from xfer.records import Record
@@ -46,24 +57,46 @@ _TEXT_COLUMNS = (
     *("objective", "on_front", "embedding_loss", "head", "activation", "batch_norm", "colour"),
 )
 _NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
-_STATUS_ORDER = {"finished": 1, "pruned": 2, "failed": 3}  # finalists come first, at 0
+_STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
 
 
 def ranked_trials(results: Results) -> list[RankedTrial]:
-    """Rank all trials, best first.
+    """Order all trials, best first.
 
-    Finalists come first, in the order that was fixed before the last use of the test set: test results must not change
-    it. Before the first use they are ordered by the mean of the deciding objective over their final runs, on the
-    validation set. The other finished trials follow by the same score, then pruned and failed trials by the number of
-    epochs they completed.
+    The finalists come first (`ranked_finalists`), and the others follow by their search runs (`trials_by_search`).
     """
-    fixed_order = list(results.openings[-1]["finalists"]) if results.openings else []
+    finalists = ranked_finalists(results)
+    names = {trial.name for trial in finalists}
+    return [*finalists, *(trial for trial in trials_by_search(results) if trial.name not in names)]
+
+
+def ranked_finalists(results: Results) -> list[RankedTrial]:
+    """Rank the finalists, best first.
+
+    They keep the order that was fixed before the last use of the test set: test results must not change it. That order
+    and, before the first use, this one is by the mean of the deciding objective over the final runs, on the validation
+    set. A trial that was a finalist only of an earlier start, or became one after the last use of the test set, is not
+    among them.
+    """
+    finalists = [trial for trial in results.trials if trial.is_finalist]
+    if results.openings:
+        by_name = {trial.name: trial for trial in finalists}
+        return [by_name[name] for name in results.openings[-1]["finalists"] if name in by_name]
+    return sorted(finalists, key=lambda trial: -math.inf if trial.score is None else trial.score, reverse=True)
+
+
+def best_value(results: Results) -> float | None:
+    """Return the value by which the best trial ranks first, in the deciding objective; None if no trial finished."""
+    best = next(iter(ranked_trials(results)), None)
+    return best.value(results.objective) if best and (best.is_finalist or best.status == "finished") else None
+
+
+def trials_by_search(results: Results) -> list[RankedTrial]:
+    """Order all trials by their search run: finished ones by their score, then stopped and failed ones by epochs."""
 
     def sort_key(trial: RankedTrial) -> tuple[float, ...]:
-        score = -math.inf if trial.score is None else trial.score
-        if trial.is_finalist:
-            position = fixed_order.index(trial.name) if trial.name in fixed_order else len(fixed_order)
-            return 0, position, -score
+        value = trial.search_value
+        score = -math.inf if value is None else trial.objectives[0].to_score(value)
         epochs = 0 if trial.status == "finished" else len(trial.search.epochs)
         return _STATUS_ORDER[trial.status], -epochs, -score
 
@@ -111,6 +144,15 @@ class StrategyTally:
 
     strategy: str
     trials: tuple[RankedTrial, ...]
+    """Best first, as in the ranking."""
+    finalist: RankedTrial | None = None
+    """Its best finalist; None if none of its trials is one."""
+
+    @property
+    def representative(self) -> RankedTrial | None:
+        """The trial that stands for the strategy: its best finalist, else its best finished trial, else None."""
+        finished = (trial for trial in self.trials if trial.status == "finished" and trial.search_value is not None)
+        return self.finalist or next(finished, None)
 
     @property
     def accuracies(self) -> list[float]:
@@ -137,18 +179,26 @@ class StrategyTally:
         """Number of trials by status."""
         return Counter(trial.status for trial in self.trials)
 
+    @property
+    def why_unfinished(self) -> str:
+        """Why there is nothing to compare: how its trials ended, as in "2 trials stopped early"; "" if one finished."""
+        if self.representative is not None:
+            return ""
+        counts = self.counts
+        ends = [f"{pluralize(counts[status], 'trial')} {format_status(status)}" for status in counts]
+        return join_words(ends)
 
-def tally_by_strategy(trials: Iterable[RankedTrial]) -> list[StrategyTally]:
-    """Tally the trials by strategy, the strategy with the best finished trial first."""
+
+def tally_by_strategy(results: Results) -> list[StrategyTally]:
+    """Tally the trials by strategy, in the order of the ranking: by their best finalist, then by their best trial."""
+    finalists = {trial.name for trial in ranked_finalists(results)}
     by_strategy: dict[str, list[RankedTrial]] = defaultdict(list)
-    for trial in trials:
+    for trial in ranked_trials(results):
         by_strategy[trial.strategy].append(trial)
-    tallies = [StrategyTally(strategy, tuple(group)) for strategy, group in by_strategy.items()]
-    return sorted(tallies, key=lambda tally: (-_score(tally), tally.strategy))
-
-
-def _score(tally: StrategyTally) -> float:
-    return -math.inf if tally.best is None else tally.trials[0].objectives[0].to_score(tally.best)
+    return [
+        StrategyTally(strategy, tuple(trials), next((trial for trial in trials if trial.name in finalists), None))
+        for strategy, trials in by_strategy.items()
+    ]
 
 
 def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:

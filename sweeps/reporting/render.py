@@ -10,9 +10,15 @@ from markupsafe import Markup
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables
 from sweeps.reporting.figures import report_figures
-from sweeps.reporting.formatting import escape_control_characters, escape_markdown, format_duration, pluralize
-from sweeps.reporting.plot_style import inline_svg
-from sweeps.reporting.ranking import ranking_csv, ranking_frame
+from sweeps.reporting.formatting import (
+    escape_control_characters,
+    escape_markdown,
+    format_duration,
+    name_sets,
+    pluralize,
+)
+from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
+from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
 from xfer.storage.atomic import atomic_write
 
@@ -40,6 +46,9 @@ def _context(results: Results) -> dict[str, Any]:
     """Variables of the two templates, which have the same content."""
     return {
         "plan": results.plan,
+        "images": summary.image_counts(results),
+        "split": name_sets(results.plan["data"]["split"]),
+        "notes": [name_sets(note) for note in results.plan["data"]["notes"]],
         "headline": summary.headline(results),
         "comparison": summary.strategy_comparison(results),
         "front": summary.pareto_sentence(results),
@@ -49,7 +58,9 @@ def _context(results: Results) -> dict[str, Any]:
         "how_to_read": summary.how_to_read(results),
         "ranking": tables.ranking_table(results),
         "top_rows": _TOP_ROWS,
-        "finalists": sum(trial.is_finalist for trial in results.trials),
+        "ranked_by": summary.ranked_by(results),
+        "finalists": len(ranked_finalists(results)),
+        "search": tables.search_table(results),
         "common_settings": tables.common_settings(results),
         "strategies": tables.strategies_table(results),
         "failures": tables.failures_table(results),
@@ -59,8 +70,7 @@ def _context(results: Results) -> dict[str, Any]:
         "most_confused": secondary_metrics.most_confused(results),
         "screening": screening.screening_table(results),
         "screening_caption": screening.SCREENING_CAPTION,
-        "transfer": secondary_metrics.transfer_benefits_table(results),
-        "transfer_caption": secondary_metrics.TRANSFER_BENEFITS_CAPTION,
+        "transfer": secondary_metrics.compare_with_scratch(results),
         "figures": report_figures(results),
         "runs": pluralize(len(results.records), "run"),
         "run_time": format_duration(results.seconds),
@@ -74,6 +84,7 @@ def _html_environment() -> Environment:
     )
     # matplotlib has already escaped the names in the SVG.
     environment.filters["inline"] = lambda svg: Markup(inline_svg(svg))
+    environment.globals["colours"] = PAGE_COLOURS
     return environment
 
 

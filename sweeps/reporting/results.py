@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from sweeps.reporting.statistics import Estimate, pooled_estimate
+from xfer.measure.benefits import majority_rate
 from xfer.objectives import ACCURACY, Objective, pareto_mask, parse_objectives
 from xfer.records import Evaluation, Record
 
@@ -67,6 +68,20 @@ class Results:
         return tuple(RankedTrial(record, tuple(finals[record.trial]), self.objectives) for record in search)
 
     @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.plan["data"]["classes"])
+
+    @cached_property
+    def guessing_rate(self) -> float:
+        """Accuracy on the validation set of always answering its most frequent class, in [0, 1].
+
+        If an older version has stored no confusion matrix, classes are taken to be equally frequent.
+        """
+        shares = (majority_rate(record.val) for record in self.records if record.val)
+        return next((share for share in shares if share is not None), 1 / self.classes)
+
+    @property
     def seconds(self) -> float:
         """Total wall-clock time of all runs, as if they had run one after another."""
         return sum(record.seconds for record in self.records)
@@ -111,9 +126,12 @@ class RankedTrial:
     def validation(self) -> Estimate | None:
         """Estimate on the validation set: over a finalist's final runs, else from the search run if it finished."""
         evaluations = [record.val for record in self.finals if record.val]
-        if not evaluations and self.search.val:
-            evaluations = [self.search.val]
-        return pooled_estimate(evaluations) if evaluations else None
+        return pooled_estimate(evaluations) if evaluations else self.search_validation
+
+    @cached_property
+    def search_validation(self) -> Estimate | None:
+        """Estimate on the validation set from the search run alone; None if it did not finish."""
+        return pooled_estimate([self.search.val]) if self.search.val else None
 
     @cached_property
     def test(self) -> Estimate | None:
@@ -129,7 +147,11 @@ class RankedTrial:
     @property
     def search_value(self) -> float | None:
         """The search run's value of the deciding objective, by which finalists were selected."""
-        return self.objectives[0].value(self.search.epochs)
+        return self.value_in_search(self.objectives[0])
+
+    def value_in_search(self, objective: Objective) -> float | None:
+        """The search run's value of an objective on the validation set, also for a finalist."""
+        return objective.value(self.search.epochs)
 
     @property
     def search_scores(self) -> tuple[float | None, ...]:

@@ -5,24 +5,38 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from sweeps.reporting.formatting import (
+    MISSING,
+    describe_strategy,
     escape_control_characters,
     format_choice,
+    format_estimate,
     format_percent,
     format_percentage_points,
+    format_status,
     join_words,
     pluralize,
 )
 from sweeps.reporting.ranking import ranked_trials
 from sweeps.reporting.results import RankedTrial, Results
-from sweeps.reporting.tables import Table
-from xfer.measure.benefits import TransferBenefits, accuracy_curve, transfer_benefits
+from sweeps.reporting.tables import Table, strategy_notes
+from xfer.measure.benefits import (
+    FITTED_HEADS,
+    TransferBenefits,
+    accuracy_curve,
+    learned_nothing,
+    majority_rate,
+    transfer_benefits,
+)
 from xfer.records import Evaluation
 
 BASELINE = "scratch"
 """Strategy without transfer, with which the others are compared."""
+OTHER_BASELINE = "small_cnn"
+"""Strategy without transfer that has a network of its own, and so cannot be compared."""
 NUM_CONFUSED_PAIRS = 3
 """Number of confused class pairs listed per finalist."""
 
@@ -34,10 +48,17 @@ SECONDARY_METRICS_CAPTION = (
 )
 TRANSFER_BENEFITS_CAPTION = (
     "Validation accuracy of each strategy's best search run minus that of the best run from scratch on the same "
-    "backbone, in percentage points: before the first step (start), after the first epoch (early), gain per epoch "
-    "until half of the rise is complete (slope), and at convergence (asymptote). A strategy that starts high has less "
-    "left to gain, so its slope may well be lower. Each run has its own optimizer and learning rate, and a single "
-    "seed: these are differences between recipes."
+    "backbone, in percentage points: after the first epoch (early), gain per epoch until half of the rise is complete "
+    "(slope), and at convergence (asymptote). A strategy that learns much in its first epoch has less left to gain, so "
+    "its slope may well be lower. These are single runs, one of each, with optimizers and learning rates of their own: "
+    "differences between recipes, without intervals. "
+)
+START_CAPTION = (
+    "Start is the difference before the first step, of strategies that fit the head before it. Any other new head "
+    "starts at random, and so at guessing."
+)
+NO_START_CAPTION = (
+    "There is no difference before the first step to report: every head here starts at random, and so at guessing."
 )
 
 
@@ -71,7 +92,7 @@ def secondary_metrics_table(results: Results) -> Table:
         for row, trial in enumerate(tested)
     ]
     header = ("trial", "strategy", "accuracy", *map(escape_control_characters, measured))
-    return Table(header, tuple(rows) if measured else ())
+    return Table(header, tuple(rows) if measured else (), strategy_notes(trial.strategy for trial in tested))
 
 
 def most_confused(results: Results) -> list[str]:
@@ -98,34 +119,129 @@ def most_confused(results: Results) -> list[str]:
     return sentences
 
 
-def transfer_benefits_table(results: Results) -> Table:
+@dataclass(frozen=True)
+class TransferComparison:
+    """Comparison of strategies with training from scratch."""
+
+    table: Table
+    """Start (if any strategy has one), early, slope and asymptote as differences in validation accuracy
+    (`xfer.measure.benefits`). No rows if there is no run from scratch that learned something."""
+    remarks: tuple[str, ...]
+    """What is not compared, and why. None in a sweep that did not train from scratch."""
+    caption: str
+    """Explains the columns of the table."""
+
+
+def compare_with_scratch(results: Results) -> TransferComparison:
     """Compare each strategy's best search run with the best run from scratch on the same backbone.
 
-    Returns:
-        Start, early, slope and asymptote as differences in validation accuracy (`xfer.measure.benefits`). The table
-        has no rows if no run from scratch finished, or if an older version did not measure the accuracy at the start.
+    A baseline that was stopped early, failed or learned nothing is not compared with, but named with the reason, and so
+    is a strategy without a finished run. Runs of older versions, which did not measure the accuracy at the start, are
+    left out.
     """
-    best: dict[tuple[str, str], RankedTrial] = {}
-    for trial in sorted(filter(_has_curve, results.trials), key=lambda trial: (-_accuracy(trial), trial.name)):
-        best.setdefault((format_choice(_backbone(trial)), trial.strategy), trial)
-    rows = []
-    for (backbone, strategy), trial in best.items():
-        baseline = best.get((backbone, BASELINE))
-        if baseline is None or strategy == BASELINE:
-            continue
-        benefits = transfer_benefits(accuracy_curve(trial.search), accuracy_curve(baseline.search))
-        names = f"{escape_control_characters(trial.name)} vs. {escape_control_characters(baseline.name)}"
-        rows.append((escape_control_characters(strategy), backbone, names, *_benefit_cells(benefits)))
-    return Table(("strategy", "backbone", "trials", "start", "early", "slope", "asymptote"), tuple(rows))
+    by_backbone: dict[str, dict[str, list[RankedTrial]]] = {}
+    trials = [trial for trial in results.trials if trial.strategy != OTHER_BASELINE]
+    for trial in sorted(trials, key=lambda trial: (-(trial.search_accuracy or 0.0), trial.name)):
+        strategies = by_backbone.setdefault(format_choice(_backbone(trial)), {})
+        strategies.setdefault(trial.strategy, []).append(trial)
+    rows: list[_BenefitRow] = []
+    remarks = []
+    if any(BASELINE in strategies for strategies in by_backbone.values()):
+        for backbone, strategies in by_backbone.items():
+            where = f" on {backbone}" if len(by_backbone) > 1 else ""
+            baseline = next(filter(_has_curve, strategies.get(BASELINE, [])), None)
+            if reason := _why_no_baseline(results, strategies.get(BASELINE, []), baseline, where):
+                remarks.append(reason)
+            elif baseline is not None:
+                for strategy, group in strategies.items():
+                    if strategy == BASELINE:
+                        continue
+                    if best := next(filter(_has_curve, group), None):
+                        rows.append(_benefit_row(backbone, best, baseline))
+                    elif not any(trial.status == "finished" for trial in group):
+                        name = escape_control_characters(strategy)
+                        remarks.append(f"{name}{where} is not compared: {_ends(group)}.")
+    return TransferComparison(_benefits_table(rows), tuple(remarks), _benefits_caption(rows))
 
 
-def _benefit_cells(benefits: TransferBenefits) -> Sequence[str]:
-    return (
-        format_percentage_points(benefits.start),
-        format_percentage_points(benefits.early),
-        f"{format_percentage_points(benefits.slope)} per epoch",
-        format_percentage_points(benefits.asymptote),
+def _why_no_baseline(
+    results: Results, trials: Sequence[RankedTrial], baseline: RankedTrial | None, where: str
+) -> str | None:
+    """Say why there is nothing to compare with; None if there is, or if an older version stored the runs."""
+    if not trials:
+        return f"Nothing was trained from scratch{where}, so transfer is not compared with it there."
+    if baseline is not None:
+        estimate, val = baseline.search_validation, baseline.search.val
+        guessing = (majority_rate(val) if val else None) or results.guessing_rate
+        if estimate is None or not learned_nothing(estimate.low, guessing):
+            return None
+        epochs = pluralize(len(baseline.search.epochs), "epoch")
+        return (
+            f"The run from scratch{where} (trial {escape_control_characters(baseline.name)}) learned nothing in "
+            f"{epochs}: its validation accuracy is {format_estimate(estimate)}, and always answering the most frequent "
+            f"class gets {format_percent(guessing)}. A comparison with it would say nothing about transfer. Training "
+            "from scratch needs more epochs or more images."
+        )
+    if any(trial.status == "finished" for trial in trials):
+        return None
+    return f"Training from scratch{where} is no baseline: {_ends(trials)}."
+
+
+def _ends(trials: Sequence[RankedTrial]) -> str:
+    """How trials without a finished run ended."""
+    return join_words(
+        [
+            f"trial {escape_control_characters(trial.name)} {_was(trial.status)}"
+            f"{format_status(trial.status, len(trial.search.epochs))}"
+            for trial in sorted(trials, key=lambda trial: trial.name)
+        ]
     )
+
+
+def _was(status: str) -> str:
+    return "was " if status == "pruned" else ""
+
+
+@dataclass(frozen=True)
+class _BenefitRow:
+    strategy: str
+    backbone: str
+    trials: str
+    benefits: TransferBenefits
+
+    @property
+    def has_start(self) -> bool:
+        return self.strategy in FITTED_HEADS
+
+
+def _benefit_row(backbone: str, trial: RankedTrial, baseline: RankedTrial) -> _BenefitRow:
+    benefits = transfer_benefits(accuracy_curve(trial.search), accuracy_curve(baseline.search))
+    names = f"{escape_control_characters(trial.name)} vs. {escape_control_characters(baseline.name)}, one run each"
+    return _BenefitRow(trial.strategy, backbone, names, benefits)
+
+
+def _benefits_table(rows: Sequence[_BenefitRow]) -> Table:
+    with_start = any(row.has_start for row in rows)
+    cells = []
+    for row in rows:
+        start = format_percentage_points(row.benefits.start) if row.has_start else MISSING
+        cells.append(
+            (
+                escape_control_characters(row.strategy),
+                row.backbone,
+                row.trials,
+                *((start,) * with_start),
+                format_percentage_points(row.benefits.early),
+                f"{format_percentage_points(row.benefits.slope)} per epoch",
+                format_percentage_points(row.benefits.asymptote),
+            )
+        )
+    header = ("strategy", "backbone", "trials", *(("start",) * with_start), "early", "slope", "asymptote")
+    return Table(header, tuple(cells), tuple(describe_strategy(row.strategy) for row in rows))
+
+
+def _benefits_caption(rows: Sequence[_BenefitRow]) -> str:
+    return TRANSFER_BENEFITS_CAPTION + (START_CAPTION if any(row.has_start for row in rows) else NO_START_CAPTION)
 
 
 def _accuracy_under(kind: str) -> Callable[[Evaluation], float | None]:
@@ -140,11 +256,6 @@ def _has_curve(trial: RankedTrial) -> bool:
     run = trial.search
     is_complete = bool(run.epochs) and all(math.isfinite(epoch.val_accuracy) for epoch in run.epochs)
     return run.status == "finished" and run.start_accuracy is not None and is_complete
-
-
-def _accuracy(trial: RankedTrial) -> float:
-    assert trial.search_accuracy is not None, "only trials with a curve are compared"
-    return trial.search_accuracy
 
 
 def _backbone(trial: RankedTrial) -> dict[str, object]:

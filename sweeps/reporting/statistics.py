@@ -26,6 +26,8 @@ class Estimate:
     images: int
     """Number of distinct images."""
     seeds: int
+    images_per_seed: tuple[int, int] | None = None
+    """Smallest and largest number of images of one seed; None if every seed saw all `images`."""
 
     def overlaps(self, other: Estimate) -> bool:
         """Whether the two intervals share a value; if so, neither estimate is shown to be better."""
@@ -63,7 +65,9 @@ def estimate_accuracy(seed: ArrayLike, image: ArrayLike, correct: ArrayLike) -> 
     # If all answers agree, the variance is 0: use the number of images.
     effective = min(mean * (1 - mean) / variance, len(images)) if variance > 0 else len(images)
     low, high = _wilson(mean, effective, float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)))
-    return Estimate(mean, low, high, len(images), len(seeds))
+    sizes = np.bincount(seed_index)
+    per_seed = None if sizes.min() == len(images) else (int(sizes.min()), int(sizes.max()))
+    return Estimate(mean, low, high, len(images), len(seeds), per_seed)
 
 
 def pooled_estimate(evaluations: Sequence[Evaluation]) -> Estimate:

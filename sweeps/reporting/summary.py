@@ -7,7 +7,9 @@ from collections import Counter
 from sweeps.reporting.cost import COST_COVERAGE_NOTE, describe_cost
 from sweeps.reporting.formatting import (
     describe_recipe,
+    describe_strategy,
     escape_control_characters,
+    explain_strategy,
     format_choice,
     format_estimate,
     format_objective,
@@ -17,12 +19,14 @@ from sweeps.reporting.formatting import (
     join_words,
     pluralize,
 )
-from sweeps.reporting.ranking import ranked_trials, tally_by_strategy
+from sweeps.reporting.ranking import StrategyTally, ranked_finalists, ranked_trials, tally_by_strategy
 from sweeps.reporting.results import RankedTrial, Results
 from xfer.objectives import ACCURACY
 
 MAX_LISTED_TRIALS = 10
 """Maximum number of unfinished trials listed by name."""
+MAX_LISTED_STRATEGIES = 5
+"""Maximum number of strategies of one kind that the comparison describes."""
 
 
 def headline(results: Results) -> str:
@@ -42,19 +46,23 @@ def headline(results: Results) -> str:
 
     recipe = best.search.recipe
     winner = (
-        f"{format_choice(recipe['strategy'])} on {escape_control_characters(recipe['backbone'])} with "
+        f"{explain_strategy(recipe['strategy'])} on {escape_control_characters(recipe['backbone'])} with "
         f"{format_choice(recipe['optimizer'])} at learning rate {format_setting(recipe['learning_rate'])} "
         f"(trial {escape_control_characters(best.name)})"
     )
     validation = format_estimate(best.validation) if best.validation else format_percent(best.val_accuracy)
     if results.objective != ACCURACY:
         return _headline_by_objective(results, best, winner, validation)
+    mean = "mean accuracy of its final runs" if best.is_finalist else "accuracy of its single run"
     if best.test is None:
-        return f"Best on validation is {winner}: accuracy {validation}."
-    return (
-        f"Best is {winner}: test accuracy {format_estimate(best.test)}. Its validation accuracy, on which it was "
-        f"selected, is {validation}."
-    )
+        return f"Best on validation is {winner}: {mean} {validation}."
+    return f"Best is {winner}: test accuracy {format_estimate(best.test)}. {_why_first(results)}: {validation}."
+
+
+def _why_first(results: Results) -> str:
+    """State by which number the winner is the winner."""
+    finalists = pluralize(len(ranked_finalists(results)), "finalist")
+    return f"It ranks first of {finalists} by mean validation {results.objective.label} over final runs"
 
 
 def _headline_by_objective(results: Results, best: RankedTrial, winner: str, validation: str) -> str:
@@ -69,7 +77,7 @@ def _headline_by_objective(results: Results, best: RankedTrial, winner: str, val
         reached = f"{reached}, {format_objective(objective, test_value)} on the test set"
     return (
         f"Best in {objective.label} is {winner}: {reached}. Its test accuracy is {format_estimate(best.test)}, its "
-        f"validation accuracy {validation}."
+        f"validation accuracy {validation}. {_why_first(results)}."
     )
 
 
@@ -96,31 +104,59 @@ def pareto_sentence(results: Results) -> str | None:
 
 
 def strategy_comparison(results: Results) -> str | None:
-    """Compare the best search run of each strategy in one sentence; None if there is only one strategy."""
-    tallies = tally_by_strategy(results.trials)
-    if len(tallies) < 2:
+    """Compare the strategies in the order of the ranking; None if there is only one.
+
+    Strategies with finalists are compared by final runs. The others ran once per recipe, which is stated apart: a
+    single run is not comparable with a mean. The headline explains the winner's strategy, this sentence all others.
+    """
+    tallies, objective = tally_by_strategy(results), results.objective
+    if len(tallies) < 2 or all(tally.representative is None for tally in tallies):
         return None
-    objective = results.objective
-    reached = [
-        f"{escape_control_characters(tally.strategy)} {format_objective(objective, tally.best)}"
+    winner = tallies[0].strategy
+
+    def preview(items: list[str]) -> str:
+        more = len(items) - MAX_LISTED_STRATEGIES
+        return join_words(items if more <= 1 else [*items[:MAX_LISTED_STRATEGIES], f"{more} more"])
+
+    def name(tally: StrategyTally, *reasons: str) -> str:
+        details = [*reasons, *([] if tally.strategy == winner else [describe_strategy(tally.strategy)])]
+        details = [detail for detail in details if detail]
+        strategy = escape_control_characters(tally.strategy)
+        return f"{strategy} ({'; '.join(details)})" if details else strategy
+
+    finals = [
+        f"{name(tally)} {format_objective(objective, tally.finalist.value(objective))}"
         for tally in tallies
-        if tally.best is not None
+        if tally.finalist
     ]
-    if not reached:
-        return None
-    sentence = f"Best validation {objective.label} of a single search run, by strategy: {join_words(reached)}"
-    unfinished = [escape_control_characters(tally.strategy) for tally in tallies if tally.best is None]
-    return f"{sentence}; no trial of {' or '.join(unfinished)} finished." if unfinished else f"{sentence}."
+    single = [
+        f"{name(tally)} {format_objective(objective, tally.representative.search_value)}"
+        for tally in tallies
+        if tally.representative and not tally.finalist
+    ]
+    without = [name(tally, tally.why_unfinished) for tally in tallies if tally.representative is None]
+    sentences = []
+    if len(finals) > 1:
+        sentences.append(f"Mean validation {objective.label} of the best finalist, by strategy: {preview(finals)}.")
+    if single and finals:
+        luck = "the best of many single runs is partly luck"
+        sentences.append(f"Run once per recipe and not ranked, because {luck}: {preview(single)}.")
+    elif single:
+        sentences.append(f"Best validation {objective.label} of a single run, by strategy: {preview(single)}.")
+    if without:
+        sentences.append(f"Without a finished run: {preview(without)}.")
+    return " ".join(sentences)
 
 
 def caveats(results: Results) -> list[str]:
     """List the limits of the headline, one or two sentences each."""
-    trials = [trial for trial in ranked_trials(results) if trial.is_finalist or trial.status == "finished"]
+    finished = [trial for trial in ranked_trials(results) if trial.status == "finished"]
+    trials = ranked_finalists(results) or finished
     sentences = []
     if trials:
         by_accuracy = results.objective == ACCURACY
         sentences += _overlapping_intervals(trials) if by_accuracy else _overlapping_seed_spreads(trials)
-        sentences += [*_better_on_test(trials), *_single_seed(trials[0])]
+        sentences += [*_other_order_on_test(results), *_single_seed(trials[0]), *_incomplete_finals(results)]
         if trials[0].test is None:
             sentences.append(
                 "Nothing has been evaluated on the test set yet: all results are on the validation set, which was also "
@@ -145,6 +181,32 @@ def winning_recipe(results: Results) -> str | None:
     if best is None or not (best.is_finalist or best.status == "finished"):
         return None
     return describe_recipe(best.search.recipe)
+
+
+def ranked_by(results: Results) -> str:
+    """State by which number the ranking is ordered."""
+    label = results.objective.label
+    if ranked_finalists(results):
+        return (
+            f"Ranked by mean {label} on the validation set over the final runs. Test results are shown, but never "
+            "change the order."
+        )
+    return f"Ranked by {label} on the validation set, of one search run each."
+
+
+def image_counts(results: Results) -> str:
+    """Count the images that were used in each set, and state limits on the number of training images."""
+    data = results.plan["data"]
+    limits = {trial.search.recipe.get("images_per_class") for trial in results.trials}
+    numbers = [f"{limit:,}" for limit in sorted(limit for limit in limits if limit is not None)]
+    limit = f" (at most {numbers[0]} per class)" if numbers else ""
+    if len(limits) > 1:
+        limit = f" (each trial used at most {' or '.join(numbers)} per class{', or all' * (None in limits)})"
+    draws = ". Each seed of a finalist draws another validation set of this size" if data["redraws"] else ""
+    return (
+        f"{data['train']:,} training{limit}, {data['val']:,} validation and {data['test']:,} test images of "
+        f"{results.plan['image_size']} px{draws}"
+    )
 
 
 def cost_sentence(results: Results) -> str | None:
@@ -176,12 +238,25 @@ def how_to_read(results: Results) -> list[str]:
         "other seeds on other images from the same source. Repeated runs on the same images do not count as more "
         "images. With one seed, the interval covers only the sampling of images. It does not cover images from other "
         "sources, nor, on the validation set, the bias from selection.",
-        "The ranking lists the finalists first, in the order fixed on the validation set. Other finished trials "
-        f"follow, by the {label} of their single run on that set. Trials that were stopped early (status pruned in "
-        "ranking.csv) and failed trials come last, by the number of epochs they completed.",
+        _ranking_order(results),
         *_two_objectives(results),
         *([COST_COVERAGE_NOTE] if cost_sentence(results) else []),
     ]
+
+
+def _ranking_order(results: Results) -> str:
+    label = results.objective.label
+    search = (
+        f"finished ones by the {label} of that run, then those that were stopped early (status pruned in ranking.csv) "
+        "and failed ones by the number of epochs they completed"
+    )
+    if not ranked_finalists(results):
+        return f"The ranking lists all trials, which ran once each: {search}."
+    return (
+        f"The ranking lists the finalists by the mean {label} of their final runs on the validation set. The other "
+        "trials ran once, in the search, and are not ranked against them: the best of many single runs is partly luck. "
+        f"They are listed by their search runs, finalists included: {search}. In ranking.csv they follow the finalists."
+    )
 
 
 def _warm_start(results: Results) -> list[str]:
@@ -226,7 +301,7 @@ def _test_set_use(results: Results) -> str:
 
 def _overlapping_intervals(trials: list[RankedTrial]) -> list[str]:
     first, *others = trials
-    if not others or first.is_finalist != others[0].is_finalist:
+    if not others:
         return []
     second = others[0]
     pairs = {"test": (first.test, second.test), "validation": (first.validation, second.validation)}
@@ -243,7 +318,7 @@ def _overlapping_seed_spreads(trials: list[RankedTrial]) -> list[str]:
     first, *others = trials
     objective = first.objectives[0]
     note = f"Intervals are given for accuracy only; for {objective.label}, compare the spread over seeds."
-    if not others or first.is_finalist != others[0].is_finalist:
+    if not others:
         return [note]
     top_two = (first, others[0])
     values = [
@@ -263,24 +338,34 @@ def _overlapping_seed_spreads(trials: list[RankedTrial]) -> list[str]:
     return [f"{note} The spreads of the top two, {join_words(spreads)}, overlap: which one is better is not settled."]
 
 
-def _better_on_test(trials: list[RankedTrial]) -> list[str]:
-    first, *others = trials
-    objective = first.objectives[0]
-    first_value = first.test_value(objective)
+def _other_order_on_test(results: Results) -> list[str]:
+    """Say why the ranking is not the order by test results, if it is not."""
+    objective = results.objective
     tested = [
-        (objective.to_score(value), trial.name)
-        for trial in others
-        if (value := trial.test_value(objective)) is not None
+        (trial, value) for trial in ranked_finalists(results) if (value := trial.test_value(objective)) is not None
     ]
-    if not tested or first_value is None or max(tested)[0] <= objective.to_score(first_value):
+    by_test = sorted(tested, key=lambda pair: -objective.to_score(pair[1]))
+    if by_test == tested:
         return []
-    score, name = max(tested)
-    reached = format_objective(objective, objective.to_score(score))
-    comparison = "higher" if objective.higher_is_better else "lower, which is better"
-    return [
-        f"On the test set, finalist {escape_control_characters(name)} scored {comparison} ({reached}). The ranking "
-        "stays as fixed on the validation set: selecting by test results would bias the winner's test result."
+    order = [
+        f"{escape_control_characters(trial.name)} ({format_objective(objective, value)})" for trial, value in by_test
     ]
+    return [
+        f"On the test set the order would be {join_words(order)}: the ranking stays as it was on the validation set, "
+        "because choosing by test results would make them too optimistic."
+    ]
+
+
+def _incomplete_finals(results: Results) -> list[str]:
+    """Name the finalists that have fewer final runs than planned: their means are not on equal terms."""
+    planned = results.plan["seeds"]
+    incomplete = []
+    for trial in ranked_finalists(results):
+        failed = sum(record.status == "failed" for record in trial.finals)
+        if trial.seeds < planned:
+            missing = f"{failed} failed" if failed else "the others have not ended"
+            incomplete.append(f"{escape_control_characters(trial.name)} has {trial.seeds} of {planned} ({missing})")
+    return [f"Not every finalist has all of its final runs: {join_words(incomplete)}."] if incomplete else []
 
 
 def _single_seed(best: RankedTrial) -> list[str]:

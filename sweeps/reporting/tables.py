@@ -1,11 +1,13 @@
-"""Text tables for a reader: ranking, strategies, failed runs."""
+"""Text tables for a reader: ranking, search runs, strategies, failed runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sweeps.reporting.formatting import (
+    MISSING,
+    describe_strategy,
     escape_control_characters,
     format_choice,
     format_duration,
@@ -14,14 +16,14 @@ from sweeps.reporting.formatting import (
     format_percent,
     format_setting,
     format_status,
+    pluralize,
     rare_settings,
     truncate,
 )
-from sweeps.reporting.ranking import ranked_trials, tally_by_strategy
+from sweeps.reporting.ranking import StrategyTally, ranked_finalists, tally_by_strategy, trials_by_search
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
-from sweeps.reporting.strategy_descriptions import STRATEGY_DESCRIPTIONS
-from xfer.objectives import ACCURACY, OBJECTIVES
+from xfer.objectives import ACCURACY, OBJECTIVES, Objective
 
 
 @dataclass(frozen=True)
@@ -30,35 +32,57 @@ class Table:
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    """For each row, what its strategy does, to be shown next to the name; empty where a row above says it. No notes at
+    all if the table has no strategies to explain."""
+
+    def note(self, row: int, column: str) -> str:
+        """Return the note for a cell: only the column `strategy` has one."""
+        return self.notes[row] if self.notes and column == "strategy" else ""
 
     def select_columns(self, *columns: str) -> Table:
         """Return a table with these columns, in this order."""
         indices = [self.header.index(column) for column in columns]
-        return Table(columns, tuple(tuple(row[index] for index in indices) for row in self.rows))
+        return Table(columns, tuple(tuple(row[index] for index in indices) for row in self.rows), self.notes)
+
+
+def strategy_notes(strategies: Iterable[str]) -> tuple[str, ...]:
+    """Return what the strategy of each row does; empty where a row above has the same strategy."""
+    seen: set[str] = set()
+    notes = []
+    for strategy in strategies:
+        notes.append("" if strategy in seen else describe_strategy(strategy))
+        seen.add(strategy)
+    return tuple(notes)
 
 
 def summary_table(results: Results, top: int = 10) -> Table:
     """Top rows of the ranking, with few enough columns for a terminal."""
-    table = _ranking(results, ranked_trials(results)[:top], (), short_status=True)
-    return table.select_columns(
-        "rank", "trial", "strategy", "status", *_objective_columns(results), "validation", "test"
-    )
+    table = ranking_table(results, top)
+    shown = ("trial", "status") if "status" in table.header else ("trial",)
+    accuracies = [column for column in ("validation", "test") if column in table.header]
+    return table.select_columns("rank", "strategy", *_objective_columns(results), *accuracies, *shown)
 
 
 def ranking_table(results: Results, top: int | None = None) -> Table:
-    """Ranking with a column for each setting that varies between trials.
+    """Ranking: of the finalists by their final runs, or of all trials by their search runs if there are no finals.
 
     Args:
         results: of the sweep.
         top: maximum number of rows; None for all.
 
     Returns:
-        A table whose columns `validation` and `test` are accuracies, whatever the objective of the search.
+        A table with a column for each setting that varies between trials. Its columns `validation` and `test` are
+        accuracies, whatever the objective of the search.
     """
-    shared = _shared_settings(results)
-    trials = ranked_trials(results)
-    varying = [setting for trial in trials[:1] for setting in _settings(trial) if setting not in {*shared, "strategy"}]
-    return _ranking(results, trials[:top], varying)
+    if finalists := ranked_finalists(results):
+        return _finalists(results, finalists[:top])
+    return _ranked(_search_runs(results, trials_by_search(results)[:top]))
+
+
+def search_table(results: Results) -> Table:
+    """Every search run, best first, if there are finals; without finals the ranking has them, and there are no rows."""
+    return _search_runs(results, trials_by_search(results) if ranked_finalists(results) else [])
 
 
 def common_settings(results: Results) -> dict[str, str]:
@@ -77,20 +101,24 @@ def _shared_settings(results: Results) -> dict[str, str]:
 
 
 def strategies_table(results: Results) -> Table:
-    """Count the trials of each strategy and summarise their search runs on the validation set.
+    """Count the trials of each strategy and summarise their values on the validation set, in the order of the ranking.
 
-    Best and median refer to the deciding objective. If that is not accuracy, a column with the best accuracy is added.
+    All values are of the deciding objective: `finals` is the mean of the best finalist's final runs, best and median
+    are of finished search runs. If the objective is not accuracy, a column with the best accuracy of a search run is
+    added.
     """
-    objective = results.objective
-    show_accuracy = objective != ACCURACY
+    objective, tallies = results.objective, tally_by_strategy(results)
+    show_accuracy, has_finals = objective != ACCURACY, any(tally.finalist for tally in tallies)
     return Table(
         (
-            *("strategy", "trials", "finished", "best", "median", *(("best accuracy",) * show_accuracy)),
+            *("strategy", *(("finals",) * has_finals), "trials", "finished", "best", "median"),
+            *(("best accuracy",) * show_accuracy),
             *(format_status("pruned"), format_status("failed"), "description"),
         ),
         tuple(
             (
                 escape_control_characters(tally.strategy),
+                *((_final_value(tally, objective),) * has_finals),
                 str(len(tally.trials)),
                 str(tally.counts["finished"]),
                 format_objective(objective, tally.best),
@@ -98,9 +126,9 @@ def strategies_table(results: Results) -> Table:
                 *((format_percent(max(tally.accuracies, default=None)),) * show_accuracy),
                 str(tally.counts["pruned"]),
                 str(tally.counts["failed"]),
-                STRATEGY_DESCRIPTIONS.get(tally.strategy, ""),
+                describe_strategy(tally.strategy),
             )
-            for tally in tally_by_strategy(results.trials)
+            for tally in tallies
         ),
     )
 
@@ -119,6 +147,7 @@ def failures_table(results: Results) -> Table:
             )
             for record in failed
         ),
+        strategy_notes(str(record.recipe["strategy"]["name"]) for record in failed),
     )
 
 
@@ -129,38 +158,84 @@ def _objective_columns(results: Results) -> tuple[str, ...]:
     return (*labels, *(("front",) if results.objectives[1:] else ()))
 
 
-def _ranking(
-    results: Results, trials: Sequence[RankedTrial], settings: Sequence[str], short_status: bool = False
-) -> Table:
+def _objective_cells(results: Results, trial: RankedTrial, read: Callable[[Objective], float | None]) -> list[str]:
+    """Cells of `_objective_columns`; `read` returns the trial's value of an objective."""
+    cells = {objective.label: format_objective(objective, read(objective)) for objective in results.objectives}
+    cells["front"] = "yes" if trial.name in results.pareto_front else ""
+    return [cells[column] for column in _objective_columns(results)]
+
+
+def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
     """Results come before settings, so that they are visible on a narrow screen."""
-    rows = []
-    for rank, trial in enumerate(trials, start=1):
-        all_settings = _settings(trial)
-        reached = {
-            objective.label: format_objective(objective, trial.value(objective)) for objective in results.objectives
-        }
-        reached["front"] = "yes" if trial.name in results.pareto_front else ""
-        rows.append(
-            (
-                str(rank),
-                escape_control_characters(trial.name),
-                all_settings["strategy"],
-                *(reached[column] for column in _objective_columns(results)),
-                format_accuracy_interval(trial.val_accuracy, trial.validation),
-                format_accuracy_interval(trial.test.mean if trial.test else None, trial.test),
-                str(trial.seeds),
-                _short_status(trial) if short_status else format_status(trial.status, len(trial.search.epochs)),
-                str(len(trial.search.epochs)),
-                format_duration(trial.seconds),
-                *(all_settings[setting] for setting in settings),
-            )
+    settings = _varying_settings(results)
+    rows = [
+        (
+            _settings(trial)["strategy"],
+            *_objective_cells(results, trial, trial.value),
+            format_accuracy_interval(trial.val_accuracy, trial.validation),
+            format_accuracy_interval(trial.test.mean if trial.test else None, trial.test),
+            escape_control_characters(trial.name),
+            _seeds_cell(results, trial),
+            str(len(trial.search.epochs)),
+            format_duration(trial.seconds),
+            *(_settings(trial)[setting] for setting in settings),
         )
-    first = ("rank", "trial", "strategy", *_objective_columns(results))
-    return Table((*first, "validation", "test", "seeds", "status", "epochs", "time", *settings), tuple(rows))
+        for trial in finalists
+    ]
+    header = ("strategy", *_objective_columns(results), "validation", "test", "trial", "seeds", "epochs", "time")
+    return _ranked(Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists)))
 
 
-def _short_status(trial: RankedTrial) -> str:
-    return "stopped" if trial.status == "pruned" else trial.status
+def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
+    """Search runs alone: their values are of one run each, also those of finalists."""
+    settings = _varying_settings(results)
+    ranked = {trial.name for trial in ranked_finalists(results)}
+    rows = [
+        (
+            _settings(trial)["strategy"],
+            *_objective_cells(results, trial, trial.value_in_search),
+            format_accuracy_interval(trial.search_accuracy, trial.search_validation),
+            escape_control_characters(trial.name),
+            _status_cell(results, trial, trial.name in ranked),
+            str(len(trial.search.epochs)),
+            format_duration(trial.search.seconds),
+            *(_settings(trial)[setting] for setting in settings),
+        )
+        for trial in trials
+    ]
+    header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs", "time")
+    return Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
+
+
+def _ranked(table: Table) -> Table:
+    """Number the rows."""
+    rows = tuple((str(rank), *row) for rank, row in enumerate(table.rows, start=1))
+    return Table(("rank", *table.header), rows, table.notes)
+
+
+def _seeds_cell(results: Results, trial: RankedTrial) -> str:
+    planned = results.plan["seeds"]
+    return str(trial.seeds) if trial.seeds >= planned else f"{trial.seeds} of {planned}"
+
+
+def _status_cell(results: Results, trial: RankedTrial, is_ranked: bool) -> str:
+    status = format_status(trial.status, len(trial.search.epochs))
+    if is_ranked:
+        return f"{status}, finalist"
+    if trial.is_finalist:
+        value = format_objective(results.objective, trial.value(results.objective))
+        return f"{status}, not ranked: {value} in {pluralize(trial.seeds, 'final run')}"
+    return status
+
+
+def _final_value(tally: StrategyTally, objective: Objective) -> str:
+    return MISSING if tally.finalist is None else format_objective(objective, tally.finalist.value(objective))
+
+
+def _varying_settings(results: Results) -> list[str]:
+    """Settings that differ between trials, the strategy left out because it has a column in any case."""
+    shared = {*_shared_settings(results), "strategy"}
+    return [setting for trial in results.trials[:1] for setting in _settings(trial) if setting not in shared]
 
 
 def _settings(trial: RankedTrial) -> dict[str, str]:

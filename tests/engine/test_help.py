@@ -15,6 +15,7 @@ from sweeps.engine.options import CliOptions
 from sweeps.engine.plan import Plan
 from xfer.choices import ALIASES
 from xfer.hyperparameters import CHOICES, STRATEGIES
+from xfer.methods.descriptions import strategy_descriptions
 
 ROOT = Path(__file__).parents[2]
 PAGE_FIELDS = {"experiment", "question", "source", "edits", "arms"}
@@ -52,13 +53,17 @@ def test_every_field_has_a_flag_with_a_help_text(help_text: str, flag: str) -> N
     assert re.search(rf"{re.escape(flag)}(, --no-[a-z-]+)?( [A-Z]+| \S+\|[A-Z]+)? [A-Z]\w+", help_text)
 
 
-def test_the_help_lists_every_strategy_with_its_parameters(help_text: str) -> None:
+def test_the_help_lists_every_strategy_with_its_parameters_and_what_it_does(help_text: str) -> None:
     for group, entries in STRATEGIES.items():
-        names = (
-            name + "*" * (name in CHOICES["strategy"].search) + (f" ({', '.join(own)})" if own else "")
+        lines = (
+            name
+            + "*" * (name in CHOICES["strategy"].search)
+            + (f" ({', '.join(own)})" if own else "")
+            + f": {strategy_descriptions()[name]}"
             for name, own in entries.items()
         )
-        assert f"- {group}: {', '.join(names)}" in help_text
+        assert f"- {group}: {' '.join(lines)}" in help_text
+    assert "clip*: full fine-tuning, gradients clipped" in help_text
 
 
 def test_the_help_names_the_aliases_of_strategies(help_text: str) -> None:
@@ -97,7 +102,7 @@ def test_the_help_names_exactly_the_schedulers(help_text: str) -> None:
 def test_the_help_names_exactly_the_objectives(help_text: str) -> None:
     from xfer.objectives import OBJECTIVES
 
-    alone = names_between(help_text, "ranks and stops trials by, on the validation part:", ".")
+    alone = names_between(help_text, "ranks and stops trials by, on the validation set:", ".")
     assert alone | names_between(help_text, "With a second one, as in", ", the search") == set(OBJECTIVES)
     assert alone == set(OBJECTIVES) - {"seconds"}
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from sweeps.reporting.formatting import describe_recipe, escape_control_characters, escape_markdown, join_words
-from sweeps.reporting.strategy_descriptions import STRATEGY_DESCRIPTIONS
 from tests.reporting.conftest import a_recipe
 
 
@@ -65,8 +64,3 @@ def test_the_description_of_a_recipe_is_complete() -> None:
 
 def test_items_are_joined_as_an_english_enumeration() -> None:
     assert [join_words(items) for items in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]
-
-
-def test_every_strategy_has_a_description() -> None:
-    strategies = pytest.importorskip("xfer.methods.strategies")
-    assert STRATEGY_DESCRIPTIONS.keys() == strategies.STRATEGIES.keys()

@@ -16,7 +16,7 @@ from sweeps.reporting.ranking import ranked_trials, ranking_frame, tally_by_stra
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
 from sweeps.reporting.summary import caveats, headline, how_to_read, pareto_sentence, strategy_comparison
-from sweeps.reporting.tables import ranking_table, strategies_table, summary_table
+from sweeps.reporting.tables import ranking_table, search_table, strategies_table, summary_table
 from tests.reporting.conftest import a_record, an_evaluation, results_of
 from xfer.objectives import OBJECTIVES
 from xfer.records import CorruptionScore, Record
@@ -49,7 +49,7 @@ def by_loss() -> Results:
         *some_finals("0001", 0.8, 0.2, 0.3, test_loss=0.4),
         *some_finals("0000", 0.9, 0.5, 0.7, test_loss=0.9),
     ]
-    return results_of(records, ["0001", "0000"], objective=["loss"])
+    return results_of(records, ["0001", "0000"], objective=["loss"], seeds=2)
 
 
 @pytest.fixture
@@ -84,9 +84,10 @@ def test_trials_are_ranked_by_the_objective(by_loss: Results) -> None:
 
 def test_the_headline_states_the_objective_and_the_accuracies(by_loss: Results) -> None:
     assert headline(by_loss) == (
-        "Best in cross-entropy is scratch on mobilenetv2_100 with adam at learning rate 0.001 (trial 0001): 0.25 on "
-        "the validation set, 0.4 on the test set. Its test accuracy is 80.0% (95% interval 71.1 to 86.7; 100 images, 2 "
-        "seeds), its validation accuracy 80.0% (95% interval 71.1 to 86.7; 100 images, 2 seeds)."
+        "Best in cross-entropy is scratch (training from random weights) on mobilenetv2_100 with adam at learning rate "
+        "0.001 (trial 0001): 0.25 on the validation set, 0.4 on the test set. Its test accuracy is 80.0% (95% interval "
+        "71.1 to 86.7; 100 images, 2 seeds), its validation accuracy 80.0% (95% interval 71.1 to 86.7; 100 images, 2 "
+        "seeds). It ranks first of 2 finalists by mean validation cross-entropy over final runs."
     )
     unopened = headline(results_of(by_loss.records[:3], objective=["loss"]))
     assert unopened.startswith("Best on validation in cross-entropy is scratch")
@@ -94,21 +95,23 @@ def test_the_headline_states_the_objective_and_the_accuracies(by_loss: Results) 
 
 
 def test_strategies_are_compared_by_the_objective(by_loss: Results) -> None:
-    assert [tally.strategy for tally in tally_by_strategy(by_loss.trials)] == ["scratch", "naive"]
+    assert [tally.strategy for tally in tally_by_strategy(by_loss)] == ["scratch", "naive"]
     assert strategy_comparison(by_loss) == (
-        "Best validation cross-entropy of a single search run, by strategy: scratch 0.2 and naive 0.3."
+        "Mean validation cross-entropy of the best finalist, by strategy: scratch 0.25 and naive (full fine-tuning) "
+        "0.6."
     )
     table = strategies_table(by_loss)
-    assert table.header[:6] == ("strategy", "trials", "finished", "best", "median", "best accuracy")
-    assert table.rows[1][:8] == ("naive", "3", "2", "0.3", "0.4", "90.0%", "1", "0")
+    assert table.header[:7] == ("strategy", "finals", "trials", "finished", "best", "median", "best accuracy")
+    assert table.rows[1][:9] == ("naive", "0.6", "3", "2", "0.3", "0.4", "90.0%", "1", "0")
 
 
 def test_tables_have_a_column_for_the_objective_before_the_accuracies(by_loss: Results, by_two: Results) -> None:
-    header = ("rank", "trial", "strategy", "status", "cross-entropy", "validation", "test")
+    header = ("rank", "strategy", "cross-entropy", "validation", "test", "trial")
     assert summary_table(by_loss).header == header
-    assert [row[4] for row in summary_table(by_loss).rows] == ["0.25", "0.6", "0.3", "0.1"]
-    assert ranking_table(by_two).header[:6] == ("rank", "trial", "strategy", "front", "validation", "test")
-    assert [(row[1], row[3]) for row in ranking_table(by_two).rows] == [
+    assert [row[2] for row in summary_table(by_loss).rows] == ["0.25", "0.6"]
+    assert [row[1] for row in search_table(by_loss).rows] == ["0.2", "0.3", "0.5", "0.1"]
+    assert ranking_table(by_two).header[:5] == ("rank", "strategy", "front", "validation", "trial")
+    assert [(row[4], row[2]) for row in ranking_table(by_two).rows] == [
         ("0000", "yes"),
         ("0001", ""),
         ("0003", "yes"),
@@ -123,17 +126,17 @@ def test_caveats_mention_a_lower_test_loss_and_overlapping_seed_spreads(by_loss:
         *some_finals("0001", 0.8, 0.2, 0.6, test_loss=0.9),
         *some_finals("0000", 0.9, 0.5, 0.7, test_loss=0.4),
     ]
-    close, lower = caveats(results_of(tied, ["0001", "0000"], objective=["loss"]))
+    close, lower = caveats(results_of(tied, ["0001", "0000"], objective=["loss"], seeds=2))
     assert close.startswith("Intervals are given for accuracy only; for cross-entropy, compare the spread over seeds.")
     assert "0001 (0.2 to 0.6) and 0000 (0.5 to 0.7), overlap: which one is better is not settled." in close
-    assert lower.startswith("On the test set, finalist 0000 scored lower, which is better (0.4).")
+    assert lower.startswith("On the test set the order would be 0000 (0.4) and 0001 (0.9): the ranking stays")
     (apart,) = caveats(by_loss)
     assert "overlap" not in apart
 
 
 def test_the_guide_names_the_objective_used_for_selection(by_loss: Results, by_two: Results) -> None:
     assert how_to_read(by_loss)[0].startswith("Trials were selected by cross-entropy on the validation set.")
-    assert "by the cross-entropy of their single run" in how_to_read(by_loss)[3]
+    assert "by the mean cross-entropy of their final runs" in how_to_read(by_loss)[3]
     assert len(how_to_read(by_loss)) == 4
     assert (
         "the ranking of the finalists used accuracy alone, so a faster but slightly worse recipe"
@@ -192,8 +195,8 @@ def test_figures_show_the_objective(by_loss: Results) -> None:
     shown = figure_texts(by_loss)
     label = "validation cross-entropy (lower is better)"
     assert all(label in shown[name] for name in ("strategies", "learning_curves", "cost"))
-    assert "best 0.2, n = 1" in shown["strategies"]
-    assert "validation 80.0%" in shown["finalists"]
+    assert "scratch: 0.25, mean of 2 final runs" in shown["strategies"]
+    assert "1. scratch (0001): validation 80.0%, test 80.0%" in shown["finalists"]
 
 
 # --- further metrics -------------------------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ def test_the_csv_has_the_objectives_and_the_pareto_front(by_two: Results) -> Non
 def test_both_pages_name_the_objective_and_the_pareto_front(by_two: Results, tmp_path: Path) -> None:
     html = render(by_two, tmp_path)
     for page in (html.read_text(), (tmp_path / "report.md").read_text()):
-        assert "Ranked by accuracy on the validation set." in page
+        assert "Ranked by accuracy on the validation set, of one search run each." in page
         assert "on the Pareto front of accuracy and seconds" in page
         assert "objective accuracy and seconds, sampler tpe" in page
 

@@ -8,7 +8,14 @@ import math
 import pandas as pd
 import pytest
 
-from sweeps.reporting.ranking import ranked_trials, ranking_csv, ranking_frame, tally_by_strategy
+from sweeps.reporting.ranking import (
+    best_value,
+    ranked_finalists,
+    ranked_trials,
+    ranking_csv,
+    ranking_frame,
+    tally_by_strategy,
+)
 from sweeps.reporting.results import Results
 from tests.reporting.conftest import a_record, results_of, some_finals
 
@@ -51,6 +58,20 @@ def test_untested_finalists_are_ranked_by_the_mean_of_their_final_runs() -> None
     lucky = [a_record("0000", (0.99,)), *some_finals("0000", 0.85)]
     solid = [a_record("0001", (0.95,)), *some_finals("0001", 0.90)]
     assert names(results_of([*lucky, *solid, a_record("0002", (0.97,))])) == ["0001", "0000", "0002"]
+
+
+def test_the_best_value_is_that_of_the_ranking(opened: Results) -> None:
+    assert best_value(opened) == pytest.approx(0.94)
+    assert best_value(results_of([a_record("0000", (0.7,)), a_record("0001", (0.9,), "pruned")])) == 0.7
+    assert best_value(results_of([a_record("0000", (0.9,), "pruned")])) is None
+    assert best_value(results_of([])) is None
+
+
+def test_finalists_outside_the_last_opening_are_ordered_by_their_search_runs() -> None:
+    earlier = [a_record("0000", (0.7,)), *some_finals("0000", 0.95, 0.9), a_record("0002", (0.8,))]
+    results = results_of([*earlier, a_record("0001", (0.9,)), *some_finals("0001", 0.85, 0.8)], ["0000"], ["0001"])
+    assert [trial.name for trial in ranked_finalists(results)] == ["0001"]
+    assert names(results) == ["0001", "0002", "0000"]
 
 
 def test_other_trials_are_ranked_by_accuracy_then_by_completed_epochs() -> None:
@@ -129,9 +150,12 @@ def test_the_parameters_of_a_choice_are_shown() -> None:
     assert (row["optimizer"], row["backbone"]) == ("sgd(momentum=0.9)", "mobilenetv2_100(pad_type=same)")
 
 
-def test_strategies_are_tallied_by_their_search_runs(opened: Results) -> None:
-    tallies = tally_by_strategy(opened.trials)
-    assert [tally.strategy for tally in tallies] == ["naive", "freeze_then_unfreeze", "scratch", "linear_probe"]
-    assert [tally.best for tally in tallies] == [0.97, 0.95, 0.8, None]
-    assert [tally.median_value for tally in tallies] == [0.97, 0.95, 0.8, None]
-    assert tallies[0].counts == {"finished": 1, "failed": 1}
+def test_strategies_are_tallied_in_the_order_of_the_ranking(opened: Results) -> None:
+    tallies = tally_by_strategy(opened)
+    assert [tally.strategy for tally in tallies] == ["freeze_then_unfreeze", "naive", "scratch", "linear_probe"]
+    assert [tally.best for tally in tallies] == [0.95, 0.97, 0.8, None]
+    assert [tally.median_value for tally in tallies] == [0.95, 0.97, 0.8, None]
+    assert tallies[1].counts == {"finished": 1, "failed": 1}
+    assert [tally.finalist and tally.finalist.name for tally in tallies] == ["0002", "0004", None, None]
+    assert [tally.representative and tally.representative.name for tally in tallies] == ["0002", "0004", "0000", None]
+    assert [tally.why_unfinished for tally in tallies] == ["", "", "", "1 trial stopped early"]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.reporting.formatting import MISSING
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
-from sweeps.reporting.secondary_metrics import most_confused, secondary_metrics_table, transfer_benefits_table
+from sweeps.reporting.secondary_metrics import compare_with_scratch, most_confused, secondary_metrics_table
 from tests.reporting.conftest import a_plan, a_record, an_evaluation, results_of
 from xfer.measure.benefits import transfer_benefits
 from xfer.records import CorruptionScore, Record
@@ -81,7 +82,7 @@ def a_run(trial: str, strategy: str, start: float | None, curve: Sequence[float]
     return replace(a_record(trial, curve, strategy=strategy, **recipe), start_accuracy=start)  # type: ignore[arg-type]
 
 
-SCRATCH, NAIVE = (0.3, 0.5, 0.6), (0.8, 0.9, 0.9)
+SCRATCH, NAIVE = (0.4, 0.6, 0.7), (0.8, 0.9, 0.9)
 
 
 def test_the_best_run_of_each_strategy_is_compared_with_the_best_from_scratch() -> None:
@@ -94,18 +95,85 @@ def test_the_best_run_of_each_strategy_is_compared_with_the_best_from_scratch() 
             a_run("0004", "linear_probe", 0.1, (0.1, 0.1, 0.1)),
         ]
     )
-    table = transfer_benefits_table(results)
-    assert table.header == ("strategy", "backbone", "trials", "start", "early", "slope", "asymptote")
+    table = compare_with_scratch(results).table
+    assert table.header == ("strategy", "backbone", "trials", "early", "slope", "asymptote")
     benefits = transfer_benefits([0.2, *NAIVE], [0.1, *SCRATCH])
-    assert table.rows[0][:3] == ("naive", "mobilenetv2_100", "0002 vs. 0000")
+    assert table.rows[0][:3] == ("naive", "mobilenetv2_100", "0002 vs. 0000, one run each")
     assert table.rows[0][3:] == (
-        "+10.0",
-        "+50.0",
+        "+40.0",
         f"{100 * benefits.slope:+.1f} per epoch",
         f"{100 * benefits.asymptote:+.1f}",
     )
     assert [row[0] for row in table.rows] == ["naive", "linear_probe"]
-    assert table.rows[1][3:5] == ("0.0", "-20.0")
+    assert table.notes == ("full fine-tuning", "training only the new head, on frozen features")
+    assert table.rows[1][3] == "-30.0"
+    assert compare_with_scratch(results).remarks == ()
+
+
+def test_only_a_head_that_was_fitted_before_has_a_start_to_compare() -> None:
+    runs = [a_run("0000", "scratch", 0.5, SCRATCH), a_run("0001", "naive", 0.48, NAIVE)]
+    without = compare_with_scratch(results_of(runs))
+    assert "start" not in without.table.header
+    assert without.caption.endswith("every head here starts at random, and so at guessing.")
+    with_start = compare_with_scratch(results_of([*runs, a_run("0002", "lp_ft", 0.85, (0.88, 0.89, 0.89))]))
+    starts = with_start.table.select_columns("strategy", "start").rows
+    assert dict(starts) == {"naive": MISSING, "lp_ft": "+35.0"}
+    assert "Any other new head starts at random" in with_start.caption
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "frequent", "learned"),
+    [
+        (0.55, 49, 0.51, False),
+        (0.40, 100, 0.5, False),
+        (0.75, 100, 0.8, False),
+        (0.10, 200, 0.1, False),
+        (0.60, 1_000, 0.51, True),
+        (0.75, 100, 0.5, True),
+    ],
+    ids=["near guessing", "below guessing", "always one class", "ten classes", "many images", "learned"],
+)
+def test_a_run_from_scratch_that_learned_nothing_is_no_baseline(
+    accuracy: float, images: int, frequent: float, learned: bool
+) -> None:
+    scratch = a_run("0000", "scratch", 0.1, (0.3, 0.4, accuracy), images=images)
+    assert scratch.val is not None
+    rare = images - round(frequent * images)
+    confusion = ((0, 0, round(frequent * images)), (1, 0, rare - rare // 2), (2, 0, rare // 2))
+    scratch = replace(scratch, val=replace(scratch.val, confusion=confusion))
+    comparison = compare_with_scratch(results_of([scratch, a_run("0001", "naive", 0.2, NAIVE)]))
+    assert bool(comparison.table.rows) == learned
+    assert len(comparison.remarks) == (not learned)
+
+
+def test_the_remark_on_a_run_that_learned_nothing_has_the_numbers() -> None:
+    scratch = a_run("0000", "scratch", 0.1, (0.3, 0.4, 0.55))
+    (remark,) = compare_with_scratch(results_of([scratch, a_run("0001", "naive", 0.2, NAIVE)])).remarks
+    assert remark == (
+        "The run from scratch (trial 0000) learned nothing in 3 epochs: its validation accuracy is 55.0% (95% interval "
+        "45.2 to 64.4; 100 images, 1 seed), and always answering the most frequent class gets 50.0%. A comparison with "
+        "it would say nothing about transfer. Training from scratch needs more epochs or more images."
+    )
+
+
+def test_an_arm_without_a_finished_run_is_named_with_its_end() -> None:
+    naive, pruned = a_run("0002", "naive", 0.2, NAIVE), replace(a_run("0000", "scratch", 0.1, (0.4,)), status="pruned")
+    failed = a_record("0001", (), "failed", strategy="scratch")
+    assert compare_with_scratch(results_of([pruned, failed, naive])).remarks == (
+        "Training from scratch is no baseline: trial 0000 was stopped early at epoch 1 and trial 0001 failed.",
+    )
+    scratch = a_run("0000", "scratch", 0.1, (0.5, 0.7, 0.8))
+    lora = replace(a_run("0003", "lora", 0.1, (0.4, 0.4)), status="pruned")
+    comparison = compare_with_scratch(results_of([scratch, naive, lora]))
+    assert [row[0] for row in comparison.table.rows] == ["naive"]
+    assert comparison.remarks == ("lora is not compared: trial 0003 was stopped early at epoch 2.",)
+
+
+def test_a_sweep_that_does_not_train_from_scratch_compares_nothing_and_remarks_nothing() -> None:
+    comparison = compare_with_scratch(
+        results_of([a_run("0000", "naive", 0.2, NAIVE), a_run("0001", "small_cnn", 0.1, NAIVE)])
+    )
+    assert (comparison.table.rows, comparison.remarks) == ((), ())
 
 
 def test_only_runs_on_the_same_backbone_are_compared() -> None:
@@ -116,7 +184,12 @@ def test_only_runs_on_the_same_backbone_are_compared() -> None:
             a_run("0002", "naive", 0.2, NAIVE, backbone="resnet18", backbone_args={"pad_type": "same"}),
         ]
     )
-    assert transfer_benefits_table(results).rows == ()
+    comparison = compare_with_scratch(results)
+    assert comparison.table.rows == ()
+    assert comparison.remarks == tuple(
+        f"Nothing was trained from scratch on {backbone}, so transfer is not compared with it there."
+        for backbone in ("resnet50", "resnet18(pad_type=same)")
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +203,7 @@ def test_only_runs_on_the_same_backbone_are_compared() -> None:
     ids=["start not measured", "pruned", "a gap in the curve", "no scratch"],
 )
 def test_without_a_complete_curve_from_scratch_there_is_no_comparison(baseline: Record) -> None:
-    assert transfer_benefits_table(results_of([baseline, a_run("0001", "naive", 0.2, NAIVE)])).rows == ()
+    assert compare_with_scratch(results_of([baseline, a_run("0001", "naive", 0.2, NAIVE)])).table.rows == ()
 
 
 # --- in the report ---------------------------------------------------------------------------------------------------

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 
+from sweeps.reporting.formatting import MISSING
 from sweeps.reporting.results import Results
-from sweeps.reporting.summary import caveats, headline, how_to_read, strategy_comparison
-from sweeps.reporting.tables import common_settings, failures_table, ranking_table, strategies_table, summary_table
-from tests.reporting.conftest import a_record, results_of, some_finals
+from sweeps.reporting.summary import caveats, headline, how_to_read, image_counts, strategy_comparison
+from sweeps.reporting.tables import (
+    common_settings,
+    failures_table,
+    ranking_table,
+    search_table,
+    strategies_table,
+    summary_table,
+)
+from tests.reporting.conftest import a_record, an_evaluation, results_of, some_finals
 
 
 def test_the_headline_gives_test_and_validation_accuracy_with_intervals_and_sample_sizes(opened: Results) -> None:
     assert headline(opened) == (
-        "Best is freeze_then_unfreeze(freeze_epochs=2) on mobilenetv2_100 with adam at learning rate 0.001 (trial "
-        "0002): test accuracy 90.0% (95% interval 82.6 to 94.5; 100 images, 3 seeds). Its validation accuracy, on "
-        "which it was selected, is 94.0% (95% interval 87.5 to 97.2; 100 images, 3 seeds)."
+        "Best is freeze_then_unfreeze(freeze_epochs=2) (training the head alone for a few epochs, then everything) on "
+        "mobilenetv2_100 with adam at learning rate 0.001 (trial 0002): test accuracy 90.0% (95% interval 82.6 to "
+        "94.5; 100 images, 3 seeds). It ranks first of 2 finalists by mean validation accuracy over final runs: 94.0% "
+        "(95% interval 87.5 to 97.2; 100 images, 3 seeds)."
     )
 
 
 def test_the_headline_before_the_test_set_is_used() -> None:
     results = results_of([a_record("0000"), *some_finals("0000", 0.9)])
     assert headline(results) == (
-        "Best on validation is naive on mobilenetv2_100 with adam at learning rate 0.001 (trial 0000): accuracy 90.0% "
-        "(95% interval 82.6 to 94.5; 100 images, 3 seeds)."
+        "Best on validation is naive (full fine-tuning) on mobilenetv2_100 with adam at learning rate 0.001 (trial "
+        "0000): mean accuracy of its final runs 90.0% (95% interval 82.6 to 94.5; 100 images, 3 seeds)."
     )
     assert any("Nothing has been evaluated on the test set" in caveat for caveat in caveats(results))
 
@@ -35,18 +44,99 @@ def test_the_headline_when_nothing_finished() -> None:
     )
 
 
-def test_the_strategies_are_compared_in_one_sentence(opened: Results) -> None:
+def test_the_strategies_are_compared_by_final_runs_and_single_runs_are_named_apart(opened: Results) -> None:
     assert strategy_comparison(opened) == (
-        "Best validation accuracy of a single search run, by strategy: naive 97.0%, freeze_then_unfreeze 95.0% and "
-        "scratch 80.0%; no trial of linear_probe finished."
+        "Mean validation accuracy of the best finalist, by strategy: freeze_then_unfreeze 94.0% and naive (full "
+        "fine-tuning) 93.0%. Run once per recipe and not ranked, because the best of many single runs is partly luck: "
+        "scratch (training from random weights) 80.0%. Without a finished run: linear_probe (1 trial stopped early; "
+        "training only the new head, on frozen features)."
     )
-    assert strategy_comparison(results_of([a_record("0000")])) is None
 
 
-def test_overlapping_intervals_are_a_caveat(opened: Results) -> None:
-    close, higher = caveats(opened)
+def test_without_finals_the_strategies_are_compared_by_single_runs() -> None:
+    records = [
+        a_record("0000", (0.7,)),
+        a_record("0001", (0.8,), strategy="clip"),
+        a_record("0002", (), "failed", strategy="lora"),
+    ]
+    assert strategy_comparison(results_of(records)) == (
+        "Best validation accuracy of a single run, by strategy: clip 80.0% and naive (full fine-tuning) 70.0%. Without "
+        "a finished run: lora (1 trial failed; fine-tuning the head and low-rank updates of a frozen backbone)."
+    )
+    assert strategy_comparison(results_of(records[:1])) is None
+    assert (
+        strategy_comparison(
+            results_of([a_record("0000", (), "failed"), a_record("0001", (), "failed", strategy="clip")])
+        )
+        is None
+    )
+
+
+def test_of_many_strategies_only_the_best_are_described() -> None:
+    records = [a_record(f"000{i}", (0.9 - i / 100,), strategy=f"way_{i}") for i in range(8)]
+    assert strategy_comparison(results_of(records)) == (
+        "Best validation accuracy of a single run, by strategy: way_0 90.0%, way_1 89.0%, way_2 88.0%, way_3 87.0%, "
+        "way_4 86.0% and 3 more."
+    )
+
+
+def test_overlapping_intervals_and_another_order_on_the_test_set_are_caveats(opened: Results) -> None:
+    close, other_order = caveats(opened)
     assert close == ("The test intervals of the top two, 0002 and 0004, overlap: which one is better is not settled.")
-    assert higher.startswith("On the test set, finalist 0004 scored higher (92.0%).")
+    assert other_order == (
+        "On the test set the order would be 0004 (92.0%) and 0002 (90.0%): the ranking stays as it was on the "
+        "validation set, because choosing by test results would make them too optimistic."
+    )
+
+
+def test_another_order_on_the_test_set_is_explained_below_the_first_place_too() -> None:
+    records = [
+        record
+        for name, validation, test in (("0000", 0.95, 0.9), ("0001", 0.9, 0.73), ("0002", 0.85, 0.78))
+        for record in (a_record(name), *some_finals(name, validation, test))
+    ]
+    (note,) = [text for text in caveats(results_of(records, ["0000", "0001", "0002"])) if "order" in text]
+    assert note.startswith(
+        "On the test set the order would be 0000 (90.0%), 0002 (78.0%) and 0001 (73.0%): the ranking"
+    )
+
+
+def test_a_finalist_with_fewer_final_runs_than_planned_is_named() -> None:
+    failed = a_record("0001-s3", (), "failed", error="out of memory")
+    records = [
+        a_record("0000"),
+        *some_finals("0000", 0.9),
+        a_record("0001"),
+        *some_finals("0001", 0.8, seeds=2),
+        failed,
+    ]
+    assert "Not every finalist has all of its final runs: 0001 has 2 of 3 (1 failed)." in caveats(results_of(records))
+    table = ranking_table(results_of(records))
+    assert [row[table.header.index("seeds")] for row in table.rows] == ["3", "2 of 3"]
+
+
+def test_a_sample_over_several_validation_sets_says_how_many_images_each_has() -> None:
+    sets = [an_evaluation("val", 54, images=60, first=first) for first in (0, 40, 87)]
+    finals = [dataclasses.replace(record, val=val) for record, val in zip(some_finals("0000", 0.9), sets, strict=True)]
+    assert headline(results_of([a_record("0000"), *finals])).endswith(
+        "; 3 seeds with 60 images each, 147 different ones)."
+    )
+    uneven = [dataclasses.replace(finals[0], val=an_evaluation("val", 50, images=58)), *finals[1:]]
+    assert "3 seeds with 58 to 60 images each, 147 different ones" in headline(results_of([a_record("0000"), *uneven]))
+
+
+def test_the_training_images_are_those_left_by_a_limit_per_class() -> None:
+    def counts(*limits: int | None) -> str:
+        records = [a_record(f"{i:04d}", **({} if n is None else {"images_per_class": n})) for i, n in enumerate(limits)]
+        return image_counts(results_of(records))
+
+    rest = (
+        "49 validation and 153 test images of 128 px. Each seed of a finalist draws another validation set of this size"
+    )
+    assert counts(None) == f"195 training, {rest}"
+    assert counts(30, 30) == f"195 training (at most 30 per class), {rest}"
+    assert counts(50, 10) == f"195 training (each trial used at most 10 or 50 per class), {rest}"
+    assert counts(10, None) == f"195 training (each trial used at most 10 per class, or all), {rest}"
 
 
 def test_clearly_separate_intervals_need_no_caveat() -> None:
@@ -56,7 +146,7 @@ def test_clearly_separate_intervals_need_no_caveat() -> None:
 
 def test_a_single_seed_a_reused_test_set_and_unfinished_trials_are_caveats() -> None:
     records = [a_record("0000"), *some_finals("0000", 0.9, 0.9, seeds=1)]
-    results = dataclasses.replace(results_of(records, ["0000"], ["0000"]), unfinished=["0001", "0002"])
+    results = dataclasses.replace(results_of(records, ["0000"], ["0000"], seeds=1), unfinished=["0001", "0002"])
     one_seed, used_twice, unfinished = caveats(results)
     assert "one seed only" in one_seed
     assert "used 2 times, so it is no longer untouched" in used_twice
@@ -86,12 +176,60 @@ def test_the_guide_lists_the_sources_of_a_warm_start() -> None:
     assert not any("arm start" in text or "started with" in text for text in how_to_read(results_of(records)))
 
 
-def test_the_summary_fits_a_terminal(opened: Results) -> None:
-    table = summary_table(opened, top=2)
-    assert table.header == ("rank", "trial", "strategy", "status", "validation", "test")
-    assert [row[:2] for row in table.rows] == [("1", "0002"), ("2", "0004")]
-    assert table.rows[0][5] == "90.0% (82.6 to 94.5)"
-    assert all(len(row) == len(table.header) for row in table.rows)
+def test_the_summary_fits_a_terminal_and_explains_the_strategies(opened: Results) -> None:
+    table = summary_table(opened)
+    assert table.header == ("rank", "strategy", "validation", "test", "trial")
+    assert table.rows == (
+        ("1", "freeze_then_unfreeze(freeze_epochs=2)", "94.0% (87.5 to 97.2)", "90.0% (82.6 to 94.5)", "0002"),
+        ("2", "naive", "93.0% (86.3 to 96.6)", "92.0% (85.0 to 95.9)", "0004"),
+    )
+    assert table.note(0, "strategy") == "training the head alone for a few epochs, then everything"
+    assert table.note(1, "strategy") == "full fine-tuning"
+    assert table.note(1, "trial") == ""
+    assert summary_table(results_of([a_record("0000")])).header == ("rank", "strategy", "validation", "trial", "status")
+
+
+def test_only_finalists_are_ranked_and_single_runs_are_listed_apart(opened: Results) -> None:
+    ranking, search = ranking_table(opened), search_table(opened)
+    assert [row[ranking.header.index("trial")] for row in ranking.rows] == ["0002", "0004"]
+    assert ranking.header[:4] == ("rank", "strategy", "validation", "test")
+    assert search.header[:4] == ("strategy", "validation", "trial", "status")
+    assert [row[1:4] for row in search.rows] == [
+        ("97.0% (91.5 to 99.0)", "0004", "finished, finalist"),
+        ("95.0% (88.8 to 97.8)", "0002", "finished, finalist"),
+        ("80.0% (71.1 to 86.7)", "0000", "finished"),
+        ("70.0%", "0001", "stopped early at epoch 2"),
+        (MISSING, "0003", "failed"),
+    ]
+
+
+def test_without_finals_every_trial_is_ranked_by_its_search_run() -> None:
+    results = results_of([a_record("0000", (0.7,)), a_record("0001", (0.9,)), a_record("0002", (0.95,), "pruned")])
+    table = ranking_table(results)
+    assert [(row[0], row[table.header.index("trial")]) for row in table.rows] == [
+        ("1", "0001"),
+        ("2", "0000"),
+        ("3", "0002"),
+    ]
+    assert search_table(results).rows == ()
+
+
+def test_a_finalist_of_an_earlier_start_is_listed_but_not_ranked() -> None:
+    earlier = [a_record("0000", (0.8,)), *some_finals("0000", 0.95, 0.9)]
+    results = results_of([*earlier, a_record("0001", (0.9,)), *some_finals("0001", 0.85, 0.8)], ["0000"], ["0001"])
+    assert [row[1:] for row in ranking_table(results).select_columns("rank", "trial").rows] == [("0001",)]
+    statuses = search_table(results).select_columns("trial", "status").rows
+    assert statuses == (("0001", "finished, finalist"), ("0000", "finished, not ranked: 95.0% in 3 final runs"))
+
+
+def test_a_table_explains_each_strategy_once() -> None:
+    records = [a_record(f"000{i}", strategy=name) for i, name in enumerate(("clip", "clip", "naive", "my_own"))]
+    assert ranking_table(results_of(records)).notes == (
+        "full fine-tuning, gradients clipped",
+        "",
+        "full fine-tuning",
+        "",
+    )
 
 
 def test_only_settings_that_vary_have_a_column(opened: Results) -> None:
@@ -100,22 +238,23 @@ def test_only_settings_that_vary_have_a_column(opened: Results) -> None:
     assert common_settings(opened)["optimizer"] == "adam"
 
 
-def test_a_trial_that_was_stopped_early_shows_its_last_epoch(opened: Results) -> None:
-    status = ranking_table(opened).header.index("status")
-    assert [row[status] for row in ranking_table(opened).rows][2:] == ["finished", "stopped early at epoch 2", "failed"]
-    assert [row[3] for row in summary_table(opened).rows][2:] == ["finished", "stopped", "failed"]
-
-
 def test_the_strategies_table_counts_outcomes_and_describes_each_strategy(opened: Results) -> None:
     table = strategies_table(opened)
-    assert table.header[5:] == ("stopped early", "failed", "description")
-    assert table.rows[0] == ("naive", "2", "1", "97.0%", "97.0%", "0", "1", "full fine-tuning")
+    assert table.header[:6] == ("strategy", "finals", "trials", "finished", "best", "median")
+    assert table.header[6:] == ("stopped early", "failed", "description")
+    assert [row[:2] for row in table.rows] == [
+        ("freeze_then_unfreeze", "94.0%"),
+        ("naive", "93.0%"),
+        ("scratch", MISSING),
+        ("linear_probe", MISSING),
+    ]
+    assert table.rows[1] == ("naive", "93.0%", "2", "1", "97.0%", "97.0%", "0", "1", "full fine-tuning")
 
 
 def test_the_description_of_a_strategy_explains_its_name() -> None:
     table = strategies_table(results_of([a_record("0000", strategy="clip"), a_record("0001", strategy="my_own")]))
     assert dict(zip(("clip", "my_own"), (row[-1] for row in table.rows), strict=True)) == {
-        "clip": "full fine-tuning with gradient clipping",
+        "clip": "full fine-tuning, gradients clipped",
         "my_own": "",
     }
 

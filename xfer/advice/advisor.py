@@ -33,6 +33,7 @@ from xfer.advice.dataset_profile import (
 from xfer.choices import Choice, Value
 from xfer.data.pack import Pack, Progress
 from xfer.devices.device import default_device
+from xfer.methods.descriptions import strategy_descriptions
 
 LINE_WIDTH = 100
 SOURCES = {
@@ -104,7 +105,8 @@ class Advice:
                 for rank, recommendation in enumerate(self.recommended, start=1)
                 for line in (
                     f"  {rank}. {recommendation.strategy}   [{recommendation.source}]",
-                    *_wrap(f"     {recommendation.reason}", 5),
+                    *_wrap(f"     {strategy_descriptions()[recommendation.strategy.name]}", 5),
+                    *_wrap(f"     why: {recommendation.reason}", 5),
                 )
             ),
             "",

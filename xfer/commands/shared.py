@@ -38,7 +38,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--image-size", type=int, help="side of the images in pixels (default: as in pretraining)")
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder for decoded images (default: runs)")
-    parser.add_argument("--split-seed", type=int, default=0, help="determines the test part, if it is drawn at random")
+    parser.add_argument("--split-seed", type=int, default=0, help="determines the test set, if it is drawn at random")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

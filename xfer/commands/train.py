@@ -13,6 +13,7 @@ from typing import Any
 from xfer.choices import Choice, Value, choose, default_parameters, unknown_name_message
 from xfer.commands import shared
 from xfer.hyperparameters import NUMBERS, OPTIMIZERS, default_choice, default_number
+from xfer.methods.descriptions import strategy_descriptions
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
@@ -72,9 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="determines new weights, the order of images and augmentations"
     )
-    parser.add_argument("--draw", type=int, default=0, help="determines the validation part, if it is drawn at random")
+    parser.add_argument("--draw", type=int, default=0, help="determines the validation set, if it is drawn at random")
     parser.add_argument("--out", type=Path, help="folder for checkpoints, record and model (default: runs/<recipe>)")
-    parser.add_argument("--test", action="store_true", help="evaluate on the test part at the end; do this only once")
+    parser.add_argument("--test", action="store_true", help="evaluate on the test set at the end; do this only once")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,8 +103,9 @@ def run(args: argparse.Namespace) -> None:
     training = Run(recipe, pack, file, folder=out / "checkpoints")
     split = training.split
     print(
-        f"{recipe.strategy} on {recipe.backbone}: {len(pack.classes)} classes, {len(split.train)} training, "
-        f"{len(split.val)} validation and {len(split.test)} test images of {recipe.image_size} px"
+        f"{recipe.strategy} ({strategy_descriptions()[recipe.strategy.name]}) on {recipe.backbone}: "
+        f"{len(pack.classes)} classes, {len(split.train)} training, {len(split.val)} validation and "
+        f"{len(split.test)} test images of {recipe.image_size} px"
     )
     _train(training, out)
     save_classifier(out / "model", training.model, recipe, pack.classes, pack.value_ranges)

@@ -303,7 +303,7 @@ def _class_notes(tops: PartFolders, classes: tuple[str, ...], examples: Iterable
         present[example.part].add(example.label)
     for part in ("val", "test"):
         if part in present and (missing := [n for label, n in enumerate(classes) if label not in present[part]]):
-            yield f"WARNING: the {part} part has no images of {preview(missing)}."
+            yield f"WARNING: the {part} set has no images of {preview(missing)}."
 
 
 def _skip_notes(root: Path, skipped: Iterable[SkippedFiles]) -> Iterable[str]:

@@ -141,7 +141,7 @@ def quickdraw(uri: DataUri) -> Source:
     if both:
         raise ValueError(
             f"{root} has {preview(both)} as .npy and as .ndjson: these are the same drawings, so copies would be in "
-            f"the training part and in the test part. Move the files of one format away"
+            f"the training set and in the test set. Move the files of one format away"
         )
     if len(set().union(*suffixes_of.values())) > 1:
         notes.append("Some classes are bitmaps and others strokes: part of the difference is how they were drawn.")

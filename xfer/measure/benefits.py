@@ -3,6 +3,10 @@
 The three benefits are those of Torrey & Shavlik (2009, Handbook of Research on Machine Learning Applications): accuracy
 before the first step, speed of improvement, and final accuracy. Each is computed from one learning curve; the benefit
 is the difference between two curves.
+
+The accuracy before the first step says something only about a head that was fitted before (`FITTED_HEADS`): a new head
+starts at random, so it guesses whatever the network below it knows. And a curve from scratch that never leaves guessing
+(`learned_nothing`) is no baseline: the difference to it is only what the transferred network reached.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xfer.records import Record
+from xfer.records import Evaluation, Record
 
 Curve = Sequence[float]
 """Accuracies in [0, 1] before the first step and after each epoch: at least 2 points."""
@@ -27,12 +31,16 @@ DECAY_RATIOS = (0.0, *np.exp(-np.geomspace(20, 1e-3, 100)).tolist())
 """Grid for a curve's decay ratio: from converged in one epoch to thousands of epochs."""
 
 
+FITTED_HEADS = frozenset({"lp_ft"})
+"""Strategies that fit the head before the first step and then train on: only they start above guessing."""
+
+
 @dataclass(frozen=True)
 class TransferBenefits:
     """Accuracy gained by transfer: transferred minus from scratch, above 0 where transfer is better."""
 
     start: float
-    """Difference before the first step, in [-1, 1]."""
+    """Difference before the first step, in [-1, 1]. Zero but for chance, unless the head was fitted before."""
     slope: float
     """Difference of `slope`, in accuracy per epoch. Fair only where both curves have equally many epochs."""
     asymptote: float
@@ -62,6 +70,34 @@ def transfer_benefits(transferred: Curve, scratch: Curve) -> TransferBenefits:
         asymptote=asymptote(pretrained) - asymptote(random),
         early=pretrained[1] - random[1],
     )
+
+
+def majority_rate(evaluation: Evaluation) -> float | None:
+    """Returns the accuracy of always answering the most frequent class of the evaluated images, in [0, 1].
+
+    >>> majority_rate(Evaluation("val", 0.7, (0, 1, 2), (True, True, False), confusion=((0, 0, 2), (1, 0, 1))))
+    0.6666666666666666
+
+    Returns:
+        None if the evaluation has no confusion matrix.
+    """
+    counts: dict[int, int] = {}
+    for true, _, images in evaluation.confusion:
+        counts[true] = counts.get(true, 0) + images
+    return max(counts.values()) / sum(counts.values()) if counts else None
+
+
+def learned_nothing(low: float, guessing: float) -> bool:
+    """Returns whether an accuracy cannot be told from guessing.
+
+    >>> learned_nothing(low=0.41, guessing=0.51), learned_nothing(low=0.60, guessing=0.51)
+    (True, False)
+
+    Args:
+        low: lower end of the accuracy's confidence interval, in [0, 1].
+        guessing: accuracy of always answering the most frequent class, in [0, 1].
+    """
+    return low <= guessing
 
 
 def accuracy_curve(record: Record) -> Curve:

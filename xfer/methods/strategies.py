@@ -1,6 +1,8 @@
 """Strategies: which parts of the pretrained network move, and when. One short function each.
 
-A strategy's signature is the list of its hyperparameters; xfer/hyperparameters.py holds their ranges.
+A strategy's signature is the list of its hyperparameters; xfer/hyperparameters.py holds their ranges. The first line of
+its docstring says what it does in a few words; reports, help and console show it next to the name
+(xfer/methods/descriptions.py).
 Gradient clipping, batch norm, head and activation are independent choices and combine with every strategy; a strategy
 may preset a value for one. Blocks are timm's, counted without the head; xfer/methods/truncation.py describes stages.
 """
@@ -78,10 +80,10 @@ class Strategy:
 
 
 def scratch() -> Strategy:
-    """The same architecture from random weights: the baseline that shows what transfer gains.
+    """Training from random weights.
 
-    Helps where there are very many images and pretraining contained nothing like them. He et al. 2019,
-    arXiv:1811.08883.
+    The same architecture without pretraining: the baseline that shows what transfer gains. Helps where there are very
+    many images and pretraining contained nothing like them. He et al. 2019, arXiv:1811.08883.
 
     Measured: 21.5% ± 1.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -89,10 +91,11 @@ def scratch() -> Strategy:
 
 
 def small_cnn() -> Strategy:
-    """A plain network of 0.86 million parameters from random weights instead of the backbone (see basic_cnn.py).
+    """Training a small CNN from random weights.
 
-    The other baseline: what is possible without transfer and without a large architecture. In source 000 it beat the
-    large network trained from scratch.
+    A plain network of 0.86 million parameters instead of the backbone (see basic_cnn.py). The other baseline: what is
+    possible without transfer and without a large architecture. In source 000 it beat the large network trained from
+    scratch.
 
     Measured: 51.0% ± 2.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -100,10 +103,10 @@ def small_cnn() -> Strategy:
 
 
 def linear_probe() -> Strategy:
-    """Trains only the new head, on frozen features: cheap, and hard to beat with few images like the source's.
+    """Training only the new head, on frozen features.
 
-    The oldest way to transfer a convolutional network (Razavian et al. 2014, arXiv:1403.6382); it loses where the
-    images are unlike those of pretraining.
+    Cheap, and hard to beat with few images like the source's. The oldest way to transfer a convolutional network
+    (Razavian et al. 2014, arXiv:1403.6382); it loses where the images are unlike those of pretraining.
 
     Measured: 62.2% ± 8.7% on simpsons, mobilenetv2_100; 60.0% ± 3.3% on digits-5-9, test_resnet; 44.4% ± 10.7% on
     digits-5-9, test_vit (3 seeds; benchmarks/CARDS.md).
@@ -112,11 +115,11 @@ def linear_probe() -> Strategy:
 
 
 def ridge_probe(penalty: float = 100.0) -> Strategy:
-    """A linear head in closed form on frozen features: penalised least squares on one-hot targets.
+    """Ridge regression on frozen features.
 
-    Like `linear_probe`, without a learning rate, schedule or number of epochs to choose. Its outputs are not
-    log-probabilities, so read its accuracy and not its loss. One decomposition serves many penalties at once. Hoerl &
-    Kennard 1970, Technometrics.
+    A linear head in closed form: penalised least squares on one-hot targets. Like `linear_probe`, without a learning
+    rate, schedule or number of epochs to choose. Its outputs are not log-probabilities, so read its accuracy and not
+    its loss. One decomposition serves many penalties at once. Hoerl & Kennard 1970, Technometrics.
 
     Args:
         penalty: weight of the squared norm of the head's weights, above 0.
@@ -128,10 +131,11 @@ def ridge_probe(penalty: float = 100.0) -> Strategy:
 
 
 def logistic_probe(penalty: float = 1.0) -> Strategy:
-    """Multinomial logistic regression on frozen features, fitted to convergence by L-BFGS with an L2 penalty.
+    """Logistic regression on frozen features.
 
-    The common way to compare features (Kornblith et al. 2019, arXiv:1805.08974): `linear_probe` with nothing to choose
-    but the penalty, the inverse of scikit-learn's C. `lp_ft` with the same penalty starts from exactly this head.
+    A multinomial head, fitted to convergence by L-BFGS with an L2 penalty. The common way to compare features
+    (Kornblith et al. 2019, arXiv:1805.08974): `linear_probe` with nothing to choose but the penalty, the inverse of
+    scikit-learn's C. `lp_ft` with the same penalty starts from exactly this head.
 
     Args:
         penalty: weight of half the squared norm of the head's weights, above 0.
@@ -143,10 +147,10 @@ def logistic_probe(penalty: float = 1.0) -> Strategy:
 
 
 def freeze_then_unfreeze(freeze_epochs: int = 2) -> Strategy:
-    """Trains the head alone for `freeze_epochs` epochs, then everything: the usual advice.
+    """Training the head alone for a few epochs, then everything.
 
-    It protects the pretrained weights from the random head's first large gradients. After Howard & Ruder 2018,
-    arXiv:1801.06146.
+    The usual advice: it protects the pretrained weights from the random head's first large gradients. After Howard &
+    Ruder 2018, arXiv:1801.06146.
 
     Measured: 74.0% ± 2.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
@@ -162,10 +166,11 @@ def freeze_then_unfreeze(freeze_epochs: int = 2) -> Strategy:
 
 
 def freeze_until_converged(patience: int = 1) -> Strategy:
-    """Trains the head alone until its validation loss stops falling for `patience` epochs, then everything.
+    """Training the head alone until it converges, then everything.
 
-    The variant that source 000 mentions of its "recommended way": the number of epochs need not be guessed. The body is
-    unfrozen after half of the epochs at the latest, so in short runs it equals `freeze_then_unfreeze`.
+    The head has converged once its validation loss has not fallen for `patience` epochs. The variant that source 000
+    mentions of its "recommended way": the number of epochs need not be guessed. The body is unfrozen after half of the
+    epochs at the latest, so in short runs it equals `freeze_then_unfreeze`.
 
     Measured: 54.9% ± 1.2% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
@@ -181,10 +186,10 @@ def freeze_until_converged(patience: int = 1) -> Strategy:
 
 
 def naive() -> Strategy:
-    """Trains everything from the first step, with nothing to protect the pretrained weights.
+    """Full fine-tuning.
 
-    Plain fine-tuning (Girshick et al. 2014, arXiv:1311.2524): right where there are many images, or where they are
-    unlike those of pretraining.
+    Everything is trained from the first step, with nothing to protect the pretrained weights (Girshick et al. 2014,
+    arXiv:1311.2524): right where there are many images, or where they are unlike those of pretraining.
 
     Measured: 83.0% ± 4.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
     """
@@ -192,9 +197,11 @@ def naive() -> Strategy:
 
 
 def clip() -> Strategy:
-    """`naive` with the global gradient norm clipped at 1.0: bounds the head's first gradients, freezes nothing.
+    """Full fine-tuning, gradients clipped.
 
-    The first thing to try according to source 000; gradient clipping is from Pascanu et al. 2013, arXiv:1211.5063.
+    `naive` with the global gradient norm clipped at 1.0: bounds the head's first gradients, freezes nothing. Not
+    related to the network CLIP. The first thing to try according to source 000; gradient clipping is from Pascanu et
+    al. 2013, arXiv:1211.5063.
 
     Measured: 81.6% ± 8.5% on simpsons, mobilenetv2_100; 45.6% ± 15.8% on digits-5-9, test_vit (3 seeds;
     benchmarks/CARDS.md).
@@ -203,7 +210,7 @@ def clip() -> Strategy:
 
 
 def freeze_first(blocks: int = 3) -> Strategy:
-    """Freezes the lowest `blocks` blocks and trains the rest.
+    """Fine-tuning with the lowest blocks frozen.
 
     Low-level features transfer best (Yosinski et al. 2014, arXiv:1411.1792), and a frozen stem needs no backward pass.
     One of source 002's configurations.
@@ -220,7 +227,7 @@ def freeze_first(blocks: int = 3) -> Strategy:
 
 
 def train_last(blocks: int = 3) -> Strategy:
-    """Trains the head and the `blocks` blocks below it, and freezes the rest.
+    """Fine-tuning only the head and the last blocks.
 
     Between linear_probe and naive: source 002's advice for few images unlike those of pretraining. Where the split
     should be is the question of Yosinski et al. (2014), arXiv:1411.1792.
@@ -237,10 +244,11 @@ def train_last(blocks: int = 3) -> Strategy:
 
 
 def early_cut(stage: int = 3) -> Strategy:
-    """Trains a linear classifier on the frozen features of an early stage; removes everything above it.
+    """Linear classifier on the frozen features of an early stage.
 
-    What sources 003 and 004 advise for few images unlike those of pretraining: late features are too specialised, early
-    ones are edges and textures, which all images have. Also several times cheaper.
+    Everything above the stage is removed. What sources 003 and 004 advise for few images unlike those of pretraining:
+    late features are too specialised, early ones are edges and textures, which all images have. Also several times
+    cheaper.
 
     Measured: 28.1% ± 5.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
@@ -251,11 +259,12 @@ def early_cut(stage: int = 3) -> Strategy:
 
 
 def drop_early(stage: int = 1) -> Strategy:
-    """Removes the early stages, freezes the late ones and trains a new head: the literal steps of source 003.
+    """New head on the frozen late stages, the early ones removed.
 
-    Its steps for images unlike those of pretraining say so, contradicting its own prose, which keeps the early layers
-    (`early_cut`). The late stages then get inputs unlike any they were trained on, so expect little. Networks whose
-    stages do not fit together without the removed ones are refused, which is most convolutional networks.
+    The literal steps of source 003 for images unlike those of pretraining, which contradict its own prose: that keeps
+    the early layers (`early_cut`). The late stages then get inputs unlike any they were trained on, so expect little.
+    Networks whose stages do not fit together without the removed ones are refused, which is most convolutional
+    networks.
 
     Measured: 65.6% ± 5.1% on digits-5-9, test_resnet; 47.8% ± 8.4% on digits-5-9, test_vit (3 seeds;
     benchmarks/CARDS.md).
@@ -267,10 +276,11 @@ def drop_early(stage: int = 1) -> Strategy:
 
 
 def gradual_unfreeze(blocks: int = 3, until: float = 0.5) -> Strategy:
-    """Trains the head first, then unfreezes `blocks` more blocks at a time from the top, all by `until`.
+    """Fine-tuning, unfreezing blocks from the top down.
 
-    Gentle on the lower layers, which change last and least (Howard & Ruder 2018, arXiv:1801.06146, for text). Runs of a
-    few epochs are hardly long enough for it.
+    Trains the head first, then unfreezes `blocks` more blocks at a time, all by `until`. Gentle on the lower layers,
+    which change last and least (Howard & Ruder 2018, arXiv:1801.06146, for text). Runs of a few epochs are hardly long
+    enough for it.
 
     Measured: 81.6% ± 2.4% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
@@ -287,10 +297,11 @@ def gradual_unfreeze(blocks: int = 3, until: float = 0.5) -> Strategy:
 
 
 def layer_decay(decay: float = 0.75) -> Strategy:
-    """Trains everything, each block `decay` times as fast as the one above it.
+    """Full fine-tuning with lower learning rates in lower blocks.
 
-    Standard for fine-tuning transformers (Clark et al. 2020, arXiv:2003.10555; 0.75 as in BEiT, Bao et al. 2021,
-    arXiv:2106.08254): preserves the general features low in the network and adapts the specialised ones at the top.
+    Each block learns `decay` times as fast as the one above it. Standard for fine-tuning transformers (Clark et al.
+    2020, arXiv:2003.10555; 0.75 as in BEiT, Bao et al. 2021, arXiv:2106.08254): preserves the general features low in
+    the network and adapts the specialised ones at the top.
 
     Measured: 65.3% ± 9.1% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
@@ -306,11 +317,12 @@ def layer_decay(decay: float = 0.75) -> Strategy:
 
 
 def lp_ft(penalty: float = 1.0) -> Strategy:
-    """Fits the head of `logistic_probe` with this penalty first, then trains everything from there.
+    """Logistic regression on frozen features, then full fine-tuning.
 
-    With a fitted head the first gradients no longer distort the features; better than plain fine-tuning especially on
-    images unlike the training ones. The fit takes one pass over the images. Unless penalties are given, a sweep first
-    determines which one makes the best head. Kumar et al. 2022, arXiv:2202.10054.
+    Starts from the head of `logistic_probe` with the same penalty. With a fitted head the first gradients no longer
+    distort the features; better than plain fine-tuning especially on images unlike the training ones. The fit takes one
+    pass over the images. Unless penalties are given, a sweep first determines which one makes the best head. Kumar et
+    al. 2022, arXiv:2202.10054.
 
     Measured: 71.9% ± 4.8% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 
@@ -324,7 +336,7 @@ def lp_ft(penalty: float = 1.0) -> Strategy:
 
 
 def bitfit() -> Strategy:
-    """Trains only the head, the biases and the shifts of normalisation layers.
+    """Fine-tuning only the head, biases and normalization shifts.
 
     Less than a percent of the parameters, so there is little to overfit and little to store per task. The backward pass
     still goes through the whole network: it is not faster. Ben Zaken et al. 2022, arXiv:2106.10199.
@@ -335,10 +347,11 @@ def bitfit() -> Strategy:
 
 
 def lora(rank: int = 8) -> Strategy:
-    """Adds a trainable product of rank `rank` to every linear layer of a frozen body.
+    """Fine-tuning the head and low-rank updates of a frozen backbone.
 
-    For large transformers: about a percent of the parameters move, and the result is merged into weights of the
-    original shape. Networks without linear layers below the head are refused. Hu et al. 2022, arXiv:2106.09685.
+    Adds a trainable product of rank `rank` to every linear layer below the head. For large transformers: about a
+    percent of the parameters move, and the result is merged into weights of the original shape. Networks without linear
+    layers below the head are refused. Hu et al. 2022, arXiv:2106.09685.
 
     Measured: 32.2% ± 13.5% on digits-5-9, test_vit (3 seeds; benchmarks/CARDS.md).
 
@@ -357,7 +370,7 @@ def lora(rank: int = 8) -> Strategy:
 
 
 def l2_sp(strength: float = 0.01) -> Strategy:
-    """Trains everything, pulled back towards the pretrained weights with `strength`.
+    """Full fine-tuning, pulled towards the pretrained weights.
 
     Replaces the body's weight decay, which pulls towards 0 and so away from what was learned in pretraining. Helps on
     few images. Li et al. 2018, arXiv:1802.01483.
@@ -376,10 +389,10 @@ def l2_sp(strength: float = 0.01) -> Strategy:
 
 
 def surgical(block: int = 1) -> Strategy:
-    """Trains only the head and one quarter of the body; block 1 is the lowest quarter, 4 the one below the head.
+    """Fine-tuning only the head and one quarter of the backbone.
 
-    Which quarter is best depends on how the images differ: noise and colour call for the lowest, other classes for the
-    highest. Lee et al. 2023, arXiv:2210.11466.
+    Block 1 is the lowest quarter, 4 the one below the head. Which quarter is best depends on how the images differ:
+    noise and colour call for the lowest, other classes for the highest. Lee et al. 2023, arXiv:2210.11466.
 
     Measured: 71.9% ± 7.3% on simpsons, mobilenetv2_100 (3 seeds; benchmarks/CARDS.md).
 

@@ -8,6 +8,7 @@ from typing import Any
 from sweeps.engine.planning.prepared import Prepared, common_images_per_class
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
+from xfer.methods.descriptions import explain_strategy
 
 
 def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def summary_line(advice: Mapping[str, Any]) -> str:
     close = "" if advice["clear"] else ", a close call"
     first = recommended_strategies(advice)
     others = [name for name in _recommended_names(advice) if name not in first]
-    order = f"{', '.join(first)} first" if first else "the default order"
+    order = f"{', '.join(map(explain_strategy, first))} first" if first else "the default order"
     not_competing = f" (also recommended, but not competing: {', '.join(others)})" if others else ""
     return f"the data set is {advice['size']} and {likeness} the pretraining data{close}: {order}{not_competing}"
 

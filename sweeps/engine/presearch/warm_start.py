@@ -251,7 +251,7 @@ def _leakage_reason(earlier: PastSweep, prepared: Prepared, storage: Path) -> st
     packs = storage / "packs" if object_store.is_remote(storage) else prepared.pack.folder.parent
     folder = packs / earlier.data[0][:16]
     if not object_store.exists(folder / "pack.json"):
-        return "its images are gone, so it is unknown whether it saw images of this test part"
+        return "its images are gone, so it is unknown whether it saw images of this test set"
     try:
         pack = load_pack(local_cache.fetch_cached(folder, "pack.json"))
         split = split_pack(pack, earlier.seed)
@@ -260,7 +260,7 @@ def _leakage_reason(earlier: PastSweep, prepared: Prepared, storage: Path) -> st
     theirs = {pack.digests[index] for index in (*split.train, *split.val)}
     ours = {prepared.pack.digests[index] for index in (*prepared.split.train, *prepared.split.val)}
     leaked = ({prepared.pack.digests[index] for index in prepared.split.test} - ours) & theirs
-    return f"its trials saw {len(leaked)} images of this sweep's test part" if leaked else ""
+    return f"its trials saw {len(leaked)} images of this sweep's test set" if leaked else ""
 
 
 def _why_none(ranked: Sequence[Neighbour], similar: Sequence[Neighbour], passed_over: Mapping[str, str]) -> str:

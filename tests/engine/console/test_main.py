@@ -28,7 +28,7 @@ def storage(tmp_path: Path) -> Path:
     store = Store(tmp_path / "runs" / NAME)
     store.put_plan(a_plan(name=NAME))
     records = [
-        a_record("0000", recipe=a_recipe("clip")),
+        a_record("0000", (0.5, 0.95), recipe=a_recipe("clip")),
         a_record("0001", (0.2, 0.3), "pruned", recipe=a_recipe("scratch")),
         a_record("0002", (), "failed", error="the loss is nan at step 3", recipe=a_recipe("linear_probe")),
         a_record("0000-s1", (0.5, 0.7), recipe=a_recipe("clip", seed=1)),
@@ -78,7 +78,7 @@ def test_list_shows_each_sweep_and_its_progress(
     assert sweeps(monkeypatch, "list", "--storage", str(storage)) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0][:3] == ["sweep", "trials", "finals"]
-    assert [NAME, "3/4", "2", "80.0%"] in [line[:4] for line in lines]
+    assert [NAME, "3/4", "2", "80.0%"] in [line[:4] for line in lines]  # the mean of 70% and 90%, not the search's 95%
     assert ["started", "0/4", "0", "-"] in [line[:4] for line in lines]
 
 
@@ -119,7 +119,8 @@ def test_status_shows_the_progress_of_a_sweep(
         "  driver  none",
     ]
     assert lines[5].startswith(
-        "Best is clip on test_efficientnet with adam at learning rate 0.001 (trial 0000): test accuracy 70.0%"
+        "Best is clip (full fine-tuning, gradients clipped) on test_efficientnet with adam at learning rate 0.001 "
+        "(trial 0000): test accuracy 70.0%"
     )
 
 

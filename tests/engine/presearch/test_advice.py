@@ -151,13 +151,15 @@ def test_nothing_is_measured_if_there_is_nothing_to_order(
         (
             ("linear_probe", "lp_ft", "clip", "train_last"),
             {},
-            "the data set is small and similar to the pretraining data: linear_probe, clip first "
+            "the data set is small and similar to the pretraining data: linear_probe (training only the new head, on "
+            "frozen features), clip (full fine-tuning, gradients clipped) first "
             "(also recommended, but not competing: lp_ft, train_last)",
         ),
         (
             ("clip",),
             {"size": "large", "likeness": "different", "clear": False},
-            "the data set is large and different from the pretraining data, a close call: clip first",
+            "the data set is large and different from the pretraining data, a close call: clip (full fine-tuning, "
+            "gradients clipped) first",
         ),
         (
             ("lp_ft",),

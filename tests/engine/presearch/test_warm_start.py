@@ -377,7 +377,7 @@ def test_a_sweep_that_saw_images_of_the_test_part_is_skipped(
     stored = stored_warm_start(mine)
     assert [(source["sweep"], source["distance"]) for source in stored["from"]] == [("same", 0.0)]
     assert stored["passed_over"]["gone"].startswith("its images are gone")
-    assert "images of this sweep's test part" in stored["passed_over"]["another_draw"]
+    assert "images of this sweep's test set" in stored["passed_over"]["another_draw"]
 
 
 def test_without_advice_the_data_are_measured_too_and_later_sweeps_find_the_measurement(

@@ -67,7 +67,10 @@ def test_a_run_writes_recipe_checkpoints_record_and_model(xfer, flags, tmp_path)
     assert (record.status, len(record.epochs), record.resumed_at, record.test) == ("finished", 2, (), None)
     assert recipe_from_dict(read_json(tmp_path / "out" / "recipe.json")).id == record.id
     lines = ended.out.splitlines()
-    assert lines[0] == ("clip on test_efficientnet: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
+    assert lines[0] == (
+        "clip (full fine-tuning, gradients clipped) on test_efficientnet: 3 classes, 24 training, 6 validation and 6 "
+        "test images of 32 px"
+    )
     assert [line[:14] for line in lines[1:3]] == ["epoch   1 of 2", "epoch   2 of 2"]
     right = sum(record.val.correct)
     assert lines[3].startswith(f"validation accuracy {right / 6:.1%} ({right} of 6), balanced ")
@@ -140,7 +143,7 @@ def test_a_network_from_random_weights_needs_no_weights_file(xfer, image_folder,
     about = ("--data", image_folder, "--storage", tmp_path, "--epochs", 1)
     small = xfer("train", *about, "--strategy", "small_cnn")
     assert (small.status, small.err) == (0, "")
-    assert small.out.startswith("small_cnn on basic_cnn: 3 classes, ")
+    assert small.out.startswith("small_cnn (training a small CNN from random weights) on basic_cnn: 3 classes, ")
     assert "images of 64 px" in small.out.splitlines()[0]  # the default size of the trained network
     scratch = xfer("train", *about, "--strategy", "scratch", "--backbone", "basic_cnn", "--image-size", 32)
     assert (scratch.status, scratch.err) == (0, "")

@@ -172,7 +172,7 @@ def test_classes_of_the_test_part_that_training_lacks_are_refused_with_the_listi
 
 def test_a_class_that_the_test_part_lacks_is_noted(tmp_path):
     write(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/dog/1.png")
-    assert folder(tmp_path).notes == ("WARNING: the test part has no images of cat.",)
+    assert folder(tmp_path).notes == ("WARNING: the test set has no images of cat.",)
 
 
 def test_parts_inside_every_class_are_refused(tmp_path):

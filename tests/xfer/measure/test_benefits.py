@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xfer.measure.benefits import accuracy_curve, asymptote, slope, transfer_benefits
+from xfer.measure.benefits import FITTED_HEADS, accuracy_curve, asymptote, majority_rate, slope, transfer_benefits
+from xfer.methods.strategies import STRATEGIES
+from xfer.records import Evaluation
 
 accuracy = st.floats(0, 1)
 curves = st.lists(accuracy, min_size=2, max_size=40)
@@ -30,6 +32,17 @@ def saturating(limit, start, rate, points):
 
 def noisy(curve, deviation, seed):
     return np.clip(np.random.default_rng(seed).normal(curve, deviation), 0, 1).tolist()
+
+
+def test_the_strategies_with_a_head_that_is_fitted_before_the_first_step_are_listed():
+    built = {name: entry() for name, entry in STRATEGIES.items()}
+    assert {name for name, strategy in built.items() if strategy.fit and strategy.steps} == FITTED_HEADS
+
+
+def test_the_majority_rate_counts_the_true_classes_whatever_was_predicted():
+    confusion = ((0, 1, 3), (1, 0, 2), (1, 1, 4), (2, 0, 1))
+    assert majority_rate(Evaluation("val", 0.5, tuple(range(10)), (True,) * 10, confusion=confusion)) == 0.6
+    assert majority_rate(Evaluation("val", 0.5, (0,), (True,))) is None
 
 
 @each_curve
