@@ -91,6 +91,7 @@ def test_parameters_unknown_to_the_plain_script_are_fixed_on_our_side() -> None:
     fixed = {axis: domain_values(domain)[0] for axis, domain in AXES.items() if is_fixed(domain)}
     assert fixed == {
         "clip_value": None,
+        "balance": "none",
         "embedding_loss": "none",
         "head": "linear",
         "activation": "keep",

@@ -190,6 +190,10 @@ CHOICES: dict[str, ChoiceTable] = {
         search=("cross_entropy", "label_smoothing"),
         entries={"cross_entropy": (), "label_smoothing": ("smoothing",), "focal": ("gamma",)},
     ),
+    "balance": ChoiceTable(
+        search=("none",),
+        entries={"none": (), "class_weights": (), "balanced_sampler": (), "logit_adjustment": ("tau",)},
+    ),
     "embedding_loss": ChoiceTable(
         search=("none",),
         entries={
@@ -300,6 +304,7 @@ PARAMETERS: dict[str, Number] = {
     ),
     "smoothing": Number(Categorical((0.1,)), limits=(0.0, 0.99)),
     "gamma": Number(Range(0.5, 3.0), limits=(0.0, 10.0)),
+    "tau": Number(Range(0.5, 2.0), limits=(1e-3, 1e2)),
     "weight": Number(Range(0.1, 2.0, log=True), limits=(1e-6, 1e3), log=True),
     "pair_margin": Number(Range(0.5, 1.5), limits=(1e-3, 2.0)),  # distances of normalised embeddings are at most 2
     "triplet_margin": Number(Range(0.05, 0.5), limits=(1e-3, 4.0)),  # and their squares at most 4

@@ -13,6 +13,7 @@ from xfer.choices import Choice, Value, choose
 from xfer.hyperparameters import NUMBERS, default_choice
 from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.augmentations import AUGMENTATIONS
+from xfer.methods.balance import BALANCES
 from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
 from xfer.methods.freezing import HeadFirst
@@ -31,6 +32,7 @@ CHOICE_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "augmentation": AUGMENTATIONS,
     "mixing": MIXINGS,
     "loss": LOSSES,
+    "balance": BALANCES,
     "embedding_loss": EMBEDDING_LOSSES,
     "head": HEADS,
     "activation": ACTIVATIONS,
@@ -40,9 +42,9 @@ CHOICE_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {
 """Tables that a recipe chooses from, by kind of choice, in display order."""
 
 DEFAULT_CHOICES: dict[str, str] = {
-    kind: default_choice(kind) for kind in ("embedding_loss", "head", "activation", "batch_norm", "colour")
+    kind: default_choice(kind) for kind in ("balance", "embedding_loss", "head", "activation", "batch_norm", "colour")
 }
-"""Choices that a recipe may leave out, with their defaults: the network as it was pretrained."""
+"""Choices that a recipe may leave out, with their defaults: the data and the network as they are."""
 
 LIMITS: dict[str, tuple[float, float]] = {name: row.limits for name, row in NUMBERS.items() if row.limits}
 """Smallest and largest accepted value of every number of a recipe."""
@@ -59,6 +61,7 @@ CLOSED_FORM_VALUES: dict[str, Any] = {
     "augmentation": Choice("none"),
     "mixing": Choice("none"),
     "loss": Choice("cross_entropy"),
+    "balance": Choice("none"),
     "embedding_loss": Choice("none"),
     "head": Choice("linear"),
     "batch_norm": Choice("with_weights"),
@@ -101,6 +104,7 @@ class Recipe:
     augmentation: Choice
     mixing: Choice
     loss: Choice
+    balance: Choice
     embedding_loss: Choice
     head: Choice
     activation: Choice

@@ -26,6 +26,7 @@ from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import ResourceUsage, count_flops, count_parameters
 from xfer.measure.robustness import noisy_accuracies, noisy_batches
 from xfer.methods.adapters import merge_adapters
+from xfer.methods.balance import BALANCES, Balance, balanced_indices
 from xfer.methods.freezing import TrainingProgress
 from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.methods.schedules import SCHEDULES, Schedule
@@ -100,9 +101,12 @@ class Run:
         weights = weights if recipe.weights else None
         precision = precision or default_precision(self.device)
         cache = features or FeatureCache()
-        self.learner = Learner(recipe, weights, self.device, precision, compiled)
+        train_labels = torch.from_numpy(pack.labels[self.split.train])
+        counts = torch.bincount(train_labels, minlength=recipe.classes)
+        self.learner = Learner(recipe, weights, self.device, precision, compiled, counts)
         transform = BatchTransform(recipe, self.learner.model, self.device)
         self.inputs = RunInputs(recipe, pack, self.split, transform, self.device, cache)
+        self._balance: Balance = recipe.balance.build(BALANCES)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
         self._compiled = compiled
@@ -234,7 +238,11 @@ class Run:
         recipe, rank = self.recipe, self.learner.rank.index
         # Each device drops other activations.
         torch.manual_seed(derive_seed(recipe.seed, "dropout", epoch, *([rank] if rank else [])))
-        order = shuffle_indices(self.split.train, recipe.batch_size, derive_seed(recipe.seed, "order", epoch))
+        indices = self.split.train
+        if self._balance.resamples:
+            seed = derive_seed(recipe.seed, "balance", epoch)
+            indices = balanced_indices(indices, self.pack.labels[indices], seed)
+        order = shuffle_indices(indices, recipe.batch_size, derive_seed(recipe.seed, "order", epoch))
         steps = math.ceil(len(order) / recipe.batch_size)
         self.set_pace(epoch)
         step_stats: list[tuple[Tensor, ...]] = []

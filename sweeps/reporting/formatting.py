@@ -118,6 +118,7 @@ DEFAULT_CHOICES: dict[str, object] = {
     "clip_value": None,
     "images_per_class": None,
     "views": None,
+    "balance": {"name": "none"},
 }
 """Defaults for settings that a recipe may omit, as recipes written by older versions do (`xfer.recipe`)."""
 

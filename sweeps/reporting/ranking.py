@@ -54,7 +54,7 @@ _INTEGER_COLUMNS = (
 )
 _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
-    *("objective", "on_front", "embedding_loss", "head", "activation", "batch_norm", "colour"),
+    *("objective", "on_front", "balance", "embedding_loss", "head", "activation", "batch_norm", "colour"),
 )
 _NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
 _STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}

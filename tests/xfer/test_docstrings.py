@@ -19,6 +19,7 @@ WITHOUT_AUTHOR = {
     ("augmentation", "none"),
     ("mixing", "none"),
     ("loss", "cross_entropy"),
+    ("balance", "none"),
     ("embedding_loss", "none"),
     ("head", "linear"),
     ("activation", "keep"),

@@ -44,6 +44,7 @@ CHANGES = {
     "weight_decay": 0.5,
     "batch_size": 9,
     "epochs": 3,
+    "balance": "class_weights",
     "embedding_loss": "triplet",
     "head": "mlp",
     "activation": "mish",

@@ -46,6 +46,7 @@ IRRELEVANT_FIELDS: dict[str, Any] = {
     "schedule": Choice("constant"),
     "augmentation": Choice("none"),
     "loss": Choice("cross_entropy"),
+    "balance": Choice("none"),
     "learning_rate": 1.0,
     "weight_decay": 0.0,
     "batch_size": 2,
@@ -75,7 +76,8 @@ class HeadInit:
 def can_batch(recipe: Recipe) -> bool:
     """Return whether a recipe gives the same result in a batch of probes, on embeddings that are computed once.
 
-    Only a linear head may move. Images come as they are or as a fixed number of views, unmixed. No batch norm follows
+    Only a linear head may move. Images come as they are or as a fixed number of views, unmixed, and all classes
+    alike. No batch norm follows
     them, no dropout precedes the head, and the optimizer is one that can be batched.
     """
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
@@ -83,7 +85,7 @@ def can_batch(recipe: Recipe) -> bool:
         strategy.pace == HeadFirst(freeze_epochs=None)
         and strategy.regularizer is None
         and recipe.head.name == "linear"
-        and recipe.mixing.name == recipe.embedding_loss.name == "none"
+        and recipe.mixing.name == recipe.balance.name == recipe.embedding_loss.name == "none"
         and recipe.batch_norm.name != "always"
         and recipe.optimizer.name in BATCHED_STEPS
         and (recipe.augmentation.name == "none" or recipe.views is not None)

@@ -17,6 +17,7 @@ from xfer.distributed.process_group import SINGLE_PROCESS, Rank
 from xfer.distributed.sync_batch_norm import gather_batch, sync_batch_norm
 from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel, split_at_frozen
 from xfer.linear_heads import fit_closed_form, fit_head
+from xfer.methods.balance import BALANCES, Balance
 from xfer.methods.batch_norm import BATCH_NORM_MODES, BatchNormMode
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from xfer.methods.freezing import TrainingProgress
@@ -41,6 +42,7 @@ class Learner:
         compiled: whether steps go through torch.compile. Compiling takes minutes before the first step, and again when
             other parameters start to move; torch caches the result for the user's other processes on this machine. If
             compiling fails, training continues without. Not run on a GPU.
+        class_counts: number of training images of each class [C], for `recipe.balance`; by default all are equal.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Learner:
         device: torch.device,
         precision: Precision = "float32",
         compiled: bool = False,
+        class_counts: Tensor | None = None,
     ) -> None:
         self._recipe = recipe
         self._device = device
@@ -59,6 +62,10 @@ class Learner:
         self._compiled_model: Any = _compile(self.model) if compiled else self.model
         self._strategy: Strategy = recipe.strategy.build(STRATEGIES)
         self._loss: Loss = recipe.loss.build(LOSSES)
+        balance: Balance = recipe.balance.build(BALANCES)
+        counts = (torch.ones(recipe.classes) if class_counts is None else class_counts.float()).clamp(min=1).to(device)
+        self._class_weights = balance.loss_weights(counts) if balance.loss_weights else None
+        self._logit_offsets = balance.logit_offsets(counts) if balance.logit_offsets else None
         self._batch_norm_mode: BatchNormMode = recipe.batch_norm.build(BATCH_NORM_MODES)
         self._embedding_loss: EmbeddingLoss | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
         params = named_params(self.model)
@@ -279,14 +286,18 @@ class Learner:
                 # Communication with other devices inside the network cannot be compiled.
                 model = self.model if exchanges and self.rank.size > 1 else self._compiled_model
                 logits = (model if self.split_model is None else self.split_model.upper)(inputs)
-            return logits.float(), self._loss(logits.float(), targets).mean()
+            return logits.float(), self._classification_loss(logits.float(), targets)
         with self._autocast(), exchange:
             embeddings = inputs if self.split_model is not None else Embedder(self.model)(inputs)
             logits = self.model.get_classifier()(embeddings)
         batch_embeddings = gather_batch(embeddings.float(), self.rank, len(batch_targets))
         embedding_loss = self.embedding_loss_module(batch_embeddings, batch_targets.argmax(dim=1))
-        loss = self._loss(logits.float(), targets).mean() + self._embedding_loss.weight * embedding_loss
+        loss = self._classification_loss(logits.float(), targets) + self._embedding_loss.weight * embedding_loss
         return logits.float(), loss
+
+    def _classification_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses = self._loss(logits if self._logit_offsets is None else logits + self._logit_offsets, targets)
+        return (losses if self._class_weights is None else losses * (targets @ self._class_weights)).mean()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

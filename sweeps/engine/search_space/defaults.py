@@ -6,7 +6,7 @@ from xfer.hyperparameters import CHOICES, NUMBERS, OPTIMIZERS, PARAMETERS, Categ
 
 SEARCH_ORDER = (
     *("strategy", "clip_norm", "clip_value", "optimizer", "schedule", "augmentation", "embedding_loss", "mixing"),
-    *("views", "loss", "head", "activation", "batch_norm", "colour"),
+    *("views", "loss", "balance", "head", "activation", "batch_norm", "colour"),
     *("weight_decay", "batch_size", "body_rate", "images_per_class"),
 )
 """The order in which axes are chosen: an axis comes after those that constrain it (see `constraints`). Samplers draw in

@@ -97,6 +97,7 @@ EVERY_KIND = {
     "augmentation": "cutout:cutout_size=0.4",
     "mixing": "mixup:alpha=1",
     "loss": "label_smoothing:smoothing=0.2",
+    "balance": "logit_adjustment:tau=0.5",
     "head": "mlp:hidden=8",
     "activation": "mish",
     "batch_norm": "frozen",
