@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from xfer.data.images import IMAGE_SUFFIXES, UnreadableImageError, read_image
+from xfer.data.image_formats import IMAGE_SUFFIXES, UnreadableImageError
+from xfer.data.images import read_image
 from xfer.training.export import Classifier, load_classifier
 
 

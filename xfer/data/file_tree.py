@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from xfer.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES
+from xfer.data.image_formats import IMAGE_FORMATS, IMAGE_SUFFIXES
 
 Prefix = tuple[str, ...]
 """Path relative to the root, as its components."""

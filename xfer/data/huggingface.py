@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
-from xfer.data.images import UnreadableImageError, read_image
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import read_image
 from xfer.data.source import PART_ALIASES, Example, Source, filter_labels, preview, validate_source
 from xfer.data.stanford_cars_download import import_datasets, translate_hub_errors
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from xfer.data import file_tree
 from xfer.data.file_tree import FileTree, Prefix, TreeFile
-from xfer.data.images import IMAGE_SUFFIXES, ImageFile
+from xfer.data.image_formats import IMAGE_SUFFIXES
+from xfer.data.images import ImageFile
 from xfer.data.part_names import NO_PARTS, named_parts, part_named
 from xfer.data.source import PART_ALIASES, Example, SkippedFiles, Source, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from xfer.data.images import IMAGE_FORMATS, ImageFile, LazyImage, UnreadableImageError
+from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
+from xfer.data.images import ImageFile, LazyImage
 from xfer.data.pack import estimate_ranges
 from xfer.data.source import Example, SkippedFiles, Source, validate_source
 from xfer.data.value_ranges import ValueRanges

@@ -1,6 +1,6 @@
 """Detect how a data set is laid out, and read it.
 
-There is one module per layout: `image_folder`, `stanford_cars`, `quickdraw`, `csv_table`, `torchvision_datasets` and
+There is one module per layout: `image_folder`, `stanford_cars`, `quickdraw`, `tables`, `torchvision_datasets` and
 `huggingface`. To add one, write a function from a URI to a `Source` and add it to `SOURCES` and `LAYOUT_DETECTORS`.
 """
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from fsspec.registry import known_implementations
 
 from xfer.choices import closest_names_message, unknown_name_message
-from xfer.data import csv_table, quickdraw, stanford_cars
+from xfer.data import quickdraw, stanford_cars
 from xfer.data.huggingface import hub
 from xfer.data.image_folder import folder
 from xfer.data.source import Source
+from xfer.data.tables import csv_table
 from xfer.data.torchvision_datasets import torchvision
 from xfer.data.uris import URI_FORMATS, DataUri
 from xfer.storage import local_cache, object_store

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
-from xfer.data.images import LazyImage, UnreadableImageError, needs_pixel_rules, sample_values
+from xfer.data.deep_images import sample_values
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import LazyImage
+from xfer.data.pixel_rules import needs_pixel_rules
 from xfer.data.source import Example, Source
 from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, ranges_from_json
 from xfer.records import Part

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from xfer import hashing
-from xfer.data.images import LazyImage, UnreadableImageError, to_square
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import LazyImage, to_square
 from xfer.data.source import Example, Source, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.data.value_ranges import NO_RANGES, ValueRanges

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xfer.choices import closest_names_message
-from xfer.data.images import ImageFile, LazyImage, UnreadableImageError, to_rgb, to_square
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import ImageFile, LazyImage, to_square
+from xfer.data.pixel_rules import to_rgb
 from xfer.data.source import Example, Source, filter_labels, validate_source
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
 from xfer.data.value_ranges import NO_RANGES, ValueRanges

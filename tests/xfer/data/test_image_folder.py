@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from xfer.data.image_folder import folder
-from xfer.data.images import IMAGE_SUFFIXES
+from xfer.data.image_formats import IMAGE_SUFFIXES
 from xfer.data.source import PART_ALIASES
 
 

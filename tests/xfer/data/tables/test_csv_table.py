@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from xfer.data.csv_table import table
 from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
+from xfer.data.tables.csv_table import table
 
 NAMES = ("1.png", "2.png", "3.png", "more/4.png")
 
