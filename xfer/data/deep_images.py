@@ -64,6 +64,11 @@ def deep_kind(image: Image.Image) -> ValueKind | None:
     return None
 
 
+def pixel_mode(image: Image.Image) -> str:
+    """Return Pillow's mode of an image, with the number of bits for 16-bit color: RGB;16."""
+    return f"{image.mode};16" if image.mode in ("RGB", "RGBA") and deep_kind(image) else image.mode
+
+
 def sample_values(encoded: EncodedImage | None) -> tuple[ValueKind, NDArray[Any]] | None:
     """Return the kind of an image's values, and a regular sample of its pixels.
 

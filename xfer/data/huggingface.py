@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from xfer import hashing
 from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import read_image
-from xfer.data.source import PART_ALIASES, Example, Source, filter_labels, preview, validate_source
+from xfer.data.label_names import find_lookalikes, is_missing
+from xfer.data.source import PART_ALIASES, Example, SkippedFiles, Source, filter_labels, preview, validate_source
 from xfer.data.stanford_cars_download import import_datasets, translate_hub_errors
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
 from xfer.data.value_ranges import NO_RANGES, ValueRanges
@@ -91,12 +92,14 @@ def hub(uri: DataUri) -> Source:
     image_column = _choose_column(repo, features, "image", parameters, image_columns)
     label_column = _choose_column(repo, features, "label", parameters, _label_columns(features, datasets.ClassLabel))
     values = {split: [*tables[split][label_column]] for split in parts}
-    label_of = _number_classes(features[label_column], values)
+    label_of = _number_classes(repo, features[label_column], values)
     caches = tuple(Path(folder).resolve() for folder in _cache_folders(datasets))
     examples: list[Example] = []
+    skipped: list[SkippedFiles] = []
     notes = [f"From the hub: {repo} at {builder.hash}."]
     if left_out := [split for split in tables if split not in parts]:
         notes.append(f"Splits of {repo} that are left out: {preview(left_out)}.")
+        skipped.append(SkippedFiles("split left out", sum(len(tables[split]) for split in left_out), tuple(left_out)))
     for split, part in parts.items():
         table = tables[split].cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
         labels = [label_of.get(str(value), -1) for value in values[split]]
@@ -104,8 +107,9 @@ def hub(uri: DataUri) -> Source:
         examples += [Example(row, label, part) for row, label in zip(images, labels, strict=True) if label >= 0]
         if missing := sum(label < 0 for label in labels):
             notes.append(f"{missing} of {len(labels)} rows of the {split} split have no label and are left out.")
+            skipped.append(SkippedFiles(f"{split} row without a label", missing))
     classes = tuple(getattr(features[label_column], "names", None) or label_of)
-    source = Source(repo, classes, tuple(examples), tuple(notes))
+    source = Source(repo, classes, tuple(examples), tuple(notes), tuple(skipped), unit="rows")
     source = filter_labels(source, {example.label for example in examples})
     return validate_source(source, repo, f"with a label in {label_column}")
 
@@ -142,11 +146,16 @@ def _choose_column(
     return candidates[0]
 
 
-def _number_classes(feature: Any, values: Mapping[str, list[Any]]) -> dict[str, int]:
+def _number_classes(repo: str, feature: Any, values: Mapping[str, list[Any]]) -> dict[str, int]:
     """Return the label of each value of the label column, by the value as text."""
     if hasattr(feature, "names"):
         return {str(label): label for label in range(len(feature.names))}
-    words = {str(value) for column in values.values() for value in column if value is not None and value != ""}
+    words = {str(value) for column in values.values() for value in column if not is_missing(str(value))}
+    if groups := find_lookalikes(words):
+        raise ValueError(
+            f"{repo}: labels look like spellings of one class: {preview(' and '.join(map(repr, g)) for g in groups)}. "
+            f"Download the data and write each class in one way"
+        )
     return {word: label for label, word in enumerate(sorted(words))}
 
 

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from xfer.data.deep_images import pixel_mode
 from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
 from xfer.data.images import ImageFile, LazyImage
 from xfer.data.pack import estimate_ranges
+from xfer.data.shortcuts import shortcut_warnings
 from xfer.data.source import Example, SkippedFiles, Source, validate_source
 from xfer.data.value_ranges import ValueRanges
 
@@ -94,6 +96,7 @@ class _View:
 
     size: str
     mode: str
+    format: str
     bits: int
     """Perceptual hash of 64 bits."""
     plain: bool
@@ -140,7 +143,11 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
         near_copy_bits=NEAR_COPY_BITS,
         copies=[[_image_name(source, examples[index]) for index in group] for group in groups],
         conflicts=conflicts,
-        warnings=[*source.notes, *_copy_warnings(exact, near, len(conflicts), given)],
+        warnings=[
+            *source.notes,
+            *_copy_warnings(exact, near, len(conflicts), given),
+            *_shortcut_warnings(source.classes, examples, views),
+        ],
         summary=summary_line(source, skipped),
     )
 
@@ -156,8 +163,7 @@ def summary_line(source: Source, skipped: Sequence[SkippedFiles] | None = None) 
     seen = len(source.examples) + sum(skip.count for skip in source.skipped)
     total = sum(skip.count for skip in skipped)
     reasons = f" ({', '.join(f'{skip.count:,} {skip.reason}' for skip in skipped)})" if skipped else ""
-    unit = "images" if source.examples and not isinstance(source.examples[0].image, ImageFile) else "files"
-    return f"{unit}: {seen:,} seen = {seen - total:,} used + {total:,} skipped{reasons}"
+    return f"{source.unit}: {seen:,} seen = {seen - total:,} used + {total:,} skipped{reasons}"
 
 
 def unreadable(source: Source, names: Sequence[str]) -> tuple[SkippedFiles, ...]:
@@ -211,15 +217,16 @@ def _view(image: LazyImage, ranges: ValueRanges) -> _View | str:
     """Return what is measured of an image, or why it cannot be read."""
     try:
         pixels = image.read(THUMBNAIL_SIDE, ranges)
-        size, mode = "", ""
+        size, mode, file_format = "", "", ""
         if isinstance(image, ImageFile):
             with Image.open(image.path, formats=IMAGE_FORMATS) as header:
-                size, mode = f"{header.width} x {header.height}", header.mode
+                size, mode = f"{header.width} x {header.height}", pixel_mode(header)
+                file_format = "JPEG" if header.format == "MPO" else header.format or ""
     except UnreadableImageError as error:
         return str(error)
     except OSError as error:
         return f"{type(error).__name__}: {error.strerror or error}"
-    return _View(size, mode, perceptual_hash(pixels), plain=bool(_grey(pixels).std() < MIN_CONTRAST))
+    return _View(size, mode, file_format, perceptual_hash(pixels), plain=bool(_grey(pixels).std() < MIN_CONTRAST))
 
 
 def _exact_groups(examples: Sequence[Example], views: Sequence[_View]) -> list[list[int]]:
@@ -322,3 +329,12 @@ def _copy_warnings(exact: int, near: int, conflicts: int, given: bool) -> list[s
     if conflicts:
         warnings.append(f"WARNING: {conflicts:,} pictures are filed under several classes.")
     return warnings
+
+
+def _shortcut_warnings(classes: Sequence[str], examples: Sequence[Example], views: Sequence[_View]) -> list[str]:
+    properties = {
+        "file format": [view.format for view in views],
+        "pixel format": [view.mode for view in views],
+        "image size": [view.size for view in views],
+    }
+    return shortcut_warnings(classes, [example.label for example in examples], properties)

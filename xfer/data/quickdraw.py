@@ -148,9 +148,8 @@ def quickdraw(uri: DataUri) -> Source:
         notes.append("Some classes are bitmaps and others strokes: part of the difference is how they were drawn.")
     classes = tuple(sorted(drawings))
     examples = tuple(Example(drawing, label) for label, name in enumerate(classes) for drawing in drawings[name])
-    return validate_source(
-        Source(root.name, classes, examples, tuple(notes)), root, f"as .npy or .ndjson files.\n{QUICKDRAW_LAYOUT}"
-    )
+    source = Source(root.name, classes, examples, tuple(notes), unit="images")
+    return validate_source(source, root, f"as .npy or .ndjson files.\n{QUICKDRAW_LAYOUT}")
 
 
 def render_strokes(strokes: list[NDArray[np.float64]], side: int) -> Image.Image:

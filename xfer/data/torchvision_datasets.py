@@ -110,7 +110,8 @@ def torchvision(uri: DataUri) -> Source:
         for image, label in _iter_labelled(name, dataset)
     ]
     classes = _class_names(parts[0][1], 1 + max((label for _, label, _ in images), default=-1))
-    source = Source(name, classes, tuple(Example(*image) for image in images))
+    unit = "files" if images and isinstance(images[0][0], ImageFile) else "images"
+    source = Source(name, classes, tuple(Example(*image) for image in images), unit=unit)
     source = filter_labels(source, {label for _, label, _ in images})
     return validate_source(source, name, f"in {parameters.get('root')}")
 

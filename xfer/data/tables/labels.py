@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from xfer.data.label_names import find_lookalikes, is_missing, normalize_label
 from xfer.data.source import preview
-from xfer.data.tables.label_names import find_lookalikes, is_missing, normalize_label
 from xfer.data.tables.records import Record
 
 
@@ -19,10 +19,13 @@ def check_labels(path: Path, records: Sequence[Record]) -> tuple[dict[str, str],
     """
     missing = [record.line for record in records if is_missing(record.label)]
     if missing:
+        parts = {record.part for record in records if is_missing(record.label)}
+        unlabelled = all(is_missing(record.label) for record in records if record.part in parts)
+        hint = f" --parts with the other parts leaves out the {preview(parts)} part." if None not in parts else ""
         raise ValueError(
             f"{path}: {len(missing)} of {len(records)} rows have no label (empty, nan, None, NA, null): line "
             f"{preview(missing)}. Remove these rows or give them a label; if one of these words is a class, write "
-            f"another word, such as no_defect"
+            f"another word, such as no_defect.{hint if unlabelled else ''}"
         )
     label_of = {record.label: normalize_label(record.label) for record in records}
     count = Counter(label_of[record.label] for record in records)

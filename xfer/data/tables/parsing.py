@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.data.tables.columns import COLUMN_ALIASES, TABLE_LAYOUT, find_columns
+from xfer.data.source import preview
+from xfer.data.tables.columns import BOOLEANS, COLUMN_ALIASES, TABLE_LAYOUT, Row, find_columns, normalize_column
 from xfer.data.tables.paths import is_image_path
 
 BYTE_ORDER_MARKS = {
@@ -24,9 +25,6 @@ DELIMITERS = ",;\t|"
 MAX_BYTES = 256 * 2**20
 """Maximum size of a table's file."""
 
-Row = tuple[int, list[str]]
-"""Line of a row, counted from 1, and its fields."""
-
 
 @dataclass(frozen=True)
 class ParsedTable:
@@ -34,8 +32,6 @@ class ParsedTable:
 
     header: tuple[str, ...]
     """Names of the columns, in lower case and with underscores."""
-    indices_of: dict[str, list[int]]
-    """Indices of the columns that are named like the path, the label and, if there is one, the part."""
     rows: list[Row]
 
 
@@ -52,12 +48,9 @@ def parse_table(path: Path) -> ParsedTable:
     first = 1 if lines and re.fullmatch(r"sep=.\s*", lines[0]) else 0  # written by Excel
     while first < len(lines) and not lines[first].strip():
         first += 1
-    delimiter, header = _parse_header(path, lines[first] if first < len(lines) else "")
+    delimiter, header = _parse_header(path, lines[first:])
     rows: list[Row] = []
     indices_of = find_columns(header)
-    for name, indices in indices_of.items():
-        if len(indices) > 1:
-            raise ValueError(f"{path} has {len(indices)} columns for the {name}. Rename all but one")
     required = [indices[0] for indices in indices_of.values()]
     for line, last, row in _parse_lines(path, lines, first + 1, delimiter):
         if not any(value.strip() for value in row):
@@ -69,7 +62,7 @@ def parse_table(path: Path) -> ParsedTable:
             )
         _check_quotes(path, lines[line - 1 : last], line, row, required, delimiter, len(header), indices_of["path"][0])
         rows.append((line, row[: len(header)]))
-    return ParsedTable(header, indices_of, rows)
+    return ParsedTable(header, rows)
 
 
 def _decode(path: Path) -> str:
@@ -95,17 +88,49 @@ def _decode(path: Path) -> str:
     return text
 
 
-def _parse_header(path: Path, header: str) -> tuple[str, tuple[str, ...]]:
-    """Return a table's delimiter and the names of its columns, in lower case."""
+def _parse_header(path: Path, lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return a table's delimiter and the names of its columns, in lower case.
+
+    Args:
+        path: the table, for messages.
+        lines: the lines from the header on.
+    """
+    header = lines[0] if lines else ""
     for delimiter in DELIMITERS:
-        names = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
-        words = [re.sub(r"[\s_-]+", "_", name.strip().casefold()) for name in names]
+        words = [normalize_column(name) for name in _split(header, delimiter)]
         while words and not words[-1]:  # the header ends with delimiters
             words.pop()
         if {"path", "label"} <= find_columns(words).keys():
             return delimiter, tuple(words)
     expected = " or ".join("/".join(COLUMN_ALIASES[name]) for name in ("path", "label"))
+    if classes := _one_hot_columns(lines[:50]):
+        raise ValueError(
+            f"{path} has no column with labels, but columns of 0 and 1: {preview(classes)}. Each image has one label: "
+            f"add a column 'label' with the name of the column that is 1.\n{TABLE_LAYOUT}"
+        )
     raise ValueError(f"{path} begins with {header.strip()[:200]!r}, not with {expected}.\n{TABLE_LAYOUT}")
+
+
+def _one_hot_columns(lines: Sequence[str]) -> list[str]:
+    """Return the columns, at least two, that hold only 0 and 1 in the first lines of a table."""
+    for delimiter in DELIMITERS:
+        header, *rows = [_split(line, delimiter) for line in lines if line.strip()] or [[]]
+        if rows and all(len(row) == len(header) for row in rows):
+            columns = [
+                name
+                for name, *values in zip(header, *rows, strict=True)
+                if all(value.strip() in BOOLEANS for value in values)
+            ]
+            if len(columns) > 1:
+                return columns
+    return []
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error:  # a line too long for a header
+        return []
 
 
 def _parse_lines(path: Path, lines: list[str], start: int, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:

@@ -9,7 +9,7 @@ from xfer.records import Part
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a table that names an image and a label."""
+    """One row."""
 
     line: int
     path: str

@@ -1,0 +1,57 @@
+"""Tables: missing and look-alike labels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.xfer.data.tables.table_files import PLAIN, write
+from xfer.data.tables.csv_table import table
+
+
+@pytest.mark.parametrize("label", ["", " ", "nan", "NaN", "None", "NA", "N/A", "null", "<NA>"])
+def test_missing_labels_are_refused_with_their_lines(root, label):
+    with pytest.raises(ValueError, match=r"2 of 5 rows have no label .*: line 5, 6\. Remove these rows or give them"):
+        table(write(root, *PLAIN, f"3.png,{label}", f"gone.png,{label}"))
+
+
+ALIKE = {
+    "case": ("Ant", "ant"),
+    "number formats": ("1", "1.0"),
+    "leading zeros": ("007", "7"),
+    "exponents": ("1e3", "1000"),
+    "separators": ("red ant", "red_ant"),
+    "hyphens": ("red-ant", "red ant"),
+    "double spaces": ("red  ant", "red ant"),
+    "full width": ("\uff41nt", "ant"),
+    "zero width": ("ant", "ant\u200b"),
+    "quotation marks": ("'ant'", "ant"),
+    "sharp s": ("Straße", "strasse"),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_labels_that_look_alike_are_refused_and_listed(root, kind):
+    one, other = ALIKE[kind]
+    with pytest.raises(ValueError, match="look like spellings of one class") as caught:
+        table(write(root, "path,label", f"1.png,{one}", f"2.png,{other}", "3.png,crow", f"more/4.png,{other}"))
+    for count, line, name in ((1, 2, one), (2, 3, other)):
+        assert f"{name!r} ({count} rows, first in line {line})" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1", "-1"), ("1", "10"), ("1.5", "15"), ("12345678901234567", "12345678901234568"), ("a", "b"), ("c", "c++")],
+)
+def test_different_labels_are_different_classes(root, one, other):
+    assert table(write(root, "path,label", f"1.png,{one}", f"2.png,{other}")).classes == tuple(sorted((one, other)))
+
+
+def test_labels_that_differ_in_invisible_ways_are_merged_with_a_note(root):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    rows = (f"1.png,{composed}", f"2.png,{decomposed}", "3.png,ant ", "more/4.png,ant")
+    source = table(write(root, "path,label", *rows))
+    assert source.classes == ("ant", composed)
+    assert source.notes == (
+        "labels.csv: labels that differ only in surrounding white space or Unicode normal form were merged: "
+        f"ant, {composed}.",
+    )
