@@ -207,6 +207,8 @@ def _file_problem(path: Path, name: str) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return NOT_REGULAR
+    except PermissionError:
+        return NO_ACCESS
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return image_problem(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from xfer.data import file_tree
 from xfer.data.file_tree import FileTree, Prefix
 from xfer.data.label_names import find_lookalikes
-from xfer.data.part_folders import PartFolders
+from xfer.data.part_folders import PartFolders, tables_at_root
 from xfer.data.part_names import split_words
 from xfer.data.source import PART_ALIASES, SkippedFiles, preview
 from xfer.records import Part
@@ -48,8 +49,8 @@ CONTAINER_WORDS = frozenset(("data", "dataset", "datasets", "images", "imgs", "p
 MIN_SHARED_STEMS = 0.9
 """Fraction of the files of two folders that must be named alike for one to look like the annotations of the other."""
 
-TABLES = (".csv", ".tsv")
-"""Suffixes of tables, which may hold the labels."""
+_MARK = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(sorted(ANNOTATION_WORDS | COPY_WORDS))})$")
+"""A word such as mask at the end of a file's stem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class UsedFile:
     @property
     def stem(self) -> str:
         """File name without suffix, in lower case."""
-        return Path(self.names[-1]).stem.casefold()
+        name = self.names[-1].casefold()
+        return name.rpartition(".")[0] or name
 
 
 def part_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
@@ -88,11 +90,6 @@ def part_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
     elif unusual:
         folders = ", ".join(f"{part} is {'/'.join(top)}/" for part, top in tops.items())
         yield f"Parts: {folders}."
-
-
-def tables_at_root(tree: FileTree) -> list[str]:
-    """Return the names of the tables directly in the root."""
-    return [file.names[0] for file in tree.files if len(file.names) == 1 and file.path.suffix.lower() in TABLES]
 
 
 def structure_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
@@ -151,11 +148,12 @@ def content_notes(files: Sequence[UsedFile]) -> Iterable[str]:
                 f"WARNING: {sum(count.values())} images are in folders that look like {kind}, and are used as photos: "
                 f"{preview(count)}. Move them out of the class folders if they are not photos."
             )
-    stems = {(file.names[:-1], file.stem) for file in files}
+    stems = [file.stem for file in files]
+    known = {(*file.names[:-1], stem) for file, stem in zip(files, stems, strict=True)}
     marked = [
         file
-        for file in files
-        if set(split_words(file.stem)[-1:]) & (ANNOTATION_WORDS | COPY_WORDS) and _has_original(file, stems)
+        for file, stem in zip(files, stems, strict=True)
+        if _MARK.search(stem) and (*file.names[:-1], _without_mark(stem)) in known
     ]
     if marked:
         yield (
@@ -199,11 +197,4 @@ def _are_shared(stems: set[str], others: set[str]) -> bool:
 
 def _without_mark(stem: str) -> str:
     """Return a file's stem without a word such as _mask at its end."""
-    word = next(
-        (word for word in sorted(ANNOTATION_WORDS | COPY_WORDS, key=len, reverse=True) if stem.endswith(word)), ""
-    )
-    return stem.removesuffix(word).rstrip(" _-.")
-
-
-def _has_original(file: UsedFile, stems: set[tuple[Prefix, str]]) -> bool:
-    return (file.names[:-1], _without_mark(file.stem)) in stems
+    return _MARK.sub("", stem).rstrip(" _-.")

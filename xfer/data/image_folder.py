@@ -12,7 +12,13 @@ from xfer.data.file_tree import FileTree, Prefix, TreeFile
 from xfer.data.folder_notes import UsedFile
 from xfer.data.image_formats import IMAGE_SUFFIXES
 from xfer.data.images import ImageFile
-from xfer.data.part_folders import PartFolders, find_part_folders, label_prefixes, list_folders
+from xfer.data.part_folders import (
+    PartFolders,
+    find_part_folders,
+    label_prefixes,
+    list_folders,
+    tables_at_root,
+)
 from xfer.data.part_names import NO_PARTS, part_named
 from xfer.data.source import (
     MAX_NAMED,
@@ -222,7 +228,7 @@ def _hints(tree: FileTree, tops: PartFolders, source: Source) -> list[str]:
     hints = []
     if source.skipped:
         hints.append(f"Files that are not used: {'; '.join(map(describe_skipped, source.skipped))}")
-    if tables := folder_notes.tables_at_root(tree):
+    if tables := tables_at_root(tree):
         hints.append(f"If {preview(tables)} has the labels, give it as --data")
     if words := label_prefixes(tree, ()):
         hints.append(

@@ -19,6 +19,9 @@ MAX_LEVELS = 6
 MAX_LISTED = 20
 """Maximum number of folders that an error lists."""
 
+TABLES = (".csv", ".tsv")
+"""Suffixes of tables, which may hold the labels."""
+
 PartFolders = dict[Part | None, Prefix]
 """The folder that holds the class folders of each part; under None if the data set has no parts."""
 
@@ -63,6 +66,11 @@ def label_prefixes(tree: FileTree, prefix: Prefix) -> list[str]:
     words = Counter(match[1] for name in names if (match := re.match(r"([^\W\d]+)[\W_]*\d+\D*$", Path(name).stem)))
     common = [word for word, count in words.most_common() if count > 1]
     return common if len(common) > 1 and sum(words.values()) == len(names) else []
+
+
+def tables_at_root(tree: FileTree) -> list[str]:
+    """Return the names of the tables directly in the root."""
+    return [file.names[0] for file in tree.files if len(file.names) == 1 and file.path.suffix.lower() in TABLES]
 
 
 @dataclass(frozen=True)
@@ -153,10 +161,11 @@ class _PartLocator:
         if "train" in flat:
             words = label_prefixes(self.tree, flat["train"])
             hint = f" The names of the images begin with {preview(words)}, which may be the labels." if words else ""
+            table = preview(tables_at_root(self.tree)) or "FILE.csv"
             raise ValueError(
                 f"{Path(self.tree.root, *prefix)} {message}\n{list_folders(self.tree, prefix)}\nImages for training "
-                f"need labels.{hint} Sort them into {'/'.join(flat['train'])}/<class>/, or give a table FILE.csv with "
-                f"the columns path and label as --data. If every folder is a class: --parts none"
+                f"need labels.{hint} Sort them into {'/'.join(flat['train'])}/<class>/, or give a table "
+                f"({table}) with the columns path and label as --data. If every folder is a class: --parts none"
             )
         raise self._refusal(prefix, message, {str(part): [top[-1]] for part, top in tops.items() if part not in flat})
 

@@ -37,7 +37,7 @@ def part_named(name: str) -> Part | None:
     >>> [part_named(name) for name in ("Training", "TEST_SET", "seg_train", "train2017", "dev", "trainer")]
     ['train', 'test', 'train', 'train', 'val', None]
     """
-    text = _TRAIN_AND_VAL.sub("trainval", name.casefold().strip(" _-."))
+    text = _TRAIN_AND_VAL.sub("trainval", re.sub(r"^[\W_]+|[\W_]+$", "", name.casefold()))
     match = _PART_NAME.fullmatch(text)
     return PART_WORDS[match[1]] if match else None
 

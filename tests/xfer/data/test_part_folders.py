@@ -14,7 +14,8 @@ from xfer.records import Part
 
 NAMES: dict[Part, str] = {
     "train": "train Train TRAIN training Training training_set Training-Set trainset TrainSet train_data seg_train "
-    "train2017 train_images images_train Train.Images 01_train trainval train_val Train+Val train-and-val",
+    "train2017 train_images images_train Train.Images 01_train _train_ (train) train(1) trainval train_val Train+Val "
+    "train-and-val",
     "val": "val VAL valid Valid validation Validation_set val2017 dev Dev devset eval evaluation seg_val valset",
     "test": "test Test TEST testing Testing test_set TestSet seg_test test2017 test-images",
 }
@@ -205,6 +206,8 @@ def test_a_table_next_to_images_without_labels_is_named(tmp_path):
     write(tmp_path, "1.png", "2.png")
     (tmp_path / "labels.csv").write_text("path,label\n", encoding="utf-8")
     refused(tmp_path, "If labels.csv has the labels, give it as --data")
+    write(tmp_path, "train/1.png", "test/2.png")
+    refused(tmp_path, "or give a table (labels.csv) with the columns path and label as --data")
 
 
 # Parts without images

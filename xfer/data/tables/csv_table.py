@@ -25,6 +25,8 @@ from xfer.data.tables.records import Record
 from xfer.data.uris import URI_FORMATS, DataUri
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+MIN_IMAGES = 20
+"""Number of images from which many classes of one image are suspicious."""
 OUTSIDE_PARTS = "outside the values of --parts"
 REPEATED = "repeated row"
 
@@ -103,6 +105,11 @@ def table(uri: DataUri, parts: Mapping[str, str] | None = None) -> Source:
         validate_source(source, path, f"with a label.\n{TABLE_LAYOUT}")
     except ValueError as error:
         raise ValueError(f"{error}{_reasons(skipped)}") from None
+    if len(examples) >= MIN_IMAGES and 2 * len(classes) > len(examples):
+        notes.append(
+            f"WARNING: {path.name}: {len(classes)} classes for {len(examples)} images. A column of measurements or of "
+            f"names of images is not a label."
+        )
     notes += [*label_notes, *_skip_notes(path, len(parsed.rows), skipped), *missing_class_notes(source)]
     return replace(source, notes=tuple(notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from pathlib import Path, PureWindowsPath
@@ -14,6 +15,7 @@ NOT_A_FILE = "not a file"
 WINDOWS_PATH = "absolute path of Windows"
 WEB_ADDRESS = "web address instead of a file"
 IMPOSSIBLE_PATH = "impossible path"
+NO_ACCESS = "no permission to read it"
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -43,7 +45,7 @@ def find_image(folder: Path, name: str) -> Path | str:
         for candidate in dict.fromkeys(candidates[:1] if windows else candidates):
             file = (folder / candidate).resolve()
             if file.is_file() or not file.is_relative_to(folder):
-                return file
+                return file if os.access(file, os.R_OK) or not file.is_relative_to(folder) else NO_ACCESS
             folders += file.exists()
     except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, a loop of links
         return IMPOSSIBLE_PATH

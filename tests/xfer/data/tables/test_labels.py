@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from tests.xfer.data.tables.table_files import PLAIN, write
 from xfer.data.tables.csv_table import table
@@ -55,3 +56,14 @@ def test_labels_that_differ_in_invisible_ways_are_merged_with_a_note(root):
         "labels.csv: labels that differ only in surrounding white space or Unicode normal form were merged: "
         f"ant, {composed}.",
     )
+
+
+@pytest.mark.parametrize(("classes", "warned"), [(2, False), (10, False), (11, True), (20, True)])
+def test_almost_as_many_classes_as_images_are_a_warning(root, classes, warned):
+    for number in range(20):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / f"n{number}.png")
+    rows = [f"n{number}.png,{number % classes / 100:.2f}" for number in range(20)]
+    notes = table(write(root, "path,target", *rows)).notes
+    assert [note.startswith(f"WARNING: labels.csv: {classes} classes for 20 images.") for note in notes] == [
+        True
+    ] * warned

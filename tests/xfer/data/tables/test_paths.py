@@ -68,6 +68,13 @@ def test_damaged_images_of_a_table_are_counted_too(root):
     assert result.skipped == {"file not found": 1, "unreadable": 1}
 
 
+def test_a_file_without_permission_is_counted(root, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "2.png")
+    source = table(write(root, *PLAIN, "3.png,crow"))
+    assert source.skipped[0].first == ("line 3: 2.png",)
+    assert skipped(source) == {"no permission to read it": 1}
+
+
 def test_a_class_whose_files_are_all_missing_is_refused(root):
     with pytest.raises(ValueError, match=r"no training images for emu.* 2 file not found \(line 5: x\.png, line 6: y"):
         table(write(root, *PLAIN, "x.png,emu", "y.png,emu"))
