@@ -22,7 +22,14 @@ from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
 from xfer.data.images import ImageFile, LazyImage
 from xfer.data.pack import estimate_ranges
 from xfer.data.shortcuts import shortcut_warnings
-from xfer.data.source import Example, SkippedFiles, Source, validate_source
+from xfer.data.source import (
+    Example,
+    SkippedFiles,
+    Source,
+    check_readable_parts,
+    missing_class_notes,
+    validate_source,
+)
 from xfer.data.value_ranges import ValueRanges
 
 NEAR_COPY_BITS = 8
@@ -117,6 +124,7 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
     readable = Source(source.name, source.classes, tuple(examples))
     first = skipped[-1].first[0] if len(skipped) > len(source.skipped) else ""
     validate_source(readable, source.name, f"that can be read; the first unreadable one: {first}")
+    check_readable_parts(source, examples, first)
     groups = _exact_groups(examples, views)
     exact, near = _count_copies(examples, views, groups)
     conflicts = [
@@ -144,7 +152,7 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
         copies=[[_image_name(source, examples[index]) for index in group] for group in groups],
         conflicts=conflicts,
         warnings=[
-            *source.notes,
+            *dict.fromkeys((*source.notes, *missing_class_notes(readable))),
             *_copy_warnings(exact, near, len(conflicts), given),
             *_shortcut_warnings(source.classes, examples, views),
         ],

@@ -145,6 +145,25 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
     return source
 
 
+def check_readable_parts(source: Source, readable: Iterable[Example], first: str) -> None:
+    """Check that each part of a data set has an image that can be read.
+
+    Args:
+        source: the data set.
+        readable: its images that can be read.
+        first: the first image that cannot be read, with the reason.
+
+    Raises:
+        ValueError: no image of a part can be read.
+    """
+    present = {example.part for example in readable}
+    for part in ("val", "test"):
+        if part not in present and any(example.part == part for example in source.examples):
+            raise ValueError(
+                f"no image of the {part} part of {source.name} can be read; the first unreadable one: {first}"
+            )
+
+
 def missing_class_notes(source: Source) -> list[str]:
     """Return a warning for each of the validation and the test part that lacks classes."""
     notes = []

@@ -24,7 +24,8 @@ WRAPPER_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "network.", 
 MAX_NESTING = 4
 INTEGER_BUFFERS = ("num_batches_tracked", "index", "mask", "ids", "coords")
 """Endings of the names of tensors that hold integers in a floating-point network."""
-_ARRAY, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+_ARRAY: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
+_SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
 SAFE_TYPES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(argparse.Namespace, PosixPath, set, np.ndarray, np.dtype),
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),

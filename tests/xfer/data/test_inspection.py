@@ -8,6 +8,7 @@ from PIL import Image
 
 from xfer.data.image_folder import folder
 from xfer.data.inspection import inspect_source, perceptual_hash, summary_line
+from xfer.data.pack import build_pack
 from xfer.data.source import select_classes
 
 
@@ -112,6 +113,27 @@ def test_a_class_without_readable_images_is_refused(parted):
         file.write_bytes(b"no image")
     with pytest.raises(ValueError, match="no training images for a"):
         inspect_source(folder(parted))
+
+
+READERS = {
+    "inspection": lambda source, root: inspect_source(source),
+    "pack": lambda source, root: build_pack(source, 8, root),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_part_without_readable_images_is_refused(parted, tmp_path_factory, reader):
+    source, root = folder(parted), tmp_path_factory.mktemp("packs")
+    for file in (parted / "test").rglob("*.jpg"):
+        file.write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match=r"no image of the test part of .* can be read; the first .*UnidentifiedImage"):
+        READERS[reader](source, root)
+
+
+def test_a_class_without_readable_images_in_a_part_is_a_warning(parted):
+    for file in (parted / "test" / "a").iterdir():
+        file.write_bytes(b"")
+    assert inspect_source(folder(parted)).warnings == ["WARNING: the test part has no images of a."]
 
 
 def test_the_hash_has_64_bits_and_ignores_brightness():
