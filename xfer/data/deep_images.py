@@ -25,6 +25,8 @@ NODATA_VALUES = (-9999, -32768, -99999)
 """Values that stand for missing measurements by convention, where no negative value is possible in 8 bits."""
 MAX_MAGNITUDE = 1e30
 """Values beyond it are nodata too: the smallest float32, -3.4e38, is a common marker."""
+MISSING_VALUES = "missing values"
+"""Start of the reason why an image with such values is not read."""
 SAMPLE_SIDE = 64
 """Maximum rows and columns of an image that are sampled for the value range."""
 BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 258, 262, 284, 339, 42113
@@ -243,4 +245,4 @@ def _check_values(values: NDArray[Any], kind: ValueKind, nodata: float | None) -
     if missing.any():
         count = f"{int(missing.sum()):,} of {missing.size:,} values"
         example = values[missing][0]
-        raise UnreadableImageError(f"missing values: {count} are NaN, infinite or nodata, such as {example:g}")
+        raise UnreadableImageError(f"{MISSING_VALUES}: {count} are NaN, infinite or nodata, such as {example:g}")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from xfer.data.deep_images import pixel_mode
+from xfer.data.deep_images import MISSING_VALUES, pixel_mode
 from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
 from xfer.data.images import ImageFile, LazyImage
 from xfer.data.pack import estimate_ranges
@@ -176,8 +176,10 @@ def summary_line(source: Source, skipped: Sequence[SkippedFiles] | None = None) 
 
 def unreadable(source: Source, names: Sequence[str]) -> tuple[SkippedFiles, ...]:
     """Return the skipped files of a source, with its images that could not be read among them."""
-    damaged = (SkippedFiles("unreadable", len(names), tuple(names[:5])),) if names else ()
-    return (*source.skipped, *damaged)
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        by_reason.setdefault(MISSING_VALUES if f": {MISSING_VALUES}: " in name else "unreadable", []).append(name)
+    return (*source.skipped, *(SkippedFiles(why, len(some), tuple(some[:5])) for why, some in by_reason.items()))
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> int:

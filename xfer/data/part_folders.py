@@ -211,11 +211,16 @@ class _PartLocator:
     def _refusal(self, prefix: Prefix, problem: str, by_part: Mapping[str, list[str]] | None = None) -> ValueError:
         """Return an error that shows the folders and the flags that settle it."""
         known = {part: names for part, names in (by_part or {}).items() if names}
+        head = f"{Path(self.tree.root, *prefix)} {problem}\n{list_folders(self.tree, prefix)}\n"
+        if known and not any(self.tree.folders.get((*prefix, *names[0].split("/"))) for names in known.values()):
+            return ValueError(
+                f"{head}If every folder is a class: --parts none. If not, put the images of each part in class folders"
+            )
         chosen = {"train": ["NAME"], **known} if known else {"train": ["NAME"], "test": ["NAME"]}
         flag = ",".join(f"{part}={'/'.join((*prefix, names[0]))}" for part, names in chosen.items())
         return ValueError(
-            f"{Path(self.tree.root, *prefix)} {problem}\n{list_folders(self.tree, prefix)}\nSay which folders are the "
-            f"parts, as in --parts {flag}; other folders are then left out. If every folder is a class: --parts none"
+            f"{head}Say which folders are the parts, as in --parts {flag}; other folders are then left out. If every "
+            f"folder is a class: --parts none"
         )
 
 

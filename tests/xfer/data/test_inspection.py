@@ -55,6 +55,16 @@ def test_every_file_is_used_or_skipped(parted):
     )
 
 
+def test_images_with_missing_values_are_a_reason_of_their_own(tmp_path):
+    for number in range(8):
+        values = np.random.default_rng(number).random((20, 20), np.float32)
+        values[0, 0] = np.nan if number < 2 else 0
+        save(tmp_path / "ab"[number % 2] / f"{number}.tif", Image.fromarray(values))
+    result = inspect_source(folder(tmp_path))
+    assert (result.used, result.skipped) == (6, {"missing values": 2})
+    assert result.skipped_first["missing values"][0].startswith("a/0.tif: missing values: 1 of 400 values are NaN")
+
+
 def test_images_of_other_classes_are_skipped(parted):
     save(parted / "train" / "c" / "1.jpg", picture(50))
     source = select_classes(folder(parted), ("a", "b"))

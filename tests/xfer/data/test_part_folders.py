@@ -159,7 +159,7 @@ def test_class_folders_next_to_a_train_folder_are_refused(tmp_path):
 
 def test_a_class_that_is_called_train_is_refused_and_settled_by_the_flag(tmp_path):
     write(tmp_path, *(f"{label}/{number}.png" for label in ("bus", "car", "train") for number in "12"))
-    refused(tmp_path, "bus, car next to train", "train/  2 images", "--parts none")
+    refused(tmp_path, "bus, car next to train", "train/  2 images", "If every folder is a class: --parts none")
     assert counts(folder(tmp_path, parse_parts("none"))) == {(None, label): 2 for label in ("bus", "car", "train")}
 
 
@@ -170,7 +170,7 @@ def test_a_class_inside_the_parts_may_be_called_train(tmp_path):
 
 def test_a_class_that_is_called_test_is_refused_without_a_train_folder(tmp_path):
     write(tmp_path, "cat/1.png", "dog/1.png", "test/1.png")
-    refused(tmp_path, "test but no train folder", "--parts train=NAME,test=test", "--parts none")
+    refused(tmp_path, "test but no train folder", "If every folder is a class: --parts none")
 
 
 def test_a_part_without_class_folders_is_refused(tmp_path):

@@ -17,30 +17,34 @@ def check_labels(path: Path, records: Sequence[Record]) -> tuple[dict[str, str],
     Raises:
         ValueError: labels are missing, or look like two spellings of one class.
     """
+    problems = []
     missing = [record.line for record in records if is_missing(record.label)]
     if missing:
         parts = {record.part for record in records if is_missing(record.label)}
         unlabelled = all(is_missing(record.label) for record in records if record.part in parts)
         hint = f" --parts with the other parts leaves out the {preview(parts)} part." if None not in parts else ""
-        raise ValueError(
+        problems.append(
             f"{path}: {len(missing)} of {len(records)} rows have no label (empty, nan, None, NA, null): line "
             f"{preview(missing)}. Remove these rows or give them a label; if one of these words is a class, write "
             f"another word, such as no_defect.{hint if unlabelled else ''}"
         )
-    label_of = {record.label: normalize_label(record.label) for record in records}
-    count = Counter(label_of[record.label] for record in records)
+    labelled = [record for record in records if not is_missing(record.label)]
+    label_of = {record.label: normalize_label(record.label) for record in labelled}
+    count = Counter(label_of[record.label] for record in labelled)
     first_line: dict[str, int] = {}
-    for record in records:
+    for record in labelled:
         first_line.setdefault(label_of[record.label], record.line)
     if groups := find_lookalikes(count):
         shown = preview(
             " and ".join(f"{name!r} ({count[name]} rows, first in line {first_line[name]})" for name in group)
             for group in groups
         )
-        raise ValueError(
+        problems.append(
             f"{path}: labels look like spellings of one class: {shown}. Write each class in one way; if they are "
             f"different classes, give them names that differ in more than this"
         )
+    if problems:
+        raise ValueError("\n".join(problems))
     spellings: dict[str, set[str]] = defaultdict(set)
     for written, name in label_of.items():
         spellings[name].add(written)

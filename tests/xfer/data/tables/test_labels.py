@@ -15,6 +15,13 @@ def test_missing_labels_are_refused_with_their_lines(root, label):
         table(write(root, *PLAIN, f"3.png,{label}", f"gone.png,{label}"))
 
 
+def test_all_problems_of_labels_are_named_at_once(root):
+    with pytest.raises(
+        ValueError, match=r"(?s)1 of 4 rows have no label .*: line 5\. .*'Ant' \(1 rows.* and 'ant' \(1"
+    ):
+        table(write(root, "path,label", "1.png,ant", "2.png,Ant", "3.png,bee", "more/4.png,nan"))
+
+
 ALIKE = {
     "case": ("Ant", "ant"),
     "number formats": ("1", "1.0"),
