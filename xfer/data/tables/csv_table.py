@@ -127,7 +127,12 @@ def _sort_rows(path: Path, records: Sequence[Record], label_of: Mapping[str, str
             rows.skipped[file].append(record)
             continue
         if not file.is_relative_to(path.parent):
-            raise ValueError(f"{path} line {record.line}: {record.path} leads out of {path.parent}.\n{TABLE_LAYOUT}")
+            inside = find_image(path.parent, record.path.lstrip("/"))
+            slash = record.path.startswith("/") and isinstance(inside, Path) and inside.is_relative_to(path.parent)
+            hint = " Without the leading slash it is a file of this folder" if slash else ""
+            raise ValueError(
+                f"{path} line {record.line}: {record.path} leads out of {path.parent}.{hint}\n{TABLE_LAYOUT}"
+            )
         first = rows.usable.setdefault(file, record)
         label, other_label = label_of[first.label], label_of[record.label]
         if label != other_label:

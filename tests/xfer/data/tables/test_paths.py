@@ -100,8 +100,15 @@ def test_an_absolute_path_into_the_tables_folder_is_accepted(root):
 def test_a_path_that_leads_out_of_the_tables_folder_is_refused(root, path):
     Image.new("RGB", (9, 9)).save(root.parent / "secret.png")
     (root / "link.png").symlink_to(root.parent / "secret.png")
-    with pytest.raises(ValueError, match=rf"labels\.csv line 5: {path} leads out of {root}"):
+    with pytest.raises(ValueError, match=rf"labels\.csv line 5: {path} leads out of {root}\.\n"):
         table(write(root, *PLAIN, f"{path},crow"))
+
+
+def test_a_leading_slash_is_named(root):
+    with pytest.raises(
+        ValueError, match=r"/more/4\.png leads out of .* Without the leading slash it is a file of this"
+    ):
+        table(write(root, *PLAIN[:3], "/more/4.png,robin"))
 
 
 def test_windows_paths_are_accepted(root):
