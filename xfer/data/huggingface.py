@@ -15,6 +15,7 @@ from xfer import hashing
 from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import read_image
 from xfer.data.label_names import find_lookalikes, is_missing
+from xfer.data.part_names import part_named
 from xfer.data.source import PART_ALIASES, Example, SkippedFiles, Source, filter_labels, preview, validate_source
 from xfer.data.stanford_cars_download import import_datasets, translate_hub_errors
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
@@ -66,15 +67,16 @@ class HubImage:
 def hub(uri: DataUri) -> Source:
     """Read a data set of the Hugging Face hub through the `datasets` library: hf://owner/name.
 
-    Splits named train, validation and test are used as parts, and other splits are left out. A data set with a single
-    split has no parts. Images are the column of type Image. Labels are the column of type ClassLabel, or a column of
-    strings or integers named label. If there are several candidates, name the columns, as in
-    hf://owner/name?image=photo&label=species. Use config=NAME to choose a configuration and revision=COMMIT to choose a
-    commit. The data are downloaded once, into the library's cache. Rows without label are left out and counted in the
-    notes, and classes without images are left out.
+    Splits named train, validation and test, or in another usual way such as dev, are used as parts. Other splits are
+    left out. A data set with a single split has no parts. Images are the column of type Image. Labels are the column of
+    type ClassLabel, or a column of strings or integers named label. If there are several candidates, name the columns,
+    as in hf://owner/name?image=photo&label=species. Use config=NAME to choose a configuration and revision=COMMIT to
+    choose a commit. The data are downloaded once, into the library's cache. Rows without label are left out and counted
+    as skipped, and classes without images are left out.
 
     Raises:
-        ValueError: the library is missing, the hub cannot be reached, or there is no such data set of labelled images.
+        ValueError: the library is missing, the hub cannot be reached, there is no such data set of labelled images, or
+            labels look like spellings of one class.
     """
     repo, parameters = parse_uri(uri, "hf")
     repo = repo.removeprefix("datasets/")
@@ -117,6 +119,8 @@ def hub(uri: DataUri) -> Source:
 def _select_splits(repo: str, splits: list[str]) -> dict[str, Part | None]:
     """Return the splits to read, each with its part."""
     parts = {split: PART_ALIASES[split.lower()] for split in splits if split.lower() in PART_ALIASES}
+    other_names = {split: part for split in splits if (part := part_named(split)) and part not in parts.values()}
+    parts |= {split: part for split, part in other_names.items() if [*other_names.values()].count(part) == 1}
     if "train" in parts.values() and len(set(parts.values())) > 1:
         return dict(parts)
     only = [split for split, part in parts.items() if part == "train"] or splits
