@@ -205,7 +205,7 @@ def _check_parts(tree: FileTree, tops: PartFolders, source: Source, skipped: _Sk
                 others = ",".join(f"{name}={'/'.join(path)}" for name, path in tops.items() if name in present)
                 reasons = "; ".join(f"{n} {reason}" for reason, n in meant.items()) or "no images there"
                 raise ValueError(
-                    f"{tree.root}: no image of the {part} part ({'/'.join(top)}/) can be used: {reasons}. Correct "
+                    f"{tree.root}: no image of the {part} set ({'/'.join(top)}/) can be used: {reasons}. Correct "
                     f"these files, or leave the part out: --parts {others}\n{list_folders(tree)}"
                 )
 
@@ -217,7 +217,7 @@ def _was_meant(reason: str) -> bool:
 def _empty_part_notes(tops: PartFolders, source: Source) -> list[str]:
     present = {example.part for example in source.examples}
     return [
-        f"WARNING: {'/'.join(top)}/ holds no images, so there is no {part} part."
+        f"WARNING: {'/'.join(top)}/ holds no images, so there is no {part} set."
         for part, top in tops.items()
         if part is not None and part not in present
     ]

@@ -160,7 +160,7 @@ def check_readable_parts(source: Source, readable: Iterable[Example], first: str
     for part in ("val", "test"):
         if part not in present and any(example.part == part for example in source.examples):
             raise ValueError(
-                f"no image of the {part} part of {source.name} can be read; the first unreadable one: {first}"
+                f"no image of the {part} set of {source.name} can be read; the first unreadable one: {first}"
             )
 
 
@@ -170,7 +170,7 @@ def missing_class_notes(source: Source) -> list[str]:
     for part in ("val", "test"):
         present = {example.label for example in source.examples if example.part == part}
         if present and (missing := [name for label, name in enumerate(source.classes) if label not in present]):
-            notes.append(f"WARNING: the {part} part has no images of {preview(missing)}.")
+            notes.append(f"WARNING: the {part} set has no images of {preview(missing)}.")
     return notes
 
 

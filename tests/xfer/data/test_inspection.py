@@ -136,14 +136,14 @@ def test_a_part_without_readable_images_is_refused(parted, tmp_path_factory, rea
     source, root = folder(parted), tmp_path_factory.mktemp("packs")
     for file in (parted / "test").rglob("*.jpg"):
         file.write_bytes(b"<html>404</html>")
-    with pytest.raises(ValueError, match=r"no image of the test part of .* can be read; the first .*UnidentifiedImage"):
+    with pytest.raises(ValueError, match=r"no image of the test set of .* can be read; the first .*UnidentifiedImage"):
         READERS[reader](source, root)
 
 
 def test_a_class_without_readable_images_in_a_part_is_a_warning(parted):
     for file in (parted / "test" / "a").iterdir():
         file.write_bytes(b"")
-    assert inspect_source(folder(parted)).warnings == ["WARNING: the test part has no images of a."]
+    assert inspect_source(folder(parted)).warnings == ["WARNING: the test set has no images of a."]
 
 
 def test_the_hash_has_64_bits_and_ignores_brightness():

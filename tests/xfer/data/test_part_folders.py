@@ -228,20 +228,20 @@ def test_a_part_folder_without_files_is_a_warning(parted, content):
         (parted / "Testing" / "cat").mkdir()
         (parted / "Testing" / "dog").mkdir()
     source = folder(parted)
-    assert source.notes[1:] == ("WARNING: Testing/ holds no images, so there is no test part.",)
+    assert source.notes[1:] == ("WARNING: Testing/ holds no images, so there is no test set.",)
     assert {part for part, _ in counts(source)} == {"train", "val"}
 
 
 def test_a_part_whose_files_cannot_be_used_is_refused(parted):
     (parted / "test" / "cat").mkdir(parents=True)
     (parted / "test" / "cat" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    refused(parted, "no image of the test part (test/) can be used: 1 image format that", "--parts train=train,val=val")
+    refused(parted, "no image of the test set (test/) can be used: 1 image format that", "--parts train=train,val=val")
     assert len(folder(parted, {"train": "train", "val": "val"}).examples) == 4
 
 
 def test_an_empty_part_that_the_flag_names_is_refused(parted):
     (parted / "test").mkdir()
-    with pytest.raises(ValueError, match="no image of the test part .* can be used: no images there"):
+    with pytest.raises(ValueError, match="no image of the test set .* can be used: no images there"):
         folder(parted, {"train": "train", "test": "test"})
 
 
@@ -265,7 +265,7 @@ def test_classes_of_the_test_part_that_training_lacks_are_refused_with_the_listi
 
 def test_a_class_that_the_test_part_lacks_is_noted(tmp_path):
     write(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/dog/1.png")
-    assert folder(tmp_path).notes == ("WARNING: the test part has no images of cat.",)
+    assert folder(tmp_path).notes == ("WARNING: the test set has no images of cat.",)
 
 
 def test_parts_inside_every_class_are_refused(tmp_path):

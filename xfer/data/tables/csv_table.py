@@ -165,7 +165,7 @@ def _check_parts(path: Path, records: Sequence[Record], rows: _SortedRows, skipp
     for part in ("val", "test"):
         if part in parts and part not in {record.part for record in rows.usable.values()}:
             raise ValueError(
-                f"{path}: no row of the {part} part can be used{_reasons(skipped)}\nCorrect these rows; --parts "
+                f"{path}: no row of the {part} set can be used{_reasons(skipped)}\nCorrect these rows; --parts "
                 f"train=VALUE leaves out rows with other values in the part column"
             )
 

@@ -22,7 +22,7 @@ def check_labels(path: Path, records: Sequence[Record]) -> tuple[dict[str, str],
     if missing:
         parts = {record.part for record in records if is_missing(record.label)}
         unlabelled = all(is_missing(record.label) for record in records if record.part in parts)
-        hint = f" --parts with the other parts leaves out the {preview(parts)} part." if None not in parts else ""
+        hint = f" --parts with the other parts leaves out the {preview(parts)} set." if None not in parts else ""
         problems.append(
             f"{path}: {len(missing)} of {len(records)} rows have no label (empty, nan, None, NA, null): line "
             f"{preview(missing)}. Remove these rows or give them a label; if one of these words is a class, write "

@@ -16,7 +16,7 @@ def test_the_part_is_read_from_any_usual_column_and_in_any_spelling(root, column
     assert [part for _, _, part in listing(source, root)] == ["train", "train", "val", "test"]
     usual = column.lower() in ("part", "split", "subset", "set")
     named = f"labels.csv: the part of each image is read from the column {column.lower().replace(' ', '_')!r}."
-    missing = ("WARNING: the val part has no images of b.", "WARNING: the test part has no images of a.")
+    missing = ("WARNING: the val set has no images of b.", "WARNING: the test set has no images of a.")
     assert source.notes == (*(() if usual else (named,)), *missing)
 
 
@@ -131,11 +131,11 @@ def test_a_flag_that_does_not_fit_the_table_is_refused_with_the_columns(root, fl
 
 def test_rows_without_labels_can_be_left_out_by_their_part(root):
     path = write(root, "path,label,split", "1.png,a,train", "2.png,b,train", "3.png,,test", "more/4.png,,test")
-    with pytest.raises(ValueError, match=r"2 of 4 rows have no label .* --parts .* leaves out the test part"):
+    with pytest.raises(ValueError, match=r"2 of 4 rows have no label .* --parts .* leaves out the test set"):
         table(path)
     assert len(table(path, {"train": "train"}).examples) == 2
 
 
 def test_a_class_that_a_part_lacks_is_a_warning(root):
     source = table(write(root, "path,label,split", "1.png,a,train", "2.png,b,train", "3.png,a,test"))
-    assert source.notes == ("WARNING: the test part has no images of b.",)
+    assert source.notes == ("WARNING: the test set has no images of b.",)

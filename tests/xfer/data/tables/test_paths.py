@@ -82,7 +82,7 @@ def test_a_class_whose_files_are_all_missing_is_refused(root):
 
 def test_a_part_whose_files_are_all_missing_is_refused(root):
     rows = ("path,label,split", "1.png,a,train", "2.png,b,train", "x.png,a,test", "y.png,b,test")
-    with pytest.raises(ValueError, match=r"no row of the test part can be used.* 2 file not found \(line 4: x\.png"):
+    with pytest.raises(ValueError, match=r"no row of the test set can be used.* 2 file not found \(line 4: x\.png"):
         table(write(root, *rows))
 
 
