@@ -96,5 +96,6 @@ def closest_names_message(kind: str, name: str, known: Iterable[str]) -> str:
     >>> closest_names_message("optimizer", "adan", ["sgd", "adam"])
     "unknown optimizer 'adan': did you mean adam?"
     """
-    suggestions = difflib.get_close_matches(name, list(known), n=3)
+    by_key = {word.casefold(): word for word in known}
+    suggestions = [by_key[key] for key in difflib.get_close_matches(name.casefold(), list(by_key), n=3)]
     return f"unknown {kind} {name!r}" + (f": did you mean {' or '.join(suggestions)}?" if suggestions else ".")

@@ -73,9 +73,10 @@ class Plan:
     """Side of the images in pixels; by default that of the
     backbone's pretraining. Smaller is faster."""
     parts: Annotated[Mapping[str, str], flag_types.PARTS] = field(default_factory=dict)
-    """Folders of the parts: train=NAME[,val=NAME]
-    [,test=NAME], or none if every folder is a class. By
-    default those with usual names."""
+    """Folders of the parts, or values of a table's part
+    column: train=NAME[,val=NAME][,test=NAME], or none if
+    every folder is a class. By default those with usual
+    names."""
     follow_links: bool = False
     """Read images behind links that leave the data folder."""
     trials: int = 24

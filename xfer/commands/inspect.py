@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from xfer.commands import shared
-from xfer.data.images import LazyImage, UnreadableImageError
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import LazyImage
 from xfer.data.inspection import Inspection, inspect_source
 from xfer.data.source import Source
 

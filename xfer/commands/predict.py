@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 
-from xfer.data.images import IMAGE_SUFFIXES, UnreadableImageError, read_image
+from xfer.data import file_tree
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import read_image
 from xfer.training.export import Classifier, load_classifier
 
 
@@ -75,9 +78,14 @@ def _classify(classifier: Classifier, photo: Path, top: int) -> list[tuple[str, 
 def _find_photos(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
+            skipped: Counter[str] = Counter()
+            for file in sorted(file_tree.scan(path.resolve(), follow_links=True).files, key=lambda file: file.names):
+                if file.reason:
+                    skipped[file.reason] += 1
+                else:
+                    yield path.joinpath(*file.names)
+            if skipped:
+                print(f"skipped in {path}: {', '.join(f'{n} {why}' for why, n in skipped.items())}", file=sys.stderr)
         elif path.is_file():
             yield path
         else:

@@ -27,7 +27,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts",
         default="",
-        help="folders of the parts: train=NAME[,val=NAME][,test=NAME], or none (default: by name)",
+        help="folders of the parts, or values of a table's part column: train=NAME[,val=NAME][,test=NAME], or none "
+        "(default: by name)",
     )
     parser.add_argument("--follow-links", action="store_true", help="read images behind links that leave the folder")
     parser.add_argument("--classes", default="", help="only these classes, separated by commas, or a number of them")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from xfer.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES
+from xfer.data.image_formats import IMAGE_FORMATS, IMAGE_SUFFIXES
 
 Prefix = tuple[str, ...]
 """Path relative to the root, as its components."""
@@ -38,16 +38,31 @@ FTYP_BRANDS = {
 }
 """Image format by the brand of an ISO base media file."""
 
+OTHER_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
+    ".svg": "SVG",
+    ".pdf": "PDF",
+    ".exr": "OpenEXR",
+    ".jxl": "JPEG XL",
+    ".nii": "NIfTI",
+    ".xcf": "GIMP",
+}
+"""Image formats that Pillow does not know, by suffix."""
+
 JPEG_2000_SIGNATURES = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 
 LINK_OUT = "link out of the folder"
 BROKEN_LINK = "broken link"
 INNER_LINK = "link to another folder of the data"
 HIDDEN_FILE = "hidden file"
+JUNK = "in the junk folder"
+"""Start of the reason for files in a junk folder; its name follows."""
 NOT_REGULAR = "not a regular file"
 NOT_AN_IMAGE = "not an image"
 EMPTY_FILE = "empty file"
 NO_ACCESS = "no permission to read it"
+UNREADABLE_FOLDER = "folder that cannot be read"
 UNSUPPORTED = "image format that cannot be decoded here"
 """Start of the reason for images in a format that Pillow does not decode; the format follows."""
 
@@ -107,13 +122,13 @@ def scan(root: Path, follow_links: bool = False) -> FileTree:
 def image_problem(path: Path) -> str:
     """Return why a regular file cannot be decoded as an image, judged by its first bytes; empty for an image."""
     suffix = path.suffix.lower()
+    if not os.access(path, os.R_OK):
+        return NO_ACCESS
     if suffix in IMAGE_SUFFIXES:
         return ""  # the decoder names damaged ones
     try:
         with path.open("rb") as file:
-            head = file.read(32)
-    except PermissionError:
-        return NO_ACCESS
+            head = file.read(132)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if not head:
@@ -127,9 +142,10 @@ def image_problem(path: Path) -> str:
         kind = FTYP_BRANDS.get(head[8:12], "") if head[4:8] == b"ftyp" else ""
         if head.startswith(JPEG_2000_SIGNATURES):
             kind = "JPEG 2000"
+        kind = kind or OTHER_SUFFIXES.get(suffix, "") or ("DICOM" if head[128:] == b"DICM" else "")
         if not kind:
             Image.init()
-            kind = Image.registered_extensions().get(suffix, "") if suffix not in (".pdf", ".mpg", ".mpeg") else ""
+            kind = Image.registered_extensions().get(suffix, "") if suffix not in (".mpg", ".mpeg") else ""
             kind = "" if kind in ("HDF5", "GRIB", "BUFR") else kind
         return f"{UNSUPPORTED}: {kind}" if kind else NOT_AN_IMAGE
 
@@ -150,7 +166,7 @@ class _Scanner:
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError:
-            yield TreeFile(path, names, "folder that cannot be read")
+            yield TreeFile(path, names, UNREADABLE_FOLDER)
             return
         subfolders = []
         for entry in entries:
@@ -163,7 +179,7 @@ class _Scanner:
                 if is_folder and target in ancestors:
                     reason = INNER_LINK
             if is_folder and is_junk_folder(entry.name):
-                yield from _junk(child, child_names, f"in the junk folder {entry.name}")
+                yield from _junk(child, child_names, f"{JUNK} {entry.name}")
                 continue
             if is_folder:
                 subfolders.append(entry.name)
@@ -191,6 +207,8 @@ def _file_problem(path: Path, name: str) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return NOT_REGULAR
+    except PermissionError:
+        return NO_ACCESS
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return image_problem(path)

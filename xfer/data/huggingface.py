@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
-from xfer.data.images import UnreadableImageError, read_image
-from xfer.data.source import PART_ALIASES, Example, Source, filter_labels, preview, validate_source
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import read_image
+from xfer.data.label_names import find_lookalikes, is_missing
+from xfer.data.part_names import part_named
+from xfer.data.source import PART_ALIASES, Example, SkippedFiles, Source, filter_labels, preview, validate_source
 from xfer.data.stanford_cars_download import import_datasets, translate_hub_errors
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
 from xfer.data.value_ranges import NO_RANGES, ValueRanges
@@ -64,15 +67,16 @@ class HubImage:
 def hub(uri: DataUri) -> Source:
     """Read a data set of the Hugging Face hub through the `datasets` library: hf://owner/name.
 
-    Splits named train, validation and test are used as parts, and other splits are left out. A data set with a single
-    split has no parts. Images are the column of type Image. Labels are the column of type ClassLabel, or a column of
-    strings or integers named label. If there are several candidates, name the columns, as in
-    hf://owner/name?image=photo&label=species. Use config=NAME to choose a configuration and revision=COMMIT to choose a
-    commit. The data are downloaded once, into the library's cache. Rows without label are left out and counted in the
-    notes, and classes without images are left out.
+    Splits named train, validation and test, or in another usual way such as dev, are used as parts. Other splits are
+    left out. A data set with a single split has no parts. Images are the column of type Image. Labels are the column of
+    type ClassLabel, or a column of strings or integers named label. If there are several candidates, name the columns,
+    as in hf://owner/name?image=photo&label=species. Use config=NAME to choose a configuration and revision=COMMIT to
+    choose a commit. The data are downloaded once, into the library's cache. Rows without label are left out and counted
+    as skipped, and classes without images are left out.
 
     Raises:
-        ValueError: the library is missing, the hub cannot be reached, or there is no such data set of labelled images.
+        ValueError: the library is missing, the hub cannot be reached, there is no such data set of labelled images, or
+            labels look like spellings of one class.
     """
     repo, parameters = parse_uri(uri, "hf")
     repo = repo.removeprefix("datasets/")
@@ -90,12 +94,14 @@ def hub(uri: DataUri) -> Source:
     image_column = _choose_column(repo, features, "image", parameters, image_columns)
     label_column = _choose_column(repo, features, "label", parameters, _label_columns(features, datasets.ClassLabel))
     values = {split: [*tables[split][label_column]] for split in parts}
-    label_of = _number_classes(features[label_column], values)
+    label_of = _number_classes(repo, features[label_column], values)
     caches = tuple(Path(folder).resolve() for folder in _cache_folders(datasets))
     examples: list[Example] = []
+    skipped: list[SkippedFiles] = []
     notes = [f"From the hub: {repo} at {builder.hash}."]
     if left_out := [split for split in tables if split not in parts]:
         notes.append(f"Splits of {repo} that are left out: {preview(left_out)}.")
+        skipped.append(SkippedFiles("split left out", sum(len(tables[split]) for split in left_out), tuple(left_out)))
     for split, part in parts.items():
         table = tables[split].cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
         labels = [label_of.get(str(value), -1) for value in values[split]]
@@ -103,8 +109,9 @@ def hub(uri: DataUri) -> Source:
         examples += [Example(row, label, part) for row, label in zip(images, labels, strict=True) if label >= 0]
         if missing := sum(label < 0 for label in labels):
             notes.append(f"{missing} of {len(labels)} rows of the {split} split have no label and are left out.")
+            skipped.append(SkippedFiles(f"{split} row without a label", missing))
     classes = tuple(getattr(features[label_column], "names", None) or label_of)
-    source = Source(repo, classes, tuple(examples), tuple(notes))
+    source = Source(repo, classes, tuple(examples), tuple(notes), tuple(skipped), unit="rows")
     source = filter_labels(source, {example.label for example in examples})
     return validate_source(source, repo, f"with a label in {label_column}")
 
@@ -112,6 +119,8 @@ def hub(uri: DataUri) -> Source:
 def _select_splits(repo: str, splits: list[str]) -> dict[str, Part | None]:
     """Return the splits to read, each with its part."""
     parts = {split: PART_ALIASES[split.lower()] for split in splits if split.lower() in PART_ALIASES}
+    other_names = {split: part for split in splits if (part := part_named(split)) and part not in parts.values()}
+    parts |= {split: part for split, part in other_names.items() if [*other_names.values()].count(part) == 1}
     if "train" in parts.values() and len(set(parts.values())) > 1:
         return dict(parts)
     only = [split for split, part in parts.items() if part == "train"] or splits
@@ -141,11 +150,16 @@ def _choose_column(
     return candidates[0]
 
 
-def _number_classes(feature: Any, values: Mapping[str, list[Any]]) -> dict[str, int]:
+def _number_classes(repo: str, feature: Any, values: Mapping[str, list[Any]]) -> dict[str, int]:
     """Return the label of each value of the label column, by the value as text."""
     if hasattr(feature, "names"):
         return {str(label): label for label in range(len(feature.names))}
-    words = {str(value) for column in values.values() for value in column if value is not None and value != ""}
+    words = {str(value) for column in values.values() for value in column if not is_missing(str(value))}
+    if groups := find_lookalikes(words):
+        raise ValueError(
+            f"{repo}: labels look like spellings of one class: {preview(' and '.join(map(repr, g)) for g in groups)}. "
+            f"Download the data and write each class in one way"
+        )
     return {word: label for label, word in enumerate(sorted(words))}
 
 

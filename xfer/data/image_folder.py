@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from xfer.data import file_tree
+from xfer.data import file_tree, folder_notes
 from xfer.data.file_tree import FileTree, Prefix, TreeFile
-from xfer.data.images import IMAGE_SUFFIXES, ImageFile
-from xfer.data.part_names import NO_PARTS, named_parts, part_named
-from xfer.data.source import PART_ALIASES, Example, SkippedFiles, Source, preview, validate_source
+from xfer.data.folder_notes import UsedFile
+from xfer.data.image_formats import IMAGE_SUFFIXES
+from xfer.data.images import ImageFile
+from xfer.data.part_folders import (
+    PartFolders,
+    find_part_folders,
+    label_prefixes,
+    list_folders,
+    tables_at_root,
+)
+from xfer.data.part_names import NO_PARTS, part_named
+from xfer.data.source import (
+    MAX_NAMED,
+    Example,
+    SkippedFiles,
+    Source,
+    describe_skipped,
+    missing_class_notes,
+    preview,
+    validate_source,
+)
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
 
 OUTSIDE_CLASSES = "image outside the class folders"
 OUTSIDE_PARTS = "outside the folders of --parts"
 
-MAX_LEVELS = 4
-"""Maximum number of folders above the class folders that are followed if each holds a single folder with images."""
-
-MAX_LISTED = 20
-"""Maximum number of folders that an error lists."""
-
-PICTURE_NAMES = frozenset(("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "rgb", "inputs"))
-ANNOTATION_NAMES = frozenset(
-    (
-        *("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "segmentation", "segmentations"),
-        *("ground_truth", "groundtruth", "gt", "trimaps", "segmentationclass", "segmentationobject", "targets"),
-    )
-)
-"""Folders of other tasks, in lower case: with PICTURE_NAMES as the only other classes, they are rarely meant."""
-
-TABLES = (".csv", ".tsv")
-"""Suffixes of tables, which may hold the labels."""
-
-PartFolders = dict[Part | None, Prefix]
-"""The folder that holds the class folders of each part; under None if the data set has no parts."""
+UNREACHED = (file_tree.LINK_OUT, file_tree.INNER_LINK, file_tree.UNREADABLE_FOLDER, file_tree.NO_ACCESS)
+"""Reasons why the images of a folder may be missing without any sign in the folder itself."""
+HARMLESS = (file_tree.NOT_AN_IMAGE, file_tree.HIDDEN_FILE, file_tree.NOT_REGULAR)
+"""Reasons of files that were not meant to be images."""
 
 
 def folder(uri: DataUri, parts: Mapping[str, str] | None = None, follow_links: bool = False) -> Source:
@@ -57,263 +58,183 @@ def folder(uri: DataUri, parts: Mapping[str, str] | None = None, follow_links: b
         follow_links: read what links lead to, also outside DIR.
 
     Raises:
-        ValueError: no such folder, no images, a single class, a class without training images, or folders that can be
-            understood in several ways. The message then lists the folders and names the flag that settles it.
+        ValueError: no such folder, no images, a single class, a class without training images, a class or part that is
+            missing because of a link that is not followed, or folders that can be understood in several ways. The
+            message then lists the folders and names the flag that settles it.
     """
     root = resolve_folder(uri)
     tree = file_tree.scan(root, follow_links)
-    locator = _PartLocator(tree)
-    tops = locator.given(parts) if parts and parts != NO_PARTS else locator.detected(all_classes=bool(parts))
+    tops = find_part_folders(tree, parts or {})
+    given = bool(parts) and parts != NO_PARTS
     classes = tuple(sorted({name for top in tops.values() for name in tree.subfolders(top)}))
-    examples, skipped = _assign(tree, tops, classes, outside=OUTSIDE_PARTS if parts and parts != NO_PARTS else "")
-    notes = (
-        *_part_notes(tree, tops),
-        *_unknown_part_notes(tree, tops),
-        *_class_notes(tops, classes, examples),
-        *_skip_notes(root, skipped),
+    used, skipped = _divide(tree, tops, OUTSIDE_PARTS if given else OUTSIDE_CLASSES)
+    labels = {name: label for label, name in enumerate(classes)}
+    examples = tuple(
+        Example(ImageFile(root.joinpath(*file.names)), labels[file.class_name], file.part) for file in used
     )
-    source = Source(root.name, classes, examples, notes, skipped)
+    source = Source(root.name, classes, examples, (), tuple(_summarize(skipped)))
+    _check_reached(tree, tops, used, skipped, follow_links)
+    _check_parts(tree, tops, source, skipped, given)
     expected = (
         f"in class folders. Expected {root}/<class>/*.jpg, or {root}/train/<class>/*.jpg with val and test next to it. "
         f"Known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))}"
     )
     try:
-        return validate_source(source, root, expected)
+        validate_source(source, root, expected)
     except ValueError as error:
-        reasons = "; ".join(f"{skip.count} {skip.reason}" for skip in skipped)
-        lines = [str(error), f"Files that are not used: {reasons}" if reasons else "", locator.listing(())]
-        raise ValueError("\n".join(filter(None, lines))) from None
+        raise ValueError("\n".join([str(error), *_hints(tree, tops, source), list_folders(tree)])) from None
+    notes = (
+        *folder_notes.part_notes(tree, tops),
+        *folder_notes.structure_notes(tree, tops),
+        *folder_notes.class_notes(classes, used),
+        *folder_notes.content_notes(used),
+        *_empty_part_notes(tops, source),
+        *missing_class_notes(source),
+        *folder_notes.skip_notes(root, source.skipped, OUTSIDE_CLASSES),
+    )
+    return replace(source, notes=notes)
 
 
 @dataclass(frozen=True)
-class _PartLocator:
-    """Finds the folders of the parts in a tree."""
+class _Skipped:
+    """Files that are not used."""
 
-    tree: FileTree
+    files: dict[str, list[Prefix]] = field(default_factory=lambda: defaultdict(list))
+    """Paths of the files by reason; the first few only, except for `UNREACHED` and broken links."""
+    count: Counter[str] = field(default_factory=Counter)
+    by_part: dict[Part | None, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Number of files below the folder of each part, by reason."""
 
-    def given(self, parts: Mapping[str, str]) -> PartFolders:
-        """Return the folders that `--parts` names."""
-        tops: PartFolders = {}
-        for name, text in parts.items():
-            top = tuple(piece for piece in Path(text).parts if piece != ".")
-            if top not in self.tree.folders:
-                raise self._refusal((), f"has no folder {text}, which --parts names for {name}")
-            tops[name] = top  # type: ignore[index]
+    def add(self, names: Prefix, reason: str, tops: PartFolders) -> None:
+        """Count a file."""
+        self.count[reason] += 1
+        if self.count[reason] <= MAX_NAMED or reason in (*UNREACHED, file_tree.BROKEN_LINK):
+            self.files[reason].append(names)
         for part, top in tops.items():
-            for other, below in tops.items():
-                if part != other and below[: len(top)] == top:
-                    raise ValueError(
-                        f"--parts: {part}={parts[str(part)]} contains {other}={parts[str(other)]}; parts must be "
-                        f"separate folders"
-                    )
-        tops = self._without_extra_levels(tops)
-        return tops if len(tops) > 1 else {None: tops["train"]}
-
-    def detected(self, all_classes: bool) -> PartFolders:
-        """Return the folders of the parts, detected from their names.
-
-        Args:
-            all_classes: treat every folder as a class, whatever its name.
-        """
-        prefix: Prefix = ()
-        for _ in range(MAX_LEVELS):
-            named = {} if all_classes else named_parts(self.tree.subfolders(prefix))
-            if named:
-                return self._named(prefix, named)
-            holders = self.tree.image_folders(prefix)
-            inner = (*prefix, *holders[:1])
-            if len(holders) != 1 or self.tree.direct_images[inner]:
-                break
-            prefix = inner
-        if len(self.tree.image_folders(prefix)) < 2:
-            prefix = ()
-        if not all_classes:
-            self._refuse_parts_in_classes(prefix)
-        return {None: prefix}
-
-    def listing(self, prefix: Prefix) -> str:
-        """Return a table of the folders directly below a folder, with the number of their images."""
-        names = self.tree.subfolders(prefix)
-        lines = []
-        for name in names[:MAX_LISTED]:
-            inner = (*prefix, name)
-            below = self.tree.subfolders(inner)
-            content = f", in the folders {preview(below)}" if below else ""
-            lines.append(f"    {name}/  {self.tree.images[inner]} images{content}")
-        if len(names) > MAX_LISTED:
-            lines.append(f"    and {len(names) - MAX_LISTED} more folders")
-        if direct := self.tree.direct_images[prefix]:
-            lines.append(f"    {direct} images outside these folders")
-        return "\n".join([f"{Path(self.tree.root, *prefix)} holds", *lines])
-
-    def _named(self, prefix: Prefix, named: Mapping[str, Part]) -> PartFolders:
-        """Return the folders of the parts among the folders below `prefix`, some of which are named like parts."""
-        by_part: dict[Part, list[str]] = defaultdict(list)
-        for name, part in named.items():
-            by_part[part].append(name)
-        for part, names in by_part.items():
-            filled = [name for name in names if self.tree.images[(*prefix, name)]]
-            if len(names) > 1 and len(filled) > 1:
-                raise self._refusal(prefix, f"has {preview(filled)}, which could each be the {part} part", by_part)
-            by_part[part] = (filled or names)[:1]
-        others = [name for name in self.tree.image_folders(prefix) if name not in named]
-        if "train" not in by_part:
-            root = Path(self.tree.root, *prefix)
-            names = [by_part[part][0] for part in ("val", "test") if part in by_part]
-            message = (
-                f"has {preview(names)} but no train folder. Expected {root}/train/<class>/*.jpg, and val and test next "
-                f"to it if you have them"
-            )
-            raise self._refusal(prefix, message, by_part)
-        if others:
-            names = [by_part[part][0] for part in ("train", "val", "test") if part in by_part]
-            raise self._refusal(prefix, f"has {preview(others)} next to {preview(names)}: part or class?", by_part)
-        tops: PartFolders = {part: (*prefix, by_part[part][0]) for part in ("train", "val", "test") if part in by_part}
-        for top_part, top in tops.items():
-            inner = named_parts(self.tree.image_folders(top))
-            if len(set(inner.values())) > 1 and len(inner) == len(self.tree.image_folders(top)):
-                message = f"is a part and holds parts of its own: {preview(inner)}"
-                raise self._refusal(top, message, {"train": [name for name, p in inner.items() if p == "train"][:1]})
-            if self.tree.direct_images[top] and not self.tree.image_folders(top):
-                message = f"has {'/'.join(top)}, named like the {top_part} part, with images but no class folders"
-                raise self._refusal(prefix, message, {key: [n] for key, (n, *_) in by_part.items() if key != top_part})
-        tops = self._without_extra_levels(tops)
-        return tops if len(tops) > 1 else {None: tops["train"]}
-
-    def _without_extra_levels(self, tops: PartFolders) -> PartFolders:
-        """Replace the folder of a part by its only folder with images if the class folders are in there."""
-        result: PartFolders = {}
-        for part, top in tops.items():
-            classes = [self.tree.image_folders(other) for other in tops.values() if other != top]
-            elsewhere = {name for names in classes if len(names) > 1 for name in names}
-            inner = top
-            for _ in range(MAX_LEVELS):
-                holders = self.tree.image_folders(inner)
-                if len(holders) != 1 or self.tree.direct_images[inner] or self.tree.direct_images[(*inner, *holders)]:
-                    break
-                is_part = part_named(holders[0]) == (part or "train")
-                if not is_part and (holders[0] in elsewhere or len(self.tree.image_folders((*inner, *holders))) < 2):
-                    break
-                inner = (*inner, *holders)
-            result[part] = inner
-        return result
-
-    def _refuse_parts_in_classes(self, prefix: Prefix) -> None:
-        """Refuse DIR/<class>/train/*.jpg, whose parts would be mixed."""
-        inside = [named_parts(self.tree.image_folders((*prefix, name))) for name in self.tree.image_folders(prefix)]
-        if inside and all("train" in parts.values() and len(set(parts.values())) > 1 for parts in inside):
-            raise ValueError(
-                f"{self.listing(prefix)}\nEvery class has parts of its own ({preview(inside[0])}). Arrange the images "
-                f"as DIR/train/<class> and DIR/test/<class>; --parts none mixes the parts and draws new ones"
-            )
-
-    def _refusal(self, prefix: Prefix, problem: str, by_part: Mapping[Part, list[str]] | None = None) -> ValueError:
-        """Return an error that shows the folders and the flags that settle it."""
-        known = {str(part): names for part, names in (by_part or {}).items() if names}
-        chosen = {"train": ["NAME"], **known} if known else {"train": ["NAME"], "test": ["NAME"]}
-        flag = ",".join(f"{part}={'/'.join((*prefix, names[0]))}" for part, names in chosen.items())
-        return ValueError(
-            f"{Path(self.tree.root, *prefix)} {problem}\n{self.listing(prefix)}\nSay which folders are the parts, as "
-            f"in --parts {flag}; other folders are then left out. If every folder is a class: --parts none"
-        )
+            if names[: len(top)] == top:
+                self.by_part[part][reason] += 1
 
 
-def _assign(
-    tree: FileTree, tops: PartFolders, classes: tuple[str, ...], outside: str
-) -> tuple[tuple[Example, ...], tuple[SkippedFiles, ...]]:
-    """Return the examples of a tree, and all other files by the reason why they are not used.
+def _divide(tree: FileTree, tops: PartFolders, outside: str) -> tuple[list[UsedFile], _Skipped]:
+    """Return the images that are used, by part, class and path, and all other files.
 
     Args:
         tree: the files.
         tops: the folder of each part.
-        classes: the names of all classes.
-        outside: the reason for images outside of all `tops`; by default that of images outside the class folders.
+        outside: the reason for images outside of all `tops`.
     """
-    labels = {name: label for label, name in enumerate(classes)}
     order = {part: index for index, part in enumerate(tops)}
-    examples: list[tuple[int, int, Prefix, Example]] = []
-    counts: Counter[str] = Counter()
-    first: dict[str, list[str]] = defaultdict(list)
-
-    def problem(file: TreeFile) -> str:
-        if file.reason:
-            return file.reason
-        for part, top in tops.items():
-            if file.names[: len(top)] == top:
-                if len(file.names) < len(top) + 2:
-                    return OUTSIDE_CLASSES
-                if file.link_depth > len(top) + 1:
-                    return file_tree.INNER_LINK
-                label = labels[file.names[len(top)]]
-                examples.append((order[part], label, file.names, Example(ImageFile(file.path), label, part)))
-                return ""
-        return outside or OUTSIDE_CLASSES
-
+    used: list[UsedFile] = []
+    skipped = _Skipped()
     for file in tree.files:
-        if reason := problem(file):
-            counts[reason] += 1
-            if len(first[reason]) < 5:
-                first[reason].append("/".join(file.names))
-    examples.sort(key=lambda item: item[:3])
-    skipped = (SkippedFiles(reason, count, tuple(first[reason])) for reason, count in counts.most_common())
-    return tuple(example for *_, example in examples), tuple(skipped)
+        found = _place(file, tops, outside)
+        if isinstance(found, str):
+            skipped.add(file.names, found, tops)
+        else:
+            used.append(found)
+    used.sort(key=lambda file: (order[file.part], file.class_name, file.names))
+    return used, skipped
 
 
-def _part_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
-    """Say which folders are the parts, where their names are not exactly the standard ones."""
-    unusual = {part: top for part, top in tops.items() if len(top) > 1 or (top and top[0] not in PART_ALIASES)}
-    if None in unusual:
-        yield f"Classes are the folders in {'/'.join(unusual[None])}/."
-        tables = [file.names[0] for file in tree.files if len(file.names) == 1 and file.path.suffix.lower() in TABLES]
-        if tables:
-            yield f"WARNING: {preview(tables)} in {tree.root.name} is not read. To use its labels, give it as --data."
-    elif unusual:
-        folders = ", ".join(f"{part} is {'/'.join(top)}/" for part, top in tops.items())
-        yield f"Parts: {folders}."
-
-
-def _unknown_part_notes(tree: FileTree, tops: PartFolders) -> Iterable[str]:
-    """Warn if all class folders hold the same subfolders: they may be parts under names that are not known."""
+def _place(file: TreeFile, tops: PartFolders, outside: str) -> UsedFile | str:
+    """Return the class and part of a file, or the reason why it is not used."""
+    if file.reason:
+        return file.reason
     for part, top in tops.items():
-        names = tree.image_folders(top)
-        inner = {tree.image_folders((*top, name)) for name in names}
-        direct = any(tree.direct_images[(*top, name)] for name in names)
-        if part is None and len(names) > 1 and len(inner) == 1 and len(same := inner.pop()) > 1 and not direct:
-            yield (
-                f"WARNING: the classes are {preview(names)}, and each holds the folders {preview(same)}. If those are "
-                f"the classes, say which folders are the parts, as in --parts train={names[0]},test={names[1]}."
-            )
+        if file.names[: len(top)] == top:
+            if len(file.names) < len(top) + 2:
+                return OUTSIDE_CLASSES
+            if file.link_depth > len(top) + 1:
+                return file_tree.INNER_LINK
+            return UsedFile(file.names, len(top), part)
+    return outside
 
 
-def _class_notes(tops: PartFolders, classes: tuple[str, ...], examples: Iterable[Example]) -> Iterable[str]:
-    names = {name.casefold() for name in classes}
-    if len(names) == 2 and names & PICTURE_NAMES and names & ANNOTATION_NAMES:
-        yield (
-            f"WARNING: the classes are {' and '.join(classes)}, which look like pictures and their annotations, not "
-            f"like two classes. A classifier needs one folder per class."
+def _summarize(skipped: _Skipped) -> list[SkippedFiles]:
+    return [
+        SkippedFiles(reason, count, tuple("/".join(names) for names in skipped.files[reason][:MAX_NAMED]))
+        for reason, count in skipped.count.most_common()
+    ]
+
+
+def _check_reached(
+    tree: FileTree, tops: PartFolders, used: Sequence[UsedFile], skipped: _Skipped, follow_links: bool
+) -> None:
+    """Check that no part and no class of a part is empty because its images are behind a link or cannot be read.
+
+    Raises:
+        ValueError: there is such a folder.
+    """
+    present = {file.names[: file.depth + 1] for file in used} | {file.names[: file.depth] for file in used}
+    lost: dict[str, str] = {}
+    for reason in (*UNREACHED, file_tree.BROKEN_LINK):
+        for names in filter(None, skipped.files[reason]):
+            for top in tops.values():
+                inside = names[: len(top)] == top
+                # A broken link leads to a file or to a folder: its name has to decide.
+                is_folder = len(names) > len(top) + 1 or not Path(names[-1]).suffix or reason != file_tree.BROKEN_LINK
+                if inside and is_folder and names[: len(top) + 1] not in present and len(names) > len(top):
+                    lost["/".join(names[: len(top) + 1])] = reason
+                above = names == top[: len(names)] and top not in present
+                part_like = names[:-1] == top[: len(names) - 1] and part_named(names[-1]) and not tree.images[names]
+                if above or (part_like and reason == file_tree.BROKEN_LINK):
+                    lost["/".join(names)] = reason
+    if not lost:
+        return
+    reasons = set(lost.values())
+    links = reasons & {file_tree.LINK_OUT, file_tree.INNER_LINK} and not follow_links
+    raise ValueError(
+        f"{tree.root} has folders without usable images, though they were probably meant to have some: "
+        f"{preview(f'{name} ({reason})' for name, reason in lost.items())}. "
+        + ("Read what the links lead to with --follow-links" if links else "Make them readable")
+        + f", or remove them.\n{list_folders(tree)}"
+    )
+
+
+def _check_parts(tree: FileTree, tops: PartFolders, source: Source, skipped: _Skipped, given: bool) -> None:
+    """Check that each part with files has images.
+
+    Raises:
+        ValueError: none of a part's files can be used, or a part of `--parts` is empty.
+    """
+    present = {example.part for example in source.examples}
+    for part, top in tops.items():
+        if part in ("val", "test") and part not in present and present:
+            meant = {reason: n for reason, n in skipped.by_part[part].items() if _was_meant(reason)}
+            if meant or given:
+                others = ",".join(f"{name}={'/'.join(path)}" for name, path in tops.items() if name in present)
+                reasons = "; ".join(f"{n} {reason}" for reason, n in meant.items()) or "no images there"
+                raise ValueError(
+                    f"{tree.root}: no image of the {part} set ({'/'.join(top)}/) can be used: {reasons}. Correct "
+                    f"these files, or leave the part out: --parts {others}\n{list_folders(tree)}"
+                )
+
+
+def _was_meant(reason: str) -> bool:
+    return reason not in HARMLESS and not reason.startswith(file_tree.JUNK)
+
+
+def _empty_part_notes(tops: PartFolders, source: Source) -> list[str]:
+    present = {example.part for example in source.examples}
+    return [
+        f"WARNING: {'/'.join(top)}/ holds no images, so there is no {part} set."
+        for part, top in tops.items()
+        if part is not None and part not in present
+    ]
+
+
+def _hints(tree: FileTree, tops: PartFolders, source: Source) -> list[str]:
+    """Return what may help with a folder that is refused."""
+    hints = []
+    if source.skipped:
+        hints.append(f"Files that are not used: {'; '.join(map(describe_skipped, source.skipped))}")
+    if tables := tables_at_root(tree):
+        hints.append(f"If {preview(tables)} has the labels, give it as --data")
+    if words := label_prefixes(tree, ()):
+        hints.append(
+            f"The names of the images begin with {preview(words)}: if these are the labels, sort the images into "
+            f"folders of these names, or write a table"
         )
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in classes:
-        alike[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
-    for group in alike.values():
-        if len(group) > 1:
-            yield f"WARNING: {' and '.join(map(repr, group))} are different classes, though their names look alike."
-    present: dict[Part | None, set[int]] = {part: set() for part in tops}
-    for example in examples:
-        present[example.part].add(example.label)
-    for part in ("val", "test"):
-        if part in present and (missing := [n for label, n in enumerate(classes) if label not in present[part]]):
-            yield f"WARNING: the {part} set has no images of {preview(missing)}."
-
-
-def _skip_notes(root: Path, skipped: Iterable[SkippedFiles]) -> Iterable[str]:
-    """Warn about skipped files that were probably meant to be used."""
-    for skip in skipped:
-        names = preview([*skip.first, *[""] * (skip.count - len(skip.first))])
-        if skip.reason == file_tree.LINK_OUT:
-            yield (
-                f"WARNING: {skip.count} links lead out of {root.name} and are not followed: {names}. --follow-links "
-                f"reads them."
-            )
-        elif skip.reason in (OUTSIDE_CLASSES, file_tree.BROKEN_LINK) or skip.reason.startswith(file_tree.UNSUPPORTED):
-            yield f"WARNING: {skip.count} files are skipped, {skip.reason}: {names}."
+    if len(tops) > 1:
+        hints.append("--parts train=NAME leaves out other parts, for example one without labels")
+    return hints

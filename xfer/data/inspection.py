@@ -17,9 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from xfer.data.images import IMAGE_FORMATS, ImageFile, LazyImage, UnreadableImageError
+from xfer.data.deep_images import MISSING_VALUES, pixel_mode
+from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
+from xfer.data.images import ImageFile, LazyImage
 from xfer.data.pack import estimate_ranges
-from xfer.data.source import Example, SkippedFiles, Source, validate_source
+from xfer.data.shortcuts import shortcut_warnings
+from xfer.data.source import (
+    Example,
+    SkippedFiles,
+    Source,
+    check_readable_parts,
+    missing_class_notes,
+    validate_source,
+)
 from xfer.data.value_ranges import ValueRanges
 
 NEAR_COPY_BITS = 8
@@ -93,6 +103,7 @@ class _View:
 
     size: str
     mode: str
+    format: str
     bits: int
     """Perceptual hash of 64 bits."""
     plain: bool
@@ -113,6 +124,7 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
     readable = Source(source.name, source.classes, tuple(examples))
     first = skipped[-1].first[0] if len(skipped) > len(source.skipped) else ""
     validate_source(readable, source.name, f"that can be read; the first unreadable one: {first}")
+    check_readable_parts(source, examples, first)
     groups = _exact_groups(examples, views)
     exact, near = _count_copies(examples, views, groups)
     conflicts = [
@@ -139,7 +151,11 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
         near_copy_bits=NEAR_COPY_BITS,
         copies=[[_image_name(source, examples[index]) for index in group] for group in groups],
         conflicts=conflicts,
-        warnings=[*source.notes, *_copy_warnings(exact, near, len(conflicts), given)],
+        warnings=[
+            *dict.fromkeys((*source.notes, *missing_class_notes(readable))),
+            *_copy_warnings(exact, near, len(conflicts), given),
+            *_shortcut_warnings(source.classes, examples, views),
+        ],
         summary=summary_line(source, skipped),
     )
 
@@ -155,14 +171,15 @@ def summary_line(source: Source, skipped: Sequence[SkippedFiles] | None = None) 
     seen = len(source.examples) + sum(skip.count for skip in source.skipped)
     total = sum(skip.count for skip in skipped)
     reasons = f" ({', '.join(f'{skip.count:,} {skip.reason}' for skip in skipped)})" if skipped else ""
-    unit = "images" if source.examples and not isinstance(source.examples[0].image, ImageFile) else "files"
-    return f"{unit}: {seen:,} seen = {seen - total:,} used + {total:,} skipped{reasons}"
+    return f"{source.unit}: {seen:,} seen = {seen - total:,} used + {total:,} skipped{reasons}"
 
 
 def unreadable(source: Source, names: Sequence[str]) -> tuple[SkippedFiles, ...]:
     """Return the skipped files of a source, with its images that could not be read among them."""
-    damaged = (SkippedFiles("unreadable", len(names), tuple(names[:5])),) if names else ()
-    return (*source.skipped, *damaged)
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        by_reason.setdefault(MISSING_VALUES if f": {MISSING_VALUES}: " in name else "unreadable", []).append(name)
+    return (*source.skipped, *(SkippedFiles(why, len(some), tuple(some[:5])) for why, some in by_reason.items()))
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
@@ -210,15 +227,16 @@ def _view(image: LazyImage, ranges: ValueRanges) -> _View | str:
     """Return what is measured of an image, or why it cannot be read."""
     try:
         pixels = image.read(THUMBNAIL_SIDE, ranges)
-        size, mode = "", ""
+        size, mode, file_format = "", "", ""
         if isinstance(image, ImageFile):
             with Image.open(image.path, formats=IMAGE_FORMATS) as header:
-                size, mode = f"{header.width} x {header.height}", header.mode
+                size, mode = f"{header.width} x {header.height}", pixel_mode(header)
+                file_format = "JPEG" if header.format == "MPO" else header.format or ""
     except UnreadableImageError as error:
         return str(error)
     except OSError as error:
         return f"{type(error).__name__}: {error.strerror or error}"
-    return _View(size, mode, perceptual_hash(pixels), plain=bool(_grey(pixels).std() < MIN_CONTRAST))
+    return _View(size, mode, file_format, perceptual_hash(pixels), plain=bool(_grey(pixels).std() < MIN_CONTRAST))
 
 
 def _exact_groups(examples: Sequence[Example], views: Sequence[_View]) -> list[list[int]]:
@@ -321,3 +339,12 @@ def _copy_warnings(exact: int, near: int, conflicts: int, given: bool) -> list[s
     if conflicts:
         warnings.append(f"WARNING: {conflicts:,} pictures are filed under several classes.")
     return warnings
+
+
+def _shortcut_warnings(classes: Sequence[str], examples: Sequence[Example], views: Sequence[_View]) -> list[str]:
+    properties = {
+        "file format": [view.format for view in views],
+        "pixel format": [view.mode for view in views],
+        "image size": [view.size for view in views],
+    }
+    return shortcut_warnings(classes, [example.label for example in examples], properties)

@@ -1,6 +1,6 @@
 """Detect how a data set is laid out, and read it.
 
-There is one module per layout: `image_folder`, `stanford_cars`, `quickdraw`, `csv_table`, `torchvision_datasets` and
+There is one module per layout: `image_folder`, `stanford_cars`, `quickdraw`, `tables`, `torchvision_datasets` and
 `huggingface`. To add one, write a function from a URI to a `Source` and add it to `SOURCES` and `LAYOUT_DETECTORS`.
 """
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from fsspec.registry import known_implementations
 
 from xfer.choices import closest_names_message, unknown_name_message
-from xfer.data import csv_table, quickdraw, stanford_cars
+from xfer.data import quickdraw, stanford_cars
 from xfer.data.huggingface import hub
 from xfer.data.image_folder import folder
 from xfer.data.source import Source
+from xfer.data.tables import csv_table
 from xfer.data.torchvision_datasets import torchvision
 from xfer.data.uris import URI_FORMATS, DataUri
 from xfer.storage import local_cache, object_store
@@ -58,7 +59,8 @@ def read_source(
         data: a folder, a table's file, hf://owner/name or torchvision://NAME?root=DIR. Folders and tables may be in an
             object store, as s3://bucket/photos.
         source: the layout, a name in SOURCES; by default the result of `detect_layout`.
-        parts: folders of the parts, as `part_names.parse_parts` returns them; only for a folder of images.
+        parts: folders of the parts, or values of a table's part column, as `part_names.parse_parts` returns them; only
+            for a folder of images or a table.
         follow_links: read images behind links that leave the folder; only for a folder of images.
 
     Raises:
@@ -78,9 +80,12 @@ def _read(data: DataUri, source: str, parts: Mapping[str, str] | None, follow_li
         raise ValueError(unknown_name_message("source", layout, SOURCES))
     if layout == "folder":
         return folder(data, parts, follow_links)
-    for flag, value in (("--parts", parts), ("--follow-links", follow_links)):
-        if value:
-            raise ValueError(f"{flag} applies to folders of images only, but {data} has the layout {layout}")
+    if follow_links:
+        raise ValueError(f"--follow-links applies to folders of images only, but {data} has the layout {layout}")
+    if layout == "table":
+        return csv_table.table(data, parts)
+    if parts:
+        raise ValueError(f"--parts applies to folders of images and tables only, but {data} has the layout {layout}")
     return SOURCES[layout](data)
 
 

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
-from xfer.data.images import LazyImage, UnreadableImageError, needs_pixel_rules, sample_values
-from xfer.data.source import Example, Source
+from xfer.data.deep_images import sample_values
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import LazyImage
+from xfer.data.pixel_rules import needs_pixel_rules
+from xfer.data.source import Example, Source, check_readable_parts
 from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, ranges_from_json
 from xfer.records import Part
 from xfer.storage import local_cache, object_store
@@ -242,3 +245,4 @@ def _check_readable(source: Source, readable: list[Example], problems: Iterable[
     for label, name in enumerate(source.classes):
         if label not in trained:
             raise ValueError(f"no training image of class {name!r} can be read; the first unreadable image: {first}")
+    check_readable_parts(source, readable, first)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from xfer import hashing
-from xfer.data.images import LazyImage, UnreadableImageError, to_square
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import LazyImage, to_square
 from xfer.data.source import Example, Source, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.data.value_ranges import NO_RANGES, ValueRanges
@@ -147,9 +148,8 @@ def quickdraw(uri: DataUri) -> Source:
         notes.append("Some classes are bitmaps and others strokes: part of the difference is how they were drawn.")
     classes = tuple(sorted(drawings))
     examples = tuple(Example(drawing, label) for label, name in enumerate(classes) for drawing in drawings[name])
-    return validate_source(
-        Source(root.name, classes, examples, tuple(notes)), root, f"as .npy or .ndjson files.\n{QUICKDRAW_LAYOUT}"
-    )
+    source = Source(root.name, classes, examples, tuple(notes), unit="images")
+    return validate_source(source, root, f"as .npy or .ndjson files.\n{QUICKDRAW_LAYOUT}")
 
 
 def render_strokes(strokes: list[NDArray[np.float64]], side: int) -> Image.Image:

@@ -28,14 +28,32 @@ class Example:
     """The part that the data set puts it in; None if the data set has no parts."""
 
 
+MAX_NAMED = 5
+"""Number of names that messages and lists of skipped files show."""
+
+
 @dataclass(frozen=True, slots=True)
 class SkippedFiles:
-    """Files of a data set that are not used, for one reason."""
+    """Files of a data set, or rows of a table, that are not used, for one reason."""
 
     reason: str
     count: int
     first: tuple[str, ...] = ()
     """Names of the first few."""
+
+    @property
+    def names(self) -> str:
+        """The first names, and the number of the others."""
+        return preview([*self.first, *[""] * (self.count - len(self.first))]) if self.first else ""
+
+
+def describe_skipped(skip: SkippedFiles) -> str:
+    """Return number, reason and names of skipped files.
+
+    >>> describe_skipped(SkippedFiles("empty file", 1, ("a/1.jpg",)))
+    '1 empty file (a/1.jpg)'
+    """
+    return f"{skip.count:,} {skip.reason}" + (f" ({skip.names})" if skip.names else "")
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,9 @@ class Source:
     notes: tuple[str, ...] = field(default=())
     """Sentences about the data for readers of the report."""
     skipped: tuple[SkippedFiles, ...] = field(default=(), compare=False)
-    """Files that are not among the examples, by reason. Files seen = examples + skipped."""
+    """Files or rows that are not among the examples, by reason. Seen = examples + skipped."""
+    unit: str = field(default="files", compare=False)
+    """What `skipped` counts: files, rows or images."""
 
 
 def filter_labels(source: Source, labels: Collection[int]) -> Source:
@@ -125,6 +145,35 @@ def validate_source(source: Source, location: object, expected: str) -> Source:
     return source
 
 
+def check_readable_parts(source: Source, readable: Iterable[Example], first: str) -> None:
+    """Check that each part of a data set has an image that can be read.
+
+    Args:
+        source: the data set.
+        readable: its images that can be read.
+        first: the first image that cannot be read, with the reason.
+
+    Raises:
+        ValueError: no image of a part can be read.
+    """
+    present = {example.part for example in readable}
+    for part in ("val", "test"):
+        if part not in present and any(example.part == part for example in source.examples):
+            raise ValueError(
+                f"no image of the {part} set of {source.name} can be read; the first unreadable one: {first}"
+            )
+
+
+def missing_class_notes(source: Source) -> list[str]:
+    """Return a warning for each of the validation and the test part that lacks classes."""
+    notes = []
+    for part in ("val", "test"):
+        present = {example.label for example in source.examples if example.part == part}
+        if present and (missing := [name for label, name in enumerate(source.classes) if label not in present]):
+            notes.append(f"WARNING: the {part} set has no images of {preview(missing)}.")
+    return notes
+
+
 def check_names(source: Source, location: object) -> None:
     """Check that the names of a data set and its classes can be written in UTF-8, as reports and model cards are.
 
@@ -149,5 +198,5 @@ def preview(names: Iterable[object]) -> str:
     'a, b, c, d, e and 2 more'
     """
     words = [str(name) for name in names]
-    shown = ", ".join(words[:5])
-    return shown if len(words) <= 5 else f"{shown} and {len(words) - 5} more"
+    shown = ", ".join(words[:MAX_NAMED])
+    return shown if len(words) <= MAX_NAMED else f"{shown} and {len(words) - MAX_NAMED} more"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from xfer.data.images import ImageFile
-from xfer.data.source import Example, Source, filter_labels, preview, validate_source
+from xfer.data.source import MAX_NAMED, Example, SkippedFiles, Source, filter_labels, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
 
@@ -57,7 +59,7 @@ def stanford_cars(uri: DataUri) -> Source:
             f"The official test labels ({name}) or photos (cars_test/) are missing: a stratified part of the official "
             f"training photos is held out as test part, so results are not comparable with published ones.",
         )
-    source = Source(root.name, classes, (*examples, *test), notes)
+    source = _without_missing(Source(root.name, classes, (*examples, *test), notes, unit="rows"))
     # The devkit always names 196 classes. A subset of the photos may have fewer.
     source = filter_labels(source, {example.label for example in source.examples})
     return validate_source(source, root, f"that the devkit names.\n{STANFORD_CARS_LAYOUT}")
@@ -72,7 +74,15 @@ def _read_examples(annotations: Path, photos: Path, classes: tuple[str, ...], pa
     unknown = [label + 1 for _, label in labelled if not 0 <= label < len(classes)]
     if unknown:
         raise ValueError(f"{annotations} names class {unknown[0]}, but cars_meta.mat has {len(classes)} classes")
-    return [Example(ImageFile(path), label, part) for path, label in labelled if path.exists()]
+    return [Example(ImageFile(path), label, part) for path, label in labelled]
+
+
+def _without_missing(source: Source) -> Source:
+    """Return a source without the photos that do not exist, which are counted as skipped."""
+    exists = [isinstance(example.image, ImageFile) and example.image.path.exists() for example in source.examples]
+    missing = [example.image.name for example, found in zip(source.examples, exists, strict=True) if not found]
+    skipped = (SkippedFiles("file not found", len(missing), tuple(missing[:MAX_NAMED])),) if missing else ()
+    return replace(source, examples=tuple(compress(source.examples, exists)), skipped=skipped)
 
 
 def _read_mat(path: Path, key: str) -> list[Any]:

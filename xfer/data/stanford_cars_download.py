@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xfer.data.images import IMAGE_FORMATS
+from xfer.data.image_formats import IMAGE_FORMATS
 from xfer.data.stanford_cars import STANFORD_CARS_LAYOUT
 from xfer.storage.atomic import atomic_folder
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xfer.choices import closest_names_message
-from xfer.data.images import ImageFile, LazyImage, UnreadableImageError, to_rgb, to_square
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import ImageFile, LazyImage, to_square
+from xfer.data.pixel_rules import to_rgb
 from xfer.data.source import Example, Source, filter_labels, validate_source
 from xfer.data.uris import DataUri, parse_uri, reject_unknown_keys
 from xfer.data.value_ranges import NO_RANGES, ValueRanges
@@ -108,7 +110,8 @@ def torchvision(uri: DataUri) -> Source:
         for image, label in _iter_labelled(name, dataset)
     ]
     classes = _class_names(parts[0][1], 1 + max((label for _, label, _ in images), default=-1))
-    source = Source(name, classes, tuple(Example(*image) for image in images))
+    unit = "files" if images and isinstance(images[0][0], ImageFile) else "images"
+    source = Source(name, classes, tuple(Example(*image) for image in images), unit=unit)
     source = filter_labels(source, {label for _, label, _ in images})
     return validate_source(source, name, f"in {parameters.get('root')}")
 

@@ -32,8 +32,8 @@ class Architecture:
 def resolve_name(name: str) -> str:
     """Return the name under which timm knows a network today; a name that is unknown is returned unchanged.
 
-    Deprecated names become current ones. The prefixes `timm/`, `hf_hub:` and `hf-hub:` are removed from names of timm;
-    other hub repositories keep `hf-hub:`.
+    Deprecated names become current ones, in any case. The prefixes `timm/`, `hf_hub:`, `hf-hub:` and the hub's address
+    are removed from names of timm; other hub repositories keep `hf-hub:`.
 
     >>> resolve_name("xception"), resolve_name("hf_hub:timm/resnet50.a1_in1k")
     ('legacy_xception', 'resnet50.a1_in1k')
@@ -41,8 +41,8 @@ def resolve_name(name: str) -> str:
     'hf-hub:someone/birds'
     """
     name = name.strip()
-    repository = re.sub(r"^hf[-_]hub:", "", name, flags=re.IGNORECASE)
-    short = repository.removeprefix("timm/")
+    repository = re.sub(r"^(hf[-_]hub:|https?://huggingface\.co/)", "", name, flags=re.IGNORECASE)
+    short = re.sub(r"^timm/", "", repository, flags=re.IGNORECASE).lower()  # all names of timm are in lower case
     current = _current_name(short)
     base = current.partition(".")[0]
     if repository != name and not (timm.is_model(base) and current in (base, *timm.list_pretrained(f"{base}.*"))):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+import zipfile
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -21,8 +24,16 @@ WRAPPER_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "network.", 
 MAX_NESTING = 4
 INTEGER_BUFFERS = ("num_batches_tracked", "index", "mask", "ids", "coords")
 """Endings of the names of tensors that hold integers in a floating-point network."""
-SAFE_TYPES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
-"""Types beyond torch's own that a checkpoint may hold: command lines, which timm and others save with the weights."""
+_ARRAY: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
+_SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
+SAFE_TYPES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    *(argparse.Namespace, PosixPath, set, np.ndarray, np.dtype),
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""Types beyond torch's own that a checkpoint may hold next to the weights, such as command lines and scores. Making one
+of them runs no code from the file."""
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -45,7 +56,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling a broken file raises many types of errors
         raise ValueError(
             f"{file.name} is neither a safetensors file nor a plain state dict that can be loaded without running "
-            f"code from it ({type(error).__name__})"
+            f"code from it: {_content_kind(file) or _cause(error)}"
         ) from error
     tensors = _unwrap(file, content)
     while tensors and (prefix := _common_prefix(tensors)):
@@ -82,10 +93,11 @@ def check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Check that weights are floating-point numbers that a training could have produced.
 
     Raises:
-        ValueError: integers (quantized weights), values that are not finite, or constant tensors throughout.
+        ValueError: integers or 8-bit numbers (quantized weights), values that are not finite, or constant tensors
+            throughout.
     """
     weights = {name: tensor for name, tensor in tensors.items() if tensor.ndim and not name.endswith(INTEGER_BUFFERS)}
-    integers = [name for name, tensor in weights.items() if tensor.is_quantized or not tensor.dtype.is_floating_point]
+    integers = [name for name, tensor in weights.items() if _is_quantized(tensor)]
     if integers:
         dtype = str(weights[integers[0]].dtype).removeprefix("torch.")
         raise ValueError(
@@ -113,9 +125,44 @@ def _common_prefix(names: Collection[str]) -> str:
     return next((prefix for prefix in WRAPPER_PREFIXES if all(name.startswith(prefix) for name in names)), "")
 
 
+def _is_quantized(tensor: Tensor) -> bool:
+    """Return whether a tensor holds integers, or floating-point numbers of 8 bits."""
+    return tensor.is_quantized or not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2
+
+
 def _is_constant(tensor: Tensor) -> bool:
     values = tensor.flatten()
     return bool((values[:64] == values[0]).all() and (values == values[0]).all())
+
+
+def _content_kind(file: Path) -> str:
+    """Return what a file is that holds no weights in a known format; empty if unclear."""
+    with file.open("rb") as stream:
+        start = stream.read(200)
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file with git lfs pull"
+    if start.lstrip()[:5].lower() in (b"<html", b"<!doc"):
+        return "it is a web page"
+    if start.startswith(b"\x89HDF"):
+        return "it is an HDF5 file, as Keras writes them"
+    if start[8:9] == b"{":
+        return "it is a safetensors file that is cut off; download it again"
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+        if "constants.pkl" in names:
+            return "it is a TorchScript archive; save model.state_dict() instead"
+        return "" if "data.pkl" in names else "it is a zip archive of something else"
+    return "it is cut off; download or copy it again" if start.startswith(b"PK\3\4") else ""
+
+
+def _cause(error: Exception) -> str:
+    """Return why torch does not load a file."""
+    if match := re.search(r"GLOBAL (\S+) (?:was not|whose module)|but got <class '([^']+)'>", str(error)):
+        return f"it holds {match[1] or match[2]}, which needs code. Save model.state_dict() alone"
+    return type(error).__name__
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -147,7 +194,7 @@ def _unwrap(file: Path, content: Any) -> dict[str, Tensor]:
         if isinstance(content, Mapping)
         else {}
     )
-    if not tensors and content:
+    if not tensors and (not isinstance(content, Mapping) or content):
         kind = (
             f"a dictionary of {', '.join(map(str, [*content][:5]))}" if isinstance(content, Mapping) else type(content)
         )

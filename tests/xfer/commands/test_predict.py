@@ -92,15 +92,19 @@ def test_a_folder_stands_for_its_photos_and_unreadable_files_are_skipped_with_a_
     shutil.copy(image_folder / "blue" / "00.jpg", tmp_path / "a.jpg")
     (tmp_path / "torn.jpg").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("not an image")
+    shutil.copy(image_folder / "blue" / "00.jpg", tmp_path / "c.jfif")
+    (tmp_path / ".thumbnails").mkdir()
+    shutil.copy(image_folder / "blue" / "00.jpg", tmp_path / ".thumbnails" / "a.jpg")
     ended = xfer("predict", "--model", out / "model", tmp_path)
     assert ended.status == 0
     assert [line.partition(": ")[0] for line in ended.out.splitlines()] == [
-        *(str(tmp_path / "a.jpg"), str(tmp_path / "deeper" / "b.PNG"))
+        *(str(tmp_path / "a.jpg"), str(tmp_path / "c.jfif"), str(tmp_path / "deeper" / "b.PNG"))
     ]
-    assert ended.err.startswith(f"skipped: {tmp_path / 'torn.jpg'}: UnidentifiedImageError")
-    assert ended.err.count("\n") == 1
+    listed, damaged = ended.err.splitlines()
+    assert listed == f"skipped in {tmp_path}: 1 in the junk folder .thumbnails, 1 not an image"
+    assert damaged.startswith(f"skipped: {tmp_path / 'torn.jpg'}: UnidentifiedImageError")
     lines = parse_json_lines(xfer("predict", "--model", out / "model", "--json", tmp_path))
-    assert [sorted(line) for line in lines] == [["classes", "image"], ["classes", "image"], ["error", "image"]]
+    assert [sorted(line) for line in lines] == [*[["classes", "image"]] * 3, ["error", "image"]]
 
 
 def test_predict_refuses_invalid_models_and_photos(xfer, out, image_folder, tmp_path):

@@ -74,7 +74,12 @@ HEADS = {
     "empty": (b"", "empty file"),
     "notes.txt": (b"P.S. nothing", "not an image"),
     "Thumbs.db": (b"\xd0\xcf\x11\xe0" + bytes(60), "not an image"),
-    "paper.pdf": (b"%PDF-1.7", "not an image"),
+    "paper.pdf": (b"%PDF-1.7", "image format that cannot be decoded here: PDF"),
+    "icon.svg": (b"<svg xmlns='x'/>", "image format that cannot be decoded here: SVG"),
+    "scan.dcm": (bytes(128) + b"DICM" + bytes(9), "image format that cannot be decoded here: DICOM"),
+    "scan": (bytes(128) + b"DICM" + bytes(9), "image format that cannot be decoded here: DICOM"),
+    "photo.jxl": (b"\xff\x0a" + bytes(9), "image format that cannot be decoded here: JPEG XL"),
+    "light.exr": (b"v/1\1" + bytes(9), "image format that cannot be decoded here: OpenEXR"),
     "film.mp4": (b"\0\0\0\x18ftypisom" + bytes(40), "not an image"),
     ".hidden.jpg": (b"\xff\xd8\xff", "hidden file"),
 }
@@ -168,10 +173,51 @@ def test_a_part_that_links_outside_is_followed_on_demand(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").symlink_to(tmp_path / "train")
     (tmp_path / "data" / "test").symlink_to(tmp_path / "other" / "test")
-    with pytest.raises(ValueError, match="2 link out of the folder"):
+    with pytest.raises(ValueError, match=r"test \(link out of the folder\), train \(.* with --follow-links"):
         folder(tmp_path / "data")
     source = folder(tmp_path / "data", follow_links=True)
     assert sorted({str(example.part) for example in source.examples}) == ["test", "train"]
+
+
+LOST = {  # link in the data: its target outside, and the folder that the message names
+    "c": ("sub", "c (link out of the folder)"),
+    "Testing": (".", "Testing (link out of the folder)"),
+    "val/a": ("sub", "val/a (link out of the folder)"),
+    "val/a/1.jpg": ("1.jpg", "val/a (link out of the folder)"),
+    "d": ("nowhere", "d (broken link)"),
+    "dev": ("nowhere", "dev (broken link)"),
+    "val/b/1.jpg": ("nowhere", "val/b (broken link)"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_part_or_a_class_that_is_empty_because_of_a_link_is_refused(root, outside, name):
+    target, named = LOST[name]
+    if "val" in name or name in ("Testing", "dev"):
+        for label in "ab":
+            save(root / "train" / label / "1.jpg")
+            (root / label / "1.jpg").unlink()
+            (root / label).rmdir()
+    if "val" in name:
+        other = "b" if "a" in name.removeprefix("val") else "a"
+        save(root / "val" / other / "1.jpg")
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).symlink_to(outside / target)
+    with pytest.raises(ValueError) as caught:
+        folder(root)
+    assert f"were probably meant to have some: {named}. " in str(caught.value)
+    assert ("--follow-links" in str(caught.value)) == (target != "nowhere")
+
+
+def test_a_broken_link_next_to_other_images_is_a_warning(root):
+    (root / "a" / "2.jpg").symlink_to("nowhere")
+    assert folder(root).notes == ("WARNING: 1 files are skipped, broken link: a/2.jpg.",)
+
+
+def test_a_file_without_permission_is_counted(root, monkeypatch):
+    save(root / "a" / "secret.jpg")
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "secret.jpg")
+    assert skipped(folder(root)) == {"no permission to read it": 1}
 
 
 @pytest.mark.parametrize("follow", [False, True])
@@ -190,14 +236,66 @@ def test_a_class_folder_may_link_to_another_folder_of_the_data(root):
     assert folder(root).classes == ("a", "b", "c")
 
 
-def test_pictures_next_to_their_masks_are_a_warning(tmp_path):
-    for name in ("Images", "masks"):
+# Masks, copies and look-alike names
+
+
+@pytest.mark.parametrize(
+    ("pictures", "annotations"),
+    [
+        ("Images", "masks"),
+        ("JPEGImages", "SegmentationClass"),
+        ("images", "ground_truth"),
+        ("img", "gt"),
+        ("photos", "Annotations_png"),
+        ("imagesTr", "labelsTr"),
+    ],
+)
+def test_pictures_next_to_their_annotations_are_a_warning(tmp_path, pictures, annotations):
+    for name in (pictures, annotations):
         save(tmp_path / name / "1.jpg")
     (note,) = folder(tmp_path).notes
-    assert note.startswith("WARNING: the classes are Images and masks, which look like pictures and their annotations")
+    assert note.startswith("WARNING: the classes are ")
+    assert "which look like pictures and their annotations" in note
 
 
-def test_class_names_that_look_alike_are_a_warning(tmp_path):
-    for name in ("Cat", "cat", "dog"):
+def test_a_folder_whose_files_are_named_like_those_of_another_is_taken_for_its_annotations(tmp_path):
+    for number in range(3):
+        save(tmp_path / "tiles" / f"t{number}.jpg")
+        save(tmp_path / "tile_masks" / f"t{number}_mask.png")
+    assert "pictures and their annotations" in folder(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize("names", [("with_mask", "without_mask"), ("label_torn", "label_whole"), ("raw", "cooked")])
+def test_classes_of_masks_or_labels_are_no_warning(tmp_path, names):
+    for name in names:
         save(tmp_path / name / "1.jpg")
-    assert folder(tmp_path).notes == ("WARNING: 'Cat' and 'cat' are different classes, though their names look alike.",)
+    assert folder(tmp_path).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(
+            (f"a/{name}/1.jpg", "in folders that look like annotations")
+            for name in ("masks", "Annotations", "ground_truth", "seg")
+        ),
+        *((f"a/{name}/1.jpg", "copies of other images") for name in ("thumbs", "preview", "_cache", "resized")),
+        ("a/1_mask.png", "named like masks, annotations or copies of other images"),
+        ("a/1-seg.png", "named like masks, annotations or copies of other images"),
+    ],
+)
+def test_masks_and_copies_inside_a_class_are_a_warning(root, name, kind):
+    save(root / name)
+    (note,) = folder(root).notes
+    assert note.startswith("WARNING: 1 images are ")
+    assert kind in note
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("1", "1.0"), ("7", "07"), ("red ant", "red_ant"), ("ant", "ant ")])
+def test_class_names_that_look_alike_are_a_warning(root, names):
+    for name in names:
+        save(root / name / "1.jpg")
+    one, other = sorted(names)
+    assert folder(root).notes == (
+        f"WARNING: {one!r} and {other!r} are different classes, though their names look alike.",
+    )

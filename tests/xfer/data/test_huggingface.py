@@ -24,6 +24,7 @@ NAMES = ["ant", "bee", "crab"]
 READ = """
 import json, sys
 from pathlib import Path
+from xfer.data.inspection import summary_line
 from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
 results = {}
@@ -37,6 +38,7 @@ for uri in sys.argv[2:]:
             "examples": [[one.image.name, one.label, one.part] for one in source.examples],
             "notes": source.notes,
             "hash": pack.hash,
+            "summary": summary_line(source),
             "skipped": pack.skipped,
         }
     except ValueError as error:
@@ -98,6 +100,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory, secret: Path) -> Iterator[Hub]
     publish(root / "some/whole", {"train": {"image": [1, 2, 3, 4], "label": [0, 2, 0, -1]}}, label=classes)
     words = {"class": ["b", "a", None, "b"], "photo": [1, 2, 3, 4]}
     publish(root / "some/words", {"train": words}, **{"class": datasets.Value("string")})
+    alike = {"class": ["Ant", "bee", "ant", "nan"], "photo": [1, 2, 3, 4]}
+    publish(root / "some/alike", {"train": alike}, **{"class": datasets.Value("string")})
+    usual = {"training": numbered["train"], "dev": numbered["validation"], "test1": numbered["test"]}
+    publish(root / "some/usual", {**usual, "test2": numbered["noisy"]}, label=classes)
     publish(root / "some/numbers", {"train": {"image": [1, 2, 3], "label": [7, 30, 7]}}, label=datasets.Value("int32"))
     two = {"image": [1, 2], "photo": [3, 4], "fine": [0, 1], "coarse": [1, 2]}
     publish(root / "some/two", {"train": two}, fine=classes, coarse=classes)
@@ -129,6 +135,7 @@ URIS = [
         "hf://some/two?image=photo&label=coarse",
         "hf://some/two?image=photo&label=gone",
     ),
+    *("hf://some/alike", "hf://some/usual"),
     *("hf://some/none", "hf://some/strange", "hf://some/folder", "hf://some/broken", "hf://some/nothing"),
     *(
         "hf://some/two?image=image&label=coarse",
@@ -162,6 +169,19 @@ def test_splits_with_known_names_are_parts_and_others_are_left_out(results: dict
         f"From the hub: some/parts at {COMMIT}.",
         "Splits of some/parts that are left out: noisy.",
     ]
+    assert source["summary"] == "rows: 10 seen = 8 used + 2 skipped (2 split left out)"
+
+
+def test_splits_with_other_usual_names_are_parts_unless_two_stand_for_one(results: dict[str, Any]) -> None:
+    source = results["hf://some/usual"]
+    assert {part for _, _, part in source["examples"]} == {"train", "val"}
+    assert "Splits of some/usual that are left out: test1, test2." in source["notes"]
+
+
+def test_strings_that_look_like_spellings_of_one_class_are_refused(results: dict[str, Any]) -> None:
+    assert results["hf://some/alike"].startswith(
+        "some/alike: labels look like spellings of one class: 'Ant' and 'ant'. Download the data"
+    )
 
 
 def test_a_commit_can_be_chosen(results: dict[str, Any]) -> None:
@@ -175,6 +195,7 @@ def test_a_single_split_has_no_parts_and_rows_without_label_are_counted(results:
     assert source["classes"] == ["ant", "crab"]  # bee never occurs
     assert source["examples"] == [["train 0", 0, None], ["train 1", 1, None], ["train 2", 0, None]]
     assert "1 of 4 rows of the train split have no label and are left out." in source["notes"]
+    assert source["summary"] == "rows: 4 seen = 3 used + 1 skipped (1 train row without a label)"
 
 
 def test_strings_and_integers_in_a_column_named_label_are_classes(results: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from xfer.data.image_folder import folder
 from xfer.data.inspection import inspect_source, perceptual_hash, summary_line
+from xfer.data.pack import build_pack
 from xfer.data.source import select_classes
 
 
@@ -52,6 +53,16 @@ def test_every_file_is_used_or_skipped(parted):
     assert result.summary == (
         "files: 15 seen = 12 used + 3 skipped (1 not an image, 1 in the junk folder .cache, 1 unreadable)"
     )
+
+
+def test_images_with_missing_values_are_a_reason_of_their_own(tmp_path):
+    for number in range(8):
+        values = np.random.default_rng(number).random((20, 20), np.float32)
+        values[0, 0] = np.nan if number < 2 else 0
+        save(tmp_path / "ab"[number % 2] / f"{number}.tif", Image.fromarray(values))
+    result = inspect_source(folder(tmp_path))
+    assert (result.used, result.skipped) == (6, {"missing values": 2})
+    assert result.skipped_first["missing values"][0].startswith("a/0.tif: missing values: 1 of 400 values are NaN")
 
 
 def test_images_of_other_classes_are_skipped(parted):
@@ -112,6 +123,27 @@ def test_a_class_without_readable_images_is_refused(parted):
         file.write_bytes(b"no image")
     with pytest.raises(ValueError, match="no training images for a"):
         inspect_source(folder(parted))
+
+
+READERS = {
+    "inspection": lambda source, root: inspect_source(source),
+    "pack": lambda source, root: build_pack(source, 8, root),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_part_without_readable_images_is_refused(parted, tmp_path_factory, reader):
+    source, root = folder(parted), tmp_path_factory.mktemp("packs")
+    for file in (parted / "test").rglob("*.jpg"):
+        file.write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match=r"no image of the test set of .* can be read; the first .*UnidentifiedImage"):
+        READERS[reader](source, root)
+
+
+def test_a_class_without_readable_images_in_a_part_is_a_warning(parted):
+    for file in (parted / "test" / "a").iterdir():
+        file.write_bytes(b"")
+    assert inspect_source(folder(parted)).warnings == ["WARNING: the test set has no images of a."]
 
 
 def test_the_hash_has_64_bits_and_ignores_brightness():

@@ -104,10 +104,14 @@ def test_a_given_layout_overrides_detection(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "arguments"), [("--parts", {"parts": {"train": "a"}}), ("--follow-links", {"follow_links": True})]
+    ("message", "arguments"),
+    [
+        ("--parts applies to folders of images and tables only", {"parts": {"train": "a"}}),
+        ("--follow-links applies to folders of images only", {"follow_links": True}),
+    ],
 )
-def test_flags_of_image_folders_are_refused_for_other_layouts(tmp_path, flag, arguments):
-    with pytest.raises(ValueError, match=f"{flag} applies to folders of images only.* layout quickdraw"):
+def test_flags_of_image_folders_are_refused_for_other_layouts(tmp_path, message, arguments):
+    with pytest.raises(ValueError, match=f"{message}.* layout quickdraw"):
         read_source(photos(tmp_path, "cat.npy"), **arguments)
 
 

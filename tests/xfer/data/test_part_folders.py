@@ -14,7 +14,8 @@ from xfer.records import Part
 
 NAMES: dict[Part, str] = {
     "train": "train Train TRAIN training Training training_set Training-Set trainset TrainSet train_data seg_train "
-    "train2017 train_images images_train Train.Images",
+    "train2017 train_images images_train Train.Images 01_train _train_ (train) train(1) trainval train_val Train+Val "
+    "train-and-val",
     "val": "val VAL valid Valid validation Validation_set val2017 dev Dev devset eval evaluation seg_val valset",
     "test": "test Test TEST testing Testing test_set TestSet seg_test test2017 test-images",
 }
@@ -63,6 +64,8 @@ def test_a_common_prefix_or_suffix_does_not_hide_the_part():
         "xray_test": "test",
     }
     assert named_parts(["train-small", "test-small"]) == {"train-small": "train", "test-small": "test"}
+    assert named_parts(["trainA", "testA"]) == {"trainA": "train", "testA": "test"}
+    assert named_parts(["birdTrain", "birdTest"]) == {"birdTrain": "train", "birdTest": "test"}
     assert named_parts(["fast_train", "crash_test"]) == {}
 
 
@@ -78,6 +81,13 @@ def test_a_common_prefix_or_suffix_does_not_hide_the_part():
         ("train", "eval", "val"),
         ("train", "Test", "test"),
         ("chairs_train", "chairs_valid", "val"),
+        ("Train Set", "TEST SET", "test"),
+        ("training data", "validation data", "val"),
+        ("01. Train", "02. Test", "test"),
+        ("train_split", "val_split", "val"),
+        ("trainval", "test", "test"),
+        ("trainA", "testA", "test"),
+        ("train-jpg", "test-jpg", "test"),
     ],
 )
 def test_part_folders_are_recognized_and_named(tmp_path, train, other, part):
@@ -117,6 +127,25 @@ def test_two_folders_for_one_part_are_refused_with_the_listing_and_the_flag(tmp_
     assert balanced(source, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folders", "messages"),
+    [
+        ("train-jpg test-jpg-v2", ["parts or classes?", "--parts train=train-jpg,test=test-jpg-v2"]),
+        (
+            "trainA trainB testA testB",
+            ["has testA, testB, which could each be the test part", "--parts train=trainA,test=testA"],
+        ),
+        ("train train2 test", ["has train, train2, which could each be the train part"]),
+        ("train holdout", ["holdout next to train: part or class?", "--parts train=train;"]),
+        ("split1/train split1/test split2/train split2/test", ["--parts train=split1/train,test=split1/test"]),
+        ("raw/train raw/val clean/train clean/val", ["has clean, raw, which hold parts of their own: train, val"]),
+    ],
+)
+def test_folders_that_may_be_parts_are_refused_with_the_flag(tmp_path, folders, messages):
+    write(tmp_path, *(f"{name}/{label}/1.png" for name in folders.split() for label in ("cat", "dog")))
+    refused(tmp_path, *messages, "--parts none", "images, in the folders")
+
+
 def test_an_empty_folder_does_not_make_a_part_ambiguous(tmp_path):
     write(tmp_path, "train/a/1.png", "train/b/1.png", "validation/a/1.png", "validation/b/1.png")
     (tmp_path / "val").mkdir()
@@ -130,7 +159,7 @@ def test_class_folders_next_to_a_train_folder_are_refused(tmp_path):
 
 def test_a_class_that_is_called_train_is_refused_and_settled_by_the_flag(tmp_path):
     write(tmp_path, *(f"{label}/{number}.png" for label in ("bus", "car", "train") for number in "12"))
-    refused(tmp_path, "bus, car next to train", "train/  2 images", "--parts none")
+    refused(tmp_path, "bus, car next to train", "train/  2 images", "If every folder is a class: --parts none")
     assert counts(folder(tmp_path, parse_parts("none"))) == {(None, label): 2 for label in ("bus", "car", "train")}
 
 
@@ -141,7 +170,7 @@ def test_a_class_inside_the_parts_may_be_called_train(tmp_path):
 
 def test_a_class_that_is_called_test_is_refused_without_a_train_folder(tmp_path):
     write(tmp_path, "cat/1.png", "dog/1.png", "test/1.png")
-    refused(tmp_path, "test but no train folder", "--parts train=NAME,test=test", "--parts none")
+    refused(tmp_path, "test but no train folder", "If every folder is a class: --parts none")
 
 
 def test_a_part_without_class_folders_is_refused(tmp_path):
@@ -150,6 +179,70 @@ def test_a_part_without_class_folders_is_refused(tmp_path):
     source = folder(tmp_path, {"train": "train"})
     assert counts(source) == {(None, "cat"): 1, (None, "dog"): 1}
     assert balanced(source, tmp_path)
+
+
+FLAT = {  # images: parts of the message
+    "train/cat.0.jpg train/cat.1.jpg train/dog.0.jpg train/dog.1.jpg test/1.jpg": [
+        "train, test, named like the train, test part, with images but no class folders",
+        "The names of the images begin with cat, dog, which may be the labels. Sort them into train/<class>/",
+    ],
+    "cat.0.jpg cat.1.jpg dog.0.jpg dog.1.jpg": ["begin with cat, dog: if these are the labels, sort the images"],
+    "train/1.jpg val/1.jpg": ["Images for training need labels. Sort", "If every folder is a class: --parts none"],
+    "x/train/cat/1.jpg x/train/dog/1.jpg x/val/1.jpg x/test/1.jpg": ["x/val, x/test, named", "--parts train=x/train;"],
+    "train/cat/1.jpg train/dog/1.jpg test/unknown/1.jpg": [
+        "no training images for unknown",
+        "--parts train=NAME leaves out other parts",
+    ],
+    "images/train/1.jpg images/val/1.jpg": ["images/train, images/val, named like"],
+}
+
+
+@pytest.mark.parametrize("names", FLAT)
+def test_images_without_labels_are_refused_with_what_to_do(tmp_path, names):
+    refused(write(tmp_path, *names.split()), *FLAT[names])
+
+
+def test_a_table_next_to_images_without_labels_is_named(tmp_path):
+    write(tmp_path, "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text("path,label\n", encoding="utf-8")
+    refused(tmp_path, "If labels.csv has the labels, give it as --data")
+    write(tmp_path, "train/1.png", "test/2.png")
+    refused(tmp_path, "or give a table (labels.csv) with the columns path and label as --data")
+
+
+# Parts without images
+
+
+@pytest.fixture
+def parted(tmp_path):
+    """Two classes of one image in each of train and val."""
+    return write(tmp_path, *(f"{part}/{label}/1.png" for part in ("train", "val") for label in ("cat", "dog")))
+
+
+@pytest.mark.parametrize("content", ["nothing", "a hidden file", "empty classes"])
+def test_a_part_folder_without_files_is_a_warning(parted, content):
+    (parted / "Testing").mkdir()
+    if content == "a hidden file":
+        (parted / "Testing" / ".gitkeep").touch()
+    if content == "empty classes":
+        (parted / "Testing" / "cat").mkdir()
+        (parted / "Testing" / "dog").mkdir()
+    source = folder(parted)
+    assert source.notes[1:] == ("WARNING: Testing/ holds no images, so there is no test set.",)
+    assert {part for part, _ in counts(source)} == {"train", "val"}
+
+
+def test_a_part_whose_files_cannot_be_used_is_refused(parted):
+    (parted / "test" / "cat").mkdir(parents=True)
+    (parted / "test" / "cat" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    refused(parted, "no image of the test set (test/) can be used: 1 image format that", "--parts train=train,val=val")
+    assert len(folder(parted, {"train": "train", "val": "val"}).examples) == 4
+
+
+def test_an_empty_part_that_the_flag_names_is_refused(parted):
+    (parted / "test").mkdir()
+    with pytest.raises(ValueError, match="no image of the test set .* can be used: no images there"):
+        folder(parted, {"train": "train", "test": "test"})
 
 
 def test_an_unknown_folder_with_images_next_to_the_parts_is_refused(tmp_path):
@@ -181,6 +274,11 @@ def test_parts_inside_every_class_are_refused(tmp_path):
     assert len(folder(tmp_path, parse_parts("none")).examples) == 4
 
 
+def test_parts_inside_one_class_are_refused(tmp_path):
+    write(tmp_path, "cat/train/1.png", "cat/test/1.png", "dog/1.png")
+    refused(tmp_path, "The classes cat have parts of its own (test, train)")
+
+
 def test_a_train_folder_that_holds_parts_is_refused_naming_the_paths(tmp_path):
     names = [f"{part}/{label}/1.png" for part in ("train/train", "train/val", "test") for label in ("cat", "dog")]
     refused(
@@ -201,10 +299,26 @@ def test_subfolders_with_different_names_are_no_warning(tmp_path):
     assert folder(write(tmp_path, "cat/x/1.png", "cat/y/1.png", "dog/x/1.png", "dog/z/1.png")).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (
+            ["data/cat/1.png", "data/dog/1.png", "docs/1.png"],
+            "WARNING: the folder data is one class, though its images",
+        ),
+        (["photos/cat/1.png", "photos/dog/1.png", "more/x/1.png"], "WARNING: the folder photos is one class"),
+        (["animals/cat/1.png", "animals/dog/1.png", "plants/fir/1.png", "plants/oak/1.png"], ""),
+    ],
+)
+def test_a_folder_that_may_hold_the_classes_is_a_warning(tmp_path, names, warning):
+    notes = folder(write(tmp_path, *names)).notes
+    assert [note[: len(warning)] for note in notes] == ([warning] if warning else [])
+
+
 # Extra levels
 
 
-@pytest.mark.parametrize("above", ["data", "dataset/images"])
+@pytest.mark.parametrize("above", ["data", "dataset/images", "a/b/c/d"])
 def test_a_folder_around_the_classes_is_followed_and_noted(tmp_path, above):
     source = folder(write(tmp_path, f"{above}/cat/1.png", f"{above}/dog/1.png"))
     assert source.classes == ("cat", "dog")
@@ -212,8 +326,9 @@ def test_a_folder_around_the_classes_is_followed_and_noted(tmp_path, above):
     assert source.notes == (f"Classes are the folders in {above}/.",)
 
 
-def test_a_folder_around_the_parts_is_followed(tmp_path):
-    write(tmp_path, *(f"data/{part}/{label}/1.png" for part in ("train", "test") for label in ("cat", "dog")))
+@pytest.mark.parametrize("above", ["data", "ILSVRC/Data/CLS-LOC", "imagenet/ILSVRC/Data/CLS-LOC", "split1", "images"])
+def test_a_folder_around_the_parts_is_followed(tmp_path, above):
+    write(tmp_path, *(f"{above}/{part}/{label}/1.png" for part in ("train", "test") for label in ("cat", "dog")))
     assert {part for part, _ in counts(folder(tmp_path))} == {"train", "test"}
 
 

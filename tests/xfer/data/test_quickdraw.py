@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer.data.images import UnreadableImageError, to_square
+from xfer.data.image_formats import UnreadableImageError
+from xfer.data.images import to_square
 from xfer.data.pack import build_pack, load_pack
 from xfer.data.quickdraw import BITMAP_SIZE, MAX_LINE_BYTES, quickdraw, render_strokes
 from xfer.data.split import split_pack

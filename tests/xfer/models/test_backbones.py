@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -163,6 +166,7 @@ def changed(change):
 
 UNTRAINED = {
     "int8": (changed(lambda tensor: tensor.to(torch.int8)), "holds int8 values in .* Quantized weights cannot be fine"),
+    "float8": (changed(lambda tensor: tensor.to(torch.float8_e4m3fn)), "holds float8_e4m3fn values"),
     "uint8": (changed(lambda tensor: tensor.abs().to(torch.uint8)), "holds uint8 values"),
     "int64": (changed(lambda tensor: tensor.to(torch.int64)), "holds int64 values"),
     "one integer": (lambda tensors: tensors.update({"conv_stem.weight": tensors["conv_stem.weight"].int()}), "int32"),
@@ -246,6 +250,57 @@ def test_truncated_weights_are_refused(weights, tmp_path):
         build("test_efficientnet", 3, 32, path)
 
 
+def zip_bytes(name):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, "x")
+    return stream.getvalue()
+
+
+NO_WEIGHTS = {  # what the message says of a file: its content
+    "it is empty": b"",
+    "it is a pointer of Git LFS; fetch the file": b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 3\n",
+    "it is a web page": b"\n<!DOCTYPE html><html>404</html>",
+    "it is an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(99),
+    "it is a safetensors file that is cut off": (999).to_bytes(8, "little") + b'{"a":',
+    "it is a TorchScript archive": zip_bytes("model/constants.pkl"),
+    "it is a zip archive of something else": zip_bytes("model.safetensors"),
+    "it is cut off": zip_bytes("archive/data.pkl")[:40],
+}
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_the_message_says_what_a_file_without_weights_is(tmp_path, kind):
+    (tmp_path / "a.pth").write_bytes(NO_WEIGHTS[kind])
+    with pytest.raises(ValueError, match=rf"a\.pth is neither .* code from it: {kind}"):
+        build("test_efficientnet", 3, 32, tmp_path / "a.pth")
+
+
+BY_THE_WAY = {  # values that training scripts save next to the weights
+    "numpy number": np.float64(0.9),
+    "numpy integer": np.int64(3),
+    "array": np.arange(3.0),
+    "command line": argparse.Namespace(lr=0.1, output=Path("runs")),
+    "set": {1, 2},
+    "tensors": [torch.tensor(0.5), {"loss": torch.ones(3)}],
+}
+
+
+@pytest.mark.parametrize("kind", BY_THE_WAY)
+def test_harmless_values_next_to_the_weights_are_accepted(weights, tmp_path, kind):
+    expected = safetensors.torch.load_file(weights)
+    torch.save({"state_dict": expected, "value": BY_THE_WAY[kind]}, tmp_path / "a.pth")
+    loaded = body(build("test_efficientnet", 3, 32, tmp_path / "a.pth"), "classifier")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), [torch.ones(3)], 3, "text"])
+def test_a_file_that_holds_something_else_than_a_dictionary_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth holds no state dict, but <class"):
+        build("test_efficientnet", 3, 32, tmp_path / "a.pth")
+
+
 class Exploit:
     """Creates a file when it is unpickled."""
 
@@ -296,7 +351,12 @@ def test_a_name_of_timm_is_accepted_with_and_without_a_tag(name):
 
 @pytest.mark.parametrize(
     ("typo", "suggestion"),
-    [("resnet5O", "resnet50"), ("mobilnetv2_100", "mobilenetv2_100"), ("convnext_ato", "convnext_atto")],
+    [
+        ("resnet5O", "resnet50"),
+        ("RESNET5O", "resnet50"),
+        ("mobilnetv2_100", "mobilenetv2_100"),
+        ("convnext_ato", "convnext_atto"),
+    ],
 )
 def test_a_typo_is_refused_with_the_closest_name(typo, suggestion):
     with pytest.raises(ValueError, match=rf"unknown backbone '{typo}': did you mean .*{suggestion}.*timm\.list_models"):
@@ -327,6 +387,9 @@ def test_a_string_that_is_not_a_name_is_refused(name):
         ("hf_hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
         ("HF-hub:timm/xception", "legacy_xception"),
         ("hf-hub:resnet50", "resnet50"),
+        ("ResNet50", "resnet50"),
+        ("TIMM/RESNET50.A1_IN1K", "resnet50.a1_in1k"),
+        ("https://huggingface.co/timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
         (" resnet50 ", "resnet50"),
     ],
 )
