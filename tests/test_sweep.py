@@ -504,7 +504,7 @@ def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
 def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first(
     sweep: Sweep, storage: Path, tmp_path: Path, again: Callable[..., CompletedCommand]
 ) -> None:
-    from sweeps.engine.selection import select_finalists
+    from sweeps.engine.selection import select_best
     from sweeps.engine.storage.store import Store
 
     first = Store(storage / sweep.files.folder.name)
@@ -516,7 +516,7 @@ def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first
         completed.out.split()
     )
     second = Store(storage / "second")
-    (best,) = select_finalists(first.records(), 1)
+    (best,) = select_best(first.records(), 1)
     recipes = [{trial.name: trial.recipe for trial in store.trials()} for store in (first, second)]
     assert recipes[1]["0000"] == recipes[0][best]
     report = (tmp_path / "reports" / "second" / "report.md").read_text()

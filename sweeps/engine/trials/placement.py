@@ -87,12 +87,23 @@ class Placement:
         fitting = ray_tune.max_concurrent_trials(smallest)
         self.concurrent = min(fitting, self._max_concurrent or fitting)
 
-    def map(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
-        """Call a function once per tuple of arguments, in Ray tasks with the resources of a trial, and wait for all."""
+    def map(
+        self,
+        function: Callable[..., None],
+        calls: list[tuple[Any, ...]],
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call a function once per tuple of arguments, in Ray tasks with the resources of a trial, and wait for all.
+
+        Args:
+            function: what to call.
+            calls: its arguments.
+            on_wait: called every few seconds while tasks run, and after the last one.
+        """
         from sweeps.engine.trials import ray_tune
 
         self.connect()
-        ray_tune.map_on_cluster(function, calls, self.resources)
+        ray_tune.map_on_cluster(function, calls, self.resources, on_wait)
 
     def context(self, trial: Trial) -> TrialContext:
         """Return what the process of a trial needs to know besides the recipe."""

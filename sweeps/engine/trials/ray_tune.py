@@ -36,6 +36,9 @@ from one machine may be available from another."""
 MAX_CONCURRENT_TRIALS = 1024
 """Maximum number of concurrent trials, however large a cluster may grow."""
 
+WAIT_SECONDS = 2.0
+"""Seconds between two looks at the progress of tasks next to Ray Tune. In an object store each costs a few requests."""
+
 NODE_DIED_MESSAGE = "its node has died"
 """Part of Ray's message about a process whose machine was lost."""
 
@@ -225,10 +228,26 @@ def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = trai
         tuner.fit()
 
 
-def map_on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], resources: Resources) -> None:
-    """Call a function once per tuple of arguments, each in a task with these resources, and wait for all."""
+def map_on_cluster(
+    function: Callable[..., None],
+    calls: list[tuple[Any, ...]],
+    resources: Resources,
+    on_wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Call a function once per tuple of arguments, each in a task with these resources, and wait for all.
+
+    Args:
+        function: what to call.
+        calls: its arguments.
+        resources: what each task gets of a machine.
+        on_wait: called every WAIT_SECONDS while tasks run, and after the last one.
+    """
     remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
-    ray.get([remote.remote(*arguments) for arguments in calls])
+    tasks = running = [remote.remote(*arguments) for arguments in calls]
+    while running:
+        _, running = ray.wait(running, num_returns=len(running), timeout=WAIT_SECONDS)
+        on_wait()
+    ray.get(tasks)
 
 
 def call_remote(function: Callable[[], ResultT], resources: Resources) -> ResultT:
