@@ -169,8 +169,8 @@ class Run:
             evaluation = evaluate(self.model, self.inputs.evaluation_batches(indices), prepare, part, indices)
         if noisy:
             sample = noise_sample(self.pack.labels, indices, self.recipe.split_seed)
-            batches = partial(self.inputs.evaluation_batches, sample)
-            return replace(evaluation, noisy=noisy_accuracies(self.model, batches, prepare, sample))
+            noise_batches = partial(self.inputs.evaluation_batches, sample)
+            return replace(evaluation, noisy=noisy_accuracies(self.model, noise_batches, prepare, sample))
         return evaluation
 
     @property

@@ -37,6 +37,9 @@ MAX_BYTES = 8 * 2**30
 """Maximum size of one array. Feature maps of early layers are larger than the images; beyond the limit they are not
 cached."""
 
+ArrayName = int | Literal["test"] | None
+"""Number of an augmented view, the test part, or None for training and validation part as they are."""
+
 
 class FrozenFeatures:
     """Features of the images of a run, as they are or as augmented views, from the frozen half of its network.
@@ -67,7 +70,7 @@ class FrozenFeatures:
         self._split = split
         self._prepare = prepare
         self._cache = cache
-        self._arrays: dict[int | Literal["test"] | None, tuple[Indices, Rows]] = {}
+        self._arrays: dict[ArrayName, tuple[Indices, Rows]] = {}
 
     def rows(self, indices: Indices, view: int | None = None) -> Tensor:
         """Return the features of images.
@@ -82,14 +85,15 @@ class FrozenFeatures:
         """
         if self._recipe.augmentation.name == "none":
             view = None
-        array_name = "test" if view is None and np.isin(indices[:1], self._split.test).any() else view
+        of_test = view is None and bool(np.isin(indices[:1], self._split.test).any())
+        array_name: ArrayName = "test" if of_test else view
         if array_name not in self._arrays:  # the description is hashed once, not in every step
             self._arrays[array_name] = self._get_or_compute(array_name)
         cached_indices, array = self._arrays[array_name]
         rows = torch.from_numpy(array[np.searchsorted(cached_indices, indices)])
         return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
 
-    def _get_or_compute(self, array_name: int | Literal["test"] | None) -> tuple[Indices, Rows]:
+    def _get_or_compute(self, array_name: ArrayName) -> tuple[Indices, Rows]:
         split = self._split
         view = None if array_name == "test" else array_name
         indices = split.train if view is not None and not split.can_redraw else split.train_and_val
