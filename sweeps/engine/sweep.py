@@ -1,4 +1,4 @@
-"""Sweep: the stages of a sweep in their order: screening, search, finals, test part, export of the winner."""
+"""Sweep: the stages of a sweep in their order: screening, search, finals, test part, export of the winner, noise."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.stage import Stage, StoppingRule, trial_history
 from sweeps.engine.trials.trainable import export_model, train_trial, trial_config
 from sweeps.engine.trials.trial_queue import search_trials
+from sweeps.reporting.formatting import pluralize
 from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS, Epoch, Record, epoch_from_dict
 from xfer.storage import local_cache, object_store
 
@@ -71,7 +72,11 @@ class Sweep:
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
         self._paces: dict[str, RunPace] = {}
-        self._finalists_of: tuple[int, list[str]] = (-1, [])
+        self._finalists_of: tuple[int, list[str]] = (-1, [])  # by the number of records
+        # An earlier version decided on finalists without adding a head. They stay as long as they are the best, so that
+        # repeating the command of a finished sweep does not open the test part again.
+        finals = store.decisions("finals")
+        self._finalists_without_head = finals[-1]["finalists"] if finals and "frozen_head" not in finals[-1] else None
         decisions = store.decisions("screening")
         if decisions or not screening.describe(prepared):
             self._start_sampler(decisions[-1] if decisions else None)
@@ -142,8 +147,10 @@ class Sweep:
             return
         decisions = self._store.decisions("finals")
         if not decisions or decisions[-1]["finalists"] != finalists:
-            self._store.decide("finals", {"at": utc_now(), "finalists": finalists, "seeds": self._plan.seeds})
-            if not any(selection.is_frozen_head(self._ledger.records[name]) for name in finalists):
+            head = next((name for name in finalists if selection.is_frozen_head(self._ledger.records[name])), None)
+            decision = {"at": utc_now(), "finalists": finalists, "seeds": self._plan.seeds, "frozen_head": head}
+            self._store.decide("finals", decision)
+            if head is None:
                 self._view.print_line(
                     "finals: the cheapest baseline is missing, because no head on frozen features (linear_probe, ...) "
                     "has finished the search"
@@ -199,7 +206,7 @@ class Sweep:
         before = self._noise_scores()
         self._view.begin_evaluation(
             "noise",
-            f"noise: {runs} runs under {len(NOISE_KINDS)} kinds of noise on {images} of "
+            f"noise: {pluralize(runs, 'run')} under {len(NOISE_KINDS)} kinds of noise on {images} of "
             f"{len(self.prepared.split.test):,} test images",
             runs * len(NOISE_KINDS),
             before,
@@ -392,8 +399,10 @@ class Sweep:
         ended = len(self._ledger.records)  # asked for twice a second by the view
         if self._finalists_of[0] != ended:
             records = self._ledger.records.values()
-            chosen = selection.select_finalists(records, self._plan.finalists, self._objectives)
-            self._finalists_of = (ended, chosen)
+            best = selection.select_best(records, self._plan.finalists, self._objectives)
+            if best != self._finalists_without_head:
+                best = selection.select_finalists(records, self._plan.finalists, self._objectives)
+            self._finalists_of = (ended, best)
         return self._finalists_of[1]
 
     def _final_trials(self) -> list[Trial]:

@@ -104,7 +104,7 @@ def plan_differences(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list
 
 def requested_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of plan.json as the user asked for it, without the strategies that the advice has added."""
-    requested = plan.get("advice", {}).get("requested", {})
+    requested: dict[str, Any] = plan.get("advice", {}).get("requested", {})
     return {name: value for name, value in plan.items() if not requested or name not in ADVISED_KEYS} | requested
 
 

@@ -17,6 +17,9 @@ from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.trainable import Resources, TrialContext
 from xfer.storage import local_cache, object_store
 
+LOCAL_WAIT_SECONDS, REMOTE_WAIT_SECONDS = 2.0, 15.0
+"""Seconds between two looks at the progress of tasks. In an object store each look costs a few paid requests."""
+
 
 class Placement:
     """Connects to Ray when it is first needed, and gives each trial its context.
@@ -103,7 +106,8 @@ class Placement:
         from sweeps.engine.trials import ray_tune
 
         self.connect()
-        ray_tune.map_on_cluster(function, calls, self.resources, on_wait)
+        wait_seconds = REMOTE_WAIT_SECONDS if object_store.is_remote(self._store.folder) else LOCAL_WAIT_SECONDS
+        ray_tune.map_on_cluster(function, calls, self.resources, on_wait, wait_seconds)
 
     def context(self, trial: Trial) -> TrialContext:
         """Return what the process of a trial needs to know besides the recipe."""

@@ -36,9 +36,6 @@ from one machine may be available from another."""
 MAX_CONCURRENT_TRIALS = 1024
 """Maximum number of concurrent trials, however large a cluster may grow."""
 
-WAIT_SECONDS = 2.0
-"""Seconds between two looks at the progress of tasks next to Ray Tune. In an object store each costs a few requests."""
-
 NODE_DIED_MESSAGE = "its node has died"
 """Part of Ray's message about a process whose machine was lost."""
 
@@ -233,6 +230,7 @@ def map_on_cluster(
     calls: list[tuple[Any, ...]],
     resources: Resources,
     on_wait: Callable[[], None] = lambda: None,
+    wait_seconds: float = 2.0,
 ) -> None:
     """Call a function once per tuple of arguments, each in a task with these resources, and wait for all.
 
@@ -240,12 +238,13 @@ def map_on_cluster(
         function: what to call.
         calls: its arguments.
         resources: what each task gets of a machine.
-        on_wait: called every WAIT_SECONDS while tasks run, and after the last one.
+        on_wait: called while tasks run, and after the last one.
+        wait_seconds: seconds between two calls of `on_wait`.
     """
     remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
     tasks = running = [remote.remote(*arguments) for arguments in calls]
     while running:
-        _, running = ray.wait(running, num_returns=len(running), timeout=WAIT_SECONDS)
+        _, running = ray.wait(running, num_returns=len(running), timeout=wait_seconds)
         on_wait()
     ray.get(tasks)
 
