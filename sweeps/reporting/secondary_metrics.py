@@ -86,7 +86,11 @@ def secondary_metrics_caption(results: Results) -> str:
         if record.test and record.test.noisy
     ]
     if not images:
-        return f"{SECONDARY_METRICS_CAPTION} No intervals are given here; small differences may be chance."
+        missing = "was not measured (--no-noise)" if results.plan.get("noise") is False else "has not been measured"
+        return (
+            f"{SECONDARY_METRICS_CAPTION} Accuracy under noise {missing}. No intervals are given here; small "
+            f"differences may be chance."
+        )
     total = results.plan["data"]["test"]
     sample = f"{min(images):,} of {total:,} test images, the same ones for every run"
     drawn = " (a sample stratified by class)" if min(images) < total else ""

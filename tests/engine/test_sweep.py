@@ -15,6 +15,7 @@ from sweeps.engine import selection
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.launch import claim_plan
 from sweeps.engine.plan import Plan
+from sweeps.engine.planning.plan_file import default_name
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.search_space.suggest import NearestTrial
@@ -129,6 +130,18 @@ def test_without_noise_checkpoints_stay_so_that_it_can_be_added_later(stages: St
     assert later.is_noise_due()
     later.measure_noise()
     assert all(len(stages.store.noise_kinds(name)) == len(NOISE_KINDS) for name in stages.finals)
+
+
+def test_noise_is_switched_off_and_on_without_changing_the_plan(stages: Stages) -> None:
+    full, store = stages.prepared, stages.store
+    without = replace(full, plan=replace(full.plan, noise=False))
+    assert default_name(without) == default_name(full)
+    before = store.plan() or {}
+    assert "noise" not in before
+    claim_plan(without, store)
+    assert (store.plan() or {})["noise"] is False
+    claim_plan(full, store)
+    assert {**(store.plan() or {}), "provenance": None} == {**before, "provenance": None}
 
 
 def test_a_spent_budget_leaves_noise_to_a_later_start(stages: Stages) -> None:

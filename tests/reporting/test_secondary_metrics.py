@@ -64,9 +64,16 @@ def test_the_caption_says_how_many_images_the_accuracy_under_noise_rests_on(fini
     )
 
 
-def test_without_noise_the_caption_does_not_mention_it() -> None:
-    results = results_of([a_record("0000"), a_tested_run("0000", 1, top5_accuracy=0.95)], ["0000"])
-    assert "noise" not in secondary_metrics_caption(results)
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        ({}, "Accuracy under noise has not been measured."),
+        ({"noise": False}, "Accuracy under noise was not measured (--no-noise)."),
+    ],
+)
+def test_the_caption_says_if_noise_is_missing(plan: dict[str, object], text: str) -> None:
+    results = results_of([a_record("0000"), a_tested_run("0000", 1, top5_accuracy=0.95)], ["0000"], **plan)
+    assert text in secondary_metrics_caption(results)
 
 
 def test_top_five_accuracy_has_a_column_if_it_was_measured() -> None:
