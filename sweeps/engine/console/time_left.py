@@ -50,15 +50,13 @@ class RunPace:
 
     @property
     def full_seconds(self) -> float | None:
-        """Duration of the whole run, or of the epochs it had if it has ended; None before the first epoch."""
-        if self.ended:
-            return self.seconds
+        """Duration of the run with all planned epochs; None before the first epoch."""
         return self.seconds / self.epochs * self.planned_epochs if self.epochs else None
 
-    def remaining_seconds(self, epochs: float | None = None) -> float | None:
-        """Return the seconds until the run has that many epochs (default: all planned); None before the first epoch."""
-        missing = max(0.0, (self.planned_epochs if epochs is None else epochs) - self.epochs)
-        return self.seconds / self.epochs * missing if self.epochs else None
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the run has all planned epochs; None before the first epoch."""
+        return self.seconds / self.epochs * (self.planned_epochs - self.epochs) if self.epochs else None
 
 
 def run_pace(
@@ -137,7 +135,7 @@ def time_left(
     if ended < plan["trials"]:
         stages["search"] = _search_seconds(plan, search, concurrent, stretch)
     if any(name not in ended_finals for name, _ in final_runs):
-        stages["finals"] = _finals_seconds(final_runs, search, finals, concurrent, stretch)
+        stages["finals"] = _finals_seconds(plan, final_runs, search, finals, concurrent, stretch)
     if limit is not None:
         stages = _within(limit, stages)
     heads = sum(head for _, head in final_runs)
@@ -199,58 +197,54 @@ def _search_seconds(
     plan: Mapping[str, Any], search: Sequence[RunPace], concurrent: int, stretch: float
 ) -> float | None:
     """Return the seconds until the last trial of the search ends; None before anything but a head has an epoch."""
-    heads_only = all(name.strip() in FROZEN_HEADS for name in plan["space"]["strategy"].split(","))
-    if not any(run.epochs and (heads_only or not run.is_head) for run in search):
+    if not _telling(plan, search):
         return None
     trials, epochs = plan["trials"], plan["epochs"]
-    expected_epochs: float | None = None
+    known = [run for run in search if run.epochs]
     if plan["scheduler"] == "one_epoch_top_k":
-        expected_epochs = 1 + min(1.0, top_k_count(trials) / trials) * (epochs - 1)
-    costs = [
-        cost
-        for run in search
-        if run.epochs and (cost := run.seconds if run.ended else run.seconds + (run.remaining_seconds() or 0)) > 0
-    ]
-    mean_cost = fmean(costs) if costs else 0.0
-    if expected_epochs is not None:
-        mean_cost = fmean(run.seconds / run.epochs for run in search if run.epochs) * expected_epochs
-    running = [run for run in search if not run.ended]
-    jobs = [mean_cost if (left := run.remaining_seconds()) is None else left for run in running]
+        epochs_per_trial = 1 + min(1.0, top_k_count(trials) / trials) * (epochs - 1)
+        mean_cost = fmean(run.seconds / run.epochs for run in known) * epochs_per_trial
+    else:
+        mean_cost = fmean(run.seconds if run.ended else run.full_seconds or 0.0 for run in known)
+    running = [run.seconds_left for run in search if not run.ended]
+    jobs = [mean_cost if left is None else left for left in running]
     jobs += [mean_cost] * max(0, trials - len(search))
     return stretch * _makespan(jobs, concurrent)
 
 
+def _telling(plan: Mapping[str, Any], search: Sequence[RunPace]) -> list[RunPace]:
+    """Return the runs that tell how long others take: heads only do if nothing else competes."""
+    heads_only = all(name.strip() in FROZEN_HEADS for name in plan["space"]["strategy"].split(","))
+    return [run for run in search if run.epochs and (heads_only or not run.is_head)]
+
+
 def _finals_seconds(
+    plan: Mapping[str, Any],
     final_runs: Sequence[tuple[str, bool]],
     search: Sequence[RunPace],
     finals: Sequence[RunPace],
     concurrent: int,
     stretch: float,
 ) -> float | None:
-    """Return the seconds of all final runs that have not ended; None before any run has an epoch."""
+    """Return the seconds of all final runs that have not ended; None if nothing tells how long one of them takes."""
     known = {run.trial: run for run in (*search, *finals)}
-    full = [seconds for run in search if not run.is_head and (seconds := _unpruned_seconds(run)) is not None]
-    full = full or [seconds for run in search if (seconds := _unpruned_seconds(run)) is not None]
-    if not full:
-        return None
+    full = [run.full_seconds for run in _telling(plan, search) if run.full_seconds is not None]
     jobs: list[float] = []
     for name, _ in final_runs:
         trial = name.rpartition("-s")[0]
         run = known.get(name)
         own = [other.seconds for other in finals if other.ended and other.trial.rpartition("-s")[0] == trial]
         source = known.get(trial)
-        cost = fmean(own) if own else (_unpruned_seconds(source) if source else None)
-        cost = fmean(full) if cost is None else cost
+        cost = fmean(own) if own else (source.full_seconds if source else None)
+        if cost is None:
+            if not full:
+                return None
+            cost = fmean(full)
         if run is None:
             jobs.append(cost)
         elif not run.ended:
-            left = run.remaining_seconds()
-            jobs.append(cost if left is None else left)
+            jobs.append(cost if run.seconds_left is None else run.seconds_left)
     return stretch * _makespan(jobs, concurrent)
-
-
-def _unpruned_seconds(run: RunPace) -> float | None:
-    return run.seconds / run.epochs * run.planned_epochs if run.epochs else None
 
 
 def _evaluation_seconds(
@@ -271,17 +265,13 @@ def _evaluation_seconds(
 
 def _within(limit: float, stages: Mapping[str, float | None]) -> dict[str, float | None]:
     """Shorten search and finals to a budget, of which the finals get what they need."""
-    search, finals = stages.get("search"), stages.get("finals")
-    left = max(0.0, limit)
+    search, finals, left = stages.get("search"), stages.get("finals"), max(0.0, limit)
     if search is not None:
         search = min(search, max(0.0, left - (finals or 0.0)))
     if finals is not None:
         finals = min(finals, max(0.0, left - (search or 0.0)))
-    return {
-        **stages,
-        **({"search": search} if "search" in stages else {}),
-        **({"finals": finals} if "finals" in stages else {}),
-    }
+    shortened = {"search": search, "finals": finals}
+    return {name: shortened.get(name, seconds) for name, seconds in stages.items()}
 
 
 def _makespan(jobs: Sequence[float], concurrent: int) -> float:

@@ -63,7 +63,12 @@ def test_before_the_first_epoch_nothing_is_known() -> None:
 def test_heads_alone_say_nothing_about_trials_that_train_networks() -> None:
     heads = [pace(f"{number:04d}", seconds=0.1, head=True) for number in range(3)]
     stages = seconds_by_stage(time_left(plan(), heads, ["0000"]))
-    assert (stages["search"], stages["test"]) == (None, None)
+    assert stages == dict.fromkeys(("search", "finals", "test", "noise"))
+
+
+def test_finals_of_nothing_but_heads_are_known() -> None:
+    heads = [pace(f"{number:04d}", seconds=2.0, head=True) for number in range(10)]
+    assert seconds_by_stage(time_left(plan(), heads, ["0000", "0001"]))["finals"] == pytest.approx(6 * 2.0)
 
 
 def test_a_search_of_nothing_but_heads_is_extrapolated_from_heads() -> None:
