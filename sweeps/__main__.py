@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import tyro
 from rich.console import Console
@@ -19,6 +19,9 @@ from sweeps.engine.storage import lease
 from sweeps.engine.storage.store import Store, list_sweeps
 from xfer.storage.object_store import as_path, exists, is_remote
 from xfer.text_output import escape_unencodable, use_utf8
+
+if TYPE_CHECKING:
+    from sweeps.reporting.results import Results
 
 app = tyro.extras.SubcommandApp()
 
@@ -91,7 +94,9 @@ def status(run: Run, storage: Place = STORAGE) -> int:
     plan = results.plan
     print(f"{store.name}: {plan['question']}")
     heads = sum(trial.phase == "screen" for trial in store.trials())
-    planned = {"screen": heads, "search": plan["trials"], "final": plan["finalists"] * plan["seeds"]}
+    decided = store.decisions("finals")
+    finalists = len(decided[-1]["finalists"]) if decided else plan["finalists"]
+    planned = {"screen": heads, "search": plan["trials"], "final": finalists * plan["seeds"]}
     if not heads:
         del planned["screen"]
     for phase, total in planned.items():
@@ -102,6 +107,8 @@ def status(run: Run, storage: Place = STORAGE) -> int:
         print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
     driver = lease.lease_holder(store.folder)
     print(f"  driver  {'process {pid} on {host}'.format(**driver) if driver else 'none'}")
+    if driver and (left := _time_left(store, results)):
+        print(f"  left    {left}")
     if cost := describe_cost(results.spending):
         print(f"  cost    {cost}")
     print(headline(results))
@@ -144,6 +151,33 @@ def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
         return 1
     print(f"MLflow has all results of {store.name}")
     return 0
+
+
+def _time_left(store: Store, results: Results) -> str:
+    """Return the time left of a sweep that is running, as its own progress view would, from what it has stored."""
+    from sweeps.engine import selection
+    from sweeps.engine.console.time_left import format_time_left, run_pace, time_left
+    from xfer.records import NOISE_KINDS
+
+    plan, machine = results.plan, results.plan["provenance"]["machine"]
+    unfinished = [trial for trial in store.trials() if trial.name in results.unfinished]
+    runs = [(each.trial, each.phase, each.recipe, each.epochs, True) for each in results.records]
+    runs += [(trial.name, trial.phase, trial.recipe, store.epochs(trial.name), False) for trial in unfinished]
+    tested = [record for record in results.records if record.test is not None]
+    noise = (
+        len(NOISE_KINDS) if record.test and record.test.noisy else len(store.noise_kinds(record.trial))
+        for record in tested
+    )
+    return format_time_left(
+        time_left(
+            plan,
+            [run_pace(name, phase, recipe, epochs, plan["data"], ended) for name, phase, recipe, epochs, ended in runs],
+            selection.select_finalists(results.records, plan["finalists"], results.objectives),
+            concurrent=len(unfinished) or len(machine["gpus"]) or machine["cpus"],
+            tested=len(tested),
+            noise_scores=sum(noise),
+        )
+    )
 
 
 def _find_sweep(run: str, storage: Path) -> Store:

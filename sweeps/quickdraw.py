@@ -7,7 +7,7 @@ DIR/<class>.npy, or simplified strokes as DIR/<class>.ndjson. Sketches are plent
 what pretraining on photos is still worth, and whether to clip gradients or freeze layers to preserve it.
 
 Cost: 6 recipes of 3 epochs on 100 drawings of each of 10 classes, evaluated on 6,000, MobileNetV2 at 64 px:
-seven minutes on 2 CPU cores, most of it for evaluation.
+seven minutes on 2 CPU cores, most of it for evaluation under noise, which has been limited to 500 images since.
 """
 
 from sweeps.engine.cli import main

@@ -17,7 +17,7 @@ import pytest
 
 from tests import interrupted_sweep
 from tests.check_resume import find_faults
-from tests.interrupted_sweep import EPOCHS, SEEDS, TRIALS, Story
+from tests.interrupted_sweep import EPOCHS, TRIALS, Story
 from tests.sweep_commands import (
     CompletedCommand,
     StartedEpoch,
@@ -203,7 +203,8 @@ def test_objects_written_before_a_kill_are_never_rewritten(killed: Killed) -> No
 def test_a_kill_costs_each_running_trial_at_most_one_epoch(killed: Killed, undisturbed: Story) -> None:
     searched = undisturbed.sweep.records("search").values()
     probes = sum(record["recipe"]["strategy"]["name"] == "linear_probe" for record in searched)  # not trained by a Run
-    assert len(started_epochs(undisturbed.observer)) == (TRIALS - probes + SEEDS) * EPOCHS
+    finals = len(undisturbed.sweep.trials("final"))  # probes among the finalists are trained by a Run
+    assert len(started_epochs(undisturbed.observer)) == (TRIALS - probes + finals) * EPOCHS
     notes = started_epochs(killed.observer)
     again = Counter((note.trial, note.epoch) for note in notes)
     lost = Counter(trial for trial, epoch in again.elements()) - Counter(dict.fromkeys(_names(notes), EPOCHS))
@@ -219,7 +220,8 @@ def test_the_records_of_a_killed_sweep_equal_those_of_an_undisturbed_one(killed:
     for name, record in mine.items():
         assert without_timings(record) == without_timings(theirs[name]), name
     for name in undisturbed.sweep.trials("final"):
-        assert killed.sweep.read("trials", name, "test.json") == undisturbed.sweep.read("trials", name, "test.json")
+        for result in ("test.json", "noise.json"):
+            assert killed.sweep.read("trials", name, result) == undisturbed.sweep.read("trials", name, result)
 
 
 def test_finalists_and_the_opening_of_the_test_part_are_decided_once(killed: Killed, undisturbed: Story) -> None:
@@ -236,7 +238,8 @@ def test_mlflow_has_every_epoch_of_a_killed_sweep_once(killed: Killed, tmp_path:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (experiment,) = (each for each in client.search_experiments() if each.name != "Default")
     runs = {each.data.tags.get("xfer.trial", "parent"): each for each in client.search_runs([experiment.experiment_id])}
-    assert len(client.search_runs([experiment.experiment_id])) == len(runs) == TRIALS + SEEDS + 1
+    finals = killed.sweep.trials("final")
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs) == TRIALS + len(finals) + 1
     assert {each.info.status for each in runs.values()} == {"FINISHED"}
     for name in killed.sweep.trials():
         history = client.get_metric_history(runs[name].info.run_id, "val_accuracy")

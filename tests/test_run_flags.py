@@ -80,9 +80,9 @@ def test_smoke_runs_every_stage_of_a_sweep_at_a_small_size(smoke: tuple[Path, Co
     sweep = SweepFolder(smoke[0] / "runs" / "mine-2")
     assert sweep.plan["image_size"] == 64
     assert sweep.trials("search") == ["0000", "0001"]
-    assert len(sweep.trials("final")) == 1
+    assert len(sweep.trials("final")) == len(sweep.read("finals", "0001.json")["finalists"])
     assert {len(record["epochs"]) for record in sweep.records("final").values()} == {2}
-    assert len(list(sweep.folder.glob("trials/*/test.json"))) == 1
+    assert len(list(sweep.folder.glob("trials/*/test.json"))) == len(sweep.trials("final"))
     assert (sweep.folder / "model" / "model.safetensors").exists()
     assert (smoke[0] / "reports" / "mine-2" / "report.html").exists()
 
@@ -99,14 +99,17 @@ def test_a_sweep_for_accuracy_under_noise_and_seconds_selects_its_finalist_from_
     sweep = SweepFolder(smoke[0] / "runs" / "mine-2")
     epochs = [epoch for record in sweep.records().values() for epoch in record["epochs"]]
     assert all(0 <= epoch["val_noisy_accuracy"] <= 1 for epoch in epochs)
+    searched = sweep.records("search")
     best = max(
-        sweep.records("search").items(),
+        searched.items(),
         key=lambda item: (item[1]["epochs"][-1]["val_noisy_accuracy"], -item[1]["seconds"]),
     )[0]
-    assert sweep.read("finals", "0001.json")["finalists"] == [best]
+    (head,) = [name for name in searched if searched[name]["recipe"]["strategy"]["name"] == "linear_probe"]
+    assert sweep.read("finals", "0001.json")["finalists"] == list(dict.fromkeys((best, head)))
+    best, *_ = sweep.read("openings", "0001.json")["finalists"]
     first, *_ = _ranking(smoke[0], sweep)
     final = sweep.read("trials", f"{best}-s1", "record.json")
-    assert (first["trial"], first["on_front"]) == (best, "yes")
+    assert first["trial"] == best
     assert float(first["val_noisy_accuracy"]) == pytest.approx(final["epochs"][-1]["val_noisy_accuracy"])
 
 
@@ -199,9 +202,10 @@ def test_a_sweep_for_the_loss_selects_the_trial_with_the_lowest(budgeted: Budget
     best = min(losses, key=lambda name: losses[name])
     assert sweep.plan["objective"] == ["loss"]
     assert sweep.read("finals", "0001.json")["finalists"] == [best]
+    assert "finals: the cheapest baseline is missing" in budgeted.finished.out  # neither naive nor scratch is a head
     assert "Best in cross-entropy is " in budgeted.finished.out
     rows = _ranking(budgeted.folder, sweep)
     assert rows[0]["trial"] == best
     assert [row["val_noisy_accuracy"] for row in rows] == [""] * 3
-    test = sweep.read("trials", f"{best}-s1", "test.json")
-    assert len({noisy["kind"] for noisy in test["noisy"]}) == 7
+    noise = sweep.read("trials", f"{best}-s1", "noise.json")
+    assert len({noisy["kind"] for noisy in noise["noisy"]}) == 7

@@ -140,7 +140,7 @@ def test_every_trial_has_one_config_its_epochs_and_one_record(sweep: Sweep) -> N
     files = sweep.files
     search, finals = files.trials("search"), files.trials("final")
     assert search == [f"{number:04d}" for number in range(TRIALS)]
-    assert len(finals) == FINALISTS * SEEDS
+    assert len(finals) == len(files.read("finals", "0001.json")["finalists"]) * SEEDS
     for name in (*search, *finals):
         record = files.read("trials", name, "record.json")
         assert record["trial"] == name
@@ -173,10 +173,13 @@ def test_no_temporary_file_or_lease_remains(sweep: Sweep) -> None:
     assert "lease.json" not in names
 
 
-def test_finalists_are_the_best_finished_trials_of_the_search(sweep: Sweep) -> None:
+def test_finalists_are_the_best_finished_trials_of_the_search_and_the_best_frozen_head(sweep: Sweep) -> None:
     finished = [record for record in sweep.files.records("search").values() if record["status"] == "finished"]
     best = sorted(finished, key=lambda record: (-record["epochs"][-1]["val_accuracy"], record["trial"]))
-    assert sweep.files.read("finals", "0001.json")["finalists"] == [record["trial"] for record in best[:FINALISTS]]
+    expected = [record["trial"] for record in best[:FINALISTS]]
+    head = next(record["trial"] for record in best if record["recipe"]["strategy"]["name"] == "linear_probe")
+    expected += [head] if head not in expected else []
+    assert sweep.files.read("finals", "0001.json")["finalists"] == expected
 
 
 def test_each_finalist_runs_again_on_each_new_seed(sweep: Sweep) -> None:
@@ -219,7 +222,7 @@ def test_finalists_are_ordered_by_mean_validation_accuracy(sweep: Sweep) -> None
     }
     order = sorted(finalists, key=lambda trial: (-means[trial], trial))
     assert sweep.files.read("openings", "0001.json")["finalists"] == order
-    assert [row["trial"] for row in _ranking(sweep)][:FINALISTS] == order
+    assert [row["trial"] for row in _ranking(sweep)][: len(order)] == order
 
 
 def test_validation_parts_differ_between_seeds_but_not_between_finalists(sweep: Sweep) -> None:
@@ -301,7 +304,32 @@ def test_the_first_lines_describe_the_data_and_the_number_of_runs(sweep: Sweep) 
     first, note, *rest = nonempty_lines(sweep.ended.out)
     assert first == (f"{sweep.files.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
     assert note == "note: files: 36 seen = 36 used + 0 skipped"
-    assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {FINALISTS * SEEDS} runs"]
+    finals = len(sweep.files.trials("final"))
+    assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {finals} runs"]
+
+
+def test_the_ranking_and_the_report_come_before_the_evaluation_under_noise(sweep: Sweep) -> None:
+    lines = list(nonempty_lines(sweep.ended.out))
+    (noise,) = [number for number, line in enumerate(lines) if line.startswith("noise: ")]
+    finals = len(sweep.files.trials("final"))
+    assert lines[noise].startswith(f"noise: {finals} runs under 7 kinds of noise on 6 of 6 test images")
+    (ranking,) = [number for number, line in enumerate(lines) if line.startswith("rank ")]
+    reports = [number for number, line in enumerate(lines) if line.startswith("report ")]
+    assert ranking < reports[0] < noise < reports[1]
+
+
+def test_accuracies_under_noise_are_stored_after_the_clean_ones_and_are_in_the_report(sweep: Sweep) -> None:
+    names, trials = sweep.files.trials("final"), sweep.files.folder / "trials"
+    last = max((trials / name / "test.json").stat().st_mtime_ns for name in names)
+    for name in names:
+        assert "noisy" not in sweep.files.read("trials", name, "test.json")
+        assert last <= (trials / name / "noise.json").stat().st_mtime_ns
+        scores = sweep.files.read("trials", name, "noise.json")["noisy"]
+        assert len({score["kind"] for score in scores}) == 7
+        assert sum(score["images"] for score in scores) == 7 * 6
+    finalists = len(sweep.files.read("openings", "0001.json")["finalists"])
+    assert [row["test_noisy_images"] for row in _ranking(sweep)[:finalists]] == ["6"] * finalists
+    assert "it rests on 6 of 6 test images" in (sweep.report / "report.md").read_text()
 
 
 def test_the_last_lines_name_report_browser_and_next_step(sweep: Sweep) -> None:
@@ -512,7 +540,7 @@ def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
 def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first(
     sweep: Sweep, storage: Path, tmp_path: Path, again: Callable[..., CompletedCommand]
 ) -> None:
-    from sweeps.engine.selection import select_finalists
+    from sweeps.engine.selection import select_best
     from sweeps.engine.storage.store import Store
 
     first = Store(storage / sweep.files.folder.name)
@@ -524,7 +552,7 @@ def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first
         completed.out.split()
     )
     second = Store(storage / "second")
-    (best,) = select_finalists(first.records(), 1)
+    (best,) = select_best(first.records(), 1)
     recipes = [{trial.name: trial.recipe for trial in store.trials()} for store in (first, second)]
     assert recipes[1]["0000"] == recipes[0][best]
     report = (tmp_path / "reports" / "second" / "report.md").read_text()

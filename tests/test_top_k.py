@@ -87,10 +87,13 @@ def test_every_record_equals_that_of_the_undisturbed_sweep_as_far_as_it_goes(
             assert mine["epochs"] == theirs["epochs"][: len(mine["epochs"])], name
 
 
-def test_the_finalist_is_a_trial_that_finished(killed: Killed) -> None:
-    (finalist,) = killed.sweep.read("finals", "0001.json")["finalists"]
-    assert killed.sweep.records("search")[finalist]["status"] == "finished"
-    assert killed.sweep.trials("final") == [f"{finalist}-s{seed}" for seed in range(1, interrupted_sweep.SEEDS + 1)]
+def test_the_finalists_are_trials_that_finished_with_a_frozen_head_among_them(killed: Killed) -> None:
+    finalists = killed.sweep.read("finals", "0001.json")["finalists"]
+    searched = killed.sweep.records("search")
+    assert {searched[finalist]["status"] for finalist in finalists} == {"finished"}
+    assert any(searched[finalist]["recipe"]["strategy"]["name"] == "linear_probe" for finalist in finalists)
+    seeds = range(1, interrupted_sweep.SEEDS + 1)
+    assert killed.sweep.trials("final") == sorted(f"{finalist}-s{seed}" for finalist in finalists for seed in seeds)
 
 
 def test_the_finals_equal_those_of_the_undisturbed_sweep(killed: Killed, undisturbed: Story) -> None:

@@ -1,7 +1,7 @@
 """Commands for single recipes, without a sweep.
 
 python -m xfer inspect --data DIR                                   show what the data hold and where every file went
-python -m xfer advise  --data DIR --backbone NAME --weights FILE    recommend strategies, in seconds
+python -m xfer advise  --data DIR --backbone NAME --weights FILE    recommend strategies, before any training
 python -m xfer train   --data DIR --backbone NAME --weights FILE    train one recipe
 python -m xfer predict --model DIR IMAGE ...                        classify photos with the trained network
 python -m xfer catalog [NAME]                                       list everything that a recipe can choose from

@@ -135,6 +135,9 @@ STRATEGIES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """The strategies with their parameters, in the groups of `--help`."""
 
+FROZEN_HEADS = frozenset(STRATEGIES["a head on frozen features"])
+"""Strategies that train nothing but a head: the cheapest way of transfer, and the baseline of all others."""
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(Range(1e-3, 1e-1, log=True), 1e-2),
     "nesterov": Optimizer(Range(1e-3, 1e-1, log=True), 1e-2),

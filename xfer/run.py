@@ -21,10 +21,11 @@ from xfer.devices.device import Precision, check_devices, default_device, defaul
 from xfer.distributed.launcher import Task, TrainAsWorker, WorkerGroup
 from xfer.distributed.process_group import SINGLE_PROCESS, Rank
 from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import is_worth_caching
+from xfer.features.frozen_features import FrozenFeatures, is_worth_caching
+from xfer.features.model_split import EMBEDDINGS
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import ResourceUsage, count_flops, count_parameters
-from xfer.measure.robustness import noisy_accuracies, noisy_batches
+from xfer.measure.robustness import noise_sample, noisy_accuracies, noisy_batches
 from xfer.methods.adapters import merge_adapters
 from xfer.methods.balance import BALANCES, Balance, balanced_indices
 from xfer.methods.freezing import TrainingProgress
@@ -158,22 +159,32 @@ class Run:
 
         Args:
             part: which one.
-            noisy: whether to also evaluate under every kind of noise, which takes several times as long.
+            noisy: whether to also evaluate a sample of it under every kind of noise, which takes several times as long.
         """
         indices, prepare = self.split.of(part), self.inputs.transform.prepare
         features = self.inputs.features
         if part == "val" and self._val is not None:
             evaluation = self._val
-        elif features is not None and part != "test":
+        elif features is not None and (part != "test" or self.frozen_body is not None):
             batches = self.inputs.feature_batches(features, indices)
             self.model.eval()
             evaluation = evaluate(features.split_model.upper, batches, self._to_device, part, indices)
         else:
             evaluation = evaluate(self.model, self.inputs.evaluation_batches(indices), prepare, part, indices)
         if noisy:
-            batches_again = partial(self.inputs.evaluation_batches, indices)
-            return replace(evaluation, noisy=noisy_accuracies(self.model, batches_again, prepare, indices))
+            sample = noise_sample(self.pack.labels, indices, self.recipe.split_seed)
+            noise_batches = partial(self.inputs.evaluation_batches, sample)
+            return replace(evaluation, noisy=noisy_accuracies(self.model, noise_batches, prepare, sample))
         return evaluation
+
+    @property
+    def frozen_body(self) -> FrozenFeatures | None:
+        """Features of everything below the head, while all of it is frozen and they are cached; None otherwise.
+
+        Runs with the same `identity` share them.
+        """
+        features = self.inputs.features
+        return features if features is not None and features.split_model.cut_point == EMBEDDINGS else None
 
     def record(self, trial: str = "run", phase: Phase = "search", error: str | None = None) -> Record:
         """Return the result so far: finished after the last epoch, failed with an error, else pruned."""

@@ -125,8 +125,11 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
         with _progress_bar("measuring the data") as progress:
             launch.claim_plan(prepared, store, progress)
         with redirect_output(store.local_folder / "logs" / "driver.log") as console:
-            status = _run_sweep(prepared, store, run_options, console)
-            _print_summary(store, plan, options, console, status)
+            shown: list[Path] = []  # the report, once it is rendered before the evaluation under noise
+            status = _run_sweep(
+                prepared, store, run_options, console, lambda: shown.append(_show_result(store, options, console))
+            )
+            _print_summary(store, plan, options, console, status, already_shown=bool(shown))
     local_cache.upload_if_exists(store.local_folder / "logs" / "driver.log", store.folder / "logs" / "driver.log")
     return status
 
@@ -194,7 +197,9 @@ def _has_gpus() -> bool:
     return default_device().type == "cuda"
 
 
-def _run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, console: Console) -> int:
+def _run_sweep(
+    prepared: Prepared, store: Store, run_options: RunOptions, console: Console, on_ranking: Callable[[], None]
+) -> int:
     from sweeps.engine import launch
     from sweeps.engine.console.progress import ProgressView
     from sweeps.engine.presearch import advice, warm_start
@@ -209,13 +214,13 @@ def _run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, consol
     for note in prepared.notes:
         console.print(Text(escape_control_characters(f"note: {name_sets(note)}")))
     stored_plan = store.plan() or {}
-    if advised := advice.summary_line(stored_plan.get("advice", {})):
+    if advised := advice.summary_line(stored_plan.get("advice", {}), prepared.space.strategies()):
         console.print(Text(escape_control_characters(f"advice: {advised}")))
     if warm := warm_start.summary_line(stored_plan):
         console.print(Text(escape_control_characters(f"warm start: {warm}")))
     try:
         with ProgressView(console, store.name, prepared.plan.objectives[0]) as view:
-            mirrored = launch.run_sweep(prepared, store, run_options, view)
+            mirrored = launch.run_sweep(prepared, store, run_options, view, on_ranking)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     if not mirrored:
@@ -228,7 +233,22 @@ def _print_line(line: str) -> None:
     Console().print(Text(escape_control_characters(line)))
 
 
-def _print_summary(store: Store, plan: Plan, options: CliOptions, console: Console, status: int) -> None:
+def _show_result(store: Store, options: CliOptions, console: Console) -> Path:
+    """Render the report and print the ranking; return the path of the report."""
+    from sweeps.engine.console.reports import load_results, render_report
+    from sweeps.reporting.summary import headline
+
+    results = load_results(store)
+    report = render_report(store, options.reports)
+    console.print(_ranking_table(results))
+    console.print(Text(headline(results)))
+    console.print(Text(f"report   {report}"), soft_wrap=True)
+    return report
+
+
+def _print_summary(
+    store: Store, plan: Plan, options: CliOptions, console: Console, status: int, already_shown: bool
+) -> None:
     from sweeps.engine.console.reports import load_results, render_report
     from sweeps.reporting.cost import describe_cost
     from sweeps.reporting.summary import caveats, headline, strategy_comparison
@@ -248,7 +268,7 @@ def _print_summary(store: Store, plan: Plan, options: CliOptions, console: Conso
         reasons = sorted({record.error or record.status for record in results.records})
         for reason in reasons or ["the time or the money was used up before the first trial finished"]:
             console.print(Text(escape_control_characters(f"  {reason}")))
-    else:
+    elif not already_shown:
         console.print(_ranking_table(results))
         console.print(Text(headline(results)))
         for sentence in filter(None, (strategy_comparison(results), *caveats(results))):

@@ -8,9 +8,10 @@ from contextlib import suppress
 
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.console.provenance import provenance
+from sweeps.engine.console.time_left import format_time_left
 from sweeps.engine.planning.plan_file import describe_plan, resumed_plan
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.presearch.advice import recommend_strategies
+from sweeps.engine.presearch.advice import advised_plan, apply_advice, recommend_strategies
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cost import CostTracker
@@ -59,14 +60,15 @@ def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda don
     stored = store.plan()
     if stored is not None:
         plan = resumed_plan(stored, plan)
-        if plan["trials"] == stored["trials"]:
+        if all(plan.get(name) == stored.get(name) for name in ("trials", "noise")):
             return
     elif object_store.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
-        plan["advice"] = recommend_strategies(prepared, progress)
+        plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress))
         if prepared.plan.warm_start:
-            plan["warm_start"] |= find_warm_start(prepared, store, plan["advice"], progress)
+            advised = apply_advice(prepared, plan["advice"])
+            plan["warm_start"] |= find_warm_start(advised, store, plan["advice"], progress)
     store.put_plan(plan)
 
 
@@ -75,8 +77,14 @@ def local_machines() -> list[Machine]:
     return [] if cluster.has_cluster_address() else [Machine(LOCAL_NODE_TYPE)]
 
 
-def run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, view: ProgressView) -> bool:
-    """Run a claimed sweep, or resume it: screening, search, finals, test part, export.
+def run_sweep(
+    prepared: Prepared,
+    store: Store,
+    run_options: RunOptions,
+    view: ProgressView,
+    on_ranking: Callable[[], None] = lambda: None,
+) -> bool:
+    """Run a claimed sweep, or resume it: screening, search, finals, test part, export, test part under noise.
 
     What an earlier start has done is not repeated; if nothing is left to do, Ray is not started.
 
@@ -85,6 +93,7 @@ def run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, view: P
         store: the sweep's, whose lease is held and whose plan has been claimed.
         run_options: what this start may use.
         view: shows the progress.
+        on_ranking: called when the ranking is complete and only the evaluation under noise is still to come.
 
     Returns:
         Whether MLflow has received everything.
@@ -98,12 +107,17 @@ def run_sweep(prepared: Prepared, store: Store, run_options: RunOptions, view: P
         with CostTracker(store, run_options.prices, local_machines, view.print_line) as cost_tracker:
             view.cost = lambda: format_cost_so_far(cost_tracker.spent(), run_options.cost_budget)
             sweep = Sweep(prepared, store, run_options, view, cost_tracker)
+            view.time_left = lambda: format_time_left(sweep.time_left())
             try:
                 sweep.screen()
                 sweep.search()
                 sweep.finals()
                 sweep.open_test()
                 winner = sweep.export()
+                if sweep.is_noise_due():
+                    on_ranking()
+                    sweep.measure_noise()
+                sweep.drop_checkpoints()
             finally:
                 with suppress(OSError):  # the study is a copy: failing to write it must not hide the original error
                     sweep.export_study()

@@ -60,8 +60,7 @@ class Plan:
     by commas, compete."""
     keep_backbones: int = 3
     """Number of backbones to fine-tune. If more are given,
-    heads on frozen features of each are compared first, in
-    seconds."""
+    heads on frozen features of each are compared first."""
     weights: Annotated[Mapping[str, str], flag_types.WEIGHTS] = field(default_factory=dict)
     """FILE with the backbone's weights (safetensors, or a torch
     state dict; s3://... too), or NAME=FILE[,NAME=FILE]. By
@@ -93,9 +92,10 @@ class Plan:
     each. Axes that are not named get the values of
     `search_space.known_good`."""
     advise: bool = True
-    """Begin with the strategies that the data call for: their
-    size, and how well frozen features separate them, are
-    measured once, in seconds. --no-advise begins with clip."""
+    """Begin with the strategies that the data call for, and let
+    them compete unless --strategies lists others: size, and
+    how well frozen features separate the classes, are
+    measured once. --no-advise begins with clip."""
     warm_start: bool = False
     """Begin with the best recipes of earlier sweeps in this
     storage on similar data: similar in classes, images per
@@ -124,9 +124,14 @@ class Plan:
     stopped while its network is still frozen."""
     finalists: int = 3
     """Number of best recipes to repeat on new seeds and
-    evaluate on the test set. 0 leaves the test set unused."""
+    evaluate on the test set, and in addition the best head
+    on frozen features. 0 leaves the test set closed."""
     seeds: int = 3
     """Number of new seeds for each finalist."""
+    noise: bool = True
+    """Evaluate the finalists under seven kinds of noise too, on
+    at most 500 test images, after the ranking and the report
+    are there. Without --no-noise the same command adds it."""
     seed: int = 0
     """Seed of every random draw of the search; finalists get
     the seeds after it."""

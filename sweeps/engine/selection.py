@@ -8,17 +8,44 @@ from statistics import fmean
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.storage.store import Trial
+from xfer.hyperparameters import FROZEN_HEADS
 from xfer.objectives import ACCURACY, Objective, pareto_mask
 from xfer.recipe import recipe_from_dict
 from xfer.records import Record
 
 
 def select_finalists(records: Iterable[Record], count: int, objectives: Sequence[Objective] = (ACCURACY,)) -> list[str]:
+    """Select the finalists: the best trials of the search and, in addition, the best head on frozen features.
+
+    The head is the cheapest baseline, so the final comparison always has it, unless no head has finished the search. It
+    takes no other trial's place, and costs little.
+
+    Args:
+        records: records of all phases.
+        count: maximum number of finalists besides the head; 0 selects none.
+        objectives: as in `select_best`.
+
+    Returns:
+        The names of the trials, best first; a head that was added comes last.
+    """
+    ended = {record.trial: record for record in records}
+    ranked = select_best(ended.values(), len(ended), objectives)
+    best = ranked[:count]
+    head = next((name for name in ranked if is_frozen_head(ended[name])), None)
+    return best if not count or head is None or head in best else [*best, head]
+
+
+def is_frozen_head(record: Record) -> bool:
+    """Return whether a run trained nothing but a head on frozen features."""
+    return record.recipe["strategy"]["name"] in FROZEN_HEADS
+
+
+def select_best(records: Iterable[Record], count: int, objectives: Sequence[Objective] = (ACCURACY,)) -> list[str]:
     """Select the best finished search trials, at most one per recipe.
 
     Args:
         records: records of all phases.
-        count: maximum number of finalists.
+        count: maximum number of trials.
         objectives: the first one ranks; with two, trials on the Pareto front come first.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Sweep: the stages of a sweep in their order: screening, search, finals, test part, export of the winner."""
+"""Sweep: the stages of a sweep in their order: screening, search, finals, test part, export of the winner, noise."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import Any
 from sweeps.engine import selection
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.console.provenance import utc_now
+from sweeps.engine.console.time_left import RunPace, StageTime, run_pace, time_left
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.presearch.advice import recommended_strategies
+from sweeps.engine.presearch.advice import apply_advice, recommended_strategies
 from sweeps.engine.presearch.warm_start import warm_start_params
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
 from sweeps.engine.schedulers import KEEPS_KNOWN_GOOD, SCHEDULERS, LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials.evaluation import divide_runs, evaluate_on_test, evaluate_under_noise
 from sweeps.engine.trials.ledger import TrialLedger
 from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.probe_tasks import PROBE_BATCH_SIZE, PROBES_PER_SAMPLER_UPDATE, ProbeTasks
 from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.stage import Stage, StoppingRule, trial_history
-from sweeps.engine.trials.trainable import evaluate_on_test, export_model, train_trial, trial_config
+from sweeps.engine.trials.trainable import export_model, train_trial, trial_config
 from sweeps.engine.trials.trial_queue import search_trials
-from xfer.records import Record
+from sweeps.reporting.formatting import pluralize
+from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS, Epoch, Record, epoch_from_dict
 from xfer.storage import local_cache, object_store
 
 MAX_PROBE_TASKS = 8
@@ -53,8 +56,10 @@ class Sweep:
         view: ProgressView,
         cost_tracker: CostTracker | None = None,
     ) -> None:
+        self._stored_plan = store.plan() or {}
+        prepared = apply_advice(prepared, self._stored_plan.get("advice", {}))
         self.prepared = prepared
-        """The plan; its space is narrowed once a screening has decided."""
+        """The plan with the strategies that the advice has added; its space is narrowed by the screening."""
         self._plan = prepared.plan
         self._objectives = self._plan.objectives
         self._store = store
@@ -66,6 +71,12 @@ class Sweep:
         self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
+        self._paces: dict[str, RunPace] = {}
+        self._finalists_of: tuple[int, list[str]] = (-1, [])  # by the number of records
+        # An earlier version decided on finalists without adding a head. They stay as long as they are the best, so that
+        # repeating the command of a finished sweep does not open the test part again.
+        finals = store.decisions("finals")
+        self._finalists_without_head = finals[-1]["finalists"] if finals and "frozen_head" not in finals[-1] else None
         decisions = store.decisions("screening")
         if decisions or not screening.describe(prepared):
             self._start_sampler(decisions[-1] if decisions else None)
@@ -136,7 +147,14 @@ class Sweep:
             return
         decisions = self._store.decisions("finals")
         if not decisions or decisions[-1]["finalists"] != finalists:
-            self._store.decide("finals", {"at": utc_now(), "finalists": finalists, "seeds": self._plan.seeds})
+            head = next((name for name in finalists if selection.is_frozen_head(self._ledger.records[name])), None)
+            decision = {"at": utc_now(), "finalists": finalists, "seeds": self._plan.seeds, "frozen_head": head}
+            self._store.decide("finals", decision)
+            if head is None:
+                self._view.print_line(
+                    "finals: the cheapest baseline is missing, because no head on frozen features (linear_probe, ...) "
+                    "has finished the search"
+                )
         names, ended = {trial.name for trial in trials}, self._ledger.ended("final")
         if self._begin("finals", len(trials), {name: ended[name] for name in ended if name in names}):
             self._run(self._start_trials(trials), self._ledger.add_record)
@@ -152,12 +170,62 @@ class Sweep:
         openings = self._store.decisions("openings")
         if ranked and (not openings or openings[-1]["finalists"] != ranked):
             self._store.decide("openings", {"at": utc_now(), "finalists": ranked})
+        tested = self._tested_runs()
         untested = [record for name in ranked for record in runs[name] if record.test is None]
-        if untested:
-            self._view.print_line("test set: opened for the finalists, now that their ranking is fixed")
-            self._placement.map(evaluate_on_test, [(self._config(record),) for record in untested])
-            for record in untested:
-                self._ledger.records[record.trial] = replace(record, test=self._store.test(record.trial))
+        if not untested:
+            return
+        self._view.begin_evaluation(
+            "test",
+            "test set: opened for the finalists, now that their ranking is fixed",
+            len(tested) + len(untested),
+            len(tested),
+        )
+
+        def on_wait() -> None:
+            stored = sum(self._store.has_test(record.trial) for record in untested)
+            self._view.evaluated(len(tested) + stored)
+
+        self._placement.map(evaluate_on_test, [(self._config(record),) for record in untested], on_wait)
+        for record in untested:
+            self._ledger.records[record.trial] = replace(record, test=self._store.test(record.trial))
+
+    def is_noise_due(self) -> bool:
+        """Return whether final runs are to be evaluated under noise now; say so if only the budget prevents it."""
+        if not self._plan.noise or not self._noise_pending():
+            return False
+        if self.budget.exceeded():
+            self._view.print_line("noise: not measured, because the budget is spent; the same command measures it")
+            return False
+        return True
+
+    def measure_noise(self) -> None:
+        """Evaluate the finalists on noisy copies of a sample of the test part; the ranking does not change."""
+        pending = self._noise_pending()
+        images = min(len(self.prepared.split.test), MAX_NOISE_IMAGES)
+        runs = len(self._tested_runs())
+        before = self._noise_scores()
+        self._view.begin_evaluation(
+            "noise",
+            f"noise: {pluralize(runs, 'run')} under {len(NOISE_KINDS)} kinds of noise on {images} of "
+            f"{len(self.prepared.split.test):,} test images",
+            runs * len(NOISE_KINDS),
+            before,
+        )
+        groups = divide_runs(pending, self._placement.concurrent)
+        calls = [([self._config(record) for record in group],) for group in groups]
+        self._placement.map(evaluate_under_noise, calls, lambda: self._view.evaluated(self._noise_scores()))
+        for record in pending:
+            self._ledger.records[record.trial] = replace(record, test=self._store.test(record.trial))
+
+    def drop_checkpoints(self) -> None:
+        """Remove the checkpoints of all final runs but the winner's, once they have been evaluated completely."""
+        openings = self._store.decisions("openings")
+        if not openings or not self._plan.noise or self._noise_pending():
+            return
+        winner = openings[-1]["finalists"][0]
+        for name in self._ledger.ended("final"):
+            if selection.search_trial_name(name) != winner:
+                self._store.drop_checkpoints(name)
 
     def export(self) -> Record | None:
         """Write the winner's network to the sweep's folder.
@@ -169,7 +237,7 @@ class Sweep:
         if openings:
             first = openings[-1]["finalists"][0]
             winner = selection.finalist_runs(self._ledger.records.values(), [first])[first][0]
-        elif best := selection.select_finalists(self._ledger.records.values(), 1, self._objectives):
+        elif best := selection.select_best(self._ledger.records.values(), 1, self._objectives):
             winner = self._ledger.records[best[0]]
         else:
             return None
@@ -182,10 +250,6 @@ class Sweep:
             else:
                 self._placement.map(export_model, [arguments])
             note.write_text(winner.trial, encoding="utf-8")
-        if openings:
-            for name in self._ledger.ended("final"):
-                if selection.search_trial_name(name) != selection.search_trial_name(winner.trial):
-                    self._store.drop_checkpoints(name)
         return winner
 
     def winner_metrics(self, winner: Record) -> dict[str, float]:
@@ -201,7 +265,7 @@ class Sweep:
 
     def _start_sampler(self, decision: Mapping[str, Any] | None) -> None:
         """Create the sampler, on the space that a screening has left, and replay the trials of earlier starts."""
-        stored = self._store.plan() or {}
+        stored = self._stored_plan
         params = warm_start_params(stored)
         if decision is not None:
             self.prepared = screening.narrow_space(self.prepared, decision)
@@ -277,8 +341,69 @@ class Sweep:
         if line := self.budget.cost_message(stage_ends, reserve):
             self._view.print_line(line)
 
+    def time_left(self) -> tuple[StageTime, ...]:
+        """Return the stages that are not over, with the seconds that each will take."""
+        running = {name: record for name, record in self._view.running.items() if name not in self._ledger.records}
+        plan = {**self._stored_plan, "trials": max(self._plan.trials, len(self._ledger.started("search")))}
+        pace = self._view.seconds_left()
+        return time_left(
+            plan,
+            [*self._ended_paces(), *(self._running_pace(record) for record in running.values())],
+            self._finalists(),
+            concurrent=self._placement.concurrent,
+            stretch=self._view.stretch(self._placement.concurrent),
+            limit=self.budget.seconds_left(),
+            tested=len(self._tested_runs()),
+            noise_scores=self._view.ended.total() if self._view.phase == "noise" else 0,
+            measured={self._view.phase: pace} if self._view.phase in ("screening", "test", "noise") else {},
+        )
+
+    def _ended_paces(self) -> list[RunPace]:
+        data = self._stored_plan["data"]
+        for name, record in self._ledger.records.items():
+            if name not in self._paces:
+                self._paces[name] = run_pace(name, record.phase, record.recipe, record.epochs, data, ended=True)
+        return list(self._paces.values())
+
+    def _running_pace(self, record: Mapping[str, Any]) -> RunPace:
+        epochs: list[Epoch] = [epoch_from_dict(epoch) for epoch in record["epochs"]]
+        name = record["trial"]
+        phase = self._ledger.trials[name].phase
+        return run_pace(name, phase, record["recipe"], epochs, self._stored_plan["data"], ended=False)
+
+    def _tested_runs(self) -> list[Record]:
+        """Return the final runs of the finalists that have been evaluated on the test part."""
+        runs = selection.finalist_runs(self._ledger.records.values(), self._finalists())
+        return [record for of_finalist in runs.values() for record in of_finalist if record.test is not None]
+
+    def _noise_pending(self) -> list[Record]:
+        """Return the final runs that have been evaluated on the test part, but not under all kinds of noise.
+
+        Runs of earlier versions whose checkpoints are gone are left out.
+        """
+        pending = []
+        for record in self._tested_runs():
+            assert record.test is not None, "only tested runs are listed"
+            if not record.test.noisy and object_store.list_names(self._store.checkpoints(record.trial)):
+                pending.append(record)
+        return pending
+
+    def _noise_scores(self) -> int:
+        """Return the number of kinds of noise that have been measured, summed over the finalists' runs."""
+        return sum(
+            len(NOISE_KINDS) if record.test and record.test.noisy else len(self._store.noise_kinds(record.trial))
+            for record in self._tested_runs()
+        )
+
     def _finalists(self) -> list[str]:
-        return selection.select_finalists(self._ledger.records.values(), self._plan.finalists, self._objectives)
+        ended = len(self._ledger.records)  # asked for twice a second by the view
+        if self._finalists_of[0] != ended:
+            records = self._ledger.records.values()
+            best = selection.select_best(records, self._plan.finalists, self._objectives)
+            if best != self._finalists_without_head:
+                best = selection.select_finalists(records, self._plan.finalists, self._objectives)
+            self._finalists_of = (ended, best)
+        return self._finalists_of[1]
 
     def _final_trials(self) -> list[Trial]:
         finalists = [self._ledger.records[name] for name in self._finalists()]

@@ -39,6 +39,7 @@ RANKING_COLUMNS = (
     *("val_noisy_accuracy", "test_loss", "test_balanced_accuracy", "test_top5_accuracy", "test_calibration_error"),
     *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
     *DEFAULT_CHOICES,
+    "test_noisy_images",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -48,6 +49,7 @@ _INTEGER_COLUMNS = (
     "seeds",
     "val_images",
     "test_images",
+    "test_noisy_images",
     "flops",
     "images_per_class",
     "views",
@@ -227,6 +229,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         "on_front": ("yes" if trial.name in results.pareto_front else "no") if results.objectives[1:] else None,
         **{name: trial.mean(partial(_last_epoch_value, name)) for name in _EPOCH_FIELDS},
         **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _EVALUATION_FIELDS},
+        "test_noisy_images": _noisy_images(trial),
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),
@@ -244,6 +247,11 @@ _EVALUATION_FIELDS = ("loss", "balanced_accuracy", "top5_accuracy", "calibration
 def _last_epoch_value(name: str, record: Record) -> float | None:
     value: float | None = getattr(record.epochs[-1], name) if record.epochs else None
     return value
+
+
+def _noisy_images(trial: RankedTrial) -> int | None:
+    """Number of images behind the accuracy under noise on the test set; None if not measured."""
+    return min((record.test.noisy_images for record in trial.finals if record.test and record.test.noisy), default=None)
 
 
 def _estimate_cells(split: str, estimate: Estimate | None) -> dict[str, float | int]:

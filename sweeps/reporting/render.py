@@ -66,7 +66,7 @@ def _context(results: Results) -> dict[str, Any]:
         "failures": tables.failures_table(results),
         "objectives": [objective.label for objective in results.objectives],
         "secondary_metrics": secondary_metrics.secondary_metrics_table(results),
-        "secondary_metrics_caption": secondary_metrics.SECONDARY_METRICS_CAPTION,
+        "secondary_metrics_caption": secondary_metrics.secondary_metrics_caption(results),
         "most_confused": secondary_metrics.most_confused(results),
         "screening": screening.screening_table(results),
         "screening_caption": screening.SCREENING_CAPTION,

@@ -22,7 +22,8 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.ranking import ranked_trials
 from sweeps.reporting.results import RankedTrial, Results
-from sweeps.reporting.tables import Table, strategy_notes
+from sweeps.reporting.statistics import noise_estimate
+from sweeps.reporting.tables import Table, format_accuracy_interval, strategy_notes
 from xfer.measure.benefits import (
     FITTED_HEADS,
     TransferBenefits,
@@ -42,9 +43,7 @@ NUM_CONFUSED_PAIRS = 3
 
 SECONDARY_METRICS_CAPTION = (
     "Means over each finalist's seeds on the test set. Balanced accuracy weights every class equally. Calibration "
-    "error is the mean gap between the confidence in the predicted class and how often it is correct; lower is better. "
-    "Under noise is the mean over the noise types to its right, each at five severities. No intervals are given here; "
-    "small differences may be chance."
+    "error is the mean gap between the confidence in the predicted class and how often it is correct; lower is better."
 )
 TRANSFER_BENEFITS_CAPTION = (
     "Validation accuracy of each strategy's best search run minus that of the best run from scratch on the same "
@@ -82,17 +81,45 @@ def secondary_metrics_table(results: Results) -> Table:
     }
     all_values = {name: [trial.test_mean(read) for trial in tested] for name, read in columns.items()}
     measured = {name: values for name, values in all_values.items() if any(value is not None for value in values)}
-    rows = [
-        (
-            escape_control_characters(trial.name),
-            format_choice(trial.search.recipe["strategy"]),
-            format_percent(trial.test.mean if trial.test else None),
-            *(format_percent(values[row]) for values in measured.values()),
+    rows = []
+    for row, trial in enumerate(tested):
+        cells = {name: format_percent(values[row]) for name, values in measured.items()}
+        if noise := noise_estimate([record.test for record in trial.finals if record.test]):
+            cells["under noise"] = format_accuracy_interval(noise.mean, noise)
+        rows.append(
+            (
+                escape_control_characters(trial.name),
+                format_choice(trial.search.recipe["strategy"]),
+                format_percent(trial.test.mean if trial.test else None),
+                *cells.values(),
+            )
         )
-        for row, trial in enumerate(tested)
-    ]
     header = ("trial", "strategy", "accuracy", *map(escape_control_characters, measured))
     return Table(header, tuple(rows) if measured else (), strategy_notes(trial.strategy for trial in tested))
+
+
+def secondary_metrics_caption(results: Results) -> str:
+    """Explain the columns of `secondary_metrics_table`, and how many images the accuracy under noise rests on."""
+    images = [
+        record.test.noisy_images
+        for trial in results.trials
+        for record in trial.finals
+        if record.test and record.test.noisy
+    ]
+    if not images:
+        missing = "was not measured (--no-noise)" if results.plan.get("noise") is False else "has not been measured"
+        return (
+            f"{SECONDARY_METRICS_CAPTION} Accuracy under noise {missing}. No intervals are given here; small "
+            f"differences may be chance."
+        )
+    total = results.plan["data"]["test"]
+    sample = f"{min(images):,} of {total:,} test images, the same ones for every run"
+    drawn = " (a sample stratified by class)" if min(images) < total else ""
+    return (
+        f"{SECONDARY_METRICS_CAPTION} Under noise is the mean over the noise types to its right, each at five "
+        f"severities, with its 95% interval over images and seeds; it rests on {sample}{drawn}. The other columns have "
+        f"no intervals; small differences may be chance."
+    )
 
 
 def most_confused(results: Results) -> list[str]:

@@ -84,6 +84,32 @@ def pooled_estimate(evaluations: Sequence[Evaluation]) -> Estimate:
     )
 
 
+def noise_estimate(evaluations: Sequence[Evaluation]) -> Estimate | None:
+    """Estimate the accuracy of one recipe under noise from evaluations of several seeds.
+
+    An image counts once, although it is evaluated under every kind of noise, and the variance between seeds is added to
+    that between images. The interval is rather too wide than too narrow.
+
+    Args:
+        evaluations: one per seed, on the same images; those without noise are ignored.
+
+    Returns:
+        None if no evaluation has noise.
+    """
+    measured = [evaluation for evaluation in evaluations if evaluation.noisy_accuracy is not None]
+    if not measured:
+        return None
+    values = np.array([evaluation.noisy_accuracy for evaluation in measured], dtype=float)
+    images, seeds = min(evaluation.noisy_images for evaluation in measured), len(values)
+    mean = float(values.mean())
+    by_image = mean * (1 - mean) / images
+    by_seed = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    effective = images * by_image / (by_image + by_seed) if by_image > 0 else images
+    degrees_of_freedom = (seeds - 1) * ((by_image + by_seed) / by_seed) ** 2 if by_seed > 0 else np.inf
+    low, high = _wilson(mean, effective, float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)))
+    return Estimate(mean, low, high, images, seeds)
+
+
 def _variance(errors: NDArray[np.float64], seed: NDArray[Any], seeds: int, image: NDArray[Any]) -> tuple[float, float]:
     """Two-way clustered variance of a mean, and its degrees of freedom.
 

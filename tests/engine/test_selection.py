@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from sweeps.engine import selection
 from sweeps.engine.plan import Plan
-from tests.engine.conftest import a_recipe, a_record, an_evaluation
+from tests.engine.conftest import a_recipe, a_record, an_epoch, an_evaluation
+from xfer.objectives import parse_objectives
 from xfer.recipe import recipe_from_dict
 from xfer.records import Record, Status
 
@@ -17,20 +19,20 @@ PLAN = Plan("folder", "Which?", seeds=3, seed=10)
 
 def test_the_best_finished_trials_are_selected_best_first() -> None:
     records = [a_record(f"{number:04d}", (0.1, value)) for number, value in enumerate((0.5, 0.9, 0.7, 0.8))]
-    assert selection.select_finalists(records, 3) == ["0001", "0003", "0002"]
-    assert selection.select_finalists(records, 9) == ["0001", "0003", "0002", "0000"]
-    assert selection.select_finalists(records, 0) == []
-    assert selection.select_finalists([], 3) == []
+    assert selection.select_best(records, 3) == ["0001", "0003", "0002"]
+    assert selection.select_best(records, 9) == ["0001", "0003", "0002", "0000"]
+    assert selection.select_best(records, 0) == []
+    assert selection.select_best([], 3) == []
 
 
 def test_trials_are_ranked_by_their_last_epoch_not_their_best() -> None:
-    assert selection.select_finalists([a_record("0000", (0.9, 0.5)), a_record("0001", (0.1, 0.6))], 1) == ["0001"]
+    assert selection.select_best([a_record("0000", (0.9, 0.5)), a_record("0001", (0.1, 0.6))], 1) == ["0001"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_ties_go_to_the_earlier_trial(order: int) -> None:
     records = [a_record(name, (0.8,)) for name in ("0002", "0010", "0003")]
-    assert selection.select_finalists(records[::order], 2) == ["0002", "0003"]
+    assert selection.select_best(records[::order], 2) == ["0002", "0003"]
 
 
 def test_a_recipe_that_was_proposed_twice_is_selected_once() -> None:
@@ -40,13 +42,71 @@ def test_a_recipe_that_was_proposed_twice_is_selected_once() -> None:
         a_record("0002", (0.95,), key="same"),
         a_record("0003", (0.5,), key="other"),
     ]
-    assert selection.select_finalists(records, 2) == ["0002", "0003"]
+    assert selection.select_best(records, 2) == ["0002", "0003"]
 
 
 @pytest.mark.parametrize("status", ["pruned", "failed"])
 def test_only_finished_trials_of_the_search_are_selected(status: Status) -> None:
     records = [a_record("0000", (0.9, 0.95), status), a_record("0001", (0.5,)), a_record("0002-s1", (0.99,))]
-    assert selection.select_finalists(records, 3) == ["0001"]
+    assert selection.select_best(records, 3) == ["0001"]
+
+
+# --- the baseline among the finalists ---------------------------------------------------------------------------------
+
+
+def a_search(*strategies: str) -> list[Record]:
+    """Finished trials of these strategies, best first."""
+    return [
+        a_record(f"{number:04d}", (0.9 - 0.1 * number,), recipe=a_recipe(strategy))
+        for number, strategy in enumerate(strategies)
+    ]
+
+
+@pytest.mark.parametrize("head", ["linear_probe", "logistic_probe", "ridge_probe", "early_cut", "drop_early"])
+def test_the_best_frozen_head_is_a_finalist_in_addition_to_the_best_trials(head: str) -> None:
+    records = a_search("clip", "naive", "scratch", head, "linear_probe")
+    assert selection.select_finalists(records, 2) == ["0000", "0001", "0003"]
+    assert selection.select_finalists(records[::-1], 1) == ["0000", "0003"]
+
+
+def test_a_frozen_head_among_the_best_is_not_added_again() -> None:
+    records = a_search("clip", "linear_probe", "naive", "linear_probe")
+    assert selection.select_finalists(records, 2) == ["0000", "0001"]
+    assert selection.select_finalists(records, 3) == ["0000", "0001", "0002"]
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed"])
+def test_without_a_finished_frozen_head_the_finalists_are_the_best_trials(status: Status) -> None:
+    records = a_search("clip", "naive")
+    assert selection.select_finalists(records, 3) == ["0000", "0001"]
+    head = a_record("0002", (0.95,), status, recipe=a_recipe("linear_probe"))
+    assert selection.select_finalists([*records, head], 3) == ["0000", "0001"]
+
+
+def test_no_finalists_means_no_head_either() -> None:
+    assert selection.select_finalists(a_search("linear_probe"), 0) == []
+    assert selection.select_finalists([], 3) == []
+
+
+def test_with_two_objectives_the_best_head_is_that_of_the_front() -> None:
+    objectives = parse_objectives("accuracy,seconds")
+
+    def trial(name: str, accuracy: float, seconds: float, strategy: str) -> Record:
+        record = a_record(name, (accuracy,), recipe=a_recipe(strategy))
+        return replace(record, epochs=(an_epoch(1, accuracy, seconds),))
+
+    records = [
+        trial("0000", 0.9, 50.0, "clip"),
+        trial("0001", 0.7, 9.0, "linear_probe"),
+        trial("0002", 0.75, 60.0, "ridge_probe"),  # better, but clip is better in both
+        trial("0003", 0.8, 20.0, "naive"),
+    ]
+    assert selection.select_finalists(records, 1, objectives) == ["0000", "0001"]
+
+
+def test_the_head_of_a_screening_is_no_finalist() -> None:
+    screened = replace(a_record("screen-00", (0.99,), recipe=a_recipe("logistic_probe")), phase="screen")
+    assert selection.select_finalists([screened, *a_search("clip")], 3) == ["0000"]
 
 
 # --- final runs ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,12 @@ import pytest
 from sweeps.reporting.formatting import MISSING
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
-from sweeps.reporting.secondary_metrics import compare_with_scratch, most_confused, secondary_metrics_table
+from sweeps.reporting.secondary_metrics import (
+    compare_with_scratch,
+    most_confused,
+    secondary_metrics_caption,
+    secondary_metrics_table,
+)
 from tests.reporting.conftest import a_plan, a_record, an_evaluation, results_of
 from xfer.measure.benefits import transfer_benefits
 from xfer.records import CorruptionScore, Record
@@ -48,7 +53,28 @@ def test_test_metrics_are_means_over_seeds_with_a_column_for_each_noise_type(fin
     assert table.header == (
         *("trial", "strategy", "accuracy", "balanced", "calibration error", "under noise", "blur", "grey"),
     )
-    assert table.rows == (("0000", "naive", "80.0%", "70.0%", "5.0%", "70.0%", "60.0%", "80.0%"),)
+    assert table.rows == (("0000", "naive", "80.0%", "70.0%", "5.0%", "70.0% (30.7 to 92.5)", "60.0%", "80.0%"),)
+
+
+def test_the_caption_says_how_many_images_the_accuracy_under_noise_rests_on(finished: Results) -> None:
+    caption = secondary_metrics_caption(finished)
+    assert "it rests on 20 of 153 test images, the same ones for every run (a sample stratified by class)" in caption
+    whole = Results({**finished.plan, "data": {**DATA, "test": 20}}, finished.records, finished.openings)
+    assert "it rests on 20 of 20 test images, the same ones for every run. The other" in secondary_metrics_caption(
+        whole
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        ({}, "Accuracy under noise has not been measured."),
+        ({"noise": False}, "Accuracy under noise was not measured (--no-noise)."),
+    ],
+)
+def test_the_caption_says_if_noise_is_missing(plan: dict[str, object], text: str) -> None:
+    results = results_of([a_record("0000"), a_tested_run("0000", 1, top5_accuracy=0.95)], ["0000"], **plan)
+    assert text in secondary_metrics_caption(results)
 
 
 def test_top_five_accuracy_has_a_column_if_it_was_measured() -> None:

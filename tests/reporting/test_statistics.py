@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from sweeps.reporting.statistics import Estimate, estimate_accuracy, pooled_estimate
+from sweeps.reporting.statistics import Estimate, estimate_accuracy, noise_estimate, pooled_estimate
 from tests.reporting.conftest import an_evaluation
+from xfer.records import CorruptionScore, Evaluation
 
 observations = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 30), st.booleans()), min_size=1, max_size=80, unique_by=lambda o: o[:2]
@@ -35,6 +38,36 @@ def test_seeds_that_agree_on_every_image_count_as_one() -> None:
     one_seed, three_seeds = (pooled_estimate([an_evaluation("test", 90)] * seeds) for seeds in (1, 3))
     assert (three_seeds.low, three_seeds.high) == pytest.approx((one_seed.low, one_seed.high))
     assert (three_seeds.images, three_seeds.seeds) == (100, 3)
+
+
+def under_noise(correct: int, images: int) -> Evaluation:
+    """An evaluation under two kinds of noise, each on `images` of 1,000 images."""
+    scores = (CorruptionScore("blur", 1, images, correct), CorruptionScore("grey", 1, images, correct))
+    return replace(an_evaluation("test", 900, 1_000), noisy=scores)
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 40), (37, 40), (40, 40), (320, 500)])
+def test_the_interval_under_noise_rests_on_the_images_that_were_evaluated_under_noise(right: int, images: int) -> None:
+    estimate = noise_estimate([under_noise(right, images)])
+    reference = stats.binomtest(right, images).proportion_ci(method="wilson")
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert (estimate.mean, estimate.images, estimate.seeds) == (right / images, images, 1)
+
+
+def test_seeds_that_differ_under_noise_make_the_interval_wider() -> None:
+    agree = noise_estimate([under_noise(300, 500)] * 3)
+    differ = noise_estimate([under_noise(correct, 500) for correct in (250, 300, 350)])
+    assert agree is not None
+    assert differ is not None
+    assert differ.mean == agree.mean
+    assert (differ.images, differ.seeds) == (500, 3)
+    assert differ.low < agree.low < agree.high < differ.high
+
+
+def test_without_noise_there_is_no_estimate_under_noise() -> None:
+    assert noise_estimate([an_evaluation("test", 90)]) is None
+    assert noise_estimate([]) is None
 
 
 def test_redrawn_validation_sets_count_as_more_images() -> None:

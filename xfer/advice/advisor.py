@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from xfer.advice.dataset_profile import (
-    MAX_IMAGES,
     MIN_ERROR_REDUCTION,
     MIN_GAIN_OVER_CHANCE,
     MIN_STANDARD_ERRORS,
@@ -145,7 +144,7 @@ def advise(
     backbone_args: Mapping[str, Value] | None = None,
     split_seed: int = 0,
     device: torch.device | None = None,
-    cap: int = MAX_IMAGES,
+    cap: int | None = None,
     progress: Progress = lambda done, total: None,
     images_per_class: int | None = None,
 ) -> Advice:
@@ -160,7 +159,8 @@ def advise(
         backbone_args: additional arguments for the network.
         split_seed: as in the recipe, so that the recipe's test part is not used here.
         device: where features are computed; default: the best available device.
-        cap: maximum number of images to measure, at least 2; a stratified sample.
+        cap: maximum number of images to measure, at least 2; a stratified sample. Default:
+            `dataset_profile.max_images`.
         progress: called with (done, total) images.
         images_per_class: as in the recipe, if it trains on only part of the training images.
 

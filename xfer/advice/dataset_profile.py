@@ -17,7 +17,7 @@ import torch
 
 from xfer.choices import Value
 from xfer.data.pack import Pack, Progress
-from xfer.data.split import Indices, split_pack
+from xfer.data.split import Indices, split_pack, stratified_sample
 from xfer.features.extract import Features, Stage, earlier_stages, extract_features
 from xfer.measure.feature_spread import FeatureSpread, feature_spread
 from xfer.measure.transferability import LinearProbe, logme, paired_difference, probe_accuracy
@@ -43,9 +43,10 @@ MIN_GAIN_OVER_CHANCE = 1 / 2
 better than early ones, but are not good enough."""
 MIN_STANDARD_ERRORS = 2.0
 """A result closer to its threshold than this many standard errors is a close call."""
-MAX_IMAGES = 2_000
-"""Maximum number of images to measure: gives the accuracy within 1.1 points (one standard error). With MobileNetV2
-at 128 px that takes under a minute on one slow core."""
+FEWEST_IMAGES, MOST_IMAGES, IMAGES_PER_CLASS = 500, 2_000, 10
+"""Number of images to measure at most: ten per class, but at least 500 and at most 2,000. 500 images give the accuracy
+within 2.2 points (one standard error). With MobileNetV2 at 224 px, 195 images took 9 s on a core that was shared with
+other work (2026-11-30); nearly all of that is the forward pass."""
 
 Size = Literal["small", "large"]
 SourceSimilarity = Literal["similar", "different"]
@@ -147,6 +148,15 @@ class DatasetProfile:
         )
 
 
+def max_images(classes: int) -> int:
+    """Return the maximum number of images to measure.
+
+    >>> max_images(2), max_images(100), max_images(1_000)
+    (500, 1000, 2000)
+    """
+    return min(MOST_IMAGES, max(FEWEST_IMAGES, IMAGES_PER_CLASS * classes))
+
+
 def profile_dataset(
     pack: Pack,
     backbone: str,
@@ -154,7 +164,7 @@ def profile_dataset(
     backbone_args: Mapping[str, Value],
     split_seed: int,
     device: torch.device,
-    cap: int,
+    cap: int | None,
     progress: Progress,
     images_per_class: int | None = None,
 ) -> DatasetProfile:
@@ -167,19 +177,20 @@ def profile_dataset(
         backbone_args: additional arguments for the network.
         split_seed: as in the recipe.
         device: where features are computed.
-        cap: maximum number of images to measure, at least 2; a stratified sample.
+        cap: maximum number of images to measure, at least 2; a stratified sample. Default: `max_images`.
         progress: called with (done, total) images.
         images_per_class: as in the recipe; None for all training images.
 
     Raises:
         ValueError: If the weights do not fit, the network's stages are unknown, or there are too few images.
     """
+    cap = max_images(len(pack.classes)) if cap is None else cap
     if cap < 2:
         raise ValueError(f"cap must be at least 2, got {cap}: a probe needs images to fit and to evaluate")
     split = split_pack(pack, split_seed, images_per_class=images_per_class)
     indices = _distinct_images(pack, split.train)
     counts = np.bincount(pack.labels[indices], minlength=len(pack.classes))
-    sample = _stratified_sample(pack.labels, indices, cap, derive_seed(split_seed, "advice"))
+    sample = stratified_sample(pack.labels, indices, cap, derive_seed(split_seed, "advice"))
     labels = pack.labels[sample]
     with torch.random.fork_rng(devices=[]):  # the unused head is drawn from the global state
         model = backbones.build(backbone, len(pack.classes), pack.image_size, weights, backbone_args)
@@ -240,16 +251,6 @@ def _distinct_images(pack: Pack, indices: Indices) -> Indices:
     """Returns one index per distinct image: duplicates in held-out folds would inflate every probe's accuracy."""
     digests = np.array(pack.digests)[indices]
     return np.sort(indices[np.unique(digests, return_index=True)[1]])
-
-
-def _stratified_sample(labels: Indices, indices: Indices, cap: int, seed: int) -> Indices:
-    """Returns at most `cap` sorted indices, stratified by class."""
-    order = np.random.default_rng(seed).permutation(indices)
-    rank = np.empty(len(order))
-    for label in np.unique(labels[order]):
-        of_class = labels[order] == label
-        rank[of_class] = np.arange(of_class.sum()) / of_class.sum()
-    return np.sort(order[np.argsort(rank, kind="stable")[:cap]])
 
 
 def _score_stage(stage: Stage, probe: LinearProbe, features: Features, labels: Indices) -> StageScore:

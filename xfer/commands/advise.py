@@ -1,4 +1,4 @@
-"""Advise: recommend strategies for the images, in seconds and before any training."""
+"""Advise: recommend strategies from measurements of a sample of the images, before any training."""
 
 from __future__ import annotations
 

@@ -87,6 +87,26 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int |
     return split if images_per_class is None else _limit_per_class(split, pack, images_per_class, seed)
 
 
+def stratified_sample(labels: Indices, indices: Indices, cap: int, seed: int) -> Indices:
+    """Return a sample of images with every class in proportion.
+
+    Args:
+        labels: classes of all images of the pack.
+        indices: the images to draw from.
+        cap: maximum number of images.
+        seed: determines the sample. A larger sample contains a smaller one.
+
+    Returns:
+        At most `cap` of the indices, sorted; all of them if there are not more.
+    """
+    order = np.random.default_rng(seed).permutation(indices)
+    rank = np.empty(len(order))
+    for label in np.unique(labels[order]):
+        of_class = labels[order] == label
+        rank[of_class] = np.arange(of_class.sum()) / of_class.sum()
+    return np.sort(order[np.argsort(rank, kind="stable")[:cap]])
+
+
 def duplicates_across_splits(pack: Pack, split: Split) -> int:
     """Return the number of test images with an identical file in the training or validation part."""
     seen = {pack.digests[index] for index in (*split.train, *split.val)}

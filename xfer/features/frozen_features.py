@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -37,6 +37,9 @@ MAX_BYTES = 8 * 2**30
 """Maximum size of one array. Feature maps of early layers are larger than the images; beyond the limit they are not
 cached."""
 
+ArrayName = int | Literal["test"] | None
+"""Number of an augmented view, the test part, or None for training and validation part as they are."""
+
 
 class FrozenFeatures:
     """Features of the images of a run, as they are or as augmented views, from the frozen half of its network.
@@ -45,8 +48,9 @@ class FrozenFeatures:
         split_model: the network in two halves.
         recipe: what is trained.
         pack: the data.
-        split: its parts. Features of the training and validation part are cached, so that another draw of the
-            validation part finds them too; where there is no other draw, views only of the training part.
+        split: its parts. Features of the training and validation part are cached together, so that another draw of
+            the validation part finds them too; where there is no other draw, views only of the training part. Features
+            of the test part are computed when they are first asked for.
         prepare: turns uint8 images into the network's inputs, on its device.
         cache: where features are stored.
     """
@@ -66,14 +70,14 @@ class FrozenFeatures:
         self._split = split
         self._prepare = prepare
         self._cache = cache
-        self._arrays: dict[int | None, tuple[Indices, Rows]] = {}
+        self._arrays: dict[ArrayName, tuple[Indices, Rows]] = {}
 
     def rows(self, indices: Indices, view: int | None = None) -> Tensor:
         """Return the features of images.
 
         Args:
-            indices: of the images in the pack; none of the test part, and for views of a split that cannot be redrawn
-                only of the training part.
+            indices: of the images in the pack; for views none of the test part, and only of the training part where
+                the split cannot be redrawn. Images of the test part only without others.
             view: number of the augmented view; None for the images as they are.
 
         Returns:
@@ -81,24 +85,29 @@ class FrozenFeatures:
         """
         if self._recipe.augmentation.name == "none":
             view = None
-        if view not in self._arrays:  # the description is hashed once, not in every step
-            self._arrays[view] = self._get_or_compute(view)
-        cached_indices, array = self._arrays[view]
+        of_test = view is None and bool(np.isin(indices[:1], self._split.test).any())
+        array_name: ArrayName = "test" if of_test else view
+        if array_name not in self._arrays:  # the description is hashed once, not in every step
+            self._arrays[array_name] = self._get_or_compute(array_name)
+        cached_indices, array = self._arrays[array_name]
         rows = torch.from_numpy(array[np.searchsorted(cached_indices, indices)])
         return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
 
-    def _get_or_compute(self, view: int | None) -> tuple[Indices, Rows]:
+    def _get_or_compute(self, array_name: ArrayName) -> tuple[Indices, Rows]:
         split = self._split
+        view = None if array_name == "test" else array_name
         indices = split.train if view is not None and not split.can_redraw else split.train_and_val
+        indices = split.test if array_name == "test" else indices
         description = {
-            **self._identity,
+            **self.identity,
             "places": hashlib.sha256(indices.tobytes()).hexdigest(),
             "version": None if view is None else [str(self._recipe.augmentation), view],
         }
         return indices, self._cache.get_or_compute(description, len(indices), lambda: self.compute(indices, view))
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Everything that the features of an image depend on, as plain data."""
         recipe = self._recipe
         strategy: Strategy = recipe.strategy.build(STRATEGIES)
         weights = hashlib.sha256()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from xfer.data.loader import Batch
+from xfer.data.split import Indices, stratified_sample
 from xfer.measure.accuracy import Preprocess
-from xfer.records import CorruptionScore
+from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS, CorruptionScore
 from xfer.seeding import derive_seed
 
 Noise = Callable[[Tensor, int, Generator], Tensor]
@@ -130,18 +131,72 @@ def grey(images: Tensor, severity: int, generator: Generator) -> Tensor:
     return _to_uint8(images + fraction * (luminance - images))
 
 
-NOISES: dict[str, Noise] = {f.__name__: f for f in (gaussian, salt_and_pepper, speckle, occlusion, blur, jpeg, grey)}
+NOISES: dict[str, Noise] = dict(
+    zip(NOISE_KINDS, (gaussian, salt_and_pepper, speckle, occlusion, blur, jpeg, grey), strict=True)
+)
+
+
+Predict = Callable[[Tensor], Sequence[Tensor]]
+"""Maps uint8 images [B, 3, H, W] on the CPU to the logits [B, C] of each of some networks in evaluation mode."""
+
+
+def noise_sample(labels: Indices, indices: Indices, seed: int) -> Indices:
+    """Return the images of a part on which networks are evaluated under noise: at most MAX_NOISE_IMAGES, by class.
+
+    Args:
+        labels: classes of all images of the pack.
+        indices: the images of the part.
+        seed: the recipe's `split_seed`, so that all runs of a sweep have the same sample.
+    """
+    return stratified_sample(labels, indices, MAX_NOISE_IMAGES, derive_seed(seed, "noise sample"))
+
+
+def accuracies_under(
+    kind: str, predict: Predict, batches: Iterable[Batch], indices: Iterable[int]
+) -> list[tuple[CorruptionScore, ...]]:
+    """Evaluate networks under one kind of noise. Each image is corrupted once for all of them.
+
+    The five severities are assigned to the images in turn, in the order of the batches, so each is measured on a fifth
+    of them. The noise depends only on kind, severity and the image's index: every network gets the same copies,
+    independent of the batch size. With fewer than five images some severities are missing.
+
+    Args:
+        kind: a name in `NOISES`.
+        predict: the networks.
+        batches: uint8 images [B, 3, H, W] and labels [B].
+        indices: the images' indices in the pack, in the order of the batches.
+
+    Returns:
+        For each network one score per severity.
+
+    Raises:
+        ValueError: If the number of indices is not the number of images.
+    """
+    image_indices = [int(index) for index in indices]
+    severities = [SEVERITIES[position % len(SEVERITIES)] for position in range(len(image_indices))]
+    hits = []
+    with torch.inference_mode():
+        for pixels, labels, positions in _with_positions(batches, len(image_indices)):
+            noisy = _add_noise(
+                pixels, [(kind, severities[position], image_indices[position]) for position in positions]
+            )
+            predicted = torch.stack([logits.float().argmax(dim=1) for logits in predict(noisy)])
+            hits.append(predicted == labels.to(predicted.device))
+    correct, image_severities = torch.cat(hits, dim=1).cpu(), torch.tensor(severities)
+    selections = {severity: image_severities == severity for severity in sorted(set(severities))}
+    return [
+        tuple(
+            CorruptionScore(kind, severity, int(selected.sum()), int(network[selected].sum()))
+            for severity, selected in selections.items()
+        )
+        for network in correct
+    ]
 
 
 def noisy_accuracies(
     model: nn.Module, batches: Callable[[], Iterable[Batch]], prepare: Preprocess, indices: Iterable[int]
 ) -> tuple[CorruptionScore, ...]:
-    """Evaluates a network, which is left in evaluation mode, under every kind of noise, in one pass per kind.
-
-    Every image gets every kind once. The five severities are assigned to the images in turn, in the order of the
-    batches, so each is measured on a fifth of them. The noise depends only on kind, severity and the image's index:
-    every network gets the same copies, independent of the batch size. With fewer than five images some severities are
-    missing.
+    """Evaluate a network, which is left in evaluation mode, under every kind of noise, in one pass per kind.
 
     Args:
         model: maps preprocessed images to logits [B, C].
@@ -150,29 +205,18 @@ def noisy_accuracies(
         indices: the images' indices in the pack, in the order of the batches.
 
     Returns:
-        One score for each kind and severity.
+        One score for each kind and severity, see `accuracies_under`.
 
     Raises:
         ValueError: If the number of indices is not the number of images.
     """
     model.eval()
-    image_indices = [int(index) for index in indices]
-    severities = [SEVERITIES[position % len(SEVERITIES)] for position in range(len(image_indices))]
-    scores = []
-    for kind in NOISES:
-        hits = []
-        with torch.inference_mode():
-            for pixels, labels, positions in _with_positions(batches(), len(image_indices)):
-                noisy = _add_noise(
-                    pixels, [(kind, severities[position], image_indices[position]) for position in positions]
-                )
-                predicted = model(prepare(noisy)).float().argmax(dim=1)
-                hits.append(predicted == labels.to(predicted.device))
-        correct, image_severities = torch.cat(hits).cpu(), torch.tensor(severities)
-        for severity in sorted(set(severities)):
-            selected = correct[image_severities == severity]
-            scores.append(CorruptionScore(kind, severity, len(selected), int(selected.sum())))
-    return tuple(scores)
+    image_indices = list(indices)
+    return tuple(
+        score
+        for kind in NOISES
+        for score in accuracies_under(kind, lambda noisy: [model(prepare(noisy))], batches(), image_indices)[0]
+    )
 
 
 def noisy_batches(batches: Iterable[Batch], indices: Iterable[int]) -> Iterator[Batch]:

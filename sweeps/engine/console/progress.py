@@ -18,7 +18,6 @@ from rich.text import Text
 
 from sweeps.reporting.formatting import (
     escape_control_characters,
-    format_duration,
     format_objective,
     format_percent,
     format_status,
@@ -32,6 +31,11 @@ MAX_SHOWN_TRIALS = 8
 
 PLAIN_OUTPUT_SECONDS = 300.0
 """Seconds between two progress lines without a live view, as in a job's log."""
+PLAIN_EVALUATION_SECONDS = 30.0
+"""The same while runs are evaluated: that takes minutes, and nothing else is printed."""
+
+MIN_PACE_SECONDS, MAX_STRETCH = 10.0, 2.0
+"""Seconds of training from which the overhead between epochs is extrapolated, and the most that it can be."""
 
 
 @dataclass
@@ -58,9 +62,14 @@ class ProgressView:
     """Validation accuracy of the best finished trial."""
     cost: Callable[[], str] = lambda: ""
     """Returns the cost so far as text; "" if no price is known."""
+    time_left: Callable[[], str] = lambda: ""
+    """Returns the time left of all stages as text; "" if there is nothing to say."""
     _last_line_at: float = field(default_factory=time.monotonic)
     _phase_began_at: float = field(default_factory=time.monotonic)
     _ended_before: int = 0
+    _evaluates: bool = False
+    _trained_since: float | None = None
+    _trained_seconds: float = 0.0
     _live: Live | None = None
 
     def __enter__(self) -> ProgressView:
@@ -91,12 +100,33 @@ class ProgressView:
         """
         self.phase, self.total, self.ended = phase, total, Counter(ended)
         self._ended_before, self._phase_began_at = self.ended.total(), time.monotonic()
-        self.running = {}
+        self.running, self._evaluates = {}, False
+        self._trained_since, self._trained_seconds = None, 0.0
         if phase == "search":
             self.best = self.best_accuracy = None  # heads of the screening do not compete with trials
         done = f", {self._ended_before} already done" if self._ended_before else ""
         spent = f", {cost}" if (cost := self.cost()) else ""
         self.print_line(f"{phase}: {pluralize(total, 'run')}{done}{spent}")
+
+    def begin_evaluation(self, phase: str, line: str, total: int, done: int) -> None:
+        """Start a phase that evaluates finished runs, and print its first line.
+
+        Args:
+            phase: "test" or "noise".
+            line: describes it.
+            total: number of evaluations, including those of earlier starts.
+            done: number of evaluations of earlier starts.
+        """
+        self.phase, self.total, self.ended, self.running = phase, total, Counter(evaluated=done), {}
+        self._ended_before, self._phase_began_at, self._evaluates = done, time.monotonic(), True
+        self.print_line(
+            ", ".join(filter(None, [line, f"{done} of {total} are done" if done else "", self.time_left()]))
+        )
+
+    def evaluated(self, done: int) -> None:
+        """Update the number of evaluations, including those of earlier starts."""
+        self.ended = Counter(evaluated=done)
+        self._print_progress_if_due()
 
     def print_line(self, line: str) -> None:
         """Print a permanent line, above the live view if there is one."""
@@ -106,6 +136,10 @@ class ProgressView:
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Update a running trial after an epoch."""
         self.running[record["trial"]] = record
+        if self._trained_since is None:
+            self._trained_since = time.monotonic()  # what came before is the start of Ray
+        else:
+            self._trained_seconds += record["epochs"][-1]["seconds"]
         self._print_progress_if_due()
 
     def started(self, trial: str, recipe: dict[str, Any]) -> None:
@@ -131,31 +165,43 @@ class ProgressView:
             self.best_accuracy = record["epochs"][-1]["val_accuracy"] if record["epochs"] else None
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds left in this phase from its own pace; None before a fifth of a trial is done."""
-        partial = sum(len(record["epochs"]) / record["recipe"]["epochs"] for record in self.running.values())
-        done = self.ended.total() - self._ended_before + partial
-        left = self.total - self.ended.total() - partial
-        return left * (time.monotonic() - self._phase_began_at) / done if done > 0.2 else None
+        """Extrapolate the seconds left in this phase from the runs that have ended in it; None before the first."""
+        done = self.ended.total() - self._ended_before
+        left = self.total - self.ended.total()
+        return left * (time.monotonic() - self._phase_began_at) / done if done > 0 else None
 
-    def _counts_and_forecast(self) -> tuple[list[str], str, str]:
-        """Number of trials by state, the time left, and the cost so far."""
-        counts = [f"{len(self.running)} running"]
-        counts += [f"{count} {format_status(status)}" for status, count in sorted(self.ended.items())]
-        left = self.seconds_left()
-        return counts, f"{format_duration(left)} left" if left else "", self.cost()
+    def stretch(self, concurrent: int) -> float:
+        """Return the wall-clock time of this phase over that of its epochs, if so many trials ran at a time.
+
+        Args:
+            concurrent: number of concurrent trials.
+
+        Returns:
+            A number in [1, MAX_STRETCH]; 1 before there is anything to measure.
+        """
+        if self._trained_since is None or self._trained_seconds < MIN_PACE_SECONDS:
+            return 1.0
+        elapsed = time.monotonic() - self._trained_since
+        return min(MAX_STRETCH, max(1.0, elapsed * concurrent / self._trained_seconds))
+
+    def _counts(self) -> list[str]:
+        """Number of trials by state."""
+        counts = [] if self._evaluates else [f"{len(self.running)} running"]
+        return counts + [f"{count} {format_status(status)}" for status, count in sorted(self.ended.items())]
 
     def _print_progress_if_due(self) -> None:
-        if self._live is not None or time.monotonic() - self._last_line_at < PLAIN_OUTPUT_SECONDS:
+        silence = PLAIN_EVALUATION_SECONDS if self._evaluates else PLAIN_OUTPUT_SECONDS
+        if self._live is not None or time.monotonic() - self._last_line_at < silence:
             return
-        counts, left, cost = self._counts_and_forecast()
-        self.print_line(", ".join(filter(None, [f"{self.phase}: {' · '.join(counts)} of {self.total}", left, cost])))
+        counts = " · ".join(self._counts())
+        self.print_line(
+            ", ".join(filter(None, [f"{self.phase}: {counts} of {self.total}", self.time_left(), self.cost()]))
+        )
 
     def render(self) -> RenderableType:
         """Draw the live view."""
-        counts, left, cost = self._counts_and_forecast()
-        line = Text.assemble((self.name, "bold"), "  ", self.phase, "  ", " · ".join(counts), "  ", left)
-        if cost:
-            line.append("  " if left else "").append(cost)
+        counts, cost = " · ".join(self._counts()), self.cost()
+        line = Text.assemble((self.name, "bold"), "  ", self.phase, "  ", counts, "  ", cost)
         best = Text("best so far: ")
         if self.best is None:
             best.append("none yet")
@@ -175,7 +221,7 @@ class ProgressView:
                 self._format_value(current, epochs[-1]["val_accuracy"]) if epochs else "…",
             )
         bar = ProgressBar(total=max(1, self.total), completed=self.ended.total(), width=60)
-        return Group(line, Columns([bar]), best, table)
+        return Group(line, Columns([bar]), Text(self.time_left()), best, table)
 
     def _format_value(self, value: float | None, accuracy: float | None) -> str:
         """The value of the objective, followed by the accuracy if that is not the objective."""

@@ -11,10 +11,14 @@ from xfer import hashing
 from xfer.data.layouts import detect_layout
 
 IGNORED_PLAN_KEYS = (
-    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices"),
+    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices", "noise"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
+
+
+ADVISED_KEYS = ("space", "screening")
+"""Keys that change when the advice adds strategies; `advice.requested` has them as they were before."""
 
 
 class PlanChangedError(ValueError):
@@ -56,6 +60,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
         # Absent by default, so that sweeps from before these options existed can be resumed.
         **({"warm_start": {"asked": True}} if plan.warm_start else {}),
         **({"screening": screening_settings} if screening_settings else {}),
+        **({} if plan.noise else {"noise": False}),
         "objective": list(plan.objective),
         "sampler": plan.sampler,
         "scheduler": plan.scheduler,
@@ -86,7 +91,7 @@ def plan_differences(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list
     Returns:
         One line per changed key, empty if the sweep can be resumed. A larger number of trials is not a change.
     """
-    old, new = _flatten(stored), _flatten(plan)
+    old, new = _flatten(requested_plan(stored)), _flatten(requested_plan(plan))
     changes = [
         f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
         for name in sorted(old.keys() | new.keys())
@@ -95,6 +100,12 @@ def plan_differences(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list
     if new["trials"] < old["trials"]:
         changes.append(f"trials: {old['trials']} -> {new['trials']} (more may be added, none taken away)")
     return changes
+
+
+def requested_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of plan.json as the user asked for it, without the strategies that the advice has added."""
+    requested: dict[str, Any] = plan.get("advice", {}).get("requested", {})
+    return {name: value for name, value in plan.items() if not requested or name not in ADVISED_KEYS} | requested
 
 
 def resumed_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +128,8 @@ def resumed_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str
             + "\n  ".join(changes)
             + "\nRepeat the original options, or start a separate sweep with --fresh or another --name"
         )
-    decided = {name: stored[name] for name in ("advice", "warm_start", "prices") if name in stored}
+    advised = ADVISED_KEYS if "requested" in stored.get("advice", {}) else ()
+    decided = {name: stored[name] for name in ("advice", "warm_start", "prices", *advised) if name in stored}
     provenance = {**plan["provenance"], "created": stored["provenance"]["created"]}
     return {**plan, "provenance": provenance, **decided}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -100,6 +100,34 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         prepared.recipe(space.configured(params))
     screening.screening_trials(prepared)
     return prepared
+
+
+def add_strategies(prepared: Prepared, names: Iterable[str]) -> Prepared:
+    """Return a sweep in which further strategies compete, except for those that none of its backbones can do.
+
+    Args:
+        prepared: the sweep, whose strategies are those of the default space.
+        names: the strategies to add; those that compete already are ignored.
+    """
+    plan, space = prepared.plan, prepared.space
+    check = partial(_check_network, plan, len(prepared.pack.classes), prepared.image_size)
+    for name in names:
+        if name in space.strategies():
+            continue
+        try:
+            wider = space_for(
+                plan.backbones,
+                plan.epochs,
+                (*space.strategies(), name),
+                plan.edits,
+                lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
+            )
+            for params in wider.known_good():
+                prepared.recipe(wider.configured(params))
+            space = wider
+        except ValueError:
+            continue
+    return dataclasses.replace(prepared, space=space)
 
 
 def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:

@@ -1,11 +1,18 @@
-"""Chooses the strategies that a new sweep tries first, from measurements of its data before any training."""
+"""Advice: which strategies a new sweep tries first and adds to its search, from measurements before any training.
+
+The advice is decided once, at the first start, and stored in plan.json, so a resumed sweep has the same search space.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sweeps.engine.planning.plan_file import ADVISED_KEYS, describe_plan
+from sweeps.engine.planning.prepare import add_strategies
 from sweeps.engine.planning.prepared import Prepared, common_images_per_class
+from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
+from sweeps.engine.search_space.distributions import Config
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
 from xfer.methods.descriptions import explain_strategy
@@ -19,9 +26,10 @@ def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, t
         progress: called with the number of measured images and their total.
 
     Returns:
-        The advice, with the competing ones of the recommended strategies as `order`. Empty if there is nothing to
-        order: a single strategy, explicit arms, no pretrained weights, or advice switched off. Only `why_none`, the
-        reason, if the data or the network cannot be measured.
+        The advice with `order`, the recommended strategies that compete; `added`, those of them that compete because
+        they are recommended; and, if there are any, `requested`, the keys of plan.json that they change as they were.
+        Empty if there is nothing to order: a single strategy, explicit arms, no pretrained weights, or advice switched
+        off. Only `why_none`, the reason, if the data or the network cannot be measured.
     """
     plan, backbone, competing = prepared.plan, prepared.backbones[0], prepared.space.strategies()
     if not plan.advise or plan.arms or backbone.file is None or len(competing) < 2:
@@ -29,7 +37,38 @@ def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, t
     advice = measure_dataset(prepared, progress)
     if "why_none" in advice:
         return advice
-    return {**advice, "order": [name for name in _recommended_names(advice) if name in competing]}
+    names = _recommended_names(advice)
+    wider = add_strategies(prepared, names) if _leaves_strategies_open(prepared) else prepared
+    added = [name for name in wider.space.strategies() if name not in competing]
+    order = [name for name in names if name in wider.space.strategies()]
+    return {**advice, "order": order, "added": added, **({"requested": _advised_keys(prepared)} if added else {})}
+
+
+def apply_advice(prepared: Prepared, advice: Mapping[str, Any]) -> Prepared:
+    """Return a sweep with the strategies that its stored advice has added to the search space."""
+    return add_strategies(prepared, advice["added"]) if advice.get("added") else prepared
+
+
+def advised_plan(plan: Mapping[str, Any], prepared: Prepared, advice: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of plan.json with an advice, and the search space that follows from it.
+
+    Args:
+        plan: the content of plan.json without advice.
+        prepared: the plan with its data and weights.
+        advice: as `recommend_strategies` returned it.
+    """
+    return {**plan, **_advised_keys(apply_advice(prepared, advice)), "advice": dict(advice)}
+
+
+def _advised_keys(prepared: Prepared) -> dict[str, Any]:
+    plan = describe_plan(prepared)
+    return {name: plan[name] for name in ADVISED_KEYS if name in plan}
+
+
+def _leaves_strategies_open(prepared: Prepared) -> bool:
+    """Whether the user has left the choice of strategies to the sweep. A grid enumerates what it was given."""
+    plan = prepared.plan
+    return not plan.strategies and "strategy" not in plan.edits and plan.sampler not in ENUMERATING_SAMPLERS
 
 
 def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
@@ -61,13 +100,25 @@ def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total:
         return {"why_none": f"{type(error).__name__}: {error}"}
 
 
-def recommended_strategies(advice: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the recommended strategies that compete, in order."""
-    return tuple(advice.get("order", ()))
+def recommended_strategies(advice: Mapping[str, Any]) -> dict[str, Config]:
+    """Return the recommended strategies that compete, in order, with the parameters to begin with.
+
+    An advice of an earlier version has an order only.
+    """
+    parameters = {
+        item["strategy"]["name"]: {name: value for name, value in item["strategy"].items() if name != "name"}
+        for item in (advice["recommended"] if "added" in advice else ())
+    }
+    return {name: parameters.get(name, {}) for name in advice.get("order", ())}
 
 
-def summary_line(advice: Mapping[str, Any]) -> str:
-    """Return an advice as one line; empty if there is none."""
+def summary_line(advice: Mapping[str, Any], strategies: Sequence[str] = ()) -> str:
+    """Return an advice as one line; empty if there is none.
+
+    Args:
+        advice: as stored in plan.json.
+        strategies: the strategies that compete, to be named with the flag that adds others.
+    """
     if "why_none" in advice:
         return f"none, so the default order: {advice['why_none']}"
     if not advice:
@@ -77,8 +128,9 @@ def summary_line(advice: Mapping[str, Any]) -> str:
     first = recommended_strategies(advice)
     others = [name for name in _recommended_names(advice) if name not in first]
     order = f"{', '.join(map(explain_strategy, first))} first" if first else "the default order"
-    not_competing = f" (also recommended, but not competing: {', '.join(others)})" if others else ""
-    return f"the data set is {advice['size']} and {likeness} the pretraining data{close}: {order}{not_competing}"
+    added = f"; {', '.join(advice['added'])} added to the search" if advice.get("added") else ""
+    flag = f"; --strategies {','.join((*strategies, *others))} adds {', '.join(others)}" if others else ""
+    return f"the data set is {advice['size']} and {likeness} the pretraining data{close}: {order}{added}{flag}"
 
 
 def _recommended_names(advice: Mapping[str, Any]) -> list[str]:

@@ -227,7 +227,7 @@ def read_sweep(store: Store) -> PastSweep:
     objective = tuple(plan.get("objective", ["accuracy"]))
     objectives = parse_objectives(",".join(objective))
     records = [record for record in store.records() if record.phase == "search" and record.status == "finished"]
-    best = selection.select_finalists(records, min(MAX_PER_SWEEP, math.ceil(len(records) / 4)), objectives)
+    best = selection.select_best(records, min(MAX_PER_SWEEP, math.ceil(len(records) / 4)), objectives)
     by_name = {record.trial: record for record in records}
     source = plan["advice"] if "measured" in plan.get("advice", {}) else plan.get("warm_start", {})
     return PastSweep(

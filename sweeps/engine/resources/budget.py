@@ -22,10 +22,23 @@ class Budget:
     def __init__(self, cost_tracker: CostTracker, seconds: float | None = None, usd: float | None = None) -> None:
         self._cost_tracker = cost_tracker
         self._usd = usd
+        self._seconds = seconds
+        self._started = time.monotonic()
         self._time_is_short = time_limit(seconds)
         self._money_is_short = cost_tracker.budget_check(usd)
         self.is_limited = seconds is not None or usd is not None
         """Whether there is any limit."""
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds until the time, or the money on the machines that are up now, is spent; None if unlimited.
+
+        Never negative.
+        """
+        limits = [] if self._seconds is None else [self._seconds - (time.monotonic() - self._started)]
+        if self._usd is not None and self._cost_tracker.usd_per_hour > 0:
+            left = self._usd - (self._cost_tracker.spent() or 0.0)
+            limits.append(left / self._cost_tracker.usd_per_hour * 3600)
+        return max(0.0, min(limits)) if limits else None
 
     def exceeded(self, reserve: float = 0.0) -> bool:
         """Return whether time or money will not last for another `reserve` seconds."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -119,7 +120,7 @@ class AskTellSampler:
         seed: the plan's seed.
         arms: configurations to propose instead of the known good ones.
         objectives: the objectives of the search; two objectives search for the Pareto front.
-        advised: strategies whose known good configurations come first.
+        advised: strategies whose known good configurations come first, with the parameters of the first.
         warm: parameters from earlier sweeps, proposed before the known good configurations.
     """
 
@@ -130,7 +131,7 @@ class AskTellSampler:
         seed: int,
         arms: Sequence[Mapping[str, Value]] = (),
         objectives: Sequence[Objective] = (ACCURACY,),
-        advised: Sequence[str] = (),
+        advised: Mapping[str, Config] = MappingProxyType({}),
         warm: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._space = space
@@ -231,7 +232,10 @@ class AskTellSampler:
 
 
 def fixed_configs(
-    space: Space, sampler: str, arms: Sequence[Mapping[str, Value]] = (), advised: Sequence[str] = ()
+    space: Space,
+    sampler: str,
+    arms: Sequence[Mapping[str, Value]] = (),
+    advised: Mapping[str, Config] = MappingProxyType({}),
 ) -> Iterator[dict[str, Any]]:
     """Yield the configurations known in advance: the known good ones, then an enumerating sampler's, each once."""
     known = space.known_good(arms, advised)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from sweeps.engine.search_space.distributions import Config
 from xfer.hyperparameters import CHOICES
@@ -59,12 +60,12 @@ KNOWN_GOOD: tuple[Config, ...] = (*RESEARCHED, *_OTHERS)
 """At least one recipe for every strategy: `RESEARCHED`, and the defaults for strategies that are not among them."""
 
 
-def rank_known_good(strategies: Sequence[str], advised: Sequence[str] = ()) -> list[Config]:
+def rank_known_good(strategies: Sequence[str], advised: Mapping[str, Config] = MappingProxyType({})) -> list[Config]:
     """Return the known good recipes of some strategies: one recipe of each strategy before a second of any.
 
     Args:
         strategies: the strategies that compete.
-        advised: strategies that come first, in this order.
+        advised: strategies that come first, in this order, with the parameters of their first recipe.
     """
     position = {strategy: index for index, strategy in enumerate(advised)}
     seen: Counter[str] = Counter()
@@ -72,6 +73,7 @@ def rank_known_good(strategies: Sequence[str], advised: Sequence[str] = ()) -> l
     for recipe in KNOWN_GOOD:
         strategy = str(recipe["strategy"])
         if strategy in strategies:
-            ranked.append((seen[strategy], position.get(strategy, len(position)), recipe))
+            parameters = {} if seen[strategy] else advised.get(strategy, {})
+            ranked.append((seen[strategy], position.get(strategy, len(position)), {**recipe, **parameters}))
             seen[strategy] += 1
     return [recipe for *_, recipe in sorted(ranked, key=lambda entry: entry[:2])]

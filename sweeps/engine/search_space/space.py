@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from sweeps.engine.search_space.constraints import Feasible, allowed_values, takes_steps, value_without_steps
@@ -70,14 +71,16 @@ class Space:
         """Return the names of the strategies that compete."""
         return tuple(map(str, domain_values(self.axes["strategy"])))
 
-    def known_good(self, arms: Sequence[Mapping[str, Value]] = (), advised: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def known_good(
+        self, arms: Sequence[Mapping[str, Value]] = (), advised: Mapping[str, Config] = MappingProxyType({})
+    ) -> list[dict[str, Any]]:
         """Return the parameters of the trials to begin with, as `configured` takes them.
 
         The first recipe is tried on every backbone, the others on the first backbone that can do them.
 
         Args:
             arms: configurations that replace the known good recipes.
-            advised: strategies that come first, in this order.
+            advised: strategies that come first, in this order, with the parameters of their first recipe.
 
         Raises:
             ValueError: an arm lies outside this space.

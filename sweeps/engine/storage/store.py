@@ -6,6 +6,8 @@
         trials/0007/epochs/0003.json one Epoch
         trials/0007/record.json      the Record, once the trial has ended
         trials/0007/test.json        a finalist's Evaluation on the test part, once that has been opened
+        trials/0007/noise/blur.json  its scores under one kind of noise, so that an interruption costs one kind at most
+        trials/0007/noise.json       its scores under all kinds, once they are complete
         trials/0007/checkpoints/     the last two while it runs, then those of the best few trials
         screening/0001.json          the backbones that passed screening, written before the search
         finals/0001.json             the finalists, written before their runs on new seeds
@@ -21,12 +23,15 @@ The runs of a finalist are trials of their own: `0007-s1`, `0007-s2`, ...; linea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine.storage import json_objects
 from xfer.records import (
+    NOISE_KINDS,
+    CorruptionScore,
     Epoch,
     Evaluation,
     Phase,
@@ -161,11 +166,41 @@ class Store:
     def test(self, trial: str) -> Evaluation | None:
         """Return the evaluation of a finalist's run on the test part; None until that has been opened."""
         plain = json_objects.get(self.trial_folder(trial) / "test.json")
-        return None if plain is None else evaluation_from_dict(plain)
+        if plain is None:
+            return None
+        if not plain.get("noisy"):  # earlier versions stored both in one object
+            plain |= json_objects.get(self.trial_folder(trial) / "noise.json") or {}
+        return evaluation_from_dict(plain)
+
+    def has_test(self, trial: str) -> bool:
+        """Return whether a finalist's run has been evaluated on the test part, without reading the result."""
+        return object_store.exists(self.trial_folder(trial) / "test.json")
 
     def add_test(self, trial: str, test: Evaluation) -> None:
         """Write the evaluation of a finalist's run on the test part."""
         json_objects.put_if_absent(self.trial_folder(trial) / "test.json", as_dict(test))
+
+    def noise_kinds(self, trial: str) -> list[str]:
+        """Return the kinds of noise under which a finalist's run has been evaluated, sorted."""
+        return [path.stem for path in json_objects.list_objects(self.trial_folder(trial) / "noise")]
+
+    def add_noise(self, trial: str, scores: Sequence[CorruptionScore]) -> None:
+        """Write the scores of a finalist's run under one kind of noise."""
+        path = self.trial_folder(trial) / "noise" / f"{scores[0].kind}.json"
+        json_objects.put_if_absent(path, {"noisy": [asdict(score) for score in scores]})
+
+    def complete_noise(self, trial: str) -> bool:
+        """Make the scores of a finalist's run under noise part of its evaluation (`test`), if there are all kinds.
+
+        Returns:
+            Whether there are.
+        """
+        paths = [self.trial_folder(trial) / "noise" / f"{kind}.json" for kind in NOISE_KINDS]
+        scores = [plain["noisy"] for plain in json_objects.get_all(paths) if plain is not None]
+        if len(scores) < len(paths):
+            return False
+        json_objects.put_if_absent(self.trial_folder(trial) / "noise.json", {"noisy": [*chain.from_iterable(scores)]})
+        return True
 
     def records(self) -> list[Record]:
         """Return the records of all trials that have ended, sorted by name."""

@@ -255,14 +255,18 @@ class Mirror:
             mirrored.steps.clear()
 
     def _sync_test_results(self, client: MlflowClient, sweep: MirroredSweep) -> None:
-        """Log test results of finalists, such as 0007 and 0007-s1, which appear long after their runs have ended."""
+        """Log test results of finalists, such as 0007-s1, which appear long after their runs, under noise last."""
         finalists = {name.partition("-s")[0] for name in sweep.trials if "-s" in name}
         for name, run in sweep.trials.items():
-            if name.partition("-s")[0] in finalists and run.state == "finished" and "test_accuracy" not in run.metrics:
+            complete = "test_noisy_accuracy" in run.metrics
+            if name.partition("-s")[0] in finalists and run.state == "finished" and not complete:
                 test = self.store.test(name)
                 if test is not None and not run.deleted:
-                    tested_ms = modified_ms(self.store.trial_folder(name) / "test.json")
-                    log_batch(client, run, test_metrics(test, tested_ms))
+                    folder = self.store.trial_folder(name)
+                    tested_ms = modified_ms(folder / "noise.json", folder / "test.json")
+                    metrics = [each for each in test_metrics(test, tested_ms) if each.key not in run.metrics]
+                    if metrics:
+                        log_batch(client, run, metrics)
 
     def _sync_cost(self, client: MlflowClient, sweep: MirroredSweep) -> None:
         """Log the cost of all starts of the sweep, if prices are known."""

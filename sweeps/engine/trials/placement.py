@@ -17,6 +17,9 @@ from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.trainable import Resources, TrialContext
 from xfer.storage import local_cache, object_store
 
+LOCAL_WAIT_SECONDS, REMOTE_WAIT_SECONDS = 2.0, 15.0
+"""Seconds between two looks at the progress of tasks. In an object store each look costs a few paid requests."""
+
 
 class Placement:
     """Connects to Ray when it is first needed, and gives each trial its context.
@@ -87,12 +90,24 @@ class Placement:
         fitting = ray_tune.max_concurrent_trials(smallest)
         self.concurrent = min(fitting, self._max_concurrent or fitting)
 
-    def map(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
-        """Call a function once per tuple of arguments, in Ray tasks with the resources of a trial, and wait for all."""
+    def map(
+        self,
+        function: Callable[..., None],
+        calls: list[tuple[Any, ...]],
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call a function once per tuple of arguments, in Ray tasks with the resources of a trial, and wait for all.
+
+        Args:
+            function: what to call.
+            calls: its arguments.
+            on_wait: called every few seconds while tasks run, and after the last one.
+        """
         from sweeps.engine.trials import ray_tune
 
         self.connect()
-        ray_tune.map_on_cluster(function, calls, self.resources)
+        wait_seconds = REMOTE_WAIT_SECONDS if object_store.is_remote(self._store.folder) else LOCAL_WAIT_SECONDS
+        ray_tune.map_on_cluster(function, calls, self.resources, on_wait, wait_seconds)
 
     def context(self, trial: Trial) -> TrialContext:
         """Return what the process of a trial needs to know besides the recipe."""

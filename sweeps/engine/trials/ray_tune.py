@@ -225,10 +225,28 @@ def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = trai
         tuner.fit()
 
 
-def map_on_cluster(function: Callable[..., None], calls: list[tuple[Any, ...]], resources: Resources) -> None:
-    """Call a function once per tuple of arguments, each in a task with these resources, and wait for all."""
+def map_on_cluster(
+    function: Callable[..., None],
+    calls: list[tuple[Any, ...]],
+    resources: Resources,
+    on_wait: Callable[[], None] = lambda: None,
+    wait_seconds: float = 2.0,
+) -> None:
+    """Call a function once per tuple of arguments, each in a task with these resources, and wait for all.
+
+    Args:
+        function: what to call.
+        calls: its arguments.
+        resources: what each task gets of a machine.
+        on_wait: called while tasks run, and after the last one.
+        wait_seconds: seconds between two calls of `on_wait`.
+    """
     remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
-    ray.get([remote.remote(*arguments) for arguments in calls])
+    tasks = running = [remote.remote(*arguments) for arguments in calls]
+    while running:
+        _, running = ray.wait(running, num_returns=len(running), timeout=wait_seconds)
+        on_wait()
+    ray.get(tasks)
 
 
 def call_remote(function: Callable[[], ResultT], resources: Resources) -> ResultT:

@@ -119,15 +119,9 @@ def report_to_tune(record: Record) -> None:
     tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
 
 
-def evaluate_on_test(config: dict[str, Any]) -> None:
-    """Evaluate a finished run on the test part, clean and under noise, and store the result."""
-    store = open_store(config["site"])
-    store.add_test(config["trial"], _open_finished_run(config).evaluate("test", noisy=True))
-
-
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write the network of a finished run to a folder, a path or a URI, as a classifier that can be loaded alone."""
-    run = _open_finished_run(config)
+    run = open_finished_run(config)
     with local_cache.staged_upload(object_store.as_path(folder)) as local_folder:
         save_classifier(local_folder, run.model, run.recipe, run.pack.classes, run.pack.value_ranges)
 
@@ -235,7 +229,12 @@ def _push_checkpoint(run: Run, store: Store, trial: str) -> None:
     local_cache.push(run.folder, store.checkpoints(trial))
 
 
-def _open_finished_run(config: dict[str, Any]) -> Run:
+def open_finished_run(config: dict[str, Any]) -> Run:
+    """Return the run of a trial with the weights after its last epoch.
+
+    Args:
+        config: as returned by `trial_config`.
+    """
     run = open_run(config)
     for _ in run:  # a no-op unless the last checkpoint was damaged; its epochs are then trained again
         pass

@@ -137,7 +137,16 @@ def test_status_shows_the_process_that_runs_the_sweep(
 ) -> None:
     with Lease(storage / NAME):
         assert sweeps(monkeypatch, "status", NAME, "--storage", str(storage)) == 0
-    assert f"  driver  process {os.getpid()} on " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"  driver  process {os.getpid()} on " in out
+    assert "  left    search 5 s · noise about 10 s · 15 s left" in out.splitlines()
+
+
+def test_status_of_a_sweep_that_does_not_run_shows_no_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
+) -> None:
+    assert sweeps(monkeypatch, "status", NAME, "--storage", str(storage)) == 0
+    assert "  left " not in capsys.readouterr().out
 
 
 def test_report_renders_again_and_prints_the_path(

@@ -13,7 +13,7 @@ import pytest
 from sweeps.engine import launch
 from sweeps.engine.launch import claim_plan
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning.plan_file import default_name, describe_plan
+from sweeps.engine.planning.plan_file import PlanChangedError, default_name, describe_plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch import advice
@@ -97,6 +97,7 @@ def test_a_sweep_is_advised_on_its_own_data_and_network(prepared: Prepared) -> N
     assert recommended_strategies(in_plan) == recommended_strategies(advised)
     names = [item["strategy"]["name"] for item in advised["recommended"]]
     assert list(recommended_strategies(advised)) == [name for name in names if name in STRATEGIES]
+    assert advised["added"] == []  # the user has listed the strategies
     assert "clip" in recommended_strategies(advised)
 
 
@@ -141,7 +142,7 @@ def test_nothing_is_measured_if_there_is_nothing_to_order(
     monkeypatch.setattr(advice, "advise", lambda *args, **kwargs: pytest.fail("measured"))
     claim_plan(without(prepared), store)
     assert (store.plan() or {})["advice"] == {}
-    assert recommended_strategies({}) == ()
+    assert recommended_strategies({}) == {}
     assert summary_line({}) == ""
 
 
@@ -152,8 +153,8 @@ def test_nothing_is_measured_if_there_is_nothing_to_order(
             ("linear_probe", "lp_ft", "clip", "train_last"),
             {},
             "the data set is small and similar to the pretraining data: linear_probe (training only the new head, on "
-            "frozen features), clip (full fine-tuning, gradients clipped) first "
-            "(also recommended, but not competing: lp_ft, train_last)",
+            "frozen features), clip (full fine-tuning, gradients clipped) first; "
+            "--strategies naive,clip,linear_probe,lp_ft,train_last adds lp_ft, train_last",
         ),
         (
             ("clip",),
@@ -164,13 +165,13 @@ def test_nothing_is_measured_if_there_is_nothing_to_order(
         (
             ("lp_ft",),
             {},
-            "the data set is small and similar to the pretraining data: the default order "
-            "(also recommended, but not competing: lp_ft)",
+            "the data set is small and similar to the pretraining data: the default order; "
+            "--strategies naive,clip,linear_probe,lp_ft adds lp_ft",
         ),
     ],
     ids=["some compete", "all compete", "none competes"],
 )
-def test_the_summary_names_what_comes_first_and_what_does_not_compete(
+def test_the_users_strategies_stand_and_the_summary_names_the_flag_that_adds_others(
     prepared: Prepared,
     advised: Callable[..., None],
     advised_names: tuple[str, ...],
@@ -178,7 +179,124 @@ def test_the_summary_names_what_comes_first_and_what_does_not_compete(
     line: str,
 ) -> None:
     advised(*advised_names, **changes)
-    assert summary_line(recommend_strategies(prepared)) == line
+    assert summary_line(recommend_strategies(prepared), prepared.space.strategies()) == line
+
+
+# --- advised strategies compete --------------------------------------------------------------------------------------
+
+DEFAULT = ("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")
+
+
+@pytest.fixture(scope="module")
+def open_choice(make_plan: Callable[..., Plan], storage: Path) -> Prepared:
+    """A sweep whose strategies are left to it."""
+    return prepare(make_plan(trials=9), storage)
+
+
+def test_advised_strategies_are_added_to_the_search_and_come_first(
+    open_choice: Prepared, store: Store, advised: Callable[..., None]
+) -> None:
+    advised("train_last", "clip", "early_cut", "linear_probe")
+    claim_plan(open_choice, store)
+    plan = store.plan() or {}
+    assert plan["advice"]["order"] == ["train_last", "clip", "early_cut", "linear_probe"]
+    assert plan["advice"]["added"] == ["train_last", "early_cut"]
+    assert plan["space"]["strategy"] == ", ".join((*DEFAULT, "train_last", "early_cut"))
+    assert summary_line(plan["advice"], open_choice.space.strategies()) == (
+        "the data set is small and similar to the pretraining data: train_last, clip, early_cut, linear_probe first; "
+        "train_last, early_cut added to the search"
+    )
+    assert first_strategies(open_choice, store, 7) == [
+        *("train_last", "clip", "early_cut", "linear_probe", "freeze_then_unfreeze", "naive", "scratch")
+    ]
+
+
+def test_an_added_strategy_begins_with_the_advised_parameters(
+    open_choice: Prepared, store: Store, advised: Callable[..., None]
+) -> None:
+    recommended = [{"strategy": {"name": "train_last", "blocks": 2}, "reason": "", "whose": ""}]
+    advised(recommended=recommended)
+    claim_plan(open_choice, store)
+    sweep = Sweep(open_choice, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
+    _, config = sweep.sampler.ask("0000", 0)
+    assert (config["strategy"], config["blocks"]) == ("train_last", 2)
+
+
+def test_a_resumed_sweep_has_the_strategies_that_were_added_and_the_same_plan(
+    open_choice: Prepared, store: Store, advised: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised("lora", "layer_decay")
+    claim_plan(open_choice, store)
+    first = store.plan()
+    order = first_strategies(open_choice, store, 8)
+    monkeypatch.setattr(launch, "recommend_strategies", lambda prepared, progress: pytest.fail("measured again"))
+    for again in (open_choice, changed(open_choice, advise=False)):
+        claim_plan(again, store)
+        assert store.plan() == first
+        assert first_strategies(again, store, 8) == order
+    claim_plan(changed(open_choice, trials=12), store)
+    assert {**(store.plan() or {}), "trials": 9, "provenance": None} == {**(first or {}), "provenance": None}
+
+
+def test_other_strategies_than_those_of_the_first_start_are_a_changed_plan(
+    make_plan: Callable[..., Plan], open_choice: Prepared, storage: Path, store: Store, advised: Callable[..., None]
+) -> None:
+    advised("layer_decay")
+    claim_plan(open_choice, store)
+    with pytest.raises(PlanChangedError, match=r"space\.strategy: .*clip, .*scratch -> naive, clip"):
+        claim_plan(prepare(make_plan(trials=9, strategies=("naive", "clip")), storage), store)
+
+
+def test_lp_ft_that_is_added_starts_from_a_screened_head(
+    open_choice: Prepared, store: Store, advised: Callable[..., None]
+) -> None:
+    advised("lp_ft")
+    claim_plan(open_choice, store)
+    assert "logistic_probe" in (store.plan() or {})["screening"]["heads"]
+    sweep = Sweep(open_choice, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
+    assert sweep.sampler is None  # the screening comes first
+    claim_plan(open_choice, store)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sampler": "grid"}, {"edits": {"strategy": "naive,clip"}}, {"strategies": ("naive", "clip")}],
+    ids=["grid", "--vary strategy", "--strategies"],
+)
+def test_nothing_is_added_to_strategies_that_the_user_or_a_grid_has_fixed(
+    make_plan: Callable[..., Plan], storage: Path, advised: Callable[..., None], changes: dict[str, Any]
+) -> None:
+    advised("lp_ft", "naive")
+    advice_given = recommend_strategies(prepare(make_plan(trials=2, **changes), storage))
+    assert (advice_given["order"], advice_given["added"]) == (["naive"], [])
+
+
+def test_an_advised_strategy_that_the_network_cannot_do_is_not_added(
+    open_choice: Prepared, advised: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.engine.planning import prepare as module
+
+    def check(recipe: Any) -> None:
+        if recipe.strategy.name == "drop_early":
+            raise ValueError("it has a single stage")
+
+    monkeypatch.setattr(module.networks, "check_network", check)
+    advised("drop_early", "train_last")
+    advice_given = recommend_strategies(open_choice)
+    assert (advice_given["order"], advice_given["added"]) == (["train_last"], ["train_last"])
+
+
+def test_a_sweep_of_an_earlier_version_keeps_its_strategies_and_its_order(
+    open_choice: Prepared, store: Store, advised: Callable[..., None]
+) -> None:
+    advised("linear_probe", "train_last")
+    claim_plan(changed(open_choice, advise=False), store)
+    old = {**FakeAdvice(("linear_probe", "train_last"), {}).as_dict(), "order": ["linear_probe"]}
+    store.put_plan({**(store.plan() or {}), "advice": old})
+    claim_plan(open_choice, store)
+    assert (store.plan() or {})["advice"] == old
+    assert first_strategies(open_choice, store, 3) == ["linear_probe", "clip", "freeze_then_unfreeze"]
+    assert recommended_strategies(old) == {"linear_probe": {}}
 
 
 # --- what a sweep does with it ---------------------------------------------------------------------------------------

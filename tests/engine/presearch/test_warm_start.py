@@ -272,7 +272,7 @@ def test_test_results_of_an_earlier_sweep_have_no_effect(
     dogs = add_sweep("dogs", 0.6, 0.9, 0.7, 0.5)
     dogs.add_test("0003", an_evaluation("test", 10))
     dogs.add_test("0001", an_evaluation("test", 0))
-    assert selection.select_finalists(dogs.records(), 1) == ["0001"]
+    assert selection.select_best(dogs.records(), 1) == ["0001"]
     claim_plan(warm, mine)
     assert stored_warm_start(mine)["from"][0]["trials"] == ["0001"]
 

@@ -67,7 +67,7 @@ def test_only_feasible_values_are_drawn() -> None:
 
 
 def first_trials(space: Space, advised: Sequence[str] = ()) -> list[tuple[Value, Value]]:
-    configs = [space.configured(params) for params in space.known_good(advised=advised)]
+    configs = [space.configured(params) for params in space.known_good(advised={name: {} for name in advised})]
     return [(config["strategy"], config["backbone"]) for config in configs]
 
 

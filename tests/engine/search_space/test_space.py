@@ -160,7 +160,7 @@ def test_every_strategy_has_a_known_good_recipe_and_the_default_five_come_first(
 
 @pytest.mark.parametrize("advised", [(), ("scratch", "naive"), ("clip",)], ids=",".join)
 def test_every_strategy_is_tried_before_any_is_tried_again(advised: tuple[str, ...]) -> None:
-    tried = [params["strategy"] for params in space_for(["a"], 8).known_good(advised=advised)]
+    tried = [params["strategy"] for params in space_for(["a"], 8).known_good(advised={name: {} for name in advised})]
     assert tuple(tried[: len(advised)]) == advised
     assert set(tried[: len(FIVE)]) == FIVE
     assert tried[len(FIVE) :] == ["clip"]
@@ -185,7 +185,9 @@ def test_known_good_recipes_have_the_values_they_name_and_train(strategies: Sequ
 def test_advised_strategies_come_first_in_order_and_the_first_of_them_on_every_backbone() -> None:
     space = space_for(["a", "b"], 8)
     default = [(params["strategy"], params["backbone"]) for params in space.known_good()]
-    advised = [(params["strategy"], params["backbone"]) for params in space.known_good(advised=["scratch", "naive"])]
+    advised = [
+        (params["strategy"], params["backbone"]) for params in space.known_good(advised={"scratch": {}, "naive": {}})
+    ]
     assert advised[:4] == [("scratch", "a"), ("scratch", "b"), ("naive", "a"), ("clip", "a")]
     rest = [(strategy, backbone) for strategy, backbone in default if strategy not in ("scratch", "naive")]
     assert advised[3:] == [pair for pair in rest if pair != ("clip", "b")]
@@ -193,7 +195,7 @@ def test_advised_strategies_come_first_in_order_and_the_first_of_them_on_every_b
 
 def test_advice_about_strategies_that_do_not_compete_changes_nothing() -> None:
     space = space_for(["a"], 8)
-    assert space.known_good(advised=["lora", "surgical"]) == space.known_good()
+    assert space.known_good(advised={"lora": {}, "surgical": {}}) == space.known_good()
 
 
 def test_the_first_recipe_is_tried_on_every_backbone_before_the_others_follow() -> None:

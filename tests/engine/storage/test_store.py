@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from sweeps.engine.storage.store import Decision, Store, Trial, list_sweeps
 from sweeps.engine.trials.stage import trial_history
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
+from xfer.records import NOISE_KINDS, CorruptionScore
 
 
 @pytest.fixture
@@ -138,6 +140,42 @@ def test_a_trial_with_a_damaged_config_has_not_started(
     assert "config.json is damaged" in caplog.text
     store.add_trial(Trial("0002", "search", {}, a_recipe()))
     assert [trial.name for trial in store.trials()] == ["0000", "0001", "0002"]
+
+
+def noise_scores(kind: str) -> list[CorruptionScore]:
+    return [CorruptionScore(kind, severity, 2, 1) for severity in (1, 2)]
+
+
+def test_scores_under_noise_join_the_test_evaluation_once_they_are_complete(store: Store) -> None:
+    store.add_test("0000", an_evaluation("test", 7))
+    for kind in NOISE_KINDS[1:]:
+        store.add_noise("0000", noise_scores(kind))
+    assert store.noise_kinds("0000") == sorted(NOISE_KINDS[1:])
+    assert not store.complete_noise("0000")
+    assert store.test("0000") == an_evaluation("test", 7)
+    store.add_noise("0000", noise_scores(NOISE_KINDS[0]))
+    assert store.complete_noise("0000")
+    scores = tuple(score for kind in NOISE_KINDS for score in noise_scores(kind))
+    assert store.test("0000") == replace(an_evaluation("test", 7), noisy=scores)
+    assert store.complete_noise("0000")
+
+
+def test_a_damaged_score_under_noise_is_measured_again(store: Store) -> None:
+    for kind in NOISE_KINDS:
+        store.add_noise("0000", noise_scores(kind))
+    path = store.trial_folder("0000") / "noise" / "blur.json"
+    path.write_bytes(path.read_bytes()[:20])
+    assert not store.complete_noise("0000")
+    assert store.noise_kinds("0000") == sorted({*NOISE_KINDS} - {"blur"})
+    store.add_noise("0000", noise_scores("blur"))
+    assert store.complete_noise("0000")
+
+
+def test_scores_that_an_earlier_version_stored_with_the_evaluation_are_read(store: Store) -> None:
+    old = replace(an_evaluation("test", 7), noisy=tuple(noise_scores("blur")))
+    store.add_test("0000", old)
+    assert store.test("0000") == old
+    assert old.noisy_images == 4
 
 
 def test_a_damaged_test_evaluation_is_written_again(store: Store) -> None:

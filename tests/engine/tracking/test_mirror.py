@@ -27,6 +27,7 @@ from tests.engine.tracking.mirror_helpers import (
     wait_until,
     write_test_opening,
 )
+from xfer.records import NOISE_KINDS, CorruptionScore
 
 # --- contents ------------------------------------------------------------------------------------------------------
 
@@ -136,6 +137,22 @@ def test_finals_are_child_runs_and_get_their_test_accuracy_once_it_is_known(stor
         assert each.sync()
     run = mlflow_contents(store)["0000-s1"]
     assert (run.values["test_accuracy"], run.values["test_loss"]) == ([(0, 0.9)], [(0, 0.4)])
+    assert "test_noisy_accuracy" not in run.values
+
+
+def test_accuracies_under_noise_follow_when_they_are_measured(store: Store) -> None:
+    end_trial(store, "0000-s1", 3, "finished", "final")
+    store.add_test("0000-s1", write_test_opening(hits=9))
+    mirror = Mirror(store, uri_of(store))
+    assert mirror.sync()
+    for kind in NOISE_KINDS:
+        store.add_noise("0000-s1", [CorruptionScore(kind, 1, 10, 6)])
+    assert store.complete_noise("0000-s1")
+    for each in (mirror, mirror, Mirror(store, uri_of(store))):
+        assert each.sync()
+    run = mlflow_contents(store)["0000-s1"]
+    assert (run.values["test_accuracy"], run.values["test_noisy_accuracy"]) == ([(0, 0.9)], [(0, 0.6)])
+    assert [run.values[f"test_noise/{kind}"] for kind in NOISE_KINDS] == [[(0, 0.6)]] * len(NOISE_KINDS)
 
 
 def test_a_finished_sweep_counts_its_trials(store: Store) -> None:

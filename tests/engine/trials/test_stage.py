@@ -365,7 +365,7 @@ def test_without_a_terminal_the_progress_is_printed_after_minutes_of_silence(
     now = [1_000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     view, screen = make_view()
-    view.cost = lambda: "$3.20 of $20"
+    view.cost, view.time_left = lambda: "$3.20 of $20", lambda: "search 8 min · finals about 3 min · 11 min left"
     view.begin("search", 4)
     for name in NAMES:
         view.started(name, a_recipe())
@@ -377,8 +377,26 @@ def test_without_a_terminal_the_progress_is_printed_after_minutes_of_silence(
     view.on_epoch(as_dict(a_record("0001", (0.1, 0.2), "pruned")))
     assert screen.getvalue().splitlines() == [
         "search: 4 runs, $3.20 of $20",
-        "search: 2 running · 1 finished of 4, 8 min 20 s left, $3.20 of $20",
+        "search: 2 running · 1 finished of 4, search 8 min · finals about 3 min · 11 min left, $3.20 of $20",
     ]
+
+
+def test_an_evaluation_says_what_it_does_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    view, screen = make_view()
+    view.time_left = lambda: "noise 2 min left"
+    view.begin_evaluation("noise", "noise: 9 runs on 500 of 900 test images", 63, 21)
+    for done in (28, 35):
+        now[0] += 20
+        view.evaluated(done)
+    assert screen.getvalue().splitlines() == [
+        "noise: 9 runs on 500 of 900 test images, 21 of 63 are done, noise 2 min left",
+        "noise: 35 evaluated of 63, noise 2 min left",
+    ]
+    assert view.seconds_left() == pytest.approx((63 - 35) * 40 / (35 - 21))
+    assert "35 evaluated" in drawn(view)
+    assert "running" not in drawn(view)
 
 
 def test_the_live_line_ends_with_the_cost_so_far() -> None:
@@ -386,6 +404,13 @@ def test_the_live_line_ends_with_the_cost_so_far() -> None:
     view.begin("search", 4)
     view.cost = lambda: "$3.20 so far"
     assert drawn(view).splitlines()[0].rstrip() == "colours  search  0 running  $3.20 so far"
+
+
+def test_the_live_view_shows_the_time_left_of_every_stage() -> None:
+    view, _ = make_view()
+    view.begin("search", 4)
+    view.time_left = lambda: "search 2 min · finals about 13 min · test about 1 min · 16 min left"
+    assert "search 2 min · finals about 13 min · test about 1 min · 16 min left" in drawn(view).splitlines()
 
 
 def test_on_a_terminal_the_view_is_live_and_only_its_lines_stay() -> None:
@@ -432,29 +457,50 @@ def test_only_the_first_few_running_trials_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inherited", "finished", "halfway", "elapsed", "left"),
+    ("inherited", "finished", "elapsed", "left"),
     [
-        (0, 2, 0, 100.0, 400.0),  # 2 of 10 took 100 s
-        (4, 2, 0, 100.0, 200.0),  # trials of an earlier start took none of this one's time
-        (0, 1, 2, 100.0, 400.0),  # two half-trained trials count as one
-        (0, 0, 0, 100.0, None),
-        (9, 1, 0, 100.0, 0.0),
+        (0, 2, 100.0, 400.0),  # 2 of 10 took 100 s
+        (4, 2, 100.0, 200.0),  # runs of an earlier start took none of this one's time
+        (0, 0, 100.0, None),
+        (9, 1, 100.0, 0.0),
     ],
 )
-def test_the_remaining_time_follows_from_the_pace_of_the_phase(
-    monkeypatch: pytest.MonkeyPatch, inherited: int, finished: int, halfway: int, elapsed: float, left: float | None
+def test_the_seconds_left_in_a_phase_follow_from_the_runs_that_ended_in_it(
+    monkeypatch: pytest.MonkeyPatch, inherited: int, finished: int, elapsed: float, left: float | None
 ) -> None:
     now = [1_000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     view, _ = make_view()
-    view.begin("search", 10, Counter(finished=inherited))
+    view.begin("screening", 10, Counter(finished=inherited))
     now[0] += elapsed
     for number in range(finished):
         view.started(f"{number}", a_recipe())
         view.on_trial_end(f"{number}", "finished", 0.5)
-    for number in range(halfway):
-        view.on_epoch(as_dict(a_record(f"half{number}", (0.1, 0.2), "pruned")))
     assert view.seconds_left() == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "elapsed", "stretch"),
+    [
+        (1, 100.0, 1.0),  # the start of Ray tells nothing
+        (9, 100.0, 1.0),  # 8 s of epochs are too little to tell
+        (41, 30.0, 1.5),  # 40 s of epochs, two at a time, took 30 s
+        (41, 10.0, 1.0),
+        (41, 999.0, 2.0),
+    ],
+)
+def test_overhead_between_epochs_stretches_the_forecast(
+    monkeypatch: pytest.MonkeyPatch, epochs: int, elapsed: float, stretch: float
+) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    view, _ = make_view()
+    view.begin("search", 10)
+    now[0] += 10
+    for _ in range(epochs):
+        view.on_epoch(as_dict(a_record("0000", (0.5,), "pruned")))  # an epoch of one second
+    now[0] += elapsed
+    assert view.stretch(2) == pytest.approx(stretch)
 
 
 MARKUP = "[bold red]ants[/bold red] [link=file:///etc/passwd]x[/link] [/]"

@@ -212,7 +212,7 @@ def test_the_advice_contains_the_measurements(advice, pack):
     assert [score.features for score in (*measured.early, measured.late)] == [16, 24, 32, 48, 256]
     assert measured.best_early_stage.accuracy > 0.9  # the classes are colours, which every stage detects
     assert measured.gain == pytest.approx(measured.late.accuracy - measured.best_early_stage.accuracy)
-    assert (measured.backbone, measured.image_size, measured.cap) == ("test_efficientnet", pack.image_size, 2000)
+    assert (measured.backbone, measured.image_size, measured.cap) == ("test_efficientnet", pack.image_size, 500)
     assert advice.seconds > 0
 
 

@@ -12,7 +12,17 @@ from torch import nn
 
 from xfer.data.loader import iter_batches
 from xfer.measure.accuracy import evaluate
-from xfer.measure.robustness import NOISES, OCCLUSION_GREY, SEVERITIES, SEVERITY_VALUES, noisy_accuracies, noisy_batches
+from xfer.measure.robustness import (
+    NOISES,
+    OCCLUSION_GREY,
+    SEVERITIES,
+    SEVERITY_VALUES,
+    accuracies_under,
+    noise_sample,
+    noisy_accuracies,
+    noisy_batches,
+)
+from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS
 from xfer.seeding import derive_seed
 
 each_noise = pytest.mark.parametrize("kind", NOISES)
@@ -50,8 +60,8 @@ def prepare(pixels):
 
 
 def test_every_kind_has_severity_values():
-    assert NOISES.keys() == SEVERITY_VALUES.keys()
-    assert {"gaussian", "salt_and_pepper", "speckle", "occlusion", "blur", "jpeg", "grey"} == NOISES.keys()
+    assert NOISES.keys() == SEVERITY_VALUES.keys() == set(NOISE_KINDS)
+    assert [noise.__name__ for noise in NOISES.values()] == list(NOISE_KINDS)
 
 
 @each_noise
@@ -212,6 +222,39 @@ def test_every_image_gets_every_kind_and_severities_in_turn(examples):
         right = correct_one_by_one(images[selected], labels[selected], indices[selected], noisy.kind, noisy.severity)
         assert (noisy.images, noisy.correct) == (len(right), sum(right)), noisy
     assert 0 < sum(noisy.correct for noisy in scores) < sum(noisy.images for noisy in scores)
+
+
+def test_several_networks_get_the_same_copies_which_are_made_once(examples, monkeypatch):
+    images, labels, indices = examples
+    made = []
+    blur = NOISES["blur"]
+    monkeypatch.setitem(NOISES, "blur", lambda *arguments: made.append(1) or blur(*arguments))
+    networks = [Brightest(), nn.Sequential(Brightest(), nn.Softmin(dim=1)), Brightest()]
+
+    def predict(noisy):
+        return [network(noisy.float()) for network in networks]
+
+    together = accuracies_under("blur", predict, split(images, labels, 5), indices)
+    assert len(made) == len(images)
+    alone = [noisy_accuracies(network, lambda: [(images, labels)], prepare, indices) for network in networks]
+    assert together == [tuple(score for score in scores if score.kind == "blur") for scores in alone]
+    assert together[0] == together[2] != together[1]
+
+
+def test_noise_is_measured_on_all_images_of_a_small_part():
+    labels, indices = np.arange(40) % 4, np.arange(5, 40)
+    assert noise_sample(labels, indices, 0).tolist() == indices.tolist()
+
+
+def test_noise_is_measured_on_a_fixed_stratified_sample_of_a_large_part():
+    labels = np.repeat([0, 1, 2], (6_000, 3_000, 100))
+    indices = np.arange(0, len(labels), 2)
+    sample = noise_sample(labels, indices, 3)
+    assert len(sample) == MAX_NOISE_IMAGES
+    assert np.all(np.diff(sample) > 0)
+    assert np.isin(sample, indices).all()
+    assert np.abs(np.bincount(labels[sample]) - MAX_NOISE_IMAGES * np.array([6_000, 3_000, 100]) / 9_100).max() <= 1
+    assert noise_sample(labels, indices, 3).tolist() == sample.tolist() != noise_sample(labels, indices, 4).tolist()
 
 
 def test_a_noisy_copy_assigns_kinds_and_severities_in_turn(examples):

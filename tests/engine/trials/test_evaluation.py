@@ -1,0 +1,179 @@
+"""The test part: what the tasks store, that nothing is computed twice, and how runs are divided between tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials.evaluation import divide_runs, evaluate_on_test, evaluate_under_noise
+from sweeps.engine.trials.trainable import TrialContext, open_run, trial_config
+from tests.conftest import BACKBONE
+from tests.engine.conftest import a_recipe, a_record
+from xfer.data.pack import Pack
+from xfer.features.frozen_features import FrozenFeatures
+from xfer.measure import robustness
+from xfer.recipe import Recipe
+from xfer.records import NOISE_KINDS
+from xfer.run import Run
+
+RUNS = {
+    "0000-s1": {"strategy": "naive", "seed": 1},
+    "0001-s1": {"strategy": "logistic_probe", "seed": 1},
+    "0001-s2": {"strategy": "logistic_probe", "seed": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def configs(
+    one_thread: None,
+    pack: Pack,
+    weights_of: Callable[[str], Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[dict[str, Any]]:
+    """Three finished runs, one of a whole network and two of a head, as tasks receive them; none may change them."""
+    storage = tmp_path_factory.mktemp("runs")
+    store = Store(storage / "colours")
+    (storage / "colours").mkdir()
+    context = TrialContext(
+        sweep=str(store.folder),
+        pack=str(pack.folder),
+        weights=str(weights_of(BACKBONE)),
+        threads=1,
+        gpus=0.0,
+        features=str(storage / "features"),
+    )
+    tasks = []
+    for name, settings in RUNS.items():
+        trial = Trial(name, "final", {}, make_recipe(epochs=1, **settings).as_dict())
+        store.add_trial(trial)
+        config = trial_config(trial, context)
+        for _ in (run := open_run(config)):
+            pass
+        store.add_record(run.record(name, "final"))
+        tasks.append(config)
+    return tasks
+
+
+@pytest.fixture
+def store(configs: list[dict[str, Any]]) -> Store:
+    return Store(Path(configs[0]["site"]["sweep"]))
+
+
+@pytest.fixture(scope="module")
+def evaluated(configs: list[dict[str, Any]]) -> None:
+    """All runs evaluated, first clean, then under noise."""
+    for config in configs:
+        evaluate_on_test(config)
+    evaluate_under_noise(configs)
+
+
+def test_every_run_is_evaluated_as_a_single_run_would_be(
+    configs: list[dict[str, Any]], store: Store, evaluated: None
+) -> None:
+    for config in configs:
+        run = open_run(config)
+        stored, alone = store.test(config["trial"]), run.evaluate("test", noisy=True)
+        assert stored is not None
+        assert replace(stored, loss=0.0) == replace(alone, loss=0.0)
+        assert stored.loss == pytest.approx(alone.loss)
+        assert stored.noisy_images == len(run.split.test) == len(stored.images)
+
+
+def test_the_scores_of_every_kind_are_stored_one_by_one(
+    configs: list[dict[str, Any]], store: Store, evaluated: None
+) -> None:
+    for config in configs:
+        assert store.noise_kinds(config["trial"]) == sorted(NOISE_KINDS)
+
+
+def test_what_is_stored_is_not_evaluated_again(
+    configs: list[dict[str, Any]], evaluated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "__init__", lambda *_, **__: pytest.fail("a run was opened"))
+    evaluate_under_noise(configs)
+
+
+def test_an_interruption_costs_one_kind_at_most(
+    configs: list[dict[str, Any]], store: Store, evaluated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [store.test(config["trial"]) for config in configs]
+    for config in configs:
+        folder = store.trial_folder(config["trial"])
+        (folder / "noise.json").unlink()
+        for kind in ("blur", "jpeg"):
+            (folder / "noise" / f"{kind}.json").unlink()
+    made: list[str] = []
+    for kind, noise in robustness.NOISES.items():
+        monkeypatch.setitem(robustness.NOISES, kind, _counted(noise, kind, made))
+    evaluate_under_noise(configs)
+    assert [store.test(config["trial"]) for config in configs] == expected
+    images = len(open_run(configs[0]).split.test)
+    assert made == ["blur"] * images + ["jpeg"] * images  # once for all runs
+
+
+def _counted(noise: robustness.Noise, kind: str, made: list[str]) -> robustness.Noise:
+    return lambda images, severity, generator: made.append(kind) or noise(images, severity, generator)
+
+
+def test_heads_share_the_features_of_the_test_part_and_of_its_noisy_copies(
+    configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [open_run(config) for config in configs[1:]]
+    assert open_run(configs[0]).frozen_body is None
+    bodies = [run.frozen_body for run in heads]
+    assert all(body is not None for body in bodies)
+    assert len({str(body.identity) for body in bodies if body is not None}) == 1
+    monkeypatch.setattr(FrozenFeatures, "compute", lambda *_: pytest.fail("computed again"))
+    for run in heads:  # an earlier evaluation has cached them
+        run.evaluate("test")
+
+
+def test_cached_features_give_the_evaluation_of_the_whole_network(configs: list[dict[str, Any]]) -> None:
+    from xfer.measure.accuracy import evaluate
+
+    run = open_run(configs[1])
+    indices = run.split.test
+    whole = evaluate(run.model, run.inputs.evaluation_batches(indices), run.inputs.transform.prepare, "test", indices)
+    cached = run.evaluate("test")
+    assert cached.correct == whole.correct
+    assert cached.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+# --- how runs are divided --------------------------------------------------------------------------------------------
+
+
+def a_final(name: str, strategy: str, parameters: int = 1_000) -> Any:
+    return replace(a_record(name, recipe=a_recipe(strategy)), parameters=parameters)
+
+
+def divided(*arguments: Any) -> list[list[str]]:
+    return [[record.trial for record in records] for records in divide_runs(*arguments)]
+
+
+def test_heads_stay_together_and_count_as_one_run() -> None:
+    runs = [
+        a_final(f"{trial}-s{seed}", kind)
+        for seed in (1, 2)
+        for trial, kind in (("0000", "clip"), ("0001", "linear_probe"), ("0002", "naive"))
+    ]
+    assert divided(runs, 2) == [
+        ["0000-s1", "0002-s1", "0002-s2"],
+        ["0001-s1", "0001-s2", "0000-s2"],
+    ]
+
+
+def test_there_are_no_empty_tasks() -> None:
+    assert divided([a_final("0000-s1", "clip")], 16) == [["0000-s1"]]
+    assert divided([], 4) == []
+
+
+def test_the_networks_of_a_task_fit_the_limit() -> None:
+    runs = [a_final(f"0000-s{seed}", "clip", parameters=100) for seed in range(1, 6)]
+    assert divided(runs, 1, 1_000) == [["0000-s1", "0000-s2"], ["0000-s3", "0000-s4"], ["0000-s5"]]
+    assert divided(runs, 1, 10) == [[f"0000-s{seed}"] for seed in range(1, 6)]
