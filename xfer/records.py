@@ -16,6 +16,9 @@ Part = Literal["train", "val", "test"]
 Phase = Literal["screen", "search", "final"]
 Status = Literal["finished", "pruned", "failed"]
 
+NOT_COMPILED = "not compiled: "
+"""What precedes the reason in `Record.arithmetic` if torch.compile has failed."""
+
 LIST_FIELDS = ("gradient_norms", "confusion", "noisy")
 """Fields that are left out of JSON when they are empty, as in most epochs and evaluations."""
 
@@ -172,7 +175,7 @@ class Record:
     and only convolutions and matrix products count, attention included."""
     arithmetic: str = "float32"
     """Number format of training, whether it was compiled, and the number of devices if more than one, as in the last
-    epoch: "float32", or "bfloat16, compiled, 2 devices"."""
+    epoch: "float32", or "bfloat16, compiled, 2 devices", or "bfloat16, not compiled: " and why torch.compile failed."""
 
     @property
     def val_accuracy(self) -> float | None:
