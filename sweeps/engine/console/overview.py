@@ -114,7 +114,7 @@ def _last_activity_ms(store: Store, names: Iterable[str]) -> int:
 
 def overview_rows(sweeps: Iterable[SweepOverview]) -> list[tuple[str, ...]]:
     """Return the table of sweeps as text, the header first."""
-    rows = [("sweep", "state", "trials", "best on validation", "data", "last activity")]
+    rows: list[tuple[str, ...]] = [("sweep", "state", "trials", "best on validation", "data", "last activity")]
     for sweep in sweeps:
         best = MISSING if sweep.best is None else format_objective(sweep.objective, sweep.best)
         if sweep.best is not None and sweep.objective != ACCURACY:

@@ -120,10 +120,13 @@ def test_steps_that_do_not_go_through_the_compiled_network_are_not_called_compil
 
 @pytest.mark.slow  # torch traces the network before it looks for a compiler
 def test_without_a_compiler_training_continues(make_recipe, make_run, make_compiled_run, monkeypatch, tmp_path):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent/g++"))
+    from torch._inductor import config
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # an earlier test may have compiled the same network
     recipe = make_recipe(backbone="test_vit", batch_size=8, epochs=1)
     run = make_compiled_run(recipe)
-    assert epochs_of(run) == epochs_of(make_run(recipe))
+    with config.patch({"cpp.cxx": (None, "/nonexistent/g++")}):
+        epochs = epochs_of(run)
+    assert epochs == epochs_of(make_run(recipe))
     words = run.record().arithmetic
     assert words.startswith("float32, not compiled: InvalidCxxCompiler: No working C++ compiler found")
