@@ -1,7 +1,9 @@
-"""Inspect sweeps: python -m sweeps ui | list | status RUN | report RUN | sync RUN."""
+"""Start sweeps, follow them and read their results."""
 
 from __future__ import annotations
 
+import pkgutil
+import runpy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sweeps.engine.console import subcommands
+import sweeps
+from sweeps.engine.console.overview import overview_rows, overviews
+from sweeps.engine.console.subcommands import program_name, run_command
 from sweeps.engine.flag_types import StoragePath as Place
 from sweeps.engine.options import default_storage
 from sweeps.engine.storage import lease
@@ -28,68 +32,92 @@ app = tyro.extras.SubcommandApp()
 Run = Annotated[str, tyro.conf.Positional]
 STORAGE = default_storage()
 
+COMMANDS = ("status", "list", "report", "ui", "sync")
+GUIDE = """\
+Finds the best way to transfer a pretrained network to your own images.
+
+Start a sweep, or continue an interrupted one with the same command:
+
+    {program} quickstart              three minutes on two CPU cores, without any download
+    {program} folder --data DIR       your own images: DIR/<class>/*.jpg
+    {program} folder --help           all flags
+{pages}
+See what there is; RUN is the name or folder of a sweep, by default the latest:
+
+    {program} status                  all sweeps of the storage, and how to continue them
+    {program} status RUN              progress of one sweep
+    {program} report [RUN]            render its report again
+    {program} ui [RUN]                its trials in MLflow, best first
+    {program} sync [RUN]              send MLflow what it missed
+
+Sweeps are stored in ./runs, or in $XFER_STORAGE or --storage: a folder, s3://..., gs://...
+Look at the data or train a single recipe without a sweep: python -m xfer
+"""
+
 
 @app.command
-def ui(storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> int:
+def ui(run: Run = "", storage: Place = STORAGE, tracking_uri: str = "", port: int = 5000) -> int:
     """Open the MLflow UI on 127.0.0.1.
 
     Args:
+        run: name or folder of the sweep to show; the latest by default.
         storage: storage of the sweeps: a folder, s3://..., gs://...
         tracking_uri: MLflow address, if the sweeps were started with --tracking-uri.
         port: port to listen on; if it is taken, the next free one is used.
     """
     from sweeps.engine.console.ui import serve_ui
 
-    return serve_ui(storage, tracking_uri or None, port)
+    store = find_sweep(run, storage) if run or any(list_sweeps(storage)) else None
+    return serve_ui(store.folder.parent if run and store else storage, tracking_uri, port, store)
 
 
 @app.command(name="list")
 def list_(storage: Place = STORAGE) -> int:
-    """List all sweeps and their progress.
+    """List all sweeps of a storage, as `status` does without a name.
 
     Args:
         storage: storage of the sweeps: a folder, s3://..., gs://...
     """
-    from sweeps.engine.console.reports import load_results
-    from sweeps.reporting.formatting import format_objective
-    from sweeps.reporting.ranking import best_value
-
-    name = Column("sweep", no_wrap=True, overflow="ignore")
-    table = Table(name, "trials", "finals", "best on validation", "started", box=None, pad_edge=False)
-    for store in list_sweeps(storage):
-        try:
-            results = load_results(store)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        plan, search = results.plan, results.trials
-        finals = sum(record.phase == "final" for record in results.records)
-        value = best_value(results)
-        best = "-" if value is None else format_objective(results.objective, value)
-        started = plan["provenance"]["created"]
-        table.add_row(Text(store.name), f"{len(search)}/{plan['trials']}", str(finals), best, started)
-    if not table.row_count:
-        print(f"There are no sweeps in {storage} yet. To start one (three minutes): python -m sweeps.quickstart")
+    found = overviews(storage)
+    program = program_name("sweeps")
+    if not found:
+        print(f"There are no sweeps in {storage} yet. To start one:")
+        print(f"    {program} quickstart              three minutes, without any download")
+        print(f"    {program} folder --data DIR       your own images: DIR/<class>/*.jpg")
+        print("For sweeps in another place, give --storage or set XFER_STORAGE.")
         return 0
+    header, *rows = overview_rows(found)
+    table = Table(*(Column(title, no_wrap=True, overflow="ignore") for title in header), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
     # Names are meant to be copied: without a terminal, nothing is cut off.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    flag = "" if storage == default_storage() else f" --storage {storage}"
+    print()
+    print(f"{program} status NAME{flag}    progress of one sweep; also: report, ui")
+    for sweep in found:
+        if sweep.state == "interrupted":
+            print(f"{sweep.command}    continues {sweep.name}")
     return 0
 
 
 @app.command
-def status(run: Run, storage: Place = STORAGE) -> int:
-    """Show the progress of a sweep, and the process that runs it.
+def status(run: Run = "", storage: Place = STORAGE) -> int:
+    """Show the progress of a sweep and the process that runs it; without a name, list all sweeps.
 
     Args:
         run: name or folder of the sweep.
-        storage: storage of the sweep, if `run` is a name.
+        storage: storage of the sweeps: a folder, s3://..., gs://...
     """
+    if not run:
+        return list_(storage)
+
     from sweeps.engine.console.reports import load_results
     from sweeps.reporting.cost import describe_cost
     from sweeps.reporting.formatting import format_status
     from sweeps.reporting.summary import headline
 
-    store = _find_sweep(run, storage)
+    store = find_sweep(run, storage)
     results = load_results(store)
     plan = results.plan
     print(f"{store.name}: {plan['question']}")
@@ -116,35 +144,35 @@ def status(run: Run, storage: Place = STORAGE) -> int:
 
 
 @app.command
-def report(run: Run, storage: Place = STORAGE, reports: Path = Path("reports")) -> int:
+def report(run: Run = "", storage: Place = STORAGE, reports: Path = Path("reports")) -> int:
     """Render a sweep's report again from the stored results.
 
     Args:
-        run: name or folder of the sweep.
+        run: name or folder of the sweep; the latest by default.
         storage: storage of the sweep, if `run` is a name.
         reports: folder for the report.
     """
     from sweeps.engine.console.reports import render_report
 
-    print(render_report(_find_sweep(run, storage), reports))
+    print(render_report(find_sweep(run, storage), reports))
     return 0
 
 
 @app.command
-def sync(run: Run, storage: Place = STORAGE, tracking_uri: str = "") -> int:
+def sync(run: Run = "", storage: Place = STORAGE, tracking_uri: str = "") -> int:
     """Copy a sweep's stored results to MLflow, for instance after its server was unavailable.
 
     Args:
-        run: name or folder of the sweep.
+        run: name or folder of the sweep; the latest by default.
         storage: storage of the sweep, if `run` is a name.
         tracking_uri: MLflow address (default: the database in the storage folder).
     """
     from sweeps.engine.tracking import Mirror, resolve_tracking_uri
 
-    store = _find_sweep(run, storage)
+    store = find_sweep(run, storage)
     if driver := lease.lease_holder(store.folder):
         process = "process {pid} on {host}".format(**driver)
-        raise ValueError(f"{run} is being run by {process}, which also updates MLflow: wait until it has ended")
+        raise ValueError(f"{store.name} is being run by {process}, which also updates MLflow: wait until it has ended")
     uri = resolve_tracking_uri(tracking_uri, store.folder.parent)
     if not Mirror(store, uri).sync():
         print(f"MLflow is unavailable or did not accept all results: {uri}", file=sys.stderr)
@@ -180,7 +208,24 @@ def _time_left(store: Store, results: Results) -> str:
     )
 
 
-def _find_sweep(run: str, storage: Path) -> Store:
+def find_sweep(run: str, storage: Path) -> Store:
+    """Return the store of a sweep.
+
+    Args:
+        run: its name or folder; empty for the sweep of the storage that was started last, which is named on stderr.
+        storage: storage of the sweep, if `run` is a name or empty.
+
+    Raises:
+        ValueError: there is no such sweep.
+    """
+    if not run:
+        stores = list(list_sweeps(storage))
+        if not stores:
+            program = program_name("sweeps")
+            raise ValueError(f"there are no sweeps in {storage} yet: start one, for example with {program} quickstart")
+        which = "the only sweep" if len(stores) == 1 else f"the latest of {len(stores)} sweeps"
+        print(f"{stores[-1].name}: {which} in {storage}", file=sys.stderr)
+        return stores[-1]
     for folder in (storage / run, as_path(run)):
         if exists(folder / "plan.json"):
             return Store(folder if is_remote(folder) else folder.resolve())
@@ -189,11 +234,40 @@ def _find_sweep(run: str, storage: Path) -> Store:
     raise ValueError(unknown_name_message("sweep", run, [store.name for store in list_sweeps(storage)]))
 
 
+def experiments() -> list[str]:
+    """Return the names of the experiment pages, the modules of this package."""
+    names = [module.name for module in pkgutil.iter_modules(sweeps.__path__) if not module.ispkg]
+    return [name for name in names if name != "__main__"]
+
+
+def guide() -> str:
+    """Return what the program can do, for a call without a command."""
+    program, others = program_name("sweeps"), [name for name in experiments() if name not in ("folder", "quickstart")]
+    pages = "".join(f"    {program} {name:<23} a named experiment\n" for name in others)
+    return GUIDE.format(program=program, pages=pages)
+
+
 def main() -> NoReturn:
-    """Run the command named on the command line and exit."""
+    """Run the command named on the command line and exit.
+
+    The name of an experiment page is a command too: `sweeps folder` is `python -m sweeps.folder`.
+    """
     use_utf8()
     escape_unencodable()
-    subcommands.run_command(app, "python -m sweeps", __doc__)
+    if not sys.argv[1:]:
+        print(guide(), end="")
+        sys.exit(0)
+    if sys.argv[1] in experiments():
+        page = sys.argv.pop(1)
+        runpy.run_module(f"sweeps.{page}", run_name="__main__", alter_sys=True)
+        sys.exit(0)  # a page exits by itself
+    known = [*COMMANDS, *experiments()]
+    if not sys.argv[1].startswith("-") and sys.argv[1] not in known:
+        from xfer.choices import unknown_name_message
+
+        print(f"error: {unknown_name_message('command', sys.argv[1], known)}", file=sys.stderr)
+        sys.exit(2)
+    run_command(app, program_name("sweeps"), __doc__)
 
 
 if __name__ == "__main__":

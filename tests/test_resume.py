@@ -244,6 +244,9 @@ def test_mlflow_has_every_epoch_of_a_killed_sweep_once(killed: Killed, tmp_path:
     for name in killed.sweep.trials():
         history = client.get_metric_history(runs[name].info.run_id, "val_accuracy")
         assert sorted(metric.step for metric in history) == list(range(1, EPOCHS + 1))
+    for name in ("trials_finished", "trials_pruned", "trials_failed"):
+        history = client.get_metric_history(runs["parent"].info.run_id, name)
+        assert sorted(metric.step for metric in history) == list(range(TRIALS + 1))
 
 
 def test_a_truncated_checkpoint_is_detected_and_the_previous_one_used(killed: Killed) -> None:

@@ -407,7 +407,8 @@ def test_mlflow_has_one_parent_and_a_child_with_the_status_of_each_run(sweep: Sw
     assert sorted(child.data.tags["xfer.trial"] for child in children) == sorted(records)
     for child in children:
         record = records[child.data.tags["xfer.trial"]]
-        assert child.info.status == {"finished": "FINISHED", "pruned": "KILLED"}[record["status"]]
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["xfer.status"] == {"finished": "finished", "pruned": "stopped early"}[record["status"]]
         history = client.get_metric_history(child.info.run_id, "val_accuracy")
         assert sorted((metric.step, metric.value) for metric in history) == [
             (epoch["epoch"], epoch["val_accuracy"]) for epoch in record["epochs"]

@@ -1,17 +1,11 @@
-"""Commands for single recipes, without a sweep.
-
-python -m xfer inspect --data DIR                                   show what the data hold and where every file went
-python -m xfer advise  --data DIR --backbone NAME --weights FILE    recommend strategies, before any training
-python -m xfer train   --data DIR --backbone NAME --weights FILE    train one recipe
-python -m xfer predict --model DIR IMAGE ...                        classify photos with the trained network
-python -m xfer catalog [NAME]                                       list everything that a recipe can choose from
-"""
+"""Look at the data and train single recipes, without a sweep."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from xfer.commands import advise, catalog, inspect, predict, train
@@ -27,11 +21,26 @@ COMMANDS: dict[str, ModuleType] = {
     "catalog": catalog,
 }
 
+EXAMPLE = """\
+for example:
+  {program} inspect --data photos                 # photos/<class>/*.jpg
+  {program} advise --data photos
+  {program} train --data photos --strategy lp_ft --out trained
+  {program} predict --model trained/model photo.jpg
+  {program} catalog lora
+
+A sweep tries many recipes and reports the best: python -m sweeps
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """Builds the parser for all commands and their flags."""
+    program = "xfer" if Path(sys.argv[0]).name == "xfer" else "python -m xfer"
     result = argparse.ArgumentParser(
-        prog="python -m xfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program,
+        description=__doc__,
+        epilog=EXAMPLE.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -45,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         use_utf8()
     escape_unencodable()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser().print_help()
+        return 0
     args = parser().parse_args(arguments)
     retain_freed_memory()
     try:

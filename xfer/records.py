@@ -22,6 +22,8 @@ NOISE_KINDS = ("gaussian", "salt_and_pepper", "speckle", "occlusion", "blur", "j
 MAX_NOISE_IMAGES = 500
 """Maximum number of images that are evaluated under noise. Each is evaluated once per kind, so a whole test part could
 take longer than training; the accuracy on 500 images has a standard error of at most 2.2 points."""
+NOT_COMPILED = "not compiled: "
+"""What precedes the reason in `Record.arithmetic` if torch.compile has failed."""
 
 LIST_FIELDS = ("gradient_norms", "confusion", "noisy")
 """Fields that are left out of JSON when they are empty, as in most epochs and evaluations."""
@@ -187,7 +189,7 @@ class Record:
     and only convolutions and matrix products count, attention included."""
     arithmetic: str = "float32"
     """Number format of training, whether it was compiled, and the number of devices if more than one, as in the last
-    epoch: "float32", or "bfloat16, compiled, 2 devices"."""
+    epoch: "float32", or "bfloat16, compiled, 2 devices", or "bfloat16, not compiled: " and why torch.compile failed."""
 
     @property
     def val_accuracy(self) -> float | None:

@@ -32,7 +32,7 @@ from xfer.methods.freezing import TrainingProgress
 from xfer.methods.input_channels import INPUT_CHANNELS
 from xfer.methods.schedules import SCHEDULES, Schedule
 from xfer.recipe import Recipe, recipe_from_dict
-from xfer.records import Epoch, Evaluation, Part, Phase, Record, as_dict, epoch_from_dict
+from xfer.records import NOT_COMPILED, Epoch, Evaluation, Part, Phase, Record, as_dict, epoch_from_dict
 from xfer.seeding import derive_seed
 from xfer.training import checkpoints
 from xfer.training.epochs import StepStats, TrainStats, build_epoch, build_record, check_val_loss
@@ -110,7 +110,6 @@ class Run:
         self._balance: Balance = recipe.balance.build(BALANCES)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
-        self._compiled = compiled
         self._start_accuracy: float | None = None
         self._val: Evaluation | None = None  # of the current weights
 
@@ -351,8 +350,9 @@ class Run:
     @property
     def _arithmetic(self) -> str:
         words: list[str] = [self.learner.precision]
-        words += ["compiled"] if self._compiled else []
+        words += ["compiled"] if self.learner.compiled else []
         words += [f"{self.devices} devices"] if self._uses_workers else []
+        words += [f"{NOT_COMPILED}{self.learner.compile_error}"] if self.learner.compile_error else []
         return ", ".join(words)
 
     @cached_property

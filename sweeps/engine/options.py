@@ -47,9 +47,10 @@ class CliOptions:
     as fit."""
     gpus_per_trial: float | None = None
     """GPUs for each trial: 0.5 runs two trials on each GPU; 2,
-    3, ... train each trial on that many GPUs of one node. By
-    default two steps of each kind of trial are measured
-    first to see how many fit on a GPU; 0 if there is no GPU."""
+    3, ... train each trial on that many GPUs of one node, which
+    is experimental. By default two steps of each kind of trial
+    are measured first to see how many fit on a GPU; 0 if there
+    is no GPU."""
     cpus_per_trial: int | None = None
     """CPU cores for each trial. 1 by default, because on two
     cores two concurrent trials are faster than one; if

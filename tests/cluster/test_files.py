@@ -247,6 +247,39 @@ def test_every_machine_sets_the_environment_that_ray_tune_needs_before_ray_start
         assert start.startswith(". ~/.xfer/environment.sh; ")
 
 
+@clouds
+def test_workers_get_what_torch_compile_needs_unless_they_have_it(name: str, tmp_path: Path) -> None:
+    [command] = [command for command in read(name)["worker_setup_commands"] if "g++" in command]
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+
+    def add_program(name: str, script: str) -> None:
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+
+    def installed() -> str:
+        calls.write_text("")
+        subprocess.run(["/bin/bash", "-c", command], check=True, env={"PATH": str(programs)}, stdout=subprocess.DEVNULL)
+        return calls.read_text()
+
+    add_program("python3", f"echo {tmp_path}")  # where its headers would be
+    add_program("sudo", f'echo "$@" >> {calls}')
+    add_program("g++", "")
+    assert installed().endswith(" install -y -qq g++ python3-dev\n")
+    (tmp_path / "Python.h").touch()
+    assert installed() == ""
+    (programs / "g++").unlink()
+    assert installed().endswith(" install -y -qq g++ python3-dev\n")
+    add_program("sudo", "exit 1")
+    installed()  # the machine joins without a compiler
+
+
+def test_the_image_for_kubernetes_has_a_compiler() -> None:
+    dockerfile = (ROOT / "clusters" / "Dockerfile").read_text()
+    assert re.search(r"^RUN apt-get update && apt-get install .* g\+\+ ", dockerfile, re.M)
+    assert "FROM python:" in dockerfile  # with Python's headers
+
+
 @launched
 def test_the_head_starts_mlflow_then_ray_with_a_local_dashboard_and_quick_health_checks(name: str) -> None:
     stop, mlflow, start = read(name)["head_start_ray_commands"]

@@ -137,6 +137,8 @@ def join_process_group(folder: Path, index: int, size: int, device: torch.device
             "device, or in a separate process"
         )
     gpu = device.type == "cuda"
+    # Processes find each other by the number of a group. One that failed to start has taken a number in this process.
+    distributed.distributed_c10d._world.group_count = 0
     with _loopback_only():
         distributed.init_process_group(
             "nccl" if gpu else "gloo",

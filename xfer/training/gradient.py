@@ -27,8 +27,8 @@ def compute_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Set the parameters' gradients to those of the batch's mean loss.
 
-    An attempt that runs out of memory leaves no trace: running statistics are restored, and dropout draws the same
-    numbers again. So a run that runs out of memory continues like one that started with the smaller micro-batch.
+    An attempt that fails leaves no trace: running statistics are restored, and dropout draws the same numbers again. So
+    a run that runs out of memory continues like one that started with the smaller micro-batch.
 
     Args:
         micro_batch_loss: logits and loss of a slice of the shard.
@@ -69,7 +69,11 @@ def compute_gradient(
         set_rng_state(rng_state, device)
 
     minimum = 2 if running_statistics else 1  # a single image has no variance
-    loss, correct = microbatcher.run_split(images, attempt, reset, minimum, indivisible_reason)
+    try:
+        loss, correct = microbatcher.run_split(images, attempt, reset, minimum, indivisible_reason)
+    except Exception:
+        reset()
+        raise
     if rank.size > 1:
         correct = correct * float(shard.weight > 0)
         gradients = [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from xfer.devices.device import Precision
 from xfer.devices.microbatching import MicroBatcher
-from xfer.distributed.process_group import SINGLE_PROCESS, Rank
+from xfer.distributed.process_group import SINGLE_PROCESS, PeerLostError, Rank
 from xfer.distributed.sync_batch_norm import gather_batch, sync_batch_norm
 from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel, split_at_frozen
 from xfer.linear_heads import fit_closed_form, fit_head
@@ -30,6 +32,13 @@ from xfer.recipe import Recipe
 from xfer.training.gradient import clip_gradient, compute_gradient, parameters_of
 from xfer.training.networks import build_network
 
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+MAX_ERROR_LENGTH = 200
+"""Maximum length of the reason for which torch.compile has failed, in characters; it may hold a compiler's command."""
+
 
 class Learner:
     """Model, loss and optimizer of a recipe; runs one training step at a time.
@@ -41,7 +50,7 @@ class Learner:
         precision: number format of training steps. Evaluation and everything else uses float32.
         compiled: whether steps go through torch.compile. Compiling takes minutes before the first step, and again when
             other parameters start to move; torch caches the result for the user's other processes on this machine. If
-            compiling fails, training continues without. Not run on a GPU.
+            compiling fails, training continues without, and `compile_error` says why. Not run on a GPU.
         class_counts: number of training images of each class [C], for `recipe.balance`; by default all are equal.
     """
 
@@ -59,7 +68,9 @@ class Learner:
         self._precision = precision
         model = build_network(recipe, weights)
         self.model: Any = model.to(device).to(memory_format=torch.channels_last)
-        self._compiled_model: Any = _compile(self.model) if compiled else self.model
+        self.compile_error = ""
+        """Why torch.compile has failed; empty if it has not, or was not asked for."""
+        self._compiled_model: Any = torch.compile(self.model) if compiled else self.model
         self._strategy: Strategy = recipe.strategy.build(STRATEGIES)
         self._loss: Loss = recipe.loss.build(LOSSES)
         balance: Balance = recipe.balance.build(BALANCES)
@@ -104,6 +115,13 @@ class Learner:
     def precision(self) -> Precision:
         """Current number format of steps. A head alone on embeddings trains in float32, as in a batch of probes."""
         return "float32" if self.trains_only_head else self._precision
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps at the current pace go through torch.compile: those of the whole network on its own."""
+        exchanges = bool(self._running_statistics) and self.rank.size > 1
+        whole = self.split_model is None and self._embedding_loss is None
+        return self._compiled_model is not self.model and whole and not exchanges
 
     @property
     def trains_only_head(self) -> bool:
@@ -188,16 +206,19 @@ class Learner:
         def micro_batch_loss(part: slice) -> tuple[Tensor, Tensor]:
             return self._logits_and_loss(inputs[part], shard_targets[part], targets)
 
-        loss, correct = compute_gradient(
-            micro_batch_loss,
-            shard_targets,
-            self.optimizer,
-            self._running_statistics,
-            self.microbatcher,
-            shard,
-            self.rank,
-            self._indivisible_reason(),
-        )
+        def gradient() -> tuple[Tensor, Tensor]:
+            return compute_gradient(
+                micro_batch_loss,
+                shard_targets,
+                self.optimizer,
+                self._running_statistics,
+                self.microbatcher,
+                shard,
+                self.rank,
+                self._indivisible_reason(),
+            )
+
+        loss, correct = self._compiled_or_plain(gradient)
         if self._strategy.regularizer is not None:
             self._strategy.regularizer.add_gradient(self._regularized, self.initial_body)
         moving = [parameter for parameter in parameters_of(self.optimizer) if parameter.grad is not None]
@@ -269,6 +290,26 @@ class Learner:
             _restore_memory_layout(self.optimizer)
         self.microbatcher = MicroBatcher(state.get("micro_batch"))
 
+    def _compiled_or_plain(self, compute: Callable[[], Result]) -> Result:
+        """Compute something with the compiled network, and from the first error on without torch.compile.
+
+        Failed compilations raise many kinds of errors. One that has another cause is raised again without compilation.
+        """
+        try:
+            return compute()
+        except Exception as error:
+            if not self.compiled or isinstance(error, MemoryError | PeerLostError):
+                raise
+            cause = getattr(error, "inner_exception", error)
+            lines = str(getattr(cause, "output", None) or cause).strip().splitlines() or [""]
+            reason = next(
+                (line for line in lines if "error:" in line), lines[0]
+            )  # a compiler's, if it was one that failed
+            self.compile_error = f"{type(cause).__name__}: {reason}"[:MAX_ERROR_LENGTH]
+            self._compiled_model = self.model
+            log.warning("torch.compile has failed, and training continues without it: %s", self.compile_error)
+        return compute()  # only here is the error freed, and with it what the attempt had allocated
+
     def _indivisible_reason(self) -> str | None:
         """Why this device cannot split its shard; None if it can."""
         if self._embedding_loss is not None:
@@ -284,7 +325,7 @@ class Learner:
         if self._embedding_loss is None or self.embedding_loss_module is None:
             with self._autocast(), exchange:
                 # Communication with other devices inside the network cannot be compiled.
-                model = self.model if exchanges and self.rank.size > 1 else self._compiled_model
+                model = self._compiled_model if self.compiled else self.model
                 logits = (model if self.split_model is None else self.split_model.upper)(inputs)
             return logits.float(), self._classification_loss(logits.float(), targets)
         with self._autocast(), exchange:
@@ -343,11 +384,6 @@ def set_train_mode(module: nn.Module, training: bool, batch_norm_mode: BatchNorm
     module.training = batch_norm_mode(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
         set_train_mode(child, moves, batch_norm_mode)
-
-
-def _compile(model: nn.Module) -> Any:
-    torch._dynamo.config.suppress_errors = True  # run uncompiled what cannot be compiled
-    return torch.compile(model)
 
 
 def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class ProgressView:
     _trained_since: float | None = None
     _trained_seconds: float = 0.0
     _live: Live | None = None
+    _printed: set[str] = field(default_factory=set)
 
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
@@ -132,6 +133,12 @@ class ProgressView:
         """Print a permanent line, above the live view if there is one."""
         self._last_line_at = time.monotonic()
         self.console.print(Text(escape_control_characters(line)))
+
+    def print_once(self, line: str) -> None:
+        """Print a permanent line unless it has been printed before."""
+        if line not in self._printed:
+            self._printed.add(line)
+            self.print_line(line)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Update a running trial after an epoch."""

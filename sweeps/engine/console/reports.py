@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
 from xfer.storage import local_cache, object_store
 
@@ -38,6 +37,8 @@ def render_report(store: Store, reports: Path) -> Path:
     Raises:
         ValueError: the store's folder holds no sweep.
     """
+    from sweeps.reporting.render import render  # takes a second: matplotlib
+
     page = render(load_results(store), reports / store.name)
     if object_store.is_remote(store.folder):
         for file in filter(Path.is_file, page.parent.rglob("*")):

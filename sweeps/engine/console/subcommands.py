@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from tyro.extras import SubcommandApp
+
+
+def program_name(module: str) -> str:
+    """Return how the program was invoked: `sweeps` as an installed command, else `python -m sweeps`.
+
+    Args:
+        module: name of the module, which is also that of the command.
+    """
+    return module if Path(sys.argv[0]).name == module else f"python -m {module}"
 
 
 def run_command(app: SubcommandApp, program: str, description: str | None) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -12,33 +11,35 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.request import Request, urlopen
 
-from sweeps.engine.storage.store import list_sweeps
-from sweeps.engine.tracking import redact_password, resolve_tracking_uri
+from sweeps.engine.storage.store import Store, list_sweeps
+from sweeps.engine.tracking import redact_password, resolve_tracking_uri, sweep_pages
 from sweeps.engine.tracking.server import LOCALHOST, start_server, wait_until_ready
+from sweeps.engine.tracking.view import AS_MODEL_TRAINING
 from xfer.storage.local_cache import local_path
 
 PORTS_TO_TRY = 100
 """Number of consecutive ports tried to find a free one."""
 
 
-def serve_ui(storage: Path, tracking_uri: str | None = None, port: int = 5000) -> int:
+def serve_ui(storage: Path, tracking_uri: str = "", port: int = 5000, store: Store | None = None) -> int:
     """Run the MLflow UI on 127.0.0.1 until Ctrl-C or SIGTERM.
 
-    If the sweeps were tracked by an MLflow server, print its address instead: it has a UI of its own.
+    If the sweeps were tracked by an MLflow server, print addresses of its own UI instead.
 
     Args:
         storage: folder with the sweeps.
         tracking_uri: MLflow address, if the sweeps were started with --tracking-uri.
         port: the first port to try; if it is taken, the next free one is used.
+        store: the sweep whose pages are printed.
 
     Returns:
         The exit status: 0 on success, 1 if MLflow ended by itself, 2 for wrong input.
     """
-    uri = resolve_tracking_uri(tracking_uri or "", storage)
+    uri = resolve_tracking_uri(tracking_uri, storage)
     if uri.startswith(("http://", "https://")):
-        print(f"These sweeps are tracked by an MLflow server. Open its UI: {redact_password(uri)}")
+        print(f"These sweeps are tracked by an MLflow server with a UI of its own: {redact_password(uri)}")
+        _print_pages(uri.rstrip("/"), store)
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():
@@ -58,8 +59,8 @@ def serve_ui(storage: Path, tracking_uri: str | None = None, port: int = 5000) -
         server = start_server(uri, free, folder, log, ["--no-serve-artifacts"], settings=artifacts)
         try:
             if wait_until_ready(server, free):
-                print(f"MLflow UI (stop with Ctrl-C): {_front_page(free)}")
-                print("Choose Model training at the top left; your browser remembers the choice.", flush=True)
+                print("MLflow UI (stop with Ctrl-C)")
+                _print_pages(f"http://{LOCALHOST}:{free}", store)
                 server.wait()
         except KeyboardInterrupt:
             print("\nMLflow UI stopped.")
@@ -103,23 +104,15 @@ def _free_port(first: int) -> int:
     raise ValueError(f"no free port found from {first} on: choose another with --port, between 1024 and 65535")
 
 
-def _front_page(port: int) -> str:
-    """Address of the runs of the newest experiment.
-
-    MLflow starts with a page for language models, which does not show our runs; `workflowType` skips it.
-    """
-    address = f"http://{LOCALHOST}:{port}"
-    query = {"max_results": 1, "filter": "name != 'Default'", "order_by": ["creation_time DESC"]}
-    request = Request(
-        f"{address}/api/2.0/mlflow/experiments/search",
-        data=json.dumps(query).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    page = "experiments"
-    with suppress(OSError, ValueError), urlopen(request, timeout=10) as response:
-        for experiment in json.load(response).get("experiments", []):
-            page = f"experiments/{experiment['experiment_id']}/runs"
-    return f"{address}/#/{page}?workflowType=machine_learning"
+def _print_pages(address: str, store: Store | None) -> None:
+    """Print where a server shows a sweep; the list of its experiments if it has no such sweep."""
+    plan = None if store is None else store.plan()
+    pages = {} if plan is None else sweep_pages(address, plan)
+    for title, page in pages.items():
+        print(f"{title + ':':<20} {redact_password(page)}")
+    if not pages:
+        print(f"all sweeps: {redact_password(address)}/#/experiments?{AS_MODEL_TRAINING}")
+    sys.stdout.flush()
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
@@ -10,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sweeps.engine.tracking.mapping import plan_tags
+from sweeps.engine.tracking.mapping import created_ms, plan_tags, sweep_id
+from sweeps.engine.tracking.view import progress_page, trials_page, view_tag
 from xfer.storage import local_cache
 
 if TYPE_CHECKING:
@@ -26,10 +25,17 @@ MLFLOW_STATUS = {
     "running": "RUNNING",
     "interrupted": "KILLED",
     "finished": "FINISHED",
-    "pruned": "KILLED",
+    "stopped early": "FINISHED",
     "failed": "FAILED",
 }
-"""MLflow's status for each value of the tag `xfer.status`; MLflow has no separate status for pruned trials."""
+"""MLflow's status for each value of the tag `xfer.status`. MLflow shows KILLED like FAILED, so a trial that was stopped
+early, which is no error, is FINISHED."""
+
+ENDED = ("finished", "stopped early", "failed")
+"""Values of the tag `xfer.status` of a trial that has ended."""
+
+PROGRESS_COUNTS = {"trials_finished": "finished", "trials_pruned": "stopped early", "trials_failed": "failed"}
+"""Metrics of a sweep's parent run that count its ended trials, by the state that they count."""
 
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -75,14 +81,14 @@ class MirroredRun:
     deleted: bool = False
     """Whether a user has deleted it in MLflow; it is then left alone."""
     steps: set[int] = field(default_factory=set)
-    """Epochs that MLflow has; tracked only until the trial has ended."""
+    """Epochs that MLflow has, tracked only until the trial has ended; of a parent run, the steps of its progress."""
+    ended_ms: int = 0
+    """When the trial ended, in ms since the epoch; 0 if it is not known to have ended."""
 
     @property
     def closed(self) -> bool:
         """Whether MLflow has everything of a trial that has ended, so that the trial need not be read again."""
-        return self.deleted or (
-            self.state in ("finished", "pruned", "failed") and self.status == MLFLOW_STATUS[self.state]
-        )
+        return self.deleted or (self.state in ENDED and self.status == MLFLOW_STATUS[self.state])
 
 
 @dataclass(slots=True)
@@ -157,8 +163,10 @@ def fetch_sweep(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str
         kind = {"mlflow.experimentKind": "custom_model_development"}  # hides the pages about prompts and agents
         created_id = client.create_experiment(plan["experiment"], artifact_location, kind)
         experiment = client.get_experiment(created_id)
-    created = datetime.fromisoformat(plan["provenance"]["created"])
-    sweep = hashlib.sha256(f"{plan['name']} {created.isoformat()}".encode()).hexdigest()[:16]  # a hash needs no quoting
+    sweep = sweep_id(plan)
+    key, view = view_tag(plan)
+    if experiment.tags.get(key) != view:
+        client.set_experiment_tag(experiment.experiment_id, key, view)
     runs: list[Run] = []
     token: str | None = None
     while token or not runs:
@@ -182,8 +190,38 @@ def fetch_sweep(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str
             client.set_tag(parent.info.run_id, "xfer.trials", tags["xfer.trials"])
     else:
         tags |= {"xfer.sweep": sweep, "xfer.status": "running"}
-        parent = client.create_run(experiment.experiment_id, int(created.timestamp() * 1000), tags, plan["name"])
-    return MirroredSweep(sweep, experiment.experiment_id, _to_mirrored_run(parent), trials)
+        parent = client.create_run(experiment.experiment_id, created_ms(plan), tags, plan["name"])
+    mirrored = _to_mirrored_run(parent)
+    for key in PROGRESS_COUNTS.keys() & mirrored.metrics.keys():
+        mirrored.steps |= {metric.step for metric in client.get_metric_history(mirrored.id, key)}
+    return MirroredSweep(sweep, experiment.experiment_id, mirrored, trials)
+
+
+def sweep_pages(server: str, plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return the addresses of a sweep's pages in the UI of an MLflow server, by title; empty if it has no such sweep.
+
+    Args:
+        server: address of the server.
+        plan: the sweep's plan.json.
+    """
+    try:
+        client = connect_mlflow(server)
+        experiment = client.get_experiment_by_name(plan["experiment"])
+        if experiment is None:
+            return {}
+        filter_string = (
+            f"tags.`xfer.sweep` = '{sweep_id(plan)}' AND tags.`xfer.trials` != ''"  # only parents have these
+        )
+        parents = client.search_runs([experiment.experiment_id], filter_string)
+    except Exception:  # any error of MLflow or its server, which then has no pages either
+        return {}
+    if not parents:
+        return {}
+    has_view = view_tag(plan)[0] in experiment.tags
+    return {
+        "trials, best first": trials_page(server, experiment.experiment_id, plan, has_view),
+        "progress": progress_page(server, experiment.experiment_id, parents[0].info.run_id),
+    }
 
 
 def _run_by_tag(client: MlflowClient, runs: Iterable[Run], tag: str) -> dict[str, Run]:
@@ -208,7 +246,10 @@ def _run_by_tag(client: MlflowClient, runs: Iterable[Run], tag: str) -> dict[str
 def _to_mirrored_run(run: Run) -> MirroredRun:
     deleted = run.info.lifecycle_stage == "deleted"
     state, metrics = run.data.tags.get("xfer.status", "running"), dict(run.data.metrics)
-    return MirroredRun(run.info.run_id, run.info.status, state, metrics, bool(run.data.params), deleted)
+    ended_ms = run.info.end_time or 0
+    return MirroredRun(
+        run.info.run_id, run.info.status, state, metrics, bool(run.data.params), deleted, ended_ms=ended_ms
+    )
 
 
 def log_batch(

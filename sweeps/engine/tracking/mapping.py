@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.storage import json_objects
+from sweeps.reporting.formatting import format_status
 from xfer.objectives import Objective, parse_objectives
 from xfer.records import LIST_FIELDS, Epoch, Evaluation, Record, as_dict, epoch_from_dict
 from xfer.storage import object_store
@@ -98,18 +101,23 @@ def epoch_metrics(epoch: Epoch, folder: Path) -> list[Metric]:
 
 
 def record_metrics(record: Record, timestamp: int) -> list[Metric]:
-    """Return the metrics of a whole trial: its accuracy before training, and its cost.
+    """Return the metrics of a whole trial: its accuracy before training, and its duration.
 
     MLflow's UI groups metrics by the part of their name before a slash.
     """
-    costs = {
-        "cost/seconds": record.seconds,
-        "cost/parameters": record.parameters,
-        "cost/trainable_parameters": record.trainable_parameters,
-        "cost/flops": record.flops,
+    cost = to_metrics({"cost/seconds": record.seconds}, timestamp, len(record.epochs))
+    return [*cost, *to_metrics({"start_accuracy": record.start_accuracy}, timestamp)]
+
+
+def record_params(record: Record) -> dict[str, str]:
+    """Return the constants of a trial that are known once it has ended; as metrics they would be charts of one dot."""
+    constants = {
+        "parameters": record.parameters,
+        "trainable_parameters": record.trainable_parameters,
+        "flops": record.flops,
+        "arithmetic": record.arithmetic,
     }
-    start = {"start_accuracy": record.start_accuracy}
-    return [*to_metrics(costs, timestamp, len(record.epochs)), *to_metrics(start, timestamp)]
+    return {key: str(value) for key, value in constants.items() if value is not None}
 
 
 def test_metrics(test: Evaluation, timestamp: int) -> list[Metric]:
@@ -129,25 +137,6 @@ def test_metrics(test: Evaluation, timestamp: int) -> list[Metric]:
     return to_metrics({**values, **noise}, timestamp)
 
 
-def best_metrics(trials: Iterable[Mapping[str, float]], objectives: Iterable[Objective]) -> dict[str, float]:
-    """Return the best value of each objective's metric over trials.
-
-    Args:
-        trials: the latest metrics of each trial.
-        objectives: objectives whose metrics to look up.
-
-    Returns:
-        Values by name, `best_<metric>`; a metric that no trial has is omitted.
-    """
-    best: dict[str, float] = {}
-    trial_metrics = list(trials)
-    for objective in objectives:
-        values = [metrics[objective.metric] for metrics in trial_metrics if objective.metric in metrics]
-        if values:
-            best[f"best_{objective.metric}"] = max(values, key=objective.to_score)
-    return best
-
-
 def plan_objectives(plan: Mapping[str, Any]) -> tuple[Objective, ...]:
     """Return the objectives of a plan.json; plans of earlier versions have none and mean accuracy."""
     return parse_objectives(",".join(plan.get("objective", ["accuracy"])))
@@ -158,17 +147,34 @@ def run_name(trial: str, recipe: Mapping[str, Any]) -> str:
     return f"{trial} {recipe['strategy']['name']}"
 
 
+def record_state(record: Record) -> str:
+    """Return the value of the tag `xfer.status` of a trial that has ended."""
+    return format_status(record.status)
+
+
 def record_tags(record: Record) -> dict[str, str]:
-    """Return the tags of a finished trial: its status, its key and id, and its error, if any."""
-    tags = {"xfer.status": record.status, "xfer.key": record.key, "xfer.id": record.id}
-    if record.status == "pruned":  # MLflow shows KILLED like FAILED, so the name says that the trial was pruned
+    """Return the tags of a trial that has ended: its status, its key and id, and its error, if any."""
+    tags = {"xfer.status": record_state(record), "xfer.key": record.key, "xfer.id": record.id}
+    if record.status == "pruned":  # MLflow shows it like one that finished, so its name says that it did not
         tags["xfer.pruned_at"] = str(len(record.epochs))
-        tags["mlflow.runName"] = f"{run_name(record.trial, record.recipe)}, pruned at {len(record.epochs)}"
+        stopped = format_status(record.status, len(record.epochs))
+        tags["mlflow.runName"] = f"{run_name(record.trial, record.recipe)}, {stopped}"
     if record.error is not None:
         tags["xfer.error"] = redact_password(record.error)
     if record.resumed_at:
         tags["xfer.resumed_at"] = ", ".join(map(str, record.resumed_at))
     return tags
+
+
+def created_ms(plan: Mapping[str, Any]) -> int:
+    """Return when a sweep was started, in ms since the epoch."""
+    return int(datetime.fromisoformat(plan["provenance"]["created"]).timestamp() * 1000)
+
+
+def sweep_id(plan: Mapping[str, Any]) -> str:
+    """Return the value of the tag `xfer.sweep` of a sweep's runs: a hash, which needs no quoting anywhere."""
+    created = datetime.fromisoformat(plan["provenance"]["created"])
+    return hashlib.sha256(f"{plan['name']} {created.isoformat()}".encode()).hexdigest()[:16]
 
 
 def plan_tags(plan: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +21,7 @@ from sweeps.engine.tracking.client import (
     set_run_state,
 )
 from sweeps.engine.tracking.mapping import (
-    best_metrics,
+    created_ms,
     epoch_metrics,
     flatten_params,
     list_trials,
@@ -30,6 +29,8 @@ from sweeps.engine.tracking.mapping import (
     plan_objectives,
     plan_params,
     record_metrics,
+    record_params,
+    record_state,
     record_tags,
     redact_password,
     run_name,
@@ -38,6 +39,7 @@ from sweeps.engine.tracking.mapping import (
     unsent_epochs,
 )
 from sweeps.engine.tracking.model import ExportedModel, log_model
+from sweeps.engine.tracking.progress import unsent_progress
 from sweeps.reporting.cost import total_usd
 from xfer.objectives import ACCURACY
 
@@ -49,6 +51,9 @@ log = logging.getLogger(__name__)
 EPOCHS_PER_BATCH = 40
 """Epochs per batch. An epoch has at most 20 metrics, the first one 50 more; MLflow allows 1,000 metrics per batch, and
 the metrics of an epoch must not be split over two batches."""
+
+PROGRESS_STEPS_PER_BATCH = 150
+"""Steps of the sweep's progress per batch. A step has at most five metrics."""
 
 
 class Mirror:
@@ -199,7 +204,7 @@ class Mirror:
                         raise  # the server failed; any other error concerns this trial only
                     errors.append(error)
         self._sync_test_results(client, sweep)
-        self._sync_cost(client, sweep)
+        self._sync_progress(client, sweep, plan)
         if errors:
             raise errors[0]
         if self._winner is not None:
@@ -248,10 +253,12 @@ class Mirror:
         if record is None:
             set_run_state(client, mirrored, "running" if self._live else "interrupted")
         else:
-            ended_ms = modified_ms(folder / "record.json")
-            if mirrored.state != record.status:
-                log_batch(client, mirrored, record_metrics(record, ended_ms), tags=record_tags(record))
-            set_run_state(client, mirrored, record.status, ended_ms)
+            ended_ms, state = modified_ms(folder / "record.json"), record_state(record)
+            mirrored.ended_ms = ended_ms
+            if mirrored.state != state:
+                metrics = record_metrics(record, ended_ms)
+                log_batch(client, mirrored, metrics, record_params(record), record_tags(record))
+            set_run_state(client, mirrored, state, ended_ms)
             mirrored.steps.clear()
 
     def _sync_test_results(self, client: MlflowClient, sweep: MirroredSweep) -> None:
@@ -268,24 +275,26 @@ class Mirror:
                     if metrics:
                         log_batch(client, run, metrics)
 
-    def _sync_cost(self, client: MlflowClient, sweep: MirroredSweep) -> None:
-        """Log the cost of all starts of the sweep, if prices are known."""
-        cost = total_usd(self.store.spending())
-        if cost is not None and sweep.parent.metrics.get("cost_usd") != cost:
-            log_batch(client, sweep.parent, to_metrics({"cost_usd": cost}, int(time.time() * 1000), len(sweep.trials)))
+    def _sync_progress(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
+        """Log the sweep's progress to its parent run: the curves over ended trials, and what changes in between."""
+        objectives = list(dict.fromkeys((ACCURACY, plan_objectives(plan)[0])))
+        unsent = list(unsent_progress(sweep, objectives, created_ms(plan)))
+        for start in range(0, len(unsent), PROGRESS_STEPS_PER_BATCH):
+            batch = unsent[start : start + PROGRESS_STEPS_PER_BATCH]
+            log_batch(client, sweep.parent, [metric for _, metrics in batch for metric in metrics])
+            sweep.parent.steps |= {step for step, _ in batch}
+        running = float(sum(run.state == "running" for run in sweep.trials.values()))
+        now = {"trials_running": running, "cost_usd": total_usd(self.store.spending())}  # None if no price is known
+        known = {"trials_running": 0.0, **sweep.parent.metrics}
+        changed = {key: value for key, value in now.items() if value is not None and value != known.get(key)}
+        if changed:
+            log_batch(client, sweep.parent, to_metrics(changed, int(time.time() * 1000), len(sweep.trials)))
 
     def _close_parent(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
-        """Log trial counts and best values, and set the final state of a sweep that no driver runs any more."""
+        """Set the final state of a sweep that no driver runs any more."""
         search = [run for name, run in sweep.trials.items() if "-" not in name]
-        states = Counter(run.state for run in search)
-        values = {f"trials_{state}": float(states[state]) for state in ("finished", "pruned", "failed")}
-        finished = [run.metrics for run in search if run.state == "finished"]
-        values |= best_metrics(finished, dict.fromkeys((ACCURACY, plan_objectives(plan)[0])))
-        new = {key: value for key, value in values.items() if sweep.parent.metrics.get(key) != value}
-        if new:
-            log_batch(client, sweep.parent, to_metrics(new, int(time.time() * 1000), len(search)))
         all_tried = len(search) >= plan["trials"] and all(run.closed for run in sweep.trials.values())
-        if all_tried and not finished:
+        if all_tried and not any(run.state == "finished" for run in search):
             state = "failed"
         elif all_tried and (self.store.decisions("openings") or not plan["finalists"]):
             state = "finished"

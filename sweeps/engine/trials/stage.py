@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sweeps.engine.console.progress import ProgressView
+from sweeps.engine.resources.torch_compile import failure_line
 from sweeps.engine.schedulers import LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.placement import Placement
@@ -118,6 +119,8 @@ class Stage:
         """See `ray_tune.TrialSource`."""
         self._newest[trial] = record
         self._view.on_epoch(record)
+        if line := failure_line(record["arithmetic"]):
+            self._view.print_once(line)
         scores = self._objective.scores([epoch_from_dict(epoch) for epoch in record["epochs"]])
         self._history[trial] = replace(self._history[trial], values=scores)
         if record["status"] == "finished":

@@ -1,24 +1,32 @@
-"""python -m sweeps list | status | report on a synthetic sweep, and the way from a store to a report."""
+"""python -m sweeps status | report on a synthetic sweep, and the way from a store to a report."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+import time
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sweeps import __main__ as program
+from sweeps.engine.console import overview
 from sweeps.engine.console.log_redirect import redirect_output
 from sweeps.engine.console.reports import load_results, render_report
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store, Trial
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
+from xfer.records import Record
 from xfer.storage.object_store import StorageUnavailableError
 
+ROOT = Path(__file__).parents[3]
 NAME = "folder-hymenoptera_of_last_summer-3fa2c1"
 
 
@@ -70,36 +78,123 @@ def test_loading_results_from_a_folder_without_a_sweep_is_an_error(tmp_path: Pat
         load_results(Store(tmp_path / "nothing"))
 
 
-def test_list_shows_each_sweep_and_its_progress(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path
+# --- what there is -------------------------------------------------------------------------------------------------
+
+
+def add_sweep(storage: Path, name: str, *records: Record, **changes: Any) -> Store:
+    """A sweep with these records, of one planned trial and no finals unless the plan says otherwise."""
+    store = Store(storage / name)
+    store.put_plan(a_plan(**{"name": name, "trials": 1, "finalists": 0, **changes}))
+    for record in records:
+        store.add_trial(Trial(record.trial, record.phase, {}, record.recipe))
+        store.add_record(record)
+    return store
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of each sweep in the table of `sweeps status`."""
+    table, _, _ = text.partition("\n\n")
+    lines = [re.split(r"  +", line.strip()) for line in table.splitlines()]
+    assert lines[0] == ["sweep", "state", "trials", "best on validation", "data", "last activity"]
+    return {name: cells for name, *cells in lines[1:]}
+
+
+@pytest.mark.parametrize("command", ["status", "list"])
+def test_status_alone_lists_each_sweep_with_its_state_and_the_command_that_continues_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path, command: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    Store(storage / "started").put_plan(a_plan(name="started"))
-    assert sweeps(monkeypatch, "list", "--storage", str(storage)) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0][:3] == ["sweep", "trials", "finals"]
-    assert [NAME, "3/4", "2", "80.0%"] in [line[:4] for line in lines]  # the mean of 70% and 90%, not the search's 95%
-    assert ["started", "0/4", "0", "-"] in [line[:4] for line in lines]
+    add_sweep(storage, "done", a_record("0000"))
+    add_sweep(storage, "failed", a_record("0000", (), "failed", error="no memory"))
+    add_sweep(
+        storage, "started", provenance={**a_plan()["provenance"], "command": "python -m sweeps.folder --data ants"}
+    )
+    running = add_sweep(storage, "running", a_record("0000", (0.5,) * 4), trials=9, objective=["loss"])
+    with Lease(running.folder):
+        assert sweeps(monkeypatch, command, "--storage", str(storage)) == 0
+    out = capsys.readouterr().out
+    about = ["colours, 36 images", "just now"]
+    assert rows(out) == {
+        NAME: ["interrupted", "3/4", "80.0%", *about],
+        "done": ["done", "1/1", "80.0%", *about],
+        "failed": ["failed", "1/1", "\N{EN DASH}", *about],
+        "started": ["interrupted", "0/1", "\N{EN DASH}", *about],
+        "running": ["running", "1/9", "cross-entropy 0.8", *about],
+    }
+    assert out.splitlines()[-3].startswith(f"sweeps status NAME --storage {storage}    ")
+    assert sorted(out.splitlines()[-2:]) == [
+        "python -m sweeps.folder --data ants    continues started",
+        f"python -m sweeps.folder --data colours    continues {NAME}",
+    ]
 
 
-def test_list_gives_each_sweep_one_line_whatever_its_name(
+def test_a_sweep_is_done_once_its_finalists_have_been_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def state() -> str:
+        capsys.readouterr()
+        sweeps(monkeypatch, "status", "--storage", str(tmp_path))
+        return rows(capsys.readouterr().out)["one"][0]
+
+    store = add_sweep(tmp_path, "one", a_record("0000"), a_record("0000-s1"), finalists=1, seeds=1)
+    assert state() == "interrupted"
+    store.decide("openings", {"finalists": ["0000"]})
+    assert state() == "interrupted"
+    store.add_test("0000-s1", an_evaluation("test", 8))
+    assert state() == "done"
+    store.put_plan(a_plan(name="one", trials=2, finalists=1, seeds=1))
+    assert state() == "interrupted"  # more trials were asked for
+
+
+def test_the_sweep_with_the_latest_activity_comes_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, hours in (("a", 3), ("b", 1), ("c", 50)):
+        store = add_sweep(tmp_path, name, a_record("0000"))
+        for path in store.folder.rglob("*.json"):
+            os.utime(path, (time.time() - 3600 * hours - 60,) * 2)
+    sweeps(monkeypatch, "status", "--storage", str(tmp_path))
+    assert [(name, cells[-1]) for name, cells in rows(capsys.readouterr().out).items()] == [
+        ("b", "1 h ago"),
+        ("a", "3 h ago"),
+        ("c", "2 days ago"),
+    ]
+
+
+def test_status_gives_each_sweep_one_line_whatever_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     name = "[red]" + "x" * 80
-    Store(tmp_path / name).put_plan(a_plan(name=name))
-    sweeps(monkeypatch, "list", "--storage", str(tmp_path))
-    _, *lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    assert name in lines[0]
+    add_sweep(tmp_path, name, a_record("0000"))
+    sweeps(monkeypatch, "status", "--storage", str(tmp_path))
+    assert list(rows(capsys.readouterr().out)) == [name]
 
 
-def test_list_of_an_empty_storage_says_how_to_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("command", ["status", "list"])
+def test_status_of_an_empty_storage_says_how_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
-    assert sweeps(monkeypatch, "list", "--storage", str(tmp_path / "none")) == 0
-    assert "python -m sweeps.quickstart" in capsys.readouterr().out
+    assert sweeps(monkeypatch, command, "--storage", str(tmp_path / "none")) == 0
+    out = capsys.readouterr().out
+    assert "    sweeps quickstart " in out
+    assert "    sweeps folder --data DIR " in out
     assert not (tmp_path / "none").exists()
+
+
+def test_status_lists_the_default_storage_of_the_environment(tmp_path: Path) -> None:
+    add_sweep(tmp_path / "elsewhere", "mine", a_record("0000"))
+    done = run_program(["status"], XFER_STORAGE=str(tmp_path / "elsewhere"))
+    assert list(rows(done.stdout)) == ["mine"]
+
+
+def run_program(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweeps", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+# --- one sweep -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["name", "folder", "relative folder"])
@@ -166,6 +261,31 @@ def test_a_sweep_that_has_just_started_has_a_report(tmp_path: Path) -> None:
     assert render_report(store, tmp_path / "reports").is_file()
 
 
+def test_without_a_name_the_latest_sweep_is_taken_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path, tmp_path: Path
+) -> None:
+    flags = ("--storage", str(storage), "--reports", str(tmp_path / "reports"))
+    assert sweeps(monkeypatch, "report", *flags) == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"{NAME}: the only sweep in {storage}\n"
+    assert shown.out == f"{tmp_path / 'reports' / NAME / 'report.html'}\n"
+    add_sweep(storage, "newer", a_record("0000"))
+    assert sweeps(monkeypatch, "report", *flags) == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"newer: the latest of 2 sweeps in {storage}\n"
+    assert shown.out == f"{tmp_path / 'reports' / 'newer' / 'report.html'}\n"
+
+
+@pytest.mark.parametrize("command", ["report", "sync"])
+def test_without_a_name_an_empty_storage_is_an_error_that_says_how_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    assert sweeps(monkeypatch, command, "--storage", str(tmp_path)) == 2
+    assert capsys.readouterr().err == (
+        f"error: there are no sweeps in {tmp_path} yet: start one, for example with sweeps quickstart\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_an_unknown_sweep_is_an_error_that_suggests_similar_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: Path, command: str
@@ -199,11 +319,54 @@ def test_one_damaged_sweep_does_not_hide_the_others_from_the_list(
 ) -> None:
     Store(storage / "started").put_plan(a_plan(name="started"))
     (storage / "started" / "plan.json").write_text("{")
-    sweeps(monkeypatch, "list", "--storage", str(storage))
-    assert NAME in capsys.readouterr().out
+    sweeps(monkeypatch, "status", "--storage", str(storage))
+    shown = capsys.readouterr()
+    assert list(rows(shown.out)) == [NAME]
+    assert "plan.json cannot be read" in shown.err
 
 
-@pytest.mark.parametrize("arguments", [(), ("lst",), ("status",), ("list", "--nope")], ids=str)
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def test_the_program_alone_explains_its_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweeps(monkeypatch) == 0
+    out = capsys.readouterr().out
+    commands = {line.split("sweeps ")[1].split()[0] for line in out.splitlines() if line.startswith("    sweeps ")}
+    assert commands == {*program.experiments(), "status", "report", "ui", "sync"}
+    assert "sweeps folder --data DIR" in out
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_a_command_that_does_not_exist_is_an_error_that_suggests_the_closest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweeps(monkeypatch, "statsu") == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'statsu': did you mean status?")
+
+
+def test_every_command_has_a_help_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in program.COMMANDS:
+        assert sweeps(monkeypatch, command, "--help") == 0
+        assert "--storage" in capsys.readouterr().out
+
+
+def test_an_experiment_page_is_a_command() -> None:
+    done = run_program(["folder"])
+    assert done.stderr.startswith("error: which images? ")
+    assert done.returncode == 2
+
+
+def test_the_programs_are_console_commands() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    loaded = {name: EntryPoint(name, value, "console_scripts").load() for name, value in scripts.items()}
+    from xfer.__main__ import main as xfer_main
+
+    assert loaded == {"sweeps": program.main, "xfer": xfer_main}
+
+
+@pytest.mark.parametrize("arguments", [("lst",), ("list", "--nope")], ids=str)
 def test_a_wrong_command_line_has_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
@@ -214,9 +377,9 @@ def test_a_wrong_command_line_has_status_2(
 def test_list_and_status_import_neither_torch_nor_ray(storage: Path) -> None:
     run = "import sys, json\nfrom sweeps.__main__ import main\ntry:\n main()\nexcept SystemExit as e: code = e.code\n"
     show = "print(json.dumps([code, sorted(n for n in ('torch', 'ray', 'optuna', 'mlflow') if n in sys.modules)]))"
-    for arguments in (["list"], ["status", NAME]):
+    for arguments in (["list"], ["status"], ["status", NAME]):
         command = [sys.executable, "-c", run + show, *arguments, "--storage", str(storage)]
-        shown = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60)
+        shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
         assert json.loads(shown.stdout.splitlines()[-1]) == [0, []]
 
 
@@ -228,8 +391,8 @@ def test_an_unavailable_storage_is_reported_in_one_message(
     def unavailable(storage: Path) -> list[Store]:
         raise StorageUnavailableError(message)
 
-    monkeypatch.setattr(program, "list_sweeps", unavailable)
-    assert sweeps(monkeypatch, "list") == 2
+    monkeypatch.setattr(overview, "list_sweeps", unavailable)
+    assert sweeps(monkeypatch, "status") == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 

@@ -70,6 +70,19 @@ TRIALS: list[tuple[str, str, Status, int, float]] = [
     ("0001-s1", "freeze_then_unfreeze", "finished", 6, 0.93),
     ("0001-s2", "freeze_then_unfreeze", "finished", 6, 0.95),
 ]
+BEST_FIRST = [
+    ("0001-s2 freeze_then_unfreeze", "freeze_then_unfreeze", 0.948, "finished"),
+    ("0001 freeze_then_unfreeze", "freeze_then_unfreeze", 0.938, "finished"),
+    ("0001-s1 freeze_then_unfreeze", "freeze_then_unfreeze", 0.928, "finished"),
+    ("0003 linear_probe", "linear_probe", 0.908, "finished"),
+    ("0000 naive", "naive", 0.898, "finished"),
+    ("0005 clip, stopped early at epoch 4", "clip", 0.831, "stopped early"),
+    ("0002 scratch, stopped early at epoch 2", "scratch", 0.542, "stopped early"),
+    ("0004 naive", "naive", 0.5, "failed"),
+]
+"""The table at the printed address: name, strategy, validation accuracy and status of each trial."""
+COLUMNS = ["strategy", "val_accuracy", "test_accuracy", "xfer.status", "xfer.phase", "optimizer"]
+"""The first columns of that table, after those that MLflow always shows."""
 MODEL = {
     "backbone": "mobilenetv2_100",
     "backbone_args": {},
@@ -162,9 +175,7 @@ def address(front_page: str) -> str:
 
 
 def start(storage: Path, port: int) -> subprocess.Popen[str]:
-    code = "import sys; from pathlib import Path; from sweeps.engine.console.ui import serve_ui\n"
-    code += "sys.exit(serve_ui(Path(sys.argv[1]), None, int(sys.argv[2])))"
-    command = [sys.executable, "-c", code, str(storage), str(port)]
+    command = [sys.executable, "-m", "sweeps", "ui", NAME, "--storage", str(storage), "--port", str(port)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -198,16 +209,16 @@ def answer(address: str, method: str = "GET", path: str = "/", **headers: str) -
 def test_a_storage_without_a_database_names_the_command_to_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert serve_ui(tmp_path / "none", None, 5000) == 2
+    assert serve_ui(tmp_path / "none") == 2
     assert "make quickstart" in capsys.readouterr().err
     Store(tmp_path / "one").put_plan({})
-    assert serve_ui(tmp_path, None, 5000) == 2
+    assert serve_ui(tmp_path) == 2
     assert f"python -m sweeps sync one --storage {tmp_path}" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
 
 
 def test_a_tracking_server_has_a_ui_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve_ui(tmp_path, "https://me:hunter2@tracking.example", 5000) == 0
+    assert serve_ui(tmp_path, "https://me:hunter2@tracking.example") == 0
     out = capsys.readouterr().out
     assert "https://tracking.example" in out
     assert "hunter2" not in out
@@ -291,6 +302,27 @@ def look(page: Page, picture: Path, *texts: str) -> None:
     page.screenshot(path=picture)
 
 
+def headings(page: Page) -> list[str]:
+    """The headings of the columns that are visible without scrolling, from left to right."""
+    cells = page.locator(".ag-header-viewport .ag-header-cell").all()
+    placed = [((cell.bounding_box() or {"x": 0.0})["x"], cell.inner_text()) for cell in cells]
+    return [text for _, text in sorted(placed)]
+
+
+def table(page: Page) -> list[tuple[str, str, float, str]]:
+    """Name, strategy, validation accuracy and status of each run of the table, from top to bottom."""
+
+    def column(name: str) -> list[str]:
+        cells = page.locator(f'.ag-row .ag-cell[col-id="{name}"]').all()
+        return [
+            text for _, text in sorted(((cell.bounding_box() or {"y": 0.0})["y"], cell.inner_text()) for cell in cells)
+        ]
+
+    names = [text.splitlines()[-1] for text in column("attributes.`Run Name`")]  # before it: the colour of its curves
+    accuracies = [round(float(text), 3) for text in column("metrics.`val_accuracy`")]
+    return list(zip(names, column("params.`strategy`"), accuracies, column("tags.`xfer.status`"), strict=True))
+
+
 @pytest.mark.slow
 def test_a_browser_sees_the_sweep_its_trials_curves_and_model(
     page: Page, front_page: str, runs: dict[str, str], tmp_path: Path
@@ -300,12 +332,14 @@ def test_a_browser_sees_the_sweep_its_trials_curves_and_model(
     trial, as_training = f"{here}/runs/{runs['0001']}", "?workflowType=machine_learning"
 
     page.goto(front_page)
-    look(page, pictures / "runs.png", NAME)
+    look(page, pictures / "trials.png", "0001-s2 freeze_then_unfreeze")
+    assert table(page) == BEST_FIRST
+    assert headings(page)[: len(COLUMNS)] == COLUMNS
     assert page.get_by_text("Prompts").count() == 0  # the face for language models
-    page.get_by_role("row").filter(has_text=NAME).get_by_role("button").first.click()
-    look(page, pictures / "children.png", *(f"{name} {strategy}" for name, strategy, *_ in TRIALS), "pruned at 4")
     page.goto(f"{here}/runs/{runs['']}{as_training}")
     look(page, pictures / "sweep.png", NAME, "Finished", "xfer.winner", "best_val_accuracy", "space.learning_rate")
+    page.goto(f"{here}/runs/{runs['']}/model-metrics{as_training}")
+    look(page, pictures / "progress.png", "best_val_accuracy", "trials_finished")
     page.goto(f"{trial}{as_training}")
     look(page, pictures / "trial.png", "0001 freeze_then_unfreeze", NAME, "xfer.phase")
     page.goto(f"{trial}/model-metrics{as_training}")

@@ -38,7 +38,7 @@ def test_a_sweep_is_a_parent_run_with_one_child_run_per_trial(store: Store) -> N
     parent = runs.pop("")
     assert {name: run.title for name, run in runs.items()} == {
         "0000": "0000 freeze_then_unfreeze",
-        "0001": "0001 freeze_then_unfreeze, pruned at 2",
+        "0001": "0001 freeze_then_unfreeze, stopped early at epoch 2",
         "0002": "0002 freeze_then_unfreeze",
     }
     assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.id}
@@ -93,6 +93,9 @@ def test_a_trial_has_its_recipe_as_params_and_each_epoch_once(store: Store) -> N
         "epochs": "3",
         "seed": "0",
         "draw": "0",
+        "parameters": "2000000",
+        "trainable_parameters": "2562",
+        "arithmetic": "float32",
     }
     assert run.values == {
         "train_loss": [(1, 1.0), (2, 0.5), (3, 1 / 3)],
@@ -107,8 +110,6 @@ def test_a_trial_has_its_recipe_as_params_and_each_epoch_once(store: Store) -> N
         "system/cpu_percent": [(1, 99.0), (2, 99.0), (3, 99.0)],
         "system/memory_mb": [(1, 512.0), (2, 512.0), (3, 512.0)],
         "cost/seconds": [(3, 9.0)],
-        "cost/parameters": [(3, 2e6)],
-        "cost/trainable_parameters": [(3, 2562.0)],
     }
 
 
@@ -117,7 +118,7 @@ def test_the_status_of_a_run_says_how_its_trial_ended(store: Store) -> None:
     runs = mlflow_contents(store)
     assert {name: (runs[name].status, runs[name].tags["xfer.status"]) for name in ("0000", "0001", "0002")} == {
         "0000": ("FINISHED", "finished"),
-        "0001": ("KILLED", "pruned"),
+        "0001": ("FINISHED", "stopped early"),
         "0002": ("FAILED", "failed"),
     }
     assert [runs[name].tags.get("xfer.pruned_at") for name in ("0000", "0001")] == [None, "2"]
@@ -155,17 +156,144 @@ def test_accuracies_under_noise_follow_when_they_are_measured(store: Store) -> N
     assert [run.values[f"test_noise/{kind}"] for kind in NOISE_KINDS] == [[(0, 0.6)]] * len(NOISE_KINDS)
 
 
-def test_a_finished_sweep_counts_its_trials(store: Store) -> None:
+# --- progress ------------------------------------------------------------------------------------------------------
+
+PROGRESS = {
+    "trials_finished": [(0, 0.0), (1, 1.0), (2, 1.0), (3, 1.0)],
+    "trials_pruned": [(0, 0.0), (1, 0.0), (2, 1.0), (3, 1.0)],
+    "trials_failed": [(0, 0.0), (1, 0.0), (2, 0.0), (3, 1.0)],
+    "best_val_accuracy": [(1, 0.9), (2, 0.9), (3, 0.9)],
+}
+"""The curves of the parent run of `store`, whose trials ended in the order of their names."""
+
+
+def end_times(store: Store) -> list[int]:
+    """When the trials of a sweep ended, in ms since the epoch."""
+    folders = sorted(path for path in (store.folder / "trials").iterdir() if "-" not in path.name)
+    return [(folder / "record.json").stat().st_mtime_ns // 10**6 for folder in folders]
+
+
+def test_a_finished_sweep_has_its_progress_as_curves(store: Store) -> None:
     store.decide("openings", {"ranking": ["0000"]})
     Mirror(store, uri_of(store)).sync()
     parent = mlflow_contents(store)[""]
     assert parent.status == "FINISHED"
-    assert parent.values == {
-        "trials_finished": [(3, 1.0)],
-        "trials_pruned": [(3, 1.0)],
-        "trials_failed": [(3, 1.0)],
-        "best_val_accuracy": [(3, 0.9)],
+    assert parent.values == PROGRESS
+
+
+def test_each_step_of_the_progress_has_the_time_at_which_its_trial_ended(store: Store) -> None:
+    Mirror(store, uri_of(store)).sync()
+    client = tracking.connect_mlflow(uri_of(store))
+    history = client.get_metric_history(mlflow_contents(store)[""].id, "trials_finished")
+    created = 1772359200000  # of the plan
+    assert [metric.timestamp for metric in history] == [created, *end_times(store)]
+
+
+def test_progress_is_logged_while_the_sweep_runs_and_continues_after_it_was_interrupted(store: Store) -> None:
+    store.put_plan({**PLAN, "trials": 6})
+    begin_trial(store, "0003", epochs=1)
+    begin_trial(store, "0004", epochs=1)
+    uri = uri_of(store)
+
+    def parent() -> Any:
+        return mlflow_contents(store)[""]
+
+    with Mirror(store, uri, period_seconds=0.05):
+        wait_until(lambda: parent().values["trials_running"] == [(5, 2.0)])
+        assert parent().values == {**PROGRESS, "trials_running": [(5, 2.0)]}
+        end_trial(store, "0003", 3, "pruned")
+        wait_until(lambda: parent().values["trials_pruned"][-1] == (4, 2.0))
+    with Mirror(store, uri, period_seconds=0.05):
+        wait_until(lambda: parent().values["trials_running"][-1] == (5, 1.0))
+        end_trial(store, "0004", 3, "finished")
+        end_trial(store, "0005", 3, "failed")
+    expected = {
+        "trials_finished": [*PROGRESS["trials_finished"], (4, 1.0), (5, 2.0), (6, 2.0)],
+        "trials_pruned": [*PROGRESS["trials_pruned"], (4, 2.0), (5, 2.0), (6, 2.0)],
+        "trials_failed": [*PROGRESS["trials_failed"], (4, 1.0), (5, 1.0), (6, 2.0)],
+        "best_val_accuracy": [*PROGRESS["best_val_accuracy"], (4, 0.9), (5, 0.9), (6, 0.9)],
     }
+    values = parent().values
+    running = values.pop("trials_running")
+    assert values == expected
+    assert running[-1] == (6, 0.0)
+    before = parent().values
+    assert Mirror(store, uri).sync()
+    assert parent().values == before
+
+
+def test_a_trial_that_becomes_visible_late_changes_no_earlier_step(store: Store) -> None:
+    hidden = store.trial_folder("0001")
+    hidden.rename(store.folder / "0001")
+    mirror = Mirror(store, uri_of(store))
+    assert mirror.sync()
+    first_steps = {name: [(step, value) for step, value in PROGRESS[name] if step < 2] for name in PROGRESS}
+    seen = mlflow_contents(store)[""].values
+    assert {name: values[:-1] for name, values in seen.items()} == first_steps
+    (store.folder / "0001").rename(hidden)
+    for each in (mirror, Mirror(store, uri_of(store))):
+        assert each.sync()
+    values = mlflow_contents(store)[""].values
+    assert {name: points[: len(seen[name])] for name, points in values.items()} == seen
+    assert {name: points[-1] for name, points in values.items()} == {name: PROGRESS[name][-1] for name in PROGRESS}
+    assert all(len(dict(points)) == len(points) for points in values.values())
+
+
+@pytest.mark.parametrize(
+    ("objective", "metric", "curve"),
+    [
+        ("loss", "best_val_loss", [(1, 0.9), (2, 0.9 / 3)]),
+        ("accuracy,seconds", "best_val_accuracy", [(1, 0.7), (2, 0.9)]),
+    ],
+)
+def test_the_best_value_is_that_of_the_deciding_objective(
+    store: Store, objective: str, metric: str, curve: list[tuple[int, float]]
+) -> None:
+    other = Store(store.folder.parent / "other")
+    other.put_plan({**PLAN, "name": "other", "objective": objective.split(","), "trials": 2})
+    end_trial(other, "0000", 1, "finished")
+    end_trial(other, "0001", 3, "finished")
+    Mirror(other, uri_of(store)).sync()
+    assert mlflow_contents(other)[""].values[metric] == curve
+
+
+def test_a_sweep_that_an_earlier_version_tracked_is_continued(store: Store) -> None:
+    """It closed stopped trials as KILLED, and logged the counts once, at the end."""
+    from mlflow.entities import Metric, RunTag
+
+    uri = uri_of(store)
+    client = tracking.connect_mlflow(uri)
+    assert Mirror(store, uri).sync()
+    runs = mlflow_contents(store)
+    client.delete_run(runs[""].id)
+    old = client.create_run(runs[""].info.experiment_id, 0, {**runs[""].tags, "xfer.status": "interrupted"})
+    counts = {"trials_finished": 1.0, "trials_pruned": 1.0, "trials_failed": 1.0, "best_val_accuracy": 0.9}
+    client.log_batch(old.info.run_id, [Metric(key, value, 5, 3) for key, value in counts.items()])
+    client.set_terminated(old.info.run_id, "KILLED")
+    client.log_batch(runs["0001"].id, tags=[RunTag("xfer.status", "pruned")])
+    client.set_terminated(runs["0001"].id, "KILLED")
+    trials = {name: run.values for name, run in runs.items() if name}
+
+    for _ in range(2):
+        assert Mirror(store, uri).sync()
+    active = client.search_runs([old.info.experiment_id], "tags.`xfer.trials` != ''")
+    assert [run.info.run_id for run in active] == [old.info.run_id]
+    history = {
+        key: [(metric.step, metric.value) for metric in client.get_metric_history(old.info.run_id, key)]
+        for key in counts
+    }
+    assert {key: sorted(points) for key, points in history.items()} == PROGRESS
+    found = client.get_run(runs["0001"].id)
+    assert (found.info.status, found.data.tags["xfer.status"]) == ("FINISHED", "stopped early")
+    again = client.search_runs([old.info.experiment_id], "tags.`xfer.trial` != ''")
+    histories = {
+        run.data.tags["xfer.trial"]: {
+            key: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
+        }
+        for run in again
+    }
+    assert histories == trials
 
 
 def test_the_parent_run_shows_the_cost_of_the_machines_so_far(store: Store) -> None:

@@ -71,10 +71,11 @@ def test_an_error_in_any_request_is_repaired_by_the_next_syncs(
         mirror.sync()
     monkeypatch.undo()
     assert mirror.sync()
+    assert mlflow_contents(store)[""].values["trials_finished"] == [(0, 0.0), (1, 1.0), (2, 1.0), (3, 1.0)]
     assert {name: (run.status, run.values.get("val_accuracy")) for name, run in mlflow_contents(store).items()} == {
         "": ("KILLED", None),
         "0000": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
-        "0001": ("KILLED", [(1, 0.7), (2, 0.8)]),
+        "0001": ("FINISHED", [(1, 0.7), (2, 0.8)]),
         "0002": ("FAILED", [(1, 0.7)]),
         "0003": ("KILLED", [(1, 0.7), (2, 0.8)]),
     }
@@ -147,7 +148,7 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(store: Store, tm
     assert {name: (run.status, run.values.get("val_accuracy")) for name, run in runs.items()} == {
         "": ("KILLED", None),
         "0000": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
-        "0001": ("KILLED", [(1, 0.7), (2, 0.8)]),
+        "0001": ("FINISHED", [(1, 0.7), (2, 0.8)]),
         "0002": ("FAILED", [(1, 0.7)]),
         "0003": ("FINISHED", [(1, 0.7), (2, 0.8), (3, 0.9)]),
     }

@@ -6,6 +6,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_the_record_of_a_finished_trial_is_the_one_in_the_store(sweep: StageHarn
     assert sweep.view.ended == Counter(finished=1)
     assert sweep.view.running == {}
     assert sweep.view.best == (0.8, "0000", "naive")
+
+
+def test_a_trial_that_cannot_be_compiled_is_reported_once(sweep: StageHarness) -> None:
+    reason = "InvalidCxxCompiler: No working C++ compiler found"
+    for name in ("0000", "0001"):
+        sweep.stage.next_trial()
+        for length in (1, 2):
+            record = replace(a_record(name, (0.2, 0.3)[:length]), arithmetic=f"float32, not compiled: {reason}")
+            sweep.stage.should_continue(name, as_dict(record))
+    text = " ".join(sweep.screen.getvalue().split())
+    assert text.count(f"torch.compile has failed ({reason}); training continues without") == 1
 
 
 def test_a_trial_is_not_stopped_after_its_last_epoch(sweep: StageHarness) -> None:

@@ -129,8 +129,14 @@ def test_train_has_a_flag_for_every_table(xfer):
     assert "default: clip" in out
 
 
+def test_the_program_alone_explains_its_commands(xfer):
+    result = xfer()
+    assert (result.status, result.err) == (0, "")
+    assert set(re.findall(r"^    (\w+) ", result.out, re.M)) == set(module.COMMANDS)
+    assert set(re.findall(r"^  python -m xfer (\w+)", result.out, re.M)) == set(module.COMMANDS)
+
+
 def test_a_command_line_that_argparse_rejects_has_status_2_too(xfer):
-    assert xfer().status == 2
     assert xfer("trane").status == 2
     assert xfer("train").status == 2  # --data is missing
     assert xfer("train", "--data", "x", "--epochs", "many").status == 2
