@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine.console.reports import load_results
 from sweeps.engine.storage import lease
+from sweeps.engine.storage.json_objects import list_objects
 from sweeps.engine.storage.store import Store, list_sweeps
 from sweeps.reporting.formatting import MISSING, escape_control_characters, format_objective
 from sweeps.reporting.ranking import best_value
@@ -81,7 +82,7 @@ def sweep_overview(store: Store, plan: dict[str, Any]) -> SweepOverview:
         best=best_value(load_results(store)),
         data=data["folder"],
         images=data["train"] + data["val"] + data["test"],
-        last_activity_ms=_last_activity_ms(store, names),
+        last_activity_ms=_last_activity_ms(store, names, {record.trial for record in records}),
         command=plan["provenance"]["command"],
     )
 
@@ -103,12 +104,12 @@ def _state(store: Store, plan: dict[str, Any], names: list[str], records: list[R
     return "done" if openings and tested else "interrupted"
 
 
-def _last_activity_ms(store: Store, names: Iterable[str]) -> int:
-    folders = [store.trial_folder(name) for name in names]
-    paths = [
-        store.folder / "plan.json",
-        *(folder / file for folder in folders for file in ("config.json", "record.json")),
-    ]
+def _last_activity_ms(store: Store, names: Iterable[str], ended: Collection[str]) -> int:
+    paths = [store.folder / "plan.json"]
+    for name in names:
+        folder = store.trial_folder(name)
+        latest = [folder / "record.json"] if name in ended else list_objects(folder / "epochs")[-1:]
+        paths += [folder / "config.json", *latest]
     return max(object_store.modified_ms(path) or 0 for path in paths)
 
 

@@ -161,6 +161,20 @@ def test_the_sweep_with_the_latest_activity_comes_first(
     ]
 
 
+def test_an_epoch_of_a_trial_that_was_interrupted_is_activity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = add_sweep(tmp_path, "one")
+    store.add_trial(Trial("0000", "search", {}, a_recipe()))
+    for number, hours in ((1, 5), (2, 3)):
+        store.add_epoch("0000", an_epoch(number, 0.4))
+        os.utime(store.trial_folder("0000") / "epochs" / f"{number:04d}.json", (time.time() - 3600 * hours - 60,) * 2)
+    for path in (store.folder / "plan.json", store.trial_folder("0000") / "config.json"):
+        os.utime(path, (time.time() - 36_000,) * 2)
+    sweeps(monkeypatch, "status", "--storage", str(tmp_path))
+    assert rows(capsys.readouterr().out)["one"][-1] == "3 h ago"
+
+
 def test_status_gives_each_sweep_one_line_whatever_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
