@@ -58,6 +58,8 @@ class ProgressView:
     """Validation accuracy of the best finished trial."""
     cost: Callable[[], str] = lambda: ""
     """Returns the cost so far as text; "" if no price is known."""
+    on_change: Callable[[str, dict[str, Any] | None], None] = lambda trial, record: None
+    """Called with the name of a trial that has started or ended, or with its latest record, after an epoch."""
     _last_line_at: float = field(default_factory=time.monotonic)
     _phase_began_at: float = field(default_factory=time.monotonic)
     _ended_before: int = 0
@@ -106,11 +108,13 @@ class ProgressView:
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Update a running trial after an epoch."""
         self.running[record["trial"]] = record
+        self.on_change(record["trial"], record)
         self._print_progress_if_due()
 
     def started(self, trial: str, recipe: dict[str, Any]) -> None:
         """Add a running trial."""
         self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
+        self.on_change(trial, None)
 
     def on_trial_end(self, trial: str, status: str | None, value: float | None) -> None:
         """Remove a running trial.
@@ -121,6 +125,7 @@ class ProgressView:
             value: its final value of the objective, if known.
         """
         record = self.running.pop(trial, None)
+        self.on_change(trial, None)
         if status is None:
             return
         self.ended[status] += 1
