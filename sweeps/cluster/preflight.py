@@ -27,7 +27,7 @@ PUBLIC_IP_URL = "https://checkip.amazonaws.com"
 
 
 def run_checks(file: Path) -> Iterator[CheckResult]:
-    """Run all checks for a cluster file, one at a time; those that ask AWS run only once the file is filled in.
+    """Run all checks for a cluster file, one at a time; those that ask a cloud run only once the file is filled in.
 
     Args:
         file: the cluster file.
@@ -51,6 +51,10 @@ def run_checks(file: Path) -> Iterator[CheckResult]:
     if config["provider"].get("module") != AWS_PROVIDER:
         if not placeholders:
             yield CheckResult("filled in", "ok", f"no placeholder is left in {file}")
+            if config["provider"]["type"] == "gcp" and importlib.util.find_spec("googleapiclient"):
+                from sweeps.cluster.gcp_checks import run_gcp_checks
+
+                yield from run_gcp_checks(config)
         return
     try:
         settings = parse_settings(config)
