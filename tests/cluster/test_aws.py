@@ -354,8 +354,8 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     steps = [
         recorder.index("rsync xfer/ ~/.xfer/project/xfer/"),
         recorder.index("rsync pyproject.toml ~/.xfer/project/pyproject.toml"),
-        recorder.index("cat > ~/.xfer/environment.sh"),
         recorder.index("idle_shutdown.py install"),
+        recorder.index("cat > ~/.xfer/environment.sh"),
         recorder.index("uv pip install"),
         recorder.index("export MLFLOW_TRACKING_URI=http://127.0.0.1:5000"),
         recorder.index(f"python -m sweeps.cluster mlflow --artifacts s3://{BUCKET}/mlartifacts"),
@@ -417,8 +417,8 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert (worker_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     assert sum("uv pip install" in command for command in worker.commands) == 1  # Ray would do it twice
     steps = [
-        worker.index("cat > ~/.xfer/environment.sh"),
         worker.index("idle_shutdown.py install"),
+        worker.index("cat > ~/.xfer/environment.sh"),
         worker.index("uv pip install"),
         worker.index("nvidia-smi"),
         worker.index("ray start --address=$RAY_HEAD_IP:6379"),
