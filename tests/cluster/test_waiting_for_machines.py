@@ -1,4 +1,7 @@
-"""With a real Ray whose cloud refuses to start machines, the user learns why, and another type is started instead."""
+"""With a real Ray whose cloud refuses to start machines, the user learns why, and another type is started instead.
+
+The head of this cluster also shows what keeps it from shutting itself down.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,12 @@ def test_the_user_learns_why_nothing_starts_and_then_a_machine_on_demand_runs_th
         )
         wait_until(lambda: all(text in driver.out for text in expected), "the reasons were printed", explain)
         assert "ran on" not in driver.out
+        # The driver, which is a program of the user's own, keeps the head from shutting down for as long as it runs.
+        lab.run(host, "mkdir -p ~/.ray && echo token > ~/.ray/auth_token")
+        script = ROOT / "sweeps" / "cluster" / "idle_shutdown.py"
+        check = f"python -I {script} check --dry-run --home /root --worker-minutes 0 --head-hours 0"
+        assert "This head is in use: Ray job 0" in lab.run(host, check)
         write_config(on_demand=1)
         wait_until(lambda: "ran on l4_on_demand" in driver.out, "a machine on demand ran the task", explain)
         assert driver.end().status == 0
+        wait_until(lambda: "This head has been idle" in lab.run(host, check), "the driver had ended", explain)
