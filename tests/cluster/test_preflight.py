@@ -175,6 +175,10 @@ def test_files_of_other_clouds_are_checked_too_and_kubernetes_needs_kubectl() ->
     assert {"provider.head_ip", "auth.ssh_user"} <= missing(run_checks(ROOT / "clusters" / "on_premises.yaml")).keys()
     with pytest.raises(ValueError, match=r"kubectl apply -f clusters/kubernetes\.yaml"):
         list(run_checks(Path("clusters/kubernetes.yaml")))
+    with pytest.raises(ValueError, match=r"kubectl apply -f clusters/rayjob\.yaml"):
+        list(run_checks(Path("clusters/rayjob.yaml")))
+    with pytest.raises(ValueError, match=r"sky launch -c xfer clusters/skypilot\.yaml"):
+        list(run_checks(Path("clusters/skypilot.yaml")))
     with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
         list(run_checks(Path("nowhere.yaml")))
     with pytest.raises(ValueError, match=r"Makefile cannot be read"):
