@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from sweeps.cluster.aws import find_image, tag_volumes
 from sweeps.cluster.aws_permissions import check_head_role, check_start, check_user
@@ -50,8 +51,10 @@ def run_aws_checks(
     """
     try:
         caller = client_factory("sts").get_caller_identity()
-    except (BotoCoreError, ClientError) as error:
-        yield CheckResult("credentials", "missing", f"{error}: aws configure, aws sso login, or AWS_PROFILE")
+    except (BotoCoreError, ClientError, ResponseParserError) as error:
+        yield CheckResult(
+            "credentials", "missing", f"{_first_line(error)}: aws configure, aws sso login, or AWS_PROFILE"
+        )
         return
     yield CheckResult("credentials", "ok", f"{caller['Arn']}")
     checks = {
@@ -67,6 +70,8 @@ def run_aws_checks(
         except ClientError as error:
             denied = "AccessDenied" in str(error) or "Unauthorized" in str(error)
             yield CheckResult(name, "note" if denied else "missing", f"could not be checked: {_first_line(error)}")
+        except ResponseParserError as error:  # an answer that is not AWS's own, such as a proxy's
+            yield CheckResult(name, "note", f"could not be checked: {_first_line(error)}")
         except (BotoCoreError, ValueError) as error:
             yield CheckResult(name, "missing", str(error))
 
@@ -249,14 +254,16 @@ def _check_permissions(
     for name, simulate in simulations.items():
         try:
             yield simulate()
-        except ClientError as error:
+        except (ClientError, BotoCoreError, ResponseParserError) as error:
             yield CheckResult(name, "note", f"could not be checked, IAM's simulator says: {_first_line(error)}")
     subnets = _usable_subnets(ec2, config, vpc)
     started = {config["head_node_type"]: config["available_node_types"][config["head_node_type"]], **_workers(config)}
     for name, node in started.items():
         request = {key: value for key, value in node["node_config"].items() if key != "SubnetIds"}
-        if "ImageId" not in request:
-            request["ImageId"] = find_image(ec2, settings.image)["ImageId"]
+        try:
+            request.setdefault("ImageId", _find_image(ec2, settings, request.get("ImageId"))["ImageId"])
+        except ValueError:  # reported by _check_image
+            continue
         request["TagSpecifications"] = tag_volumes(request.get("TagSpecifications", []), settings.cluster)
         if subnets:
             request["SubnetId"] = subnets[0]["SubnetId"]
@@ -359,4 +366,4 @@ def _check_spot_prices(instance_types: list[str], client_factory: ClientFactory)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return str(error).splitlines()[0][:300]

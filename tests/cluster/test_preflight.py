@@ -16,6 +16,7 @@ import pytest
 import yaml
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami
 
@@ -464,6 +465,30 @@ def test_a_user_who_may_not_create_roles_is_told_so_and_conditions_are_a_note(aw
     assert "may not ec2:CreateKeyPair, iam:CreateRole: ask your administrator" in check.message
     check = check_aws(AWS(Simulator(user_denied=["iam:CreateRole"], conditions=["aws:RequestedRegion"])))["your rights"]
     assert check.status == "note"
+
+
+def test_an_answer_that_is_not_awss_own_is_a_note_and_the_other_checks_go_on(aws: Any) -> None:
+    class Proxied(AWS):
+        def __call__(self, service: str) -> Any:
+            client = super().__call__(service)
+            if service == "s3":
+                client.head_bucket = answer_html
+            return client
+
+    class HtmlSimulator(Simulator):
+        def simulate_principal_policy(self, **_: Any) -> Any:
+            answer_html()
+
+        simulate_custom_policy = simulate_principal_policy
+
+    def answer_html(**_: Any) -> None:
+        raise ResponseParserError("Unable to parse response: <html>\n<title>Please log in</title>")
+
+    checks = check_aws(Proxied(HtmlSimulator()))
+    for name in ("bucket", "your rights", HEAD_ROLE):
+        assert checks[name].status == "note"
+        assert checks[name].message.endswith("Unable to parse response: <html>")
+    assert checks["start l4"].status == "ok"
 
 
 def test_without_the_right_to_simulate_permissions_are_a_note_and_the_other_checks_go_on(aws: Any) -> None:
