@@ -16,15 +16,18 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 from sweeps.cluster.aws import NodeProvider
 from sweeps.cluster.fallback import alternatives
-from tests.cluster.mock_aws import REGION, filled_cluster_config, mock_aws_account, prepared_by_ray
+from tests.cluster.mock_aws import IMAGE, REGION, filled_cluster_config, mock_aws_account, prepared_by_ray
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """The configuration on the head, whose home directory holds it."""
+    """The configuration on the head, whose home directory holds it, as far as EC2 needs it to start machines."""
     home = tmp_path / "home"
     with mock_aws_account(home):
-        config = NodeProvider.bootstrap_config(prepared_by_ray(filled_cluster_config()))
+        config = prepared_by_ray(filled_cluster_config())
+        [subnet, *_] = boto3.client("ec2", REGION).describe_subnets()["Subnets"]
+        for node in config["available_node_types"].values():
+            node["node_config"] |= {"ImageId": IMAGE, "SubnetIds": [subnet["SubnetId"]]}
         (home / "ray_bootstrap_config.yaml").write_text(json.dumps(config), encoding="utf-8")
         yield config
 
@@ -82,7 +85,7 @@ def test_another_spot_type_starts_first(head: dict[str, Any], refused: dict[str,
     assert running() == {"a10g, spot": 1}
 
 
-@pytest.mark.parametrize("code", [CAPACITY, QUOTA, "UnfulfillableCapacity", "SpotMaxPriceTooLow", "Unsupported"])
+@pytest.mark.parametrize("code", [QUOTA, "UnfulfillableCapacity"])
 def test_without_spot_machines_one_on_demand_starts(head: dict[str, Any], refused: dict[str, str], code: str) -> None:
     refused |= {"spot g6.2xlarge": code, "spot g5.2xlarge": code}
     with pytest.raises(NodeLaunchException, match=code):
@@ -110,7 +113,7 @@ def test_no_more_machines_of_a_type_start_than_the_file_allows(head: dict[str, A
     assert running() == {"a10g, spot": 1, "l4_on_demand, on demand": 2}
 
 
-@pytest.mark.parametrize("code", ["UnauthorizedOperation", "InvalidParameterValue", "RequestLimitExceeded"])
+@pytest.mark.parametrize("code", ["UnauthorizedOperation", "RequestLimitExceeded"])
 def test_an_error_that_concerns_every_type_starts_nothing(
     head: dict[str, Any], refused: dict[str, str], code: str
 ) -> None:

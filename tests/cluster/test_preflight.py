@@ -24,7 +24,9 @@ from sweeps.cluster import __main__ as commands
 from sweeps.cluster import iam, preflight
 from sweeps.cluster.aws import NodeProvider
 from sweeps.cluster.aws_checks import run_aws_checks
+from sweeps.cluster.aws_permissions import check_head_role, check_user
 from sweeps.cluster.check_result import CheckResult
+from sweeps.cluster.iam import AwsAccount
 from sweeps.cluster.preflight import check_public_address, run_checks
 from sweeps.cluster.settings import parse_settings
 from tests.cluster.mock_aws import (
@@ -371,6 +373,9 @@ class Simulator:
         self.user_denied, self.role_denied, self.conditions = user_denied, role_denied, list(conditions)
         self.simulated: list[str] = []
 
+    def get_role(self, RoleName: str) -> Any:  # noqa: N803
+        raise ClientError({"Error": {"Code": "NoSuchEntity", "Message": f"{RoleName} does not exist"}}, "GetRole")
+
     def simulate_custom_policy(self, PolicyInputList: list[str], **request: Any) -> Any:  # noqa: N803
         [policy] = PolicyInputList
         return self._answer(request, lambda action, arn, context: is_allowed(json.loads(policy), action, arn, context))
@@ -437,14 +442,15 @@ def test_the_policy_of_the_head_allows_all_that_its_autoscaler_does(aws: Any) ->
     ],
 )
 def test_a_statement_missing_from_the_heads_policy_is_found(
-    aws: Any, monkeypatch: pytest.MonkeyPatch, statement: str, denied: str
+    monkeypatch: pytest.MonkeyPatch, statement: str, denied: str
 ) -> None:
     def without(*arguments: Any) -> Any:
         policy = iam.head_policy(*arguments)
         return policy | {"Statement": [one for one in policy["Statement"] if one["Sid"] != statement]}
 
     monkeypatch.setattr("sweeps.cluster.aws_permissions.head_policy", without)
-    check = check_aws()[HEAD_ROLE]
+    settings = parse_settings(filled_cluster_config())
+    check = check_head_role(Simulator(), settings, AwsAccount("aws", ACCOUNT), "sg-1", ["g6.2xlarge"])
     assert check.status == "missing"
     assert denied in check.message
 
@@ -459,12 +465,36 @@ def test_a_role_that_exists_is_simulated_with_the_limits_of_its_organization(aws
     assert "an organization policy (SCP) or a permissions boundary forbids it" in check.message
 
 
-def test_a_user_who_may_not_create_roles_is_told_so_and_conditions_are_a_note(aws: Any) -> None:
-    check = check_aws(AWS(Simulator(user_denied=["iam:CreateRole", "ec2:CreateKeyPair"])))["your rights"]
+def check_rights(simulator: Simulator, caller: str = "user/me") -> CheckResult:
+    settings = parse_settings(filled_cluster_config())
+    service = "iam" if caller.startswith(("user", "root")) else "sts"
+    return check_user(simulator, settings, AwsAccount("aws", ACCOUNT), f"arn:aws:{service}::{ACCOUNT}:{caller}")
+
+
+def test_a_user_who_may_not_create_roles_is_told_so_and_conditions_are_a_note() -> None:
+    check = check_rights(Simulator(user_denied=["iam:CreateRole", "ec2:CreateKeyPair"]))
     assert check.status == "missing"
     assert "may not ec2:CreateKeyPair, iam:CreateRole: ask your administrator" in check.message
-    check = check_aws(AWS(Simulator(user_denied=["iam:CreateRole"], conditions=["aws:RequestedRegion"])))["your rights"]
+    check = check_rights(Simulator(user_denied=["iam:CreateRole"], conditions=["aws:RequestedRegion"]))
     assert check.status == "note"
+    assert "depends on conditions of your policies: iam:CreateRole" in check.message
+
+
+def test_a_user_who_has_assumed_a_role_is_simulated_as_that_role() -> None:
+    class WithPath(Simulator):
+        def get_role(self, RoleName: str) -> Any:  # noqa: N803
+            return {"Role": {"Arn": f"arn:aws:iam::{ACCOUNT}:role/aws-reserved/{RoleName}"}}
+
+    simulator = WithPath()
+    assert check_rights(simulator, "assumed-role/Admin/me").status == "ok"
+    assert set(simulator.simulated) == {f"arn:aws:iam::{ACCOUNT}:role/aws-reserved/Admin"}
+
+
+@pytest.mark.parametrize("caller", ["root", "federated-user/me"])
+def test_a_caller_whom_iam_does_not_simulate_is_a_note(caller: str) -> None:
+    simulator = Simulator()
+    assert check_rights(simulator, caller).status == "note"
+    assert simulator.simulated == []
 
 
 def test_an_answer_that_is_not_awss_own_is_a_note_and_the_other_checks_go_on(aws: Any) -> None:
