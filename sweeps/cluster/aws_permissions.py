@@ -176,7 +176,7 @@ def check_start(ec2: Any, name: str, request: dict[str, Any]) -> CheckResult:
     except ClientError as error:
         code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
         if code == "DryRunOperation":
-            return CheckResult(check, "ok", f"EC2 would start a {request['InstanceType']} for you")
+            return CheckResult(check, "ok", f"EC2 would start one {request['InstanceType']} for you")
         if code == "UnauthorizedOperation":
             encoded = message.partition("Encoded authorization failure message: ")[2]
             advice = "you may not start it: ask your administrator for ec2:RunInstances"

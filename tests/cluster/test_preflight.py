@@ -230,7 +230,7 @@ def test_a_complete_setup_passes_all_checks_and_calls_ray_up(
     assert f"{BUCKET} is in {REGION} and private" in printed
     assert "quota spot G/VT          64 virtual CPUs of G and VT: 8 machines at a time" in printed
     assert "quota on demand standard 64 virtual CPUs of standard: 16 machines at a time" in printed
-    assert "start l4_on_demand       EC2 would start a g6.2xlarge for you" in printed
+    assert "start l4_on_demand       EC2 would start one g6.2xlarge for you" in printed
     assert "spot g6.2xlarge" in printed
     [(command, options)] = called
     assert command[1:] == ["-m", "ray.scripts.scripts", "up", "--yes", "--no-config-cache", str(file)]
