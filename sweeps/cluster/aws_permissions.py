@@ -145,15 +145,14 @@ def check_user(iam: Any, settings: ClusterSettings, account: AwsAccount, caller:
     unsure: list[str] = []
     for service, actions in UP_ACTIONS.items():
         resources = {"ResourceArns": own} if service == "iam" else {}
-        for action in actions:
-            answer = iam.simulate_principal_policy(
-                PolicySourceArn=caller, ActionNames=[f"{service}:{action}"], **resources
-            )
-            allowed = [result for result in answer["EvaluationResults"] if result["EvalDecision"] == "allowed"]
-            if allowed:  # of roles and profiles, an action concerns one kind only
-                continue
-            conditional = any(result.get("MissingContextValues") for result in answer["EvaluationResults"])
-            (unsure if conditional else refused).append(f"{service}:{action}")
+        names = [f"{service}:{action}" for action in actions]
+        answer = iam.simulate_principal_policy(PolicySourceArn=caller, ActionNames=names, MaxItems=1000, **resources)
+        for name in names:
+            results = [result for result in answer["EvaluationResults"] if result["EvalActionName"] == name]
+            if any(result["EvalDecision"] == "allowed" for result in results):
+                continue  # of roles and profiles, an action concerns one kind only
+            conditional = any(result.get("MissingContextValues") for result in results)
+            (unsure if conditional else refused).append(name)
     if refused:
         message = f"{caller} may not {', '.join(refused)}: ask your administrator to allow it, or let them run `ray up`"
         return CheckResult("your rights", "missing", message)

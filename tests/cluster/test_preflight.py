@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -393,9 +394,8 @@ class Simulator:
     def _answer(self, request: Any, decide: Any) -> Any:
         entries = request.get("ContextEntries", [])
         context = {entry["ContextKeyName"]: entry["ContextKeyValues"][0] for entry in entries}
-        [action] = request["ActionNames"]
         results = []
-        for arn in request.get("ResourceArns", ["*"]):
+        for action, arn in itertools.product(request["ActionNames"], request.get("ResourceArns", ["*"])):
             allowed = decide(action, arn, context)
             results.append({"EvalActionName": action, "EvalResourceName": arn})
             results[-1]["EvalDecision"] = "allowed" if allowed else "implicitDeny"
