@@ -87,7 +87,7 @@ def _print_results(results: Iterable[CheckResult]) -> bool:
     """Print each check as soon as it is done; return True if nothing is missing."""
     complete = True
     for result in results:
-        print(f"  {result.status:<8} {result.name:<20} {result.message}", flush=True)
+        print(f"  {result.status:<8} {result.name:<24} {result.message}", flush=True)
         complete &= result.status != "missing"
     return complete
 

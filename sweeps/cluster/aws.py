@@ -2,7 +2,8 @@
 
 Ray's own provider opens SSH to the whole internet, gives the head full rights over EC2 and S3, and gives workers none,
 so that they could not read the bucket. This provider first creates a security group and two roles, then leaves the rest
-to Ray. A cluster file selects it with `type: external`, for which Ray fills in no defaults: the file must be complete.
+to Ray, except that it starts another type of worker if EC2 has none of the requested one (`fallback`). A cluster file
+selects it with `type: external`, for which Ray fills in no defaults: the file must be complete.
 
 The module is imported in two places: where `ray up` is run, and on the head, whose autoscaler starts the workers.
 """
@@ -18,20 +19,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
 from sweeps.cluster import iam, network
+from sweeps.cluster.fallback import TypeFallback
 from sweeps.cluster.settings import ClusterSettings, find_placeholders, parse_settings, substitute_bucket
 
 MANAGED_NODE_KEYS = ("SecurityGroupIds", "IamInstanceProfile", "NetworkInterfaces", "LaunchTemplate")
 """Keys that a node_config must not set: the first two are created here, the other two could override them."""
 
 
-class NodeProvider(AWSNodeProvider):
+class NodeProvider(TypeFallback, AWSNodeProvider):
     """Creates the security group and the roles before Ray starts machines; see the module."""
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Create what machines need before they can start, and add it to the configuration.
 
-        Idempotent: a second call changes nothing, except that it undoes manual changes.
+        Idempotent: a second call for the same file changes nothing, except that it undoes manual changes. Its own
+        result is returned unchanged, without a request to AWS: `ray exec --stop` and `ray submit --stop` bootstrap the
+        result again on the head, whose role may not read security groups and roles.
 
         Args:
             cluster_config: the cluster file, as Ray has prepared it.
@@ -43,6 +47,8 @@ class NodeProvider(AWSNodeProvider):
             click.ClickException: the file is incomplete or invalid, in which case nothing was created; or AWS denied a
                 request.
         """
+        if is_bootstrapped(cluster_config):
+            return cluster_config
         try:
             settings = parse_settings(cluster_config)
             config = prepare_aws_config(cluster_config, settings)
@@ -55,11 +61,26 @@ class NodeProvider(AWSNodeProvider):
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Add the resources that AWS lists for each instance type; does nothing until the file is filled in."""
-        if next(find_placeholders(cluster_config["provider"]), None):
+        """Add the resources that AWS lists for each instance type, to a file that is filled in and not bootstrapped."""
+        if next(find_placeholders(cluster_config["provider"]), None) or is_bootstrapped(cluster_config):
             return cluster_config  # Ray calls bootstrap_config next, which reports what is missing
         filled_out: dict[str, Any] = AWSNodeProvider.fillout_available_node_types_resources(cluster_config)
         return filled_out
+
+
+def is_bootstrapped(cluster_config: dict[str, Any]) -> bool:
+    """Return whether `NodeProvider.bootstrap_config` has returned this configuration."""
+    try:
+        names = iam.role_names(parse_settings(cluster_config))
+    except ValueError:  # still to be filled in
+        return False
+
+    def has_profile(name: str, node_config: dict[str, Any]) -> bool:
+        kind = "head" if name == cluster_config["head_node_type"] else "worker"
+        profile = node_config.get("IamInstanceProfile", {}).get("Arn", "")
+        return "SecurityGroupIds" in node_config and str(profile).endswith(f":instance-profile/{names[kind]}")
+
+    return all(has_profile(name, node["node_config"]) for name, node in cluster_config["available_node_types"].items())
 
 
 def prepare_aws_config(cluster_config: dict[str, Any], settings: ClusterSettings) -> dict[str, Any]:
@@ -79,7 +100,8 @@ def prepare_aws_config(cluster_config: dict[str, Any], settings: ClusterSettings
             raise ValueError(f"available_node_types.{name}.node_config.{managed[0]}: remove it, this provider sets it")
     session = boto3.Session(region_name=settings.region)
     ec2 = session.client("ec2")
-    image = find_image_id(ec2, settings.image) if any("ImageId" not in node for node in node_configs.values()) else ""
+    needs_image = any("ImageId" not in node for node in node_configs.values())
+    image = find_image(ec2, settings.image)["ImageId"] if needs_image else ""
     subnets = [subnet for node_config in node_configs.values() for subnet in node_config.get("SubnetIds", [])]
     account = iam.AwsAccount(
         session.get_partition_for_region(settings.region), session.client("sts").get_caller_identity()["Account"]
@@ -93,19 +115,19 @@ def prepare_aws_config(cluster_config: dict[str, Any], settings: ClusterSettings
         node_config["IamInstanceProfile"] = {"Arn": profiles[kind]}
         node_config["SecurityGroupIds"] = [group]
         node_config.setdefault("ImageId", image)
-        node_config["TagSpecifications"] = _tag_volumes(node_config.get("TagSpecifications", []), settings.cluster)
+        node_config["TagSpecifications"] = tag_volumes(node_config.get("TagSpecifications", []), settings.cluster)
     return config
 
 
-def find_image_id(ec2: Any, name: str) -> str:
-    """Return the id that an image of Amazon's has in the client's region.
+def find_image(ec2: Any, name: str) -> dict[str, Any]:
+    """Return the description of an image of Amazon's in the client's region.
 
     Images are pinned by name: an id is valid in one region only, and the public parameter for the newest image changes
     every week. Deprecated images, which are older than two years, are found too.
 
     Args:
         ec2: boto3's EC2 client.
-        name: name of the image.
+        name: name of the image; with `*` for any text, the newest image whose name matches.
 
     Raises:
         ValueError: no available image in this region has that name.
@@ -119,10 +141,11 @@ def find_image_id(ec2: Any, name: str) -> str:
             "    --filters 'Name=name,Values=Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*'\n"
             "Write one of them as provider.image, or set your own ImageId in every node_config."
         )
-    return str(images[0]["ImageId"])
+    newest: dict[str, Any] = max(images, key=lambda image: str(image["CreationDate"]))
+    return newest
 
 
-def _tag_volumes(specifications: list[dict[str, Any]], cluster: str) -> list[dict[str, Any]]:
+def tag_volumes(specifications: list[dict[str, Any]], cluster: str) -> list[dict[str, Any]]:
     """Tag volumes with the cluster's name, without which the head may not create them. Ray tags the machines."""
     own = {"Key": iam.CLUSTER_TAG, "Value": cluster}
     volumes = [tag for item in specifications if item["ResourceType"] == "volume" for tag in item["Tags"]]

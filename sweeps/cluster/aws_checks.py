@@ -1,17 +1,22 @@
-"""The preflight checks that ask AWS: credentials, bucket, image, network, quotas and spot prices."""
+"""The preflight checks that ask AWS: credentials, bucket, image, zones, permissions, quotas and spot prices."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
-from sweeps.cluster.aws import find_image_id
+from sweeps.cluster.aws import find_image, tag_volumes
+from sweeps.cluster.aws_permissions import check_head_role, check_start, check_user
 from sweeps.cluster.check_result import CheckResult
+from sweeps.cluster.iam import AwsAccount
 from sweeps.cluster.network import find_vpc
 from sweeps.cluster.settings import ClusterSettings
 
@@ -46,17 +51,27 @@ def run_aws_checks(
     """
     try:
         caller = client_factory("sts").get_caller_identity()
-    except (BotoCoreError, ClientError) as error:
-        yield CheckResult("credentials", "missing", f"{error}: aws configure, aws sso login, or AWS_PROFILE")
+    except (BotoCoreError, ClientError, ResponseParserError) as error:
+        yield CheckResult(
+            "credentials", "missing", f"{_first_line(error)}: aws configure, aws sso login, or AWS_PROFILE"
+        )
         return
     yield CheckResult("credentials", "ok", f"{caller['Arn']}")
-    checks = {"bucket": _check_bucket, "image": _check_image, "network": _check_network, "machines": _check_machines}
+    checks = {
+        "bucket": _check_bucket,
+        "image": _check_image,
+        "network": _check_network,
+        "permissions": _check_permissions,
+        "machines": _check_machines,
+    }
     for name, check in checks.items():
         try:
             yield from check(config, settings, client_factory)
         except ClientError as error:
             denied = "AccessDenied" in str(error) or "Unauthorized" in str(error)
             yield CheckResult(name, "note" if denied else "missing", f"could not be checked: {_first_line(error)}")
+        except ResponseParserError as error:  # an answer that is not AWS's own, such as a proxy's
+            yield CheckResult(name, "note", f"could not be checked: {_first_line(error)}")
         except (BotoCoreError, ValueError) as error:
             yield CheckResult(name, "missing", str(error))
 
@@ -114,21 +129,145 @@ def _check_bucket(
 def _check_image(
     config: dict[str, Any], settings: ClusterSettings, client_factory: ClientFactory
 ) -> Iterator[CheckResult]:
+    """Check that the image exists, and that the disks in the file fit its root device and its snapshot."""
     ec2 = client_factory("ec2")
-    image_ids = {node["node_config"].get("ImageId") for node in config["available_node_types"].values()}
-    if None in image_ids:
-        yield CheckResult("image", "ok", f"{find_image_id(ec2, settings.image)} is {settings.image}")
-    for image_id in sorted(filter(None, image_ids)):
-        [image] = ec2.describe_images(ImageIds=[image_id])["Images"]
-        yield CheckResult("image", "ok", f"{image_id} is {image['Name']}")
+    by_id: dict[str | None, dict[str, Any]] = {}
+    for name, node in config["available_node_types"].items():
+        image_id = node["node_config"].get("ImageId")
+        if image_id not in by_id:
+            by_id[image_id] = _find_image(ec2, settings, image_id)
+            yield CheckResult("image", "ok", f"{by_id[image_id]['ImageId']} is {by_id[image_id]['Name']}")
+        if problem := disk_problem(node["node_config"], by_id[image_id]):
+            yield CheckResult(f"disk {name}", "missing", problem)
+
+
+def _find_image(ec2: Any, settings: ClusterSettings, image_id: str | None) -> dict[str, Any]:
+    if image_id is None:
+        return find_image(ec2, settings.image)
+    images = ec2.describe_images(ImageIds=[image_id])["Images"]
+    if not images:
+        raise ValueError(f"{image_id} does not exist in {settings.region}: an ImageId is valid in one region only")
+    found: dict[str, Any] = images[0]
+    return found
+
+
+def disk_problem(node_config: dict[str, Any], image: dict[str, Any]) -> str:
+    """Return why the disks of a node type do not fit its image, and what to write instead; "" if they do.
+
+    Args:
+        node_config: the node type's, as in the cluster file.
+        image: the image, as EC2 describes it.
+    """
+    root = image.get("RootDeviceName")
+    disks = {disk["DeviceName"]: disk.get("Ebs", {}) for disk in node_config.get("BlockDeviceMappings", [])}
+    if not disks:
+        return ""
+    if root not in disks:
+        written = ", ".join(sorted(disks))
+        return f"{written} is not the image's root device: write DeviceName: {root}, or the root disk is not encrypted"
+    snapshots = {disk["DeviceName"]: disk.get("Ebs", {}) for disk in image.get("BlockDeviceMappings", [])}
+    minimum, size = snapshots.get(root, {}).get("VolumeSize", 0), disks[root].get("VolumeSize")
+    if size is not None and size < minimum:
+        return f"VolumeSize {size} is smaller than the image's snapshot: write at least {minimum}"
+    return ""
 
 
 def _check_network(
     config: dict[str, Any], settings: ClusterSettings, client_factory: ClientFactory
 ) -> Iterator[CheckResult]:
-    node_configs = [node["node_config"] for node in config["available_node_types"].values()]
-    subnets = [subnet for node_config in node_configs for subnet in node_config.get("SubnetIds", [])]
-    yield CheckResult("network", "ok", find_vpc(client_factory("ec2"), subnets))
+    """Check the VPC, and how many of its zones offer each worker's instance type: Ray tries one after another."""
+    ec2 = client_factory("ec2")
+    vpc = find_vpc(ec2, _subnet_ids(config))
+    subnets = _usable_subnets(ec2, config, vpc)
+    zones = sorted({subnet["AvailabilityZone"] for subnet in subnets})
+    if not zones:
+        message = f"{vpc} has no subnet for the machines: aws ec2 create-default-subnet --availability-zone ZONE"
+        yield CheckResult("network", "missing", message)
+        return
+    yield CheckResult("network", "ok", f"{vpc}, with subnets in {', '.join(zones)}")
+    for instance_type in sorted({node["node_config"]["InstanceType"] for node in _workers(config).values()}):
+        offers = ec2.describe_instance_type_offerings(
+            LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [instance_type]}]
+        )["InstanceTypeOfferings"]
+        offered = sorted({offer["Location"] for offer in offers})
+        common = [zone for zone in zones if zone in offered]
+        others = [zone for zone in offered if zone not in zones]
+        name = f"zones {instance_type}"
+        if len(common) > 1:
+            yield CheckResult(name, "ok", f"offered in {', '.join(common)}")
+            continue
+        advice = (
+            f"add a subnet in {' or '.join(others)}: aws ec2 create-default-subnet --availability-zone {others[0]}"
+            if others
+            else "choose another instance type or region"
+        )
+        if not common:
+            yield CheckResult(name, "missing", f"not offered in a zone of your subnets; {advice}")
+        else:
+            message = f"offered in one zone of your subnets only, {common[0]}, which may have no machine free"
+            yield CheckResult(name, "note", f"{message}; {advice}")
+
+
+def _workers(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the worker types that may start at all."""
+    nodes = config["available_node_types"].items()
+    return {name: node for name, node in nodes if name != config["head_node_type"] and node.get("max_workers", 1)}
+
+
+def _subnet_ids(config: dict[str, Any]) -> list[str]:
+    nodes = config["available_node_types"].values()
+    return sorted({subnet for node in nodes for subnet in node["node_config"].get("SubnetIds", [])})
+
+
+def _usable_subnets(ec2: Any, config: dict[str, Any], vpc: str) -> list[dict[str, Any]]:
+    """Return the subnets that Ray will use: those in the file, else those of the VPC that are in the file's zones."""
+    chosen = _subnet_ids(config)
+    if chosen:
+        found: list[dict[str, Any]] = ec2.describe_subnets(SubnetIds=chosen)["Subnets"]
+        return found
+    subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
+    zones = str(config["provider"].get("availability_zone") or "").split(",")
+    return [
+        subnet
+        for subnet in subnets
+        if subnet.get("MapPublicIpOnLaunch") and (zones == [""] or subnet["AvailabilityZone"] in zones)
+    ]
+
+
+def _check_permissions(
+    config: dict[str, Any], settings: ClusterSettings, client_factory: ClientFactory
+) -> Iterator[CheckResult]:
+    """Check the user's rights and those of the head-to-be, and ask EC2 whether it would start each node type."""
+    caller = client_factory("sts").get_caller_identity()
+    account = AwsAccount(caller["Arn"].split(":")[1], caller["Account"])
+    iam, ec2 = client_factory("iam"), client_factory("ec2")
+    vpc = find_vpc(ec2, _subnet_ids(config))
+    groups = ec2.describe_security_groups(
+        Filters=[{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [f"{settings.cluster}-ray"]}]
+    )["SecurityGroups"]
+    group = groups[0]["GroupId"] if groups else "sg-0123456789abcdef0"
+    types = [node["node_config"]["InstanceType"] for node in config["available_node_types"].values()]
+    simulations: dict[str, Callable[[], CheckResult]] = {
+        "your rights": lambda: check_user(iam, settings, account, caller["Arn"]),
+        "head's role": lambda: check_head_role(iam, settings, account, group, types),
+    }
+    for name, simulate in simulations.items():
+        try:
+            yield simulate()
+        except (ClientError, BotoCoreError, ResponseParserError) as error:
+            yield CheckResult(name, "note", f"could not be checked, IAM's simulator says: {_first_line(error)}")
+    subnets = _usable_subnets(ec2, config, vpc)
+    started = {config["head_node_type"]: config["available_node_types"][config["head_node_type"]], **_workers(config)}
+    for name, node in started.items():
+        request = {key: value for key, value in node["node_config"].items() if key != "SubnetIds"}
+        try:
+            request.setdefault("ImageId", _find_image(ec2, settings, request.get("ImageId"))["ImageId"])
+        except ValueError:  # reported by _check_image
+            continue
+        request["TagSpecifications"] = tag_volumes(request.get("TagSpecifications", []), settings.cluster)
+        if subnets:
+            request["SubnetId"] = subnets[0]["SubnetId"]
+        yield check_start(ec2, name, request)
 
 
 def quota_family(instance_type: str) -> str:
@@ -145,26 +284,37 @@ def _check_machines(
     config: dict[str, Any], settings: ClusterSettings, client_factory: ClientFactory
 ) -> Iterator[CheckResult]:
     """Check the quota of every market and family in the file, and today's spot prices."""
-    nodes = config["available_node_types"]
+    nodes = {config["head_node_type"]: config["available_node_types"][config["head_node_type"]], **_workers(config)}
     types = sorted({node["node_config"]["InstanceType"] for node in nodes.values()})
     described = client_factory("ec2").describe_instance_types(InstanceTypes=types)["InstanceTypes"]
     vcpus = {row["InstanceType"]: row["VCpuInfo"]["DefaultVCpus"] for row in described}
-    types_by_quota: dict[tuple[str, str], set[str]] = {}
-    for node in nodes.values():
+    groups: dict[tuple[str, str], dict[str, int]] = {}
+    machines: Counter[tuple[str, str]] = Counter()
+    for name, node in nodes.items():
         spot = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
         instance_type = node["node_config"]["InstanceType"]
-        quota = "spot" if spot else "on demand", quota_family(instance_type)
-        types_by_quota.setdefault(quota, set()).add(instance_type)
-    for (market, family), instance_types in sorted(types_by_quota.items()):
-        used_vcpus = {instance_type: vcpus[instance_type] for instance_type in instance_types}
-        yield _check_quota(market, family, used_vcpus, config["max_workers"], client_factory)
-    spot_types = sorted(name for (market, _), names in types_by_quota.items() if market == "spot" for name in names)
+        group = "spot" if spot else "on demand", quota_family(instance_type)
+        groups.setdefault(group, {})[instance_type] = vcpus[instance_type]
+        is_head = name == config["head_node_type"]
+        machines[group] += 1 if is_head else node.get("max_workers", config["max_workers"])
+    results = {
+        group: _check_quota(*group, types, min(machines[group], config["max_workers"]), client_factory)
+        for group, types in sorted(groups.items())
+    }
+    head = nodes[config["head_node_type"]]["node_config"]["InstanceType"]
+    workers_start = any(
+        result.status != "missing" for group, result in results.items() if group != ("on demand", quota_family(head))
+    )
+    for group, result in results.items():
+        for_workers = head not in groups[group]
+        yield replace(result, status="note") if for_workers and workers_start and result.status == "missing" else result
+    spot_types = sorted(name for (market, _), names in groups.items() if market == "spot" for name in names)
     if spot_types:
         yield from _check_spot_prices(spot_types, client_factory)
 
 
 def _check_quota(
-    market: str, family: str, vcpus: dict[str, int], max_workers: int, client_factory: ClientFactory
+    market: str, family: str, vcpus: dict[str, int], needed: int, client_factory: ClientFactory
 ) -> CheckResult:
     """Check whether the quota of a market and family allows the machines of the file.
 
@@ -172,10 +322,10 @@ def _check_quota(
         market: `spot` or `on demand`.
         family: as `quota_family` returns it.
         vcpus: virtual CPUs of each instance type of that family in the file.
-        max_workers: the most workers that the cluster may have.
+        needed: the most machines of that family that the cluster may have.
         client_factory: makes the clients.
     """
-    name, code = f"quota {market}", QUOTA_CODES.get((market, family))
+    name, code = f"quota {market} {family.replace(' and ', '/')}", QUOTA_CODES.get((market, family))
     if code is None:
         return CheckResult(name, "note", f"{', '.join(sorted(vcpus))}: the quota of this family is not checked")
     quotas = client_factory("service-quotas")
@@ -184,15 +334,13 @@ def _check_quota(
     except ClientError as error:
         return CheckResult(name, "note", f"could not be checked: {_first_line(error)}")
     machines = int(limit // min(vcpus.values()))
-    needed = min(vcpus.values()) * (max_workers if market == "spot" else 1)  # the head is the only one on demand
-    command = f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {code}"
     message = f"{limit:g} virtual CPUs of {family}: {machines} machines at a time"
+    command = f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {code}"
+    command += f" --desired-value {min(vcpus.values()) * needed}"
     if machines < 1:
-        return CheckResult(name, "missing", f"{message}; {command} --desired-value {needed}")
-    if market == "spot" and machines < max_workers:
-        return CheckResult(
-            name, "note", f"{message}, not max_workers {max_workers}; {command} --desired-value {needed}"
-        )
+        return CheckResult(name, "missing", f"{message}; {command}")
+    if machines < needed:
+        return CheckResult(name, "note", f"{message}, not {needed}; {command}")
     return CheckResult(name, "ok", message)
 
 
@@ -218,4 +366,4 @@ def _check_spot_prices(instance_types: list[str], client_factory: ClientFactory)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return str(error).splitlines()[0][:300]

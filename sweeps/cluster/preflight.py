@@ -27,7 +27,7 @@ PUBLIC_IP_URL = "https://checkip.amazonaws.com"
 
 
 def run_checks(file: Path) -> Iterator[CheckResult]:
-    """Run all checks for a cluster file, one at a time; those that ask AWS run only once the file is filled in.
+    """Run all checks for a cluster file, one at a time; those that ask a cloud run only once the file is filled in.
 
     Args:
         file: the cluster file.
@@ -51,6 +51,10 @@ def run_checks(file: Path) -> Iterator[CheckResult]:
     if config["provider"].get("module") != AWS_PROVIDER:
         if not placeholders:
             yield CheckResult("filled in", "ok", f"no placeholder is left in {file}")
+            if config["provider"]["type"] == "gcp" and importlib.util.find_spec("googleapiclient"):
+                from sweeps.cluster.gcp_checks import run_gcp_checks
+
+                yield from run_gcp_checks(config)
         return
     try:
         settings = parse_settings(config)
@@ -81,8 +85,11 @@ def load_cluster_file(file: Path) -> dict[str, Any]:
         config, *others = yaml.safe_load_all(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
-    if any(isinstance(document, dict) and document.get("kind") == "RayCluster" for document in (config, *others)):
+    kinds = {document.get("kind") for document in (config, *others) if isinstance(document, dict)}
+    if kinds & {"RayCluster", "RayJob"}:
         raise ValueError(f"{file} is for Kubernetes: run kubectl apply -f {file}, see its first lines")
+    if isinstance(config, dict) and "resources" in config and "run" in config:
+        raise ValueError(f"{file} is for SkyPilot: run sky launch -c xfer {file}, see its first lines")
     if not isinstance(config, dict) or "provider" not in config:
         raise ValueError(f"{file} is not a cluster file: it has no provider section")
     return config

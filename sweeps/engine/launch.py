@@ -26,7 +26,7 @@ from xfer.data.pack import Progress
 from xfer.storage import local_cache, object_store
 
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
-"""Seconds between two syncs of MLflow. In an object store each look at a running trial costs three paid requests."""
+"""Seconds between two syncs of MLflow, each of which reads the trials that have changed from the storage."""
 
 
 def leased(store: Store, on_wait: Callable[[str], None]) -> Lease:
@@ -103,6 +103,7 @@ def run_sweep(
     """
     period = REMOTE_SYNC_SECONDS if object_store.is_remote(store.folder) else LOCAL_SYNC_SECONDS
     with Mirror(store, run_options.tracking_uri, period) as mirror:
+        view.on_change = mirror.report
         # Within the mirror, so that MLflow receives the final cost.
         with CostTracker(store, run_options.prices, local_machines, view.print_line) as cost_tracker:
             view.cost = lambda: format_cost_so_far(cost_tracker.spent(), run_options.cost_budget)

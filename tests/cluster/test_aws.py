@@ -18,7 +18,7 @@ import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
-from sweeps.cluster.aws import NodeProvider
+from sweeps.cluster.aws import NodeProvider, is_bootstrapped
 from sweeps.cluster.iam import CLUSTER_TAG, AwsAccount, head_policy, worker_policy
 from sweeps.cluster.network import ensure_security_group
 from sweeps.cluster.settings import ClusterSettings, parse_settings
@@ -97,6 +97,41 @@ def test_only_ssh_from_one_address_and_the_cluster_itself_are_allowed_and_a_seco
     before = created_resources(aws), ingress_rules(aws), policy(HEAD), policy(WORKER)
     assert bootstrap() == first
     assert (created_resources(aws), ingress_rules(aws), policy(HEAD), policy(WORKER)) == before
+
+
+def test_a_finished_configuration_is_bootstrapped_again_on_the_head_without_a_request_and_unchanged(
+    aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray exec --stop` and `ray submit --stop` run `ray teardown ~/ray_bootstrap_config.yaml` there."""
+    from ray.autoscaler._private.commands import _bootstrap_config
+
+    monkeypatch.chdir(ROOT)
+    finished = _bootstrap_config(filled_cluster_config(), no_config_cache=True)
+    on_head = json.loads(json.dumps(finished)) | {"file_mounts": {"~/.xfer/project/xfer": "~/.xfer/project/xfer"}}
+    on_head["auth"] = {**on_head["auth"], "ssh_private_key": "~/ray_bootstrap_key.pem"}
+    monkeypatch.setenv("HOME", str(tmp_path / "another"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(BaseClient, "_make_api_call", lambda *_: pytest.fail("AWS was asked"))
+    first = _bootstrap_config(on_head, no_config_cache=True)
+    second = _bootstrap_config(first, no_config_cache=True)
+    for config in (on_head, first, second):
+        config.pop("head_node", None)  # Ray adds and drops it by itself
+        config["provider"].pop("_config_cache_path", None)
+    assert first == on_head
+    assert second == on_head
+
+
+def test_the_file_itself_is_not_taken_for_a_finished_configuration() -> None:
+    config = filled_cluster_config()
+    assert not is_bootstrapped(config)
+    for node in config["available_node_types"].values():
+        node["node_config"] |= {"SecurityGroupIds": ["sg-mine"], "IamInstanceProfile": {"Arn": "arn:...:mine"}}
+    assert not is_bootstrapped(config)
+
+
+def test_a_machine_that_shuts_itself_down_is_terminated(aws: Any) -> None:
+    for node in bootstrap()["available_node_types"].values():
+        assert node["node_config"]["InstanceInitiatedShutdownBehavior"] == "terminate"
 
 
 def test_a_group_that_was_opened_manually_is_closed_again(aws: Any) -> None:
@@ -184,7 +219,7 @@ def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_d
     kinds = ["m6i.xlarge", "g6.2xlarge", "g5.2xlarge"]
     assert policy(HEAD) == head_policy(settings, account, group["GroupId"], kinds)["Statement"]
     provider = NodeProvider(config["provider"], config["cluster_name"])
-    for kind in ("head", "l4", "a10g"):
+    for kind in ("head", "l4", "a10g", "l4_on_demand"):
         started = provider.create_node(
             config["available_node_types"][kind]["node_config"], {"ray-node-type": "worker", "ray-node-name": kind}, 1
         )
@@ -198,7 +233,7 @@ def test_machines_start_with_their_own_role_in_the_closed_group_with_encrypted_d
         [disk] = aws.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": list(started)}])["Volumes"]
         assert disk["Encrypted"]
         assert machine["MetadataOptions"]["HttpTokens"] == "required"
-        assert (machine.get("InstanceLifecycle") == "spot") == (kind != "head")
+        assert (machine.get("InstanceLifecycle") == "spot") == (kind in ("l4", "a10g"))
 
 
 # --- what is rejected before anything is created ----------------------------------------------------------------------
@@ -295,7 +330,7 @@ class Recorder:
 def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray.autoscaler._private.commands import _bootstrap_config, get_or_create_head_node
+    from ray.autoscaler._private.commands import _bootstrap_config, get_or_create_head_node, teardown_cluster
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
     from ray.core.generated.instance_manager_pb2 import Instance
@@ -319,8 +354,9 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     steps = [
         recorder.index("rsync xfer/ ~/.xfer/project/xfer/"),
         recorder.index("rsync pyproject.toml ~/.xfer/project/pyproject.toml"),
+        recorder.index("idle_shutdown.py install"),
         recorder.index("cat > ~/.xfer/environment.sh"),
-        recorder.index("-c ~/.xfer/project/constraints.txt"),
+        recorder.index("uv pip install"),
         recorder.index("export MLFLOW_TRACKING_URI=http://127.0.0.1:5000"),
         recorder.index(f"python -m sweeps.cluster mlflow --artifacts s3://{BUCKET}/mlartifacts"),
         recorder.index("ray start --head"),
@@ -336,7 +372,7 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     assert "--dashboard-host=127.0.0.1" in start
     assert "RAY_OVERRIDE_RESOURCES='{\"CPU\":0}'" in start
     assert 'RAY_OVERRIDE_LABELS=\'{"xfer/usd-per-hour":"0.192"}\'' in start
-    assert "RAY_health_check_failure_threshold=3" in start
+    assert "RAY_health_check_failure_threshold=4" in start
     # Ray exports its own choice before the command; the file is read after it.
     assert start.index("RAY_USAGE_STATS_ENABLED") < start.index(". ~/.xfer/environment.sh")
     copied = sorted(path.name for path in (head_home / ".xfer/project").iterdir())
@@ -344,10 +380,14 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
 
     # On the head: what its autoscaler does with the uploaded configuration, and which operations it requests from AWS.
     operations: set[str] = set()
+    allowed = {action for statement in POLICIES["head"]["Statement"] for action in statement["Action"]}
     make_api_call = BaseClient._make_api_call
 
     def record_call(client: Any, operation: str, arguments: Any) -> Any:
-        operations.add(f"{client.meta.service_model.service_name}:{operation}")
+        action = f"{client.meta.service_model.service_name}:{operation}"
+        operations.add(action)
+        if action not in allowed:
+            raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": action}}, operation)
         return make_api_call(client, operation, arguments)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", record_call)
@@ -363,16 +403,23 @@ def test_the_whole_ray_up_and_the_start_of_a_worker_as_recorded(
     RayInstaller(provider, on_head, process_runner=worker).install_ray(
         Instance(instance_id="1", cloud_instance_id=machine, instance_type="l4"), "10.0.0.1"
     )
-    provider.terminate_node(machine)
-    allowed = {action for statement in POLICIES["head"]["Statement"] for action in statement["Action"]}
+    # What `ray exec --stop` runs there before it shuts the head down.
+    teardown_cluster(str(head_home / "ray_bootstrap_config.yaml"), True, True, None, False)
+    states = {
+        instance["InstanceId"]: instance["State"]["Name"]
+        for reservation in aws.describe_instances()["Reservations"]
+        for instance in reservation["Instances"]
+    }
+    assert states.pop(machine) == "terminated"
+    assert list(states.values()) == ["running"]  # the head
     assert operations == {"ec2:RunInstances", "ec2:CreateTags", "ec2:DescribeInstances", "ec2:TerminateInstances"}
-    assert operations <= allowed
     all_commands = "\n".join(worker.commands)
     assert (worker_home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
-    assert sum("pip install" in command for command in worker.commands) == 1  # Ray would do it twice
+    assert sum("uv pip install" in command for command in worker.commands) == 1  # Ray would do it twice
     steps = [
+        worker.index("idle_shutdown.py install"),
         worker.index("cat > ~/.xfer/environment.sh"),
-        worker.index("-c ~/.xfer/project/constraints.txt"),
+        worker.index("uv pip install"),
         worker.index("nvidia-smi"),
         worker.index("ray start --address=$RAY_HEAD_IP:6379"),
     ]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ from tests.cluster.mock_aws import ROOT
 CLOUDS = {"aws": ROOT / "ray_cluster.yaml", "gcp": ROOT / "clusters" / "gcp.yaml"}
 LAUNCHED = CLOUDS | {"on premises": ROOT / "clusters" / "on_premises.yaml"}
 KUBERNETES = ROOT / "clusters" / "kubernetes.yaml"
-ALL = [*LAUNCHED.values(), KUBERNETES, ROOT / "clusters" / "Dockerfile"]
+RAY_JOB = ROOT / "clusters" / "rayjob.yaml"
+SKYPILOT = ROOT / "clusters" / "skypilot.yaml"
+ALL = [*LAUNCHED.values(), KUBERNETES, RAY_JOB, SKYPILOT, ROOT / "clusters" / "Dockerfile"]
 
 launched = pytest.mark.parametrize("name", LAUNCHED)
 clouds = pytest.mark.parametrize("name", CLOUDS)
@@ -187,7 +190,9 @@ def test_workers_are_spot_machines_scaled_from_zero_and_the_head_runs_no_trial(n
         machine = node["node_config"]
         market = machine.get("InstanceMarketOptions", {}).get("MarketType")
         spot = market == "spot" or machine.get("scheduling", {}).get("provisioningModel") == "SPOT"
-        assert spot == (kind != config["head_node_type"])
+        on_demand = kind.endswith("_on_demand")
+        assert spot == (kind != config["head_node_type"] and not on_demand)
+        assert node.get("priority", 0) == (-1 if on_demand else 0)  # Ray takes spot machines first
         assert node["min_workers"] == 0
         assert node["max_workers"] <= config["max_workers"]
         assert float(node["labels"]["xfer/usd-per-hour"]) > 0
@@ -196,7 +201,9 @@ def test_workers_are_spot_machines_scaled_from_zero_and_the_head_runs_no_trial(n
     assert {kind: node["resources"]["GPU"] for kind, node in nodes.items() if kind != "head"} == dict.fromkeys(
         sorted(nodes.keys() - {"head"}), 1
     )
-    assert 0 < config["idle_timeout_minutes"] <= 10
+    assert any(kind.endswith("_on_demand") for kind in nodes)
+    # Longer than the start of a worker, 6 to 10 minutes with pip: otherwise machines leave and return between stages.
+    assert 10 < config["idle_timeout_minutes"] <= 20
 
 
 def test_disks_on_aws_are_encrypted_and_machine_metadata_requires_a_token() -> None:
@@ -281,13 +288,15 @@ def test_the_image_for_kubernetes_has_a_compiler() -> None:
 
 
 @launched
-def test_the_head_starts_mlflow_then_ray_with_a_local_dashboard_and_quick_health_checks(name: str) -> None:
+def test_the_head_starts_mlflow_then_ray_with_a_local_dashboard_and_patient_health_checks(
+    name: str,
+) -> None:
     stop, mlflow, start = read(name)["head_start_ray_commands"]
     assert stop == "ray stop"
     assert "python -m sweeps.cluster mlflow --artifacts " in mlflow
     assert "--dashboard-host=127.0.0.1" in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
-    for setting in ("initial_delay_ms=1000", "period_ms=1000", "timeout_ms=1000", "failure_threshold=3"):
+    for setting in ("initial_delay_ms=3000", "period_ms=3000", "timeout_ms=5000", "failure_threshold=4"):
         assert f"RAY_health_check_{setting}" in start
 
 
@@ -298,8 +307,9 @@ def test_machines_get_the_project_its_pinned_versions_the_token_and_nothing_else
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
     assert sorted(mounts.values()) == ["README.md", "constraints.txt", "pyproject.toml", "sweeps", "xfer"]
     assert all((ROOT / local).exists() for local in mounts.values())
-    [install] = [command for command in config["setup_commands"] if "pip install" in command]
-    assert "-c ~/.xfer/project/constraints.txt -e" in install
+    install_uv, install = [command for command in config["setup_commands"] if "pip install" in command]
+    assert install_uv.endswith("/pip install --quiet -c ~/.xfer/project/constraints.txt uv")
+    assert "/uv pip install --quiet --python ~/.xfer/venv/bin/python -c ~/.xfer/project/constraints.txt -e" in install
     assert {"__pycache__", ".git", ".venv", "runs"} <= set(config["rsync_exclude"])
 
 
@@ -319,6 +329,36 @@ def test_machines_install_rays_dashboard_which_accepts_jobs_and_all_requirements
 
 def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@clouds
+def test_machines_of_a_cloud_shut_down_when_nothing_uses_them(name: str) -> None:
+    config = read(name)
+    [first, *_] = config["setup_commands"]  # also if a later command fails
+    words = shlex.split(first)
+    assert words[:4] == ["sudo", "python3", "~/.xfer/project/sweeps/cluster/idle_shutdown.py", "install"]
+    assert words[4:] == ["--home", "$HOME", "--worker-minutes", "30", "--head-hours", "12"]
+    assert config["file_mounts"]["~/.xfer/project/sweeps"] == "sweeps"
+
+
+def test_hosts_of_ones_own_are_shut_down_only_if_the_user_says_so() -> None:
+    text = LAUNCHED["on premises"].read_text()
+    [line] = [line for line in text.splitlines() if "idle_shutdown.py" in line]
+    assert line.startswith("  # - sudo python3 ~/.xfer/project/sweeps/cluster/idle_shutdown.py install ")
+    enabled: dict[str, Any] = yaml.safe_load(text.replace(line, line.replace("  # - ", "  - ")))
+    assert enabled["setup_commands"][0] == line.removeprefix("  # - ")
+
+
+def test_kubernetes_waits_as_long_before_a_worker_counts_as_lost_or_idle() -> None:
+    environment = {item["name"]: item["value"] for item in containers()["ray-head"]["env"]}
+    prefix = "RAY_health_check_"
+    assert {name.removeprefix(prefix): value for name, value in environment.items() if name.startswith(prefix)} == {
+        "initial_delay_ms": "3000",
+        "period_ms": "3000",
+        "timeout_ms": "5000",
+        "failure_threshold": "4",
+    }
+    assert of_kind("RayCluster")["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] == 900
 
 
 def test_the_aws_file_has_three_values_to_fill_in() -> None:
@@ -395,6 +435,51 @@ KINDS: dict[str, Any] = {
 }
 
 
+PODS_OF_JOB = {**POD, "metadata": {"labels": ANY}, "spec": {**POD["spec"], "restartPolicy": str}}
+CLUSTER_SPEC = KINDS["RayCluster"]["spec"]
+JOB_KINDS: dict[str, Any] = {
+    # https://kueue.sigs.k8s.io/docs/reference/kueue.v1beta2/
+    "ResourceFlavor": {},
+    "LocalQueue": {"spec": {"clusterQueue": str}},
+    "ClusterQueue": {
+        "spec": {
+            "namespaceSelector": SELECTOR,
+            "resourceGroups": [
+                {
+                    "coveredResources": [str],
+                    "flavors": [{"name": str, "resources": [{"name": str, "nominalQuota": str}]}],
+                }
+            ],
+        }
+    },
+    "NetworkPolicy": {
+        "spec": {
+            "podSelector": SELECTOR,
+            "policyTypes": [str],
+            "ingress": [
+                {
+                    "from": [{"podSelector": SELECTOR, "namespaceSelector": SELECTOR}],
+                    "ports": [{"protocol": str, "port": int}],
+                }
+            ],
+        }
+    },
+    "RayJob": {
+        "spec": {
+            "entrypoint": str,
+            "submissionMode": str,
+            "shutdownAfterJobFinishes": bool,
+            "ttlSecondsAfterFinished": int,
+            "rayClusterSpec": {
+                **CLUSTER_SPEC,
+                "headGroupSpec": {**CLUSTER_SPEC["headGroupSpec"], "template": PODS_OF_JOB},
+                "workerGroupSpecs": [{**CLUSTER_SPEC["workerGroupSpecs"][0], "template": PODS_OF_JOB}],
+            },
+        }
+    },
+}
+
+
 def documents() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(KUBERNETES.read_text()))
 
@@ -444,3 +529,134 @@ def test_pods_accept_connections_only_from_each_other_and_run_unprivileged() -> 
     for container in containers().values():
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert containers()["ray-worker"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+# --- a sweep as a RayJob in a queue -----------------------------------------------------------------------------------
+
+
+def job_documents() -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all(RAY_JOB.read_text())}
+
+
+def test_kuberay_and_kueue_know_every_key_of_the_job() -> None:
+    found = job_documents()
+    assert found.keys() == JOB_KINDS.keys()
+    for kind, document in found.items():
+        shape = JOB_KINDS[kind] | {"apiVersion": str, "kind": str, "metadata": {**METADATA, "labels": ANY}}
+        assert list(mismatches(document, shape, kind)) == []
+
+
+def test_the_job_goes_through_the_queue_and_its_cluster_ends_with_it() -> None:
+    found = job_documents()
+    job = found["RayJob"]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == found["LocalQueue"]["metadata"]["name"]
+    assert found["LocalQueue"]["spec"]["clusterQueue"] == found["ClusterQueue"]["metadata"]["name"]
+    [group] = found["ClusterQueue"]["spec"]["resourceGroups"]
+    [flavor] = group["flavors"]
+    assert flavor["name"] == found["ResourceFlavor"]["metadata"]["name"]
+    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is False
+    [workers] = cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] == workers["maxReplicas"] == workers["replicas"]
+    # The quota admits the whole job; otherwise Kueue would never start it.
+    requests = [(1, cluster["headGroupSpec"]), (workers["replicas"], workers)]
+    needed = {"cpu": 0.0, "memory": 0.0, "nvidia.com/gpu": 0.0}
+    for count, part in requests:
+        [container] = part["template"]["spec"]["containers"]
+        resources = {**container["resources"]["limits"], **container["resources"]["requests"]}
+        for name in needed:
+            needed[name] += count * float(str(resources.get(name, 0)).removesuffix("Gi"))
+    quota = {one["name"]: float(one["nominalQuota"].removesuffix("Gi")) for one in flavor["resources"]}
+    assert quota.keys() == needed.keys() == set(group["coveredResources"])
+    assert all(needed[name] <= quota[name] for name in needed), (needed, quota)
+
+
+def test_pods_of_the_job_have_the_token_the_environment_and_a_policy_and_run_unprivileged() -> None:
+    found = job_documents()
+    cluster = found["RayJob"]["spec"]["rayClusterSpec"]
+    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "xfer-token"}
+    own = found["NetworkPolicy"]["spec"]["podSelector"]
+    from_own, from_operator = found["NetworkPolicy"]["spec"]["ingress"]
+    assert from_own == {"from": [{"podSelector": own}]}
+    assert from_operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        template = group["template"]
+        assert template["metadata"]["labels"] == own["matchLabels"]
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        [container] = template["spec"]["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["envFrom"] == [{"configMapRef": {"name": "xfer-environment"}}]
+    assert cluster["headGroupSpec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+# --- SkyPilot --------------------------------------------------------------------------------------------------------
+
+SKYPILOT_TASK = {  # https://docs.skypilot.co/en/latest/reference/yaml-spec.html
+    "name": str,
+    "num_nodes": int,
+    "resources": {
+        "accelerators": ANY,
+        "cpus": str,
+        "disk_size": int,
+        "any_of": [{"infra": str, "use_spot": bool}],
+        "autostop": {"idle_minutes": int, "down": bool},
+    },
+    "envs": ANY,
+    "workdir": str,
+    "file_mounts": ANY,
+    "setup": str,
+    "run": str,
+}
+
+
+def skypilot() -> dict[str, Any]:
+    task: dict[str, Any] = yaml.safe_load(SKYPILOT.read_text())
+    return task
+
+
+def test_skypilot_knows_every_key_and_ends_the_machines() -> None:
+    assert list(mismatches(skypilot(), SKYPILOT_TASK, "task")) == []
+    assert skypilot()["resources"]["autostop"] == {"idle_minutes": 10, "down": True}
+    assert skypilot()["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+    assert "uv pip install --quiet --python ~/xfer-venv/bin/python -c constraints.txt -e" in skypilot()["setup"]
+
+
+SHELL_PROGRAMS = {
+    "ray": 'echo "ray $*" >> $LOG; [[ $1 == start ]] && env > $LOG.env; [[ $1 != status ]] || echo "0.0/8.0 GPU"',
+    "python": 'echo "python $* at $RAY_ADDRESS" >> $LOG',
+    "timeout": "true",
+}
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_commands_of_skypilot_start_a_cluster_with_the_environment_and_the_sweep_on_its_head(
+    rank: int, tmp_path: Path
+) -> None:
+    programs = tmp_path / "xfer-venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, script in SHELL_PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (programs / name).chmod(0o755)
+    (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
+    node = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NUM_NODES": "8"}
+    shell = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LOG": str(tmp_path / "log"), "OMP_NUM_THREADS": "1"}
+    envs = {**skypilot()["envs"], "BUCKET": "s3://mine", "SWEEP": "python -m sweeps.folder"}
+    done = subprocess.run(
+        ["bash", "-c", skypilot()["run"]], env={**shell, **node, **envs}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").read_text()
+    if rank:
+        assert log == f"ray start --block --address=10.0.0.1:6379 --temp-dir={tmp_path}/ray-xfer\n"
+    else:
+        assert (
+            f"ray start --head --block --port=6379 --dashboard-host=127.0.0.1 --temp-dir={tmp_path}/ray-xfer\n" in log
+        )
+        assert log.endswith("python -m sweeps.folder --data s3://mine/cars at 10.0.0.1:6379\n")
+    environment = dict(line.split("=", 1) for line in (tmp_path / "log.env").read_text().splitlines() if "=" in line)
+    assert environment.items() >= RAY_ENVIRONMENT.items()
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["XFER_STORAGE"] == "s3://mine/runs"
+    assert not {"OMP_NUM_THREADS", "RAY_ADDRESS"} & environment.keys()

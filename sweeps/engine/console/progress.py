@@ -64,6 +64,8 @@ class ProgressView:
     """Returns the cost so far as text; "" if no price is known."""
     time_left: Callable[[], str] = lambda: ""
     """Returns the time left of all stages as text; "" if there is nothing to say."""
+    on_change: Callable[[str, dict[str, Any] | None], None] = lambda trial, record: None
+    """Called with the name of a trial that has started or ended, or with its latest record, after an epoch."""
     _last_line_at: float = field(default_factory=time.monotonic)
     _phase_began_at: float = field(default_factory=time.monotonic)
     _ended_before: int = 0
@@ -147,11 +149,13 @@ class ProgressView:
             self._trained_since = time.monotonic()  # what came before is the start of Ray
         else:
             self._trained_seconds += record["epochs"][-1]["seconds"]
+        self.on_change(record["trial"], record)
         self._print_progress_if_due()
 
     def started(self, trial: str, recipe: dict[str, Any]) -> None:
         """Add a running trial."""
         self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
+        self.on_change(trial, None)
 
     def on_trial_end(self, trial: str, status: str | None, value: float | None) -> None:
         """Remove a running trial.
@@ -162,6 +166,7 @@ class ProgressView:
             value: its final value of the objective, if known.
         """
         record = self.running.pop(trial, None)
+        self.on_change(trial, None)
         if status is None:
             return
         self.ended[status] += 1

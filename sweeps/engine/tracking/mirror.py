@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ from sweeps.engine.tracking.model import ExportedModel, log_model
 from sweeps.engine.tracking.progress import unsent_progress
 from sweeps.reporting.cost import total_usd
 from xfer.objectives import ACCURACY
+from xfer.records import epoch_from_dict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,6 +56,8 @@ the metrics of an epoch must not be split over two batches."""
 
 PROGRESS_STEPS_PER_BATCH = 150
 """Steps of the sweep's progress per batch. A step has at most five metrics."""
+FULL_SYNC_SECONDS = 300.0
+"""Seconds between two syncs that read every unfinished trial, while a driver reports what changes (`Mirror.report`)."""
 
 
 class Mirror:
@@ -61,6 +65,10 @@ class Mirror:
 
     Errors are logged, once per kind, and retried at the next sync; they never interrupt the sweep. As a context manager
     it calls `start` and `close`; afterwards `complete` says whether MLflow has everything.
+
+    A driver that reports changes spares the storage: a sync then reads only the trials that have started or ended, and
+    takes the epochs of running trials from their reports. Every few minutes all unfinished trials are read, in case a
+    report was missed. Without reports every sync reads all of them, which is three requests per running trial.
 
     Args:
         store: the sweep's store.
@@ -81,6 +89,10 @@ class Mirror:
         self._use_bulk = True
         self._logged_errors: set[str] = set()
         self._had_error = False
+        self._reports: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._reports_lock = threading.Lock()
+        self._has_driver = False  # which reports changes
+        self._full_sync_at = -math.inf  # when a sync last read every unfinished trial
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -116,6 +128,20 @@ class Mirror:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def report(self, trial: str, record: Mapping[str, Any] | None = None) -> None:
+        """Take note that a trial has changed; returns at once, and the next sync logs it.
+
+        Args:
+            trial: its name.
+            record: its record so far as plain data, as its process has reported it after an epoch; None if it has
+                started or ended.
+        """
+        with self._reports_lock:
+            self._has_driver = True
+            # The record of a running trial is the one that it would have if it were stopped now. Without epochs here,
+            # the trial is read from the store.
+            self._reports[trial] = record["epochs"] if record is not None and record["status"] == "pruned" else ()
+
     def _work(self) -> None:
         wait = 0.0
         while not self._stop.wait(wait):
@@ -141,6 +167,7 @@ class Mirror:
                     self._sync(plan)
             except Exception as error:  # any error of MLflow, its database or its server
                 self._mirrored = None  # the state in MLflow is unknown now
+                self._full_sync_at = -math.inf  # and the reports of this sync have been taken
                 self._log_error(error)
                 self.complete = False
             else:
@@ -186,7 +213,7 @@ class Mirror:
         if self._live:
             set_run_state(client, sweep.parent, "running")
         errors = []
-        names = list_trials(self.store.folder / "trials")
+        names, reports = self._changed_trials()
         if self._use_bulk and can_bulk_insert(self.tracking_uri):
             try:
                 self._bulk_insert_ended(client, sweep, [name for name in names if name not in sweep.trials])
@@ -198,7 +225,7 @@ class Mirror:
         for name in names:
             if name not in sweep.trials or not sweep.trials[name].closed:
                 try:
-                    self._sync_trial(client, sweep, name)
+                    self._sync_trial(client, sweep, name, reports.get(name, ()))
                 except Exception as error:
                     if getattr(error, "get_http_status_code", lambda: 400)() >= 500:
                         raise  # the server failed; any other error concerns this trial only
@@ -214,6 +241,17 @@ class Mirror:
         if not self._live:
             self._close_parent(client, sweep, plan)
 
+    def _changed_trials(self) -> tuple[list[str], Mapping[str, Sequence[Mapping[str, Any]]]]:
+        """Return the trials to sync, and the epochs of those that have only reported epochs."""
+        with self._reports_lock:
+            reports, self._reports = self._reports, {}
+            has_driver = self._has_driver
+        now = time.monotonic()
+        if self._live and has_driver and now < self._full_sync_at + FULL_SYNC_SECONDS:
+            return sorted(reports), reports
+        self._full_sync_at = now
+        return list_trials(self.store.folder / "trials"), {}
+
     def _bulk_insert_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
         """Insert those of the named trials that have ended, if they are many; MLflow must have none of them."""
         ended = []
@@ -228,22 +266,29 @@ class Mirror:
                 insert_trials(client, self.tracking_uri, sweep, ended)
                 ended = []
 
-    def _sync_trial(self, client: MlflowClient, sweep: MirroredSweep, name: str) -> None:
+    def _sync_trial(
+        self, client: MlflowClient, sweep: MirroredSweep, name: str, reported: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Log what MLflow lacks of a trial: from the epochs that it has reported, if any, else from the store."""
         folder = self.store.trial_folder(name)
-        config = json_objects.get(folder / "config.json")
-        if config is None:  # the trial is just starting, or its damaged config was set aside
+        needs_config = not reported or name not in sweep.trials or not sweep.trials[name].has_params
+        config = json_objects.get(folder / "config.json") if needs_config else None
+        if needs_config and config is None:  # the trial is just starting, or its damaged config was set aside
             return
-        if name not in sweep.trials:
+        if config is not None and name not in sweep.trials:
             tags = {"mlflow.parentRunId": sweep.parent.id, "xfer.sweep": sweep.id, "xfer.trial": name}
             tags |= {"xfer.phase": config["phase"], "xfer.status": "running"}
             started_ms = modified_ms(folder / "config.json")
             run = client.create_run(sweep.experiment, started_ms, tags, run_name(name, config["recipe"]))
             sweep.trials[name] = MirroredRun(run.info.run_id, "RUNNING", "running")
         mirrored = sweep.trials[name]
-        record = self.store.record(name)
-        epochs = unsent_epochs(folder, mirrored.steps) if record is None else record.epochs
+        record = None if reported else self.store.record(name)
+        if reported:
+            epochs = tuple(map(epoch_from_dict, reported))
+        else:
+            epochs = unsent_epochs(folder, mirrored.steps) if record is None else record.epochs
         epochs = tuple(epoch for epoch in epochs if epoch.epoch not in mirrored.steps)
-        params = {} if mirrored.has_params else flatten_params(config["recipe"])
+        params = {} if config is None or mirrored.has_params else flatten_params(config["recipe"])
         while epochs or params:
             batch, epochs = epochs[:EPOCHS_PER_BATCH], epochs[EPOCHS_PER_BATCH:]
             metrics = [metric for epoch in batch for metric in epoch_metrics(epoch, folder)]

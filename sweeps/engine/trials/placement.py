@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.resources import cluster, memory_probe
+from sweeps.engine.resources import cluster, machine_watch, memory_probe
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.gpu_sharing import GpuAllocation
 from sweeps.engine.storage.store import Store, Trial
@@ -30,7 +30,7 @@ class Placement:
         view: shows the state of the cluster.
         budget: charged for the machines of the cluster.
         resources: what a trial gets of a machine.
-        max_concurrent: limit on the number of concurrent trials; None for as many as fit.
+        max_concurrent: limit on the number of concurrent trials; None for as many as fit, at most 1,024.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Placement:
         if cluster.has_cluster_address():
             if not self.connected:
                 self._view.print_line(ray_tune.summary_line())
+                machine_watch.start_watch(self._view.print_line)
             self._budget.use_cluster(ray_tune.alive_machines)
         self.connected = True
         smallest = self.resources
@@ -88,7 +89,7 @@ class Placement:
             self._allocation = self._allocation or self._probe_memory(self._shared_by)
             smallest = replace(smallest, gpus=self._allocation.smallest_fraction())
         fitting = ray_tune.max_concurrent_trials(smallest)
-        self.concurrent = min(fitting, self._max_concurrent or fitting)
+        self.concurrent = min(fitting, self._max_concurrent or ray_tune.DEFAULT_MAX_CONCURRENT_TRIALS)
 
     def map(
         self,

@@ -33,8 +33,8 @@ RETRY_OPTIONS: dict[str, Any] = {"max_retries": 20, "retry_exceptions": [Storage
 """Options of tasks next to Ray Tune. Ray counts lost machines and processes alike, and a storage that is unavailable
 from one machine may be available from another."""
 
-MAX_CONCURRENT_TRIALS = 1024
-"""Maximum number of concurrent trials, however large a cluster may grow."""
+DEFAULT_MAX_CONCURRENT_TRIALS = 1024
+"""Maximum number of concurrent trials unless `--concurrent` is higher; Tune's controller can handle about as many."""
 
 NODE_DIED_MESSAGE = "its node has died"
 """Part of Ray's message about a process whose machine was lost."""
@@ -157,7 +157,7 @@ def max_concurrent_trials(resources: Resources) -> int:
             f"take less with --cpus-per-trial and --gpus-per-trial, or add larger machines to the cluster"
         )
     fitting = int(min(cpus // resources.cpus, gpus / resources.gpus if resources.gpus else cpus))
-    return min(max(1, fitting), MAX_CONCURRENT_TRIALS)
+    return max(1, fitting)
 
 
 def alive_machines() -> list[Machine]:

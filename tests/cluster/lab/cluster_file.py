@@ -1,7 +1,8 @@
 """The cluster file that the project ships, adapted to the machines of the laboratory.
 
-Commands that a machine of the laboratory does not need or cannot run are left out: it has the packages already, and no
-GPU. Everything else runs as shipped, so that the tests see what a user gets.
+Commands that a machine of the laboratory does not need or cannot run are left out: it has the packages already, no GPU,
+and no systemd (test_idle_shutdown.py runs its check there). Everything else runs as shipped, so that the tests see what
+a user gets.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tests.cluster.lab.cloud import OFFICE, PORT, ROUTER
 from tests.cluster.lab.laboratory import ROOT
 
 SHIPPED = ROOT / "ray_cluster.yaml"
-SKIPPED_COMMANDS = ("/pip ", "nvidia-smi")
+SKIPPED_COMMANDS = ("/pip ", "/uv ", "nvidia-smi", "idle_shutdown.py")
 """Commands that contain one of these are not run."""
 WORKER = "l4"
 """The node type of the workers."""

@@ -205,8 +205,8 @@ def test_advised_strategies_are_added_to_the_search_and_come_first(
     assert summary_line(plan["advice"], open_choice.space.strategies()) == (
         "the data set is small and similar to the pretraining data: train_last (fine-tuning only the head and the "
         "last blocks), clip (full fine-tuning, gradients clipped), early_cut (linear classifier on the frozen features "
-        "of an early stage), linear_probe (training only the new head, on frozen features) first; train_last, early_cut "
-        "added to the search"
+        "of an early stage), linear_probe (training only the new head, on frozen features) first; train_last, "
+        "early_cut added to the search"
     )
     assert first_strategies(open_choice, store, 7) == [
         *("train_last", "clip", "early_cut", "linear_probe", "freeze_then_unfreeze", "naive", "scratch")

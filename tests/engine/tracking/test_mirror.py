@@ -16,6 +16,7 @@ from sweeps.engine import tracking
 from sweeps.engine.storage import json_objects
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.tracking import Mirror, default_tracking_uri
+from sweeps.engine.tracking import mirror as mirror_module
 from tests.engine.tracking.mirror_helpers import (
     PLAN,
     RECIPE,
@@ -27,7 +28,7 @@ from tests.engine.tracking.mirror_helpers import (
     wait_until,
     write_test_opening,
 )
-from xfer.records import NOISE_KINDS, CorruptionScore
+from xfer.records import NOISE_KINDS, CorruptionScore, as_dict
 
 # --- contents ------------------------------------------------------------------------------------------------------
 
@@ -393,6 +394,83 @@ def test_a_closed_trial_is_not_read_again(store: Store, monkeypatch: pytest.Monk
     monkeypatch.setattr(json_objects, "get", recording)
     assert mirror.sync()
     assert read == []
+
+
+def reported(name: str, epochs: int) -> dict[str, Any]:
+    """The record that a running trial reports after an epoch."""
+    return {"trial": name, "status": "pruned", "epochs": [as_dict(epoch(number)) for number in range(1, epochs + 1)]}
+
+
+def steps(store: Store, name: str) -> list[int]:
+    """The epochs that MLflow has of a trial."""
+    return [step for step, _ in mlflow_contents(store)[name].values.get("val_accuracy", [])]
+
+
+def test_with_reports_from_the_driver_only_trials_that_have_changed_are_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_plan({**PLAN, "trials": 8})
+    for name in ("0003", "0004", "0005"):
+        begin_trial(store, name, 1)
+    reads: list[str] = []
+    for function in ("get", "list_objects"):
+        original = getattr(json_objects, function)
+        monkeypatch.setattr(json_objects, function, lambda path, f=original: reads.append(str(path)) or f(path))
+    mirror = Mirror(store, uri_of(store), period_seconds=0.05).start()
+    begin_trial(store, "0006")
+    mirror.report("0006")
+    wait_until(lambda: "0006" in mlflow_contents(store))  # in the last sync that may have read every trial
+    reads.clear()
+    store.add_epoch("0003", epoch(2))
+    store.add_epoch("0004", epoch(2))  # is not reported
+    mirror.report("0003", reported("0003", 2))
+    wait_until(lambda: steps(store, "0003") == [1, 2])
+    begin_trial(store, "0007")
+    mirror.report("0007")
+    wait_until(lambda: "0007" in mlflow_contents(store))
+    end_trial(store, "0005", 2, "pruned")
+    mirror.report("0005")
+    wait_until(lambda: mlflow_contents(store)["0005"].tags["xfer.status"] == "pruned")
+    trials = {Path(path).relative_to(store.folder).parts[1] for path in reads if "trials" in path}
+    assert trials - {"0006"} == {"0005", "0007"}  # not even 0003: its report holds its epochs
+    assert steps(store, "0004") == [1]
+    assert mirror.close()  # its last sync reads every unfinished trial
+    assert steps(store, "0004") == [1, 2]
+    assert [steps(store, name) for name in ("0003", "0005", "0007")] == [[1, 2], [1, 2], []]
+
+
+def test_a_change_that_was_not_reported_is_found_by_the_next_full_sync(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.engine.tracking.mirror.FULL_SYNC_SECONDS", 0.0)
+    store.put_plan({**PLAN, "trials": 8})
+    begin_trial(store, "0003", 1)
+    with Mirror(store, uri_of(store), period_seconds=0.05) as mirror:
+        mirror.report("0003", reported("0003", 1))
+        wait_until(lambda: steps(store, "0003") == [1])
+        store.add_epoch("0003", epoch(2))
+        wait_until(lambda: steps(store, "0003") == [1, 2])
+
+
+def test_a_report_of_a_sync_that_failed_is_not_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put_plan({**PLAN, "trials": 8})
+    begin_trial(store, "0003", 1)
+    mirror = Mirror(store, uri_of(store), period_seconds=0.05).start()
+    wait_until(lambda: steps(store, "0003") == [1])
+    log_batch, failures = mirror_module.log_batch, []
+
+    def fail_once(*arguments: Any, **options: Any) -> None:
+        if not failures:
+            failures.append(arguments)
+            raise ConnectionError("the server is away")
+        log_batch(*arguments, **options)
+
+    monkeypatch.setattr(mirror_module, "log_batch", fail_once)
+    store.add_epoch("0003", epoch(2))
+    mirror.report("0003", reported("0003", 2))
+    wait_until(lambda: steps(store, "0003") == [1, 2])
+    assert len(failures) == 1
+    assert mirror.close()
 
 
 def test_an_interrupted_sweep_has_no_running_run_until_it_is_resumed(store: Store) -> None:
