@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 
 from sweeps.engine.storage.store import list_sweeps
 from sweeps.engine.tracking import redact_password, resolve_tracking_uri
+from sweeps.engine.tracking.addresses import sqlite_path
 from sweeps.engine.tracking.server import LOCALHOST, start_server, wait_until_ready
 from xfer.storage.local_cache import local_path
 
@@ -40,8 +41,7 @@ def serve_ui(storage: Path, tracking_uri: str | None = None, port: int = 5000) -
     if uri.startswith(("http://", "https://")):
         print(f"These sweeps are tracked by an MLflow server. Open its UI: {redact_password(uri)}")
         return 0
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():
+    if (database := sqlite_path(uri)) and not database.exists():
         print(_missing_database_message(storage, database), file=sys.stderr)
         return 2
     try:
