@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -180,6 +181,12 @@ def _decode(
     progress: Progress,
 ) -> None:
     """Decode all images of a source and write a pack to `folder`."""
+    free, size_bytes = shutil.disk_usage(folder).free, len(ordered) * size * size * 3
+    if free < size_bytes:  # a mapped file is written without an error: the process would be killed
+        raise ValueError(
+            f"{len(ordered):,} images of {size} px take {size_bytes >> 20:,} MB in {folder.parent}, and its disk has "
+            f"{free >> 20:,} MB left. Free some space, or choose a smaller image size"
+        )
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(ordered), size, size, 3)
     )
