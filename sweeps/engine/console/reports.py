@@ -38,7 +38,7 @@ def render_report(store: Store, reports: Path) -> Path:
     Raises:
         ValueError: the store's folder holds no sweep.
     """
-    page = render(load_results(store), reports / store.name)
+    page = render(load_results(store), object_store.as_path(reports) / store.name)
     if object_store.is_remote(store.folder):
         for file in filter(Path.is_file, page.parent.rglob("*")):
             local_cache.upload_if_exists(file, store.folder / "report" / str(file.relative_to(page.parent)))
