@@ -20,6 +20,7 @@ from rich.text import Text
 from sweeps.engine.options import CliOptions, apply_options, default_storage, parse_args, parse_duration
 from sweeps.engine.plan import Plan
 from sweeps.engine.resources import cluster, scratch
+from sweeps.engine.resources.cluster_address import check_named_host
 from sweeps.engine.resources.open_files import raise_open_file_limit
 from sweeps.engine.resources.prices import check_cost_budget, parse_prices
 from sweeps.engine.storage.folders import check_folder, check_local
@@ -199,6 +200,7 @@ def _has_gpus() -> bool:
     from xfer.devices.device import default_device
 
     if cluster.has_cluster_address():
+        check_named_host(cluster.cluster_address())
         from sweeps.engine.trials import ray_tune
 
         ray_tune.connect_ray()

@@ -10,10 +10,36 @@ from concurrent.futures import ThreadPoolExecutor
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 3.0
 """Seconds to wait for a connection, the look-up of the host included, and then for an answer."""
 
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What a client of gRPC sends first: HTTP/2's connection preface and an empty frame of settings (RFC 9113, 3.4)."""
-SETTINGS_FRAME = 4
-"""Type of the frame that a server sends first."""
+HEADERS_FRAME, SETTINGS_FRAME = 1, 4
+"""Types of HTTP/2 frames (RFC 9113)."""
+STATUS_200 = 0x88
+"""First byte of the headers of an answer with status 200 (RFC 7541, appendix A), as every gRPC server gives it."""
+
+
+def _frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
+
+
+def _text(text: bytes) -> bytes:
+    return bytes([len(text)]) + text
+
+
+GRPC_REQUEST = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + _frame(SETTINGS_FRAME, 0, 0)
+    + _frame(
+        HEADERS_FRAME,
+        4,  # these are all headers
+        1,
+        b"\x83\x86"  # POST, http
+        + (b"\x04" + _text(b"/ray.rpc.NodeInfoGcsService/CheckAlive"))
+        + (b"\x01" + _text(b"ray"))
+        + (b"\x0f\x10" + _text(b"application/grpc"))
+        + (b"\x00" + _text(b"te") + _text(b"trailers")),
+    )
+    + _frame(0, 1, 1, bytes(5))  # an empty message, which ends the request
+)
+"""A request whether Ray's control service is alive. Any gRPC server answers it with status 200, even with an error."""
 
 
 def parse_cluster_address(address: str) -> tuple[str, int]:
@@ -36,6 +62,20 @@ def parse_cluster_address(address: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def check_named_host(address: str) -> None:
+    """Check an address as far as that is possible without Ray, whose import takes seconds.
+
+    Ray replaces `auto` by the address that it finds, and localhost by the address of this machine in the network.
+
+    Raises:
+        ValueError: see `parse_cluster_address` and `check_cluster_address`.
+    """
+    if address != "auto":
+        host, port = parse_cluster_address(address)
+        if host not in ("localhost", "127.0.0.1", "::1"):
+            check_cluster_address(host, port, address)
+
+
 def check_cluster_address(host: str, port: int, address: str) -> None:
     """Check that a gRPC server answers at a cluster's address, as Ray's does.
 
@@ -49,7 +89,7 @@ def check_cluster_address(host: str, port: int, address: str) -> None:
     """
     try:
         with _connect(host, port) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false") and not _speaks_http2(connection):
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false") and not _speaks_grpc(connection):
                 raise ValueError(_message(address, "leads to a server that is no Ray cluster"))
     except socket.gaierror as error:
         raise ValueError(_message(address, f"names an unknown host ({error.strerror})")) from error
@@ -68,9 +108,10 @@ def cluster_error(address: str, error: Exception) -> ValueError:
         address: the cluster's address, as the user gave it.
         error: Ray's error.
     """
-    causes = [cause for cause in (error, error.__cause__) if cause is not None]
-    lines = [line.strip() for cause in reversed(causes) for line in str(cause).splitlines() if line.strip()]
-    return ValueError(_message(address, f"cannot be joined: {' '.join(lines)[:600]}"))
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    if any("Traceback" in line for line in lines):  # Ray puts one into its message
+        lines = lines[-1:]
+    return ValueError(_message(address, f"cannot be joined ({' '.join(lines)[:500]})"))
 
 
 def _message(address: str, problem: str) -> str:
@@ -89,14 +130,21 @@ def _connect(host: str, port: int) -> socket.socket:
         threads.shutdown(wait=False)
 
 
-def _speaks_http2(connection: socket.socket) -> bool:
-    """Return whether a server answers HTTP/2's preface with a frame of settings."""
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Return whether a server answers like one of gRPC; a server that is only slow to answer counts too."""
     connection.settimeout(ANSWER_SECONDS)
-    answer = b""
+    kind = None
     try:
-        connection.sendall(HTTP2_PREFACE)
-        while len(answer) < 4 and (received := connection.recv(64)):
-            answer += received
-    except OSError:  # it has closed the connection, or waits for something else
-        return False
-    return len(answer) >= 4 and answer[3] == SETTINGS_FRAME
+        connection.sendall(GRPC_REQUEST)
+        with connection.makefile("rb") as answer:
+            while len(head := answer.read(9)) == 9:
+                if kind is None and head[3] != SETTINGS_FRAME:
+                    return False
+                kind, content = head[3], answer.read(int.from_bytes(head[:3], "big"))
+                if kind == HEADERS_FRAME:
+                    return content[:1] == bytes([STATUS_200])
+    except TimeoutError:
+        return kind is not None
+    except OSError:  # it has closed the connection
+        pass
+    return False

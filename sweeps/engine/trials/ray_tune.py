@@ -7,22 +7,31 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import tune
 from ray._private import ray_constants, services
+from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.engine.resources import cluster, scratch
-from sweeps.engine.resources.cluster_address import check_cluster_address, cluster_error, parse_cluster_address
+from sweeps.engine.resources.cluster_address import (
+    check_cluster_address,
+    check_named_host,
+    cluster_error,
+    parse_cluster_address,
+)
 from sweeps.engine.resources.prices import PRICE_LABEL, Machine, parse_price_label
 from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 from xfer.storage.object_store import StorageUnavailableError
@@ -101,7 +110,7 @@ LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
 
 CLUSTER_ENVIRONMENT: dict[str, str] = {
     # Attempts to connect, a second or more each; Ray's default is 20. `check_cluster_address` has seen an answer.
-    "RAY_gcs_server_port_wait_time_s": "3",
+    "RAY_gcs_server_port_wait_time_s": "2",
 }
 """Additional environment of a driver that joins a cluster."""
 
@@ -132,20 +141,65 @@ def connect_ray() -> None:
 
 
 def _join_cluster(address: str) -> None:
-    if address != "auto":
-        parse_cluster_address(address)
+    check_named_host(address)
     try:
-        # Ray resolves `auto`, and localhost to the address of this machine in the network.
-        resolved = services.canonicalize_bootstrap_address_or_die(address)
+        target = _find_cluster() if address == "auto" else address
+        resolved = services.canonicalize_bootstrap_address_or_die(target)
         check_cluster_address(*parse_cluster_address(resolved), address)
-        if not services.find_node_ids():  # Ray would look for a minute
-            raise ConnectionError("this machine does not belong to it, as no raylet runs here")
-        ray.init(address, log_to_driver=False, configure_logging=False)
+        if not services.find_node_ids():  # type: ignore[no-untyped-call]
+            raise ConnectionError("this machine does not belong to it: no raylet runs here")  # Ray looks for a minute
+        with _discard_output():
+            ray.init(target, log_to_driver=False, configure_logging=False)
     except ValueError:
         raise
     except Exception as error:  # of many kinds: there is no cluster, or one of another version or token
         raise cluster_error(address, error) from error
     atexit.register(disconnect_ray)
+
+
+def _find_cluster() -> str:
+    """Return "auto" if Ray finds the cluster on this machine by itself: unless it could find the Ray of another sweep.
+
+    Raises:
+        ConnectionError: there are no others.
+    """
+    running: frozenset[str] = services.find_gcs_addresses()  # type: ignore[no-untyped-call]
+    of_sweeps = running & gcs_addresses_of_sweeps()
+    if not of_sweeps:
+        return "auto"
+    if clusters := running - of_sweeps:
+        return next(iter(clusters))
+    raise ConnectionError("no cluster runs on this machine, only other sweeps")
+
+
+def gcs_addresses_of_sweeps() -> frozenset[str]:
+    """Return the addresses of the Rays that sweeps have started for themselves on this machine."""
+    addresses = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # the process has ended
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if any(re.search(rf"/{scratch.PREFIX}\d+(-\d+)?/session_", word) for word in words):
+                addresses |= {word.partition("=")[2] for word in words if word.startswith("--gcs-address=")}
+    return frozenset(addresses)
+
+
+@contextlib.contextmanager
+def _discard_output() -> Iterator[None]:
+    """Discard what this process prints, C++ code included: the reason of a failure is also in Ray's exception."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with Path(os.devnull).open("wb") as null:
+        for number in (1, 2):
+            os.dup2(null.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _start_local_ray() -> None:
@@ -178,7 +232,24 @@ def _shared_memory_bytes() -> int:
 
 def disconnect_ray() -> None:
     """Leave the cluster, or stop the Ray of this machine and remove its files. Running trials are interrupted."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    if (node := ray_worker._global_node) is not None:
+        # Ray's C++ code resets the handler of SIGTERM when it disconnects, before it waits for its processes to end.
+        kill_all_processes = node.kill_all_processes
+
+        def kill_with_handlers(*args: Any, **options: Any) -> None:
+            restore_handlers()
+            kill_all_processes(*args, **options)
+
+        node.kill_all_processes = kill_with_handlers
     ray.shutdown()
+    restore_handlers()
     scratch.remove_current()
 
 

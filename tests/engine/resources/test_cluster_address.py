@@ -12,7 +12,9 @@ import pytest
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cluster_address import check_cluster_address, parse_cluster_address
 
-SETTINGS_FRAME = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + b"\0\4\0\0\xff\xff"
+SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + b"\0\4\0\0\xff\xff"
+STATUS_200, STATUS_404 = (bytes([0, 0, 1, 1, 5, 0, 0, 0, 1, status]) for status in (0x88, 0x8D))
+"""Frames of HTTP/2: settings, and headers of an answer."""
 
 
 @contextmanager
@@ -70,7 +72,11 @@ def test_a_port_on_which_nothing_listens_is_refused() -> None:
         check_cluster_address("127.0.0.1", port, "head:1")
 
 
-@pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b""], ids=ascii)
+@pytest.mark.parametrize(
+    "reply",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"", SETTINGS, SETTINGS + STATUS_404],
+    ids=["HTTP", "SSH", "nothing", "HTTP/2 that closes", "HTTP/2 without gRPC"],
+)
 def test_another_server_is_refused(reply: bytes) -> None:
     with listener(reply) as port, pytest.raises(ValueError, match="leads to a server that is no Ray cluster"):
         check_cluster_address("127.0.0.1", port, f"127.0.0.1:{port}")
@@ -82,7 +88,7 @@ def test_a_server_that_accepts_and_never_answers_is_refused() -> None:
 
 
 def test_a_server_of_grpc_is_accepted() -> None:
-    with listener(SETTINGS_FRAME) as port:
+    with listener(SETTINGS + STATUS_200) as port:
         check_cluster_address("127.0.0.1", port, f"127.0.0.1:{port}")
 
 
