@@ -23,7 +23,11 @@ from xfer.text_output import escape_unencodable, use_utf8
 app = tyro.extras.SubcommandApp()
 
 Run = Annotated[str, tyro.conf.Positional]
-STORAGE = default_storage()
+try:
+    STORAGE = default_storage()
+except ValueError as error:
+    print(f"error: XFER_STORAGE: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command

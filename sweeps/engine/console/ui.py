@@ -92,8 +92,10 @@ def _free_port(first: int) -> int:
         first: the lowest port to try.
 
     Raises:
-        ValueError: none of the next `PORTS_TO_TRY` ports is free.
+        ValueError: the number is not that of a port, or none of the next `PORTS_TO_TRY` ports is free.
     """
+    if not 0 < first < 2**16:
+        raise ValueError(f"--port {first}: must be between 1 and 65535")
     for port in range(first, min(first + PORTS_TO_TRY, 2**16)):
         with socket.socket() as probe, suppress(OSError):
             # Without this option, a port counts as taken for a minute after use.
