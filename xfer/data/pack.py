@@ -181,15 +181,14 @@ def _decode(
     progress: Progress,
 ) -> None:
     """Decode all images of a source and write a pack to `folder`."""
-    free, size_bytes = shutil.disk_usage(folder).free, len(ordered) * size * size * 3
-    if free < size_bytes:  # a mapped file is written without an error: the process would be killed
-        raise ValueError(
-            f"{len(ordered):,} images of {size} px take {size_bytes >> 20:,} MB in {folder.parent}, and its disk has "
-            f"{free >> 20:,} MB left. Free some space, or choose a smaller image size"
-        )
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(ordered), size, size, 3)
     )
+    if (free := shutil.disk_usage(folder).free) < images.nbytes:  # writing to the mapped file would kill the process
+        raise ValueError(
+            f"{len(ordered):,} images of {size} px take {images.nbytes / 2**20:,.1f} MB in {folder.parent}, and its "
+            f"disk has {free / 2**20:,.1f} MB left. Free some space, or choose a smaller image size"
+        )
 
     def decode(item: tuple[int, Example]) -> str | None:
         index, example = item

@@ -87,14 +87,6 @@ class Placement:
         fitting = ray_tune.max_concurrent_trials(smallest)
         self.concurrent = min(fitting, self._max_concurrent or fitting)
 
-    def disconnect(self) -> None:
-        """Interrupt the running trials, and leave the cluster or stop the Ray of this machine, if it was connected."""
-        if self.connected:
-            from sweeps.engine.trials import ray_tune
-
-            ray_tune.disconnect_ray()
-            self.connected = False
-
     def map(self, function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
         """Call a function once per tuple of arguments, in Ray tasks with the resources of a trial, and wait for all."""
         from sweeps.engine.trials import ray_tune
@@ -116,6 +108,14 @@ class Placement:
             noisy="noisy_accuracy" in self._prepared.plan.objective and trial.phase != "screen",
             features=object_store.absolute_uri(storage / "features"),
         )
+
+    def disconnect(self) -> None:
+        """Interrupt the running trials, and leave the cluster or stop the Ray of this machine, if it was connected."""
+        if self.connected:
+            from sweeps.engine.trials import ray_tune
+
+            ray_tune.disconnect_ray()
+            self.connected = False
 
     def _weights(self, trial: Trial) -> str | None:
         """Return the path or URI of a trial's weights, published if other machines have to read them."""
