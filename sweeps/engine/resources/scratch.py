@@ -7,6 +7,7 @@ is also seen from other containers that share the folder for temporary files.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -60,12 +61,14 @@ class Scratch:
 
 @functools.cache
 def current() -> Scratch:
-    """Return the scratch folder of this process, created at the first call.
+    """Return the scratch folder of this process, created at the first call and removed when the process exits.
 
     Raises:
         ValueError: no folder for temporary files can be used.
     """
-    return create(choose_parent()[0])
+    created = create(choose_parent()[0])
+    atexit.register(remove_current)
+    return created
 
 
 def remove_current() -> None:

@@ -218,6 +218,7 @@ def _start_local_ray() -> None:
         )
     except Exception as error:  # of many kinds
         lines = " ".join(str(error).split())[:600]
+        atexit.unregister(scratch.remove_current)
         raise ValueError(f"Ray could not be started on this machine: {lines}. Its log files are in {folder}") from error
     atexit.register(disconnect_ray)
 
