@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import pickle
@@ -20,7 +21,6 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray import tune
 from ray._private import ray_constants, services
-from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -233,25 +233,35 @@ def _shared_memory_bytes() -> int:
 
 def disconnect_ray() -> None:
     """Leave the cluster, or stop the Ray of this machine and remove its files. Running trials are interrupted."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore_handlers() -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    if (node := ray_worker._global_node) is not None:
-        # Ray's C++ code resets the handler of SIGTERM when it disconnects, before it waits for its processes to end.
-        kill_all_processes = node.kill_all_processes
-
-        def kill_with_handlers(*args: Any, **options: Any) -> None:
-            restore_handlers()
-            kill_all_processes(*args, **options)
-
-        node.kill_all_processes = kill_with_handlers
-    ray.shutdown()
-    restore_handlers()
+    with _keep_sigterm_handler():
+        ray.shutdown()
     scratch.remove_current()
+
+
+@contextlib.contextmanager
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Set the handler of SIGTERM again and again, because Ray's C++ code resets it while it disconnects.
+
+    Python would not notice, and a second SIGTERM would end this process without its exit status. The handler is set
+    below Python, from a thread, because Python sets handlers in the main thread only, which waits for Ray.
+    """
+    libc = ctypes.CDLL(None)
+    action = ctypes.create_string_buffer(512)  # a struct sigaction, of 152 bytes on Linux
+    libc.sigaction(signal.SIGTERM, None, action)
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(0.001):
+            libc.sigaction(signal.SIGTERM, action, None)
+
+    thread = threading.Thread(target=keep, name="sigterm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        libc.sigaction(signal.SIGTERM, action, None)
 
 
 def max_cluster_resource(resource: str) -> float:
