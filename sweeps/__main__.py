@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 app = tyro.extras.SubcommandApp()
 
 Run = Annotated[str, tyro.conf.Positional]
-STORAGE = default_storage()
+try:
+    STORAGE = default_storage()
+except ValueError as error:
+    print(f"error: XFER_STORAGE: {error}", file=sys.stderr)
+    sys.exit(2)
 
 COMMANDS = ("status", "list", "report", "ui", "sync")
 GUIDE = """\

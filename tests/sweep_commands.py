@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 MARKER_ENV_VAR = "XFER_TEST_MARK"
+LISTENING = "0A"
+"""State of a listening socket in /proc/net/tcp."""
 TIMEOUT_SECONDS = 600
 """Timeout of a command; generous, because the machine may be busy."""
 
@@ -104,6 +107,24 @@ class Command:
                 pytest.fail(f"it ended before {what}:\n{self._out.read_text()}\n{self._err.read_text()}")
             time.sleep(0.05)
         return pytest.fail(f"not seen in {TIMEOUT_SECONDS} s: {what}")
+
+    def listening_addresses(self) -> set[str]:
+        """The local addresses on which the command and every process it started listen for connections."""
+        inodes = set()
+        for pid in processes_with(MARKER_ENV_VAR, self._mark):
+            with suppress(OSError):
+                links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+                inodes |= {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")}
+        addresses = set()
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, *rest = line.split()
+                if state == LISTENING and rest[5] in inodes:
+                    words = bytes.fromhex(local.partition(":")[0])
+                    packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                    address = ipaddress.ip_address(packed)
+                    addresses.add(str(getattr(address, "ipv4_mapped", None) or address))
+        return addresses
 
     def clear(self) -> None:
         """Kill what is still running. Ray's processes end within seconds by themselves once their driver is gone."""

@@ -170,6 +170,9 @@ INVALID_FLAGS = {
     "prices=l4=0.35": "--prices names l4, node types of a cluster, but RAY_ADDRESS is not set: write --prices 0.40",
     "prices=l4=0.35,0.4": "--prices l4=0.35,0.4: write NODE_TYPE=PRICE[,NODE_TYPE=PRICE], or one PRICE for all",
     "prices=l4=1,l4=2": "--prices l4=1,l4=2: l4 has two prices",
+    "tracking-uri=localhost:5000": "--tracking-uri 'localhost:5000' lacks its scheme: write http://localhost:5000",
+    "tracking-uri=mlruns": "--tracking-uri 'mlruns' is not an address of MLflow",
+    "reports=s3://bucket/reports": "--reports s3://...: must be a folder on this machine",
     "name=a/b": "--name 'a/b': must be a plain name without slashes",
     "name=../a": "must be a plain name",
     "name=.hidden": "must be a plain name",
@@ -239,7 +242,34 @@ def test_a_storage_that_cannot_be_written_to_is_refused(
     refused: Refused, fitting: list[object], tmp_path: Path
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert "locked is not writable" in refused(*fitting, "--storage", tmp_path / "locked")
+    assert "locked cannot be used: permission denied" in refused(*fitting, "--storage", tmp_path / "locked")
+
+
+def test_reports_that_are_a_file_are_refused(refused: Refused, fitting: list[object], weights: Path) -> None:
+    assert f"--reports {weights} cannot be used: there is a file" in refused(*fitting, "--reports", weights)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAY_ADDRESS", "ray://10.0.0.1:10001", "RAY_ADDRESS=ray://10.0.0.1:10001 is for Ray Client"),
+        ("RAY_ADDRESS", "no cluster", "RAY_ADDRESS=no cluster is not HOST:PORT"),
+        ("RAY_ADDRESS", "127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1 leads nowhere: nothing listens on that port"),
+        ("MLFLOW_TRACKING_URI", "file:mlruns", "Correct or unset MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_stale_environment_variable_is_refused_with_one_line(
+    refused: Refused,
+    fitting: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    error = refused(*fitting)
+    assert message in error
+    assert len(list(nonempty_lines(error))) == 1
 
 
 def test_a_damaged_plan_is_not_resumed(

@@ -6,8 +6,10 @@ Each fixture runs one story with real processes and a real Ray cluster; the test
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from tests.interrupted_sweep import EPOCHS, TRIALS, Story
 from tests.sweep_commands import (
     CompletedCommand,
     StartedEpoch,
+    nonempty_lines,
     run,
     started_epochs,
     without_timings,
@@ -47,6 +50,8 @@ class Killed(Story):
     """For each kill, the trials that had started and had no record."""
     write_times: tuple[dict[str, int], ...]
     """For each kill, when each object had been written."""
+    scratch_folders: tuple[tuple[Path, bool], ...]
+    """For each kill, the driver's folder of temporary files, and whether it was there afterwards."""
     truncated: str
     """The trial whose newest checkpoint was truncated after the second kill."""
     checkpoint_epochs: tuple[int, int]
@@ -57,13 +62,15 @@ class Killed(Story):
 @pytest.fixture(scope="module")
 def killed(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Killed:
     story = Story(tmp_path_factory.mktemp("killed"))
-    unfinished, write_times = [], []
+    unfinished, write_times, scratch_folders = [], [], []
     for phase, epochs in (("", 1), ("-s", 2)):
         command = story.start(flags)
         story.wait_for_unfinished(command, phase, epochs)
         command.signal(signal.SIGKILL)
         command.process.wait()
         command.clear()
+        scratch = Path(tempfile.gettempdir(), f"xfer-{command.process.pid}")
+        scratch_folders.append((scratch, scratch.is_dir()))
         unfinished.append(frozenset(story.sweep.trials()) - story.sweep.records().keys())
         write_times.append(story.sweep.times())
     truncated = next(name for name in story.sweep.unfinished_trials(2) if len(story.sweep.checkpoints(name)) == 2)
@@ -71,7 +78,15 @@ def killed(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Kil
     os.truncate(newest, newest.stat().st_size // 2)
     checkpoint_epochs = (int(before.name.split("-")[1]), int(newest.name.split("-")[1]))
     ended = story.start(flags, pace=0.0).end()
-    return Killed(story.folder, tuple(unfinished), tuple(write_times), truncated, checkpoint_epochs, ended)
+    return Killed(
+        story.folder,
+        tuple(unfinished),
+        tuple(write_times),
+        tuple(scratch_folders),
+        truncated,
+        checkpoint_epochs,
+        ended,
+    )
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,8 @@ class Interrupted(Story):
     second_driver: CompletedCommand
     first_still_ran: bool
     """Whether the first driver was running when the second had ended."""
+    listening: set[str]
+    """The addresses on which the first driver's processes listened while trials ran."""
     first: CompletedCommand
     file_sizes_after_first: dict[str, int]
     terminated: CompletedCommand
@@ -104,6 +121,7 @@ def interrupted(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -
     second_driver = run("folder", [*flags, *story.folder_flags], story.folder / "logs")
     first_still_ran = command.is_running()
     story.wait_for_unfinished(command)
+    listening = command.listening_addresses()
     command.signal(signal.SIGINT)
     first, driver = command.end(), command.process.pid
     file_sizes_after_first = {path.name: path.stat().st_size for path in story.sweep.folder.iterdir()}
@@ -140,6 +158,7 @@ def interrupted(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -
         driver,
         second_driver,
         first_still_ran,
+        listening,
         first,
         file_sizes_after_first,
         terminated,
@@ -165,6 +184,27 @@ def test_a_killed_sweep_runs_to_its_end_when_the_command_is_repeated(killed: Kil
     assert killed.ended.status == 0, killed.ended.out + killed.ended.err
     assert "search:" not in killed.ended.out  # the search was over; only the finals resumed
     assert len(list((killed.folder / "reports").glob("*/report.html"))) == 1
+
+
+def test_temporary_files_of_a_killed_driver_are_removed_by_the_next(killed: Killed) -> None:
+    assert [was_there for _, was_there in killed.scratch_folders] == [True, True]
+    assert [folder for folder, _ in killed.scratch_folders if folder.exists()] == []
+
+
+def test_a_resumed_sweep_says_what_is_done_and_what_is_best_so_far(killed: Killed) -> None:
+    [line] = [line for line in nonempty_lines(killed.ended.out) if line.startswith("done so far: ")]
+    text = " ".join(killed.ended.out[killed.ended.out.index(line) :].split())
+    finals = len(killed.sweep.records("final"))
+    match = re.match(
+        rf"done so far: search {TRIALS} of {TRIALS} \({TRIALS} finished\), finals \d of {finals}.*?; \d runs? to "
+        rf"continue; best so far ([\d.]+)% on validation, (\w+) \(.*\) in trial (\d+)",
+        text,
+    )
+    assert match is not None, text
+    record = killed.sweep.records("search")[match[3]]
+    best = max(each["epochs"][-1]["val_accuracy"] for each in killed.sweep.records("search").values())
+    assert record["epochs"][-1]["val_accuracy"] == best
+    assert (f"{100 * best:.1f}", record["recipe"]["strategy"]["name"]) == (match[1], match[2])
 
 
 def test_every_trial_exists_once_with_consecutive_epochs_and_one_record(killed: Killed) -> None:
@@ -271,12 +311,24 @@ def test_a_second_driver_is_refused_and_told_which_process_holds_the_sweep(inter
     assert interrupted.first_still_ran
 
 
-def test_ctrl_c_exits_with_status_130_and_one_line_on_how_to_resume(interrupted: Interrupted) -> None:
+def test_nothing_that_a_sweep_starts_on_one_machine_can_be_reached_from_another(interrupted: Interrupted) -> None:
+    assert interrupted.listening == {"127.0.0.1"}
+
+
+def test_ctrl_c_exits_with_status_130_and_says_how_to_resume(interrupted: Interrupted) -> None:
     assert interrupted.first.status == 130, interrupted.first.err
     assert interrupted.first.err == ""
-    text = " ".join(interrupted.first.out.split())
-    assert text.count("interrupted:") == 1
-    assert text.endswith("runs from their last epoch")
+    *_, counts, report, command = nonempty_lines(interrupted.first.out)
+    assert re.fullmatch(
+        r"interrupted: \d runs? done; the same command will resume \d runs? from the last epoch", counts
+    )
+    assert report == f"report   {interrupted.folder}/reports/{interrupted.sweep.folder.name}/report.html"
+    assert Path(report.removeprefix("report   ")).exists()
+    assert command == f"next     {interrupted.sweep.plan['provenance']['command']}"
+
+
+def test_ctrl_c_leaves_no_temporary_files(interrupted: Interrupted) -> None:
+    assert not Path(tempfile.gettempdir(), f"xfer-{interrupted.driver}").exists()
 
 
 def test_ctrl_c_releases_the_lease(interrupted: Interrupted) -> None:

@@ -62,22 +62,26 @@ def _ranking(folder: Path, sweep: SweepFolder) -> list[dict[str, Any]]:
 # --- smoke, fresh and two objectives: one sweep ---
 
 
+STORAGE = "runs #1, 50%25 of 蜜蜂?"
+"""Name of the storage folder, with characters that are special in a URI."""
+
+
 @pytest.fixture(scope="module")
 def smoke(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompletedCommand]:
     """The folder of a smoke run for two objectives, next to an old sweep of the same name, and how it ended."""
     folder = tmp_path_factory.mktemp("smoke")
-    old = folder / "runs" / "mine"
+    old = folder / STORAGE / "mine"
     (old / "trials").mkdir(parents=True)
     (old / "plan.json").write_text("{}")
     flags = [*_valid_flags(image_folder, weights), "--image-size", 128, "--smoke", "--fresh", "--name", "mine"]
     flags += ["--objective", "noisy_accuracy,seconds", "--strategies", "naive,linear_probe", "--scheduler", "none"]
-    completed = run("folder", [*flags, "--storage", folder / "runs", "--reports", folder / "reports"], folder)
+    completed = run("folder", [*flags, "--storage", folder / STORAGE, "--reports", folder / "reports"], folder)
     assert completed.status == 0, completed.out + completed.err
     return folder, completed
 
 
 def test_smoke_runs_every_stage_of_a_sweep_at_a_small_size(smoke: tuple[Path, CompletedCommand]) -> None:
-    sweep = SweepFolder(smoke[0] / "runs" / "mine-2")
+    sweep = SweepFolder(smoke[0] / STORAGE / "mine-2")
     assert sweep.plan["image_size"] == 64
     assert sweep.trials("search") == ["0000", "0001"]
     assert len(sweep.trials("final")) == len(sweep.read("finals", "0001.json")["finalists"])
@@ -87,8 +91,22 @@ def test_smoke_runs_every_stage_of_a_sweep_at_a_small_size(smoke: tuple[Path, Co
     assert (smoke[0] / "reports" / "mine-2" / "report.html").exists()
 
 
+def test_mlflow_has_the_runs_and_the_model_of_a_storage_of_any_name(smoke: tuple[Path, CompletedCommand]) -> None:
+    from sweeps.engine.tracking import connect_mlflow, default_tracking_uri
+
+    assert "MLflow" not in smoke[1].out  # it has received everything
+    client = connect_mlflow(default_tracking_uri(smoke[0] / STORAGE))
+    experiment = client.get_experiment_by_name("folder")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 4  # the sweep, two trials and a finalist
+    [model] = client.search_logged_models([experiment.experiment_id])
+    assert (smoke[0] / STORAGE / "mlartifacts" / "models" / model.model_id / "artifacts" / "MLmodel").exists()
+    assert sorted(path.name for path in smoke[0].iterdir() if path.is_dir()) == ["reports", STORAGE]
+
+
 def test_fresh_leaves_the_old_sweep_of_that_name_alone(smoke: tuple[Path, CompletedCommand]) -> None:
-    old = smoke[0] / "runs" / "mine"
+    old = smoke[0] / STORAGE / "mine"
     assert sorted(path.name for path in old.iterdir()) == ["plan.json", "trials"]
     assert (old / "plan.json").read_text() == "{}"
 
@@ -96,7 +114,7 @@ def test_fresh_leaves_the_old_sweep_of_that_name_alone(smoke: tuple[Path, Comple
 def test_a_sweep_for_accuracy_under_noise_and_seconds_selects_its_finalist_from_the_front(
     smoke: tuple[Path, CompletedCommand],
 ) -> None:
-    sweep = SweepFolder(smoke[0] / "runs" / "mine-2")
+    sweep = SweepFolder(smoke[0] / STORAGE / "mine-2")
     epochs = [epoch for record in sweep.records().values() for epoch in record["epochs"]]
     assert all(0 <= epoch["val_noisy_accuracy"] <= 1 for epoch in epochs)
     searched = sweep.records("search")

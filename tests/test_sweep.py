@@ -519,6 +519,54 @@ def test_fresh_starts_a_second_sweep_and_leaves_the_first_alone(
     assert (old.plan, old.times()) == before
 
 
+def test_one_more_photo_starts_a_sweep_that_names_the_first_and_says_what_is_different(
+    sweep: Sweep,
+    image_folder: Path,
+    tmp_path: Path,
+    again: Callable[..., CompletedCommand],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sweeps.engine import launch
+
+    monkeypatch.setattr(launch, "run_sweep", lambda *_: True)  # tested elsewhere; only the first lines matter here
+    photos = Path(shutil.copytree(image_folder, tmp_path / "more" / image_folder.name))
+    shutil.copy(photos / "blue" / "00.jpg", photos / "red" / "another.jpg")
+    old = sweep.files.folder.name
+    text = " ".join(again("--data", photos).out.split())
+    assert f"It resembles {old}, started 20" in text
+    assert f"UTC with {TRIALS} trials so far. Different: 13 images of red instead of 12." in text
+    assert f"note: To continue that one instead, restore its data and give --name {old} " in text
+
+
+def test_a_renamed_folder_starts_a_sweep_that_says_how_to_continue_the_first(
+    sweep: Sweep,
+    storage: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    again: Callable[..., CompletedCommand],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sweeps.engine import launch
+
+    renamed, old = Path(shutil.copytree(image_folder, tmp_path / "renamed")), sweep.files.folder.name
+    assert again("--data", renamed, "--name", old).status == 0  # it continues the first
+    assert only_sweep(storage).folder.name == old
+    monkeypatch.setattr(launch, "run_sweep", lambda *_: True)
+    text = " ".join(again("--data", renamed).out.split())
+    assert f"is a new sweep with the plan of {old}, started 20" in text
+    assert f"only the names differ. note: To continue that one instead, add --name {old} " in text
+
+
+def test_a_tracking_server_that_does_not_answer_is_noted_and_the_sweep_runs(
+    again: Callable[..., CompletedCommand],
+) -> None:
+    ended = again("--tracking-uri", "http://127.0.0.1:9")
+    assert ended.status == 0
+    text = " ".join(ended.out.split())
+    assert "note: MLflow at http://127.0.0.1:9 does not answer. The sweep runs without it" in text
+    assert "MLflow has not received everything yet" in text
+
+
 def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
     sweep: Sweep, storage: Path, tmp_path: Path
 ) -> None:

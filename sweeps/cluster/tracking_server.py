@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from sweeps.engine.tracking import redact_password, server
+from sweeps.engine.tracking.addresses import sqlite_uri
 from sweeps.engine.tracking.server import LOCALHOST, is_listening
 
 PORT = 5000
@@ -39,7 +40,7 @@ def start_tracking_server(
     if backend.startswith("postgresql") and not importlib.util.find_spec("psycopg2"):
         raise ValueError("MLflow needs psycopg2 for Postgres: add `pip install psycopg2-binary` to head_setup_commands")
     folder.mkdir(parents=True, exist_ok=True)
-    uri = backend or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    uri = backend or sqlite_uri(folder.resolve() / "mlflow.db")
     flags, settings = ["--serve-artifacts"], {"MLFLOW_ARTIFACTS_DESTINATION": artifacts}
     log = folder / "mlflow.log"
     with log.open("ab") as output:  # its process group outlives the SSH connection that started it

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,11 +19,14 @@ from rich.text import Text
 
 from sweeps.engine.options import CliOptions, apply_options, default_storage, parse_args, parse_duration
 from sweeps.engine.plan import Plan
-from sweeps.engine.resources import cluster
+from sweeps.engine.resources import cluster, scratch
+from sweeps.engine.resources.cluster_address import check_named_host
+from sweeps.engine.resources.open_files import raise_open_file_limit
 from sweeps.engine.resources.prices import check_cost_budget, parse_prices
-from sweeps.engine.storage.lease import LeaseHeldError
+from sweeps.engine.storage.folders import check_folder, check_local
+from sweeps.engine.storage.lease import LeaseHeldError, is_unused
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.formatting import escape_control_characters, name_sets
+from sweeps.reporting.formatting import escape_control_characters, name_sets, pluralize
 from xfer.data.uris import URI_FORMATS
 from xfer.storage import local_cache, object_store
 from xfer.text_output import escape_unencodable, use_utf8
@@ -96,8 +100,10 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
     name = options.name and check_name(options.name)
     if not plan.data:
         raise ValueError(f"which images? {_program(plan)} --data DIR, with DIR/<class>/*.jpg in it. {URI_FORMATS}")
-    _check_writable(options.storage)
-    _check_writable(options.reports)
+    check_folder(options.storage, options.storage_source)
+    check_local(options.reports, "--reports")
+    check_folder(object_store.as_path(options.reports), "--reports")
+    start_notes = _check_machine()
 
     from sweeps.engine import launch, tracking
     from sweeps.engine.console.log_redirect import redirect_output
@@ -106,6 +112,9 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
     from sweeps.engine.trials.run_options import RunOptions
     from xfer.devices.host_memory import retain_freed_memory
 
+    tracking_uri = tracking.resolve_tracking_uri(options.tracking_uri, options.storage)
+    if not tracking.answers(tracking_uri):
+        start_notes.append(_unreachable_note(tracking_uri))
     retain_freed_memory()  # this process measures the data and trains probes
     with _progress_bar("reading images") as progress:
         prepared = prepare(plan, options.storage, progress)
@@ -117,17 +126,23 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
         seconds=seconds,
         prices=prices,
         cost_budget=options.cost_budget,
-        tracking_uri=tracking.resolve_tracking_uri(options.tracking_uri, options.storage),
+        tracking_uri=tracking_uri,
     )
     name = name or default_name(prepared)
     store = Store(options.storage / (unused_name(options.storage, name) if options.fresh else name))
     with _interruptible(), launch.leased(store, on_wait=_print_line):
         with _progress_bar("measuring the data") as progress:
-            launch.claim_plan(prepared, store, progress)
+            similar = launch.claim_plan(prepared, store, progress)
+        notes = [*([] if options.fresh else similar), *prepared.notes, *start_notes]
         with redirect_output(store.local_folder / "logs" / "driver.log") as console:
             shown: list[Path] = []  # the report, once it is rendered before the evaluation under noise
             status = _run_sweep(
-                prepared, store, run_options, console, lambda: shown.append(_show_result(store, options, console))
+                prepared,
+                store,
+                run_options,
+                console,
+                notes,
+                lambda: shown.append(_show_result(store, options, console)),
             )
             _print_summary(store, plan, options, console, status, already_shown=bool(shown))
     local_cache.upload_if_exists(store.local_folder / "logs" / "driver.log", store.folder / "logs" / "driver.log")
@@ -146,9 +161,12 @@ def check_name(name: str) -> str:
 
 
 def unused_name(storage: Path, name: str) -> str:
-    """Return the first of name, name-2, name-3, ... that no sweep in the storage has."""
+    """Return the first of name, name-2, name-3, ... that no sweep in the storage has.
+
+    What an interrupted first start has left, without a plan or a trial, is not a sweep.
+    """
     candidates = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
-    return next(candidate for candidate in candidates if not object_store.exists(storage / candidate))
+    return next(candidate for candidate in candidates if is_unused(storage / candidate))
 
 
 def resources_per_trial(options: CliOptions) -> Resources:
@@ -190,6 +208,7 @@ def _has_gpus() -> bool:
     from xfer.devices.device import default_device
 
     if cluster.has_cluster_address():
+        check_named_host(cluster.cluster_address())
         from sweeps.engine.trials import ray_tune
 
         ray_tune.connect_ray()
@@ -198,7 +217,12 @@ def _has_gpus() -> bool:
 
 
 def _run_sweep(
-    prepared: Prepared, store: Store, run_options: RunOptions, console: Console, on_ranking: Callable[[], None]
+    prepared: Prepared,
+    store: Store,
+    run_options: RunOptions,
+    console: Console,
+    notes: Sequence[str],
+    on_ranking: Callable[[], None],
 ) -> int:
     from sweeps.engine import launch
     from sweeps.engine.console.progress import ProgressView
@@ -211,7 +235,7 @@ def _run_sweep(
             f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
         )
     )
-    for note in prepared.notes:
+    for note in notes:
         console.print(Text(escape_control_characters(f"note: {name_sets(note)}")))
     stored_plan = store.plan() or {}
     if advised := advice.summary_line(stored_plan.get("advice", {}), prepared.space.strategies()):
@@ -249,6 +273,7 @@ def _show_result(store: Store, options: CliOptions, console: Console) -> Path:
 def _print_summary(
     store: Store, plan: Plan, options: CliOptions, console: Console, status: int, already_shown: bool
 ) -> None:
+    from sweeps.engine.console.provenance import command_line
     from sweeps.engine.console.reports import load_results, render_report
     from sweeps.reporting.cost import describe_cost
     from sweeps.reporting.summary import caveats, headline, strategy_comparison
@@ -258,10 +283,12 @@ def _print_summary(
     if status == EXIT_INTERRUPTED:
         console.print(
             Text(
-                f"interrupted: {len(results.records)} runs are done; the same command will resume "
-                f"{len(results.unfinished)} runs from their last epoch"
+                f"interrupted: {pluralize(len(results.records), 'run')} done; the same command will resume "
+                f"{pluralize(len(results.unfinished), 'run')} from the last epoch"
             )
         )
+        console.print(Text(f"report   {report}"), soft_wrap=True)
+        console.print(Text(f"next     {command_line()}"), soft_wrap=True)
         return
     if status == EXIT_NO_RESULT:
         console.print(Text("no trial finished:"))
@@ -273,7 +300,7 @@ def _print_summary(
         console.print(Text(headline(results)))
         for sentence in filter(None, (strategy_comparison(results), *caveats(results))):
             console.print(Text(f"- {sentence}"), soft_wrap=True)
-    storage_flag = "" if options.storage == default_storage() else f" --storage {options.storage}"
+    storage_flag = "" if options.storage == default_storage() else f" --storage {shlex.quote(str(options.storage))}"
     console.print()
     if spent := describe_cost(results.spending):
         console.print(Text(f"cost     {spent}"), soft_wrap=True)
@@ -313,13 +340,32 @@ def _program(plan: Plan) -> str:
     return f"python -m sweeps.{plan.experiment}"
 
 
-def _check_writable(folder: Path) -> None:
-    if object_store.is_remote(folder):
-        object_store.check_writable(folder)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder} is not writable: give another folder")
+def _check_machine() -> list[str]:
+    """Check what Ray needs: a cluster that can be joined, or a folder for temporary files and enough open files here.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        ValueError: a sweep could not start; the message says what to do.
+    """
+    if cluster.has_cluster_address():
+        from sweeps.engine.trials import ray_tune
+
+        ray_tune.connect_ray()
+        return []
+    raise_open_file_limit()
+    _, note = scratch.choose_parent()
+    return [note] if note else []
+
+
+def _unreachable_note(tracking_uri: str) -> str:
+    from sweeps.engine.tracking import redact_password
+
+    return (
+        f"MLflow at {redact_password(tracking_uri)} does not answer. The sweep runs without it; once it answers, "
+        f"`python -m sweeps sync` sends everything."
+    )
 
 
 @contextmanager

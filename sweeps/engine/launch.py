@@ -6,12 +6,14 @@ import _thread
 from collections.abc import Callable
 from contextlib import suppress
 
+from sweeps.engine import tracking
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.console.provenance import provenance
 from sweeps.engine.console.time_left import format_time_left
 from sweeps.engine.planning.plan_file import describe_plan, resumed_plan
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import advised_plan, apply_advice, recommend_strategies
+from sweeps.engine.presearch.similar_sweeps import describe_similar_sweep
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cost import CostTracker
@@ -19,7 +21,6 @@ from sweeps.engine.resources.prices import LOCAL_NODE_TYPE, Machine
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Sweep
-from sweeps.engine.tracking import Mirror
 from sweeps.engine.trials.run_options import RunOptions
 from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress
@@ -27,6 +28,11 @@ from xfer.storage import local_cache, object_store
 
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
 """Seconds between two syncs of MLflow, each of which reads the trials that have changed from the storage."""
+
+
+SYNC_PATIENCE_SECONDS, INTERRUPT_PATIENCE_SECONDS = 20.0, 3.0
+"""Seconds to wait for MLflow to receive the last results: at the end, and after an interrupt or if its server does not
+answer. `python -m sweeps sync` sends what is missing."""
 
 
 def leased(store: Store, on_wait: Callable[[str], None]) -> Lease:
@@ -41,7 +47,7 @@ def leased(store: Store, on_wait: Callable[[str], None]) -> Lease:
     return Lease(store.folder, on_wait=on_wait, on_lost=_thread.interrupt_main)
 
 
-def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda done, total: None) -> None:
+def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
     """Write plan.json for a new sweep, or check that a resumed sweep has the same plan.
 
     Call it once, under the lease. Advice and warm start are decided here, and only for a new sweep: the order of its
@@ -52,24 +58,30 @@ def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda don
         store: the sweep's.
         progress: called with the number of images that have been measured for the advice.
 
+    Returns:
+        Lines on the stored sweep that a new sweep resembles, if there is one; none for a resumed sweep.
+
     Raises:
         PlanChangedError: anything but the number of trials has changed; the message lists the changes.
         ValueError: plan.json is missing or damaged, and there are trials.
     """
     plan = {**describe_plan(prepared), "name": store.name, "provenance": provenance()}
     stored = store.plan()
+    similar: tuple[str, ...] = ()
     if stored is not None:
         plan = resumed_plan(stored, plan)
         if all(plan.get(name) == stored.get(name) for name in ("trials", "noise")):
-            return
+            return ()
     elif object_store.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
+        similar = describe_similar_sweep(plan, store)
         plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress))
         if prepared.plan.warm_start:
             advised = apply_advice(prepared, plan["advice"])
             plan["warm_start"] |= find_warm_start(advised, store, plan["advice"], progress)
     store.put_plan(plan)
+    return similar
 
 
 def local_machines() -> list[Machine]:
@@ -102,13 +114,17 @@ def run_sweep(
         ValueError: the cluster lacks the resources of a single trial.
     """
     period = REMOTE_SYNC_SECONDS if object_store.is_remote(store.folder) else LOCAL_SYNC_SECONDS
-    with Mirror(store, run_options.tracking_uri, period) as mirror:
-        view.on_change = mirror.report
-        # Within the mirror, so that MLflow receives the final cost.
+    mirror = tracking.Mirror(store, run_options.tracking_uri, period).start()
+    view.on_change = mirror.report
+    patience = SYNC_PATIENCE_SECONDS
+    try:
+        # While the mirror runs, so that MLflow receives the final cost.
         with CostTracker(store, run_options.prices, local_machines, view.print_line) as cost_tracker:
             view.cost = lambda: format_cost_so_far(cost_tracker.spent(), run_options.cost_budget)
             sweep = Sweep(prepared, store, run_options, view, cost_tracker)
             view.time_left = lambda: format_time_left(sweep.time_left())
+            if line := sweep.progress_line():
+                view.print_line(line)
             try:
                 sweep.screen()
                 sweep.search()
@@ -119,9 +135,20 @@ def run_sweep(
                     on_ranking()
                     sweep.measure_noise()
                 sweep.drop_checkpoints()
+            except KeyboardInterrupt:
+                view.print_line("stopping (a second Ctrl-C ends at once) ...")
+                raise
             finally:
+                sweep.disconnect()  # first: after an interrupt, trials would compete with what follows
                 with suppress(OSError):  # the study is a copy: failing to write it must not hide the original error
                     sweep.export_study()
-        if winner is not None:
+        if not mirror.complete and not tracking.answers(run_options.tracking_uri):
+            patience = INTERRUPT_PATIENCE_SECONDS
+        elif winner is not None:
             mirror.log_model(winner.trial, local_cache.sync_down(store.folder / "model"), sweep.winner_metrics(winner))
-        return mirror.close()
+    except KeyboardInterrupt:
+        patience = INTERRUPT_PATIENCE_SECONDS
+        raise
+    finally:
+        complete = mirror.close(patience)
+    return complete

@@ -90,6 +90,11 @@ class CliOptions:
     """Start a new sweep next to an old one of the same name,
     never overwriting it."""
 
+    @property
+    def storage_source(self) -> str:
+        """Where the storage folder was given, for messages."""
+        return "XFER_STORAGE" if os.environ.get("XFER_STORAGE") and self.storage == default_storage() else "--storage"
+
 
 def parse_args(
     page: Plan,

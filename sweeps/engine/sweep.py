@@ -11,6 +11,7 @@ from typing import Any
 from sweeps.engine import selection
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.console.provenance import utc_now
+from sweeps.engine.console.resumption import best_search_record, progress_line
 from sweeps.engine.console.time_left import RunPace, StageTime, run_pace, time_left
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
@@ -256,6 +257,20 @@ class Sweep:
         """Return what the winner's recipe has reached, by metric."""
         return selection.winner_metrics(winner, self._ledger.records.values(), self._objectives)
 
+    def progress_line(self) -> str:
+        """Return a line on what earlier starts have done; "" for a new sweep."""
+        return progress_line(
+            {name: trial.phase for name, trial in self._ledger.trials.items()},
+            self._ledger.records,
+            {"search": self._plan.trials, "final": len(self._final_trials())},
+            self._objectives[0],
+            is_test_open=bool(self._store.decisions("openings")),
+        )
+
+    def disconnect(self) -> None:
+        """Interrupt the running trials and leave Ray."""
+        self._placement.disconnect()
+
     def export_study(self) -> None:
         """Write a copy of the study for optuna-dashboard."""
         if self.sampler is not None:
@@ -289,6 +304,9 @@ class Sweep:
         if not self._placement.is_local:
             self._placement.connect()
         self._view.begin(phase, total, Counter(record.status for record in ended.values()))
+        best = best_search_record(self._ledger.records.values(), self._objectives[0])
+        if best is not None and self._view.best is None:
+            self._view.show_stored_best(best)
         return True
 
     def _run(

@@ -377,7 +377,10 @@ def test_a_name_that_is_not_a_plain_file_name_is_refused(name: str) -> None:
 
 def test_a_fresh_sweep_gets_the_next_unused_name(tmp_path: Path) -> None:
     assert cli.unused_name(tmp_path, "x") == "x"
-    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "trials").mkdir(parents=True)
     assert cli.unused_name(tmp_path, "x") == "x-2"
     (tmp_path / "x-2").mkdir()
+    (tmp_path / "x-2" / ".lease.lock").touch()  # left by an interrupted first start
+    assert cli.unused_name(tmp_path, "x") == "x-2"
+    (tmp_path / "x-2" / "plan.json").touch()
     assert cli.unused_name(tmp_path, "x") == "x-3"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -186,6 +187,11 @@ def _decode(
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(ordered), size, size, 3)
     )
+    if (free := shutil.disk_usage(folder).free) < images.nbytes:  # writing to the mapped file would kill the process
+        raise ValueError(
+            f"{len(ordered):,} images of {size} px take {images.nbytes / 2**20:,.1f} MB in {folder.parent}, and its "
+            f"disk has {free / 2**20:,.1f} MB left. Free some space, or choose a smaller image size"
+        )
 
     def decode(item: tuple[int, Example]) -> str | None:
         index, example = item

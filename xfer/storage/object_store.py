@@ -52,6 +52,8 @@ class StorageUnavailableError(OSError):
 def as_path(uri: str | Path) -> Path:
     """Return the path of a folder name or URI; one in an object store supports the methods of `pathlib.Path`.
 
+    A leading `~` is the user's home folder, as in a shell, which does not replace it after `--storage=`.
+
     >>> as_path("file:///shared/runs"), as_path("runs")
     (PosixPath('/shared/runs'), PosixPath('runs'))
 
@@ -59,7 +61,7 @@ def as_path(uri: str | Path) -> Path:
         ValueError: fsspec does not know the scheme, or a package for it is missing.
     """
     if isinstance(uri, Path) or "://" not in str(uri):
-        return Path(uri) if isinstance(uri, str) else uri
+        return _expand_home(Path(uri)) if isinstance(uri, str | Path) else uri
     from upath import UPath
 
     scheme, _, rest = uri.partition("://")
@@ -76,6 +78,12 @@ def as_path(uri: str | Path) -> Path:
     except ValueError as error:
         raise ValueError(f"{uri}: unknown scheme {scheme}://. Give a folder, s3://, gs:// or file://") from error
     return cast(Path, path)
+
+
+def _expand_home(path: Path) -> Path:
+    with suppress(RuntimeError):  # there is no such user, so it is an ordinary name
+        return path.expanduser()
+    return path
 
 
 def is_remote(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from sweeps.reporting.formatting import (
     pluralize,
 )
 from xfer.objectives import ACCURACY, Objective
-from xfer.records import epoch_from_dict
+from xfer.records import Record, epoch_from_dict
 
 MAX_SHOWN_TRIALS = 8
 """Maximum number of running trials listed."""
@@ -152,10 +152,17 @@ class ProgressView:
         self.on_change(record["trial"], record)
         self._print_progress_if_due()
 
-    def started(self, trial: str, recipe: dict[str, Any]) -> None:
-        """Add a running trial."""
-        self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": []}
+    def started(self, trial: str, recipe: dict[str, Any], epochs: Sequence[dict[str, Any]] = ()) -> None:
+        """Add a running trial, with the epochs that an earlier start has trained, as plain data."""
+        self.running[trial] = {"trial": trial, "recipe": recipe, "epochs": list(epochs)}
         self.on_change(trial, None)
+
+    def show_stored_best(self, record: Record) -> None:
+        """Show the best trial of earlier starts until a better one ends."""
+        value = self.objective.value(record.epochs)
+        if value is not None:
+            self.best = (value, record.trial, record.recipe["strategy"]["name"])
+            self.best_accuracy = record.val_accuracy
 
     def on_trial_end(self, trial: str, status: str | None, value: float | None) -> None:
         """Remove a running trial.

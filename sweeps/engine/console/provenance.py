@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
     """Collect the command, commit, versions, machine and time as plain data."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "command": _command(),
+        "command": command_line(),
         "commit": _commit(Path(__file__).resolve().parents[3]),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in RECORDED_PACKAGES}},
         "machine": {"cpus": os.cpu_count(), "gpus": gpus, "platform": platform.platform()},
@@ -35,7 +35,8 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _command() -> str:
+def command_line() -> str:
+    """Return the command that started this process, as it can be given again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
     return f"{program} {shlex.join(sys.argv[1:])}".strip()

@@ -39,7 +39,7 @@ def render_report(store: Store, reports: Path) -> Path:
     """
     from sweeps.reporting.render import render  # takes a second: matplotlib
 
-    page = render(load_results(store), reports / store.name)
+    page = render(load_results(store), object_store.as_path(reports) / store.name)
     if object_store.is_remote(store.folder):
         for file in filter(Path.is_file, page.parent.rglob("*")):
             local_cache.upload_if_exists(file, store.folder / "report" / str(file.relative_to(page.parent)))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sweeps.engine.storage.store import Store, list_sweeps
 from sweeps.engine.tracking import redact_password, resolve_tracking_uri, sweep_pages
+from sweeps.engine.tracking.addresses import sqlite_path
 from sweeps.engine.tracking.server import LOCALHOST, start_server, wait_until_ready
 from sweeps.engine.tracking.view import AS_MODEL_TRAINING
 from xfer.storage.local_cache import local_path
@@ -41,8 +42,7 @@ def serve_ui(storage: Path, tracking_uri: str = "", port: int = 5000, store: Sto
         print(f"These sweeps are tracked by an MLflow server with a UI of its own: {redact_password(uri)}")
         _print_pages(uri.rstrip("/"), store)
         return 0
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():
+    if (database := sqlite_path(uri)) and not database.exists():
         print(_missing_database_message(storage, database), file=sys.stderr)
         return 2
     try:
@@ -93,8 +93,10 @@ def _free_port(first: int) -> int:
         first: the lowest port to try.
 
     Raises:
-        ValueError: none of the next `PORTS_TO_TRY` ports is free.
+        ValueError: the number is not that of a port, or none of the next `PORTS_TO_TRY` ports is free.
     """
+    if not 0 < first < 2**16:
+        raise ValueError(f"--port {first}: must be between 1 and 65535")
     for port in range(first, min(first + PORTS_TO_TRY, 2**16)):
         with socket.socket() as probe, suppress(OSError):
             # Without this option, a port counts as taken for a minute after use.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
 from xfer import hashing
 from xfer.data.layouts import detect_layout
 
 IGNORED_PLAN_KEYS = (
-    *("question", "data.folder", "data.notes", "name", "provenance", "trials", "advice", "prices", "noise"),
+    *("question", "data.folder", "data.images", "data.notes", "name", "provenance", "trials", "advice", "prices"),
+    "noise",
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
@@ -26,7 +29,10 @@ class PlanChangedError(ValueError):
 
 
 def describe_plan(prepared: Prepared) -> dict[str, Any]:
-    """Return the content of plan.json: everything that decides what is run, by content hash instead of name or path."""
+    """Return the content of plan.json: everything that decides what is run, by content hash instead of name or path.
+
+    What it holds besides (`IGNORED_PLAN_KEYS`) is for readers, such as the number of images of each class.
+    """
     plan, screening_settings = prepared.plan, screening.describe(prepared)
     return {
         "experiment": plan.experiment,
@@ -36,6 +42,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
             "folder": prepared.source,
             "pack": prepared.pack.hash,
             "classes": list(prepared.pack.classes),
+            "images": np.bincount(prepared.pack.labels, minlength=len(prepared.pack.classes)).tolist(),
             "train": len(prepared.split.train),
             "val": len(prepared.split.val),
             "test": len(prepared.split.test),

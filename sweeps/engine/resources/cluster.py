@@ -29,9 +29,15 @@ class NodeType:
     """Maximum number of such machines."""
 
 
+def cluster_address() -> str:
+    """Return the address of the cluster to join, from RAY_ADDRESS; "" if Ray is started on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address  # Ray's own word for it
+
+
 def has_cluster_address() -> bool:
-    """Return whether RAY_ADDRESS is set; otherwise Ray is started on this machine, and only if needed."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    """Return whether there is a cluster to join; otherwise Ray is started on this machine, and only if needed."""
+    return bool(cluster_address())
 
 
 def worker_node_types() -> tuple[list[NodeType], int | None]:

@@ -13,13 +13,16 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from sweeps.engine.storage import json_objects
 from xfer.storage import object_store
 from xfer.storage.local_cache import process_exists
 
 log = logging.getLogger(__name__)
+
+LEASE_FILE, LOCK_FILE = "lease.json", ".lease.lock"
+"""The lease of a sweep's folder, and the file that is locked while it is checked and written."""
 
 LEASE_SECONDS = 60.0
 """Seconds after the last renewal at which a lease expires."""
@@ -62,7 +65,7 @@ class Lease:
         on_wait: Callable[[str], None] | None = None,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self._path = folder / "lease.json"
+        self._path = folder / LEASE_FILE
         self._seconds = seconds
         self._renew_seconds = renew_seconds
         self._on_wait = on_wait
@@ -76,9 +79,7 @@ class Lease:
         if object_store.is_remote(self._path):
             self._acquire_remote()
         else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.with_name(".lease.lock").open("w", encoding="utf-8") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # between check and write; the system releases it if we are killed
+            with _lock(self._path.with_name(LOCK_FILE)):  # between check and write
                 self._check_free()
                 json_objects.replace(self._path, self._content())
         self._renewer.start()
@@ -90,6 +91,17 @@ class Lease:
         with contextlib.suppress(OSError):
             if self._is_mine():
                 object_store.unlink(self._path)
+                if not object_store.is_remote(self._path):
+                    self._remove_empty_folder()
+
+    def _remove_empty_folder(self) -> None:
+        """Remove the sweep's folder if nothing was written to it, so that its name stays free."""
+        folder = self._path.parent
+        if object_store.list_names(folder) == [LOCK_FILE]:
+            with _lock(folder / LOCK_FILE):
+                if object_store.list_names(folder) == [LOCK_FILE]:
+                    (folder / LOCK_FILE).unlink()
+                    folder.rmdir()
 
     def _acquire_remote(self) -> None:
         self._check_free()
@@ -148,10 +160,28 @@ class Lease:
         }
 
 
+def is_unused(folder: Path) -> bool:
+    """Return whether a sweep's folder does not exist, or holds nothing but what an interrupted first start left."""
+    names = object_store.list_names(folder)
+    return set(names) <= {LOCK_FILE, LEASE_FILE} and lease_holder(folder) is None
+
+
 def lease_holder(folder: Path) -> dict[str, Any] | None:
     """Return holder, host, pid and expiry (`expires`) of the active lease of a sweep's folder, if there is one."""
-    lease = _read(folder / "lease.json")
+    lease = _read(folder / LEASE_FILE)
     return lease if lease is not None and _is_active(lease) else None
+
+
+def _lock(path: Path) -> IO[str]:
+    """Open a file and lock it until it is closed; the system releases the lock if this process is killed."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            file = path.open("w", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()  # another driver has removed it, together with an empty folder, before it was locked here
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,8 +10,17 @@ Trials never talk to MLflow. A mirror asks MLflow what it already has, so any pr
 was unavailable receives everything that it missed exactly once.
 """
 
+from sweeps.engine.tracking.addresses import answers
 from sweeps.engine.tracking.client import connect_mlflow, default_tracking_uri, resolve_tracking_uri, sweep_pages
 from sweeps.engine.tracking.mapping import redact_password
 from sweeps.engine.tracking.mirror import Mirror
 
-__all__ = ["Mirror", "connect_mlflow", "default_tracking_uri", "redact_password", "resolve_tracking_uri", "sweep_pages"]
+__all__ = [
+    "Mirror",
+    "answers",
+    "connect_mlflow",
+    "default_tracking_uri",
+    "redact_password",
+    "resolve_tracking_uri",
+    "sweep_pages",
+]

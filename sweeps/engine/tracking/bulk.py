@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeps.engine.tracking.addresses import sqlite_path
 from sweeps.engine.tracking.client import MLFLOW_STATUS, MirroredRun, MirroredSweep
 from sweeps.engine.tracking.mapping import (
     epoch_metrics,
@@ -71,7 +72,7 @@ class EndedTrial:
 
 def can_bulk_insert(tracking_uri: str) -> bool:
     """Return whether the tracking URI is an SQLite file, the only kind of database that is written directly."""
-    return tracking_uri.startswith("sqlite:///")
+    return sqlite_path(tracking_uri) is not None
 
 
 def insert_trials(client: MlflowClient, tracking_uri: str, sweep: MirroredSweep, trials: Sequence[EndedTrial]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from sweeps.engine.tracking.addresses import check_tracking_uri, sqlite_path, sqlite_uri
 from sweeps.engine.tracking.mapping import created_ms, plan_tags, sweep_id
 from sweeps.engine.tracking.view import progress_page, trials_page, view_tag
 from xfer.storage import local_cache
@@ -53,8 +54,15 @@ MLFLOW_SETTINGS = {
 
 
 def resolve_tracking_uri(tracking_uri: str, storage: Path) -> str:
-    """Return `tracking_uri` if not empty, else $MLFLOW_TRACKING_URI, else `default_tracking_uri(storage)`."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage)
+    """Return `tracking_uri` if not empty, else $MLFLOW_TRACKING_URI, else `default_tracking_uri(storage)`.
+
+    Raises:
+        ValueError: the address is malformed or of a kind that MLflow does not support.
+    """
+    if uri := tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        check_tracking_uri(uri, "--tracking-uri" if tracking_uri else "MLFLOW_TRACKING_URI")
+        return uri
+    return default_tracking_uri(storage)
 
 
 def default_tracking_uri(storage: Path) -> str:
@@ -63,7 +71,7 @@ def default_tracking_uri(storage: Path) -> str:
     An object store cannot hold a database. For such a storage the file is in this machine's local copy; it is a mirror
     and can be rebuilt.
     """
-    return f"sqlite:///{local_cache.local_path(storage).resolve() / 'mlflow.db'}"
+    return sqlite_uri(local_cache.local_path(storage).resolve() / "mlflow.db")
 
 
 @dataclass(slots=True)
@@ -117,8 +125,8 @@ def connect_mlflow(tracking_uri: str) -> MlflowClient:
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if tracking_uri.startswith("sqlite:///"):
-        _create_database(Path(tracking_uri.removeprefix("sqlite:///")))
+    if database := sqlite_path(tracking_uri):
+        _create_database(database)
     return MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 
@@ -134,7 +142,7 @@ def _create_database(path: Path) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder, suppress(OSError):
-            MlflowClient(f"sqlite:///{folder}/{path.name}").search_experiments(max_results=1)
+            MlflowClient(sqlite_uri(Path(folder, path.name))).search_experiments(max_results=1)
             os.link(f"{folder}/{path.name}", path)
 
 

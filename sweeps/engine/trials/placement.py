@@ -125,6 +125,14 @@ class Placement:
             features=object_store.absolute_uri(storage / "features"),
         )
 
+    def disconnect(self) -> None:
+        """Interrupt the running trials, and leave the cluster or stop the Ray of this machine, if it was connected."""
+        if self.connected:
+            from sweeps.engine.trials import ray_tune
+
+            ray_tune.disconnect_ray()
+            self.connected = False
+
     def _weights(self, trial: Trial) -> str | None:
         """Return the path or URI of a trial's weights, published if other machines have to read them."""
         file = self._prepared.backbone(str(trial.recipe["backbone"])).file if trial.recipe["weights"] else None

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import json
 import os
 import pickle
+import re
+import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import tune
+from ray._private import ray_constants, services
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.engine.resources import cluster
+from sweeps.engine.resources import cluster, scratch
+from sweeps.engine.resources.cluster_address import (
+    check_cluster_address,
+    check_named_host,
+    cluster_error,
+    parse_cluster_address,
+)
 from sweeps.engine.resources.prices import PRICE_LABEL, Machine, parse_price_label
 from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 from xfer.storage.object_store import StorageUnavailableError
@@ -83,24 +96,172 @@ RAY_ENVIRONMENT: dict[str, str] = {
 }
 """Environment of the processes of a local Ray; on a cluster, the cluster file has to set it on the machines."""
 
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable that, set to 0, makes Ray listen on 127.0.0.1 only, as by default on macOS."""
+
 LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
+    # Otherwise Ray listens on every interface, and depends on the address of the network that a laptop is in.
+    LOOPBACK_VARIABLE: "0",
     # By default Ray keeps as many idle processes as there are free CPUs: none while trials use all of them. Each batch
     # of probes would then import torch again, which takes 7 to 13 seconds of a core (2026-11-27).
     "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 1),
 }
 """Additional environment of a Ray that is started on this machine alone."""
 
+CLUSTER_ENVIRONMENT: dict[str, str] = {
+    # Attempts to connect, a second or more each; Ray's default is 20. `check_cluster_address` has seen an answer.
+    "RAY_gcs_server_port_wait_time_s": "2",
+}
+"""Additional environment of a driver that joins a cluster."""
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Size of a local Ray's object store. Ray's default is 30% of the memory, and a sweep only passes small objects."""
+
 
 def connect_ray() -> None:
-    """Join the cluster at RAY_ADDRESS, or start Ray on this machine, without printing anything."""
-    local = {} if cluster.has_cluster_address() else LOCAL_RAY_ENVIRONMENT
-    for name, value in {**RAY_ENVIRONMENT, **local}.items():
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine, without printing anything.
+
+    A cluster that was started on this machine by another program is joined only if RAY_ADDRESS names it.
+
+    Raises:
+        ValueError: the cluster cannot be joined, or Ray cannot be started; the message says why.
+    """
+    address = cluster.cluster_address()
+    for name, value in {**RAY_ENVIRONMENT, **(CLUSTER_ENVIRONMENT if address else LOCAL_RAY_ENVIRONMENT)}.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        dashboard = None if cluster.has_cluster_address() else False  # a cluster has its own
         handler = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
-        signal.signal(signal.SIGTERM, handler)  # ray.init has replaced it
+        try:
+            if address:
+                _join_cluster(address)
+            else:
+                _start_local_ray()
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # ray.init has replaced it
+
+
+def _join_cluster(address: str) -> None:
+    check_named_host(address)
+    try:
+        target = _find_cluster() if address == "auto" else address
+        resolved = services.canonicalize_bootstrap_address_or_die(target)
+        check_cluster_address(*parse_cluster_address(resolved), address)
+        if not services.find_node_ids():  # type: ignore[no-untyped-call]
+            raise ConnectionError("this machine does not belong to it: no raylet runs here")  # Ray looks for a minute
+        with _discard_output():
+            ray.init(target, log_to_driver=False, configure_logging=False)
+    except ValueError:
+        raise
+    except Exception as error:  # of many kinds: there is no cluster, or one of another version or token
+        raise cluster_error(address, error) from error
+    atexit.register(disconnect_ray)
+
+
+def _find_cluster() -> str:
+    """Return "auto" if Ray finds the cluster on this machine by itself: unless it could find the Ray of another sweep.
+
+    Raises:
+        ConnectionError: there are no others.
+    """
+    running: frozenset[str] = services.find_gcs_addresses()  # type: ignore[no-untyped-call]
+    of_sweeps = running & gcs_addresses_of_sweeps()
+    if not of_sweeps:
+        return "auto"
+    if clusters := running - of_sweeps:
+        return next(iter(clusters))
+    raise ConnectionError("no cluster runs on this machine, only other sweeps")
+
+
+def gcs_addresses_of_sweeps() -> frozenset[str]:
+    """Return the addresses of the Rays that sweeps have started for themselves on this machine."""
+    addresses = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # the process has ended
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if any(re.search(rf"/{scratch.PREFIX}\d+(-\d+)?/session_", word) for word in words):
+                addresses |= {word.partition("=")[2] for word in words if word.startswith("--gcs-address=")}
+    return frozenset(addresses)
+
+
+@contextlib.contextmanager
+def _discard_output() -> Iterator[None]:
+    """Discard what this process prints, C++ code included: the reason of a failure is also in Ray's exception."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with Path(os.devnull).open("wb") as null:
+        for number in (1, 2):
+            os.dup2(null.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _start_local_ray() -> None:
+    # Read from the environment when Ray was imported.
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK_VARIABLE] != "0"
+    folder = scratch.current().folder
+    try:
+        ray.init(
+            "local",
+            log_to_driver=False,
+            configure_logging=False,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+            _plasma_directory=None if _shared_memory_bytes() >= OBJECT_STORE_BYTES else str(folder),
+        )
+    except Exception as error:  # of many kinds
+        lines = " ".join(str(error).split())[:600]
+        atexit.unregister(scratch.remove_current)
+        raise ValueError(f"Ray could not be started on this machine: {lines}. Its log files are in {folder}") from error
+    atexit.register(disconnect_ray)
+
+
+def _shared_memory_bytes() -> int:
+    """Return the free bytes of /dev/shm; 0 without it."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 0
+
+
+def disconnect_ray() -> None:
+    """Leave the cluster, or stop the Ray of this machine and remove its files. Running trials are interrupted."""
+    with _keep_sigterm_handler():
+        ray.shutdown()
+    scratch.remove_current()
+
+
+@contextlib.contextmanager
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Set the handler of SIGTERM again and again, because Ray's C++ code resets it while it disconnects.
+
+    Python would not notice, and a second SIGTERM would end this process without its exit status. The handler is set
+    below Python, from a thread, because Python sets handlers in the main thread only, which waits for Ray.
+    """
+    libc = ctypes.CDLL(None)
+    action = ctypes.create_string_buffer(512)  # a struct sigaction, of 152 bytes on Linux
+    libc.sigaction(signal.SIGTERM, None, action)
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(0.001):
+            libc.sigaction(signal.SIGTERM, action, None)
+
+    thread = threading.Thread(target=keep, name="sigterm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        libc.sigaction(signal.SIGTERM, action, None)
 
 
 def max_cluster_resource(resource: str) -> float:
@@ -165,7 +326,12 @@ def alive_machines() -> list[Machine]:
 
     The type of a node is its name in the cluster file, if autoscaler v2 or KubeRay report it; otherwise its kind of
     GPU, "head" or "worker".
+
+    Raises:
+        ConnectionError: Ray is not connected, or no longer.
     """
+    if not ray.is_initialized():  # ray.nodes would start Ray
+        raise ConnectionError("Ray is not connected")
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node_machine(node.get("Labels") or {}, node.get("Resources") or {}) for node in nodes if node["Alive"]]
 
@@ -201,7 +367,7 @@ def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = trai
         trainable: what runs in a trial's process.
     """
     with_resources = tune.with_resources(_with_param_space(trainable), placement_resources)
-    with tempfile.TemporaryDirectory(prefix="xfer-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=scratch.current().folder) as folder:
         tuner = tune.Tuner(
             with_resources,
             tune_config=tune.TuneConfig(
@@ -215,7 +381,7 @@ def run_trials(source: TrialSource, concurrent: int, trainable: Trainable = trai
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=scratch,
+                storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_NODE_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),

@@ -108,7 +108,8 @@ class Stage:
         config = trial_config(trial, self._context(trial))
         self._configs[trial.name] = config
         self._running[trial.name] = trial
-        self._view.started(trial.name, dict(trial.recipe))
+        epochs = [as_dict(epoch) for epoch in self._store.epochs(trial.name)]  # of an earlier start
+        self._view.started(trial.name, dict(trial.recipe), epochs)
         return config
 
     def may_have_more(self) -> bool:

@@ -20,6 +20,7 @@ from sweeps import __main__ as program
 from sweeps.engine.console import overview
 from sweeps.engine.console.log_redirect import redirect_output
 from sweeps.engine.console.reports import load_results, render_report
+from sweeps.engine.console.ui import serve_ui
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store, Trial
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
@@ -423,3 +424,11 @@ def test_output_goes_to_the_log_file_and_the_console_stays_on_the_original_outpu
     text = path.read_text()
     assert all(line in text for line in ("from C++", "from a child", "INFO library: from a logger"))
     assert "for the user" not in text
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_number_that_is_no_port_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], port: int) -> None:
+    database = tmp_path / "mlflow.db"
+    database.touch()
+    assert serve_ui(tmp_path, f"sqlite:///{database}", port) == 2
+    assert capsys.readouterr().err == f"--port {port}: must be between 1 and 65535\n"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sweeps.engine.storage import json_objects
-from sweeps.engine.storage.lease import Lease, LeaseHeldError, lease_holder
+from sweeps.engine.storage.lease import Lease, LeaseHeldError, is_unused, lease_holder
 
 
 def write_lease(folder: Path, **changes: Any) -> None:
@@ -274,3 +274,53 @@ def test_a_driver_that_read_an_expired_lease_does_not_take_the_new_one_of_a_fast
         for name, lease in (("faster", faster), ("slower", slower)):
             if entered[name]:
                 lease.__exit__(None, None, None)
+
+
+# --- folders of starts that wrote nothing -----------------------------------------------------------------------------
+
+
+def test_a_start_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with Lease(tmp_path / "colours"):
+        assert not is_unused(tmp_path / "colours")
+    assert not (tmp_path / "colours").exists()
+    assert is_unused(tmp_path / "colours")
+
+
+def test_a_start_that_writes_something_keeps_its_folder(tmp_path: Path) -> None:
+    with Lease(tmp_path / "colours"):
+        (tmp_path / "colours" / "plan.json").write_text("{}", encoding="utf-8")
+    assert names(tmp_path / "colours") == ["plan.json"]
+    assert not is_unused(tmp_path / "colours")
+
+
+def test_what_a_killed_first_start_leaves_is_unused(tmp_path: Path, dead_pid: int) -> None:
+    (tmp_path / ".lease.lock").touch()
+    assert is_unused(tmp_path)
+    write_lease(tmp_path, pid=dead_pid)
+    assert is_unused(tmp_path)
+    write_lease(tmp_path)
+    assert not is_unused(tmp_path)
+
+
+def test_drivers_that_start_and_end_at_the_same_time_never_hold_the_lease_together(tmp_path: Path) -> None:
+    """The folder is removed and created again all the time, which must not give two drivers a lock each."""
+    holders: list[int] = []
+    most: list[int] = []
+
+    def start_and_end(number: int) -> None:
+        for _ in range(60):
+            try:
+                with Lease(tmp_path / "colours"):
+                    holders.append(number)
+                    most.append(len(holders))
+                    holders.remove(number)
+            except LeaseHeldError:
+                pass
+
+    threads = [threading.Thread(target=start_and_end, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert not (tmp_path / "colours").exists()

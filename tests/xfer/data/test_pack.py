@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -310,6 +312,13 @@ def test_an_interrupted_build_leaves_no_files(few, tmp_path, error):
 
     with pytest.raises((KeyboardInterrupt, OSError)):
         build_pack(folder(few), 8, tmp_path / "packs", interrupt)
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_image(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=6 * 512 * 512 * 3 - 1))
+    with pytest.raises(ValueError, match=r"6 images of 512 px take 4\.5 MB in .*packs, and its disk has 4\.5 MB left"):
+        build_pack(folder(few), 512, tmp_path / "packs")
     assert list((tmp_path / "packs").iterdir()) == []
 
 
