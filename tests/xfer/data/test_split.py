@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xfer.data.pack import Pack
-from xfer.data.split import duplicates_across_splits, split_pack
+from xfer.data.split import split_pack
 
 PARTS = ("train", "val", "test")
 
@@ -121,7 +121,6 @@ def test_copies_stay_in_one_part():
     for draw in range(4):
         split = split_pack(pack, draw=draw)
         assert_valid(pack, split)
-        assert duplicates_across_splits(pack, split) == 0
         parts_of = {digest: set() for digest in digests}
         for part in PARTS:
             for index in split.of(part):
