@@ -126,10 +126,12 @@ def report_copies(
         parts: [N], as the data set gives them.
         classes: names of the classes.
     """
+    copies = _in_order_of_names(copies, parts)
     given = [part for part in PART_ORDER if part in parts]
     order = [PART_ORDER.index(part or "train") for part in parts] if given else range(len(parts))
     exact = _repeated(copies.exact, order)
     near = _repeated(copies.alike, order) - exact
+    exact_groups = set(copies.exact)
     conflicts = _list_conflicts(copies, labels, classes)
     across: dict[str, dict[str, int]] = {}
     warnings = [] if given else _notes_on_drawn_parts(copies, labels, classes)
@@ -149,7 +151,7 @@ def report_copies(
         near_copies=len(near),
         across_parts=across,
         exact_groups=_named(copies, copies.exact),
-        near_groups=_named(copies, [group for group in copies.alike if group not in copies.exact]),
+        near_groups=_named(copies, [group for group in copies.alike if group not in exact_groups]),
         conflicts=conflicts,
         warnings=[*warnings, *filter(None, [copies.remark])],
     )
@@ -320,6 +322,19 @@ def _open(encoded: EncodedImage) -> Any:
 def image_name(example: Example, classes: Sequence[str]) -> str:
     """Return the name of an image with its part and class, as in train/ants/1.jpg."""
     return "/".join(filter(None, (example.part, classes[example.label], example.image.name)))
+
+
+def _in_order_of_names(copies: Copies, parts: Sequence[Part | None]) -> Copies:
+    """Sort groups by part and name, so that reports do not depend on the order of the images."""
+
+    def key(index: int) -> tuple[int, str, int]:
+        return PART_ORDER.index(parts[index] or "train"), copies.names[index], index
+
+    exact, alike = (
+        tuple(sorted((tuple(sorted(group, key=key)) for group in groups), key=lambda group: key(group[0])))
+        for groups in (copies.exact, copies.alike)
+    )
+    return replace(copies, exact=exact, alike=alike)
 
 
 def _repeated(groups: Iterable[Group], order: Sequence[int]) -> set[int]:

@@ -201,4 +201,5 @@ def _describe_copies(pack: Pack, indices: Indices) -> str:
     if not copied.any():
         return ""
     images, count = int(copied[groups.numbers].sum()), int(copied.sum())
-    return f"; each of {count:,} groups of copies ({images:,} images) is in one part"
+    groups_text = f"{count:,} group{'' if count == 1 else 's'}"
+    return f"; copies of a picture are in one part ({images:,} images in {groups_text})"
