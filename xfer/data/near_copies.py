@@ -319,7 +319,7 @@ def _blur(images: Array, sigma: float) -> Array:
     matrix = np.zeros((side, side), dtype=np.float32)
     for offset, weight in zip(range(-radius, radius + 1), weights, strict=True):
         np.add.at(matrix, (np.arange(side), np.clip(np.arange(side) + offset, 0, side - 1)), weight)
-    blurred: Array = matrix @ images @ matrix.T
+    blurred: Array = (matrix @ images @ matrix.T).astype(np.float32, copy=False)
     return blurred
 
 
