@@ -82,7 +82,7 @@ class DatasetProfile:
     """Side of the images, in pixels."""
     classes: int
     images: int
-    """Number of training images, counting duplicates once."""
+    """Number of training images, counting exact and near copies once."""
     images_per_class: tuple[int, int, int]
     """Number of images in the smallest, the median and the largest class."""
     measured_images: int
@@ -248,9 +248,8 @@ def percent(fraction: float) -> str:
 
 
 def _distinct_images(pack: Pack, indices: Indices) -> Indices:
-    """Returns one index per distinct image: duplicates in held-out folds would inflate every probe's accuracy."""
-    digests = np.array(pack.digests)[indices]
-    return np.sort(indices[np.unique(digests, return_index=True)[1]])
+    """Returns one index per distinct image: copies in held-out folds would inflate every probe's accuracy."""
+    return np.sort(indices[np.unique(pack.copy_groups[indices], return_index=True)[1]])
 
 
 def _score_stage(stage: Stage, probe: LinearProbe, features: Features, labels: Indices) -> StageScore:

@@ -18,7 +18,7 @@ from xfer.commands import shared
 from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import LazyImage
 from xfer.data.inspection import Inspection, inspect_source
-from xfer.data.source import Source
+from xfer.data.source import Source, preview
 
 SHEET_IMAGES = 24
 """Maximum number of thumbnails per class in the contact sheet."""
@@ -81,8 +81,11 @@ def describe(inspection: Inspection) -> str:
     if inspection.sizes:
         lines += [f"sizes: {_top(inspection.sizes)}", f"modes: {_top(inspection.modes)}"]
     lines.append(f"copies: {inspection.exact_copies:,} exact, {inspection.near_copies:,} near")
+    for pair, counts in inspection.copies_across_parts.items():
+        lines.append(f"copies in {pair.replace('-', ' and ')}: {counts['exact']:,} exact, {counts['near']:,} near")
     for conflict in inspection.conflicts[:MAX_ROWS]:
-        lines.append(f"same picture in {' and '.join(conflict['classes'])}: {', '.join(conflict['images'])}")
+        kind = {"exact": "same picture", "near": "near copies"}[conflict["kind"]]
+        lines.append(f"{kind} in {' and '.join(conflict['classes'])}: {preview(conflict['images'])}")
     lines += [*inspection.warnings]
     return "\n".join(_printable(line) for line in lines)
 
@@ -102,8 +105,18 @@ def render_page(source: Source, inspection: Inspection) -> str:
         table = _table([title.lower(), "images"], [[name, f"{n:,}"] for name, n in [*counts.items()][:MAX_ROWS]])
         blocks += [f"<h2>{title}</h2>", table] if counts else []
     if inspection.conflicts:
-        rows = [[", ".join(c["classes"]), ", ".join(c["images"])] for c in inspection.conflicts[: 10 * MAX_ROWS]]
-        blocks += ["<h2>Pictures filed under several classes</h2>", _table(["classes", "images"], rows)]
+        rows = [
+            [conflict["kind"], ", ".join(conflict["classes"]), ", ".join(conflict["images"])]
+            for conflict in inspection.conflicts[: 10 * MAX_ROWS]
+        ]
+        blocks += ["<h2>Pictures filed under several classes</h2>", _table(["copies", "classes", "images"], rows)]
+    groups = [
+        *((group, "exact") for group in inspection.copies),
+        *((group, "near") for group in inspection.near_groups),
+    ]
+    if groups:
+        rows = [[kind, f"{len(group):,}", preview(group)] for group, kind in groups[: 10 * MAX_ROWS]]
+        blocks += ["<h2>Copies</h2>", _table(["copies", "images", "the first"], rows)]
     blocks += _contact_sheets(source)
     return PAGE.format(title=_escape(f"{inspection.name}: images"), side=SHEET_SIDE, body="\n".join(blocks))
 

@@ -7,7 +7,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer import hashing
+from xfer.data.copies import (
+    COPIES_FILE,
+    NO_COPIES,
+    Copies,
+    Fingerprint,
+    find_copies,
+    fingerprint,
+    image_name,
+    read_copies,
+    write_copies,
+)
 from xfer.data.deep_images import sample_values
 from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import LazyImage
@@ -69,12 +81,21 @@ class Pack:
     """Images that could not be read, each with the reason."""
     value_ranges: ValueRanges = field(default_factory=dict)
     """Ranges of values that became 0..255, if images have more than 8 bits per channel; for `read_image`."""
+    copies: Copies = NO_COPIES
+    """Groups of exact and near copies. Without groups in a pack of an earlier version, which did not look for them."""
+
+    @cached_property
+    def copy_groups(self) -> NDArray[np.int64]:
+        """[N], number of each image's group of exact and near copies; most groups are single images."""
+        _, numbers = np.unique(np.array(self.digests), return_inverse=True)
+        return self.copies.merge_groups(numbers)
 
 
 def build_pack(source: Source, image_size: int, root: Path, progress: Progress = lambda done, total: None) -> Pack:
     """Return the pack of a source, decoding it unless `root` has it already.
 
     Images that cannot be read are skipped and listed in `Pack.skipped`; all runs on the same data skip the same images.
+    Copies are looked for once, and stored next to the images in a file that does not change the hash.
 
     Args:
         source: the data set.
@@ -95,26 +116,27 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         special = any(_map_chunks(threads, lambda example: needs_pixel_rules(example.image.encoded()), source.examples))
         rules = [PIXEL_RULES_VERSION] if special else []
         name = hashing.sha256_json([FORMAT_VERSION, image_size, list(source.classes), content, *rules])
+        fingerprints: list[Fingerprint | None] = []
         remote = root / name[:16]
         folder = local_cache.local_path(remote)
         if object_store.is_remote(remote) and object_store.exists(remote / METADATA_FILE):
-            folder = local_cache.fetch_cached(remote, METADATA_FILE, _verify)
+            folder = _fetch(remote)
         elif not (folder / METADATA_FILE).exists():
             try:
                 with atomic_folder(folder) as temporary:
                     # By class and then by hash, so a regular sample is a stratified random one.
                     ranges = estimate_ranges([example.image for example, _ in ordered]) if special else NO_RANGES
-                    _decode(temporary, name, source, ordered, image_size, ranges, threads, progress)
+                    fingerprints = _decode(temporary, name, source, ordered, image_size, ranges, threads, progress)
             except OSError:
                 if not (folder / METADATA_FILE).exists():  # otherwise another process has built the same pack first
                     raise
-    local_cache.publish(folder, remote, METADATA_FILE)
-    return load_pack(folder)
+        local_cache.publish(folder, remote, METADATA_FILE)
+        return _with_copies(load_pack(folder), remote, ordered, fingerprints, threads)
 
 
 def fetch_pack(folder: Path) -> Pack:
     """Load a pack from a folder that may be remote: downloaded and verified once per machine."""
-    return load_pack(local_cache.fetch_cached(folder, METADATA_FILE, _verify))
+    return load_pack(_fetch(folder))
 
 
 def load_pack(folder: Path, verify: bool = False) -> Pack:
@@ -146,7 +168,16 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
         digests=tuple(metadata["digests"]),
         skipped=tuple(metadata["skipped"]),
         value_ranges=ranges_from_json(metadata.get("value_ranges", {})),
+        copies=read_copies(folder / COPIES_FILE, metadata["hash"]),
     )
+
+
+def _fetch(folder: Path) -> Path:
+    """Return the local copy of a pack, downloaded and verified once per machine."""
+    local = local_cache.fetch_cached(folder, METADATA_FILE, _verify)
+    if not (local / COPIES_FILE).exists() and object_store.exists(folder / COPIES_FILE):
+        local_cache.fetch_file(folder / COPIES_FILE)  # it was added after the pack had been downloaded
+    return local
 
 
 def _verify(folder: Path) -> None:
@@ -182,8 +213,9 @@ def _decode(
     ranges: ValueRanges,
     threads: ThreadPoolExecutor,
     progress: Progress,
-) -> None:
-    """Decode all images of a source and write a pack to `folder`."""
+) -> list[Fingerprint | None]:
+    """Decode all images of a source, write a pack to `folder`, and return the fingerprints of the readable images."""
+    fingerprints: list[Fingerprint | None] = [None] * len(ordered)
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(ordered), size, size, 3)
     )
@@ -197,6 +229,7 @@ def _decode(
         index, example = item
         try:
             images[index] = example.image.read(size, ranges)
+            fingerprints[index] = fingerprint(example.image, ranges)
         except UnreadableImageError as error:
             return escape_undecoded(f"{source.classes[example.label]}/{example.image.name}: {error}")
         return None
@@ -226,6 +259,37 @@ def _decode(
     (folder / METADATA_FILE).write_text(
         json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}), encoding="utf-8"
     )
+    return [fingerprints[index] for index in readable]
+
+
+def _with_copies(
+    pack: Pack,
+    remote: Path,
+    ordered: Sequence[tuple[Example, str]],
+    fingerprints: Sequence[Fingerprint | None],
+    threads: ThreadPoolExecutor,
+) -> Pack:
+    """Return a pack with its copies. They are looked for unless they are stored, and stored with their current names.
+
+    Args:
+        pack: the loaded pack.
+        remote: its folder in the storage.
+        ordered: examples and their content hashes in the order of the pack, with those that cannot be read.
+        fingerprints: of the readable images; empty for a pack that was built earlier.
+        threads: for reading images.
+    """
+    known = set(pack.digests)
+    examples = [example for example, digest in ordered if digest in known]
+    images = [example.image for example in examples]
+    copies = pack.copies
+    if not (pack.folder / COPIES_FILE).exists():
+        found = fingerprints or [*_map_chunks(threads, lambda image: fingerprint(image, pack.value_ranges), images)]
+        copies = find_copies(images, found)
+    copies = copies.with_names(lambda index: escape_undecoded(image_name(examples[index], pack.classes)))
+    if copies != pack.copies or not (pack.folder / COPIES_FILE).exists():
+        write_copies(pack.folder / COPIES_FILE, copies, pack.hash)
+        local_cache.upload_if_exists(pack.folder / COPIES_FILE, remote / COPIES_FILE)
+    return replace(pack, copies=copies)
 
 
 def _map_chunks(

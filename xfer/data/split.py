@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,7 +48,7 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int |
 
     Parts of the data set are kept if it has all three. If it has a training and one other part, the other one is the
     test part and validation is drawn from training. If it has none, the split is 70 / 15 / 15. Draws are stratified by
-    class, and copies of an image stay in one part.
+    class. Exact and near copies of an image (`Pack.copy_groups`) are drawn together, also across classes.
 
     Args:
         pack: the data.
@@ -64,6 +65,7 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int |
     has_val, has_test = "val" in parts, "test" in parts
     if has_val and has_test:
         description = "training, validation and test part are as given"
+        divided = indices[:0]
         train, val, test = indices[parts == "train"], indices[parts == "val"], indices[parts == "test"]
     elif has_val or has_test:
         part = "val" if has_val else "test"
@@ -71,18 +73,24 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int |
             f"the given {part} part is the test part, "
             "and a stratified fifth of the training part is drawn for validation"
         )
-        test, rest = indices[parts == part], indices[parts == "train"]
-        val = _stratified_sample(pack, rest, VAL_FRACTION_OF_TRAIN, derive_seed(seed, "val", draw))
-        train = np.setdiff1d(rest, val)
+        test, divided = indices[parts == part], indices[parts == "train"]
+        val = _stratified_sample(pack, divided, VAL_FRACTION_OF_TRAIN, derive_seed(seed, "val", draw))
+        train = np.setdiff1d(divided, val)
     else:
         description = "70 / 15 / 15, stratified by class"
+        divided = indices
         test = _stratified_sample(pack, indices, HOLDOUT_FRACTION, derive_seed(seed, "test"))
         rest = np.setdiff1d(indices, test)
         val = _stratified_sample(pack, rest, HOLDOUT_FRACTION / (1 - HOLDOUT_FRACTION), derive_seed(seed, "val", draw))
         train = np.setdiff1d(rest, val)
+    copies = _describe_copies(pack, divided)
+    description += copies
     for name, part_indices in (("train", train), ("val", val), ("test", test)):
         if not len(part_indices):
-            raise ValueError(f"the {name} part would be empty: {len(indices)} images are too few to be divided")
+            remedy = ". Add other images, or put the images into train, val and test yourself" if copies else ""
+            raise ValueError(
+                f"the {name} part would be empty: {len(indices)} images are too few to be divided{copies}{remedy}"
+            )
     split = Split(train, val, test, description, can_redraw=not (has_val and has_test))
     return split if images_per_class is None else _limit_per_class(split, pack, images_per_class, seed)
 
@@ -107,12 +115,6 @@ def stratified_sample(labels: Indices, indices: Indices, cap: int, seed: int) ->
     return np.sort(order[np.argsort(rank, kind="stable")[:cap]])
 
 
-def duplicates_across_splits(pack: Pack, split: Split) -> int:
-    """Return the number of test images with an identical file in the training or validation part."""
-    seen = {pack.digests[index] for index in (*split.train, *split.val)}
-    return sum(pack.digests[index] in seen for index in split.test)
-
-
 def _limit_per_class(split: Split, pack: Pack, images_per_class: int, seed: int) -> Split:
     rank = np.random.default_rng(derive_seed(seed, "images per class")).permutation(len(pack.labels))
     selected = []
@@ -124,14 +126,100 @@ def _limit_per_class(split: Split, pack: Pack, images_per_class: int, seed: int)
 
 
 def _stratified_sample(pack: Pack, indices: Indices, fraction: float, seed: int) -> Indices:
-    """Draw a fraction of the distinct images per class, at least one of each class that has two distinct images."""
+    """Draw about a fraction of the distinct images of each class, in whole groups of copies.
+
+    Each class that occurs in two groups gets at least one of them, and keeps at least one.
+    """
     rng = np.random.default_rng(seed)
-    digests = np.array(pack.digests)[indices]
-    selected: list[Indices] = []
+    groups = _group_copies(pack, indices)
+    left = groups.per_class.tolist()
+    drawn = np.zeros(len(groups.sizes), dtype=bool)
     for label in np.unique(pack.labels[indices]):
-        of_class = pack.labels[indices] == label
-        distinct = np.unique(digests[of_class])
-        count = max(1, round(fraction * len(distinct))) if len(distinct) > 1 else 0
-        drawn = rng.permutation(distinct)[:count]
-        selected.append(indices[of_class & np.isin(digests, drawn)])
-    return np.sort(np.concatenate(selected))
+        order = rng.permutation(np.flatnonzero(groups.labels == label)).tolist()
+        drawn[_choose_groups(groups, order, fraction, left)] = True
+    return np.sort(indices[drawn[groups.numbers]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Groups of copies, in the order of their lowest content hashes. Most groups are single images."""
+
+    numbers: Indices
+    """[images], the group of each image."""
+    sizes: Indices
+    """[groups], number of distinct images: identical files count once."""
+    labels: Indices
+    """[groups], class of most of the images."""
+    mixed: Mapping[int, Sequence[int]]
+    """Classes of those groups that have several."""
+    per_class: Indices
+    """[classes], number of groups in which a class occurs."""
+
+
+def _group_copies(pack: Pack, indices: Indices) -> _Groups:
+    labels, classes = pack.labels[indices], len(pack.classes)
+    copy_groups = pack.copy_groups[indices]
+    _, distinct = np.unique(np.array(pack.digests)[indices], return_index=True)  # in the order of their digests
+    found, lowest = np.unique(copy_groups[distinct], return_index=True)
+    number = np.empty(len(found), dtype=np.int64)
+    number[np.argsort(lowest)] = np.arange(len(found))
+    numbers = number[np.searchsorted(found, copy_groups)]
+    pairs, counts = np.unique(numbers * classes + labels, return_counts=True)
+    group, label = pairs // classes, pairs % classes
+    order = np.lexsort((label, -counts, group))
+    _, first = np.unique(group[order], return_index=True)
+    mixed: dict[int, list[int]] = {}
+    for index in np.flatnonzero(np.bincount(group)[group] > 1):
+        mixed.setdefault(int(group[index]), []).append(int(label[index]))
+    return _Groups(
+        numbers,
+        sizes=np.bincount(numbers[distinct]),
+        labels=label[order][first],
+        mixed=mixed,
+        per_class=np.bincount(label, minlength=classes),
+    )
+
+
+def _choose_groups(groups: _Groups, order: Sequence[int], fraction: float, left: list[int]) -> list[int]:
+    """Choose groups of one class whose number of distinct images is close to a fraction of those of all.
+
+    Args:
+        groups: all groups.
+        order: those of the class. They are chosen in this order.
+        fraction: of the distinct images.
+        left: [classes], number of groups that have not been chosen and in which a class occurs; it is updated.
+    """
+    sizes = dict(zip(order, groups.sizes[list(order)].tolist(), strict=True))
+    missing = max(1, round(fraction * sum(sizes.values())))
+    chosen: list[int] = []
+
+    def choose(group: int) -> bool:
+        labels = groups.mixed.get(group) or [int(groups.labels[group])]
+        if any(left[label] < 2 for label in labels):
+            return False
+        for label in labels:
+            left[label] -= 1
+        chosen.append(group)
+        return True
+
+    for group in order:
+        if missing < 1:
+            break
+        if sizes[group] < 2 * missing and choose(group):  # it comes closer to the number
+            missing -= sizes[group]
+    for group in sorted(order, key=sizes.__getitem__):
+        if chosen or choose(group):
+            break
+    return chosen
+
+
+def _describe_copies(pack: Pack, indices: Indices) -> str:
+    """Return a clause on copies that are drawn together; empty if there are none but identical files of one class."""
+    groups = _group_copies(pack, indices)
+    copied = groups.sizes > 1
+    copied[list(groups.mixed)] = True
+    if not copied.any():
+        return ""
+    images, count = int(copied[groups.numbers].sum()), int(copied.sum())
+    groups_text = f"{count:,} group{'' if count == 1 else 's'}"
+    return f"; copies of a picture are in one part ({images:,} images in {groups_text})"

@@ -22,11 +22,12 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
+from xfer.data.copies import report_copies
 from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.source import select_classes
-from xfer.data.split import Split, duplicates_across_splits, split_pack
+from xfer.data.split import split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
 from xfer.models.timm_names import alias_note, resolve_name
@@ -91,7 +92,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     notes = (
         balance,
         *alias_notes,
-        *_data_notes(source.notes, pack, split),
+        *_data_notes(source.notes, pack),
         *_enumeration_notes(plan, combinations),
     )
     prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
@@ -192,15 +193,14 @@ def _enumeration_notes(plan: Plan, combinations: int) -> tuple[str, ...]:
     )
 
 
-def _data_notes(source_notes: tuple[str, ...], pack: Pack, split: Split) -> tuple[str, ...]:
-    """Return remarks on the data: those of the source, unreadable images, duplicates."""
+def _data_notes(source_notes: tuple[str, ...], pack: Pack) -> tuple[str, ...]:
+    """Return remarks on the data: those of the source, unreadable images, copies."""
     notes = list(source_notes)
     if pack.skipped:
         shown = "; ".join(pack.skipped[:5])
         more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
         notes.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
-    if duplicates := duplicates_across_splits(pack, split):
-        notes.append(
-            f"{duplicates} images of the test part are also in the training or validation part, byte for byte."
-        )
+    copies = report_copies(pack.copies, pack.labels.tolist(), pack.parts, pack.classes)
+    if copies.warnings:
+        notes += [copies.line, *copies.warnings]
     return tuple(notes)

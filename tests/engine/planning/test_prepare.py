@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning.plan_file import default_name, describe_plan
@@ -19,6 +20,8 @@ from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import RESPLIT_BELOW, Prepared
 from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import write_noise_images
+from xfer.data.image_folder import folder
+from xfer.data.inspection import inspect_source
 from xfer.methods.strategies import STRATEGIES
 from xfer.training import networks
 
@@ -203,14 +206,36 @@ def test_only_the_first_five_unreadable_images_are_named(
     assert note.endswith("; and 2 more.")
 
 
-def test_duplicates_across_parts_are_counted(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_copies_across_parts_are_counted_as_inspect_does(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
     for seed, (part, name) in enumerate((p, n) for p in ("train", "val", "test") for n in ("ants", "bees")):
         write_noise_images(tmp_path / "images" / part / name, 6, seed)
     for name in ("0.png", "1.png"):
         shutil.copy(tmp_path / "images/train/ants" / name, tmp_path / "images/test/ants" / f"copy-{name}")
-    shutil.copy(tmp_path / "images/val/bees/0.png", tmp_path / "images/test/bees/copy.png")
-    _, note = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage").notes
-    assert note.startswith("3 images of the test part are also in the training or validation part")
+    Image.open(tmp_path / "images/val/bees/0.png").save(tmp_path / "images/test/ants/copy.bmp")
+    prepared = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage")
+    _, line, *warnings = prepared.notes
+    inspection = inspect_source(folder(tmp_path / "images"))
+    assert line == "copies: 3 exact, 0 near"
+    assert warnings == inspection.warnings
+    assert [warning[:60] for warning in warnings] == [
+        "WARNING: 2 of 15 test images are copies of train images, wit",
+        "WARNING: 1 of 15 test images are copies of val images, with ",
+        "WARNING: 1 picture is filed under several classes: val/bees/",
+    ]
+    assert prepared.split.description == "training, validation and test part are as given"
+    again = prepare(make_plan(data=str(tmp_path / "images")), tmp_path / "storage")
+    assert describe_plan(again) == describe_plan(prepared)
+
+
+def test_the_split_description_names_copies_that_are_drawn_together(
+    make_plan: Callable[..., Plan], two_classes: Path, tmp_path: Path
+) -> None:
+    Image.open(two_classes / "ants" / "0.png").save(two_classes / "bees" / "copy.bmp")
+    prepared = prepare(make_plan(data=str(two_classes)), tmp_path)
+    assert describe_plan(prepared)["data"]["split"] == (
+        "70 / 15 / 15, stratified by class; copies of a picture are in one part (2 images in 1 group)"
+    )
+    assert prepared.notes[1] == "copies: 1 exact, 0 near"
 
 
 def test_the_only_note_on_clean_data_is_where_the_files_went(prepared: Prepared) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from xfer.data.image_folder import folder
-from xfer.data.inspection import inspect_source, perceptual_hash, summary_line
+from xfer.data.inspection import inspect_source, summary_line
 from xfer.data.pack import build_pack
 from xfer.data.source import select_classes
 
@@ -78,8 +78,11 @@ def test_pictures_saved_again_in_another_format_are_exact_copies(parted):
     result = inspect_source(folder(parted))
     assert (result.exact_copies, result.near_copies) == (2, 0)
     assert result.copies == [["train/a/0.jpg", "test/a/again0.png"], ["train/b/1.jpg", "test/b/again1.png"]]
+    assert result.copies_across_parts == {"train-test": {"exact": 2, "near": 0}}
     assert result.warnings == [
-        "WARNING: 2 images of one part stand in an earlier part (train, val, test) too, with identical pixels."
+        "WARNING: 2 of 8 test images are copies of train images, with identical pixels: test/a/again0.png = "
+        "train/a/0.jpg, test/b/again1.png = train/b/1.jpg. Accuracy on them says little about new images: remove them "
+        "from one of the parts."
     ]
 
 
@@ -93,6 +96,9 @@ def test_resized_compressed_and_cropped_pictures_are_near_copies(parted):
     save(parted / "test" / "b" / "cropped.jpg", picture(1).crop((2, 1, 79, 80)))
     result = inspect_source(folder(parted))
     assert (result.exact_copies, result.near_copies) == (0, 2)
+    assert result.copies_across_parts == {"train-test": {"exact": 0, "near": 2}}
+    assert result.near_groups == [["train/a/0.jpg", "test/a/small.jpg"], ["train/b/1.jpg", "test/b/cropped.jpg"]]
+    assert [warning[:50] for warning in result.warnings] == ["WARNING: 2 of 8 test images are copies of train im"]
 
 
 def test_copies_are_counted_without_parts(tmp_path):
@@ -107,8 +113,13 @@ def test_copies_are_counted_without_parts(tmp_path):
 def test_a_picture_in_two_classes_is_a_conflict(parted):
     save(parted / "test" / "b" / "conflict.png", Image.open(parted / "train" / "a" / "0.jpg"))
     result = inspect_source(folder(parted))
-    assert result.conflicts == [{"images": ["train/a/0.jpg", "test/b/conflict.png"], "classes": ["a", "b"]}]
-    assert result.warnings[-1] == "WARNING: 1 pictures are filed under several classes."
+    assert result.conflicts == [
+        {"images": ["train/a/0.jpg", "test/b/conflict.png"], "classes": ["a", "b"], "kind": "exact"}
+    ]
+    assert result.warnings[-1] == (
+        "WARNING: 1 picture is filed under several classes: train/a/0.jpg = test/b/conflict.png. Keep each in its "
+        "right class, or leave it out."
+    )
 
 
 def test_plain_pictures_are_copies_only_if_their_pixels_are_equal(tmp_path):
@@ -146,11 +157,38 @@ def test_a_class_without_readable_images_in_a_part_is_a_warning(parted):
     assert inspect_source(folder(parted)).warnings == ["WARNING: the test set has no images of a."]
 
 
-def test_the_hash_has_64_bits_and_ignores_brightness():
-    pixels = np.asarray(picture(3, 64))
-    assert 0 < perceptual_hash(pixels) < 2**64
-    assert perceptual_hash(pixels) == perceptual_hash((pixels // 2).astype(np.uint8)) or (
-        (perceptual_hash(pixels) ^ perceptual_hash((pixels // 2).astype(np.uint8))).bit_count() <= 2
+def test_a_changed_picture_in_two_classes_is_a_conflict_of_near_copies(parted):
+    save(parted / "train" / "b" / "conflict.jpg", picture(0).resize((70, 70)), quality=80)
+    result = inspect_source(folder(parted))
+    assert result.conflicts == [
+        {"images": ["train/a/0.jpg", "train/b/conflict.jpg"], "classes": ["a", "b"], "kind": "near"}
+    ]
+    assert (result.exact_copies, result.near_copies) == (0, 0)  # none of them is in two parts
+
+
+def test_copies_are_counted_for_each_pair_of_parts(parted):
+    save(parted / "val" / "a" / "0.png", Image.open(parted / "train" / "a" / "0.jpg"))
+    save(parted / "val" / "a" / "6.png", Image.open(parted / "test" / "a" / "6.jpg"))
+    save(parted / "val" / "b" / "1.jpg", picture(1).resize((50, 50)))
+    save(parted / "val" / "b" / "99.jpg", picture(99))
+    result = inspect_source(folder(parted))
+    assert result.copies_across_parts == {
+        "train-val": {"exact": 1, "near": 1},
+        "val-test": {"exact": 1, "near": 0},
+    }
+    assert (result.exact_copies, result.near_copies) == (2, 1)
+    assert len(result.warnings) == 3
+
+
+def test_a_class_of_copies_of_one_picture_is_named(tmp_path):
+    for number in range(6):
+        save(tmp_path / "a" / f"{number}.jpg", picture(number))
+        save(tmp_path / "b" / f"{number}.jpg", picture(9), quality=70 + number)
+    result = inspect_source(folder(tmp_path))
+    assert result.near_copies == 5
+    assert result.warnings[-1] == (
+        "WARNING: all 6 images of class b are copies of one picture, so the class is in the training part only. Add "
+        "other images of it."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xfer.data.copies import NO_COPIES, Copies
 from xfer.data.pack import Pack
-from xfer.data.split import duplicates_across_splits, split_pack
+from xfer.data.split import split_pack
 
 PARTS = ("train", "val", "test")
 
 
-def a_pack(labels, parts=None, digests=None):
+def a_pack(labels, parts=None, digests=None, copies=NO_COPIES):
     """Return a pack with blank images: splitting does not read them."""
     count = len(labels)
     return Pack(
@@ -30,6 +32,7 @@ def a_pack(labels, parts=None, digests=None):
         parts=tuple(parts or [None] * count),
         digests=tuple(digests or map(str, range(count))),
         skipped=(),
+        copies=copies,
     )
 
 
@@ -121,7 +124,6 @@ def test_copies_stay_in_one_part():
     for draw in range(4):
         split = split_pack(pack, draw=draw)
         assert_valid(pack, split)
-        assert duplicates_across_splits(pack, split) == 0
         parts_of = {digest: set() for digest in digests}
         for part in PARTS:
             for index in split.of(part):
@@ -129,16 +131,112 @@ def test_copies_stay_in_one_part():
         assert all(len(parts) == 1 for parts in parts_of.values())
 
 
-def test_copies_in_given_parts_are_counted():
-    parts = ["train"] * 4 + ["val"] * 2 + ["test"] * 4
-    #           train             val         test
-    digests = ["a", "b", "c", "d", "e", "f", "a", "e", "x", "a"]
-    pack = a_pack([0, 1] * 5, parts, digests)
-    assert duplicates_across_splits(pack, split_pack(pack)) == 3
+def parts_of_groups(pack, split):
+    """Return the set of parts in which the images of each group lie."""
+    parts = {}
+    for part in PARTS:
+        for index in split.of(part).tolist():
+            parts.setdefault(int(pack.copy_groups[index]), set()).add(part)
+    return parts
 
 
-def test_a_pack_without_copies_has_none(pack):
-    assert duplicates_across_splits(pack, split_pack(pack)) == 0
+@settings(deadline=None)
+@given(st.data())
+def test_a_group_of_copies_is_in_one_part_for_any_groups_classes_seeds_and_draws(data):
+    labels = data.draw(st.lists(st.integers(0, 3), min_size=12, max_size=60))
+    group_of = data.draw(st.lists(st.integers(0, 30), min_size=len(labels), max_size=len(labels)))
+    parted = data.draw(st.booleans())
+    parts = [("train", "train", "train", "test")[index % 4] for index in range(len(labels))] if parted else None
+    groups = [
+        tuple(index for index, other in enumerate(group_of) if other == group)
+        for group in sorted(set(group_of))
+        if group_of.count(group) > 1
+    ]
+    pack = a_pack(labels, parts, copies=Copies(alike=tuple(groups)))
+    seed, draw = data.draw(st.integers(0, 99)), data.draw(st.integers(0, 99))
+    limit = data.draw(st.sampled_from([None, 1, 3]))
+    try:
+        split = split_pack(pack, seed, draw, limit)
+    except ValueError as error:
+        assert "part would be empty" in str(error)  # noqa: PT017
+        return
+    drawn = ("train", "val") if parted else PARTS
+    for found in parts_of_groups(pack, split).values():
+        assert len(found & set(drawn)) <= 1
+    divided = [index for index in range(len(labels)) if not parted or parts[index] == "train"]
+    if limit is None:
+        assert {labels[index] for index in split.train} == {labels[index] for index in divided}
+    if parted:
+        assert {parts[index] for index in split.test} == {"test"}
+
+
+def test_copies_under_two_classes_are_drawn_together():
+    alike = tuple((index, index + 60) for index in range(20))  # the first 20 of each class
+    pack = a_pack([0] * 60 + [1] * 60, copies=Copies(alike=alike))
+    for draw in range(5):
+        split = split_pack(pack, draw=draw)
+        assert_valid(pack, split)
+        assert all(len(parts) == 1 for parts in parts_of_groups(pack, split).values())
+        assert split.description == (
+            "70 / 15 / 15, stratified by class; copies of a picture are in one part (40 images in 20 groups)"
+        )
+
+
+def test_identical_files_under_two_classes_are_drawn_together():
+    digests = [*map(str, range(60)), *map(str, range(60))]
+    pack = a_pack([0] * 60 + [1] * 60, digests=digests)
+    split = split_pack(pack)
+    assert all(len(parts) == 1 for parts in parts_of_groups(pack, split).values())
+    assert "(120 images in 60 groups)" in split.description
+
+
+@pytest.mark.parametrize("size", [2, 6, 10])
+def test_groups_of_near_copies_keep_the_fractions_of_each_class(size):
+    alike = tuple(tuple(range(start, start + size)) for start in range(0, 240, size))
+    pack = a_pack([0] * 120 + [1] * 120, copies=Copies(alike=alike))
+    for seed in range(5):
+        split = split_pack(pack, seed)
+        for part, wanted in (("val", 18), ("test", 18), ("train", 84)):
+            for count in per_class(pack, split.of(part)).values():
+                assert abs(count - wanted) <= size
+
+
+def test_groups_of_unequal_sizes_keep_the_fractions():
+    alike = (tuple(range(40)), tuple(range(40, 50)))
+    pack = a_pack([0] * 100 + [1] * 100, copies=Copies(alike=alike))
+    for seed in range(10):
+        split = split_pack(pack, seed)
+        assert abs(per_class(pack, split.test)[0] - 15) <= 5
+        assert set(range(40)) <= set(split.train.tolist())
+
+
+def test_identical_files_of_one_class_change_neither_description_nor_split():
+    digests = [str(index // 3) for index in range(120)]
+    groups = tuple(tuple(range(start, start + 3)) for start in range(0, 120, 3))
+    labels = [0] * 60 + [1] * 60
+    plain, known = a_pack(labels, digests=digests), a_pack(labels, digests=digests, copies=Copies(groups, groups))
+    for draw in range(3):
+        first, second = split_pack(plain, draw=draw), split_pack(known, draw=draw)
+        assert first.description == second.description == "70 / 15 / 15, stratified by class"
+        assert all(np.array_equal(first.of(part), second.of(part)) for part in PARTS)
+
+
+def test_copies_across_given_parts_are_not_moved():
+    pack = given_parts(train=5, val=2, test=3)
+    leaky = dataclasses.replace(pack, copies=Copies(alike=((0, 15), (16, 22))))
+    for part in PARTS:
+        assert np.array_equal(split_pack(leaky).of(part), split_pack(pack).of(part))
+    assert split_pack(leaky).description == split_pack(pack).description
+
+
+def test_data_that_are_copies_of_one_picture_per_class_are_refused():
+    pack = a_pack([0] * 30 + [1] * 30, copies=Copies(alike=(tuple(range(30)), tuple(range(30, 60)))))
+    with pytest.raises(
+        ValueError,
+        match=r"the val part would be empty: 60 images are too few to be divided; copies of a picture are "
+        r"in one part \(60 images in 2 groups\). Add other images, or put the images into train, val and test yourself",
+    ):
+        split_pack(pack)
 
 
 # Few images
