@@ -123,7 +123,7 @@ def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Pa
     assert len(prepared.pack.classes) == 8
     assert len(prepared.split.train) + len(prepared.split.val) == 254
     assert len(prepared.split.test) == 81
-    assert prepared.notes[:2] == ("files: 335 seen = 335 used + 0 skipped", "copies: 0 exact, 1 near")
+    assert prepared.notes[:2] == ("rows: 335 seen = 335 used + 0 skipped", "copies: 0 exact, 1 near")
     assert "01129.jpg = train/BMW 6 Series Convertible 2007/03178.jpg" in prepared.notes[2]  # one press photo
     assert prepared.redraws
 

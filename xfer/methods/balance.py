@@ -60,6 +60,7 @@ def logit_adjustment(tau: float = 1.0) -> Balance:
     The network then learns what speaks for a class beyond its frequency, which minimises the balanced error. Nothing is
     repeated, and gradients have no large weights. Menon et al. 2021, arXiv:2007.07314, whose value is the default.
 
+    >>> import torch
     >>> logit_adjustment().logit_offsets(torch.tensor([75.0, 25.0])).exp()
     tensor([0.7500, 0.2500])
 

@@ -430,7 +430,7 @@ def test_with_reports_from_the_driver_only_trials_that_have_changed_are_read(
     wait_until(lambda: "0007" in mlflow_contents(store))
     end_trial(store, "0005", 2, "pruned")
     mirror.report("0005")
-    wait_until(lambda: mlflow_contents(store)["0005"].tags["xfer.status"] == "pruned")
+    wait_until(lambda: mlflow_contents(store)["0005"].tags["xfer.status"] == "stopped early")
     trials = {Path(path).relative_to(store.folder).parts[1] for path in reads if "trials" in path}
     assert trials - {"0006"} == {"0005", "0007"}  # not even 0003: its report holds its epochs
     assert steps(store, "0004") == [1]

@@ -15,6 +15,7 @@ from xfer.choices import choose
 from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 from xfer.data.split import split_pack
+from xfer.methods.descriptions import strategy_descriptions
 from xfer.methods.strategies import STRATEGIES
 
 CPU = torch.device("cpu")
@@ -184,7 +185,9 @@ def test_the_advice_is_available_as_text_and_as_json(case):
     assert f"It is {case[1]} " in text
     assert "2.5 s" in text
     for recommendation in advice.recommended:
-        assert f"{recommendation.strategy} [{recommendation.source}] {recommendation.reason}" in text
+        description = strategy_descriptions()[recommendation.strategy.name]
+        shown = f"{recommendation.strategy} [{recommendation.source}] {description} why: {recommendation.reason}"
+        assert shown in text
     plain = json.loads(json.dumps(advice.as_dict()))
     assert (plain["size"], plain["likeness"], plain["clear"], plain["seconds"]) == (*case, True, 2.5)
     assert [recommendation["strategy"]["name"] for recommendation in plain["recommended"]] == names(advice)
