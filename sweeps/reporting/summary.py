@@ -21,6 +21,7 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.ranking import StrategyTally, ranked_finalists, ranked_trials, tally_by_strategy
 from sweeps.reporting.results import RankedTrial, Results
+from xfer.hyperparameters import FROZEN_HEADS
 from xfer.objectives import ACCURACY
 
 MAX_LISTED_TRIALS = 10
@@ -225,6 +226,8 @@ def how_to_read(results: Results) -> list[str]:
         selection += (
             ", so the top trials were re-trained as finalists on new seeds and ranked by the mean of those runs"
         )
+        if any(trial.strategy in FROZEN_HEADS for trial in ranked_finalists(results)):
+            selection += ". The best head on frozen features is always a finalist: it is the cheapest baseline"
         if results.plan["data"]["redraws"]:
             selection += (
                 ". Each seed also drew a new validation set, the same one for every finalist, so that the selection "

@@ -355,14 +355,15 @@ def shown(objective: str, *ends: tuple[str, float, dict[str, float]]) -> str:
 
 def test_the_best_trial_so_far_is_shown_with_the_objective_and_the_accuracy() -> None:
     text = shown("loss", ("0000", 0.5, {"val_loss": 0.4}), ("0001", 0.9, {"val_loss": 0.6}))
-    assert "best so far: cross-entropy 0.4, accuracy 50.0% on validation, naive (trial 0000)" in text
-    assert "(trial 0001)" not in text
+    best = "cross-entropy 0.4, accuracy 50.0% on validation, naive (full fine-tuning) in trial 0000"
+    assert f"best so far: {best}" in text
+    assert "in trial 0001" not in text
     assert "epoch 1/4  cross-entropy 0.6, accuracy 90.0%" in text
 
 
 def test_accuracy_is_shown_once_if_it_is_the_objective() -> None:
     text = shown("accuracy", ("0000", 0.5, {}), ("0001", 0.9, {}))
-    assert "best so far: 90.0% on validation, naive (trial 0001)" in text
+    assert "best so far: 90.0% on validation, naive (full fine-tuning) in trial 0001" in text
     assert "epoch 1/4  50.0%" in text
 
 

@@ -165,6 +165,14 @@ def test_the_guide_mentions_finalists_only_if_there_are_any(opened: Results) -> 
     assert "finalists on new seeds" not in how_to_read(results_of([a_record("0000")]))[0]
 
 
+def test_the_guide_says_why_a_head_on_frozen_features_is_a_finalist() -> None:
+    def guide(strategy: str) -> str:
+        return how_to_read(results_of([a_record("0000", strategy=strategy), a_record("0000-s1", strategy=strategy)]))[0]
+
+    assert "The best head on frozen features is always a finalist" in guide("linear_probe")
+    assert "head on frozen features" not in guide("clip")
+
+
 def test_the_guide_lists_the_sources_of_a_warm_start() -> None:
     records = [a_record("0000")]
     taken = {"from": [{"sweep": "dogs", "distance": 0.456, "trials": ["0003", "0001"]}], "params": [{}, {}]}

@@ -23,6 +23,7 @@ from sweeps.reporting.formatting import (
     format_status,
     pluralize,
 )
+from xfer.methods.descriptions import explain_strategy
 from xfer.objectives import ACCURACY, Objective
 from xfer.records import Record, epoch_from_dict
 
@@ -226,7 +227,7 @@ class ProgressView:
             best.append("none yet")
         else:
             value = self._format_value(self.best[0], self.best_accuracy)
-            best.append(f"{value} on validation, {self.best[2]} (trial {self.best[1]})")
+            best.append(f"{value} on validation, {explain_strategy(self.best[2])} in trial {self.best[1]}")
         table = Table.grid(padding=(0, 2))
         for record in list(self.running.values())[:MAX_SHOWN_TRIALS]:
             recipe, epochs = record["recipe"], record["epochs"]

@@ -76,13 +76,14 @@ def test_the_live_view_shows_the_stored_best_until_a_better_trial_ends(records: 
     view = ProgressView(Console(file=io.StringIO()), "colours")
     view.begin("search", 7)
     view.show_stored_best(records["0001"])
-    assert "best so far: 87.5% on validation, linear_probe (trial 0001)" in _shown(view)
+    best = "87.5% on validation, linear_probe (training only the new head, on frozen features) in trial 0001"
+    assert f"best so far: {best}" in _shown(view)
     for name, accuracy in (("0003", 0.8), ("0004", 0.9)):
         ended = a_record(name, [0.5, accuracy])
         view.started(name, dict(ended.recipe))
         view.on_epoch(as_dict(ended))
         view.on_trial_end(name, "finished", accuracy)
-        assert f"({'trial 0004' if name == '0004' else 'trial 0001'})" in _shown(view)
+        assert f"in trial {'0004' if name == '0004' else '0001'}\n" in _shown(view)
 
 
 def test_the_live_view_shows_the_epoch_of_a_continued_trial_at_once(records: dict[str, Record]) -> None:

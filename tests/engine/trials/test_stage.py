@@ -446,7 +446,7 @@ def test_running_and_ended_trials_are_counted_and_the_best_is_shown() -> None:
     view.on_trial_end("0003", "pruned", 0.9)
     text = drawn(view)
     assert "1 running · 3 finished · 1 stopped early" in text
-    assert "best so far: 75.0% on validation, clip (trial 0002)" in text
+    assert "best so far: 75.0% on validation, clip (full fine-tuning, gradients clipped) in trial 0002" in text
     assert "epoch 0/4" in text
 
 
