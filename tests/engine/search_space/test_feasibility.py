@@ -143,7 +143,9 @@ def test_block_and_stage_counts_stay_within_the_network(wide: Prepared) -> None:
     assert vit["freeze_first"] == vit["train_last"] == {"blocks": Range(1, 6)}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])  # the others would take too long to propose every strategy
+@pytest.mark.parametrize(
+    "sampler", [pytest.param("tpe", marks=pytest.mark.slow), "random"]
+)  # the others would take too long to propose every strategy
 def test_every_proposal_from_the_widest_space_becomes_a_network(wide: Prepared, sampler: str) -> None:
     """Optuna refuses a parameter whose choices change from one trial to the next."""
     ask_tell, proposed = AskTellSampler(wide.space, sampler, seed=1), set()

@@ -544,6 +544,7 @@ def test_the_package_imports_neither_mlflow_nor_torch_nor_ray() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_mirroring_prints_nothing_and_opens_no_connection(store: Store, tmp_path: Path) -> None:
     code = f"""
 import socket, sys

@@ -126,8 +126,7 @@ def test_another_seed_leaves_out_other_images():
     assert first == again != other
 
 
-@pytest.mark.parametrize("balance", [name for name in BALANCES if name != "none"])
-def test_rare_classes_gain_from_every_entry(run_of, unequal_pack, balance):
+def test_rare_classes_gain_from_every_entry(run_of, unequal_pack):
     """With 96 images against 8, the plain loss still predicts the common class for every image."""
 
     def recall(name):
@@ -136,8 +135,9 @@ def test_rare_classes_gain_from_every_entry(run_of, unequal_pack, balance):
         correct = np.array(run.evaluate("val").correct)
         return correct[unequal_pack.labels[run.split.val] == 1].mean()
 
-    assert recall("none") == 0
-    assert recall(balance) > 0.2
+    recalls = {name: recall(name) for name in BALANCES}
+    assert recalls.pop("none") == 0
+    assert min(recalls.values()) > 0.2
 
 
 @each_balance
