@@ -141,6 +141,7 @@ def test_the_notes_say_that_the_official_test_labels_of_the_cars_are_missing(sha
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_all_cars_are_read_and_some_of_them_are_held_out(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
     from sweeps.engine.planning.plan_file import describe_plan

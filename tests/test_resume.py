@@ -51,7 +51,7 @@ class Killed(Story):
     write_times: tuple[dict[str, int], ...]
     """For each kill, when each object had been written."""
     scratch_folders: tuple[tuple[Path, bool], ...]
-    """For each kill, the driver's folder of temporary files, and whether it was there afterwards."""
+    """For each kill, the driver's folder of temporary files, and whether it was there before."""
     truncated: str
     """The trial whose newest checkpoint was truncated after the second kill."""
     checkpoint_epochs: tuple[int, int]
@@ -66,11 +66,11 @@ def killed(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Kil
     for phase, epochs in (("", 1), ("-s", 2)):
         command = story.start(flags)
         story.wait_for_unfinished(command, phase, epochs)
+        scratch = Path(tempfile.gettempdir(), f"xfer-{command.process.pid}")
+        scratch_folders.append((scratch, scratch.is_dir()))  # before: another sweep's start may remove it at once
         command.signal(signal.SIGKILL)
         command.process.wait()
         command.clear()
-        scratch = Path(tempfile.gettempdir(), f"xfer-{command.process.pid}")
-        scratch_folders.append((scratch, scratch.is_dir()))
         unfinished.append(frozenset(story.sweep.trials()) - story.sweep.records().keys())
         write_times.append(story.sweep.times())
     truncated = next(name for name in story.sweep.unfinished_trials(2) if len(story.sweep.checkpoints(name)) == 2)

@@ -260,14 +260,20 @@ def _print_line(line: str) -> None:
 def _show_result(store: Store, options: CliOptions, console: Console) -> Path:
     """Render the report and print the ranking; return the path of the report."""
     from sweeps.engine.console.reports import load_results, render_report
-    from sweeps.reporting.summary import headline
 
-    results = load_results(store)
     report = render_report(store, options.reports)
-    console.print(_ranking_table(results))
-    console.print(Text(headline(results)))
+    _print_ranking(load_results(store), console)
     console.print(Text(f"report   {report}"), soft_wrap=True)
     return report
+
+
+def _print_ranking(results: Results, console: Console) -> None:
+    from sweeps.reporting.summary import caveats, headline, strategy_comparison
+
+    console.print(_ranking_table(results))
+    console.print(Text(headline(results)))
+    for sentence in filter(None, (strategy_comparison(results), *caveats(results))):
+        console.print(Text(f"- {sentence}"), soft_wrap=True)
 
 
 def _print_summary(
@@ -276,7 +282,6 @@ def _print_summary(
     from sweeps.engine.console.provenance import command_line
     from sweeps.engine.console.reports import load_results, render_report
     from sweeps.reporting.cost import describe_cost
-    from sweeps.reporting.summary import caveats, headline, strategy_comparison
 
     results = load_results(store)
     report = render_report(store, options.reports)
@@ -296,10 +301,7 @@ def _print_summary(
         for reason in reasons or ["the time or the money was used up before the first trial finished"]:
             console.print(Text(escape_control_characters(f"  {reason}")))
     elif not already_shown:
-        console.print(_ranking_table(results))
-        console.print(Text(headline(results)))
-        for sentence in filter(None, (strategy_comparison(results), *caveats(results))):
-            console.print(Text(f"- {sentence}"), soft_wrap=True)
+        _print_ranking(results, console)
     storage_flag = "" if options.storage == default_storage() else f" --storage {shlex.quote(str(options.storage))}"
     console.print()
     if spent := describe_cost(results.spending):
