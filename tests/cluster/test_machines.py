@@ -76,7 +76,7 @@ def test_a_page_runs_with_ray_submit_and_is_listed_with_ray_exec(cluster: Scenar
     output = cluster.cluster.submit_script("sweeps/folder.py", shlex.join(flags))
     assert "Best on validation is linear_probe" in output, output
     listed = cluster.cluster.exec("python -m sweeps list")
-    assert re.search(r"submitted +2/2", listed), listed
+    assert re.search(r"submitted +done +2/2", listed), listed
 
 
 # --- which ports listen, and which requests are answered --------------------------------------------------------------
