@@ -129,9 +129,9 @@ def slope(curve: Curve) -> float:
     """
     curve = _check_curve(curve)
     rise = max(curve) - curve[0]
-    if rise <= 0:
-        return 0.0
     middle = curve[0] + rise / 2
+    if middle <= curve[0]:  # no rise, or one that is lost in rounding
+        return 0.0
     end = next(epoch for epoch, accuracy in enumerate(curve) if accuracy >= middle)
     below, above = curve[end - 1], curve[end]
     return (rise / 2) / (end - 1 + (middle - below) / (above - below))

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xfer.measure.benefits import FITTED_HEADS, accuracy_curve, asymptote, majority_rate, slope, transfer_benefits
@@ -143,6 +143,7 @@ def test_benefits_are_transferred_minus_from_scratch():
 
 @settings(max_examples=30, deadline=None)
 @given(one=curves, other=curves)
+@example(one=[0.0, 0.0], other=[0.0, 5e-324])
 def test_swapping_the_curves_negates_the_benefits(one, other):
     gained, lost = (
         dataclasses.astuple(transfer_benefits(one, other)),

@@ -18,7 +18,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "runs" if request.param == "local" else as_path(f"{request.getfixturevalue('bucket')}/runs")
 
 
-def test_a_uri_is_a_folder_or_has_a_scheme_that_fsspec_knows() -> None:
+def test_a_uri_is_a_folder_or_has_a_scheme_that_fsspec_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # gs:// would look for Google Cloud's metadata server for seconds
     assert as_path("runs") == Path("runs")
     assert as_path("file:///shared/runs") == Path("/shared/runs")
     assert str(as_path("s3://bucket/runs") / "a") == "s3://bucket/runs/a"
