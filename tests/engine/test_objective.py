@@ -97,7 +97,9 @@ played = partial(sampler_runs.run_trials, outcome=outcome)
 
 
 @pytest.mark.parametrize("objectives", [TWO, LOSS], ids=["accuracy,seconds", "loss"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in SAMPLERS]
+)
 def test_a_sampler_rebuilt_from_records_proposes_the_same_as_the_uninterrupted_one(
     sampler: str, objectives: Any, space: Space
 ) -> None:

@@ -129,11 +129,13 @@ def wide(one_thread: None, plan_for: Callable[..., Plan], storage: Path) -> Prep
     return prepare(plan_for(*NETWORKS, edits=WIDEST_CHOICES), storage)
 
 
+@pytest.mark.slow
 def test_only_lora_is_restricted_to_transformers(wide: Prepared) -> None:
     assert set(wide.space.possible["test_vit"]) == set(STRATEGIES)
     assert set(wide.space.possible["test_resnet"]) == set(STRATEGIES) - {"lora"}
 
 
+@pytest.mark.slow
 def test_block_and_stage_counts_stay_within_the_network(wide: Prepared) -> None:
     resnet, vit = (wide.space.possible[name] for name in NETWORKS)
     assert resnet["early_cut"] == vit["early_cut"] == {"stage": Range(1, 4)}
@@ -146,6 +148,7 @@ def test_block_and_stage_counts_stay_within_the_network(wide: Prepared) -> None:
 @pytest.mark.parametrize(
     "sampler", [pytest.param("tpe", marks=pytest.mark.slow), "random"]
 )  # the others would take too long to propose every strategy
+@pytest.mark.slow
 def test_every_proposal_from_the_widest_space_becomes_a_network(wide: Prepared, sampler: str) -> None:
     """Optuna refuses a parameter whose choices change from one trial to the next."""
     ask_tell, proposed = AskTellSampler(wide.space, sampler, seed=1), set()

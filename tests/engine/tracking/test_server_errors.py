@@ -41,6 +41,7 @@ def test_an_unreachable_server_is_logged_once_and_raises_nothing(
     assert not mirror.complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["create_run", "log_batch", "set_terminated", "search_runs", "set_tag"])
 @pytest.mark.parametrize("carried_out", [True, False], ids=["reply lost", "request lost"])
 def test_an_error_in_any_request_is_repaired_by_the_next_syncs(

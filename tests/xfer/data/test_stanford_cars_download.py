@@ -18,6 +18,8 @@ from xfer.data.stanford_cars_download import ANNOTATION_FIELDS, DEFAULT_REPO, PI
 datasets = pytest.importorskip("datasets")
 yaml = pytest.importorskip("yaml")  # used by `datasets` to read dataset cards
 
+pytestmark = pytest.mark.slow  # every download starts a process that imports `datasets`
+
 CLASSES = ["AM General Hummer SUV 2000", "Audi V8 Sedan 1994", "Ram C/V Cargo Van Minivan 2012"]
 DOWNLOAD = """
 import sys
