@@ -19,6 +19,8 @@ from sweeps.cluster.check_result import CheckResult
 from sweeps.cluster.gcp_checks import GoogleProject, GoogleUrls, check_project, run_gcp_checks
 from tests.cluster.mock_aws import ROOT
 
+pytestmark = pytest.mark.slow  # every check asks a local server
+
 FILE = ROOT / "clusters" / "gcp.yaml"
 IMAGE = "common-cu129-ubuntu-2404-nvidia-580-v20260626"
 ACCOUNTS = "/iam/projects/me/serviceAccounts"

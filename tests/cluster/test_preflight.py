@@ -41,6 +41,8 @@ from tests.cluster.mock_aws import (
     prepared_by_ray,
 )
 
+pytestmark = pytest.mark.slow  # every check asks a stand-in for AWS
+
 
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def many(store: Store) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_a_bulk_insert_writes_row_for_row_what_the_client_writes(
     many: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
