@@ -14,7 +14,7 @@ from tests.check_resume import find_faults
 from tests.interrupted_sweep import EPOCHS, TRIALS, Story
 from tests.sweep_commands import CompletedCommand, without_timings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 KEPT = 3
 
