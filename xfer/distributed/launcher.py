@@ -218,7 +218,7 @@ class WorkerGroup:
             try:
                 rank = self._membership.enter_context(join_process_group(self._folder, 0, self._size, self._device))
                 joined.set_result(rank)
-            except InvalidStateError:  # too late: nobody waits for it any more
+            except InvalidStateError:  # the leader has given up waiting
                 self._membership.close()
             except BaseException as error:
                 with contextlib.suppress(InvalidStateError):

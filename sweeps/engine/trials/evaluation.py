@@ -58,7 +58,7 @@ def evaluate_under_noise(configs: list[dict[str, Any]]) -> None:
 
 
 def divide_runs(records: Iterable[Record], tasks: int, limit: int = MAX_NETWORK_BYTES) -> list[list[Record]]:
-    """Divide runs between tasks that take about equally long and hold only so many networks in memory.
+    """Divide runs into tasks of about equal duration, each within a memory limit for its networks.
 
     Heads on the frozen features of one backbone stay together, because one pass of the body serves all of them.
 
