@@ -147,7 +147,7 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
     from sweeps.engine.console.progress import ProgressView
     from sweeps.engine.planning.prepare import prepare
     from sweeps.engine.storage.store import Store
-    from sweeps.engine.trials import ray_tune
+    from sweeps.engine.trials import ray_connection
     from sweeps.engine.trials.run_options import RunOptions
 
     end_times: list[float] = []
@@ -171,7 +171,7 @@ def run_no_op_sweep(folder: Path, trials: int, finalists: int, concurrent: int, 
     store.folder.mkdir(parents=True)
     free_memory_before = available_memory()
     if concurrent > CONCURRENT_TRIALS:
-        os.environ.update(ray_tune.RAY_ENVIRONMENT)
+        os.environ.update(ray_connection.RAY_ENVIRONMENT)
         ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, configure_logging=False)
     run_options = RunOptions(
         concurrent=concurrent, tracking_uri=tracking.default_tracking_uri(flags.storage), trainable=no_op_trainable

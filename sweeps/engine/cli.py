@@ -209,9 +209,9 @@ def _has_gpus() -> bool:
 
     if cluster.has_cluster_address():
         check_named_host(cluster.cluster_address())
-        from sweeps.engine.trials import ray_tune
+        from sweeps.engine.trials import ray_connection, ray_tune
 
-        ray_tune.connect_ray()
+        ray_connection.connect_ray()
         return ray_tune.max_cluster_resource("GPU") > 0
     return default_device().type == "cuda"
 
@@ -352,9 +352,9 @@ def _check_machine() -> list[str]:
         ValueError: a sweep could not start; the message says what to do.
     """
     if cluster.has_cluster_address():
-        from sweeps.engine.trials import ray_tune
+        from sweeps.engine.trials import ray_connection
 
-        ray_tune.connect_ray()
+        ray_connection.connect_ray()
         return []
     raise_open_file_limit()
     _, note = scratch.choose_parent()

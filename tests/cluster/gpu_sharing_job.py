@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from sweeps.engine.trials import ray_tune
+from sweeps.engine.trials import ray_connection, ray_tune
 
 MEETING_TIMEOUT_SECONDS = 60
 
@@ -60,7 +60,7 @@ def trainable(folder):
 
 
 def main(folder):
-    ray_tune.connect_ray()
+    ray_connection.connect_ray()
     for name, count, gpus in (("half", 4, 0.5), ("none", 2, 0.0), ("both", 1, 2.0)):
         source = Source(name, count, gpus)
         ray_tune.run_trials(source, count, trainable(folder))

@@ -22,7 +22,7 @@ from sweeps.cluster.aws import NodeProvider, is_bootstrapped
 from sweeps.cluster.iam import CLUSTER_TAG, AwsAccount, head_policy, worker_policy
 from sweeps.cluster.network import ensure_security_group
 from sweeps.cluster.settings import ClusterSettings, parse_settings
-from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
+from sweeps.engine.trials.ray_connection import RAY_ENVIRONMENT
 from tests.cluster.mock_aws import (
     ACCOUNT,
     BUCKET,

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
+from sweeps.engine.trials.ray_connection import RAY_ENVIRONMENT
 from tests.cluster.mock_aws import ROOT
 
 CLOUDS = {"aws": ROOT / "ray_cluster.yaml", "gcp": ROOT / "clusters" / "gcp.yaml"}

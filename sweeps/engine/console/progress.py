@@ -191,7 +191,7 @@ class ProgressView:
         return left * (time.monotonic() - self._phase_began_at) / done if done > 0 else None
 
     def stretch(self, concurrent: int) -> float:
-        """Return the ratio of elapsed time to training time in this phase, for a number of concurrent trials.
+        """Return the ratio of elapsed to training time in this phase for a number of concurrent trials.
 
         Args:
             concurrent: number of concurrent trials.

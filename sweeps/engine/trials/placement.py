@@ -75,9 +75,9 @@ class Placement:
         Raises:
             ValueError: the cluster lacks the resources of a single trial, or the prices that a cost budget needs.
         """
-        from sweeps.engine.trials import ray_tune  # Ray takes a second to import
+        from sweeps.engine.trials import ray_connection, ray_tune  # Ray takes a second to import
 
-        ray_tune.connect_ray()
+        ray_connection.connect_ray()
         if cluster.has_cluster_address():
             if not self.connected:
                 self._view.print_line(ray_tune.summary_line())
@@ -128,9 +128,9 @@ class Placement:
     def disconnect(self) -> None:
         """Interrupt the running trials, and leave the cluster or stop the Ray of this machine, if it was connected."""
         if self.connected:
-            from sweeps.engine.trials import ray_tune
+            from sweeps.engine.trials import ray_connection
 
-            ray_tune.disconnect_ray()
+            ray_connection.disconnect_ray()
             self.connected = False
 
     def _weights(self, trial: Trial) -> str | None:

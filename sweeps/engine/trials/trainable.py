@@ -186,8 +186,8 @@ def limit_gpu_memory(gpus: float) -> torch.device:
         The device to train on.
     """
     if gpus == 0:
-        # Ray sets this itself if the sweep has started it (`ray_tune.RAY_ENVIRONMENT`). Otherwise no code has used CUDA
-        # yet, and CUDA reads the variable at its first use.
+        # Ray sets this itself if the sweep has started it (`ray_connection.RAY_ENVIRONMENT`). Otherwise no code has
+        # used CUDA yet, and CUDA reads the variable at its first use.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return torch.device("cpu")
     device = default_device()

@@ -291,13 +291,13 @@ def joining(
 ) -> Callable[..., tuple[Placement, Budget]]:
     """Connects to a cluster of these machines, within a budget."""
     from sweeps.engine.resources.budget import Budget
-    from sweeps.engine.trials import ray_tune
+    from sweeps.engine.trials import ray_connection, ray_tune
     from sweeps.engine.trials.placement import Placement
     from sweeps.engine.trials.trainable import Resources
 
     def join(machines: Sequence[Machine], usd: float | None = None) -> tuple[Placement, Budget]:
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-        monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
+        monkeypatch.setattr(ray_connection, "connect_ray", lambda: None)
         monkeypatch.setattr(ray_tune, "max_concurrent_trials", lambda share: 4)
         monkeypatch.setattr(ray_tune, "summary_line", lambda: "cluster: four places")
         monkeypatch.setattr(ray_tune, "alive_machines", lambda: machines)

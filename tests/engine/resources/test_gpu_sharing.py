@@ -39,7 +39,7 @@ from sweeps.engine.resources.memory_probe import (
 )
 from sweeps.engine.resources.step_shape import StepShape, canonical_recipe, last_epoch_moment, step_shape
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials import ray_tune, trainable
+from sweeps.engine.trials import ray_connection, ray_tune, trainable
 from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.trainable import TrialContext, trial_config
 from xfer.methods.strategies import STRATEGIES
@@ -383,7 +383,7 @@ def test_memory_probes_determine_the_gpu_fraction_if_gpus_are_shared(
 ) -> None:
     calls: list[Any] = []
     allocation = GpuAllocation([MemoryProbe(step_shape(make_recipe(batch_size=32)), 15 * GIGABYTE, 0.1)], CARDS["H100"])
-    monkeypatch.setattr(ray_tune, "connect_ray", lambda: None)
+    monkeypatch.setattr(ray_connection, "connect_ray", lambda: None)
     monkeypatch.setattr(
         ray_tune, "max_concurrent_trials", lambda resources: calls.append(resources) or int(4 / resources.gpus)
     )

@@ -39,10 +39,10 @@ from pathlib import Path
 
 import ray
 
-from sweeps.engine.trials import ray_tune, trainable
+from sweeps.engine.trials import ray_connection, ray_tune, trainable
 
 folder, groups, training_configs = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-for name, value in ray_tune.RAY_ENVIRONMENT.items():
+for name, value in ray_connection.RAY_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False,
          configure_logging=False)

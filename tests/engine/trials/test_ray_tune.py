@@ -20,7 +20,7 @@ import time
 
 import ray
 
-from sweeps.engine.trials import ray_tune
+from sweeps.engine.trials import ray_connection, ray_tune
 from sweeps.engine.trials.trainable import Resources
 
 
@@ -29,7 +29,7 @@ class Trial:
         return os.getpid()
 
 
-ray_tune.connect_ray()
+ray_connection.connect_ray()
 print(ray_tune.alive_machines())
 cores = os.cpu_count() or 1
 trials = [ray.remote(num_cpus=1)(Trial).remote() for _ in range(cores)]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sweeps.engine.trials.ray_tune import RAY_ENVIRONMENT
+from sweeps.engine.trials.ray_connection import RAY_ENVIRONMENT
 
 CODE = """
 import sys
