@@ -153,14 +153,12 @@ def _jobs(
             config |= {"batch_norm": batch_norm, "augmentation": augmentation, "mixing": "none"}
             epochs = max(2, math.ceil(steps / steps_per_epoch))
             recipe = prepared.recipe(space.configured(config)).with_seeds(seed, seed)
-            if strategy == "freeze_then_unfreeze":
-                frozen = max(1, round(FROZEN_FRACTION * epochs))
-                recipe = replace(recipe, strategy=replace(recipe.strategy, values=(("freeze_epochs", frozen),)))
-            yield (
-                Cell(name, seed, steps, strategy, batch_norm, augmentation),
-                replace(recipe, epochs=epochs),
-                files,
+            frozen = (("freeze_epochs", max(1, round(FROZEN_FRACTION * epochs))),)
+            choice = replace(
+                recipe.strategy, values=frozen if strategy == "freeze_then_unfreeze" else recipe.strategy.values
             )
+            cell = Cell(name, seed, steps, strategy, batch_norm, augmentation)
+            yield cell, replace(recipe, epochs=epochs, strategy=choice), files
 
 
 def _run_cell(cell: Cell, recipe: Recipe, files: tuple[str, str]) -> Result:

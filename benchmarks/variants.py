@@ -92,7 +92,7 @@ def build_variants(
         edits: edits of the default search space, see `sweeps.engine.search_space.overrides.space_for`.
     """
     backbone = prepared.backbones[0]
-    space = space_for([backbone.name], prepared.plan.epochs, edits=edits or {})
+    space = space_for([backbone.name], prepared.space.length, edits=edits or {})
     setting = f"{prepared.source}, {backbone.name}"
     for kind, params in entries:
         recipe = prepared.recipe(space.configured({"backbone": backbone.name, **params}))

@@ -135,8 +135,9 @@ def status(run: Run = "", storage: Place = STORAGE) -> int:
         counts = Counter(record.status for record in results.records if record.phase == phase)
         details = ", ".join(f"{count} {format_status(status)}" for status, count in sorted(counts.items()))
         print(f"  {phase:<7} {counts.total()} of {total} runs" + (f": {details}" if details else ""))
-    for name in results.unfinished:
-        print(f"  {name:<7} {len(store.epochs(name))} of {plan['epochs']} epochs")
+    for trial in store.trials():
+        if trial.name in results.unfinished:
+            print(f"  {trial.name:<7} {len(store.epochs(trial.name))} of {trial.recipe['epochs']} epochs")
     driver = lease.lease_holder(store.folder)
     print(f"  driver  {'process {pid} on {host}'.format(**driver) if driver else 'none'}")
     if driver and (left := _time_left(store, results)):

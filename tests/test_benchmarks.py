@@ -65,7 +65,7 @@ def plain_parameters() -> dict[str, set[object]]:
 
 
 def our_space() -> Space:
-    return space_for(["mobilenetv2_100"], epochs=8)
+    return space_for(["mobilenetv2_100"], 8)
 
 
 def test_the_plain_script_searches_the_same_axes_and_values() -> None:

@@ -68,6 +68,7 @@ def test_a_plans_names_are_known_and_its_space_can_be_searched(page: ModuleType)
     from sweeps.engine.schedulers import SCHEDULERS
     from sweeps.engine.search_space.overrides import space_for
     from xfer.data.layouts import SOURCES
+    from xfer.lengths import RunLength
     from xfer.models.backbones import check_name
 
     plan = page.plan
@@ -76,7 +77,7 @@ def test_a_plans_names_are_known_and_its_space_can_be_searched(page: ModuleType)
     assert plan.scheduler in SCHEDULERS
     for name in plan.backbones:
         check_name(name)
-    space = space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)
+    space = space_for(plan.backbones, RunLength(plan.epochs, plan.steps), plan.strategies, plan.edits)
     first = space.configured(space.known_good(plan.arms)[0])
     assert plan.arms or (first["strategy"], first["clip_norm"]) == ("clip", 1.0)
 

@@ -11,7 +11,7 @@ from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES
 from sweeps.engine.search_space.distributions import Config, domain_values
 from sweeps.engine.search_space.overrides import space_for
 
-SPACE = space_for(["mobilenetv2_100"], epochs=5)
+SPACE = space_for(["mobilenetv2_100"], 5)
 
 
 def configured(params: Config) -> tuple[object, object]:

@@ -138,6 +138,9 @@ STRATEGIES: dict[str, dict[str, tuple[str, ...]]] = {
 FROZEN_HEADS = frozenset(STRATEGIES["a head on frozen features"])
 """Strategies that train nothing but a head: the cheapest way of transfer, and the baseline of all others."""
 
+CLOSED_FORM_HEADS = frozenset({"logistic_probe", "ridge_probe"})
+"""Strategies that fit the head in closed form and take no gradient steps."""
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(Range(1e-3, 1e-1, log=True), 1e-2),
     "nesterov": Optimizer(Range(1e-3, 1e-1, log=True), 1e-2),
@@ -324,7 +327,10 @@ PARAMETERS: dict[str, Number] = {
 entries of one kind may share a parameter."""
 
 DEFAULT_EPOCHS = 8
-"""Number of epochs of a run, by default."""
+"""Number of epochs of a run, by default, where these are enough steps (see `xfer.lengths`)."""
+
+COUNTED_IN_EPOCHS = frozenset({"freeze_epochs", "patience"})
+"""Parameters that count epochs. Their ranges above are for `DEFAULT_EPOCHS`, and stretch with longer runs."""
 
 
 def search_range(entry: str, parameter: str) -> Distribution:

@@ -158,7 +158,9 @@ def apply_options(plan: Plan, options: CliOptions) -> Plan:
     if not options.smoke:
         return plan
     size = min(plan.image_size or SMOKE_IMAGE_SIZE, SMOKE_IMAGE_SIZE)
-    return dataclasses.replace(plan, trials=2, epochs=2, image_size=size, finalists=1, seeds=1, arms=plan.arms[:2])
+    return dataclasses.replace(
+        plan, trials=2, epochs=2, steps=None, image_size=size, finalists=1, seeds=1, arms=plan.arms[:2]
+    )
 
 
 def parse_edits(vary: Sequence[str], fix: Sequence[str]) -> dict[str, str]:

@@ -15,11 +15,13 @@ from sweeps.engine import flag_types
 from sweeps.engine.flag_types import Names
 from xfer.choices import Value
 from xfer.hyperparameters import DEFAULT_EPOCHS
+from xfer.lengths import MIN_STEPS, RunLength
 from xfer.objectives import Objective, parse_objectives
 
 LIMITS: dict[str, tuple[int, int]] = {
     "trials": (1, 100_000),
     "epochs": (1, 100_000),
+    "steps": (1, 10_000_000),
     "image_size": (8, 2_048),
     "keep_backbones": (2, 100),  # frozen features only hint at the best backbone, so at least two are fine-tuned
     "finalists": (0, 100),
@@ -27,6 +29,10 @@ LIMITS: dict[str, tuple[int, int]] = {
     "seed": (0, 2**31),
 }
 """Smallest and largest accepted value."""
+
+EPOCHS_HELP = f"""Maximum number of epochs of a trial. By default {DEFAULT_EPOCHS},
+and on few images as many as {MIN_STEPS} steps take: a network
+that is compared sooner is not trained yet."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,10 @@ class Plan:
     trials: int = 24
     """Number of recipes to try. The same command with a larger
     number adds the difference."""
-    epochs: int = DEFAULT_EPOCHS
-    """Maximum number of epochs of a trial."""
+    epochs: Annotated[int | None, tyro.conf.arg(help=EPOCHS_HELP)] = None
+    steps: int | None = None
+    """Maximum number of steps of a trial, instead of
+    --epochs; rounded up to whole epochs."""
     strategies: Annotated[Names, tyro.conf.arg(help=flag_types.strategies_help())] = ()
     edits: tyro.conf.Suppress[tyro.conf.Fixed[Mapping[str, str]]] = field(default_factory=dict)
     """Axes with other values than the default, as --vary and
@@ -150,6 +158,7 @@ class Plan:
         if self.warm_start and self.arms:
             raise ValueError("warm_start has no effect on a plan with explicit arms: leave out warm_start")
         parse_objectives(",".join(self.objective))
+        RunLength(self.epochs, self.steps)  # raises if both are given
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -121,7 +121,7 @@ class Sweep:
             return self.budget.is_limited and self.budget.exceeded(self._final_seconds())
 
         def stopping_rule(history: TrialHistory, trial: str) -> bool | None:
-            return (keeps_known_good and sampler.is_known_good(int(trial))) or schedule(history, trial, plan.epochs)
+            return (keeps_known_good and sampler.is_known_good(int(trial))) or schedule(history, trial)
 
         def on_record(record: Record) -> None:
             ledger.add_record(record)

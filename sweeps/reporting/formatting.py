@@ -151,8 +151,13 @@ def rare_settings(recipe: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def describe_recipe(recipe: Mapping[str, Any]) -> str:
-    """Describe a complete recipe in one line."""
+def describe_recipe(recipe: Mapping[str, Any], steps: int | None = None) -> str:
+    """Describe a complete recipe in one line.
+
+    Args:
+        recipe: the recipe as plain data.
+        steps: number of gradient steps of the run; None to leave it out.
+    """
     backbone = format_choice({"name": recipe["backbone"], **recipe["backbone_args"]})
     mixing = format_choice(recipe["mixing"])
     augmentation = format_choice(recipe["augmentation"])
@@ -172,7 +177,7 @@ def describe_recipe(recipe: Mapping[str, Any]) -> str:
             f"{format_choice(recipe['loss'])} loss",
             "no clipping" if clip_norm is None else f"gradients clipped at norm {format_setting(clip_norm)}",
             f"batch size {recipe['batch_size']}",
-            f"{recipe['epochs']} epochs",
+            pluralize(recipe["epochs"], "epoch") + (f" of {steps / recipe['epochs']:,.0f} steps" if steps else ""),
             *changed,
         ]
     )

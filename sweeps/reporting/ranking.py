@@ -40,12 +40,14 @@ RANKING_COLUMNS = (
     *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
     *DEFAULT_CHOICES,
     "test_noisy_images",
+    "steps",
 )
 _INTEGER_COLUMNS = (
     "rank",
     "freeze_epochs",
     "batch_size",
     "epochs",
+    "steps",
     "seeds",
     "val_images",
     "test_images",
@@ -216,6 +218,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **{choice: format_choice(recipe[choice]) for choice in choices},
         **{setting: recipe[setting] for setting in ("learning_rate", "weight_decay", "batch_size")},
         "epochs": len(trial.search.epochs),
+        "steps": results.steps(trial.search),
         "status": trial.status,
         "val_accuracy": trial.val_accuracy,
         "seeds": trial.seeds,

@@ -11,6 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from sweeps.reporting.statistics import Estimate, pooled_estimate
+from xfer.hyperparameters import CLOSED_FORM_HEADS
+from xfer.lengths import steps_per_epoch
 from xfer.measure.benefits import majority_rate
 from xfer.objectives import ACCURACY, Objective, pareto_mask, parse_objectives
 from xfer.records import Evaluation, Record
@@ -43,6 +45,15 @@ class Results:
     def objective(self) -> Objective:
         """The objective by which trials are ranked."""
         return self.objectives[0]
+
+    def steps(self, record: Record) -> int:
+        """Return the number of gradient steps that a run has taken; 0 for a head in closed form."""
+        recipe, images = record.recipe, self.plan["data"]["train"]
+        if recipe["strategy"]["name"] in CLOSED_FORM_HEADS:
+            return 0
+        if (limit := recipe.get("images_per_class")) is not None:
+            images = min(images, limit * recipe["classes"])
+        return len(record.epochs) * steps_per_epoch(images, recipe["batch_size"])
 
     @cached_property
     def pareto_front(self) -> frozenset[str]:

@@ -181,7 +181,7 @@ def winning_recipe(results: Results) -> str | None:
     best = next(iter(ranked_trials(results)), None)
     if best is None or not (best.is_finalist or best.status == "finished"):
         return None
-    return describe_recipe(best.search.recipe)
+    return describe_recipe(best.search.recipe, results.steps(best.search))
 
 
 def ranked_by(results: Results) -> str:

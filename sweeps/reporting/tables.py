@@ -177,12 +177,14 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
             escape_control_characters(trial.name),
             _seeds_cell(results, trial),
             str(len(trial.search.epochs)),
+            f"{results.steps(trial.search):,}",
             format_duration(trial.seconds),
             *(_settings(trial)[setting] for setting in settings),
         )
         for trial in finalists
     ]
-    header = ("strategy", *_objective_columns(results), "validation", "test", "trial", "seeds", "epochs", "time")
+    columns = ("validation", "test", "trial", "seeds", "epochs", "steps", "time")
+    header = ("strategy", *_objective_columns(results), *columns)
     return _ranked(Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists)))
 
 
@@ -198,12 +200,13 @@ def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
             escape_control_characters(trial.name),
             _status_cell(results, trial, trial.name in ranked),
             str(len(trial.search.epochs)),
+            f"{results.steps(trial.search):,}",
             format_duration(trial.search.seconds),
             *(_settings(trial)[setting] for setting in settings),
         )
         for trial in trials
     ]
-    header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs", "time")
+    header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs", "steps", "time")
     return Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
 
 

@@ -263,7 +263,7 @@ def staged(store: Store, objective: Any, stopping_rule: Callable[[TrialHistory, 
 def test_trials_are_stopped_by_the_objective_and_not_by_accuracy(
     rule: str, objective: Any, good: dict[str, float], bad: dict[str, float], tmp_path: Path
 ) -> None:
-    stage = staged(Store(tmp_path / "colours"), objective, partial(SCHEDULERS[rule], epochs=EPOCHS))
+    stage = staged(Store(tmp_path / "colours"), objective, SCHEDULERS[rule])
     reports = [*((0.1, good),) * 4, (0.9, bad), (0.1, good)]  # the accurate one is the bad one
     decisions = []
     for number, (accuracy, measures) in enumerate(reports):
@@ -286,7 +286,7 @@ def test_the_history_of_stored_trials_holds_scores_of_the_objective(tmp_path: Pa
 
 @pytest.mark.parametrize("rule", SCHEDULERS)
 def test_no_trial_is_stopped_if_the_objective_was_not_measured(rule: str, tmp_path: Path) -> None:
-    stage = staged(Store(tmp_path / "colours"), BALANCED, partial(SCHEDULERS[rule], epochs=EPOCHS))
+    stage = staged(Store(tmp_path / "colours"), BALANCED, SCHEDULERS[rule])
     for number in range(6):
         stage.next_trial()
         assert stage.should_continue(f"{number:04d}", as_dict(a_run(f"{number:04d}", (0.1 * number,), "pruned")))

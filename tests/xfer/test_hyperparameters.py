@@ -11,6 +11,7 @@ import pytest
 from xfer.choices import default_parameters
 from xfer.hyperparameters import (
     CHOICES,
+    CLOSED_FORM_HEADS,
     NUMBERS,
     OPTIMIZERS,
     PARAMETERS,
@@ -144,3 +145,7 @@ def test_distributions_print_as_they_are_written_on_the_command_line() -> None:
     assert str(Categorical((None, 0.5, "sgd"))) == "none, 0.5, sgd"
     assert str(Range(1e-4, 1e-2, log=True)) == "0.0001..0.01 log"
     assert str(Range(1, 3)) == "1..3"
+
+
+def test_the_heads_in_closed_form_are_the_strategies_without_gradient_steps() -> None:
+    assert {name for name, strategy in CHOICE_TABLES["strategy"].items() if not strategy().steps} == CLOSED_FORM_HEADS

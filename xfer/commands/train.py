@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xfer.choices import Choice, Value, choose, default_parameters, unknown_name_message
 from xfer.commands import shared
-from xfer.hyperparameters import NUMBERS, OPTIMIZERS, default_choice, default_number
+from xfer.data.pack import Pack
+from xfer.data.split import split_pack
+from xfer.hyperparameters import DEFAULT_EPOCHS, NUMBERS, OPTIMIZERS, default_choice, default_number
+from xfer.lengths import MIN_STEPS, RunLength
 from xfer.methods.descriptions import strategy_descriptions
 from xfer.methods.strategies import STRATEGIES, Strategy
-from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, Recipe, closed_form_values, recipe_from_dict
+from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, LIMITS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import Run
 from xfer.training import networks
@@ -45,7 +50,7 @@ NUMERIC_FLAGS: dict[str, tuple[float | None, str]] = {
         f"{NUMBERS[name].help} (default: {default_text(name)})",
     )
     for name in (
-        *("learning_rate", "weight_decay", "batch_size", "epochs", "clip_norm", "clip_value"),
+        *("learning_rate", "weight_decay", "batch_size", "clip_norm", "clip_value"),
         *("body_rate", "images_per_class"),
     )
 }
@@ -70,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (default, text) in NUMERIC_FLAGS.items():
         number = int if name in INTEGER_FIELDS else float
         numbers.add_argument(f"--{name.replace('_', '-')}", type=number, default=default, metavar="N", help=text)
+    numbers.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"epochs (default: {DEFAULT_EPOCHS}, or as many as {MIN_STEPS} steps take)",
+    )
+    numbers.add_argument("--steps", type=int, metavar="N", help="steps instead of epochs, rounded up to whole epochs")
     parser.add_argument(
         "--seed", type=int, default=0, help="determines new weights, the order of images and augmentations"
     )
@@ -93,11 +105,14 @@ def run(args: argparse.Namespace) -> None:
     file = shared.resolve_weights(args) if strategy.pretrained else None
     for text in _ignored_flags(args, strategy):
         shared.print_note(text)
+    length = RunLength(args.epochs, args.steps)
     source = shared.open_source(args)
     recipe = _recipe(args, choices, strategy, rate, len(source.classes), shared.weights_hash(file))
     networks.check_network(recipe)  # before reading images, which may take long
     pack = shared.prepare_pack(args, source, recipe.image_size)
     recipe = dataclasses.replace(recipe, data=pack.hash)
+    if recipe.uses_gradient_steps:
+        recipe = dataclasses.replace(recipe, epochs=_epochs(length, recipe, pack))
     out = args.out or args.storage / f"{recipe.strategy.name}-{recipe.id[:8]}"
     _claim(out, recipe)
     training = Run(recipe, pack, file, folder=out / "checkpoints")
@@ -115,6 +130,13 @@ def run(args: argparse.Namespace) -> None:
         _write_json(out / "test.json", test)
         print(_format_evaluation("test", test))
     print(f"to classify photos: python -m xfer predict --model {out / 'model'} IMAGE ...")
+
+
+def _epochs(length: RunLength, recipe: Recipe, pack: Pack) -> int:
+    """Return the number of epochs of a recipe, which depends on the size of the training set."""
+    labels = pack.labels[split_pack(pack, recipe.split_seed, recipe.draw, recipe.images_per_class).train]
+    sizes = tuple(np.bincount(labels, minlength=recipe.classes).tolist())
+    return dataclasses.replace(length, class_sizes=sizes).epochs_for(recipe.batch_size)
 
 
 def parse_choice(kind: str, text: str) -> Choice:
@@ -174,7 +196,14 @@ def _recipe(
                 f"{strategy.clip_norm:g}; use --strategy naive to clip by value"
             )
         numbers["clip_norm"] = strategy.clip_norm
+    if args.steps is not None and not strategy.steps:
+        raise ValueError(
+            f"strategy {args.strategy} fits a linear head in closed form and takes no gradient steps: leave out "
+            f"--steps {args.steps}"
+        )
+    numbers["epochs"] = args.epochs or int(LIMITS["epochs"][1])  # the default follows when the images have been read
     defaults = {**TRAIN_DEFAULTS, **{name: default for name, (default, _) in NUMERIC_FLAGS.items()}, "views": None}
+    defaults["epochs"] = None
     closed_form = {} if strategy.steps else closed_form_values()
     return recipe_from_dict(
         {

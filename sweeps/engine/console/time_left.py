@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from sweeps.engine.schedulers import top_k_count
+from sweeps.engine.schedulers import FIRST_FRACTION, LearningCurve, top_k_count
 from sweeps.reporting.formatting import join_words
 from xfer.hyperparameters import FROZEN_HEADS
 from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS, Epoch, Phase
@@ -199,17 +199,23 @@ def _search_seconds(
     """Return the seconds until the last trial of the search ends; None before anything but a head has an epoch."""
     if not _telling(plan, search):
         return None
-    trials, epochs = plan["trials"], plan["epochs"]
+    trials = plan["trials"]
     known = [run for run in search if run.epochs]
     if plan["scheduler"] == "one_epoch_top_k":
-        epochs_per_trial = 1 + min(1.0, top_k_count(trials) / trials) * (epochs - 1)
-        mean_cost = fmean(run.seconds / run.epochs for run in known) * epochs_per_trial
+        continuing = min(1.0, top_k_count(trials) / trials)
+        mean_cost = fmean(_seconds_for(run, continuing) for run in known)
     else:
         mean_cost = fmean(run.seconds if run.ended else run.full_seconds or 0.0 for run in known)
     running = [run.seconds_left for run in search if not run.ended]
     jobs = [mean_cost if left is None else left for left in running]
     jobs += [mean_cost] * max(0, trials - len(search))
     return stretch * _makespan(jobs, concurrent)
+
+
+def _seconds_for(run: RunPace, continuing: float) -> float:
+    """Return the seconds of a run that waits after its first epochs and continues with some probability."""
+    first = LearningCurve((), epochs=run.planned_epochs).epoch_at(FIRST_FRACTION)
+    return run.seconds / run.epochs * (first + continuing * (run.planned_epochs - first))
 
 
 def _telling(plan: Mapping[str, Any], search: Sequence[RunPace]) -> list[RunPace]:

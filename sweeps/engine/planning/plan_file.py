@@ -63,7 +63,9 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
         "space": prepared.space.described(),
         "arms": [dict(arm) for arm in plan.arms],
         "trials": plan.trials,
-        "epochs": plan.epochs,
+        **({} if plan.epochs is None else {"epochs": plan.epochs}),
+        **({} if plan.steps is None else {"steps": plan.steps}),
+        **({} if plan.epochs is not None else {"lengths": prepared.space.described_lengths()}),
         # Absent by default, so that sweeps from before these options existed can be resumed.
         **({"warm_start": {"asked": True}} if plan.warm_start else {}),
         **({"screening": screening_settings} if screening_settings else {}),

@@ -14,12 +14,13 @@ import torch
 
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
-from sweeps.engine.planning.prepared import Backbone, Prepared, common_images_per_class
+from sweeps.engine.planning.prepared import Backbone, Prepared, common_images_per_class, run_length
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS, SAMPLERS, available_trials
 from sweeps.engine.schedulers import SCHEDULERS, top_k_count
 from sweeps.engine.search_space.defaults import AXES
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
+from sweeps.engine.search_space.space import Space
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
 from xfer.data.copies import report_copies
@@ -31,7 +32,7 @@ from xfer.data.split import split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
 from xfer.models.timm_names import alias_note, resolve_name
-from xfer.recipe import CHOICE_TABLES, closed_form_values, recipe_from_dict
+from xfer.recipe import CHOICE_TABLES, LIMITS, closed_form_values, recipe_from_dict
 from xfer.storage import local_cache, object_store
 from xfer.training import networks
 
@@ -67,23 +68,19 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     for name in plan.backbones:
         backbones.check_name(name)
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
-    space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # typos first: reading data may take long
+    # Typos first: reading data may take long.
+    space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
     source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
     check = partial(_check_network, plan, len(source.classes), image_size)
-    space = space_for(
-        plan.backbones,
-        plan.epochs,
-        plan.strategies,
-        plan.edits,
-        lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
-    )
+    space = _checked_space(plan, len(source.classes), image_size)
     for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
             check(backbone, **{kind: {"name": entry}})
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     checked = tuple(_load_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
     pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
+    space = _checked_space(plan, len(pack.classes), image_size, pack)  # with the length of runs on these images
     split = split_pack(pack, plan.seed, images_per_class=common_images_per_class(space))
     # One more than requested, to see whether the grid ends before.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
@@ -111,24 +108,37 @@ def add_strategies(prepared: Prepared, names: Iterable[str]) -> Prepared:
         names: the strategies to add; those that compete already are ignored.
     """
     plan, space = prepared.plan, prepared.space
-    check = partial(_check_network, plan, len(prepared.pack.classes), prepared.image_size)
     for name in names:
         if name in space.strategies():
             continue
         try:
-            wider = space_for(
-                plan.backbones,
-                plan.epochs,
-                (*space.strategies(), name),
-                plan.edits,
-                lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
-            )
+            wider_plan = dataclasses.replace(plan, strategies=(*space.strategies(), name))
+            wider = _checked_space(wider_plan, len(prepared.pack.classes), prepared.image_size, prepared.pack)
             for params in wider.known_good():
                 prepared.recipe(wider.configured(params))
             space = wider
         except ValueError:
             continue
     return dataclasses.replace(prepared, space=space)
+
+
+def _checked_space(plan: Plan, classes: int, image_size: int, pack: Pack | None = None) -> Space:
+    """Return the search space of a plan without what its backbones cannot do.
+
+    Args:
+        plan: the plan.
+        classes: number of classes.
+        image_size: in pixels.
+        pack: the images, which determine the length of runs; None if they have not been read yet.
+    """
+    check = partial(_check_network, plan, classes, image_size)
+    return space_for(
+        plan.backbones,
+        run_length(plan, pack),
+        plan.strategies,
+        plan.edits,
+        lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
+    )
 
 
 def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
@@ -174,7 +184,7 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
                 "learning_rate": 1.0,
                 "weight_decay": 0.0,
                 "batch_size": 2,
-                "epochs": plan.epochs,
+                "epochs": int(LIMITS["epochs"][1]),  # the architecture does not depend on it
                 "clip_norm": strategy.clip_norm,
                 **({} if strategy.steps else closed_form_values()),
             }

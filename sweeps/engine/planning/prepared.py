@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sweeps.engine.plan import Plan
 from sweeps.engine.search_space.distributions import Config, domain_values
 from sweeps.engine.search_space.space import Space, config_to_recipe
 from xfer.data.pack import Pack
-from xfer.data.split import Split
+from xfer.data.split import Split, split_pack
+from xfer.lengths import RunLength
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import Recipe, recipe_from_dict
 
@@ -30,6 +33,21 @@ class Backbone:
     """File of the pretrained weights; None if every competing strategy starts from random weights."""
     sha256: str
     """Hash of that file; empty without one."""
+
+
+def run_length(plan: Plan, pack: Pack | None = None) -> RunLength:
+    """Return how long the runs of a plan are.
+
+    Args:
+        plan: the plan.
+        pack: the images; None if they have not been read yet. The size of their training part does not depend on the
+            draw of the validation part, except for a few images if copies stay together.
+    """
+    sizes: tuple[int, ...] = ()
+    if pack is not None:
+        labels = pack.labels[split_pack(pack, plan.seed).train]
+        sizes = tuple(np.bincount(labels, minlength=len(pack.classes)).tolist())
+    return RunLength(plan.epochs, plan.steps, sizes)
 
 
 @dataclass(frozen=True, eq=False)

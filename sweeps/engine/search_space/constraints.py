@@ -38,8 +38,8 @@ class SpaceView(Protocol):
         ...
 
     @property
-    def epochs(self) -> int:
-        """Length of a run."""
+    def shortest(self) -> int:
+        """Number of epochs of the shortest run."""
         ...
 
 
@@ -149,7 +149,7 @@ def _views(space: SpaceView, distribution: Distribution, config: Config) -> Cons
         return Categorical((None,)), "augmentation"
     if config["mixing"] != "none":
         return Categorical((None,)), "mixing"
-    return (distribution, "") if _begins_frozen(config, space.epochs) else (Categorical((None,)), "strategy")
+    return (distribution, "") if _begins_frozen(config, space.shortest) else (Categorical((None,)), "strategy")
 
 
 def _body_rates(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:

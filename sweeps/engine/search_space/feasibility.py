@@ -8,7 +8,7 @@ from dataclasses import replace
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.space import Space
 from xfer.choices import Value, default_parameters
-from xfer.hyperparameters import Categorical, Distribution, Range
+from xfer.hyperparameters import COUNTED_IN_EPOCHS, Categorical, Distribution, Range
 from xfer.methods.strategies import STRATEGIES
 
 CompatibilityCheck = Callable[[str, str, Mapping[str, Value]], None]
@@ -81,8 +81,8 @@ def _feasible_parameters(
     parameters = {name: space.parameter(strategy, name) for name in default_parameters(STRATEGIES[strategy])}
     values = {name: domain_values(distribution)[0] for name, distribution in parameters.items()}
     for name, distribution in parameters.items():
-        if isinstance(distribution, Range) and not distribution.is_integer:
-            continue  # fractions and strengths do not depend on the shape of a network
+        if name in COUNTED_IN_EPOCHS or (isinstance(distribution, Range) and not distribution.is_integer):
+            continue  # epochs, fractions and strengths do not depend on the shape of a network
         good: list[Value] = []
         for value in _all_values(distribution):
             try:

@@ -12,14 +12,15 @@ from sweeps.engine.search_space.feasibility import CompatibilityCheck, feasible_
 from sweeps.engine.search_space.space import Space, unfreeze_ranges
 from sweeps.engine.search_space.suggest import NearestTrial
 from xfer.choices import Value, default_parameters, unknown_name_message
-from xfer.hyperparameters import PARAMETERS, Categorical, Distribution
+from xfer.hyperparameters import COUNTED_IN_EPOCHS, DEFAULT_EPOCHS, PARAMETERS, Categorical, Distribution, Range
+from xfer.lengths import RunLength
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import CHOICE_TABLES, CLOSED_FORM_VALUES
 
 
 def space_for(
     backbones: Sequence[str],
-    epochs: int,
+    length: int | RunLength,
     strategies: Sequence[str] = (),
     edits: Mapping[str, str] | None = None,
     is_compatible: CompatibilityCheck | None = None,
@@ -28,7 +29,7 @@ def space_for(
 
     Args:
         backbones: timm's names.
-        epochs: length of each run.
+        length: how long runs are; a number stands for epochs.
         strategies: the strategies that compete; by default the five of the default space.
         edits: axes with other values than the default, as on the command line: `{"learning_rate": "1e-4..1e-2"}`.
         is_compatible: checks what each backbone can do; by default every backbone can do everything.
@@ -36,10 +37,12 @@ def space_for(
     Raises:
         ValueError: an unknown axis or value, one that does not apply, or one outside the limits.
     """
+    length = RunLength(length) if isinstance(length, int) else length
     axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **AXES}
+    axes["batch_size"] = _default_batch_sizes(length)
     parameters, rates = dict(PARAMETER_RANGES), dict[str, Distribution](LEARNING_RATE_RANGES)
     edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
-    if "strategy" not in edits and epochs < 2:
+    if "strategy" not in edits and Space(axes, parameters, rates, length).shortest < 2:
         names = tuple(name for name in domain_values(AXES["strategy"]) if name != "freeze_then_unfreeze")
         axes["strategy"] = Categorical(names)  # a single epoch leaves none to train the unfrozen network
     for axis, text in edits.items():
@@ -64,12 +67,30 @@ def space_for(
         for kind, name in tried:
             for value in domain_values(parameters[axis]):
                 CHOICE_TABLES[kind][name](**{axis: value})  # the entry checks its own values
-    space = Space(axes, parameters, rates, epochs)
+    space = _with_stretched_ranges(Space(axes, parameters, rates, length), edits)
     for strategy in space.strategies():
         space.suggest(NearestTrial({"strategy": strategy}))
     _check_unfreezing(space, edits)
     _check_reachable(space, edits)
     return replace(space, possible=feasible_space(space, edits, is_compatible)) if is_compatible is not None else space
+
+
+def _default_batch_sizes(length: RunLength) -> Categorical:
+    """Return the batch sizes that compete by default on images of this number: at least the smallest."""
+    sizes = [size for size in domain_values(AXES["batch_size"]) if isinstance(size, int)]
+    allowed = tuple(size for size in sizes if length.allows_batch_size(size))
+    return Categorical(allowed or (min(sizes),))
+
+
+def _with_stretched_ranges(space: Space, edits: Mapping[str, str]) -> Space:
+    """Return a space whose default ranges in epochs cover the same fraction of longer runs as of `DEFAULT_EPOCHS`."""
+    factor = space.shortest / DEFAULT_EPOCHS
+    stretched: dict[str, Distribution] = {}
+    for name in COUNTED_IN_EPOCHS - edits.keys():
+        row = space.parameters[name]
+        assert isinstance(row, Range), f"{name} has a range by default"
+        stretched[name] = Range(row.low, round(factor * row.high)) if factor > 1 else row
+    return replace(space, parameters={**space.parameters, **stretched})
 
 
 def _owners(parameter: str) -> list[tuple[str, str]]:
@@ -84,7 +105,7 @@ def _owners(parameter: str) -> list[tuple[str, str]]:
 
 def _check_unfreezing(space: Space, edits: Mapping[str, str]) -> None:
     """Raise a ValueError if a strategy could unfreeze the network too late to train it."""
-    epochs, highest = space.epochs, unfreeze_ranges(space.epochs)
+    epochs, highest = space.shortest, unfreeze_ranges(space.shortest)
     for strategy in space.strategies():
         names = highest.keys() & default_parameters(STRATEGIES[strategy]).keys()
         distributions = {

@@ -16,8 +16,10 @@ from sweeps.engine.search_space.constraints import Feasible, allowed_values, tak
 from sweeps.engine.search_space.distributions import Config, domain_values
 from sweeps.engine.search_space.known_good import rank_known_good
 from sweeps.engine.search_space.suggest import NearestTrial, SuggestTrial, suggest_value
+from sweeps.reporting.formatting import pluralize
 from xfer.choices import Value, canonical_name, choose, default_parameters
-from xfer.hyperparameters import Distribution, Range
+from xfer.hyperparameters import COUNTED_IN_EPOCHS, DEFAULT_EPOCHS, Distribution, Range
+from xfer.lengths import RunLength, steps_per_epoch
 from xfer.methods.strategies import STRATEGIES
 from xfer.recipe import CHOICE_TABLES, LIMITS
 
@@ -31,7 +33,7 @@ class Space:
     """The parameters of table entries, named `parameter`, or `entry.parameter` if entries differ."""
     learning_rates: Mapping[str, Distribution]
     """The learning rates, by optimizer."""
-    epochs: int
+    length: RunLength
     possible: Feasible = field(default_factory=dict)
     """What each backbone can do. A backbone that is absent can do everything."""
 
@@ -48,7 +50,7 @@ class Space:
         if takes_steps(config):
             # Ranges differ between optimizers, so the rate of each is a parameter of its own.
             config["learning_rate"] = suggest_value(trial, f"{optimizer}.learning_rate", self.learning_rates[optimizer])
-            config["epochs"] = self.epochs
+            config["epochs"] = self.epochs(config)
         else:
             config |= {name: value_without_steps(name) for name in ("learning_rate", "epochs")}
         config["backbone"] = STRATEGIES[str(config["strategy"])]().backbone or config["backbone"]
@@ -66,6 +68,33 @@ class Space:
             if allowed != distribution:
                 full_name = f"{backbone}.{full_name}"
             config[name] = suggest_value(trial, full_name, allowed)
+
+    def epochs(self, config: Config) -> int:
+        """Return the number of epochs of a configuration, which depends on its batch size and number of images."""
+        return self.length.epochs_for(*_batch_size_and_limit(config))
+
+    @property
+    def shortest(self) -> int:
+        """The smallest number of epochs that a run with gradient steps can have."""
+        return min(map(self.epochs, self._sizes()))
+
+    def described_lengths(self) -> dict[str, str]:
+        """Return the length of runs in words by batch size, for plan.json and the report."""
+        lengths: dict[str, str] = {}
+        for config in self._sizes():
+            batch_size, limit = _batch_size_and_limit(config)
+            name = f"batch size {batch_size}" + (f", {limit} images per class" if limit is not None else "")
+            epochs, images = self.epochs(config), self.length.images(limit)
+            lengths[name] = f"{pluralize(epochs, 'epoch')}, {epochs * steps_per_epoch(images, batch_size):,} steps"
+        return lengths
+
+    def _sizes(self) -> list[Config]:
+        """Return the choices that the length of a run depends on, or the ends of their ranges."""
+        return [
+            {"batch_size": batch_size, "images_per_class": limit}
+            for batch_size in domain_values(self.axes["batch_size"])
+            for limit in domain_values(self.axes["images_per_class"])
+        ]
 
     def strategies(self) -> tuple[str, ...]:
         """Return the names of the strategies that compete."""
@@ -92,6 +121,7 @@ class Space:
             {"backbone": self._first_able_backbone(str(recipe["strategy"])), **recipe} for recipe in recipes
         ]
         starts[:1] = [{**recipes[0], "backbone": backbone} for backbone in domain_values(self.axes["backbone"])]
+        starts = [self._stretched(start) for start in starts]
         params: list[dict[str, Any]] = []
         for start in starts:
             trial = NearestTrial(start)
@@ -102,6 +132,12 @@ class Space:
     def configured(self, params: Mapping[str, Any]) -> Config:
         """Return the configuration that a trial's parameters stand for."""
         return self.suggest(NearestTrial(params))
+
+    def _stretched(self, config: Config) -> Config:
+        """Return a configuration for `DEFAULT_EPOCHS` epochs with what it counts in epochs as long in longer runs."""
+        factor = max(1.0, self.shortest / DEFAULT_EPOCHS)
+        counted = {name: config[name] for name in COUNTED_IN_EPOCHS & config.keys()}
+        return {**config, **{name: round(factor * value) for name, value in counted.items() if isinstance(value, int)}}
 
     def _first_able_backbone(self, strategy: str) -> Value:
         backbones = domain_values(self.axes["backbone"])
@@ -135,8 +171,14 @@ class Space:
         distribution = self.parameters.get(f"{entry}.{name}") or self.parameters[name]
         if not isinstance(distribution, Range):
             return distribution
-        highest = unfreeze_ranges(self.epochs).get(name, distribution.high)
+        highest = unfreeze_ranges(self.shortest).get(name, distribution.high)
         return replace(distribution, high=max(distribution.low, min(distribution.high, highest)))
+
+
+def _batch_size_and_limit(config: Config) -> tuple[int, int | None]:
+    batch_size, limit = config["batch_size"], config["images_per_class"]
+    assert isinstance(batch_size, int), "batch sizes are integers"
+    return batch_size, limit if isinstance(limit, int) else None
 
 
 def config_to_recipe(config: Config) -> dict[str, Any]:

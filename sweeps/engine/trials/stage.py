@@ -169,7 +169,8 @@ class Stage:
             if self._batch(trial):
                 continue
             comparable = comparable_after(trial.recipe)
-            curve = replace(self._history.get(trial.name, LearningCurve(())), last_unfreeze_epoch=comparable)
+            curve = self._history.get(trial.name, LearningCurve(()))
+            curve = replace(curve, epochs=trial.recipe["epochs"], last_unfreeze_epoch=comparable)
             self._history[trial.name] = curve
             if not curve.values or self._stopping_rule(self._history, trial.name) is not None:
                 return trial
@@ -211,7 +212,8 @@ class Stage:
     def _end_probes(self, records: Iterable[Record]) -> None:
         for record in records:
             scores = self._objective.scores(record.epochs)
-            self._history[record.trial] = LearningCurve(scores, comparable_after(record.recipe))
+            comparable = comparable_after(record.recipe)
+            self._history[record.trial] = LearningCurve(scores, comparable, epochs=record.recipe["epochs"])
             self._view.on_epoch(as_dict(record))
             self._end(record)
 
@@ -232,7 +234,9 @@ def trial_history(store: Store, objective: Objective = ACCURACY) -> dict[str, Le
             # Scores after a damaged epoch would be attributed to the wrong one.
             intact = [epoch for number, epoch in enumerate(epochs, start=1) if epoch.epoch == number]
             scores = objective.scores(intact)
-            history[trial.name] = LearningCurve(scores, comparable_after(trial.recipe), trial.name in records)
+            ended = trial.name in records
+            comparable = comparable_after(trial.recipe)
+            history[trial.name] = LearningCurve(scores, comparable, ended, trial.recipe["epochs"])
     return history
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,6 +16,8 @@ from xfer.__main__ import parser
 from xfer.commands import shared, train
 from xfer.commands.train import parse_choice
 from xfer.data.split import split_pack
+from xfer.hyperparameters import DEFAULT_EPOCHS
+from xfer.lengths import MIN_STEPS
 from xfer.models import backbones
 from xfer.recipe import CHOICE_TABLES, recipe_from_dict
 from xfer.records import evaluation_from_dict, record_from_dict
@@ -336,3 +340,29 @@ def test_a_deprecated_name_of_a_backbone_is_replaced_with_a_note(capsys):
     args = parser().parse_args(["train", "--data", "photos", "--backbone", "xception"])
     assert args.backbone == "legacy_xception"
     assert capsys.readouterr().err == "note: backbone xception is timm's legacy_xception; that name is used.\n"
+
+
+def test_without_epochs_a_run_is_as_long_as_the_fewest_steps_take(xfer, flags, tmp_path):
+    ended = xfer("train", *flags("--strategy", "linear_probe", "--batch-size", 8, "--out", tmp_path / "out"))
+    assert ended.status == 0
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    images = int(re.search(r"(\d+) training", ended.out)[1])
+    assert recipe["epochs"] == max(DEFAULT_EPOCHS, math.ceil(MIN_STEPS / math.ceil(images / 8)))
+
+
+def test_steps_are_rounded_up_to_whole_epochs(xfer, flags, tmp_path):
+    ended = xfer("train", *flags("--strategy", "linear_probe", "--batch-size", 8, "--steps", 7, "--out", tmp_path))
+    images = int(re.search(r"(\d+) training", ended.out)[1])
+    assert json.loads((tmp_path / "recipe.json").read_text())["epochs"] == math.ceil(7 / math.ceil(images / 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", 2, "--steps", 9), "--epochs 2 and --steps 9 both set the length of a run: leave out one of them"),
+        (("--strategy", "ridge_probe", "--steps", 9), "takes no gradient steps: leave out --steps 9"),
+    ],
+)
+def test_a_length_that_makes_no_sense_is_refused(xfer, flags, arguments, message):
+    ended = xfer("train", *flags(*arguments))
+    assert (ended.status, message in ended.err) == (2, True)
