@@ -12,8 +12,8 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -135,11 +135,9 @@ def pull(folder: Path) -> Path:
     atexit.register(shutil.rmtree, local, ignore_errors=True)
     local.mkdir()
     for _ in range(PULL_ATTEMPTS):
-        try:
+        with suppress(FileNotFoundError):  # its last owner is still running, and removed a file after it was listed
             _download(folder, local, object_store.list_objects(folder))
             break
-        except FileNotFoundError:  # its last owner is still running, and removed a file after it was listed
-            continue
     return local
 
 
@@ -214,12 +212,11 @@ def _file_names(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _upload(local: Path, folder: Path, names: Iterable[str]) -> None:
+def _upload(local: Path, folder: Path, names: Collection[str]) -> None:
     object_store.map_concurrently(lambda name: object_store.upload(local / name, folder / name), names, concurrent=True)
 
 
-def _download(folder: Path, local: Path, names: Iterable[str]) -> None:
-    names = list(names)
+def _download(folder: Path, local: Path, names: Collection[str]) -> None:
     for name in names:
         (local / name).parent.mkdir(parents=True, exist_ok=True)
     object_store.map_concurrently(

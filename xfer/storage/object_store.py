@@ -264,11 +264,17 @@ def _request(path: Path, method: str, *args: Any, **options: Any) -> Any:
         FileNotFoundError, FileExistsError, NotADirectoryError: the store's answer.
         StorageUnavailableError: every attempt failed otherwise.
     """
+
+    def warn(attempt: RetryCallState) -> None:
+        assert attempt.outcome is not None, "an attempt has an outcome before the next one"
+        error = attempt.outcome.exception()
+        log.warning("%s: %s: %s; retrying in %g s", path, type(error).__name__, error, attempt.upcoming_sleep)
+
     attempts = Retrying(
         wait=wait_chain(*map(wait_fixed, RETRY_DELAYS)),
         stop=stop_after_attempt(1 + len(RETRY_DELAYS)),
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, FINAL_ERRORS)),
-        before_sleep=lambda attempt: log.warning("%s: %s", path, _describe(attempt)),
+        before_sleep=warn,
         sleep=lambda seconds: time.sleep(seconds),
         reraise=True,
     )
@@ -278,13 +284,6 @@ def _request(path: Path, method: str, *args: Any, **options: Any) -> Any:
         raise
     except Exception as error:  # every store's library has its own error types
         raise StorageUnavailableError(f"{path} could not be reached: {type(error).__name__}: {error}") from error
-
-
-def _describe(attempt: RetryCallState) -> str:
-    assert attempt.outcome is not None, "an attempt has an outcome before the next one"
-    assert attempt.next_action is not None, "this is called before a retry"
-    error = attempt.outcome.exception()
-    return f"{type(error).__name__}: {error}; retrying in {attempt.next_action.sleep:g} s"
 
 
 def _find(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -97,13 +97,17 @@ def unreliable(bucket: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list
     return path, errors, delays
 
 
-def test_a_failed_request_is_retried_until_it_succeeds(
-    unreliable: tuple[Path, list[BaseException], list[float]],
+def test_a_failed_request_is_logged_and_retried_until_it_succeeds(
+    unreliable: tuple[Path, list[BaseException], list[float]], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, errors, delays = unreliable
     errors += [OSError(121, "remote I/O"), PermissionError("expired")]
     assert object_store.read_bytes(path) == b"1"
     assert delays == list(object_store.RETRY_DELAYS[:2])
+    assert [record.getMessage() for record in caplog.records if record.name == "xfer.storage.object_store"] == [
+        f"{path}: OSError: [Errno 121] remote I/O; retrying in 1 s",
+        f"{path}: PermissionError: expired; retrying in 2 s",
+    ]
 
 
 def test_a_store_that_fails_for_two_minutes_is_reported(
