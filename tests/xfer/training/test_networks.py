@@ -12,9 +12,9 @@ import torch
 
 from xfer.measure.cost import count_parameters
 from xfer.methods.strategies import STRATEGIES
+from xfer.models import backbones
 from xfer.models.params import named_params
 from xfer.recipe import CHOICE_TABLES
-from xfer.training import networks
 from xfer.training.networks import build_network, check_architecture, check_network
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
@@ -100,7 +100,8 @@ def test_the_check_changes_no_random_state_and_no_torch_settings(make_recipe):
 
 def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
     built = []
-    monkeypatch.setattr(networks, "build_network", lambda *args: built.append(build_network(*args)) or built[0])
+    build = backbones.build
+    monkeypatch.setattr(backbones, "build", lambda *args: built.append(build(*args)) or built[0])
     check_network(make_recipe(backbone="vgg11", weights="w", head="mlp"))
     (model,) = built
     assert count_parameters(model) > 10**8
