@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.resources import cluster
 from xfer.batched_probes.compatibility import can_batch
@@ -29,10 +31,13 @@ class _Start(threading.Thread):
         self.error: Exception | None = None
         """The reason for which Ray has failed to start; raised where Ray is needed."""
         self._ended = threading.Event()
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, self._threads // 2))  # Ray's processes import torch on the other cores
 
     def end(self) -> None:
         """Let the thread end, and with it Ray's processes."""
         self._ended.set()
+        torch.set_num_threads(self._threads)
 
     def run(self) -> None:
         try:

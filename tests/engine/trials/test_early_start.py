@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
@@ -50,6 +51,18 @@ def test_the_thread_that_has_started_ray_lives_until_ray_is_stopped(calls: list[
         assert thread.is_alive()
     thread.join(10)
     assert start_threads() == []
+
+
+def test_the_driver_leaves_half_of_the_cores_to_the_processes_of_ray(calls: list[str]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with early_start.stopped_at_end():
+            early_start.start()
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_an_early_start_there_is_nothing_to_wait_for_or_to_stop(calls: list[str]) -> None:
