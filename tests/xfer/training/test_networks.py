@@ -108,6 +108,17 @@ def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
     assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
+def test_strategies_that_keep_the_network_share_its_check(make_recipe, monkeypatch):
+    built = []
+    build = backbones.build
+    monkeypatch.setattr(backbones, "build", lambda *args: built.append(args) or build(*args))
+    for strategy in ("naive", "clip", "linear_probe", "train_last", "lp_ft", "logistic_probe"):
+        check_network(make_recipe(strategy=strategy, image_size=48))
+    assert len(built) == 1
+    check_network(make_recipe(strategy={"name": "early_cut", "stage": 1}, image_size=48))
+    assert len(built) == 2
+
+
 def test_each_architecture_is_checked_once(make_recipe):
     for changes in ({}, {"learning_rate": 0.5}, {"weight_decay": 0.1}, {"seed": 7}, {"draw": 3}):
         check_network(make_recipe(**changes))
