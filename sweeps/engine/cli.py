@@ -105,10 +105,13 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
     check_folder(object_store.as_path(options.reports), "--reports")
     start_notes = _check_machine()
 
+    from sweeps.engine.trials import preload  # noqa: F401, I001  (first, because it imports torch faster)
+
     from sweeps.engine import launch, tracking
     from sweeps.engine.console.log_redirect import redirect_output
     from sweeps.engine.planning.plan_file import default_name
     from sweeps.engine.planning.prepare import prepare
+    from sweeps.engine.trials import early_start
     from sweeps.engine.trials.run_options import RunOptions
     from xfer.devices.host_memory import retain_freed_memory
 
@@ -130,9 +133,10 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
     )
     name = name or default_name(prepared)
     store = Store(options.storage / (unused_name(options.storage, name) if options.fresh else name))
-    with _interruptible(), launch.leased(store, on_wait=_print_line):
+    start_ray = early_start.start if early_start.needs_ray(prepared) else lambda: None
+    with _interruptible(), launch.leased(store, on_wait=_print_line), early_start.stopped_at_end():
         with _progress_bar("measuring the data") as progress:
-            similar = launch.claim_plan(prepared, store, progress)
+            similar = launch.claim_plan(prepared, store, progress, start_ray)
         notes = [*([] if options.fresh else similar), *prepared.notes, *start_notes]
         with redirect_output(store.local_folder / "logs" / "driver.log") as console:
             shown: list[Path] = []  # the report, once it is rendered before the evaluation under noise

@@ -21,6 +21,7 @@ from sweeps.engine.resources.prices import LOCAL_NODE_TYPE, Machine
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Sweep
+from sweeps.engine.trials import early_start
 from sweeps.engine.trials.run_options import RunOptions
 from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress
@@ -29,6 +30,10 @@ from xfer.storage import local_cache, object_store
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
 """Seconds between two syncs of MLflow, each of which reads the trials that have changed from the storage."""
 
+
+MLFLOW_DELAY_SECONDS = 15.0
+"""Seconds before the first sync of a new sweep. Importing MLflow and creating its database takes a core 3 seconds, in
+which the processes of the first trials start."""
 
 SYNC_PATIENCE_SECONDS, INTERRUPT_PATIENCE_SECONDS = 20.0, 3.0
 """Seconds to wait for MLflow to receive the last results: at the end, and after an interrupt or if its server does not
@@ -47,7 +52,12 @@ def leased(store: Store, on_wait: Callable[[str], None]) -> Lease:
     return Lease(store.folder, on_wait=on_wait, on_lost=_thread.interrupt_main)
 
 
-def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
+def claim_plan(
+    prepared: Prepared,
+    store: Store,
+    progress: Progress = lambda done, total: None,
+    on_new: Callable[[], None] = lambda: None,
+) -> tuple[str, ...]:
     """Write plan.json for a new sweep, or check that a resumed sweep has the same plan.
 
     Call it once, under the lease. Advice and warm start are decided here, and only for a new sweep: the order of its
@@ -57,6 +67,7 @@ def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda don
         prepared: the plan.
         store: the sweep's.
         progress: called with the number of images that have been measured for the advice.
+        on_new: called if the sweep is new, before the data are measured.
 
     Returns:
         Lines on the stored sweep that a new sweep resembles, if there is one; none for a resumed sweep.
@@ -75,6 +86,7 @@ def claim_plan(prepared: Prepared, store: Store, progress: Progress = lambda don
     elif object_store.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")
     else:
+        on_new()
         similar = describe_similar_sweep(plan, store)
         plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress))
         if prepared.plan.warm_start:
@@ -114,7 +126,8 @@ def run_sweep(
         ValueError: the cluster lacks the resources of a single trial.
     """
     period = REMOTE_SYNC_SECONDS if object_store.is_remote(store.folder) else LOCAL_SYNC_SECONDS
-    mirror = tracking.Mirror(store, run_options.tracking_uri, period).start()
+    mirror = tracking.Mirror(store, run_options.tracking_uri, period)
+    mirror.start(MLFLOW_DELAY_SECONDS if early_start.is_started() else 0.0)
     view.on_change = mirror.report
     patience = SYNC_PATIENCE_SECONDS
     try:

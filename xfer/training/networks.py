@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from xfer.choices import Choice, Value
 from xfer.methods import activations
 from xfer.methods.activations import ACTIVATIONS
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from xfer.methods.heads import HEADS
 from xfer.methods.input_channels import INPUT_CHANNELS, InputChannels
-from xfer.methods.strategies import STRATEGIES, Strategy
+from xfer.methods.strategies import STRATEGIES, ModelTransform, Strategy, keep_model
 from xfer.models import backbones
 from xfer.models.params import named_params
 from xfer.recipe import Recipe
@@ -37,21 +38,36 @@ def build_network(recipe: Recipe, weights: Path | None) -> Any:
         ValueError: the weights do not fit, or the network does not support the recipe.
     """
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
-    colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
-    model: Any = backbones.build(
-        recipe.backbone,
-        recipe.classes,
-        recipe.image_size,
-        weights if strategy.pretrained else None,
-        dict(recipe.backbone_args),
-        colour.channels,
-    )
-    _check_interface(model, recipe.backbone)
-    activations.replace_activations(model, recipe.activation.build(ACTIVATIONS))
-    model = strategy.transform_model(model, recipe.image_size)
-    if recipe.head.name != "linear":
-        _replace_head(model, recipe)
+    model = _build(_architecture(recipe), weights if strategy.pretrained else None, strategy.transform_model)
     strategy.pace.check(next(iter(named_params(model).values())).blocks)
+    return model
+
+
+class _Architecture(NamedTuple):
+    """Fields of a recipe that determine its network, apart from what the strategy changes in it."""
+
+    backbone: str
+    backbone_args: tuple[tuple[str, Value], ...]
+    classes: int
+    image_size: int
+    colour: Choice
+    activation: Choice
+    head: Choice
+
+
+def _architecture(recipe: Recipe) -> _Architecture:
+    return _Architecture(*(getattr(recipe, name) for name in _Architecture._fields))
+
+
+def _build(architecture: _Architecture, weights: Path | None, transform: ModelTransform) -> Any:
+    backbone, backbone_args, classes, image_size, colour, activation, head = architecture
+    channels: InputChannels = colour.build(INPUT_CHANNELS)
+    model: Any = backbones.build(backbone, classes, image_size, weights, dict(backbone_args), channels.channels)
+    _check_interface(model, backbone)
+    activations.replace_activations(model, activation.build(ACTIVATIONS))
+    model = transform(model, image_size)
+    if head.name != "linear":
+        _replace_head(model, architecture)
     return model
 
 
@@ -76,15 +92,39 @@ def check_network(recipe: Recipe) -> None:
 @lru_cache(maxsize=4096)
 def check_architecture(recipe: Recipe) -> None:
     """Check a recipe for `check_network`; cached."""
-    colour: InputChannels = recipe.colour.build(INPUT_CHANNELS)
-    with torch.device("meta"), torch.no_grad():  # shapes only: no memory, no arithmetic, no random numbers
-        model = build_network(recipe, None).eval()
-        images = torch.zeros(2, colour.channels, recipe.image_size, recipe.image_size)
+    strategy: Strategy = recipe.strategy.build(STRATEGIES)
+    architecture = _architecture(recipe)
+    if strategy.transform_model is keep_model:
+        model = _unchanged_network(architecture)
+    else:
+        model = _network_without_values(architecture, strategy.transform_model)
+    strategy.pace.check(next(iter(named_params(model).values())).blocks)
+    _check_embeddings(model, recipe)
+
+
+@lru_cache(maxsize=8)
+def _unchanged_network(architecture: _Architecture) -> Any:
+    """The network that all strategies share that do not change it: building and running it takes most of a check."""
+    return _network_without_values(architecture, keep_model)
+
+
+def _network_without_values(architecture: _Architecture, transform: ModelTransform) -> Any:
+    """Return a network of shapes only, after a check that it takes its images."""
+    with torch.device("meta"), torch.no_grad():  # no memory, no arithmetic, no random numbers
+        model = _build(architecture, None, transform).eval()
         try:
-            model(images)
+            model(_images(architecture))
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"{recipe.backbone} cannot take images of {recipe.image_size} px: {error}") from error
-        _check_embeddings(model, images, recipe)
+            raise ValueError(
+                f"{architecture.backbone} cannot take images of {architecture.image_size} px: {error}"
+            ) from error
+    return model
+
+
+def _images(architecture: _Architecture) -> Tensor:
+    """Return two images of a network's size, without values."""
+    channels: InputChannels = architecture.colour.build(INPUT_CHANNELS)
+    return torch.zeros(2, channels.channels, architecture.image_size, architecture.image_size, device="meta")
 
 
 def _check_interface(model: Any, name: str) -> None:
@@ -96,7 +136,7 @@ def _check_interface(model: Any, name: str) -> None:
         )
 
 
-def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
+def _check_embeddings(model: Any, recipe: Recipe) -> None:
     # Choices that use the head separately from the body need embeddings of two dimensions.
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     term: EmbeddingLoss | None = recipe.embedding_loss.build(EMBEDDING_LOSSES)
@@ -113,7 +153,9 @@ def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
             f"use logistic_probe, or another backbone"
         )
     try:
-        fits = head(model.forward_head(model.forward_features(images), pre_logits=True)).ndim == 2
+        with torch.no_grad():
+            features = model.forward_features(_images(_architecture(recipe)))
+            fits = head(model.forward_head(features, pre_logits=True)).ndim == 2
     except (RuntimeError, IndexError):
         fits = False
     if not fits:
@@ -123,12 +165,12 @@ def _check_embeddings(model: Any, images: Tensor, recipe: Recipe) -> None:
         )
 
 
-def _replace_head(model: Any, recipe: Recipe) -> None:
+def _replace_head(model: Any, architecture: _Architecture) -> None:
     old = model.get_classifier()
     if not isinstance(old, nn.Linear):
         raise ValueError(
-            f"head {recipe.head} replaces a linear layer, but {recipe.backbone} ends in {type(old).__name__}: use head "
-            f"linear"
+            f"head {architecture.head} replaces a linear layer, but {architecture.backbone} ends in "
+            f"{type(old).__name__}: use head linear"
         )
     name = next(name for name, module in model.named_modules() if module is old)
-    model.set_submodule(name, recipe.head.build(HEADS)(old.in_features, recipe.classes))
+    model.set_submodule(name, architecture.head.build(HEADS)(old.in_features, architecture.classes))

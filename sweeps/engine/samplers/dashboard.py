@@ -15,7 +15,6 @@ from urllib.parse import quote
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
 
 from xfer.storage.atomic import atomic_write
 
@@ -55,6 +54,8 @@ def _count_trials(path: Path, name: str) -> int | None:
     """Return the number of trials in a file; None if there is no readable study in it."""
     if not path.exists():
         return None
+    from sqlalchemy.exc import SQLAlchemyError  # takes a tenth of a second to import, and is needed at the end
+
     try:
         return len(optuna.load_study(study_name=name, storage=_url(path)).trials)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, RuntimeError):

@@ -97,12 +97,16 @@ class Mirror:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> Self:
-        """Start mirroring in the background. Until `close`, trials that have not ended are marked as running."""
+    def start(self, delay_seconds: float = 0.0) -> Self:
+        """Start mirroring in the background. Until `close`, trials that have not ended are marked as running.
+
+        Args:
+            delay_seconds: seconds before the first sync.
+        """
         assert self._thread is None, "a mirror can be started only once"
         self._live = True
         # A daemon thread, so that a hanging server cannot keep the process alive after `close` has timed out.
-        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(delay_seconds,), name="mlflow-mirror", daemon=True)
         self._thread.start()
         return self
 
@@ -142,8 +146,7 @@ class Mirror:
             # the trial is read from the store.
             self._reports[trial] = record["epochs"] if record is not None and record["status"] == "pruned" else ()
 
-    def _work(self) -> None:
-        wait = 0.0
+    def _work(self, wait: float) -> None:
         while not self._stop.wait(wait):
             wait = self.period_seconds if self.sync() else min(2 * wait + 1, 60.0)
         self.complete, self._live = False, False

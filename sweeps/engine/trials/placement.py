@@ -14,6 +14,7 @@ from sweeps.engine.resources import cluster, machine_watch, memory_probe
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.gpu_sharing import GpuAllocation
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import early_start
 from sweeps.engine.trials.trainable import Resources, TrialContext
 from xfer.storage import local_cache, object_store
 
@@ -75,6 +76,7 @@ class Placement:
         Raises:
             ValueError: the cluster lacks the resources of a single trial, or the prices that a cost budget needs.
         """
+        early_start.wait()
         from sweeps.engine.trials import ray_connection, ray_tune  # Ray takes a second to import
 
         ray_connection.connect_ray()

@@ -21,6 +21,7 @@ from torch import Tensor
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.resources import cluster
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import early_start
 from sweeps.engine.trials.trainable import (
     Resources,
     TrialContext,
@@ -142,6 +143,14 @@ class ProbeTasks:
             return []
         return self._start()
 
+    def start_few(self) -> list[Record]:
+        """Train the collected probes in this process, if they are few: another one would take longer to start.
+
+        Returns:
+            Their records.
+        """
+        return self._start() if self._trains_here and len(self._collected) < MIN_PROBES_PER_TASK else []
+
     def collect(self) -> list[Record]:
         """Start a full batch and return the records of finished probes.
 
@@ -179,6 +188,8 @@ class ProbeTasks:
             return []
         self._show(trials)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if early_start.is_started():
+            cores = max(1, cores // 2)  # Ray's processes import torch on the others
         threads = torch.get_num_threads()
         train_probes([trial_config(trial, replace(self._context(trial), threads=cores)) for trial in trials])
         torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import shutil
@@ -49,12 +50,21 @@ RAY_ENVIRONMENT: dict[str, str] = {
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Environment variable that, set to 0, makes Ray listen on 127.0.0.1 only, as by default on macOS."""
 
+PRELOADED_MODULE = "sweeps.engine.trials.preload"
+"""Module that each process of a local Ray imports when it starts."""
+
+MAX_PRELOADING_PROCESSES = 16
+"""Number of CPUs up to which the processes of a local Ray import torch before a trial asks for it. On larger machines
+fewer trials than CPUs may run at a time, and each process with torch takes memory."""
+
 LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
     # Otherwise Ray listens on every interface, and depends on the address of the network that a laptop is in.
     LOOPBACK_VARIABLE: "0",
     # By default Ray keeps as many idle processes as there are free CPUs: none while trials use all of them. Each batch
     # of probes would then import torch again, which takes 7 to 13 seconds of a core (2026-11-27).
     "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 1),
+    # As many processes as there are CPUs start with Ray. They import what a trial needs while they wait for one.
+    **({"RAY_preload_python_modules": PRELOADED_MODULE} if (os.cpu_count() or 1) <= MAX_PRELOADING_PROCESSES else {}),
 }
 """Additional environment of a Ray that is started on this machine alone."""
 
@@ -80,14 +90,30 @@ def connect_ray() -> None:
     for name, value in {**RAY_ENVIRONMENT, **(CLUSTER_ENVIRONMENT if address else LOCAL_RAY_ENVIRONMENT)}.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
+        with _keep_python_sigterm_handler():
             if address:
                 _join_cluster(address)
             else:
                 _start_local_ray()
+
+
+@contextlib.contextmanager
+def _keep_python_sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which ray.init replaces. In other threads it warns instead: discard that."""
+    if threading.current_thread() is not threading.main_thread():
+        logger = logging.getLogger("ray")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
         finally:
-            signal.signal(signal.SIGTERM, handler)  # ray.init has replaced it
+            logger.setLevel(level)
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _join_cluster(address: str) -> None:

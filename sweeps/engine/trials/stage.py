@@ -82,6 +82,8 @@ class Stage:
         if self.has_next():
             from sweeps.engine.trials import ray_tune  # Ray takes a second to import
 
+            if self._probes is not None:
+                self._end_probes(self._probes.start_few())
             placement.connect()
             if self._probes is not None:
                 self._probes.tune_is_running = True

@@ -536,6 +536,13 @@ def test_a_sweep_that_has_not_started_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mirror_whose_first_sync_is_delayed_syncs_when_it_is_closed(store: Store) -> None:
+    mirror = Mirror(store, uri_of(store)).start(delay_seconds=3600)
+    assert not mirror.complete
+    assert mirror.close(60)
+    assert set(mlflow_contents(store)) >= {""}
+
+
 # --- imports and output --------------------------------------------------------------------------------------------
 
 

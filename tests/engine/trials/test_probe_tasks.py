@@ -171,6 +171,23 @@ def test_a_full_batch_is_trained_before_more_probes_are_proposed(collect_probes,
     assert names(records) == ["0000", "0001", "0002", "0003"]
 
 
+def test_a_few_probes_are_trained_in_this_process_before_ray_starts(store, view, configs, make_recipe, monkeypatch):
+    cluster = FakeCluster(monkeypatch)
+    (config,) = configs(probe_recipes(make_recipe)[0])
+    context = TrialContext(**config["site"])
+    probes = ProbeTasks(store, view, lambda trial: context, Resources(), in_process=True)
+    probes.add(Trial(config["trial"], "search", {}, config["recipe"]))
+    assert probes.start() == []
+    assert names(probes.start_few()) == ["0000"]
+    assert cluster.submitted == []
+
+
+def test_no_probe_is_trained_in_this_process_where_trials_get_gpus(collect_probes):
+    probes, cluster, _ = collect_probes(Resources(gpus=1.0), trials=1)
+    assert probes.start_few() == []
+    assert cluster.submitted == []
+
+
 def test_the_last_incomplete_batch_is_trained_too(collect_probes):
     probes, cluster, records = collect_probes(Resources(), trials=3)
     assert names(records) == ["0000", "0001"]

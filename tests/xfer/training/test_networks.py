@@ -12,9 +12,9 @@ import torch
 
 from xfer.measure.cost import count_parameters
 from xfer.methods.strategies import STRATEGIES
+from xfer.models import backbones
 from xfer.models.params import named_params
 from xfer.recipe import CHOICE_TABLES
-from xfer.training import networks
 from xfer.training.networks import build_network, check_architecture, check_network
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
@@ -100,11 +100,23 @@ def test_the_check_changes_no_random_state_and_no_torch_settings(make_recipe):
 
 def test_a_check_needs_no_memory_for_the_weights(make_recipe, monkeypatch):
     built = []
-    monkeypatch.setattr(networks, "build_network", lambda *args: built.append(build_network(*args)) or built[0])
+    build = backbones.build
+    monkeypatch.setattr(backbones, "build", lambda *args: built.append(build(*args)) or built[0])
     check_network(make_recipe(backbone="vgg11", weights="w", head="mlp"))
     (model,) = built
     assert count_parameters(model) > 10**8
     assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def test_strategies_that_keep_the_network_share_its_check(make_recipe, monkeypatch):
+    built = []
+    build = backbones.build
+    monkeypatch.setattr(backbones, "build", lambda *args: built.append(args) or build(*args))
+    for strategy in ("naive", "clip", "linear_probe", "train_last", "lp_ft", "logistic_probe"):
+        check_network(make_recipe(strategy=strategy, image_size=48))
+    assert len(built) == 1
+    check_network(make_recipe(strategy={"name": "early_cut", "stage": 1}, image_size=48))
+    assert len(built) == 2
 
 
 def test_each_architecture_is_checked_once(make_recipe):
