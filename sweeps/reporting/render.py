@@ -69,7 +69,7 @@ def _context(results: Results) -> dict[str, Any]:
         "secondary_metrics_caption": secondary_metrics.secondary_metrics_caption(results),
         "most_confused": secondary_metrics.most_confused(results),
         "screening": screening.screening_table(results),
-        "screening_caption": screening.SCREENING_CAPTION,
+        "screening_caption": screening.screening_caption(results),
         "transfer": secondary_metrics.compare_with_scratch(results),
         "figures": report_figures(results),
         "runs": pluralize(len(results.records), "run"),
