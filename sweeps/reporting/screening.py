@@ -80,8 +80,8 @@ def panel_line(decision: Mapping[str, Any]) -> str:
     if on_imagenet is None:
         return f"{frozen} has the best frozen features; no accuracy on ImageNet is published for any of these networks"
     if frozen == on_imagenet:
-        return f"{frozen} has the best frozen features and is also the best on ImageNet"
-    return f"{frozen} has the best frozen features, and {on_imagenet} is the best on ImageNet"
+        return f"{frozen} has both the best frozen features and the highest published accuracy on ImageNet"
+    return f"{frozen} has the best frozen features, and {on_imagenet} the highest published accuracy on ImageNet"
 
 
 def _accuracy(record: Record | None) -> str:

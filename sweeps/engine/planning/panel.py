@@ -138,12 +138,15 @@ def restore_panel(plan: Plan, stored: Mapping[str, Any], checks: NetworkChecks) 
     given, loaded = given_weights(plan)[0], []
     for name in (str(backbone["name"]) for backbone in stored["backbones"]):
         try:
-            at_hand = given[full_name(name)].path if full_name(name) in given else cached_weights(name)
-            loaded.append(checks.load(name, at_hand or backbones.fetch_weights(name)))
+            file = given[full_name(name)].path if full_name(name) in given else cached_weights(name)
+            if file is None:
+                download_bytes(name)  # fails at once without a hub, where a download is tried for half a minute
+                file = backbones.fetch_weights(name)
+            loaded.append(checks.load(name, file))
         except ValueError as error:
             raise ValueError(
-                f"this sweep was started with {name}, whose weights are not at hand any more: {error}. Put them back "
-                f"(--weights {name}=FILE), or start a separate sweep with --fresh"
+                f"this sweep was started with {name}, whose weights cannot be used any more: {error}. Put them back, "
+                f"give them by --weights {name}=FILE, or start a separate sweep with --fresh"
             ) from error
     return PanelChoice(tuple(loaded), stored["panel"])
 

@@ -310,7 +310,7 @@ def test_a_later_start_needs_no_hub(hub: Hub, preparing: Preparing, monkeypatch:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     shutil.rmtree(constants.HF_HUB_CACHE)
     with pytest.raises(
-        ValueError, match=rf"this sweep was started with {RATED}, whose weights are not at hand .* --fresh"
+        ValueError, match=rf"this sweep was started with {RATED}, whose weights cannot be used .* --fresh"
     ):
         preparing(started(first))
 
@@ -373,8 +373,8 @@ def test_the_best_frozen_network_and_the_best_on_imagenet_are_both_fine_tuned(fo
     )
     assert (decision["best_frozen"], decision["best_on_imagenet"]) == ("test_vit", "test_resnet")
     assert screening.summary_line(decision) == (
-        "test_vit has the best frozen features, and test_resnet is the best on ImageNet; fine-tuned: test_vit, "
-        "test_resnet; left out: test_efficientnet, test_convnext"
+        "test_vit has the best frozen features, and test_resnet the highest published accuracy on ImageNet; fine-tuned: "
+        "test_vit, test_resnet; left out: test_efficientnet, test_convnext"
     )
     narrow = screening.narrow_space(four, decision)
     assert narrow.space.axes["backbone"].values == ("test_vit", "test_resnet")  # type: ignore[union-attr]
@@ -383,9 +383,7 @@ def test_the_best_frozen_network_and_the_best_on_imagenet_are_both_fine_tuned(fo
 def test_if_one_network_is_the_best_of_both_kinds_the_second_best_frozen_one_is_fine_tuned_too(four: Prepared) -> None:
     decision = screening.screening_decision(four, heads(four, {**ACCURACIES, "test_resnet": 0.9}))
     assert decision["kept"] == ["test_resnet", "test_vit"]
-    assert "test_resnet has the best frozen features and is also the best on ImageNet" in screening.summary_line(
-        decision
-    )
+    assert "test_resnet has both the best frozen features and the highest" in screening.summary_line(decision)
 
 
 def test_all_networks_of_a_panel_are_screened_even_if_all_are_kept(
