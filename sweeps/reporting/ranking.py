@@ -40,6 +40,7 @@ RANKING_COLUMNS = (
     *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
     *DEFAULT_CHOICES,
     "test_noisy_images",
+    "test_flip_accuracy",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -241,7 +242,9 @@ _EPOCH_FIELDS = (
     *("val_loss", "val_balanced_accuracy", "val_top5_accuracy", "val_calibration_error", "val_noisy_accuracy"),
     *("gap", "distance", "peak_memory_mb"),
 )
-_EVALUATION_FIELDS = ("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy")
+_EVALUATION_FIELDS = (
+    *("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy", "flip_accuracy"),
+)
 
 
 def _last_epoch_value(name: str, record: Record) -> float | None:

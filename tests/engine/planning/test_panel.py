@@ -373,8 +373,8 @@ def test_the_best_frozen_network_and_the_best_on_imagenet_are_both_fine_tuned(fo
     )
     assert (decision["best_frozen"], decision["best_on_imagenet"]) == ("test_vit", "test_resnet")
     assert screening.summary_line(decision) == (
-        "test_vit has the best frozen features, and test_resnet the highest published accuracy on ImageNet; fine-tuned: "
-        "test_vit, test_resnet; left out: test_efficientnet, test_convnext"
+        "test_vit has the best frozen features, and test_resnet the highest published accuracy on ImageNet; "
+        "fine-tuned: test_vit, test_resnet; left out: test_efficientnet, test_convnext"
     )
     narrow = screening.narrow_space(four, decision)
     assert narrow.space.axes["backbone"].values == ("test_vit", "test_resnet")  # type: ignore[union-attr]
