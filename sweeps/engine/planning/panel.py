@@ -28,7 +28,8 @@ from xfer.storage import local_cache, object_store
 
 HOW_TO_GET_WEIGHTS = (
     "Weights are taken from the hub and its local cache, from --weights NAME=FILE[,NAME=FILE], and from --weights DIR, "
-    "a folder of files NAME.safetensors"
+    "a folder of files NAME.safetensors. On a machine with a network connection, model.safetensors of "
+    "huggingface.co/timm/NAME can be downloaded for such a folder"
 )
 """Advice for a panel of fewer than two networks."""
 
@@ -162,9 +163,8 @@ def panel_notes(panel: Mapping[str, Any]) -> tuple[str, ...]:
         f"--backbone auto, panel for {MACHINES[panel['size']]}: {pluralize(len(chosen), 'network')} can compete. "
         f"{'; '.join(map(_chosen_text, chosen))}."
     ]
-    for reason in dict.fromkeys(item["reason"] for item in panel["dropped"]):
-        names = [item["name"] for item in panel["dropped"] if item["reason"] == reason]
-        notes.append(f"--backbone auto leaves out {join_words(names)}: {reason}.")
+    dropped = {item["name"]: item["reason"] for item in panel["dropped"]}
+    notes += [f"--backbone auto leaves out {line}." for line in _reasons(dropped)]
     if len(chosen) == 1:
         notes.append(f"--backbone auto has nothing to compare {chosen[0]['name']} with. {HOW_TO_GET_WEIGHTS}.")
     if restricted := [f"{item['name']} ({item['license']})" for item in chosen if item["license"]]:
@@ -196,6 +196,13 @@ def given_weights(plan: Plan) -> tuple[dict[str, GivenWeights], dict[str, str]]:
     if AUTO in plan.weights:
         folder = object_store.as_path(plan.weights[AUTO])
         found, ignored = weights_in_folder(object_store.list_names(folder))
+        if object_store.is_file(folder):
+            raise ValueError(
+                f"--weights {plan.weights[AUTO]}: with --backbone auto, say which network the file belongs to: "
+                f"NAME={plan.weights[AUTO]}"
+            )
+        if not object_store.exists(folder):
+            raise ValueError(f"--weights {plan.weights[AUTO]}: there is no such folder")
         if not found:
             raise ValueError(
                 f"--weights {plan.weights[AUTO]} holds no weights for --backbone auto: give a folder of files "
@@ -284,11 +291,19 @@ def _megabytes(size: int | None) -> str:
 
 
 def _nothing_found(size: PanelSize, dropped: Mapping[str, str]) -> str:
-    reasons = "".join(f"\n  {name}: {reason}" for name, reason in dropped.items())
+    reasons = "".join(f"\n  {line}" for line in _reasons(dropped))
     return (
-        f"--backbone auto: no network of the panel for {MACHINES[size]} can compete:{reasons}\n{HOW_TO_GET_WEIGHTS}; "
+        f"--backbone auto: no network of the panel for {MACHINES[size]} can compete:{reasons}\n{HOW_TO_GET_WEIGHTS}. "
         f"--backbone NAME tries a single network"
     )
+
+
+def _reasons(dropped: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason, with the names of all networks that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{join_words(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def _top1(name: str) -> float | None:

@@ -78,13 +78,14 @@ def prepare(
         PANEL_IMAGE_SIZE if uses_panel else backbones.default_image_size(plan.backbones[0])
     )
     space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # typos first: reading data may take long
+    if uses_panel:
+        _check_panel_use(plan)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
     source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
     chosen: panel.PanelChoice | None = None
     built: Pack | None = None
     name = ""
     if uses_panel:
-        _check_panel_use(plan)
         built = build_pack(source, image_size, storage / "packs", progress)
         name = panel_sweep_name(plan, built.hash, image_size, source.name)
         chosen = _choose_panel(plan, len(source.classes), image_size, panel_request, name)
@@ -163,7 +164,8 @@ def add_strategies(prepared: Prepared, names: Iterable[str]) -> Prepared:
 
 
 def _check_panel_use(plan: Plan) -> None:
-    """Raise a ValueError if a plan has no use for a panel of pretrained networks."""
+    """Raise a ValueError if a plan has no use for a panel of pretrained networks, or names weights that are missing."""
+    panel.given_weights(plan)
     if plan.arms:
         raise ValueError(
             "--backbone auto: this experiment compares fixed recipes, so name the network: --backbone NAME"

@@ -23,6 +23,7 @@ from tests.fake_hub import Hub, serve
 from xfer.models.hub_weights import hub_cache
 from xfer.models.panel import PANEL, PanelNetwork
 from xfer.records import Record
+from xfer.storage.object_store import as_path, upload
 
 RATED, UNRATED, THIRD = "test_resnet.r160_in1k", "test_efficientnet.r160_in1k", "test_convnext.r160_in1k"
 
@@ -79,7 +80,8 @@ def preparing(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -
     """Prepares a plan with `--backbone auto`."""
 
     def prepare_plan(request: PanelRequest | None = None, **changes: Any) -> Prepared:
-        plan = make_plan(**{"backbones": ("auto",), "weights": {}, **changes})
+        few = {"strategies": ("clip", "linear_probe")}  # each is tried on every network, which takes most of the time
+        plan = make_plan(**{"backbones": ("auto",), "weights": {}, **few, **changes})
         return prepare(plan, storage, panel_request=request or PanelRequest())
 
     return prepare_plan
@@ -187,9 +189,11 @@ def test_a_folder_without_weights_is_refused(
 def test_a_single_file_or_a_folder_that_does_not_exist_is_refused(
     offline: Path, preparing: Preparing, weights_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    for path in (weights_of("test_resnet"), tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"holds no weights for --backbone auto: .* or NAME=FILE"):
-            preparing(weights={"": str(path)})
+    file = weights_of("test_resnet")
+    with pytest.raises(ValueError, match=f"say which network the file belongs to: NAME={file}"):
+        preparing(weights={"": str(file)})
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        preparing(weights={"": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="there is no weights file"):
         preparing(weights={"test_resnet": str(tmp_path / "nowhere.pt")})
 
@@ -265,7 +269,7 @@ def test_a_network_that_the_user_named_is_not_left_out_silently(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": ({"strategy": "clip"},)}, "compares fixed recipes, so name the network"),
+        ({"arms": ({"strategy": "clip"},), "strategies": ()}, "compares fixed recipes, so name the network"),
         ({"strategies": ("scratch",)}, "compares pretrained weights, and scratch uses none"),
         ({"backbones": ("auto", "resnet181")}, "unknown backbone 'resnet181'"),
     ],
@@ -348,7 +352,7 @@ def test_the_default_name_depends_on_what_was_asked_and_not_on_what_was_found(
 @pytest.fixture
 def four(offline: Path, preparing: Preparing, folder: Callable[..., str]) -> Prepared:
     networks = ("test_resnet", "test_convnext", "test_efficientnet", "test_vit")
-    return preparing(weights={"": folder(*networks)}, keep_backbones=2, strategies=("clip", "linear_probe"))
+    return preparing(weights={"": folder(*networks)}, keep_backbones=2)
 
 
 def heads(prepared: Prepared, accuracies: Mapping[str, float]) -> list[Record]:
@@ -389,7 +393,7 @@ def test_if_one_network_is_the_best_of_both_kinds_the_second_best_frozen_one_is_
 def test_all_networks_of_a_panel_are_screened_even_if_all_are_kept(
     offline: Path, preparing: Preparing, folder: Callable[..., str]
 ) -> None:
-    prepared = preparing(weights={"": folder("test_vit", "test_efficientnet")}, strategies=("clip", "linear_probe"))
+    prepared = preparing(weights={"": folder("test_vit", "test_efficientnet")})
     assert len(screening.screening_trials(prepared)) == 20
     decision = screening.screening_decision(prepared, heads(prepared, ACCURACIES))
     assert (decision["kept"], decision["dropped"]) == (["test_vit", "test_efficientnet"], [])
@@ -397,3 +401,19 @@ def test_all_networks_of_a_panel_are_screened_even_if_all_are_kept(
         "test_vit has the best frozen features; no accuracy on ImageNet is published for any of these networks; "
         "fine-tuned: test_vit, test_efficientnet; left out: none"
     )
+
+
+# --- weights in an object store --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_folder_of_weights_may_be_in_an_object_store(
+    offline: Path, preparing: Preparing, bucket: str, weights_of: Callable[[str], Path]
+) -> None:
+    for name in ("test_resnet", "test_vit"):
+        upload(weights_of(name), as_path(f"{bucket}/weights/{name}.safetensors"))
+    prepared = preparing(weights={"": f"{bucket}/weights"})
+    assert names(prepared) == ["test_resnet", "test_vit"]
+    assert all(backbone.file is not None and backbone.file.is_file() for backbone in prepared.backbones)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        preparing(weights={"": f"{bucket}/nowhere"})
