@@ -116,7 +116,7 @@ PANEL: dict[str, PanelNetwork] = {
     ),
     "beitv2_large_patch16_224.in1k_ft_in22k_in1k": PanelNetwork(
         *("large", "vit", 303.41, 123.11, 0.88394, 224),
-        reason="best on ImageNet at 224 px in timm's results",
+        reason="best on ImageNet at 224 px below a billion parameters",
         source=TIMM_RESULTS,
     ),
     "convnext_large.fb_in22k_ft_in1k": PanelNetwork(
