@@ -90,10 +90,12 @@ def download_bytes(name: str) -> int | None:
             status = error.response.status_code
             if status >= 500:
                 raise HubUnreachableError(f"{constants.ENDPOINT} answers with status {status}") from error
-            raise ValueError(f"the hub refuses {repository}: {type(error).__name__} (status {status})") from error
+            raise ValueError(
+                f"the hub does not hand out its weights: {type(error).__name__} (status {status})"
+            ) from error
         except Exception as error:  # connection errors of the client's HTTP library
             raise HubUnreachableError(f"{constants.ENDPOINT} cannot be reached: {type(error).__name__}") from error
-    raise ValueError(f"the hub has no file {' or '.join(file_names)} in {repository}")
+    raise ValueError(f"its repository on the hub has no file {' or '.join(file_names)}")
 
 
 def weights_in_folder(file_names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -226,8 +226,8 @@ def test_a_network_that_cannot_be_downloaded_is_left_out(hub: Hub, preparing: Pr
     prepared = preparing()
     assert names(prepared) == [RATED]
     assert dropped(prepared) == {
-        THIRD: f"the hub has no file model.safetensors or pytorch_model.bin in timm/{THIRD}",
-        UNRATED: f"the hub refuses timm/{UNRATED}: RepositoryNotFoundError (status 404)",
+        THIRD: "its repository on the hub has no file model.safetensors or pytorch_model.bin",
+        UNRATED: "the hub does not hand out its weights: RepositoryNotFoundError (status 404)",
     }
 
 
