@@ -15,6 +15,7 @@ from sweeps.engine.cli import main
 from sweeps.engine.options import CliOptions
 from sweeps.engine.plan import Plan
 from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
+from xfer.models.panel import AUTO
 from xfer.storage.local_cache import local_path
 
 plan = Plan(
@@ -33,7 +34,9 @@ def find_data(requested: Plan, options: CliOptions) -> Plan:
     folder = local_path(options.storage) / "quickstart"
     data = requested.data or str(write_digits(folder / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
     size = requested.image_size or 32
-    weights = requested.weights or {name: str(pretrained_weights(folder, name, size)) for name in requested.backbones}
+    weights = requested.weights or {
+        name: str(pretrained_weights(folder, name, size)) for name in requested.backbones if name != AUTO
+    }
     return dataclasses.replace(requested, data=data, weights=weights)
 
 

@@ -1,4 +1,4 @@
-"""A fake of the Hugging Face hub: serves folders to the `datasets` library.
+"""A fake of the Hugging Face hub: serves folders to the `datasets` library, and files of models to its client.
 
     with serve(folder) as hub:      # folder/<owner>/<name>/README.md, data/train-00000-of-00001.parquet, ...
         env = hub.environment(home) # for a new process: `datasets` reads it once, at import
@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 ROUTES = {
     "info": r"/api/datasets/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?",
     "tree": r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<path>.*))?",
-    "file": r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.*)",
+    "file": r"(/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.*)",
 }
 
 
@@ -44,6 +46,17 @@ class Hub:
         """Return the environment of a process that uses this hub and keeps its cache in `home`."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         return {**inherited, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+
+    def use_in_process(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Let the client of this process, which read its settings at import, use this hub and this cache folder."""
+        from huggingface_hub import constants
+
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @contextmanager

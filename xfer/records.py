@@ -25,7 +25,7 @@ take longer than training; the accuracy on 500 images has a standard error of at
 NOT_COMPILED = "not compiled: "
 """What precedes the reason in `Record.arithmetic` if torch.compile has failed."""
 
-LIST_FIELDS = ("gradient_norms", "confusion", "noisy")
+LIST_FIELDS = ("gradient_norms", "confusion", "noisy", "flip_correct")
 """Fields that are left out of JSON when they are empty, as in most epochs and evaluations."""
 
 
@@ -129,11 +129,19 @@ class Evaluation:
     order."""
     noisy: tuple[CorruptionScore, ...] = ()
     """Accuracy under noise on the same images, or on a sample of them, by kind and severity; empty if not measured."""
+    flip_correct: tuple[bool, ...] = ()
+    """For each image, whether the prediction was correct that follows from the mean of the probabilities for the image
+    and for its mirror image; empty if not measured."""
 
     @property
     def accuracy(self) -> float:
         """Fraction of correctly classified images, in [0, 1]."""
         return sum(self.correct) / len(self.correct)
+
+    @property
+    def flip_accuracy(self) -> float | None:
+        """Accuracy with flips: fraction of `flip_correct`, in [0, 1]; None if not measured."""
+        return sum(self.flip_correct) / len(self.flip_correct) if self.flip_correct else None
 
     @property
     def noisy_accuracy(self) -> float | None:
@@ -200,8 +208,8 @@ class Record:
 def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
     """Return plain data for JSON; `record_from_dict`, `epoch_from_dict` and `evaluation_from_dict` are the inverse.
 
-    `correct` becomes a string of 0 and 1, which takes a tenth of the space of a JSON list. `LIST_FIELDS` become lists,
-    and are left out when they are empty.
+    `correct` and `flip_correct` become strings of 0 and 1, which take a tenth of the space of a JSON list. Of
+    `LIST_FIELDS`, empty ones are left out and the others become lists.
     """
     plain = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     plain = {name: content for name, content in plain.items() if content or name not in LIST_FIELDS}
@@ -209,6 +217,8 @@ def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
         plain["gradient_norms"] = list(value.gradient_norms)
     if isinstance(value, Evaluation):
         plain["correct"] = "".join("01"[hit] for hit in value.correct)
+        if value.flip_correct:
+            plain["flip_correct"] = "".join("01"[hit] for hit in value.flip_correct)
         if value.confusion:
             plain["confusion"] = [list(cell) for cell in value.confusion]
         if value.noisy:
@@ -231,6 +241,7 @@ def evaluation_from_dict(plain: Mapping[str, Any]) -> Evaluation:
     fields = {
         "images": tuple(plain["images"]),
         "correct": tuple(digit == "1" for digit in plain["correct"]),
+        "flip_correct": tuple(digit == "1" for digit in plain.get("flip_correct", "")),
         "confusion": tuple((true, predicted, images) for true, predicted, images in plain.get("confusion", ())),
         "noisy": tuple(CorruptionScore(**noisy) for noisy in plain.get("noisy", ())),
     }

@@ -28,6 +28,7 @@ from sweeps.engine.storage.lease import LeaseHeldError, is_unused
 from sweeps.engine.storage.store import Store
 from sweeps.reporting.formatting import escape_control_characters, name_sets, pluralize
 from xfer.data.uris import URI_FORMATS
+from xfer.models.panel import AUTO, PanelSize, panel_size
 from xfer.storage import local_cache, object_store
 from xfer.text_output import escape_unencodable, use_utf8
 
@@ -109,6 +110,7 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
 
     from sweeps.engine import launch, tracking
     from sweeps.engine.console.log_redirect import redirect_output
+    from sweeps.engine.planning.panel import PanelRequest
     from sweeps.engine.planning.plan_file import default_name
     from sweeps.engine.planning.prepare import prepare
     from sweeps.engine.trials import early_start
@@ -119,8 +121,15 @@ def run_experiment(requested: Plan, options: CliOptions) -> int:
     if not tracking.answers(tracking_uri):
         start_notes.append(_unreachable_note(tracking_uri))
     retain_freed_memory()  # this process measures the data and trains probes
+    panel_request = PanelRequest()
+    if AUTO in plan.backbones:
+        panel_request = PanelRequest(
+            _panel_size(),
+            lambda default: None if options.fresh else Store(options.storage / (name or default)).plan(),
+            _print_line,
+        )
     with _progress_bar("reading images") as progress:
-        prepared = prepare(plan, options.storage, progress)
+        prepared = prepare(plan, options.storage, progress, panel_request)
     resources = resources_per_trial(options)
     run_options = RunOptions(
         resources=resources,
@@ -218,6 +227,17 @@ def _has_gpus() -> bool:
         ray_connection.connect_ray()
         return ray_tune.max_cluster_resource("GPU") > 0
     return default_device().type == "cuda"
+
+
+def _panel_size() -> PanelSize:
+    """Return the size of the panel of `--backbone auto` for the machines that run the trials."""
+    import torch
+
+    if not _has_gpus():
+        return panel_size(None)
+    if cluster.has_cluster_address():
+        return panel_size(None, is_cluster=True)
+    return panel_size(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _run_sweep(

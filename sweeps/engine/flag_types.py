@@ -14,6 +14,7 @@ from xfer.choices import ALIASES, Value
 from xfer.data.part_names import parse_parts
 from xfer.hyperparameters import CHOICES, NUMBERS, STRATEGIES
 from xfer.methods.descriptions import strategy_descriptions
+from xfer.models.panel import AUTO
 from xfer.storage.object_store import as_path
 
 HELP_WIDTH = 57
@@ -34,7 +35,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_weights(text: str) -> dict[str, str]:
-    """Parse `--weights`: FILE or NAME=FILE[,NAME=FILE]. A file without a name is stored under ''.
+    """Parse `--weights`: FILE, DIR or NAME=FILE[,NAME=FILE]. A path without a name is stored under ''.
 
     >>> parse_weights("a.safetensors"), parse_weights("resnet18=a.pt, resnet50=b.pt")
     ({'': 'a.safetensors'}, {'resnet18': 'a.pt', 'resnet50': 'b.pt'})
@@ -49,16 +50,21 @@ def parse_weights(text: str) -> dict[str, str]:
 
 
 def assign_weights(weights: Mapping[str, str], backbones: tuple[str, ...]) -> dict[str, str]:
-    """Assign a weights file without a name to the only backbone.
+    """Assign weights without a name to the only backbone, to `auto`, or, if they are a folder, to every backbone.
 
     Raises:
-        ValueError: there are several backbones.
+        ValueError: there are several backbones, and a single file.
     """
     if "" not in weights:
         return dict(weights)
-    if len(backbones) > 1:
-        raise ValueError(f"--weights {weights['']}: with several backbones name each: NAME=FILE[,NAME=FILE]")
-    return {backbones[0]: weights[""]}
+    if AUTO in backbones:
+        return {AUTO: weights[""]}
+    if len(backbones) > 1 and not as_path(weights[""]).is_dir():
+        raise ValueError(
+            f"--weights {weights['']}: with several backbones name each: NAME=FILE[,NAME=FILE], or give a folder of "
+            f"files NAME.safetensors"
+        )
+    return dict.fromkeys(backbones, weights[""])
 
 
 def parse_key_values(text: str) -> dict[str, Value]:

@@ -16,6 +16,7 @@ from sweeps.engine.flag_types import Names
 from xfer.choices import Value
 from xfer.hyperparameters import DEFAULT_EPOCHS
 from xfer.lengths import MIN_STEPS, RunLength
+from xfer.models.panel import AUTO
 from xfer.objectives import Objective, parse_objectives
 
 LIMITS: dict[str, tuple[int, int]] = {
@@ -63,14 +64,16 @@ class Plan:
     number for the first N. All by default."""
     backbones: Annotated[Names, tyro.conf.arg(name="backbone")] = ("efficientnet_b0",)
     """timm's name of the pretrained network; several, separated
-    by commas, compete."""
+    by commas, compete. auto stands for a panel of about six
+    that suit this machine (docs/backbones.md)."""
     keep_backbones: int = 3
     """Number of backbones to fine-tune. If more are given,
     heads on frozen features of each are compared first."""
     weights: Annotated[Mapping[str, str], flag_types.WEIGHTS] = field(default_factory=dict)
     """FILE with the backbone's weights (safetensors, or a torch
-    state dict; s3://... too), or NAME=FILE[,NAME=FILE]. By
-    default the weights come from the hub."""
+    state dict; s3://... too), NAME=FILE[,NAME=FILE], or DIR
+    with a file NAME.safetensors for each. By default the
+    weights come from the hub."""
     backbone_args: Annotated[Mapping[str, Value], flag_types.KEY_VALUES] = field(default_factory=dict)
     """Further arguments of the network: KEY=VALUE[,KEY=VALUE],
     for instance pad_type=same."""
@@ -151,9 +154,11 @@ class Plan:
                 raise ValueError(f"{name} is {value}; must be between {low} and {high}")
         if not self.backbones:
             raise ValueError("at least one backbone is needed: give timm's name with --backbone")
-        object.__setattr__(self, "weights", flag_types.assign_weights(self.weights, self.backbones))
+        names = tuple(AUTO if name.strip().lower() == AUTO else name for name in self.backbones)
+        object.__setattr__(self, "backbones", names)
+        object.__setattr__(self, "weights", flag_types.assign_weights(self.weights, names))
         for name in self.weights:
-            if name not in self.backbones:
+            if name not in self.backbones and AUTO not in self.backbones:
                 raise ValueError(f"weights are given for {name}, which is not among the backbones: {self.backbones}")
         if self.warm_start and self.arms:
             raise ValueError("warm_start has no effect on a plan with explicit arms: leave out warm_start")

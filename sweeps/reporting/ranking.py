@@ -41,6 +41,7 @@ RANKING_COLUMNS = (
     *DEFAULT_CHOICES,
     "test_noisy_images",
     "steps",
+    "test_flip_accuracy",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -244,7 +245,9 @@ _EPOCH_FIELDS = (
     *("val_loss", "val_balanced_accuracy", "val_top5_accuracy", "val_calibration_error", "val_noisy_accuracy"),
     *("gap", "distance", "peak_memory_mb"),
 )
-_EVALUATION_FIELDS = ("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy")
+_EVALUATION_FIELDS = (
+    *("loss", "balanced_accuracy", "top5_accuracy", "calibration_error", "noisy_accuracy", "flip_accuracy"),
+)
 
 
 def _last_epoch_value(name: str, record: Record) -> float | None:

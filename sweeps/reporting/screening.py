@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sweeps.reporting.formatting import (
     MISSING,
     escape_control_characters,
@@ -21,6 +24,12 @@ SCREENING_CAPTION = (
     "Accuracy on frozen features is only a hint of accuracy after fine-tuning. The search used the selected backbones, "
     "and lp_ft started with the penalty shown here unless the sweep set penalties explicitly."
 )
+
+
+def screening_caption(results: Results) -> str:
+    """Return the text below the table; for a panel, it begins with the two networks that are fine-tuned in any case."""
+    line = panel_line(results.screening or {})
+    return f"{line}. {SCREENING_CAPTION}" if line else SCREENING_CAPTION
 
 
 def screening_table(results: Results) -> Table:
@@ -54,6 +63,25 @@ def screening_table(results: Results) -> Table:
     objective_column = (objective.label,) * (objective != ACCURACY)
     header = ("backbone", "selected", "best head", *objective_column, "validation", "lp_ft penalty", "heads")
     return Table(header, tuple(rows))
+
+
+def panel_line(decision: Mapping[str, Any]) -> str:
+    """Return which networks of the panel of `--backbone auto` are fine-tuned in any case, and why.
+
+    Args:
+        decision: the decision of the screening.
+
+    Returns:
+        A clause without a full stop; empty for backbones that the user listed.
+    """
+    if "best_frozen" not in decision:
+        return ""
+    frozen, on_imagenet = decision["best_frozen"], decision["best_on_imagenet"]
+    if on_imagenet is None:
+        return f"{frozen} has the best frozen features; no accuracy on ImageNet is published for any of these networks"
+    if frozen == on_imagenet:
+        return f"{frozen} has both the best frozen features and the highest published accuracy on ImageNet"
+    return f"{frozen} has the best frozen features, and {on_imagenet} the highest published accuracy on ImageNet"
 
 
 def _accuracy(record: Record | None) -> str:

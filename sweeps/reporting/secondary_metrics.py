@@ -45,6 +45,11 @@ SECONDARY_METRICS_CAPTION = (
     "Means over each finalist's seeds on the test set. Balanced accuracy weights every class equally. Calibration "
     "error is the mean gap between the confidence in the predicted class and how often it is correct; lower is better."
 )
+FLIPS_CAPTION = (
+    " With flips is the accuracy if the probabilities for an image and for its mirror image are averaged. It plays no "
+    "part in the ranking, and the exported network does not do it. It means little where a mirror image shows "
+    "something else, such as digits or text."
+)
 TRANSFER_BENEFITS_CAPTION = (
     "Validation accuracy of each strategy's best search run minus that of the best run from scratch on the same "
     "backbone, in percentage points: after the first epoch (early), gain per epoch until half of the rise is complete "
@@ -76,6 +81,7 @@ def secondary_metrics_table(results: Results) -> Table:
         "top-5": lambda evaluation: evaluation.top5_accuracy,
         "balanced": lambda evaluation: evaluation.balanced_accuracy,
         "calibration error": lambda evaluation: evaluation.calibration_error,
+        "with flips": lambda evaluation: evaluation.flip_accuracy,
         "under noise": lambda evaluation: evaluation.noisy_accuracy,
         **{kind: _accuracy_under(kind) for kind in kinds},
     }
@@ -100,23 +106,19 @@ def secondary_metrics_table(results: Results) -> Table:
 
 def secondary_metrics_caption(results: Results) -> str:
     """Explain the columns of `secondary_metrics_table`, and how many images the accuracy under noise rests on."""
-    images = [
-        record.test.noisy_images
-        for trial in results.trials
-        for record in trial.finals
-        if record.test and record.test.noisy
-    ]
+    tests = [record.test for trial in results.trials for record in trial.finals if record.test]
+    caption = SECONDARY_METRICS_CAPTION + (FLIPS_CAPTION if any(test.flip_correct for test in tests) else "")
+    images = [test.noisy_images for test in tests if test.noisy]
     if not images:
         missing = "was not measured (--no-noise)" if results.plan.get("noise") is False else "has not been measured"
         return (
-            f"{SECONDARY_METRICS_CAPTION} Accuracy under noise {missing}. No intervals are given here; small "
-            f"differences may be chance."
+            f"{caption} Accuracy under noise {missing}. No intervals are given here; small differences may be chance."
         )
     total = results.plan["data"]["test"]
     sample = f"{min(images):,} of {total:,} test images, the same ones for every run"
     drawn = " (a sample stratified by class)" if min(images) < total else ""
     return (
-        f"{SECONDARY_METRICS_CAPTION} Under noise is the mean over the noise types to its right, each at five "
+        f"{caption} Under noise is the mean over the noise types to its right, each at five "
         f"severities, with its 95% interval over images and seeds; it rests on {sample}{drawn}. The other columns have "
         f"no intervals; small differences may be chance."
     )

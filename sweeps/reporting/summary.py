@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from sweeps.reporting.cost import COST_COVERAGE_NOTE, describe_cost
 from sweeps.reporting.formatting import (
@@ -182,6 +184,19 @@ def winning_recipe(results: Results) -> str | None:
     if best is None or not (best.is_finalist or best.status == "finished"):
         return None
     return describe_recipe(best.search.recipe, results.steps(best.search))
+
+
+def trial_length(plan: Mapping[str, Any]) -> str:
+    """State how long a trial of a sweep is at most.
+
+    >>> trial_length({"epochs": 8})
+    'of up to 8 epochs'
+    >>> trial_length({"lengths": {"batch size 16": "13 epochs, 312 steps", "batch size 32": "25 epochs, 300 steps"}})
+    'of up to 13 epochs, 312 steps (batch size 16) or 25 epochs, 300 steps (batch size 32)'
+    """
+    if "lengths" not in plan:
+        return f"of up to {pluralize(plan['epochs'], 'epoch')}"
+    return "of up to " + " or ".join(f"{length} ({name})" for name, length in plan["lengths"].items())
 
 
 def ranked_by(results: Results) -> str:

@@ -303,6 +303,7 @@ def make_sweep(folder: Path, *objective: str) -> Sweep:
         recipe=lambda config: recipe_from_dict(a_recipe()),
         redraws=False,
         backbones=(),
+        panel={},
         backbone=lambda name: Backbone(name, {}, None, ""),
     )
     store = Store(folder / "colours")

@@ -57,6 +57,9 @@ def test_an_invalid_duration_is_refused(text: str) -> None:
         ("r=a.pt", "r", {"r": "a.pt"}),
         ("r=a.pt, s=b.pt", "r,s", {"r": "a.pt", "s": "b.pt"}),
         ("s=b.pt", "r,s", {"s": "b.pt"}),
+        ("weights", "auto", {"auto": "weights"}),
+        ("weights", "Auto,r", {"auto": "weights"}),
+        ("s=b.pt", "auto", {"s": "b.pt"}),
     ],
 )
 def test_weights_are_assigned_to_backbones(text: str, backbones: str, weights: dict[str, str]) -> None:
@@ -66,6 +69,11 @@ def test_weights_are_assigned_to_backbones(text: str, backbones: str, weights: d
 def test_one_weights_file_for_several_backbones_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--weights a.pt: with several backbones name each: NAME=FILE"):
         plan_of("--weights", "a.pt", "--backbone", "r,s")
+
+
+def test_a_folder_of_weights_is_for_every_backbone(tmp_path: Path) -> None:
+    plan = plan_of("--weights", tmp_path, "--backbone", "r,s")
+    assert plan.weights == {"r": str(tmp_path), "s": str(tmp_path)}
 
 
 @pytest.mark.parametrize(

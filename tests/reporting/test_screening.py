@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sweeps.reporting.formatting import MISSING
 from sweeps.reporting.render import render
-from sweeps.reporting.screening import SCREENING_CAPTION, screening_table
+from sweeps.reporting.screening import SCREENING_CAPTION, screening_caption, screening_table
 from tests.reporting.conftest import a_record, an_evaluation, results_of
 from xfer.records import Record
 
@@ -67,3 +69,22 @@ def test_heads_are_not_trials_and_have_their_own_section(tmp_path: Path) -> None
 def test_without_a_screening_there_is_no_section(tmp_path: Path) -> None:
     page = render(results_of([a_record("0000")]), tmp_path)
     assert "Backbone screening" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("best_frozen", "best_on_imagenet", "sentence"),
+    [
+        ("vit", "resnet", "vit has the best frozen features, and resnet the highest published accuracy on ImageNet. "),
+        ("vit", "vit", "vit has both the best frozen features and the highest published accuracy on ImageNet. "),
+        ("vit", None, "vit has the best frozen features; no accuracy on ImageNet is published for any of these"),
+    ],
+)
+def test_the_caption_of_a_panel_begins_with_the_networks_that_are_fine_tuned_in_any_case(
+    tmp_path: Path, best_frozen: str, best_on_imagenet: str | None, sentence: str
+) -> None:
+    decision = {**DECISION, "best_frozen": best_frozen, "best_on_imagenet": best_on_imagenet}
+    results = replace(results_of([*heads(), a_record("0000")]), screening=decision)
+    assert screening_caption(results).startswith(sentence)
+    assert screening_caption(results).endswith(SCREENING_CAPTION)
+    assert sentence in render(results, tmp_path).with_name("report.md").read_text(encoding="utf-8")
+    assert screening_caption(replace(results, screening=DECISION)) == SCREENING_CAPTION

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.reporting.formatting import MISSING
+from sweeps.reporting.ranking import ranking_frame
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
 from sweeps.reporting.secondary_metrics import (
@@ -54,6 +55,20 @@ def test_test_metrics_are_means_over_seeds_with_a_column_for_each_noise_type(fin
         *("trial", "strategy", "accuracy", "balanced", "calibration error", "under noise", "blur", "grey"),
     )
     assert table.rows == (("0000", "naive", "80.0%", "70.0%", "5.0%", "70.0% (30.7 to 92.5)", "60.0%", "80.0%"),)
+
+
+def test_the_accuracy_with_flips_is_a_column_of_its_own_and_explained(finished: Results) -> None:
+    assert "With flips" not in secondary_metrics_caption(finished)
+    records = [
+        replace(record, test=replace(record.test, flip_correct=(True,) * 9 + (False,))) if record.test else record
+        for record in finished.records
+    ]
+    results = replace(finished, records=records)
+    table = secondary_metrics_table(results)
+    assert table.header[3:7] == ("balanced", "calibration error", "with flips", "under noise")
+    assert table.rows[0][5] == "90.0%"
+    assert "With flips is the accuracy if the probabilities" in secondary_metrics_caption(results)
+    assert ranking_frame(results)["test_flip_accuracy"].iloc[0] == pytest.approx(0.9)
 
 
 def test_the_caption_says_how_many_images_the_accuracy_under_noise_rests_on(finished: Results) -> None:

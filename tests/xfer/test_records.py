@@ -46,6 +46,7 @@ evaluations = st.builds(
     calibration_error=measured,
     confusion=cells,
     noisy=st.lists(noisy, max_size=3).map(tuple),
+    flip_correct=st.lists(st.booleans(), max_size=8).map(tuple),
 )
 plain = st.recursive(
     st.none() | st.booleans() | counts | number | st.text(), lambda children: st.lists(children), max_leaves=5
@@ -111,7 +112,15 @@ def test_empty_lists_are_left_out(record):
     assert "gradient_norms" not in plain
     assert as_dict(dataclasses.replace(record.epochs[0], gradient_norms=(1.5, 0.5)))["gradient_norms"] == [1.5, 0.5]
     plain = as_dict(Evaluation("val", 0.5, (7,), (True,)))
-    assert {"confusion", "noisy"}.isdisjoint(plain)
+    assert {"confusion", "noisy", "flip_correct"}.isdisjoint(plain)
+
+
+def test_correctness_with_flips_is_stored_like_correctness():
+    evaluation = Evaluation("test", 0.5, (7, 8, 9), (True, False, True), flip_correct=(True, True, False))
+    assert as_dict(evaluation)["flip_correct"] == "110"
+    assert evaluation_from_dict(as_dict(evaluation)) == evaluation
+    assert evaluation.flip_accuracy == 2 / 3
+    assert Evaluation("test", 0.5, (7,), (True,)).flip_accuracy is None
 
 
 NEW_FIELDS = {
@@ -119,7 +128,7 @@ NEW_FIELDS = {
         *("peak_memory_mb", "val_top5_accuracy", "val_balanced_accuracy", "val_calibration_error"),
         *("val_noisy_accuracy", "distance", "gradient_norms"),
     },
-    Evaluation: {"top5_accuracy", "balanced_accuracy", "calibration_error", "confusion", "noisy"},
+    Evaluation: {"top5_accuracy", "balanced_accuracy", "calibration_error", "confusion", "noisy", "flip_correct"},
     Record: {"start_accuracy", "flops"},
 }
 """Fields that the first version did not write."""

@@ -12,11 +12,17 @@ from xfer.choices import ALIASES, Value, canonical_name, closest_names_message, 
 from xfer.data.layouts import SOURCES
 from xfer.hyperparameters import OPTIMIZERS, search_range
 from xfer.measure.robustness import NOISES
+from xfer.models.panel import PANEL, PanelNetwork
 from xfer.objectives import OBJECTIVES, Objective
 from xfer.recipe import CHOICE_TABLES
 
 LINE_WIDTH = 110
-EXTRA_TABLES: dict[str, Mapping[str, Any]] = {"source": SOURCES, "noise": NOISES, "objective": OBJECTIVES}
+EXTRA_TABLES: dict[str, Mapping[str, Any]] = {
+    "source": SOURCES,
+    "noise": NOISES,
+    "objective": OBJECTIVES,
+    "backbone": PANEL,
+}
 """Tables that no recipe chooses from."""
 
 LEGEND = "parameter=default (what a sweep tries)"
@@ -81,4 +87,13 @@ def _card_text(entry: Any) -> str:
     if isinstance(entry, Objective):
         better = "higher" if entry.higher_is_better else "lower"
         return f"{entry.label[0].upper()}{entry.label[1:]}: {better} is better."
-    return inspect.cleandoc(entry.__doc__ or "")
+    return _panel_text(entry) if isinstance(entry, PanelNetwork) else inspect.cleandoc(entry.__doc__ or "")
+
+
+def _panel_text(network: PanelNetwork) -> str:
+    rated = f"{100 * network.top1:.1f}% on ImageNet, " if network.top1 else ""
+    size = f"{rated}{network.parameters:.1f} million parameters, {network.gflops:.2f} GFLOPs at 224 px."
+    limits = f" The weights are under the {network.license}." if network.license else ""
+    reason = f"{network.reason[0].upper()}{network.reason[1:]}. Source: {network.source}."
+    rest = textwrap.fill(f"{reason}{limits}", LINE_WIDTH - 6)
+    return f"In the {network.size} panel of --backbone auto: {size}\n\n{rest}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,12 @@ TOP_K = 5
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Preprocess, part: Part, images: Iterable[int]
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    prepare: Preprocess,
+    part: Part,
+    images: Iterable[int],
+    flips: bool = False,
 ) -> Evaluation:
     """Evaluates a network in one pass and leaves it in evaluation mode.
 
@@ -34,15 +39,38 @@ def evaluate(
         prepare: preprocesses the images.
         part: the part of the data that the images belong to.
         images: the images' indices in the pack, in the order of the batches.
+        flips: whether to evaluate mirror images too, for `Evaluation.flip_correct`, which takes twice as long.
     """
     model.eval()
     predictions = []
+    flip_hits = []
     batcher = MicroBatcher()
     with torch.inference_mode():
         for pixels, labels in batches:
             logits = batcher.run_split(len(pixels), partial(_logits, model, prepare, pixels))
             predictions.append(Predictions.from_logits(logits, labels))
-    return Predictions.concatenate(predictions).to_evaluation(part, images)
+            if flips:
+                mirrored = batcher.run_split(len(pixels), partial(_logits, model, prepare, pixels.flip(-1)))
+                flip_hits.append(correct_with_flips(logits, mirrored, labels))
+    evaluation = Predictions.concatenate(predictions).to_evaluation(part, images)
+    return replace(evaluation, flip_correct=tuple(torch.cat(flip_hits).tolist())) if flips else evaluation
+
+
+def correct_with_flips(logits: Tensor, mirrored: Tensor, labels: Tensor) -> Tensor:
+    """Returns whether the class with the highest mean probability is the correct one, bool [B].
+
+    Test-time augmentation by horizontal flips; Krizhevsky et al. 2012 average over crops and their reflections alike.
+
+    >>> correct_with_flips(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
+    tensor([True])
+
+    Args:
+        logits: logits [B, C] of the images.
+        mirrored: logits [B, C] of their mirror images.
+        labels: the correct classes [B].
+    """
+    probabilities = (logits.softmax(dim=1) + mirrored.softmax(dim=1)) / 2
+    return target_ranks(probabilities, labels.to(logits.device)) == 0
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, part: Part, images: Iterable[int]) -> Evaluation:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from xfer.choices import closest_names_message, unknown_name_message
 from xfer.models.basic_cnn import BasicCNN
-from xfer.models.timm_names import Architecture, architecture, is_hub_repository, resolve_name, split_repository
+from xfer.models.hub_weights import hub_location
+from xfer.models.timm_names import Architecture, architecture, is_hub_repository, resolve_name
 from xfer.models.weights_file import check_values, read_weights, strip_prefix
 
 CUSTOM_BACKBONES = {"basic_cnn": BasicCNN}
@@ -75,25 +76,12 @@ def fetch_weights(name: str) -> Path:
 
     if name in CUSTOM_BACKBONES:
         raise ValueError(f"{name} is not a pretrained network: use strategy scratch, or another backbone")
-    name = resolve_name(name)
-    revision, filename = None, "pytorch_model.bin"
-    if is_hub_repository(name):
-        repository, revision = split_repository(name)
-    else:
-        config = architecture(name).config
-        if not config.has_weights:
-            raise ValueError(f"timm knows no pretrained weights for {name}: give a file with --weights FILE")
-        if not config.hf_hub_id:
-            raise ValueError(
-                f"the weights of {name} are not on the hub, but at {config.url}: download them, then give --weights "
-                f"FILE"
-            )
-        repository, filename = config.hf_hub_id, config.hf_hub_filename or filename
+    repository, revision, file_names = hub_location(name)
     try:
         try:
-            return Path(hf_hub_download(repository, "model.safetensors", revision=revision))
+            return Path(hf_hub_download(repository, file_names[0], revision=revision))
         except RemoteEntryNotFoundError:
-            return Path(hf_hub_download(repository, filename, revision=revision))
+            return Path(hf_hub_download(repository, file_names[1], revision=revision))
     except Exception as error:  # the hub's client raises many types of errors
         raise ValueError(
             f"the weights of {name} could not be downloaded from the hub ({repository}): {type(error).__name__}. "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
 from xfer import hashing
@@ -69,6 +71,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
         # Absent by default, so that sweeps from before these options existed can be resumed.
         **({"warm_start": {"asked": True}} if plan.warm_start else {}),
         **({"screening": screening_settings} if screening_settings else {}),
+        **({"panel": dict(prepared.panel)} if prepared.panel else {}),
         **({} if plan.noise else {"noise": False}),
         "objective": list(plan.objective),
         "sampler": plan.sampler,
@@ -84,10 +87,46 @@ def default_name(prepared: Prepared) -> str:
 
     Two different plans, or the same plan on two data folders, never share a name.
     """
+    if prepared.panel_name:
+        return prepared.panel_name
     flat = _flatten(describe_plan(prepared))
     identity = {name: value for name, value in flat.items() if name not in IGNORED_PLAN_KEYS}
-    folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in prepared.source)
-    return f"{prepared.plan.experiment}-{folder[:40] or 'data'}-{hashing.sha256_json(identity)[:6]}"
+    return _sweep_name(prepared.plan.experiment, prepared.source, identity)
+
+
+def panel_sweep_name(plan: Plan, pack_hash: str, image_size: int, source: str) -> str:
+    """Return the default name of a sweep with `--backbone auto`, which must not depend on the networks that are found.
+
+    It follows from the images and from the settings that differ from the defaults of `Plan`.
+
+    Args:
+        plan: the experiment as requested, with `auto` among its backbones.
+        pack_hash: hash of the images.
+        image_size: side of the images in pixels.
+        source: name of the data set.
+    """
+    settings = {
+        item.name: value
+        for item in dataclasses.fields(plan)
+        if item.name not in SETTINGS_OUTSIDE_PANEL_NAMES and (value := getattr(plan, item.name)) != _default(item)
+    }
+    return _sweep_name(plan.experiment, source, {**settings, "pack": pack_hash, "image_size": image_size})
+
+
+SETTINGS_OUTSIDE_PANEL_NAMES = (
+    *("experiment", "question", "trials", "noise", "advise", "weights"),
+    *("data", "source", "parts", "classes", "follow_links", "image_size"),
+)
+"""Settings of a plan that may change between two starts, or that the images and their size stand for."""
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
+def _sweep_name(experiment: str, source: str, identity: Mapping[str, Any]) -> str:
+    folder = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in source)
+    return f"{experiment}-{folder[:40] or 'data'}-{hashing.sha256_json(identity)[:6]}"
 
 
 def plan_differences(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 
 from sweeps.engine.plan import Plan
-from sweeps.engine.planning import screening
+from sweeps.engine.planning import panel, screening
+from sweeps.engine.planning.plan_file import panel_sweep_name
 from sweeps.engine.planning.prepared import Backbone, Prepared, common_images_per_class, run_length
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS, SAMPLERS, available_trials
 from sweeps.engine.schedulers import SCHEDULERS, top_k_count
@@ -31,19 +31,25 @@ from xfer.data.source import select_classes
 from xfer.data.split import split_pack
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
+from xfer.models.panel import AUTO, PANEL_IMAGE_SIZE
 from xfer.models.timm_names import alias_note, resolve_name
 from xfer.recipe import CHOICE_TABLES, LIMITS, closed_form_values, recipe_from_dict
-from xfer.storage import local_cache, object_store
 from xfer.training import networks
 
 
-def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: None) -> Prepared:
+def prepare(
+    plan: Plan,
+    storage: Path,
+    progress: Progress = lambda done, total: None,
+    panel_request: panel.PanelRequest = panel.DEFAULT_REQUEST,
+) -> Prepared:
     """Read the data into a pack, find and load the weights, and check the space.
 
     Args:
         plan: the experiment.
         storage: the folder in which packs are cached.
         progress: called while images are read.
+        panel_request: determines, with the plan, which networks `--backbone auto` stands for.
 
     Raises:
         ValueError: the plan cannot be run; the message says why and what to change.
@@ -65,21 +71,45 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         backbones=tuple(dict.fromkeys(map(resolve_name, plan.backbones))),
         weights={resolve_name(name): file for name, file in plan.weights.items()},
     )
+    uses_panel = AUTO in plan.backbones
     for name in plan.backbones:
-        backbones.check_name(name)
-    image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
+        if name != AUTO:
+            backbones.check_name(name)
+    image_size = plan.image_size or (
+        PANEL_IMAGE_SIZE if uses_panel else backbones.default_image_size(plan.backbones[0])
+    )
     # Typos first: reading data may take long.
     space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits)
+    if uses_panel:
+        _check_panel_use(plan)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
     source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
+    chosen: panel.PanelChoice | None = None
+    built: Pack | None = None
+    name = ""
+    if uses_panel:
+        built = build_pack(source, image_size, storage / "packs", progress)
+        name = panel_sweep_name(plan, built.hash, image_size, source.name)
+        chosen = _choose_panel(plan, len(source.classes), image_size, panel_request, name)
+        plan = dataclasses.replace(plan, backbones=tuple(backbone.name for backbone in chosen.backbones), weights={})
     check = partial(_check_network, plan, len(source.classes), image_size)
     space = _checked_space(plan, len(source.classes), image_size)
     for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
             check(backbone, **{kind: {"name": entry}})
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
-    checked = tuple(_load_backbone(plan, name, len(source.classes), image_size, pretrained) for name in plan.backbones)
-    pack = load_pack(build_pack(source, image_size, storage / "packs", progress).folder, verify=True)
+    checked = (
+        chosen.backbones
+        if chosen
+        else tuple(
+            _load_backbone(
+                plan, name, len(source.classes), image_size, _find_weights(plan, name) if pretrained else None
+            )
+            for name in plan.backbones
+        )
+    )
+    built = built or build_pack(source, image_size, storage / "packs", progress)
+    pack = load_pack(built.folder, verify=True)
     space = _checked_space(plan, len(pack.classes), image_size, pack)  # with the length of runs on these images
     split = split_pack(pack, plan.seed, images_per_class=common_images_per_class(space))
     # One more than requested, to see whether the grid ends before.
@@ -89,10 +119,12 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     notes = (
         balance,
         *alias_notes,
+        *(panel.panel_notes(chosen.description) if chosen else ()),
         *_data_notes(source.notes, pack),
         *_enumeration_notes(plan, combinations),
     )
-    prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
+    described = chosen.description if chosen else {}
+    prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name, described, name)
     # Both raise a ValueError if anything does not fit together.
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
@@ -141,12 +173,46 @@ def _checked_space(plan: Plan, classes: int, image_size: int, pack: Pack | None 
     )
 
 
-def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:
-    """Find the weights of a backbone, and run it once on an image of zeros."""
-    file = None
-    if pretrained:
-        path = plan.weights.get(name)
-        file = _weights_file(path) if path else backbones.fetch_weights(name)
+def _check_panel_use(plan: Plan) -> None:
+    """Raise a ValueError if a plan has no use for a panel of pretrained networks, or names weights that are missing."""
+    panel.given_weights(plan)
+    if plan.arms:
+        raise ValueError(
+            "--backbone auto: this experiment compares fixed recipes, so name the network: --backbone NAME"
+        )
+    strategies = space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits).strategies()
+    if not any(STRATEGIES[name]().pretrained for name in strategies):
+        raise ValueError(
+            f"--backbone auto compares pretrained weights, and {', '.join(strategies)} uses none: name the network, "
+            f"--backbone NAME"
+        )
+
+
+def _choose_panel(
+    plan: Plan, classes: int, image_size: int, request: panel.PanelRequest, name: str
+) -> panel.PanelChoice:
+    """Return the networks of the stored sweep that is resumed, or choose those of a new one."""
+    check = partial(_check_network, plan, classes, image_size)
+
+    def load(name: str, file: Path) -> Backbone:
+        backbone = _load_backbone(plan, name, classes, image_size, file)
+        check(name, strategy={"name": screening.INITIAL_HEAD})  # networks are compared by heads
+        return backbone
+
+    checks = panel.NetworkChecks(check, load)
+    stored = request.stored_plan(name)
+    if stored and stored.get("panel"):
+        return panel.restore_panel(plan, stored, checks)
+    return panel.choose_panel(plan, request, checks)
+
+
+def _find_weights(plan: Plan, name: str) -> Path:
+    path = plan.weights.get(name)
+    return panel.weights_file(path, name) if path else backbones.fetch_weights(name)
+
+
+def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, file: Path | None) -> Backbone:
+    """Build a backbone with its weights, and run it once on an image of zeros."""
     model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # fails if the weights do not fit
     try:
         with torch.no_grad():
@@ -154,16 +220,6 @@ def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, pretrai
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
     return Backbone(name, plan.backbone_args, file, hashing.sha256_file(file) if file else "")
-
-
-def _weights_file(path: str) -> Path:
-    """Return the local copy of a weights file, whose path may be a URI in an object store."""
-    if "://" in path:
-        with suppress(FileNotFoundError):
-            return local_cache.fetch_file(object_store.as_path(path), refresh=True)
-    elif (file := Path(path).expanduser().resolve()).is_file():
-        return file
-    raise ValueError(f"there is no weights file {path}")
 
 
 def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class Prepared:
     """Remarks on the data for the reader of the report."""
     source: str
     """Name of the data set."""
+    panel: Mapping[str, Any] = field(default_factory=dict)
+    """The networks that `--backbone auto` stands for, as plan.json stores them (`planning.panel`); empty without it."""
+    panel_name: str = ""
+    """Default name of a sweep with `--backbone auto`; empty without it."""
 
     @property
     def redraws(self) -> bool:

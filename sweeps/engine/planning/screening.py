@@ -3,7 +3,8 @@
 The features of each frozen backbone are computed once, and a head on them takes a second. So every backbone is tried
 with every penalty, and only the best few are fine-tuned. Each head is a trial with its own recipe and record, and the
 decision is stored before the search begins. Accuracy on frozen features is only an indication of accuracy after
-fine-tuning, so at least two backbones are kept.
+fine-tuning, so at least two backbones are kept. Of the panel of `--backbone auto`, the network with the highest
+published accuracy on ImageNet is always among them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.space import Space
 from sweeps.engine.search_space.suggest import NearestTrial
 from sweeps.engine.storage.store import Trial
+from sweeps.reporting.screening import panel_line
 from xfer.choices import Value
 from xfer.hyperparameters import Categorical
 from xfer.objectives import ACCURACY, OBJECTIVES, Objective
@@ -42,6 +44,12 @@ def drops_backbones(prepared: Prepared) -> bool:
     return _samples_freely(prepared) and len(_pretrained_backbones(prepared)) > prepared.plan.keep_backbones
 
 
+def compares_backbones(prepared: Prepared) -> bool:
+    """Return whether backbones are compared by heads: if some are dropped, or if they are a panel (`panel`)."""
+    is_panel = bool(prepared.panel) and _samples_freely(prepared) and len(_pretrained_backbones(prepared)) > 1
+    return drops_backbones(prepared) or is_panel
+
+
 def selects_initial_head(prepared: Prepared) -> bool:
     """Return whether the screening selects the head that `lp_ft` starts from; not if penalties were given."""
     penalties_given = "penalty" in prepared.plan.edits
@@ -50,7 +58,7 @@ def selects_initial_head(prepared: Prepared) -> bool:
 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """Return the screening settings for plan.json; empty for a sweep without screening."""
-    if drops_backbones(prepared):
+    if compares_backbones(prepared):
         return {
             "keep": prepared.plan.keep_backbones,
             "heads": {strategy: list(penalties) for strategy, penalties in SCREENING_PENALTIES.items()},
@@ -85,7 +93,8 @@ def screening_decision(prepared: Prepared, records: Iterable[Record]) -> dict[st
     Returns:
         `by`: the objective. `kept` and `dropped`: backbones, ranked by their best head; those whose heads all failed
         come last. For a strategy that none of the best supports, the best backbone that does is kept as well.
-        `penalties`: the penalty of the best `logistic_probe`, by backbone.
+        `penalties`: the penalty of the best `logistic_probe`, by backbone. For a panel, `best_frozen` and
+        `best_on_imagenet`, which are both kept; the second is None if no accuracy on ImageNet is known.
     """
     objective = screening_objective(prepared.plan.objectives)
     finished = [record for record in records if record.phase == "screen" and record.status == "finished"]
@@ -101,8 +110,10 @@ def screening_decision(prepared: Prepared, records: Iterable[Record]) -> dict[st
     )
     order += [name for name in best if not best[name]]
     kept = _kept_backbones(prepared, order)
+    panel_best = {"best_frozen": order[0], "best_on_imagenet": prepared.panel.get("best_on_imagenet")}
     return {
         "by": objective.name,
+        **(panel_best if prepared.panel and len(order) > 1 else {}),
         "kept": kept,
         "dropped": [name for name in order if name not in kept],
         "penalties": {name: penalty for name in order if (penalty := _best_penalty(best[name])) is not None},
@@ -153,6 +164,8 @@ def screening_objective(objectives: Sequence[Objective]) -> Objective:
 def summary_line(decision: Mapping[str, Any]) -> str:
     """Return a decision as one line of text."""
     kept, dropped = ", ".join(decision["kept"]), ", ".join(decision["dropped"])
+    if "best_frozen" in decision:
+        return f"{panel_line(decision)}; fine-tuned: {kept}; left out: {dropped or 'none'}"
     heads = "; ".join(f"{name} {penalty:g}" for name, penalty in decision["penalties"].items())
     left_out = f"{dropped} {'is' if len(decision['dropped']) == 1 else 'are'} left out"
     return f"frozen features speak for {kept}; {left_out}" if dropped else f"penalty of the best head: {heads}"
@@ -171,6 +184,9 @@ def _pretrained_backbones(prepared: Prepared) -> list[str]:
 def _kept_backbones(prepared: Prepared, order: Sequence[str]) -> list[str]:
     possible, keep = prepared.space.possible, prepared.plan.keep_backbones
     kept = set(order[:keep])
+    best_on_imagenet = str(prepared.panel.get("best_on_imagenet"))
+    if best_on_imagenet in order and best_on_imagenet not in kept:  # heads favour networks made for frozen features
+        kept = {*order[: keep - 1], best_on_imagenet}
     for strategy in prepared.space.strategies():
         able = [name for name in order if strategy in possible.get(name, {strategy: {}})]
         if able and kept.isdisjoint(able):

@@ -129,6 +129,7 @@ def test_metrics(test: Evaluation, timestamp: int) -> list[Metric]:
         "test_balanced_accuracy": test.balanced_accuracy,
         "test_calibration_error": test.calibration_error,
         "test_noisy_accuracy": test.noisy_accuracy,
+        "test_flip_accuracy": test.flip_accuracy,
     }
     by_kind: dict[str, list[float]] = {}
     for noisy in test.noisy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sweeps.engine.selection import is_frozen_head
 from sweeps.engine.trials.trainable import open_finished_run, open_store
-from xfer.measure.accuracy import Preprocess
+from xfer.measure.accuracy import Preprocess, evaluate
 from xfer.measure.robustness import NOISES, accuracies_under, noise_sample
 from xfer.records import Record
 from xfer.run import Run
@@ -21,12 +21,17 @@ MAX_NETWORK_BYTES = 2**30
 
 
 def evaluate_on_test(config: dict[str, Any]) -> None:
-    """Evaluate a finished run on the test part and store the result.
+    """Evaluate a finished run on the test part, and on its mirror images, and store the result.
 
     Args:
         config: as returned by `trainable.trial_config`.
     """
-    open_store(config["site"]).add_test(config["trial"], open_finished_run(config).evaluate("test"))
+    run = open_finished_run(config)
+    indices, prepare = run.split.test, run.inputs.transform.prepare
+    test = evaluate(run.model, run.inputs.evaluation_batches(indices), prepare, "test", indices, flips=True)
+    if run.frozen_body is not None:  # features are cached for the images alone
+        test = replace(run.evaluate("test"), flip_correct=test.flip_correct)
+    open_store(config["site"]).add_test(config["trial"], test)
 
 
 def evaluate_under_noise(configs: list[dict[str, Any]]) -> None:

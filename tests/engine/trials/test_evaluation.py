@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.evaluation import divide_runs, evaluate_on_test, evaluate_under_noise
@@ -80,9 +81,24 @@ def test_every_run_is_evaluated_as_a_single_run_would_be(
         run = open_run(config)
         stored, alone = store.test(config["trial"]), run.evaluate("test", noisy=True)
         assert stored is not None
-        assert replace(stored, loss=0.0) == replace(alone, loss=0.0)
+        assert replace(stored, loss=0.0, flip_correct=()) == replace(alone, loss=0.0)
         assert stored.loss == pytest.approx(alone.loss)
         assert stored.noisy_images == len(run.split.test) == len(stored.images)
+
+
+def test_the_accuracy_with_flips_averages_the_probabilities_for_an_image_and_its_mirror_image(
+    configs: list[dict[str, Any]], store: Store, evaluated: None
+) -> None:
+    for config in configs:  # a fine-tuned network, and heads on cached features
+        run, stored = open_run(config), store.test(config["trial"])
+        assert stored is not None
+        prepare, model = run.inputs.transform.prepare, run.model.eval()
+        expected: list[bool] = []
+        with torch.no_grad():
+            for images, labels in run.inputs.evaluation_batches(run.split.test):
+                both = model(prepare(images)).softmax(1) + model(prepare(images.flip(-1))).softmax(1)
+                expected += (both.argmax(1) == labels).tolist()
+        assert stored.flip_correct == tuple(expected)
 
 
 def test_the_scores_of_every_kind_are_stored_one_by_one(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,26 @@ def confident(*pairs, classes=3):
         probabilities[row] = (1 - probability) / (classes - 1)
         probabilities[row, predicted] = probability
     return probabilities.log()
+
+
+def test_with_flips_the_probabilities_for_an_image_and_its_mirror_image_are_averaged():
+    class Left(nn.Module):
+        """Outputs the brightness of the left column against three times that of the right one."""
+
+        def forward(self, images):
+            return torch.stack([images[:, 0, :, 0].mean(dim=1), 3 * images[:, 0, :, -1].mean(dim=1)], dim=1)
+
+    images = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
+    images[0, :, :, 0] = 1  # logits 1 and 0, and mirrored 0 and 3
+    images[1, :, :, 1] = 1  # the mirror image of the first
+    images[2] = 1  # its own mirror image: logits 1 and 3
+    batches = [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([0]))]
+    evaluation = evaluate(Left(), batches, lambda pixels: pixels.float(), "test", range(3), flips=True)
+    assert evaluation.correct == (True, True, False)
+    assert evaluation.flip_correct == (False, True, False)
+    assert evaluation.flip_accuracy == pytest.approx(1 / 3)
+    plain = evaluate(Left(), batches, lambda pixels: pixels.float(), "test", range(3))
+    assert plain == dataclasses.replace(evaluation, flip_correct=())
 
 
 @pytest.fixture
