@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from xfer.data.class_balance import find_imbalance
 from xfer.data.copies import PART_ORDER, Fingerprint, find_copies, fingerprint, image_name, report_copies
 from xfer.data.deep_images import MISSING_VALUES, pixel_mode
 from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
@@ -135,6 +136,7 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
         warnings=[
             *dict.fromkeys((*source.notes, *missing_class_notes(readable))),
             *report.warnings,
+            *_imbalance_warnings(readable),
             *_shortcut_warnings(source.classes, examples, views),
         ],
         summary=summary_line(source, skipped),
@@ -206,6 +208,18 @@ def _count_parts(source: Source) -> dict[str, dict[str, int]]:
     present = {part for part, _ in counts}
     parts = [part for part in (*PART_ORDER, NO_PART) if part in present]
     return {part: {name: counts[part, label] for label, name in enumerate(source.classes)} for part in parts}
+
+
+def _imbalance_warnings(source: Source) -> list[str]:
+    """Return a warning if some class has far fewer training images than another."""
+    counts = Counter(example.label for example in source.examples if example.part in (None, "train"))
+    imbalance = find_imbalance([counts[label] for label in range(len(source.classes))], source.classes)
+    if imbalance is None:
+        return []
+    return [
+        f"WARNING: classes are imbalanced: {imbalance.line}. A sweep tries every `balance` by default; with "
+        f"--objective balanced_accuracy it ranks by the mean over classes."
+    ]
 
 
 def _shortcut_warnings(classes: Sequence[str], examples: Sequence[Example], views: Sequence[_View]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sweeps.engine.plan import Plan
@@ -22,12 +23,14 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
+from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.copies import report_copies
 from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.source import select_classes
-from xfer.data.split import split_pack
+from xfer.data.split import Split, split_pack
+from xfer.hyperparameters import Categorical
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
 from xfer.models.timm_names import alias_note, resolve_name
@@ -93,6 +96,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         balance,
         *alias_notes,
         *_data_notes(source.notes, pack),
+        *_imbalance_notes(plan, pack, split),
         *_enumeration_notes(plan, combinations),
     )
     prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name)
@@ -129,6 +133,37 @@ def add_strategies(prepared: Prepared, names: Iterable[str]) -> Prepared:
         except ValueError:
             continue
     return dataclasses.replace(prepared, space=space)
+
+
+def add_balances(prepared: Prepared, names: Sequence[str]) -> Prepared:
+    """Return a sweep in which these entries of `balance` compete, the first one as the default.
+
+    Strategies without gradient steps keep `balance` none.
+    """
+    axes = {**prepared.space.axes, "balance": Categorical(tuple(names))}
+    return dataclasses.replace(prepared, space=dataclasses.replace(prepared.space, axes=axes))
+
+
+def training_imbalance(prepared: Prepared) -> Imbalance | None:
+    """Return the imbalance of a sweep's training part; None if its classes are of similar size."""
+    return _imbalance(prepared.pack, prepared.split)
+
+
+def _imbalance(pack: Pack, split: Split) -> Imbalance | None:
+    counts = np.bincount(pack.labels[split.train], minlength=len(pack.classes))
+    return find_imbalance(counts.tolist(), pack.classes)
+
+
+def _imbalance_notes(plan: Plan, pack: Pack, split: Split) -> tuple[str, ...]:
+    imbalance = _imbalance(pack, split)
+    if imbalance is None:
+        return ()
+    remedy = (
+        ""
+        if "balanced_accuracy" in plan.objective
+        else " Accuracy says little about rare classes: --objective balanced_accuracy ranks by the mean over classes."
+    )
+    return (f"Classes are imbalanced: {imbalance.line}.{remedy}",)
 
 
 def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, pretrained: bool) -> Backbone:

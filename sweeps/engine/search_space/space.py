@@ -91,7 +91,9 @@ class Space:
         starts: list[Config] = [
             {"backbone": self._first_able_backbone(str(recipe["strategy"])), **recipe} for recipe in recipes
         ]
+        balanced = self._balanced_start(starts)
         starts[:1] = [{**recipes[0], "backbone": backbone} for backbone in domain_values(self.axes["backbone"])]
+        starts[1:1] = balanced
         params: list[dict[str, Any]] = []
         for start in starts:
             trial = NearestTrial(start)
@@ -102,6 +104,18 @@ class Space:
     def configured(self, params: Mapping[str, Any]) -> Config:
         """Return the configuration that a trial's parameters stand for."""
         return self.suggest(NearestTrial(params))
+
+    def _balanced_start(self, starts: Sequence[Config]) -> list[Config]:
+        """Return the first start that can counteract unequal class sizes, with logit adjustment at its default.
+
+        Returns:
+            One start, or none if logit adjustment does not compete with other values of `balance`.
+        """
+        values = domain_values(self.axes["balance"])
+        if "logit_adjustment" not in values[1:]:
+            return []
+        adjusted = [{**start, "balance": "logit_adjustment", "tau": 1.0} for start in starts]
+        return [start for start in adjusted if self.suggest(NearestTrial(start))["balance"] == start["balance"]][:1]
 
     def _first_able_backbone(self, strategy: str) -> Value:
         backbones = domain_values(self.axes["backbone"])
