@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sweeps.reporting.class_accuracy import class_sentence
 from sweeps.reporting.cost import COST_COVERAGE_NOTE, describe_cost
 from sweeps.reporting.formatting import (
     describe_recipe,
@@ -182,6 +183,14 @@ def winning_recipe(results: Results) -> str | None:
     if best is None or not (best.is_finalist or best.status == "finished"):
         return None
     return describe_recipe(best.search.recipe)
+
+
+def accuracy_by_class(results: Results) -> str | None:
+    """State balanced accuracy and worst class of the best trial; None if there is none, or an older version ran it."""
+    best = next(iter(ranked_trials(results)), None)
+    if best is None or not (best.is_finalist or best.status == "finished"):
+        return None
+    return class_sentence(results, best)
 
 
 def ranked_by(results: Results) -> str:
