@@ -13,6 +13,7 @@ images.py        reads one image as square pixels, with image_formats.py (format
 inspection.py    what a data set holds; shortcuts.py finds properties of files that give the class away,
                  class_balance.py finds rare classes
 pack.py          all images of a data set as one uint8 array on disk, named by its content
+groups.py        images of one patient, camera, video, ...
 split.py         training, validation and test part of a pack
 loader.py        batches from a pack
 """

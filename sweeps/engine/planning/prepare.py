@@ -25,6 +25,7 @@ from xfer import hashing
 from xfer.choices import choose, unknown_name_message
 from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.copies import report_copies
+from xfer.data.groups import missing_after_drawing, report_groups
 from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
@@ -72,7 +73,9 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
     image_size = plan.image_size or backbones.default_image_size(plan.backbones[0])
     space_for(plan.backbones, plan.epochs, plan.strategies, plan.edits)  # typos first: reading data may take long
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
-    source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
+    source = select_classes(
+        read_source(plan.data, plan.source, plan.parts, plan.follow_links, plan.group), plan.classes
+    )
     check = partial(_check_network, plan, len(source.classes), image_size)
     space = space_for(
         plan.backbones,
@@ -96,6 +99,7 @@ def prepare(plan: Plan, storage: Path, progress: Progress = lambda done, total: 
         balance,
         *alias_notes,
         *_data_notes(source.notes, pack),
+        *missing_after_drawing(pack, split),
         *_imbalance_notes(plan, pack, split),
         *_enumeration_notes(plan, combinations),
     )
@@ -235,7 +239,9 @@ def _data_notes(source_notes: tuple[str, ...], pack: Pack) -> tuple[str, ...]:
         shown = "; ".join(pack.skipped[:5])
         more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
         notes.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
-    copies = report_copies(pack.copies, pack.labels.tolist(), pack.parts, pack.classes)
+    labels = pack.labels.tolist()
+    copies = report_copies(pack.copies, labels, pack.parts, pack.classes)
     if copies.warnings:
         notes += [copies.line, *copies.warnings]
-    return tuple(notes)
+    groups = report_groups(pack.groups, labels, pack.parts, pack.classes, pack.group_column)
+    return (*notes, *([groups.line, *groups.warnings] if groups else []))
