@@ -135,6 +135,8 @@ def _stratified_sample(pack: Pack, indices: Indices, fraction: float, seed: int)
     """
     rng = np.random.default_rng(seed)
     groups = _group_images(pack, indices, pack.split_groups[indices])
+    if pack.groups:
+        return np.sort(indices[_draw_mixed(groups, pack.labels[indices], fraction, rng)[groups.numbers]])
     left = groups.per_class.tolist()
     drawn = np.zeros(len(groups.sizes), dtype=bool)
     for label in np.unique(pack.labels[indices]):
@@ -181,6 +183,48 @@ def _group_images(pack: Pack, indices: Indices, group_of: Indices) -> _Groups:
         mixed=mixed,
         per_class=np.bincount(label, minlength=classes),
     )
+
+
+def _draw_mixed(groups: _Groups, labels: Indices, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw groups of which many have several classes, as those of patients do.
+
+    The classes in the fewest groups come first, so that they are not left to chance. Large groups, and groups with
+    images of a class that has been drawn, come last.
+
+    Args:
+        groups: all groups.
+        labels: [images], their classes.
+        fraction: of the images of each class.
+        rng: determines the order of the groups.
+
+    Returns:
+        [groups], whether each is drawn. Each class that occurs in two groups keeps at least one.
+    """
+    counts = np.zeros((len(groups.sizes), len(groups.per_class)), dtype=np.int64)
+    np.add.at(counts, (groups.numbers, labels), 1)
+    left = (counts > 0).sum(axis=0)
+    sizes = counts.sum(axis=1)
+    avoided = 2 * (sizes > 2 * fraction * sizes.sum()).astype(int)
+    drawn = np.zeros(len(sizes), dtype=bool)
+
+    def draw(group: int) -> None:
+        present = counts[group] > 0
+        if (left[present] > 1).all():
+            left[present] -= 1
+            drawn[group] = True
+
+    for label in np.argsort(left, kind="stable"):
+        of_class = rng.permutation(np.flatnonzero(counts[:, label]))
+        target = max(1, round(fraction * counts[:, label].sum()))
+        for group in of_class[np.argsort(avoided[of_class], kind="stable")]:
+            missing = target - counts[drawn, label].sum()
+            if not drawn[group] and counts[group, label] < 2 * missing:  # it comes closer to the number
+                draw(group)
+        for group in of_class[np.argsort(sizes[of_class], kind="stable")]:
+            if not drawn[of_class].any():
+                draw(group)
+        avoided[of_class] |= 1
+    return drawn
 
 
 def _choose_groups(groups: _Groups, order: Sequence[int], fraction: float, left: list[int]) -> list[int]:

@@ -62,6 +62,19 @@ def test_no_group_spans_two_parts_in_any_draw(grouped, seed):
     assert not np.array_equal(splits[0].val, splits[1].val)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_rare_class_is_in_every_part_although_its_patients_have_mostly_other_images(tmp_path, seed):
+    rows = rows_of(sick=0, healthy=9) + [("sick", patient) for patient in PATIENTS[:4]]
+    rows += [("other", "big")] * 30 + [("healthy", "big")] * 60 + [("sick", "big")]
+    pack = build_pack(read_source(write_photos(tmp_path, rows), group="patient"), 8, tmp_path / "packs")
+    split = split_pack(pack, seed)
+    sick = pack.classes.index("sick")
+    assert [int((pack.labels[split.of(part)] == sick).sum()) for part in PARTS] == [3, 1, 1]
+    assert all(len(parts) == 1 for parts in parts_by_group(pack, split).values())
+    assert parts_by_group(pack, split)["big"] == {"train"}
+    assert all(30 <= len(split.of(part)) <= 60 for part in ("val", "test"))
+
+
 def test_copies_and_groups_join_transitively(tmp_path):
     source = write_photos(tmp_path, rows_of())
     for number in range(19):  # the first photo of each patient is the last one of the next
