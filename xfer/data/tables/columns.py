@@ -188,9 +188,9 @@ def choose_group(path: Path, columns: Columns, rows: Sequence[Row], group: str =
         ]
     if len({chosen.group_of(row) for _, row in rows}) == len(rows):  # it numbers the images
         return columns, []
-    others = f" {_quoted(header[other] for other in named[1:])} not;" if named[1:] else ""
+    unread = f" {_quoted(header[other] for other in named[1:])} not;" if named[1:] else ""
     return chosen, [
-        f"{path.name}: the column {header[index]!r} is read as groups,{others} and no group spans two drawn parts. "
+        f"{path.name}: the column {header[index]!r} is read as groups,{unread} and no group spans two drawn parts. "
         f"--group none ignores it."
     ]
 
