@@ -6,7 +6,7 @@
 Each entry is tried in the same recipe, `clip` with SGD and no augmentation, on three seeds with different validation
 parts; the test part is not evaluated. A strategy runs with its known good recipe, because strategies need different
 learning rates. Entries that the backbone does not support run on small networks, pretrained on the digits 0 to 4 and
-transferred to 5 to 9.
+transferred to 5 to 9. Entries of `balance` need classes of unequal size: benchmarks/imbalance.py measures them.
 
 The table is written to benchmarks/CARDS.md and, with `--write`, a paragraph `Measured:` into each entry's docstring.
 Runs are stored in the storage folder, so the same command resumes after an interruption. Nothing is tuned here, and
@@ -20,6 +20,7 @@ import ast
 import inspect
 import os
 import platform
+import re
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,8 @@ ALL_ENTRIES = {kind: ",".join(table) for kind, table in CHOICE_TABLES.items()}
 """A search space with every entry. The first entry of a table is its default, so nothing is augmented."""
 OUTPUT_FILE = Path(__file__).with_name("CARDS.md")
 WIDTH = 112
+IMBALANCED_TABLE = "balance"
+"""Table whose entries do nothing for classes of equal size. `benchmarks.imbalance` measures it."""
 BENCHMARKED_ENTRIES: Mapping[str, tuple[str, ...]] = {
     "strategy": (
         *("scratch", "small_cnn", "linear_probe", "freeze_then_unfreeze", "freeze_until_converged", "naive", "clip"),
@@ -48,6 +51,7 @@ BENCHMARKED_ENTRIES: Mapping[str, tuple[str, ...]] = {
     "augmentation": ("none", "flip", "randaugment", "autoaugment", "random_resized_crop", "cutout"),
     "mixing": ("none", "cutmix"),
     "loss": ("cross_entropy", "label_smoothing"),
+    "balance": ("none", "class_weights", "balanced_sampler", "logit_adjustment"),
     "embedding_loss": ("none", "contrastive", "triplet"),
     "head": ("linear",),
     "activation": ("keep", "mish", "silu", "leaky_relu"),
@@ -100,17 +104,18 @@ def main() -> None:
     results = run_variants(variants, SEEDS, args.storage / "records", args.workers)
     tables = list(CHOICE_TABLES)
     results.sort(key=lambda result: (result.variant.setting != variants[0].setting, tables.index(result.variant.kind)))
-    OUTPUT_FILE.write_text(_page(results, args))
+    imbalanced = imbalanced_section(OUTPUT_FILE.read_text(encoding="utf-8"))
+    OUTPUT_FILE.write_text(f"{_page(results, args)}\n{imbalanced}".rstrip("\n") + "\n", encoding="utf-8")
     if args.write:
         _write_docstrings(results)
 
 
 def _entries() -> Iterator[tuple[str, Config]]:
-    """Every entry of every table: strategies with their known good recipe, the others in `BASE_RECIPE`."""
+    """Every entry except those of `balance`: strategies with their known good recipe, the others in `BASE_RECIPE`."""
     for name in CHOICE_TABLES["strategy"]:
         yield "strategy", known_good(name)
     for kind, table in CHOICE_TABLES.items():
-        if kind != "strategy":
+        if kind not in ("strategy", IMBALANCED_TABLE):
             for name, entry in table.items():
                 yield (
                     kind,
@@ -147,6 +152,12 @@ def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
         rows += ["| --- | --- | --- | --- | --- |"]
         rows += [_row(result) for result in results if result.variant.setting == setting]
     return "\n".join(rows) + "\n"
+
+
+def imbalanced_section(page: str) -> str:
+    """Return the section of CARDS.md that `benchmarks.imbalance` writes, the last one; empty if there is none."""
+    found = re.search(r"^## imbalanced .*\Z", page, re.MULTILINE | re.DOTALL)
+    return found.group() if found else ""
 
 
 def _row(result: VariantResult) -> str:

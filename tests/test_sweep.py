@@ -394,6 +394,26 @@ def test_the_ranking_has_means_over_seeds_for_finalists_and_no_test_accuracy_for
             assert row["test_accuracy"] == row["test_ci_low"] == row["test_ci_high"] == ""
 
 
+def test_balanced_accuracy_and_the_worst_class_are_in_the_console_the_pages_the_table_and_mlflow(
+    sweep: Sweep, storage: Path
+) -> None:
+    first = _ranking(sweep)[0]
+    worst, accuracy = first["test_worst_class"], float(first["test_worst_class_accuracy"])
+    assert worst in sweep.files.plan["data"]["classes"]
+    assert float(first["test_worst_class_ci_low"]) <= accuracy <= float(first["test_worst_class_ci_high"])
+    sentence = (
+        f"its worst class, {worst}, has {100 * accuracy:.1f}% of {first['test_worst_class_images']} images correct"
+    )
+    pages = [(sweep.report / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")]
+    for text in (sweep.ended.out, *pages):
+        assert sentence in " ".join(text.split())
+        assert f"Its balanced accuracy on the test set is {100 * float(first['test_balanced_accuracy']):.1f}%" in text
+    finals = [run for run in _mlflow(storage)[1] if run.data.tags.get("xfer.trial") in sweep.files.trials("final")]
+    assert len(finals) == len(sweep.files.trials("final"))
+    assert all({"test_worst_class_accuracy", "val_worst_class_accuracy"} <= run.data.metrics.keys() for run in finals)
+    assert all(run.data.tags["xfer.test_worst_class"] in sweep.files.plan["data"]["classes"] for run in finals)
+
+
 # --- other tools ------------------------------------------------------------------------------------------------------
 
 

@@ -292,11 +292,11 @@ def _show_result(store: Store, options: CliOptions, console: Console) -> Path:
 
 
 def _print_ranking(results: Results, console: Console) -> None:
-    from sweeps.reporting.summary import caveats, headline, strategy_comparison
+    from sweeps.reporting.summary import accuracy_by_class, caveats, headline, strategy_comparison
 
     console.print(_ranking_table(results))
     console.print(Text(headline(results)))
-    for sentence in filter(None, (strategy_comparison(results), *caveats(results))):
+    for sentence in filter(None, (accuracy_by_class(results), strategy_comparison(results), *caveats(results))):
         console.print(Text(f"- {sentence}"), soft_wrap=True)
 
 

@@ -85,6 +85,10 @@ class Plan:
     column: train=NAME[,val=NAME][,test=NAME], or none if
     every folder is a class. By default those with usual
     names."""
+    group: str = ""
+    """Column of a table that names the patient, camera, video,
+    ... of each image: a group is never in two drawn parts. By
+    default a column with a usual name; none ignores it."""
     follow_links: bool = False
     """Read images behind links that leave the data folder."""
     trials: int = 24

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -17,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.reporting.class_accuracy import summarize_classes
 from sweeps.reporting.formatting import (
     DEFAULT_CHOICES,
     escape_control_characters,
@@ -28,7 +30,7 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
-from xfer.records import Record
+from xfer.records import Evaluation, Record
 
 RANKING_COLUMNS = (
     *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule"),
@@ -42,6 +44,9 @@ RANKING_COLUMNS = (
     "test_noisy_images",
     "steps",
     "test_flip_accuracy",
+    *("val_worst_class", "val_worst_class_accuracy", "val_worst_class_ci_low", "val_worst_class_ci_high"),
+    *("val_worst_class_images", "test_worst_class", "test_worst_class_accuracy", "test_worst_class_ci_low"),
+    *("test_worst_class_ci_high", "test_worst_class_images"),
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -53,6 +58,8 @@ _INTEGER_COLUMNS = (
     "val_images",
     "test_images",
     "test_noisy_images",
+    "val_worst_class_images",
+    "test_worst_class_images",
     "flops",
     "images_per_class",
     "views",
@@ -60,6 +67,7 @@ _INTEGER_COLUMNS = (
 _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
     *("objective", "on_front", "balance", "embedding_loss", "head", "activation", "batch_norm", "colour"),
+    *("val_worst_class", "test_worst_class"),
 )
 _NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
 _STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
@@ -114,9 +122,10 @@ def ranking_frame(results: Results) -> pd.DataFrame:
     Accuracies and interval bounds are in [0, 1]; values that were not measured are missing. A finalist's values are
     means over its final runs; the validation accuracy of any other trial is that of its search run. `epochs` is the
     number of epochs of the search run, `seeds` the number of runs behind `val_accuracy`, and `seconds` the total time
-    of search and final runs. `objective` lists the objectives of the sweep. With two objectives, `on_front` says
-    whether the trial is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts
-    the forward pass of one image.
+    of search and final runs. `val_worst_class` and `test_worst_class` name the class with the lowest accuracy over the
+    same runs, and further columns have its accuracy, interval and number of images. `objective` lists the objectives of
+    the sweep. With two objectives, `on_front` says whether the trial is on the Pareto front. `gap` is training minus
+    validation accuracy (`Epoch.gap`). `flops` counts the forward pass of one image.
     """
     rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked_trials(results), start=1)]
     frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
@@ -234,6 +243,8 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **{name: trial.mean(partial(_last_epoch_value, name)) for name in _EPOCH_FIELDS},
         **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _EVALUATION_FIELDS},
         "test_noisy_images": _noisy_images(trial),
+        **_worst_class_cells("val", trial.val_evaluations, results),
+        **_worst_class_cells("test", trial.test_evaluations, results),
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),
@@ -258,6 +269,19 @@ def _last_epoch_value(name: str, record: Record) -> float | None:
 def _noisy_images(trial: RankedTrial) -> int | None:
     """Number of images behind the accuracy under noise on the test set; None if not measured."""
     return min((record.test.noisy_images for record in trial.finals if record.test and record.test.noisy), default=None)
+
+
+def _worst_class_cells(split: str, evaluations: Sequence[Evaluation], results: Results) -> dict[str, Any]:
+    summary = summarize_classes(evaluations, results.plan["data"]["classes"])
+    if summary is None:
+        return {}
+    return {
+        f"{split}_worst_class": escape_control_characters(summary.worst),
+        f"{split}_worst_class_accuracy": summary.accuracy,
+        f"{split}_worst_class_ci_low": summary.low,
+        f"{split}_worst_class_ci_high": summary.high,
+        f"{split}_worst_class_images": summary.images,
+    }
 
 
 def _estimate_cells(split: str, estimate: Estimate | None) -> dict[str, float | int]:

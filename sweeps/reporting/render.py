@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables
+from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.figures import report_figures
 from sweeps.reporting.formatting import (
     escape_control_characters,
@@ -55,6 +56,8 @@ def _context(results: Results) -> dict[str, Any]:
         "front": summary.pareto_sentence(results),
         "cost": summary.cost_sentence(results),
         "caveats": summary.caveats(results),
+        "accuracy_by_class": summary.accuracy_by_class(results),
+        "class_columns_caption": CLASS_COLUMNS_CAPTION,
         "winning_recipe": summary.winning_recipe(results),
         "how_to_read": summary.how_to_read(results),
         "ranking": tables.ranking_table(results),

@@ -139,6 +139,17 @@ class RankedTrial:
         evaluations = [record.val for record in self.finals if record.val]
         return pooled_estimate(evaluations) if evaluations else self.search_validation
 
+    @property
+    def val_evaluations(self) -> list[Evaluation]:
+        """Evaluations on the validation set: of a finalist's final runs, else of the search run if it finished."""
+        finals = [record.val for record in self.finals if record.val]
+        return finals or ([self.search.val] if self.search.val else [])
+
+    @property
+    def test_evaluations(self) -> list[Evaluation]:
+        """Evaluations of a finalist's final runs on the test set; none before the test set is used."""
+        return [record.test for record in self.finals if record.test]
+
     @cached_property
     def search_validation(self) -> Estimate | None:
         """Estimate on the validation set from the search run alone; None if it did not finish."""

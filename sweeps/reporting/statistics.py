@@ -110,6 +110,19 @@ def noise_estimate(evaluations: Sequence[Evaluation]) -> Estimate | None:
     return Estimate(mean, low, high, images, seeds)
 
 
+def wilson_interval(mean: float, images: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval for an accuracy on some independent images.
+
+    >>> [round(end, 3) for end in wilson_interval(0.5, 2)]
+    [0.095, 0.905]
+
+    Args:
+        mean: the accuracy, in [0, 1].
+        images: number of images, at least 1.
+    """
+    return _wilson(mean, images, float(stats.norm.ppf((1 + CONFIDENCE) / 2)))
+
+
 def _variance(errors: NDArray[np.float64], seed: NDArray[Any], seeds: int, image: NDArray[Any]) -> tuple[float, float]:
     """Two-way clustered variance of a mean, and its degrees of freedom.
 

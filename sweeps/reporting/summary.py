@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from sweeps.reporting.class_accuracy import class_sentence
 from sweeps.reporting.cost import COST_COVERAGE_NOTE, describe_cost
 from sweeps.reporting.formatting import (
     describe_recipe,
@@ -197,6 +198,14 @@ def trial_length(plan: Mapping[str, Any]) -> str:
     if "lengths" not in plan:
         return f"of up to {pluralize(plan['epochs'], 'epoch')}"
     return "of up to " + " or ".join(f"{length} ({name})" for name, length in plan["lengths"].items())
+
+
+def accuracy_by_class(results: Results) -> str | None:
+    """State balanced accuracy and worst class of the best trial; None if there is none, or an older version ran it."""
+    best = next(iter(ranked_trials(results)), None)
+    if best is None or not (best.is_finalist or best.status == "finished"):
+        return None
+    return class_sentence(results, best)
 
 
 def ranked_by(results: Results) -> str:

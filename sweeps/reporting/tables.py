@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from sweeps.reporting.class_accuracy import CLASS_COLUMNS, class_cells, search_classes, trial_classes
 from sweeps.reporting.formatting import (
     MISSING,
     describe_strategy,
@@ -60,7 +61,7 @@ def summary_table(results: Results, top: int = 10) -> Table:
     """Top rows of the ranking, with few enough columns for a terminal."""
     table = ranking_table(results, top)
     shown = ("trial", "status") if "status" in table.header else ("trial",)
-    accuracies = [column for column in ("validation", "test") if column in table.header]
+    accuracies = [column for column in ("validation", "test", "balanced") if column in table.header]
     return table.select_columns("rank", "strategy", *_objective_columns(results), *accuracies, *shown)
 
 
@@ -73,7 +74,8 @@ def ranking_table(results: Results, top: int | None = None) -> Table:
 
     Returns:
         A table with a column for each setting that varies between trials. Its columns `validation` and `test` are
-        accuracies, whatever the objective of the search.
+        accuracies, whatever the objective of the search. `balanced` and `worst class` are of the test set for tested
+        finalists, else of the validation set.
     """
     if finalists := ranked_finalists(results):
         return _finalists(results, finalists[:top])
@@ -174,6 +176,7 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
             *_objective_cells(results, trial, trial.value),
             format_accuracy_interval(trial.val_accuracy, trial.validation),
             format_accuracy_interval(trial.test.mean if trial.test else None, trial.test),
+            *class_cells(trial_classes(results, trial)),
             escape_control_characters(trial.name),
             _seeds_cell(results, trial),
             str(len(trial.search.epochs)),
@@ -183,9 +186,10 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
         )
         for trial in finalists
     ]
-    columns = ("validation", "test", "trial", "seeds", "epochs", "steps", "time")
-    header = ("strategy", *_objective_columns(results), *columns)
-    return _ranked(Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists)))
+    accuracies = ("validation", "test", *CLASS_COLUMNS)
+    header = ("strategy", *_objective_columns(results), *accuracies, "trial", "seeds", "epochs", "steps", "time")
+    table = Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists))
+    return _ranked(_without_empty_columns(table))
 
 
 def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
@@ -197,6 +201,7 @@ def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
             _settings(trial)["strategy"],
             *_objective_cells(results, trial, trial.value_in_search),
             format_accuracy_interval(trial.search_accuracy, trial.search_validation),
+            *class_cells(search_classes(results, trial), trial.value_in_search(OBJECTIVES["balanced_accuracy"])),
             escape_control_characters(trial.name),
             _status_cell(results, trial, trial.name in ranked),
             str(len(trial.search.epochs)),
@@ -206,8 +211,24 @@ def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
         )
         for trial in trials
     ]
-    header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs", "steps", "time")
-    return Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
+    accuracies = ("validation", *CLASS_COLUMNS)
+    header = ("strategy", *_objective_columns(results), *accuracies, "trial", "status", "epochs", "steps", "time")
+    table = Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
+    return _without_empty_columns(table)
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Leave out those of `CLASS_COLUMNS` that no run has: older versions did not evaluate classes."""
+    indices = [
+        index
+        for index, name in enumerate(table.header)
+        if name not in CLASS_COLUMNS or any(row[index] != MISSING for row in table.rows)
+    ]
+    return Table(
+        tuple(table.header[index] for index in indices),
+        tuple(tuple(row[index] for index in indices) for row in table.rows),
+        table.notes,
+    )
 
 
 def _ranked(table: Table) -> Table:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from xfer.advice.dataset_profile import (
@@ -30,7 +31,9 @@ from xfer.advice.dataset_profile import (
     profile_dataset,
 )
 from xfer.choices import Choice, Value
+from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.pack import Pack, Progress
+from xfer.data.split import split_pack
 from xfer.devices.device import default_device
 from xfer.methods.descriptions import strategy_descriptions
 
@@ -66,6 +69,8 @@ class Advice:
     """Caveats for the reader."""
     seconds: float
     """Duration of the measurement, in seconds."""
+    imbalance: Imbalance | None = None
+    """Classes of very different sizes; None if there are none."""
 
     @property
     def case(self) -> tuple[Size, SourceSimilarity]:
@@ -133,6 +138,7 @@ class Advice:
                 for recommendation in self.recommended
             ],
             "notes": list(self.notes),
+            **({"imbalance": asdict(self.imbalance)} if self.imbalance else {}),
             "seconds": self.seconds,
         }
 
@@ -172,16 +178,25 @@ def advise(
     profile = profile_dataset(
         pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class
     )
-    return recommend(profile, time.perf_counter() - start)
+    train = split_pack(pack, split_seed, images_per_class=images_per_class).train
+    counts = np.bincount(pack.labels[train], minlength=len(pack.classes)).tolist()
+    return recommend(profile, time.perf_counter() - start, find_imbalance(counts, pack.classes))
 
 
-def recommend(profile: DatasetProfile, seconds: float = 0.0) -> Advice:
-    """Returns the advice that follows from a profile; `seconds` is the duration of its measurement."""
+def recommend(profile: DatasetProfile, seconds: float = 0.0, imbalance: Imbalance | None = None) -> Advice:
+    """Returns the advice that follows from measurements.
+
+    Args:
+        profile: measurements of the data.
+        seconds: duration of the measurement.
+        imbalance: classes of very different sizes, if there are any.
+    """
     return Advice(
         measured=profile,
         recommended=CASES[profile.size, profile.similarity](profile),
-        notes=tuple(_notes(profile)),
+        notes=(*_imbalance_notes(imbalance), *_notes(profile)),
         seconds=seconds,
+        imbalance=imbalance,
     )
 
 
@@ -304,6 +319,15 @@ def _similarity_reason(profile: DatasetProfile) -> str:
         f"{profile.best_early_stage.stage} ({100 * profile.gain:+.1f} ± {100 * profile.gain_error:.1f} points), and "
         f"get {100 * profile.gain_over_chance:.0f}% of the way from chance to no error; {criterion}"
     )
+
+
+def _imbalance_notes(imbalance: Imbalance | None) -> Iterable[str]:
+    if imbalance is not None:
+        yield (
+            f"classes are imbalanced: {imbalance.line}. Compare --balance logit_adjustment, class_weights and "
+            f"balanced_sampler by balanced accuracy: a sweep tries all of them, and ranks by it with --objective "
+            f"balanced_accuracy"
+        )
 
 
 def _notes(profile: DatasetProfile) -> Iterable[str]:

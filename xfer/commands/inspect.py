@@ -83,6 +83,10 @@ def describe(inspection: Inspection) -> str:
     lines.append(f"copies: {inspection.exact_copies:,} exact, {inspection.near_copies:,} near")
     for pair, counts in inspection.copies_across_parts.items():
         lines.append(f"copies in {pair.replace('-', ' and ')}: {counts['exact']:,} exact, {counts['near']:,} near")
+    if inspection.groups:
+        lines.append(inspection.group_line)
+    for pair, counts in inspection.groups.get("across_parts", {}).items():
+        lines.append(f"groups in {pair.replace('-', ' and ')}: {counts['groups']:,}, with {counts['images']:,} images")
     for conflict in inspection.conflicts[:MAX_ROWS]:
         kind = {"exact": "same picture", "near": "near copies"}[conflict["kind"]]
         lines.append(f"{kind} in {' and '.join(conflict['classes'])}: {preview(conflict['images'])}")
@@ -93,6 +97,7 @@ def describe(inspection: Inspection) -> str:
 def render_page(source: Source, inspection: Inspection) -> str:
     """Return an HTML page without scripts or links: tables, warnings and a contact sheet per class."""
     blocks = [f"<h1>{_escape(inspection.name)}</h1>", f"<p>{_escape(inspection.summary)}</p>"]
+    blocks += [f"<p>{_escape(inspection.group_line)}</p>"] if inspection.groups else []
     blocks += [f'<p class="warning">{_escape(warning)}</p>' for warning in inspection.warnings]
     rows = [[name, *(f"{counts[name]:,}" for counts in inspection.parts.values())] for name in inspection.classes]
     blocks.append(_table(["class", *inspection.parts], rows))

@@ -30,6 +30,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of the parts, or values of a table's part column: train=NAME[,val=NAME][,test=NAME], or none "
         "(default: by name)",
     )
+    parser.add_argument(
+        "--group",
+        default="",
+        metavar="COLUMN",
+        help="column of a table that names the patient, camera, video, ... of each image, or none: a group is never in "
+        "two drawn parts (default: by name)",
+    )
     parser.add_argument("--follow-links", action="store_true", help="read images behind links that leave the folder")
     parser.add_argument("--classes", default="", help="only these classes, separated by commas, or a number of them")
 
@@ -74,7 +81,8 @@ def resolve_image_size(args: argparse.Namespace, backbone: str | None = None) ->
 def read_images(args: argparse.Namespace) -> Source:
     """Returns the images that `args` select, not decoded yet."""
     classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
-    return select_classes(read_source(args.data, args.source, parse_parts(args.parts), args.follow_links), classes)
+    source = read_source(args.data, args.source, parse_parts(args.parts), args.follow_links, args.group)
+    return select_classes(source, classes)
 
 
 def open_source(args: argparse.Namespace) -> Source:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from xfer.data.pack import Pack
 from xfer.data.split import split_pack
 from xfer.hyperparameters import DEFAULT_EPOCHS, NUMBERS, OPTIMIZERS, default_choice, default_number
 from xfer.lengths import MIN_STEPS, RunLength
+from xfer.measure.class_accuracy import class_accuracies
 from xfer.methods.descriptions import strategy_descriptions
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, LIMITS, Recipe, closed_form_values, recipe_from_dict
@@ -124,11 +125,11 @@ def run(args: argparse.Namespace) -> None:
     )
     _train(training, out)
     save_classifier(out / "model", training.model, recipe, pack.classes, pack.value_ranges)
-    print(_format_evaluation("validation", training.evaluate("val")))
+    print(_format_evaluation("validation", training.evaluate("val"), pack.classes))
     if args.test:
         test = training.evaluate("test")
         _write_json(out / "test.json", test)
-        print(_format_evaluation("test", test))
+        print(_format_evaluation("test", test, pack.classes))
     print(f"to classify photos: python -m xfer predict --model {out / 'model'} IMAGE ...")
 
 
@@ -270,10 +271,12 @@ def _format_epoch(epoch: Epoch, epochs: int) -> str:
     )
 
 
-def _format_evaluation(part: str, evaluation: Evaluation) -> str:
+def _format_evaluation(part: str, evaluation: Evaluation, classes: Sequence[str]) -> str:
     text = f"{part} accuracy {evaluation.accuracy:.1%} ({sum(evaluation.correct)} of {len(evaluation.correct)})"
     if evaluation.balanced_accuracy is not None:
         text += f", balanced {evaluation.balanced_accuracy:.1%}"
+    for worst in class_accuracies([evaluation])[:1]:
+        text += f", worst class {classes[worst.label]} {worst.accuracy:.1%} of {worst.images}"
     if evaluation.calibration_error is not None:
         text += f", calibration error {evaluation.calibration_error:.1%}"
     return text

@@ -14,8 +14,10 @@ from typing import Any
 
 from PIL import Image
 
+from xfer.data.class_balance import find_imbalance
 from xfer.data.copies import PART_ORDER, Fingerprint, find_copies, fingerprint, image_name, report_copies
 from xfer.data.deep_images import MISSING_VALUES, pixel_mode
+from xfer.data.groups import report_groups
 from xfer.data.image_formats import IMAGE_FORMATS, UnreadableImageError
 from xfer.data.images import ImageFile, LazyImage
 from xfer.data.pack import estimate_ranges
@@ -79,6 +81,10 @@ class Inspection:
     warnings: list[str]
     summary: str
     """The balance of the files in one line."""
+    groups: dict[str, Any]
+    """Number of groups, such as patients: see `GroupReport.as_dict`. Empty without groups."""
+    group_line: str
+    """The groups in one line; empty without groups."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -116,6 +122,7 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
     )
     labels, parts = [example.label for example in examples], [example.part for example in examples]
     report = report_copies(copies, labels, parts, source.classes)
+    groups = report_groups([example.group for example in examples], labels, parts, source.classes, source.group_column)
     return Inspection(
         name=source.name,
         classes=list(source.classes),
@@ -135,9 +142,13 @@ def inspect_source(source: Source, progress: Progress = lambda done, total: None
         warnings=[
             *dict.fromkeys((*source.notes, *missing_class_notes(readable))),
             *report.warnings,
+            *(groups.warnings if groups else ()),
+            *_imbalance_warnings(readable),
             *_shortcut_warnings(source.classes, examples, views),
         ],
         summary=summary_line(source, skipped),
+        groups=groups.as_dict() if groups else {},
+        group_line=groups.line if groups else "",
     )
 
 
@@ -206,6 +217,18 @@ def _count_parts(source: Source) -> dict[str, dict[str, int]]:
     present = {part for part, _ in counts}
     parts = [part for part in (*PART_ORDER, NO_PART) if part in present]
     return {part: {name: counts[part, label] for label, name in enumerate(source.classes)} for part in parts}
+
+
+def _imbalance_warnings(source: Source) -> list[str]:
+    """Return a warning if some class has far fewer training images than another."""
+    counts = Counter(example.label for example in source.examples if example.part in (None, "train"))
+    imbalance = find_imbalance([counts[label] for label in range(len(source.classes))], source.classes)
+    if imbalance is None:
+        return []
+    return [
+        f"WARNING: classes are imbalanced: {imbalance.line}. A sweep tries every `balance` by default; with "
+        f"--objective balanced_accuracy it ranks by the mean over classes."
+    ]
 
 
 def _shortcut_warnings(classes: Sequence[str], examples: Sequence[Example], views: Sequence[_View]) -> list[str]:

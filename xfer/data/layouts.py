@@ -18,6 +18,7 @@ from xfer.data.huggingface import hub
 from xfer.data.image_folder import folder
 from xfer.data.source import Source
 from xfer.data.tables import csv_table
+from xfer.data.tables.columns import NO_GROUP
 from xfer.data.torchvision_datasets import torchvision
 from xfer.data.uris import URI_FORMATS, DataUri
 from xfer.storage import local_cache, object_store
@@ -51,7 +52,11 @@ UNSUPPORTED_SCHEMES = ("http", "https", "ftp", "data", "memory")
 
 
 def read_source(
-    data: DataUri, source: str = "", parts: Mapping[str, str] | None = None, follow_links: bool = False
+    data: DataUri,
+    source: str = "",
+    parts: Mapping[str, str] | None = None,
+    follow_links: bool = False,
+    group: str = "",
 ) -> Source:
     """Return the data set at a URI.
 
@@ -62,28 +67,35 @@ def read_source(
         parts: folders of the parts, or values of a table's part column, as `part_names.parse_parts` returns them; only
             for a folder of images or a table.
         follow_links: read images behind links that leave the folder; only for a folder of images.
+        group: the column of a table that names the patient, camera, video, ... of each image; `none` ignores columns
+            with the usual names of one.
 
     Raises:
         ValueError: the layout is unknown, the data do not follow it, or an argument does not apply to it.
     """
     try:
-        found = _read(fetch_data(data), source, parts, follow_links)
+        found = _read(fetch_data(data), source, parts, follow_links, group.strip())
     except ValueError as error:  # a message may quote names of files and folders in any encoding
         raise ValueError(escape_undecoded(str(error))) from error
     skipped = tuple(replace(skip, first=tuple(map(escape_undecoded, skip.first))) for skip in found.skipped)
     return replace(found, notes=tuple(map(escape_undecoded, found.notes)), skipped=skipped)
 
 
-def _read(data: DataUri, source: str, parts: Mapping[str, str] | None, follow_links: bool) -> Source:
+def _read(data: DataUri, source: str, parts: Mapping[str, str] | None, follow_links: bool, group: str) -> Source:
     layout = source or detect_layout(data)
     if layout not in SOURCES:
         raise ValueError(unknown_name_message("source", layout, SOURCES))
+    if group not in ("", NO_GROUP) and layout != "table":
+        raise ValueError(
+            f"--group {group} names a column of a table, but {data} has the layout {layout}: list the images in a "
+            f"table FILE.csv with the columns path, label and {group}"
+        )
     if layout == "folder":
         return folder(data, parts, follow_links)
     if follow_links:
         raise ValueError(f"--follow-links applies to folders of images only, but {data} has the layout {layout}")
     if layout == "table":
-        return csv_table.table(data, parts)
+        return csv_table.table(data, parts, group)
     if parts:
         raise ValueError(f"--parts applies to folders of images and tables only, but {data} has the layout {layout}")
     return SOURCES[layout](data)

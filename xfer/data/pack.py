@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from xfer.data.copies import (
     find_copies,
     fingerprint,
     image_name,
+    join_groups,
     read_copies,
     write_copies,
 )
@@ -66,7 +68,7 @@ class Pack:
 
     folder: Path
     hash: str
-    """Content hash of images, labels, parts, class names and size. File and folder names do not change it."""
+    """Content hash of images, labels, parts, groups, class names and size. File and folder names do not change it."""
     classes: tuple[str, ...]
     image_size: int
     images: NDArray[np.uint8]
@@ -83,6 +85,27 @@ class Pack:
     """Ranges of values that became 0..255, if images have more than 8 bits per channel; for `read_image`."""
     copies: Copies = NO_COPIES
     """Groups of exact and near copies. Without groups in a pack of an earlier version, which did not look for them."""
+
+    groups: tuple[str | None, ...] = ()
+    """Name of each image's group, such as a patient; None if it has none of its own. Empty without groups."""
+    group_column: str = ""
+    """What the groups are: the name of the table's column."""
+
+    @cached_property
+    def split_groups(self) -> NDArray[np.int64]:
+        """[N], number of each image's set of images that no two drawn parts share: copies and images of one group."""
+        numbers = self.copy_groups
+        if not self.groups:
+            return numbers
+        together: dict[str | int, list[int]] = defaultdict(list)
+        for index, (group, copies) in enumerate(zip(self.groups, numbers.tolist(), strict=True)):
+            together[copies].append(index)
+            if group is not None:
+                together[group].append(index)
+        joined = np.arange(len(numbers))
+        for indices in join_groups(len(numbers), together.values()):
+            joined[list(indices)] = indices[0]
+        return joined
 
     @cached_property
     def copy_groups(self) -> NDArray[np.int64]:
@@ -112,7 +135,11 @@ def build_pack(source: Source, image_size: int, root: Path, progress: Progress =
         digests = _map_chunks(threads, lambda example: example.image.digest(), source.examples)
         # Ordered by content, so that renaming a file changes neither the hash nor any split.
         ordered = sorted(zip(source.examples, digests, strict=True), key=_content_key)
-        content = [[example.part, example.label, digest] for example, digest in ordered]
+        # Without groups, the hash is that of versions that had none.
+        grouped = any(example.group is not None for example in source.examples)
+        content = [
+            [example.part, example.label, digest, *([example.group] if grouped else [])] for example, digest in ordered
+        ]
         special = any(_map_chunks(threads, lambda example: needs_pixel_rules(example.image.encoded()), source.examples))
         rules = [PIXEL_RULES_VERSION] if special else []
         name = hashing.sha256_json([FORMAT_VERSION, image_size, list(source.classes), content, *rules])
@@ -169,6 +196,8 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
         skipped=tuple(metadata["skipped"]),
         value_ranges=ranges_from_json(metadata.get("value_ranges", {})),
         copies=read_copies(folder / COPIES_FILE, metadata["hash"]),
+        groups=tuple(metadata.get("groups", ())),
+        group_column=metadata.get("group_column", ""),
     )
 
 
@@ -184,9 +213,9 @@ def _verify(folder: Path) -> None:
     load_pack(folder, verify=True)
 
 
-def _content_key(item: tuple[Example, str]) -> tuple[str, int, str]:
+def _content_key(item: tuple[Example, str]) -> tuple[str, int, str, str]:
     example, digest = item
-    return (example.part or "", example.label, digest)
+    return (example.part or "", example.label, digest, example.group or "")
 
 
 def estimate_ranges(images: Sequence[LazyImage]) -> ValueRanges:
@@ -255,11 +284,18 @@ def _decode(
         "skipped": [problem for problem in problems if problem],
         "images_sha256": hashing.sha256_file(folder / "images.npy"),
         **({"value_ranges": ranges} if ranges else {}),
+        **_group_metadata(source, [ordered[index][0] for index in readable]),
     }
     (folder / METADATA_FILE).write_text(
         json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}), encoding="utf-8"
     )
     return [fingerprints[index] for index in readable]
+
+
+def _group_metadata(source: Source, examples: Sequence[Example]) -> dict[str, Any]:
+    if all(example.group is None for example in source.examples):
+        return {}
+    return {"groups": [example.group for example in examples], "group_column": source.group_column}
 
 
 def _with_copies(

@@ -26,6 +26,8 @@ class Example:
     """Index into the source's class names."""
     part: Part | None = None
     """The part that the data set puts it in; None if the data set has no parts."""
+    group: str | None = None
+    """Name of the patient, camera, video, ... that it shows or comes from; None if it has none of its own."""
 
 
 MAX_NAMED = 5
@@ -69,6 +71,8 @@ class Source:
     """Files or rows that are not among the examples, by reason. Seen = examples + skipped."""
     unit: str = field(default="files", compare=False)
     """What `skipped` counts: files, rows or images."""
+    group_column: str = field(default="", compare=False)
+    """Name of the table's column that gives the groups; empty without groups."""
 
 
 def filter_labels(source: Source, labels: Collection[int]) -> Source:
@@ -76,9 +80,7 @@ def filter_labels(source: Source, labels: Collection[int]) -> Source:
     selected = sorted(set(labels))
     new_label = {label: index for index, label in enumerate(selected)}
     examples = tuple(
-        Example(example.image, new_label[example.label], example.part)
-        for example in source.examples
-        if example.label in new_label
+        replace(example, label=new_label[example.label]) for example in source.examples if example.label in new_label
     )
     skipped = source.skipped
     if others := len(source.examples) - len(examples):

@@ -48,7 +48,8 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int |
 
     Parts of the data set are kept if it has all three. If it has a training and one other part, the other one is the
     test part and validation is drawn from training. If it has none, the split is 70 / 15 / 15. Draws are stratified by
-    class. Exact and near copies of an image (`Pack.copy_groups`) are drawn together, also across classes.
+    class. Exact and near copies of an image, and images of one patient, video, ..., are drawn together, also across
+    classes (`Pack.split_groups`).
 
     Args:
         pack: the data.
@@ -83,11 +84,13 @@ def split_pack(pack: Pack, seed: int = 0, draw: int = 0, images_per_class: int |
         rest = np.setdiff1d(indices, test)
         val = _stratified_sample(pack, rest, HOLDOUT_FRACTION / (1 - HOLDOUT_FRACTION), derive_seed(seed, "val", draw))
         train = np.setdiff1d(rest, val)
-    copies = _describe_copies(pack, divided)
+    copies = _describe_copies(pack, divided) + _describe_groups(pack, divided)
     description += copies
     for name, part_indices in (("train", train), ("val", val), ("test", test)):
         if not len(part_indices):
             remedy = ". Add other images, or put the images into train, val and test yourself" if copies else ""
+            if pack.groups:
+                remedy += f". --group none ignores {pack.group_column}"
             raise ValueError(
                 f"the {name} part would be empty: {len(indices)} images are too few to be divided{copies}{remedy}"
             )
@@ -126,12 +129,14 @@ def _limit_per_class(split: Split, pack: Pack, images_per_class: int, seed: int)
 
 
 def _stratified_sample(pack: Pack, indices: Indices, fraction: float, seed: int) -> Indices:
-    """Draw about a fraction of the distinct images of each class, in whole groups of copies.
+    """Draw about a fraction of the distinct images of each class, in whole groups.
 
     Each class that occurs in two groups gets at least one of them, and keeps at least one.
     """
     rng = np.random.default_rng(seed)
-    groups = _group_copies(pack, indices)
+    groups = _group_images(pack, indices, pack.split_groups[indices])
+    if pack.groups:
+        return np.sort(indices[_draw_mixed(groups, pack.labels[indices], fraction, rng)[groups.numbers]])
     left = groups.per_class.tolist()
     drawn = np.zeros(len(groups.sizes), dtype=bool)
     for label in np.unique(pack.labels[indices]):
@@ -142,7 +147,7 @@ def _stratified_sample(pack: Pack, indices: Indices, fraction: float, seed: int)
 
 @dataclass(frozen=True, eq=False)
 class _Groups:
-    """Groups of copies, in the order of their lowest content hashes. Most groups are single images."""
+    """Groups of images that are drawn together, in the order of their lowest content hashes. Many are single images."""
 
     numbers: Indices
     """[images], the group of each image."""
@@ -156,14 +161,14 @@ class _Groups:
     """[classes], number of groups in which a class occurs."""
 
 
-def _group_copies(pack: Pack, indices: Indices) -> _Groups:
+def _group_images(pack: Pack, indices: Indices, group_of: Indices) -> _Groups:
+    """Return the groups among some images, from the number of each one's group; identical files have the same."""
     labels, classes = pack.labels[indices], len(pack.classes)
-    copy_groups = pack.copy_groups[indices]
     _, distinct = np.unique(np.array(pack.digests)[indices], return_index=True)  # in the order of their digests
-    found, lowest = np.unique(copy_groups[distinct], return_index=True)
+    found, lowest = np.unique(group_of[distinct], return_index=True)
     number = np.empty(len(found), dtype=np.int64)
     number[np.argsort(lowest)] = np.arange(len(found))
-    numbers = number[np.searchsorted(found, copy_groups)]
+    numbers = number[np.searchsorted(found, group_of)]
     pairs, counts = np.unique(numbers * classes + labels, return_counts=True)
     group, label = pairs // classes, pairs % classes
     order = np.lexsort((label, -counts, group))
@@ -178,6 +183,48 @@ def _group_copies(pack: Pack, indices: Indices) -> _Groups:
         mixed=mixed,
         per_class=np.bincount(label, minlength=classes),
     )
+
+
+def _draw_mixed(groups: _Groups, labels: Indices, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw groups of which many have several classes, as those of patients do.
+
+    The classes in the fewest groups come first, so that they are not left to chance. Large groups, and groups with
+    images of a class that has been drawn, come last.
+
+    Args:
+        groups: all groups.
+        labels: [images], their classes.
+        fraction: of the images of each class.
+        rng: determines the order of the groups.
+
+    Returns:
+        [groups], whether each is drawn. Each class that occurs in two groups keeps at least one.
+    """
+    counts = np.zeros((len(groups.sizes), len(groups.per_class)), dtype=np.int64)
+    np.add.at(counts, (groups.numbers, labels), 1)
+    left = (counts > 0).sum(axis=0)
+    sizes = counts.sum(axis=1)
+    avoided = 2 * (sizes > 2 * fraction * sizes.sum()).astype(int)
+    drawn = np.zeros(len(sizes), dtype=bool)
+
+    def draw(group: int) -> None:
+        present = counts[group] > 0
+        if (left[present] > 1).all():
+            left[present] -= 1
+            drawn[group] = True
+
+    for label in np.argsort(left, kind="stable"):
+        of_class = rng.permutation(np.flatnonzero(counts[:, label]))
+        target = max(1, round(fraction * counts[:, label].sum()))
+        for group in of_class[np.argsort(avoided[of_class], kind="stable")]:
+            missing = target - counts[drawn, label].sum()
+            if not drawn[group] and counts[group, label] < 2 * missing:  # it comes closer to the number
+                draw(group)
+        for group in of_class[np.argsort(sizes[of_class], kind="stable")]:
+            if not drawn[of_class].any():
+                draw(group)
+        avoided[of_class] |= 1
+    return drawn
 
 
 def _choose_groups(groups: _Groups, order: Sequence[int], fraction: float, left: list[int]) -> list[int]:
@@ -215,7 +262,7 @@ def _choose_groups(groups: _Groups, order: Sequence[int], fraction: float, left:
 
 def _describe_copies(pack: Pack, indices: Indices) -> str:
     """Return a clause on copies that are drawn together; empty if there are none but identical files of one class."""
-    groups = _group_copies(pack, indices)
+    groups = _group_images(pack, indices, pack.copy_groups[indices])
     copied = groups.sizes > 1
     copied[list(groups.mixed)] = True
     if not copied.any():
@@ -223,3 +270,11 @@ def _describe_copies(pack: Pack, indices: Indices) -> str:
     images, count = int(copied[groups.numbers].sum()), int(copied.sum())
     groups_text = f"{count:,} group{'' if count == 1 else 's'}"
     return f"; copies of a picture are in one part ({images:,} images in {groups_text})"
+
+
+def _describe_groups(pack: Pack, indices: Indices) -> str:
+    """Return a clause on groups such as patients, that are drawn together; empty without groups."""
+    if not pack.groups or not len(indices):
+        return ""
+    count = len({pack.groups[index] for index in indices.tolist()} - {None})
+    return f"; each of {count:,} groups ({pack.group_column}) is in one part"

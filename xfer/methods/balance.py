@@ -31,6 +31,9 @@ def none() -> Balance:
     """Takes the data as they are, so that frequent classes dominate the loss.
 
     The baseline for the others, and the right choice for classes of similar size.
+
+    Measured: balanced accuracy 61.8% ± 4.9%, rarest class 12.5% ± 10.8% on imbalanced simpsons, mobilenetv2_100 (3
+    seeds; benchmarks/CARDS.md).
     """
     return Balance()
 
@@ -41,6 +44,9 @@ def class_weights() -> Balance:
     Every class then has the same total weight. The classic remedy for unequal class sizes; Cui et al. 2019,
     arXiv:1901.05555, compare its variants. Few images with large weights make gradients noisy, and over-parametrized
     networks that fit all images regardless of their weights gain little.
+
+    Measured: balanced accuracy 62.8% ± 6.3%, rarest class 20.8% ± 3.6% on imbalanced simpsons, mobilenetv2_100 (3
+    seeds; benchmarks/CARDS.md).
     """
     return Balance(loss_weights=lambda counts: counts.sum() / (len(counts) * counts))
 
@@ -50,6 +56,9 @@ def balanced_sampler() -> Balance:
 
     Rare classes are repeated and frequent ones subsampled, so steps see balanced batches; Kang et al. 2020,
     arXiv:1910.09217, compare it with other samplers. Repeated images are memorised early: combine it with augmentation.
+
+    Measured: balanced accuracy 61.1% ± 4.7%, rarest class 14.6% ± 3.6% on imbalanced simpsons, mobilenetv2_100 (3
+    seeds; benchmarks/CARDS.md).
     """
     return Balance(resamples=True)
 
@@ -59,6 +68,9 @@ def logit_adjustment(tau: float = 1.0) -> Balance:
 
     The network then learns what speaks for a class beyond its frequency, which minimises the balanced error. Nothing is
     repeated, and gradients have no large weights. Menon et al. 2021, arXiv:2007.07314, whose value is the default.
+
+    Measured: balanced accuracy 70.5% ± 3.2%, rarest class 56.2% ± 0.0% on imbalanced simpsons, mobilenetv2_100 (3
+    seeds; benchmarks/CARDS.md).
 
     >>> import torch
     >>> logit_adjustment().logit_offsets(torch.tensor([75.0, 25.0])).exp()

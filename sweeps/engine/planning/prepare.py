@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sweeps.engine.plan import Plan
@@ -23,12 +24,15 @@ from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import Space
 from xfer import hashing
 from xfer.choices import choose, unknown_name_message
+from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.copies import report_copies
+from xfer.data.groups import missing_after_drawing, report_groups
 from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
 from xfer.data.pack import Pack, Progress, build_pack, load_pack
 from xfer.data.source import select_classes
-from xfer.data.split import split_pack
+from xfer.data.split import Split, split_pack
+from xfer.hyperparameters import Categorical
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models import backbones
 from xfer.models.panel import AUTO, PANEL_IMAGE_SIZE
@@ -83,7 +87,9 @@ def prepare(
     if uses_panel:
         _check_panel_use(plan)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
-    source = select_classes(read_source(plan.data, plan.source, plan.parts, plan.follow_links), plan.classes)
+    source = select_classes(
+        read_source(plan.data, plan.source, plan.parts, plan.follow_links, plan.group), plan.classes
+    )
     chosen: panel.PanelChoice | None = None
     built: Pack | None = None
     name = ""
@@ -121,6 +127,8 @@ def prepare(
         *alias_notes,
         *(panel.panel_notes(chosen.description) if chosen else ()),
         *_data_notes(source.notes, pack),
+        *missing_after_drawing(pack, split),
+        *_imbalance_notes(plan, pack, split),
         *_enumeration_notes(plan, combinations),
     )
     described = chosen.description if chosen else {}
@@ -152,6 +160,37 @@ def add_strategies(prepared: Prepared, names: Iterable[str]) -> Prepared:
         except ValueError:
             continue
     return dataclasses.replace(prepared, space=space)
+
+
+def add_balances(prepared: Prepared, names: Sequence[str]) -> Prepared:
+    """Return a sweep in which these entries of `balance` compete, the first one as the default.
+
+    Strategies without gradient steps keep `balance` none.
+    """
+    axes = {**prepared.space.axes, "balance": Categorical(tuple(names))}
+    return dataclasses.replace(prepared, space=dataclasses.replace(prepared.space, axes=axes))
+
+
+def training_imbalance(prepared: Prepared) -> Imbalance | None:
+    """Return the imbalance of a sweep's training part; None if its classes are of similar size."""
+    return _imbalance(prepared.pack, prepared.split)
+
+
+def _imbalance(pack: Pack, split: Split) -> Imbalance | None:
+    counts = np.bincount(pack.labels[split.train], minlength=len(pack.classes))
+    return find_imbalance(counts.tolist(), pack.classes)
+
+
+def _imbalance_notes(plan: Plan, pack: Pack, split: Split) -> tuple[str, ...]:
+    imbalance = _imbalance(pack, split)
+    if imbalance is None:
+        return ()
+    remedy = (
+        ""
+        if "balanced_accuracy" in plan.objective
+        else " Accuracy says little about rare classes: --objective balanced_accuracy ranks by the mean over classes."
+    )
+    return (f"Classes are imbalanced: {imbalance.line}.{remedy}",)
 
 
 def _checked_space(plan: Plan, classes: int, image_size: int, pack: Pack | None = None) -> Space:
@@ -266,7 +305,9 @@ def _data_notes(source_notes: tuple[str, ...], pack: Pack) -> tuple[str, ...]:
         shown = "; ".join(pack.skipped[:5])
         more = f"; and {len(pack.skipped) - 5} more" if len(pack.skipped) > 5 else ""
         notes.append(f"{len(pack.skipped)} unreadable images were skipped: {shown}{more}.")
-    copies = report_copies(pack.copies, pack.labels.tolist(), pack.parts, pack.classes)
+    labels = pack.labels.tolist()
+    copies = report_copies(pack.copies, labels, pack.parts, pack.classes)
     if copies.warnings:
         notes += [copies.line, *copies.warnings]
-    return tuple(notes)
+    groups = report_groups(pack.groups, labels, pack.parts, pack.classes, pack.group_column)
+    return (*notes, *([groups.line, *groups.warnings] if groups else []))

@@ -1,20 +1,24 @@
 """Advice: which strategies a new sweep tries first and adds to its search, from measurements before any training.
 
+Where classes are imbalanced, every entry of `balance` competes too.
+
 The advice is decided once, at the first start, and stored in plan.json, so a resumed sweep has the same search space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sweeps.engine.planning.plan_file import ADVISED_KEYS, describe_plan
-from sweeps.engine.planning.prepare import add_strategies
+from sweeps.engine.planning.prepare import add_balances, add_strategies, training_imbalance
 from sweeps.engine.planning.prepared import Prepared, common_images_per_class
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
 from sweeps.engine.search_space.distributions import Config
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
+from xfer.methods.balance import BALANCES
 from xfer.methods.descriptions import explain_strategy
 
 
@@ -29,24 +33,33 @@ def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, t
         The advice with `order`, the recommended strategies that compete; `added`, those of them that compete because
         they are recommended; and, if there are any, `requested`, the keys of plan.json that they change as they were.
         Empty if there is nothing to order: a single strategy, explicit arms, no pretrained weights, or advice switched
-        off. Only `why_none`, the reason, if the data or the network cannot be measured.
+        off. `why_none`, the reason, if the data or the network cannot be measured. If classes are imbalanced, also
+        `imbalance`, with names and counts, and `balances`, the entries of `balance` that compete because of it.
     """
     plan, backbone, competing = prepared.plan, prepared.backbones[0], prepared.space.strategies()
-    if not plan.advise or plan.arms or backbone.file is None or len(competing) < 2:
+    if not plan.advise or plan.arms:
         return {}
-    advice = measure_dataset(prepared, progress)
-    if "why_none" in advice:
-        return advice
-    names = _recommended_names(advice)
-    wider = add_strategies(prepared, names) if _leaves_strategies_open(prepared) else prepared
-    added = [name for name in wider.space.strategies() if name not in competing]
-    order = [name for name in names if name in wider.space.strategies()]
-    return {**advice, "order": order, "added": added, **({"requested": _advised_keys(prepared)} if added else {})}
+    measures = backbone.file is not None and len(competing) > 1
+    advice = measure_dataset(prepared, progress) if measures else {}
+    if "recommended" in advice:
+        names = _recommended_names(advice)
+        wider = add_strategies(prepared, names) if _leaves_strategies_open(prepared) else prepared
+        added = [name for name in wider.space.strategies() if name not in competing]
+        advice |= {"order": [name for name in names if name in wider.space.strategies()], "added": added}
+    if (imbalance := training_imbalance(prepared)) is not None:
+        advice |= {"imbalance": asdict(imbalance)}
+        if "balance" not in plan.edits and plan.sampler not in ENUMERATING_SAMPLERS:
+            advice["balances"] = [*BALANCES]
+    if advice.get("added") or advice.get("balances"):
+        advice["requested"] = _advised_keys(prepared)
+    return advice
 
 
 def apply_advice(prepared: Prepared, advice: Mapping[str, Any]) -> Prepared:
-    """Return a sweep with the strategies that its stored advice has added to the search space."""
-    return add_strategies(prepared, advice["added"]) if advice.get("added") else prepared
+    """Return a sweep with the strategies and entries of `balance` that its stored advice has added to the search."""
+    if advice.get("added"):
+        prepared = add_strategies(prepared, advice["added"])
+    return add_balances(prepared, advice["balances"]) if advice.get("balances") else prepared
 
 
 def advised_plan(plan: Mapping[str, Any], prepared: Prepared, advice: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +132,18 @@ def summary_line(advice: Mapping[str, Any], strategies: Sequence[str] = ()) -> s
         advice: as stored in plan.json.
         strategies: the strategies that compete, to be named with the flag that adds others.
     """
+    return "; ".join(filter(None, [_describe_strategies(advice, strategies), _describe_balances(advice)]))
+
+
+def _describe_balances(advice: Mapping[str, Any]) -> str:
+    values = advice.get("balances")
+    return f"classes are imbalanced: balance {', '.join(values)} compete" if values else ""
+
+
+def _describe_strategies(advice: Mapping[str, Any], strategies: Sequence[str]) -> str:
     if "why_none" in advice:
         return f"none, so the default order: {advice['why_none']}"
-    if not advice:
+    if "recommended" not in advice:
         return ""
     likeness = "similar to" if advice["likeness"] == "similar" else "different from"
     close = "" if advice["clear"] else ", a close call"

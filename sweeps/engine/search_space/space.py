@@ -120,7 +120,9 @@ class Space:
         starts: list[Config] = [
             {"backbone": self._first_able_backbone(str(recipe["strategy"])), **recipe} for recipe in recipes
         ]
+        balanced = self._balanced_start(starts)
         starts[:1] = [{**recipes[0], "backbone": backbone} for backbone in domain_values(self.axes["backbone"])]
+        starts[1:1] = balanced
         starts = [self._stretched(start) for start in starts]
         params: list[dict[str, Any]] = []
         for start in starts:
@@ -138,6 +140,18 @@ class Space:
         factor = max(1.0, self.shortest / DEFAULT_EPOCHS)
         counted = {name: config[name] for name in COUNTED_IN_EPOCHS & config.keys()}
         return {**config, **{name: round(factor * value) for name, value in counted.items() if isinstance(value, int)}}
+
+    def _balanced_start(self, starts: Sequence[Config]) -> list[Config]:
+        """Return the first start that can counteract unequal class sizes, with logit adjustment at its default.
+
+        Returns:
+            One start, or none if logit adjustment does not compete with other values of `balance`.
+        """
+        values = domain_values(self.axes["balance"])
+        if "logit_adjustment" not in values[1:]:
+            return []
+        adjusted = [{**start, "balance": "logit_adjustment", "tau": 1.0} for start in starts]
+        return [start for start in adjusted if self.suggest(NearestTrial(start))["balance"] == start["balance"]][:1]
 
     def _first_able_backbone(self, strategy: str) -> Value:
         backbones = domain_values(self.axes["backbone"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.engine.storage import json_objects
 from sweeps.reporting.formatting import format_status
+from xfer.measure.class_accuracy import class_accuracies
 from xfer.objectives import Objective, parse_objectives
 from xfer.records import LIST_FIELDS, Epoch, Evaluation, Record, as_dict, epoch_from_dict
 from xfer.storage import object_store
@@ -101,12 +102,13 @@ def epoch_metrics(epoch: Epoch, folder: Path) -> list[Metric]:
 
 
 def record_metrics(record: Record, timestamp: int) -> list[Metric]:
-    """Return the metrics of a whole trial: its accuracy before training, and its duration.
+    """Return the metrics of a whole trial: its accuracy before training and in its worst class, and its duration.
 
     MLflow's UI groups metrics by the part of their name before a slash.
     """
     cost = to_metrics({"cost/seconds": record.seconds}, timestamp, len(record.epochs))
-    return [*cost, *to_metrics({"start_accuracy": record.start_accuracy}, timestamp)]
+    values = {"start_accuracy": record.start_accuracy, **_worst_class("val", record.val)}
+    return [*cost, *to_metrics(values, timestamp)]
 
 
 def record_params(record: Record) -> dict[str, str]:
@@ -130,12 +132,32 @@ def test_metrics(test: Evaluation, timestamp: int) -> list[Metric]:
         "test_calibration_error": test.calibration_error,
         "test_noisy_accuracy": test.noisy_accuracy,
         "test_flip_accuracy": test.flip_accuracy,
+        **_worst_class("test", test),
     }
     by_kind: dict[str, list[float]] = {}
     for noisy in test.noisy:
         by_kind.setdefault(noisy.kind, []).append(noisy.accuracy)
     noise = {f"test_noise/{kind}": fmean(accuracies) for kind, accuracies in by_kind.items()}
     return to_metrics({**values, **noise}, timestamp)
+
+
+def test_tags(test: Evaluation, plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tag that names the class with the lowest accuracy on the test part; none without class results."""
+    found = class_accuracies([test])
+    return {"xfer.test_worst_class": str(plan["data"]["classes"][found[0].label])} if found else {}
+
+
+def _worst_class(split: str, evaluation: Evaluation | None) -> dict[str, float | None]:
+    """Return the accuracy in the class with the lowest one, its index, and the number of its images."""
+    found = class_accuracies([evaluation]) if evaluation else []
+    if not found:
+        return {}
+    worst = found[0]
+    return {
+        f"{split}_worst_class_accuracy": worst.accuracy,
+        f"{split}_worst_class_index": float(worst.label),
+        f"{split}_worst_class_images": float(worst.images),
+    }
 
 
 def plan_objectives(plan: Mapping[str, Any]) -> tuple[Objective, ...]:

@@ -36,6 +36,7 @@ from sweeps.engine.tracking.mapping import (
     redact_password,
     run_name,
     test_metrics,
+    test_tags,
     to_metrics,
     unsent_epochs,
 )
@@ -233,7 +234,7 @@ class Mirror:
                     if getattr(error, "get_http_status_code", lambda: 400)() >= 500:
                         raise  # the server failed; any other error concerns this trial only
                     errors.append(error)
-        self._sync_test_results(client, sweep)
+        self._sync_test_results(client, sweep, plan)
         self._sync_progress(client, sweep, plan)
         if errors:
             raise errors[0]
@@ -309,7 +310,7 @@ class Mirror:
             set_run_state(client, mirrored, state, ended_ms)
             mirrored.steps.clear()
 
-    def _sync_test_results(self, client: MlflowClient, sweep: MirroredSweep) -> None:
+    def _sync_test_results(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
         """Log test results of finalists, such as 0007-s1, which appear long after their runs, under noise last."""
         finalists = {name.partition("-s")[0] for name in sweep.trials if "-s" in name}
         for name, run in sweep.trials.items():
@@ -321,7 +322,7 @@ class Mirror:
                     tested_ms = modified_ms(folder / "noise.json", folder / "test.json")
                     metrics = [each for each in test_metrics(test, tested_ms) if each.key not in run.metrics]
                     if metrics:
-                        log_batch(client, run, metrics)
+                        log_batch(client, run, metrics, tags=test_tags(test, plan))
 
     def _sync_progress(self, client: MlflowClient, sweep: MirroredSweep, plan: Mapping[str, Any]) -> None:
         """Log the sweep's progress to its parent run: the curves over ended trials, and what changes in between."""

@@ -23,6 +23,7 @@ from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Sweep
 from sweeps.engine.trials.run_options import RunOptions
 from tests.conftest import BACKBONE
+from tests.engine.conftest import write_noise_images
 from xfer.hyperparameters import Categorical
 from xfer.models import backbones
 
@@ -392,3 +393,106 @@ def test_advice_measures_as_many_images_as_are_trained_on(prepared: Prepared, mo
         space = space_for([BACKBONE], 4, edits={"images_per_class": text})
         recommend_strategies(dataclasses.replace(prepared, space=space))
         assert calls.pop() == images_per_class
+
+
+# --- imbalanced classes ----------------------------------------------------------------------------------------------
+
+ALL_BALANCES = ["none", "class_weights", "balanced_sampler", "logit_adjustment"]
+
+
+@pytest.fixture(scope="module")
+def imbalanced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """62 images of ants and 12 of bees: training parts of 44 and 8."""
+    folder = tmp_path_factory.mktemp("imbalanced")
+    write_noise_images(folder / "ants", 62, 0)
+    write_noise_images(folder / "bees", 12, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imbalanced(make_plan: Callable[..., Plan], storage: Path, imbalanced_folder: Path) -> Prepared:
+    return prepare(make_plan(data=str(imbalanced_folder), trials=9), storage)
+
+
+def test_every_balance_competes_where_the_rarest_class_has_less_than_a_fifth_of_the_most_frequent(
+    imbalanced: Prepared, store: Store, advised: Callable[..., None]
+) -> None:
+    advised("clip")
+    claim_plan(imbalanced, store)
+    plan = store.plan() or {}
+    assert plan["advice"]["imbalance"] == {"rarest": ["bees"], "fewest": 8, "most_frequent": "ants", "most": 44}
+    assert plan["advice"]["balances"] == ALL_BALANCES
+    assert plan["space"]["balance"] == ", ".join(ALL_BALANCES)
+    assert summary_line(plan["advice"]).endswith(
+        "first; classes are imbalanced: balance none, class_weights, balanced_sampler, logit_adjustment compete"
+    )
+    sweep = Sweep(imbalanced, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
+    first, second, third = (sweep.sampler.ask(f"{number:04d}", number)[1] for number in range(3))
+    assert (first["strategy"], first["balance"]) == ("clip", "none")
+    assert second == {**first, "balance": "logit_adjustment", "tau": 1.0}
+    assert third["balance"] == "none"
+
+
+def test_a_sweep_on_imbalanced_classes_says_so_and_suggests_an_objective(
+    imbalanced: Prepared, make_plan: Callable[..., Plan], storage: Path, imbalanced_folder: Path
+) -> None:
+    said = "Classes are imbalanced: the most frequent class, ants, has 44 training images, and bees has 8."
+    (note,) = (note for note in imbalanced.notes if "imbalanced" in note)
+    assert note.startswith(said)
+    assert "--objective balanced_accuracy" in note
+    ranked = prepare(make_plan(data=str(imbalanced_folder), objective=("balanced_accuracy",)), storage)
+    assert said in ranked.notes
+
+
+def test_a_resumed_sweep_on_imbalanced_classes_has_the_same_plan(
+    imbalanced: Prepared, store: Store, advised: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised("clip")
+    claim_plan(imbalanced, store)
+    first = store.plan()
+    monkeypatch.setattr(launch, "recommend_strategies", lambda prepared, progress: pytest.fail("measured again"))
+    for again in (imbalanced, changed(imbalanced, advise=False)):
+        claim_plan(again, store)
+        assert store.plan() == first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"edits": {"balance": "none"}}, {"edits": {"balance": "class_weights"}}, {"sampler": "grid"}, {"advise": False}],
+    ids=["--fix balance=none", "--fix balance=class_weights", "grid", "--no-advise"],
+)
+def test_a_balance_that_the_user_or_a_grid_has_fixed_stays(
+    make_plan: Callable[..., Plan],
+    storage: Path,
+    imbalanced_folder: Path,
+    store: Store,
+    advised: Callable[..., None],
+    changes: dict[str, Any],
+) -> None:
+    advised("clip")
+    prepared = prepare(make_plan(data=str(imbalanced_folder), trials=2, **changes), storage)
+    claim_plan(prepared, store)
+    plan = store.plan() or {}
+    assert "balances" not in plan["advice"]
+    assert plan["space"]["balance"] == changes.get("edits", {}).get("balance", "none")
+
+
+def test_balances_compete_even_if_there_is_no_strategy_to_order(
+    make_plan: Callable[..., Plan], storage: Path, imbalanced_folder: Path, store: Store
+) -> None:
+    prepared = prepare(make_plan(data=str(imbalanced_folder), trials=2, strategies=("naive",)), storage)
+    claim_plan(prepared, store)
+    plan = store.plan() or {}
+    assert plan["space"]["balance"] == ", ".join(ALL_BALANCES)
+    assert summary_line(plan["advice"]) == (
+        "classes are imbalanced: balance none, class_weights, balanced_sampler, logit_adjustment compete"
+    )
+
+
+def test_balances_do_not_compete_where_images_per_class_are_limited_to_equal_numbers(
+    make_plan: Callable[..., Plan], storage: Path, imbalanced_folder: Path, advised: Callable[..., None]
+) -> None:
+    advised("clip")
+    prepared = prepare(make_plan(data=str(imbalanced_folder), edits={"images_per_class": "8"}), storage)
+    assert "balances" not in recommend_strategies(prepared)
+    assert not any("imbalanced" in note for note in prepared.notes)

@@ -12,6 +12,7 @@ import torch
 from xfer.advice.advisor import CASES, LINE_WIDTH, advise, recommend
 from xfer.advice.dataset_profile import SMALL_IMAGES, DatasetProfile, StageScore
 from xfer.choices import choose
+from xfer.data.class_balance import find_imbalance
 from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
 from xfer.data.split import split_pack
@@ -290,3 +291,19 @@ def test_hymenoptera_is_small_and_similar_to_imagenet(shared_data, tmp_path):
 def test_images_per_class_limits_the_measured_images(pack, weights):
     measured = advise(pack, "test_efficientnet", weights, device=CPU, images_per_class=5).measured
     assert (measured.images, measured.images_per_class) == (15, (5, 5, 5))
+
+
+def test_imbalanced_classes_are_said_with_numbers_and_what_to_compare():
+    imbalance = find_imbalance([40, 5], ["ant", "bee"])
+    advice = recommend(profile(), imbalance=imbalance)
+    assert advice.as_dict()["imbalance"] == {
+        "rarest": ("bee",),
+        "fewest": 5,
+        "most_frequent": "ant",
+        "most": 40,
+    }
+    text = " ".join(str(advice).split())
+    assert "classes are imbalanced: the most frequent class, ant, has 40 training images, and bee has 5." in text
+    assert "--balance logit_adjustment" in text
+    assert "--objective balanced_accuracy" in text
+    assert "imbalance" not in recommend(profile()).as_dict()

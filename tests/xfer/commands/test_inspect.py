@@ -87,3 +87,22 @@ def test_links_are_followed_on_demand(xfer, photos, tmp_path):
     (photos / "Training" / "cat" / "link.png").symlink_to(tmp_path / "1.png")
     assert json.loads(xfer("inspect", "--data", photos, "--json").out)["skipped"] == {"link out of the folder": 1}
     assert json.loads(xfer("inspect", "--data", photos, "--json", "--follow-links").out)["used"] == 9
+
+
+def test_imbalanced_classes_of_the_training_part_are_a_warning(xfer, photos):
+    for number in range(9):
+        noise = np.random.default_rng(100 + number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(photos / "Training" / "cat" / f"more-{number}.png")
+    out = xfer("inspect", "--data", photos).out
+    said = "WARNING: classes are imbalanced: the most frequent class, cat, has 11 training images, and <b>dog has 2."
+    assert said in out
+    assert "--objective balanced_accuracy" in out
+
+
+def test_groups_of_a_table_are_counted_and_the_largest_is_named(xfer, photos):
+    files = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    rows = [f"{file},{file.split('/')[1]},{number % 3}" for number, file in enumerate(files)]
+    (photos / "t.csv").write_text("\n".join(["path,label,site", *rows]), encoding="utf-8")
+    result = xfer("inspect", "--data", photos / "t.csv", "--group", "site")
+    assert "groups (site): 3, the largest 0 with 3 images" in result.out.splitlines()
+    assert "groups" not in xfer("inspect", "--data", photos / "t.csv").out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xfer.data.label_names import is_missing
@@ -39,6 +39,13 @@ PLAIN_FLAG_COLUMNS: dict[str, Part] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names that may mean something else: these columns count as `FLAG_COLUMNS` only if all their values are booleans."""
+GROUP_COLUMNS = (
+    *("patient", "patient_id", "patientid", "subject_id", "subjectid", "group", "group_id"),
+    *("video", "video_id", "camera", "camera_id"),
+)
+"""Names of columns that give the group of an image without `--group`, in order of precedence."""
+NO_GROUP = "none"
+"""Value of `--group` that ignores such columns."""
 FOLD_COLUMNS = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id", "cv")
 BOOLEANS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
@@ -65,6 +72,18 @@ class Columns:
     """Columns of booleans, each with the part of a row for which it is true."""
     part_values: Mapping[str, Part] = field(default_factory=dict)
     """Part by value of the part column, from `--parts`. Rows with other values are left out. Empty without the flag."""
+    group: int | None = None
+    """Column that names the patient, camera, video, ... of an image."""
+
+    @property
+    def group_name(self) -> str:
+        """Name of the group column; empty without one."""
+        return "" if self.group is None else self.header[self.group]
+
+    def group_of(self, row: Sequence[str]) -> str | None:
+        """Return the group of a row, None if it has none."""
+        value = "" if self.group is None else row[self.group].strip()
+        return None if is_missing(value) else value
 
     def leaves_out(self, row: Sequence[str]) -> bool:
         """Return whether `--parts` leaves a row out."""
@@ -122,6 +141,58 @@ def choose_columns(
     _check_single(path, header, "part", indices_of.get("part", []))
     part, flags, notes = _part_columns(path, header, rows, others, indices_of.get("part", []))
     return Columns(header, path_index, label_index, part, flags), notes
+
+
+def choose_group(path: Path, columns: Columns, rows: Sequence[Row], group: str = "") -> tuple[Columns, list[str]]:
+    """Return the columns with the one that gives the group of each image, and notes about it.
+
+    Args:
+        path: the table, for messages.
+        columns: the other columns that are read.
+        rows: the rows that are used.
+        group: name of the column; by default one of `GROUP_COLUMNS` that the table has, unless some class would then
+            be in a single group; `NO_GROUP` for none.
+
+    Raises:
+        ValueError: there is no such column, or it is read as something else.
+    """
+    header = columns.header
+    taken = {columns.path, columns.label, columns.part, *(index for index, _ in columns.flags)}
+    if group and group != NO_GROUP:
+        found = [index for index, name in enumerate(header) if name == normalize_column(group)]
+        others = [name for index, name in enumerate(header) if index not in taken]
+        if not found:
+            raise ValueError(
+                f"{path} has no column {group!r}, which --group names. Its other columns: "
+                f"{preview(others) if others else 'none'}"
+            )
+        if len(found) > 1:
+            raise ValueError(f"{path} has {len(found)} columns {group!r}, which --group names. Rename all but one")
+        if found[0] in taken:
+            raise ValueError(f"--group {group}: {path} reads this column as path, label or part. Name another column")
+        return replace(columns, group=found[0]), []
+    named = [header.index(name) for name in GROUP_COLUMNS if name in header and header.index(name) not in taken]
+    if group or not named:
+        return columns, []
+    index = named[0]
+    chosen = replace(columns, group=index)
+    groups_of_class: dict[str, set[str]] = {}
+    for line, row in rows:
+        name = chosen.group_of(row) or f"line {line}"
+        groups_of_class.setdefault(row[columns.label].strip(), set()).add(name)
+    single = [label for label, names in sorted(groups_of_class.items()) if len(names) == 1]
+    if single:
+        return columns, [
+            f"{path.name}: the column {header[index]!r} is not read as groups, because all images of {preview(single)} "
+            f"would be in one group; --group {header[index]} reads it."
+        ]
+    if len({chosen.group_of(row) for _, row in rows}) == len(rows):  # it numbers the images
+        return columns, []
+    unread = f" {_quoted(header[other] for other in named[1:])} not;" if named[1:] else ""
+    return chosen, [
+        f"{path.name}: the column {header[index]!r} is read as groups,{unread} and no group spans two drawn parts. "
+        f"--group none ignores it."
+    ]
 
 
 def part_of_row(path: Path, line: int, row: Sequence[str], columns: Columns) -> Part | None:

@@ -17,7 +17,7 @@ from xfer.data.source import (
     missing_class_notes,
     validate_source,
 )
-from xfer.data.tables.columns import TABLE_LAYOUT, choose_columns, part_of_row
+from xfer.data.tables.columns import NO_GROUP, TABLE_LAYOUT, choose_columns, choose_group, part_of_row
 from xfer.data.tables.labels import check_labels
 from xfer.data.tables.parsing import parse_table
 from xfer.data.tables.paths import NOT_FOUND, find_image, similar_file
@@ -44,13 +44,14 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir()
 
 
-def table(uri: DataUri, parts: Mapping[str, str] | None = None) -> Source:
+def table(uri: DataUri, parts: Mapping[str, str] | None = None, group: str = "") -> Source:
     r"""Read FILE.csv with the columns path, label and optionally a part (train, val, test).
 
     Columns. The path may also be called image, file or filename, the label class or target, the part split, subset, set
     or partition; `columns.RARER_ALIASES` has further names. A column whose values are all names of parts is taken as
     the part too. Columns such as `is_valid` and `is_test` hold true or false. A column of folds is refused unless the
-    table gives parts. Other columns are ignored.
+    table gives parts. A column that names the patient, camera or video of each image (`columns.GROUP_COLUMNS`) gives
+    groups, none of which spans two drawn parts. Other columns are ignored.
 
     Paths are relative to the table's folder, with / or \. A path that leads out of it is refused, so that a downloaded
     table cannot read other files of this machine: put the table next to the images or above them.
@@ -65,11 +66,12 @@ def table(uri: DataUri, parts: Mapping[str, str] | None = None) -> Source:
         uri: the table.
         parts: the value of the part column for each part, or column=value, as `part_names.parse_parts` returns them;
             rows with other values are left out. Detected by default.
+        group: the column that names the group of each image, or none. Detected by default.
 
     Raises:
         ValueError: no such file, not UTF-8 or UTF-16, a line that does not parse, a missing column, an unknown part, a
-            path that leads out, missing or look-alike labels, an image with two labels or in two parts, or a class or
-            part without any usable row.
+            path that leads out, missing or look-alike labels, an image with two labels, two groups or in two parts, or
+            a class or part without any usable row.
     """
     path = Path(uri).expanduser()
     if not path.is_file():
@@ -77,15 +79,20 @@ def table(uri: DataUri, parts: Mapping[str, str] | None = None) -> Source:
     path = path.resolve()
     parsed = parse_table(path)
     columns, notes = choose_columns(path, parsed.header, parsed.rows, parts or {})
+    kept = [(line, row) for line, row in parsed.rows if not columns.leaves_out(row)]
+    columns, group_notes = choose_group(path, columns, kept, group)
+    notes += group_notes
     left_out = [
         Record(line, row[columns.path].strip(), row[columns.label], None)
         for line, row in parsed.rows
         if columns.leaves_out(row)
     ]
     records = [
-        Record(line, row[columns.path].strip(), row[columns.label], part_of_row(path, line, row, columns))
-        for line, row in parsed.rows
-        if not columns.leaves_out(row)
+        Record(
+            *(line, row[columns.path].strip(), row[columns.label], part_of_row(path, line, row, columns)),
+            columns.group_of(row),
+        )
+        for line, row in kept
     ]
     label_of, label_notes = check_labels(path, records)
     rows = _sort_rows(path, records, label_of)
@@ -97,10 +104,10 @@ def table(uri: DataUri, parts: Mapping[str, str] | None = None) -> Source:
     classes = tuple(sorted({label_of[record.label] for record in records}))
     index_of = {name: index for index, name in enumerate(classes)}
     examples = tuple(
-        Example(ImageFile(file), index_of[label_of[record.label]], None if only_train else record.part)
+        Example(ImageFile(file), index_of[label_of[record.label]], None if only_train else record.part, record.group)
         for file, record in rows.usable.items()
     )
-    source = Source(path.stem, classes, examples, (), skipped, unit="rows")
+    source = Source(path.stem, classes, examples, (), skipped, unit="rows", group_column=columns.group_name)
     try:
         validate_source(source, path, f"with a label.\n{TABLE_LAYOUT}")
     except ValueError as error:
@@ -144,6 +151,11 @@ def _sort_rows(path: Path, records: Sequence[Record], label_of: Mapping[str, str
             raise ValueError(
                 f"{path}: {record.path} is in part {first.part} in line {first.line} and in part {record.part} in line "
                 f"{record.line}. Give each image one part"
+            )
+        if first.group != record.group:
+            raise ValueError(
+                f"{path}: {record.path} is in group {first.group} in line {first.line} and in group {record.group} in "
+                f"line {record.line}. Give each image one group, or ignore them with --group {NO_GROUP}"
             )
         if first is not record:
             rows.skipped[REPEATED].append(record)

@@ -15,3 +15,5 @@ class Record:
     path: str
     label: str
     part: Part | None
+    group: str | None = None
+    """Value of the group column; None if it is empty or there is none."""
