@@ -40,6 +40,7 @@ RANKING_COLUMNS = (
     *("test_noisy_accuracy", "gap", "distance", "start_accuracy", "flops", "peak_memory_mb"),
     *DEFAULT_CHOICES,
     "test_noisy_images",
+    "kept",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -57,6 +58,7 @@ _INTEGER_COLUMNS = (
 _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
     *("objective", "on_front", "balance", "embedding_loss", "head", "activation", "batch_norm", "colour"),
+    "kept",
 )
 _NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
 _STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
@@ -230,6 +232,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **{name: trial.mean(partial(_last_epoch_value, name)) for name in _EPOCH_FIELDS},
         **{f"test_{name}": trial.test_mean(attrgetter(name)) for name in _EVALUATION_FIELDS},
         "test_noisy_images": _noisy_images(trial),
+        "kept": trial.kept or None,
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),

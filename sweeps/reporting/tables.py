@@ -167,7 +167,7 @@ def _objective_cells(results: Results, trial: RankedTrial, read: Callable[[Objec
 
 def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
     """Results come before settings, so that they are visible on a narrow screen."""
-    settings = _varying_settings(results)
+    settings, shows_kept = _varying_settings(results), any(trial.kept for trial in finalists)
     rows = [
         (
             _settings(trial)["strategy"],
@@ -177,18 +177,20 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
             escape_control_characters(trial.name),
             _seeds_cell(results, trial),
             str(len(trial.search.epochs)),
+            *((trial.kept or MISSING,) * shows_kept),
             format_duration(trial.seconds),
             *(_settings(trial)[setting] for setting in settings),
         )
         for trial in finalists
     ]
-    header = ("strategy", *_objective_columns(results), "validation", "test", "trial", "seeds", "epochs", "time")
+    header = ("strategy", *_objective_columns(results), "validation", "test", "trial", "seeds", "epochs")
+    header = (*header, *(("weights kept",) * shows_kept), "time")
     return _ranked(Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists)))
 
 
 def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
     """Search runs alone: their values are of one run each, also those of finalists."""
-    settings = _varying_settings(results)
+    settings, shows_kept = _varying_settings(results), any(trial.search.kept for trial in trials)
     ranked = {trial.name for trial in ranked_finalists(results)}
     rows = [
         (
@@ -198,12 +200,14 @@ def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
             escape_control_characters(trial.name),
             _status_cell(results, trial, trial.name in ranked),
             str(len(trial.search.epochs)),
+            *((trial.search.kept or MISSING,) * shows_kept),
             format_duration(trial.search.seconds),
             *(_settings(trial)[setting] for setting in settings),
         )
         for trial in trials
     ]
-    header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs", "time")
+    header = ("strategy", *_objective_columns(results), "validation", "trial", "status", "epochs")
+    header = (*header, *(("weights kept",) * shows_kept), "time")
     return Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
 
 

@@ -28,7 +28,7 @@ FURTHER = (
     "val_balanced_accuracy,val_top5_accuracy,val_calibration_error,val_noisy_accuracy,test_loss,"
     "test_balanced_accuracy,test_top5_accuracy,test_calibration_error,test_noisy_accuracy,gap,distance,start_accuracy,"
     "flops,peak_memory_mb,embedding_loss,head,activation,batch_norm,colour,body_rate,clip_value,images_per_class,views,balance,"
-    "test_noisy_images"
+    "test_noisy_images,kept"
 )
 
 
