@@ -31,8 +31,8 @@ MAX_LISTED_STRATEGIES = 5
 """Maximum number of strategies of one kind that the comparison describes."""
 
 KEPT_WEIGHTS: dict[Kept, str] = {
-    "last": "the last weights",
     "averaged": "the averaged weights",
+    "last": "the last weights",
     "start": "the weights of the start",
 }
 """What a run may keep, in words."""
@@ -292,7 +292,7 @@ def _kept_weights(results: Results) -> list[str]:
     counts = Counter(record.kept for record in results.records if record.kept is not None)
     if not counts:
         return []
-    runs = join_words([f"{KEPT_WEIGHTS[kept]} in {count}" for kept, count in counts.most_common()])
+    runs = join_words([f"{words} in {counts[kept]}" for kept, words in KEPT_WEIGHTS.items() if counts[kept]])
     return [
         "A run that trains more than a head ends with the best on the validation set of its last weights, their moving "
         f"average, and its start; its validation metrics after the last epoch are theirs. Kept were {runs} of "

@@ -18,8 +18,8 @@ EXPONENT = 8
 """Exponent of the average's weights: step t of T has a weight proportional to (t / T) ** 7. The average then has a
 standard deviation of 10% of the steps, as in EDM2 (Karras et al. 2024, arXiv:2312.02696, gamma = 7)."""
 
-STATISTICS_IMAGES = 512
-"""Maximum number of training images by which batch statistics are re-estimated. A channel of 4 x 4 pixels has 8,192
+STATISTICS_IMAGES = 256
+"""Maximum number of training images by which batch statistics are re-estimated. A channel of 4 x 4 pixels has 4,096
 values then; more images would take as long as a good part of an epoch."""
 STATISTICS_BATCH_SIZE = 64
 """Number of images whose statistics are computed together; smaller where memory runs out."""
@@ -34,6 +34,9 @@ class WeightAverage:
     `ModelEmaV3`, and later ones average over about the last eighth of the steps so far. So one rule fits runs of any
     length (Karras et al. 2024, arXiv:2312.02696). Averages of weights generalise better than the last weights, and need
     no other learning rate (Izmailov et al. 2018, arXiv:1803.05407).
+
+    Measured on 2026-12-01: hymenoptera, mobilenetv2_100, 96 px, batch 16, CPU time of one core. An epoch takes 2.4 s
+    with the average and without (medians of 12 and 10); choosing at the end adds 0.8 s, a third of an epoch.
 
     Args:
         parameters: what is averaged, by name; read at every update.
