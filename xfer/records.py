@@ -16,6 +16,8 @@ from typing import Any, Literal
 Part = Literal["train", "val", "test"]
 Phase = Literal["screen", "search", "final"]
 Status = Literal["finished", "pruned", "failed"]
+Kept = Literal["last", "averaged", "start"]
+"""Weights that a run ends with: those after the last step, their moving average, or those before the first step."""
 
 NOISE_KINDS = ("gaussian", "salt_and_pepper", "speckle", "occlusion", "blur", "jpeg", "grey")
 """Kinds of noise that networks are evaluated under (`xfer.measure.robustness`)."""
@@ -27,11 +29,15 @@ NOT_COMPILED = "not compiled: "
 
 LIST_FIELDS = ("gradient_norms", "confusion", "noisy", "flip_correct")
 """Fields that are left out of JSON when they are empty, as in most epochs and evaluations."""
+SELECTION_FIELDS = ("kept", "raw_val_accuracy", "raw_val_loss", "averaged_val_accuracy", "averaged_val_loss")
+"""Fields that only the last epoch of a run has, and that are left out of JSON elsewhere."""
 
 
 @dataclass(frozen=True)
 class Epoch:
     """Metrics of one pass over the training part, and of the validation part afterwards.
+
+    Validation metrics and `distance` of the last epoch are those of the weights that the run keeps (`kept`).
 
     Accuracies are in [0, 1]. `train_accuracy` is counted during training, on augmented and mixed images, so it is
     usually lower than the accuracy of the same network on the original images.
@@ -76,6 +82,14 @@ class Epoch:
     batch in either case (`Learner.step`)."""
     gradient_norms: tuple[float, ...] = ()
     """Global L2 norms in the first steps of the first epoch, before clipping; empty in later epochs."""
+    kept: Kept | None = None
+    """Weights that the run keeps, in its last epoch; None in earlier ones, and in runs that only train a head."""
+    raw_val_accuracy: float | None = None
+    """Validation accuracy of the weights after the last step, in the last epoch; and their loss."""
+    raw_val_loss: float | None = None
+    averaged_val_accuracy: float | None = None
+    """Validation accuracy of the averaged weights, in the last epoch; and their loss."""
+    averaged_val_loss: float | None = None
 
     @property
     def gap(self) -> float:
@@ -191,7 +205,7 @@ class Record:
     resumed_at: tuple[int, ...] = ()
     """Number of completed epochs at each resumption."""
     start_accuracy: float | None = None
-    """Validation accuracy before the first step, of the pretrained network with its untrained head."""
+    """Validation accuracy before the first step: of the pretrained network with its untrained or fitted head."""
     flops: int | None = None
     """Floating point operations of the forward pass of one image. A multiply-add counts as two (as one in many papers),
     and only convolutions and matrix products count, attention included."""
@@ -204,15 +218,21 @@ class Record:
         """Validation accuracy after the last epoch, by which trials are selected; None without an epoch."""
         return self.epochs[-1].val_accuracy if self.epochs else None
 
+    @property
+    def kept(self) -> Kept | None:
+        """Weights that the run ended with (`Epoch.kept`); None for a run that only trains a head or has not ended."""
+        return self.epochs[-1].kept if self.epochs else None
+
 
 def as_dict(value: Epoch | Evaluation | Record) -> dict[str, Any]:
     """Return plain data for JSON; `record_from_dict`, `epoch_from_dict` and `evaluation_from_dict` are the inverse.
 
-    `correct` and `flip_correct` become strings of 0 and 1, which take a tenth of the space of a JSON list. Of
-    `LIST_FIELDS`, empty ones are left out and the others become lists.
+    `correct` and `flip_correct` become strings of 0 and 1, which take a tenth of the space of a JSON list.
+    `LIST_FIELDS` become lists, and are left out when they are empty; so are `SELECTION_FIELDS`.
     """
     plain = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    plain = {name: content for name, content in plain.items() if content or name not in LIST_FIELDS}
+    omitted = (*LIST_FIELDS, *SELECTION_FIELDS)
+    plain = {name: content for name, content in plain.items() if content not in (None, ()) or name not in omitted}
     if isinstance(value, Epoch) and value.gradient_norms:
         plain["gradient_norms"] = list(value.gradient_norms)
     if isinstance(value, Evaluation):

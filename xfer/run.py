@@ -35,6 +35,8 @@ from xfer.recipe import Recipe, recipe_from_dict
 from xfer.records import NOT_COMPILED, Epoch, Evaluation, Part, Phase, Record, as_dict, epoch_from_dict
 from xfer.seeding import derive_seed
 from xfer.training import checkpoints
+from xfer.training.averaging import NO_STEPS
+from xfer.training.candidates import Selection, head_weights, keep_best, start_weights
 from xfer.training.epochs import StepStats, TrainStats, build_epoch, build_record, check_val_loss
 from xfer.training.inputs import BatchTransform, RunInputs
 from xfer.training.learner import Learner
@@ -49,6 +51,9 @@ class Run:
     saved before it is yielded, and a new Run on the same folder resumes after the last one. A stopped and resumed run
     equals an uninterrupted one bit for bit, on a CPU with the same number of threads: no random state outlives an
     epoch, and every draw follows from the recipe's seed and the epoch.
+
+    After the last epoch the network gets the best of three candidates on validation: its last weights, their moving
+    average, or its start (`xfer.training.candidates`). A run that only trains a head keeps its last weights.
 
     With several devices, each has a process of its own (`xfer.distributed`), which lives while the run is iterated. A
     script that trains on several devices needs the `if __name__ == "__main__"` guard of Python's multiprocessing.
@@ -99,7 +104,7 @@ class Run:
         """Number of completed epochs at each resumption."""
 
         torch.manual_seed(derive_seed(recipe.seed, "weights"))
-        weights = weights if recipe.weights else None
+        self._weights = weights = weights if recipe.weights else None
         precision = precision or default_precision(self.device)
         cache = features or FeatureCache()
         train_labels = torch.from_numpy(pack.labels[self.split.train])
@@ -111,6 +116,7 @@ class Run:
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
         self._start_accuracy: float | None = None
+        self._fitted_head: dict[str, Tensor] = {}  # at the start, by name in the network; empty if it is not fitted
         self._val: Evaluation | None = None  # of the current weights
 
         self._workers: WorkerGroup | None = None
@@ -209,6 +215,7 @@ class Run:
             "epochs": [as_dict(epoch) for epoch in self.epochs],
             "resumed_at": list(self.resumed_at),
             "start_accuracy": self._start_accuracy,
+            "fitted_head": self._fitted_head,
             **self.learner.state_dict(),
         }
 
@@ -224,6 +231,7 @@ class Run:
         self.epochs = tuple(epoch_from_dict(epoch) for epoch in state["epochs"])
         self.resumed_at = tuple(state["resumed_at"])
         self._start_accuracy = state["start_accuracy"]
+        self._fitted_head = state.get("fitted_head", {})
         self._val = None
         self._epochs_on_workers = None
         if self.epochs:
@@ -235,6 +243,8 @@ class Run:
         if not self.learner.set_pace(TrainingProgress(epoch, self.recipe.epochs, val_losses)):
             return
         self.inputs.features = None
+        if self._is_finished and self.learner.average is not None:
+            return  # as when the weights to keep were selected, which may differ below what was frozen last
         if not self.inputs.repeats_images or not self.learner.lowest_block_is_frozen:
             return
         split_model = self.learner.frozen_split()
@@ -294,6 +304,7 @@ class Run:
     def _begin(self) -> None:
         if self.learner.needs_head_fit:
             self._fit_head()
+            self._fitted_head = head_weights(self.model)
         self.set_pace(0)
         self._start_accuracy = self.evaluate("val").accuracy
 
@@ -323,9 +334,13 @@ class Run:
 
     def _finish_epoch(self, usage: ResourceUsage, training_seconds: float, train: TrainStats) -> Epoch:
         number = len(self.epochs) + 1
-        self._val = None
-        self._val = val = self.evaluate("val")
+        selects = number == self.recipe.epochs and self.learner.average is not None
+        if selects:  # features would be those of the last weights
+            self.inputs.features = self.learner.split_model = None
+        val = self._evaluate_val()
         check_val_loss(val.loss, number)
+        selection = self._keep_best(val) if selects else None
+        self._val = val = selection.val if selection else val
         noisy_accuracy = self._noisy_accuracy() if self._noisy else None
         return build_epoch(
             number,
@@ -334,10 +349,33 @@ class Run:
             distance=self.learner.distance(),
             micro_batch=self.learner.micro_batch,
             val_noisy_accuracy=noisy_accuracy,
+            selection=selection,
             seconds=usage.seconds,
             images_per_second=len(self.split.train) / training_seconds,
             system=usage.system_metrics(),
         )
+
+    def _evaluate_val(self) -> Evaluation:
+        self._val = None
+        return self.evaluate("val")
+
+    def _keep_best(self, last: Evaluation) -> Selection:
+        """Keep the best weights after the last epoch; see `keep_best`."""
+        learner, inputs = self.learner, self.inputs
+        assert learner.average is not None, "only a run that trains more than a head selects weights"
+        assert self._start_accuracy is not None, "the start is evaluated before the first step"
+        average = partial(learner.use_average, inputs.statistics_images(), inputs.transform.prepare)
+        selection = keep_best(
+            self.model,
+            learner.trainable_names,
+            last,
+            self._evaluate_val,
+            average if learner.average.steps else None,
+            partial(start_weights, self.recipe, self._weights, learner.trainable_names, self._fitted_head),
+            self._start_accuracy,
+        )
+        learner.average.load_state_dict(NO_STEPS)
+        return selection
 
     def _noisy_accuracy(self) -> float:
         indices = self.split.val
@@ -382,7 +420,7 @@ class Run:
         if self._workers is None:
             self._workers = WorkerGroup(open_worker, self._worker_job, self.device, self.devices)
         self.learner.rank = self._workers.rank
-        state = None if self._epochs_on_workers == epoch else self.learner.state_dict()
+        state = None if self._epochs_on_workers == epoch else {**self.learner.state_dict(), "average": None}
         self._workers.send_task({"epochs": [as_dict(past) for past in self.epochs], "state": state})
         self._epochs_on_workers = epoch + 1
 

@@ -47,6 +47,7 @@ RANKING_COLUMNS = (
     *("val_worst_class", "val_worst_class_accuracy", "val_worst_class_ci_low", "val_worst_class_ci_high"),
     *("val_worst_class_images", "test_worst_class", "test_worst_class_accuracy", "test_worst_class_ci_low"),
     *("test_worst_class_ci_high", "test_worst_class_images"),
+    "kept",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -68,6 +69,7 @@ _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
     *("objective", "on_front", "balance", "embedding_loss", "head", "activation", "batch_norm", "colour"),
     *("val_worst_class", "test_worst_class"),
+    "kept",
 )
 _NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
 _STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
@@ -245,6 +247,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         "test_noisy_images": _noisy_images(trial),
         **_worst_class_cells("val", trial.val_evaluations, results),
         **_worst_class_cells("test", trial.test_evaluations, results),
+        "kept": trial.kept or None,
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),

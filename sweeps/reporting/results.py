@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,6 +211,15 @@ class RankedTrial:
     def test_mean(self, read: Callable[[Evaluation], float | None]) -> float | None:
         """Average a quantity over the test evaluations of the final runs; None if no evaluation has a value."""
         return _mean(read(record.test) for record in self.finals if record.test)
+
+    @property
+    def kept(self) -> str:
+        """Weights kept by the runs behind `val_accuracy`, as in `averaged 2, last 1`; empty if no run had a choice."""
+        runs = [record for record in self.finals if record.val] or [self.search]
+        counts = Counter(record.kept for record in runs if record.kept is not None)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{kept} {count}" for kept, count in counts.most_common())
 
     @property
     def seeds(self) -> int:

@@ -26,11 +26,19 @@ from sweeps.reporting.ranking import StrategyTally, ranked_finalists, ranked_tri
 from sweeps.reporting.results import RankedTrial, Results
 from xfer.hyperparameters import FROZEN_HEADS
 from xfer.objectives import ACCURACY
+from xfer.records import Kept
 
 MAX_LISTED_TRIALS = 10
 """Maximum number of unfinished trials listed by name."""
 MAX_LISTED_STRATEGIES = 5
 """Maximum number of strategies of one kind that the comparison describes."""
+
+KEPT_WEIGHTS: dict[Kept, str] = {
+    "averaged": "the averaged weights",
+    "last": "the last weights",
+    "start": "the weights of the start",
+}
+"""What a run may keep, in words."""
 
 
 def headline(results: Results) -> str:
@@ -265,6 +273,7 @@ def how_to_read(results: Results) -> list[str]:
         "other seeds on other images from the same source. Repeated runs on the same images do not count as more "
         "images. With one seed, the interval covers only the sampling of images. It does not cover images from other "
         "sources, nor, on the validation set, the bias from selection.",
+        *_kept_weights(results),
         _ranking_order(results),
         *_two_objectives(results),
         *([COST_COVERAGE_NOTE] if cost_sentence(results) else []),
@@ -300,6 +309,18 @@ def _warm_start(results: Results) -> list[str]:
     return [
         f"The search started with {recipes} from earlier sweeps on similar data: {join_words(sources)}. "
         "Recipes were selected by validation score, so the result also draws on the data of those sweeps."
+    ]
+
+
+def _kept_weights(results: Results) -> list[str]:
+    counts = Counter(record.kept for record in results.records if record.kept is not None)
+    if not counts:
+        return []
+    runs = join_words([f"{words} in {counts[kept]}" for kept, words in KEPT_WEIGHTS.items() if counts[kept]])
+    return [
+        "A run that trains more than a head ends with the best on the validation set of its last weights, their moving "
+        f"average, and its start; its validation metrics after the last epoch are theirs. Kept were {runs} of "
+        f"{pluralize(counts.total(), 'run')}."
     ]
 
 

@@ -169,7 +169,7 @@ def _objective_cells(results: Results, trial: RankedTrial, read: Callable[[Objec
 
 def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
     """Results come before settings, so that they are visible on a narrow screen."""
-    settings = _varying_settings(results)
+    settings, shows_kept = _varying_settings(results), any(trial.kept for trial in finalists)
     rows = [
         (
             _settings(trial)["strategy"],
@@ -181,20 +181,22 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
             _seeds_cell(results, trial),
             str(len(trial.search.epochs)),
             f"{results.steps(trial.search):,}",
+            *((trial.kept or MISSING,) * shows_kept),
             format_duration(trial.seconds),
             *(_settings(trial)[setting] for setting in settings),
         )
         for trial in finalists
     ]
     accuracies = ("validation", "test", *CLASS_COLUMNS)
-    header = ("strategy", *_objective_columns(results), *accuracies, "trial", "seeds", "epochs", "steps", "time")
+    columns = (*accuracies, "trial", "seeds", "epochs", "steps", *(("weights kept",) * shows_kept), "time")
+    header = ("strategy", *_objective_columns(results), *columns)
     table = Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists))
     return _ranked(_without_empty_columns(table))
 
 
 def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
     """Search runs alone: their values are of one run each, also those of finalists."""
-    settings = _varying_settings(results)
+    settings, shows_kept = _varying_settings(results), any(trial.search.kept for trial in trials)
     ranked = {trial.name for trial in ranked_finalists(results)}
     rows = [
         (
@@ -206,13 +208,15 @@ def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
             _status_cell(results, trial, trial.name in ranked),
             str(len(trial.search.epochs)),
             f"{results.steps(trial.search):,}",
+            *((trial.search.kept or MISSING,) * shows_kept),
             format_duration(trial.search.seconds),
             *(_settings(trial)[setting] for setting in settings),
         )
         for trial in trials
     ]
     accuracies = ("validation", *CLASS_COLUMNS)
-    header = ("strategy", *_objective_columns(results), *accuracies, "trial", "status", "epochs", "steps", "time")
+    columns = (*accuracies, "trial", "status", "epochs", "steps", *(("weights kept",) * shows_kept), "time")
+    header = ("strategy", *_objective_columns(results), *columns)
     table = Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in trials))
     return _without_empty_columns(table)
 

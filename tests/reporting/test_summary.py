@@ -16,6 +16,9 @@ from sweeps.reporting.tables import (
     summary_table,
 )
 from tests.reporting.conftest import a_record, an_evaluation, results_of, some_finals
+from xfer.records import Kept, Record
+
+AVERAGED_TWICE: tuple[Kept, ...] = ("averaged", "averaged", "last")
 
 
 def test_the_headline_gives_test_and_validation_accuracy_with_intervals_and_sample_sizes(opened: Results) -> None:
@@ -171,6 +174,32 @@ def test_the_guide_says_why_a_head_on_frozen_features_is_a_finalist() -> None:
 
     assert "The best head on frozen features is always a finalist" in guide("linear_probe")
     assert "head on frozen features" not in guide("clip")
+
+
+def kept(record: Record, kept: Kept) -> Record:
+    return dataclasses.replace(record, epochs=(*record.epochs[:-1], dataclasses.replace(record.epochs[-1], kept=kept)))
+
+
+def test_the_report_names_the_weights_that_runs_kept_and_counts_them() -> None:
+    finals = [kept(run, name) for run, name in zip(some_finals("0000", 0.9), AVERAGED_TWICE, strict=True)]
+    search = [kept(a_record("0000"), "averaged"), kept(a_record("0001", (0.8,)), "start"), a_record("0002", (0.7,))]
+    results = results_of([*search, *finals])
+    (sentence,) = (text for text in how_to_read(results) if "moving average" in text)
+    assert sentence.endswith(
+        "Kept were the averaged weights in 3, the last weights in 1 and the weights of the start in 1 of 5 runs."
+    )
+    assert ranking_table(results).select_columns("trial", "weights kept").rows == (("0000", "averaged 2, last 1"),)
+    assert search_table(results).select_columns("trial", "weights kept").rows == (
+        ("0000", "averaged"),
+        ("0001", "start"),
+        ("0002", MISSING),
+    )
+
+
+def test_a_report_on_heads_does_not_mention_averages() -> None:
+    results = results_of([a_record("0000", strategy="logistic_probe")])
+    assert not any("moving average" in text for text in how_to_read(results))
+    assert "weights kept" not in ranking_table(results).header
 
 
 def test_the_guide_lists_the_sources_of_a_warm_start() -> None:

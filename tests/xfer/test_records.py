@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xfer.records import (
+    SELECTION_FIELDS,
     CorruptionScore,
     Epoch,
     Evaluation,
@@ -111,6 +112,9 @@ def test_empty_lists_are_left_out(record):
     plain = as_dict(dataclasses.replace(record.epochs[0], gradient_norms=()))
     assert "gradient_norms" not in plain
     assert as_dict(dataclasses.replace(record.epochs[0], gradient_norms=(1.5, 0.5)))["gradient_norms"] == [1.5, 0.5]
+    assert set(SELECTION_FIELDS).isdisjoint(as_dict(dataclasses.replace(record.epochs[0], **NO_SELECTION)))
+    kept = dataclasses.replace(record.epochs[0], kept="averaged", raw_val_accuracy=0.0)
+    assert (as_dict(kept)["kept"], as_dict(kept)["raw_val_accuracy"]) == ("averaged", 0.0)
     plain = as_dict(Evaluation("val", 0.5, (7,), (True,)))
     assert {"confusion", "noisy", "flip_correct"}.isdisjoint(plain)
 
@@ -123,10 +127,12 @@ def test_correctness_with_flips_is_stored_like_correctness():
     assert Evaluation("test", 0.5, (7,), (True,)).flip_accuracy is None
 
 
+NO_SELECTION = dict.fromkeys(SELECTION_FIELDS)
 NEW_FIELDS = {
     Epoch: {
         *("peak_memory_mb", "val_top5_accuracy", "val_balanced_accuracy", "val_calibration_error"),
         *("val_noisy_accuracy", "distance", "gradient_norms"),
+        *SELECTION_FIELDS,
     },
     Evaluation: {"top5_accuracy", "balanced_accuracy", "calibration_error", "confusion", "noisy", "flip_correct"},
     Record: {"start_accuracy", "flops"},
@@ -177,6 +183,14 @@ def test_the_gap_is_training_minus_validation_accuracy(record):
 def test_the_validation_accuracy_of_a_record_is_that_of_the_last_epoch(record):
     assert record.val_accuracy == record.epochs[-1].val_accuracy
     assert dataclasses.replace(record, epochs=()).val_accuracy is None
+
+
+def test_what_a_record_kept_is_what_its_last_epoch_kept(record):
+    first = dataclasses.replace(record.epochs[0], kept=None)
+    last = dataclasses.replace(record.epochs[-1], kept="start")
+    assert dataclasses.replace(record, epochs=(first, last)).kept == "start"
+    assert dataclasses.replace(record, epochs=(first,)).kept is None
+    assert dataclasses.replace(record, epochs=()).kept is None
 
 
 @pytest.mark.parametrize("field", ["trial", "epochs", "val"])

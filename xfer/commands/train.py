@@ -255,6 +255,8 @@ def _train(training: Run, out: Path) -> None:
         _write_json(out / "record.json", training.record(error=str(error)))
         raise
     record = training.record()
+    if record.kept is not None:
+        print(_format_kept(record))
     # Running the command on a finished run only evaluates it again; that does not count as resuming.
     resumed_at = tuple(epoch for epoch in record.resumed_at if epoch < epochs)
     _write_json(out / "record.json", dataclasses.replace(record, resumed_at=resumed_at))
@@ -269,6 +271,17 @@ def _format_epoch(epoch: Epoch, epochs: int) -> str:
         f"epoch {epoch.epoch:3} of {epochs}   training loss {epoch.train_loss:7.4f}   validation accuracy "
         f"{epoch.val_accuracy:6.1%}   {epoch.images_per_second:7.1f} images/s   {epoch.seconds:6.1f} s"
     )
+
+
+def _format_kept(record: Record) -> str:
+    last = record.epochs[-1]
+    accuracies: dict[str, float | None] = {
+        "last": last.raw_val_accuracy,
+        "averaged": last.averaged_val_accuracy,
+        "start": record.start_accuracy,
+    }
+    compared = [f"{name} {accuracy:.1%}" for name, accuracy in accuracies.items() if accuracy is not None]
+    return f"weights kept: {record.kept}, the best in validation accuracy ({', '.join(compared)})"
 
 
 def _format_evaluation(part: str, evaluation: Evaluation, classes: Sequence[str]) -> str:

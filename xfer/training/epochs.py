@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from xfer.measure.cost import SystemMetrics
 from xfer.recipe import Recipe
 from xfer.records import Epoch, Evaluation, Phase, Record, Status
+from xfer.training.candidates import Selection
 
 LOGGED_GRADIENT_NORMS = 50
 """Number of initial steps whose gradient norm is logged individually. Freezing and clipping exist to tame these."""
@@ -97,6 +98,7 @@ def build_epoch(
     distance: float = 0.0,
     micro_batch: int | None = None,
     val_noisy_accuracy: float | None = None,
+    selection: Selection | None = None,
 ) -> Epoch:
     """Return the Epoch of one pass over the training part; see `Epoch` for the arguments.
 
@@ -110,7 +112,9 @@ def build_epoch(
         distance: relative distance of the body from its start.
         micro_batch: size of a micro-batch, None for whole batches.
         val_noisy_accuracy: validation accuracy under noise, if measured.
+        selection: of the weights that are kept, in the last epoch of a run that trains more than a head.
     """
+    averaged = selection.averaged if selection else None
     return Epoch(
         epoch=epoch,
         train_loss=train.loss,
@@ -128,6 +132,11 @@ def build_epoch(
         micro_batch=micro_batch,
         seconds=seconds,
         images_per_second=images_per_second,
+        kept=selection.kept if selection else None,
+        raw_val_accuracy=selection.last.accuracy if selection else None,
+        raw_val_loss=selection.last.loss if selection else None,
+        averaged_val_accuracy=averaged.accuracy if averaged else None,
+        averaged_val_loss=averaged.loss if averaged else None,
         **system,
     )
 

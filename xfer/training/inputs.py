@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -19,6 +20,7 @@ from xfer.methods.augmentations import AUGMENTATIONS, GPU_AUGMENTATIONS, Augment
 from xfer.methods.mixing import MIXINGS, Mixing
 from xfer.recipe import Recipe
 from xfer.seeding import derive_seed
+from xfer.training.averaging import STATISTICS_IMAGES
 from xfer.training.networks import build_preprocessor
 
 MIN_EVALUATION_BATCH = 64
@@ -113,6 +115,13 @@ class RunInputs:
         """Yield the images at `indices` of the pack in batches, in main memory, where noise is added."""
         batches = iter_batches(self._pack, indices, batch_size=self._evaluation_batch_size)
         return to_device(batches, self._device, copy_to_gpu=False)
+
+    def statistics_images(self) -> Tensor:
+        """Return unaugmented training images for `estimate_statistics`: a random sample, the same for every run."""
+        train = self._split.train
+        sample = np.random.default_rng(0).permutation(train)[:STATISTICS_IMAGES]
+        [(images, _)] = iter_batches(self._pack, sample, len(sample))
+        return images
 
     def feature_batches(self, features: FrozenFeatures, indices: Indices) -> Iterator[Batch]:
         """Yield features and labels of the images at `indices`, in batches for evaluation."""

@@ -19,6 +19,7 @@ from xfer.distributed.process_group import SINGLE_PROCESS, PeerLostError, Rank
 from xfer.distributed.sync_batch_norm import gather_batch, sync_batch_norm
 from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel, split_at_frozen
 from xfer.linear_heads import fit_closed_form, fit_head
+from xfer.measure.accuracy import Preprocess
 from xfer.methods.balance import BALANCES, Balance
 from xfer.methods.batch_norm import BATCH_NORM_MODES, BatchNormMode
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
@@ -29,8 +30,16 @@ from xfer.methods.optimizers import OPTIMIZERS, build_param_groups
 from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.models.params import Param, named_params
 from xfer.recipe import Recipe
+from xfer.training.averaging import (
+    NO_STEPS,
+    WeightAverage,
+    estimate_statistics,
+    following_batch_norms,
+    trained_parameters,
+)
 from xfer.training.gradient import clip_gradient, compute_gradient, parameters_of
 from xfer.training.networks import build_network
+from xfer.training.optimizer_state import load_optimizer_state
 
 Result = TypeVar("Result")
 
@@ -96,7 +105,11 @@ class Learner:
         self._has_pace = False
         self.split_model: SplitModel | None = None
         """The network in two halves, if steps start from features of the frozen half."""
-        self._trainable_names = self._names_trained_at_any_time()
+        self.trainable_names = self._names_trained_at_any_time()
+        """Entries of the network's state that can ever differ from their start."""
+        averaged = trained_parameters(self.model, self.trainable_names)
+        self.average: WeightAverage | None = WeightAverage(averaged) if averaged else None
+        """Moving average of the weights, from the first step that trains more than the head; None if no step does."""
         body = self.body_tensors()
         self.initial_body = [tensor.detach().clone() for tensor in body]
         """Copies of `body_tensors` from before the first step."""
@@ -226,6 +239,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["pace"] * (1.0 if group["depth"] == 0 else self._recipe.body_rate)
         self.optimizer.step()
+        if self.average is not None and self.rank.index == 0 and (self.average.steps or self._trains_body):
+            self.average.update()
         return loss, correct, norm
 
     def fit_head(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -245,6 +260,18 @@ class Learner:
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+
+    def use_average(self, images: Tensor, prepare: Preprocess) -> None:
+        """Replace the weights by their average, and the batch statistics that follow them by those of images.
+
+        Args:
+            images: uint8 [N, 3, H, W], see `estimate_statistics`.
+            prepare: preprocesses the images.
+        """
+        assert self.average is not None, "a run that only trains a head has no average"
+        self.model.load_state_dict(self.average.tensors, strict=False)
+        if batch_norms := following_batch_norms(self.model, self.trainable_names, self._batch_norm_mode):
+            estimate_statistics(self.model, batch_norms, images, prepare)
 
     def count_trainable(self) -> int:
         """Count the network's parameters that move at any time during the run."""
@@ -275,19 +302,21 @@ class Learner:
         """Return everything that a step changes, and the micro-batch size that fits in memory."""
         loss_module = self.embedding_loss_module
         loss_state = {} if loss_module is None else {"embedding_loss": loss_module.state_dict()}
-        trained = {name: tensor for name, tensor in self.model.state_dict().items() if name in self._trainable_names}
+        trained = {name: tensor for name, tensor in self.model.state_dict().items() if name in self.trainable_names}
         state = {"model": trained, "optimizer": self.optimizer.state_dict(), **loss_state}
-        return {**state, "micro_batch": self.microbatcher.size}
+        average = {"average": self.average.state_dict()} if self.average is not None and self.average.steps else {}
+        return {**state, **average, "micro_batch": self.microbatcher.size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned. A finished run may come without the optimizer's state."""
-        assert state["model"].keys() == self._trainable_names, "a state must hold exactly the tensors that can move"
+        assert state["model"].keys() == self.trainable_names, "a state must hold exactly the tensors that can move"
         self.model.load_state_dict(state["model"], strict=False)
         if self.embedding_loss_module is not None:
             self.embedding_loss_module.load_state_dict(state["embedding_loss"])
         if "optimizer" in state:
-            self.optimizer.load_state_dict(_with_integer_keys(state["optimizer"]))
-            _restore_memory_layout(self.optimizer)
+            load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state.get("average") or NO_STEPS)
         self.microbatcher = MicroBatcher(state.get("micro_batch"))
 
     def _compiled_or_plain(self, compute: Callable[[], Result]) -> Result:
@@ -351,7 +380,6 @@ class Learner:
         return int(embeddings.shape[1])
 
     def _names_trained_at_any_time(self) -> set[str]:
-        """Names of all entries of the network's state that can ever differ from their start."""
         parameters, trained_ids = dict(self.model.named_parameters()), self._ids_trained_at_any_time()
         trained = {name for name, parameter in parameters.items() if id(parameter) in trained_ids}
         head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
@@ -366,6 +394,10 @@ class Learner:
             if any(self._pace(group, progress) > 0 for progress in epochs)
             for parameter in group["params"]
         }
+
+    @property
+    def _trains_body(self) -> bool:
+        return any(group["depth"] > 0 and group["pace"] > 0 for group in self.optimizer.param_groups)
 
     def _pace(self, group: dict[str, Any], progress: TrainingProgress) -> float:
         return self._strategy.pace(Param(group["depth"], group["kind"], group["height"]), progress)
@@ -384,16 +416,3 @@ def set_train_mode(module: nn.Module, training: bool, batch_norm_mode: BatchNorm
     module.training = batch_norm_mode(moves) if isinstance(module, _BatchNorm) else moves
     for child in module.children():
         set_train_mode(child, moves, batch_norm_mode)
-
-
-def _with_integer_keys(state: dict[str, Any]) -> dict[str, Any]:
-    """Restore the optimizer's integer keys: JSON only has strings."""
-    return {**state, "state": {int(index): values for index, values in state["state"].items()}}
-
-
-def _restore_memory_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give each moment the memory layout of its parameter: otherwise kernels may sum in a different order."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -91,7 +91,7 @@ def epoch_metrics(epoch: Epoch, folder: Path) -> list[Metric]:
     per training step.
     """
     timestamp = modified_ms(folder / "epochs" / f"{epoch.epoch:04d}.json", folder / "record.json")
-    values = {key: value for key, value in as_dict(epoch).items() if key not in ("epoch", *LIST_FIELDS)}
+    values = {key: value for key, value in as_dict(epoch).items() if key not in ("epoch", "kept", *LIST_FIELDS)}
     values = {f"system/{key}" if key in SYSTEM_METRICS else key: value for key, value in values.items()}
     first_steps = [
         metric
@@ -176,12 +176,14 @@ def record_state(record: Record) -> str:
 
 
 def record_tags(record: Record) -> dict[str, str]:
-    """Return the tags of a trial that has ended: its status, its key and id, and its error, if any."""
+    """Return the tags of a trial that has ended: status, key, id, and if any, the weights it kept and its error."""
     tags = {"xfer.status": record_state(record), "xfer.key": record.key, "xfer.id": record.id}
     if record.status == "pruned":  # MLflow shows it like one that finished, so its name says that it did not
         tags["xfer.pruned_at"] = str(len(record.epochs))
         stopped = format_status(record.status, len(record.epochs))
         tags["mlflow.runName"] = f"{run_name(record.trial, record.recipe)}, {stopped}"
+    if record.kept is not None:
+        tags["xfer.kept"] = record.kept
     if record.error is not None:
         tags["xfer.error"] = redact_password(record.error)
     if record.resumed_at:

@@ -77,8 +77,13 @@ def test_a_run_writes_recipe_checkpoints_record_and_model(xfer, flags, tmp_path)
     )
     assert [line[:14] for line in lines[1:3]] == ["epoch   1 of 2", "epoch   2 of 2"]
     right = sum(record.val.correct)
-    assert lines[3].startswith(f"validation accuracy {right / 6:.1%} ({right} of 6), balanced ")
-    assert lines[4].endswith(f"python -m xfer predict --model {tmp_path / 'out' / 'model'} IMAGE ...")
+    last = record.epochs[-1]
+    assert lines[3] == (
+        f"weights kept: {record.kept}, the best in validation accuracy (last {last.raw_val_accuracy:.1%}, averaged "
+        f"{last.averaged_val_accuracy:.1%}, start {record.start_accuracy:.1%})"
+    )
+    assert lines[4].startswith(f"validation accuracy {right / 6:.1%} ({right} of 6), balanced ")
+    assert lines[5].endswith(f"python -m xfer predict --model {tmp_path / 'out' / 'model'} IMAGE ...")
 
 
 def test_without_out_a_run_has_its_own_folder_in_the_storage(xfer, flags):

@@ -32,6 +32,12 @@ WHOLE_BATCH = {
 }
 
 
+def train_alone(run):
+    """Train on one device, and keep the last weights: workers do not choose between them and their average."""
+    run.learner.average = None
+    list(run)
+
+
 def train_as_devices(runs, reference):
     """Train all runs together as devices, rank 0 included, with the tasks that a leader would send."""
     tasks = [
@@ -49,7 +55,7 @@ def assert_two_devices_equal_one(make_recipe, make_run, changes, rel):
     # 24 images: batches of 9, 9 and 6.
     recipe = make_recipe(**{**CONSTANT, "batch_size": 9, "epochs": 2, **changes})
     single = make_run(recipe)
-    list(single)
+    train_alone(single)
     runs = [make_run(recipe) for _ in range(2)]
     train_as_devices(runs, single)
     for run in runs:
@@ -72,11 +78,22 @@ def test_two_devices_have_the_result_of_one_with_whole_batch_operations(make_rec
 def test_a_last_batch_with_fewer_images_than_devices_counts_once(make_recipe, make_run, float64, backbone):
     recipe = make_recipe(**CONSTANT, backbone=backbone, batch_size=11, epochs=1)  # 24 = 11 + 11 + 2
     single = make_run(recipe)
-    list(single)
+    train_alone(single)
     runs = [make_run(recipe) for _ in range(3)]
     train_as_devices(runs, single)
     for run in runs:
         assert_same_weights(run, single, rel=1e-9)
+
+
+def test_only_the_leader_averages_weights_and_has_the_average_of_one_device(make_recipe, make_run):
+    recipe = make_recipe(**CONSTANT, backbone="test_vit", batch_size=9, epochs=2)
+    single = make_run(recipe)
+    next(iter(single))
+    leader, worker = runs = [make_run(recipe) for _ in range(2)]
+    train_as_devices(runs, single)
+    assert (leader.learner.average.steps, worker.learner.average.steps) == (3, 0)
+    for name, tensor in single.learner.average.tensors.items():
+        torch.testing.assert_close(leader.learner.average.tensors[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_loss_hits_and_norm_of_a_step_are_those_of_the_whole_batch(make_recipe, make_run):
@@ -141,7 +158,7 @@ def limit_memory(run, most):
 def test_a_device_that_runs_out_of_memory_splits_its_own_shard(make_recipe, make_run):
     recipe = make_recipe(**CONSTANT, backbone="test_vit", batch_size=8, epochs=2)
     single = make_run(recipe)
-    list(single)
+    train_alone(single)
     runs = [make_run(recipe) for _ in range(2)]
     limit_memory(runs[1], 1)
     train_as_devices(runs, single)
