@@ -13,6 +13,7 @@ from sweeps.reporting.formatting import MISSING
 from sweeps.reporting.ranking import ranking_csv, ranking_frame
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
+from sweeps.reporting.screening import screening_table
 from sweeps.reporting.zero_effort import describe_rows, row_estimate, zero_effort_comparison, zero_effort_table
 from tests.reporting.conftest import a_plan, a_record, some_finals
 
@@ -133,3 +134,10 @@ def test_the_report_compares_right_after_the_headline_and_the_ranking_is_unchang
         assert text.index("Best on validation is") < text.index("Without any training, ") < text.index("Ranking")
         assert text.index("Ranking") < text.index("Without training") < text.index("Learning curves")
     assert ranking_csv(ranking_frame(results)) == ranking_csv(ranking_frame(replace(results, zero_effort=())))
+
+
+def test_the_screening_has_a_column_for_the_fewest_neighbours_if_they_were_measured() -> None:
+    decision = {"by": "accuracy", "kept": [BACKBONE], "dropped": ["other"], "penalties": {}}
+    table = screening_table(Results(a_plan(), [], screening=decision, zero_effort=[a_measurement("val", 73, 70, 75)]))
+    assert table.select_columns("backbone", "kNN").rows == ((BACKBONE, "86.9% (78.1 to 92.5)"), ("other", MISSING))
+    assert "kNN" not in screening_table(Results(a_plan(), [], screening=decision)).header
