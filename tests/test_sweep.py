@@ -304,8 +304,32 @@ def test_the_first_lines_describe_the_data_and_the_number_of_runs(sweep: Sweep) 
     first, note, *rest = nonempty_lines(sweep.ended.out)
     assert first == (f"{sweep.files.folder.name}: 3 classes, 24 training, 6 validation and 6 test images of 32 px")
     assert note == "note: files: 36 seen = 36 used + 0 skipped"
-    finals = len(sweep.files.trials("final"))
-    assert rest[:2] == [f"search: {TRIALS} runs", f"finals: {finals} runs"]
+    search = rest.index(f"search: {TRIALS} runs")
+    measured = " ".join(rest[:search])  # longer than a line
+    assert measured.startswith("before any training: kNN (k=5) ")
+    assert measured.endswith(" of 6 validation images")
+    assert rest[search + 1] == f"finals: {len(sweep.files.trials('final'))} runs"
+
+
+def test_accuracies_without_training_are_printed_before_the_search_and_used_on_the_test_part_after_its_opening(
+    sweep: Sweep,
+) -> None:
+    val, test = (sweep.files.read("zero_effort", f"000{number}.json") for number in (1, 2))
+    assert [(row["method"], row.get("k"), row["images"], row["train_images"]) for row in val["rows"]] == [
+        ("knn", 5, 6, 24),
+        ("knn", 20, 6, 24),
+        ("logistic_probe", None, 6, 24),
+    ]
+    assert (val["part"], test["part"], val["why_none"], test["why_none"]) == ("val", "test", {}, {})
+    assert [{**row, "correct": 0} for row in test["rows"]] == [{**row, "correct": 0} for row in val["rows"]]
+    assert val["at"] <= sweep.files.read("openings", "0001.json")["at"] <= test["at"]
+    lines = list(nonempty_lines(sweep.ended.out))
+    (measured,) = [number for number, line in enumerate(lines) if line.startswith("before any training: kNN (k=5) ")]
+    assert measured < lines.index(f"search: {TRIALS} runs")
+    for name in ("report.md", "report.html"):
+        text = (sweep.report / name).read_text(encoding="utf-8")
+        assert text.count("Without any training, ") == 1
+        assert text.count("logistic probe |" if name == "report.md" else "<td>logistic probe</td>") == 1
 
 
 def test_the_ranking_and_the_report_come_before_the_evaluation_under_noise(sweep: Sweep) -> None:

@@ -15,6 +15,7 @@ from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import advised_plan, apply_advice, recommend_strategies
 from sweeps.engine.presearch.similar_sweeps import describe_similar_sweep
 from sweeps.engine.presearch.warm_start import find_warm_start
+from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.resources.prices import LOCAL_NODE_TYPE, Machine
@@ -139,10 +140,12 @@ def run_sweep(
             if line := sweep.progress_line():
                 view.print_line(line)
             try:
+                measure_before_training(prepared, store, view.print_line)
                 sweep.screen()
                 sweep.search()
                 sweep.finals()
                 sweep.open_test()
+                measure_on_test(prepared, store)
                 winner = sweep.export()
                 if sweep.is_noise_due():
                     on_ranking()

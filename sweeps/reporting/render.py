@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.reporting import screening, secondary_metrics, summary, tables
+from sweeps.reporting import screening, secondary_metrics, summary, tables, zero_effort
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.figures import report_figures
 from sweeps.reporting.formatting import (
@@ -52,6 +52,7 @@ def _context(results: Results) -> dict[str, Any]:
         "notes": [name_sets(note) for note in results.plan["data"]["notes"]],
         "length": summary.trial_length(results.plan),
         "headline": summary.headline(results),
+        "zero_effort_comparison": zero_effort.zero_effort_comparison(results),
         "comparison": summary.strategy_comparison(results),
         "front": summary.pareto_sentence(results),
         "cost": summary.cost_sentence(results),
@@ -72,6 +73,8 @@ def _context(results: Results) -> dict[str, Any]:
         "secondary_metrics": secondary_metrics.secondary_metrics_table(results),
         "secondary_metrics_caption": secondary_metrics.secondary_metrics_caption(results),
         "most_confused": secondary_metrics.most_confused(results),
+        "zero_effort": zero_effort.zero_effort_table(results),
+        "zero_effort_caption": zero_effort.ZERO_EFFORT_CAPTION,
         "screening": screening.screening_table(results),
         "screening_caption": screening.screening_caption(results),
         "transfer": secondary_metrics.compare_with_scratch(results),

@@ -35,6 +35,9 @@ class Results:
     (`sweeps.engine.planning.screening`)."""
     spending: Sequence[Mapping[str, Any]] = ()
     """Machine time and prices of each start of the sweep (`sweeps.engine.resources.cost`)."""
+    zero_effort: Sequence[Mapping[str, Any]] = ()
+    """Accuracies on frozen features without training: on the validation set, then on the test set
+    (`sweeps.engine.presearch.zero_effort`)."""
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:

@@ -15,6 +15,7 @@ from sweeps.reporting.formatting import (
 from sweeps.reporting.results import Results
 from sweeps.reporting.statistics import pooled_estimate
 from sweeps.reporting.tables import Table, format_accuracy_interval
+from sweeps.reporting.zero_effort import knn_accuracies
 from xfer.objectives import ACCURACY, OBJECTIVES
 from xfer.records import Record
 
@@ -41,6 +42,7 @@ def screening_table(results: Results) -> Table:
     if results.screening is None:
         return Table((), ())
     decision, objective = results.screening, OBJECTIVES[results.screening["by"]]
+    neighbours = knn_accuracies(results)
     rows = []
     for name in (*decision["kept"], *decision["dropped"]):
         heads = [record for record in results.records if record.phase == "screen" and record.recipe["backbone"] == name]
@@ -56,12 +58,23 @@ def screening_table(results: Results) -> Table:
                 format_choice(best.recipe["strategy"]) if best else "all failed",
                 *((format_percent(value),) * (objective != ACCURACY)),
                 _accuracy(best),
+                *((neighbours.get(name, MISSING),) * bool(neighbours)),
                 format_setting(decision["penalties"].get(name, MISSING)),
                 str(len(heads)),
             )
         )
+    knn_column = ("kNN",) * bool(neighbours)
     objective_column = (objective.label,) * (objective != ACCURACY)
-    header = ("backbone", "selected", "best head", *objective_column, "validation", "lp_ft penalty", "heads")
+    header = (
+        "backbone",
+        "selected",
+        "best head",
+        *objective_column,
+        "validation",
+        *knn_column,
+        "lp_ft penalty",
+        "heads",
+    )
     return Table(header, tuple(rows))
 
 

@@ -23,7 +23,8 @@ def load_results(store: Store) -> Results:
     unfinished = [trial.name for trial in store.trials() if trial.name not in ended]
     screenings = store.decisions("screening")
     screening = screenings[-1] if screenings else None
-    return Results(plan, records, store.decisions("openings"), unfinished, screening, store.spending())
+    openings, zero_effort = store.decisions("openings"), store.decisions("zero_effort")
+    return Results(plan, records, openings, unfinished, screening, store.spending(), zero_effort)
 
 
 def render_report(store: Store, reports: Path) -> Path:

@@ -41,7 +41,7 @@ HEAD_FIRST_STRATEGY, INITIAL_HEAD = "lp_ft", "logistic_probe"
 
 def drops_backbones(prepared: Prepared) -> bool:
     """Return whether a sweep has more backbones than it keeps."""
-    return _samples_freely(prepared) and len(_pretrained_backbones(prepared)) > prepared.plan.keep_backbones
+    return _samples_freely(prepared) and len(pretrained_backbones(prepared)) > prepared.plan.keep_backbones
 
 
 def compares_backbones(prepared: Prepared) -> bool:
@@ -54,6 +54,24 @@ def selects_initial_head(prepared: Prepared) -> bool:
     """Return whether the screening selects the head that `lp_ft` starts from; not if penalties were given."""
     penalties_given = "penalty" in prepared.plan.edits
     return _samples_freely(prepared) and HEAD_FIRST_STRATEGY in prepared.space.strategies() and not penalties_given
+
+
+def pretrained_backbones(prepared: Prepared) -> list[str]:
+    """Return the names of the backbones that compete and have pretrained weights."""
+    names = domain_values(prepared.space.axes["backbone"])
+    return [backbone.name for backbone in prepared.backbones if backbone.file is not None and backbone.name in names]
+
+
+def initial_head_recipe(prepared: Prepared, backbone: str) -> Recipe:
+    """Return the recipe of a `logistic_probe` on a backbone, whether or not the strategy competes.
+
+    Raises:
+        ValueError: the backbone does not support it.
+    """
+    space = _single_strategy_space(prepared.space, INITIAL_HEAD)
+    recipe = prepared.recipe(space.configured({"backbone": backbone}))
+    networks.check_network(recipe)
+    return recipe
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:
@@ -80,7 +98,7 @@ def screening_trials(prepared: Prepared) -> list[Trial]:
     heads = describe(prepared).get("heads", {})
     recipes = [
         recipe
-        for backbone in _pretrained_backbones(prepared)
+        for backbone in pretrained_backbones(prepared)
         if heads
         for recipe in _head_recipes(prepared, backbone, heads)
     ]
@@ -103,7 +121,7 @@ def screening_decision(prepared: Prepared, records: Iterable[Record]) -> dict[st
             (record for record in finished if record.recipe["backbone"] == backbone),
             key=lambda record: (-selection.final_score(record, objective), record.epochs[-1].val_loss),
         )
-        for backbone in _pretrained_backbones(prepared)
+        for backbone in pretrained_backbones(prepared)
     }
     order = sorted(
         (name for name in best if best[name]), key=lambda name: -selection.final_score(best[name][0], objective)
@@ -174,11 +192,6 @@ def summary_line(decision: Mapping[str, Any]) -> str:
 def _samples_freely(prepared: Prepared) -> bool:
     # Explicit arms and grids are run as they are.
     return not prepared.plan.arms and prepared.plan.sampler not in ENUMERATING_SAMPLERS
-
-
-def _pretrained_backbones(prepared: Prepared) -> list[str]:
-    names = domain_values(prepared.space.axes["backbone"])
-    return [backbone.name for backbone in prepared.backbones if backbone.file is not None and backbone.name in names]
 
 
 def _kept_backbones(prepared: Prepared, order: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@
         trials/0007/noise/blur.json  its scores under one kind of noise, so that an interruption costs one kind at most
         trials/0007/noise.json       its scores under all kinds, once they are complete
         trials/0007/checkpoints/     the last two while it runs, then those of the best few trials
+        zero_effort/0001.json        accuracies on frozen features before any training; 0002: on the test part
         screening/0001.json          the backbones that passed screening, written before the search
         finals/0001.json             the finalists, written before their runs on new seeds
         openings/0001.json           their ranking, written before the test part is opened
@@ -43,7 +44,7 @@ from xfer.records import (
 )
 from xfer.storage import local_cache, object_store
 
-Decision = Literal["screening", "finals", "openings"]
+Decision = Literal["zero_effort", "screening", "finals", "openings"]
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Store:
     # --- decisions ------------------------------------------------------------------------------------------------
 
     def decisions(self, kind: Decision) -> list[dict[str, Any]]:
-        """Return the decisions made before the search, the finals or the opening of the test part, latest last."""
+        """Return the decisions and measurements of a kind, latest last."""
         return self._objects(kind)
 
     def decide(self, kind: Decision, decision: Mapping[str, Any]) -> None:
