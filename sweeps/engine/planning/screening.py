@@ -46,7 +46,7 @@ def drops_backbones(prepared: Prepared) -> bool:
 
 def compares_backbones(prepared: Prepared) -> bool:
     """Return whether backbones are compared by heads: if some are dropped, or if they are a panel (`panel`)."""
-    is_panel = bool(prepared.panel) and _samples_freely(prepared) and len(_pretrained_backbones(prepared)) > 1
+    is_panel = bool(prepared.panel) and _samples_freely(prepared) and len(pretrained_backbones(prepared)) > 1
     return drops_backbones(prepared) or is_panel
 
 
