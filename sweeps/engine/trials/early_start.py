@@ -6,11 +6,13 @@ other cores while the driver's own work keeps one core busy.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.resources import cluster
@@ -33,6 +35,8 @@ class _Start(threading.Thread):
         self._ended = threading.Event()
         self._threads = torch.get_num_threads()
         torch.set_num_threads(max(1, self._threads // 2))  # Ray's processes import torch on the other cores
+        self._single_blas_thread = ExitStack()
+        self._single_blas_thread.enter_context(_single_blas_thread())
 
     def end(self) -> None:
         """Let the thread end, and with it Ray's processes."""
@@ -47,8 +51,28 @@ class _Start(threading.Thread):
             from sweeps.engine.trials import ray_tune  # noqa: F401  (Ray Tune takes another second to import)
         except Exception as error:  # the reason is shown if Ray is needed
             self.error = error
+        self._single_blas_thread.close()
         self.done.set()
         self._ended.wait()
+
+
+@contextmanager
+def _single_blas_thread() -> Iterator[None]:
+    """Let NumPy and SciPy multiply matrices in the calling thread only, also if they are imported in this block.
+
+    Ray forks processes. OpenBLAS ends its threads before a fork and waits for them, and if another thread multiplies
+    matrices at that moment, both wait for ever (seen on 2026-12-01).
+    """
+    variable = "OPENBLAS_NUM_THREADS"  # for a library that is loaded in this block
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
 
 
 _start: _Start | None = None
@@ -73,6 +97,11 @@ def start() -> None:
 def is_started() -> bool:
     """Return whether Ray was started early and has not been stopped since."""
     return _start is not None
+
+
+def is_ready() -> bool:
+    """Return whether `wait` would return at once."""
+    return _start is None or _start.done.is_set()
 
 
 def wait() -> None:

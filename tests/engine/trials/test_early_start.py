@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -124,3 +125,25 @@ def test_garbage_is_collected_after_the_imports() -> None:
     code = "import gc, sweeps.engine.trials.preload; print(gc.isenabled())"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "True\n"
+
+
+@pytest.mark.slow
+def test_ray_starts_while_the_driver_multiplies_matrices() -> None:
+    """OpenBLAS with several threads hangs if a process is forked meanwhile."""
+    code = """
+import numpy as np
+from sweeps.engine.trials import early_start
+
+if __name__ == "__main__":
+    matrix = np.ones((700, 700))
+    with early_start.stopped_at_end():
+        early_start.start()
+        while not early_start.is_ready():
+            matrix @ matrix
+        early_start.wait()
+    print("started")
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, env=environment)
+    assert result.stdout.split()[-1:] == ["started"], result.stderr
