@@ -16,7 +16,7 @@ from xfer.data.layouts import detect_layout
 
 IGNORED_PLAN_KEYS = (
     *("question", "data.folder", "data.images", "data.notes", "name", "provenance", "trials", "advice", "prices"),
-    "noise",
+    *("noise", "families"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
@@ -63,6 +63,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
         ],
         "image_size": prepared.image_size,
         "space": prepared.space.described(),
+        "families": {name: network.family for name, network in prepared.space.traits.items()},
         "arms": [dict(arm) for arm in plan.arms],
         "trials": plan.trials,
         **({} if plan.epochs is None else {"epochs": plan.epochs}),

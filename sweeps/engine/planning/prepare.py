@@ -103,6 +103,9 @@ def prepare(
     for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
             check(backbone, **{kind: {"name": entry}})
+    for backbone, rate in product(plan.backbones, domain_values(space.axes["drop_path"])):
+        if rate and "drop_path" in plan.edits:
+            check(backbone, drop_path=rate)
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     checked = (
         chosen.backbones
@@ -261,8 +264,9 @@ def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, file: P
     return Backbone(name, plan.backbone_args, file, hashing.sha256_file(file) if file else "")
 
 
-def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:
+def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Any) -> None:
     """Raise a ValueError if a backbone does not support the given choices; all others are at their defaults."""
+    drop_path = choices.pop("drop_path", 0.0)
     defaults = {kind: {"name": domain_values(AXES[kind])[0]} for kind in CHOICE_TABLES}
     named: dict[str, Mapping[str, Any]] = {**defaults, "strategy": {"name": "naive"}, **choices}
     strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
@@ -281,6 +285,7 @@ def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **c
                 "batch_size": 2,
                 "epochs": int(LIMITS["epochs"][1]),  # the architecture does not depend on it
                 "clip_norm": strategy.clip_norm,
+                "drop_path": drop_path,
                 **({} if strategy.steps else closed_form_values()),
             }
         )

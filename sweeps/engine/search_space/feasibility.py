@@ -78,7 +78,7 @@ def _feasible_parameters(
     space: Space, is_compatible: CompatibilityCheck, backbone: str, strategy: str
 ) -> dict[str, Distribution]:
     """Return the feasible part of a strategy's parameters on a backbone; a ValueError if there is none."""
-    parameters = {name: space.parameter(strategy, name) for name in default_parameters(STRATEGIES[strategy])}
+    parameters = {name: space.parameter(strategy, name, backbone) for name in default_parameters(STRATEGIES[strategy])}
     values = {name: domain_values(distribution)[0] for name, distribution in parameters.items()}
     for name, distribution in parameters.items():
         if name in COUNTED_IN_EPOCHS or (isinstance(distribution, Range) and not distribution.is_integer):

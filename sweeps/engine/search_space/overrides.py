@@ -6,15 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sweeps.engine.search_space.constraints import CONSTRAINTS, allowed_values, takes_steps
-from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES
+from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES, default_axes
 from sweeps.engine.search_space.distributions import domain_values, numeric_values, parse_distribution
 from sweeps.engine.search_space.feasibility import CompatibilityCheck, feasible_space
 from sweeps.engine.search_space.space import Space, unfreeze_ranges
 from sweeps.engine.search_space.suggest import NearestTrial
 from xfer.choices import Value, default_parameters, unknown_name_message
-from xfer.hyperparameters import COUNTED_IN_EPOCHS, DEFAULT_EPOCHS, PARAMETERS, Categorical, Distribution, Range
+from xfer.hyperparameters import (
+    COUNTED_IN_EPOCHS,
+    DEFAULT_EPOCHS,
+    OPTIMIZERS,
+    PARAMETERS,
+    Categorical,
+    Distribution,
+    Range,
+)
 from xfer.lengths import RunLength
 from xfer.methods.strategies import STRATEGIES
+from xfer.models.families import network_traits
 from xfer.recipe import CHOICE_TABLES, CLOSED_FORM_VALUES
 
 
@@ -38,7 +47,8 @@ def space_for(
         ValueError: an unknown axis or value, one that does not apply, or one outside the limits.
     """
     length = RunLength(length) if isinstance(length, int) else length
-    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **AXES}
+    traits = {name: network_traits(name) for name in backbones}
+    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **default_axes(traits.values())}
     axes["batch_size"] = _default_batch_sizes(length)
     parameters, rates = dict(PARAMETER_RANGES), dict[str, Distribution](LEARNING_RATE_RANGES)
     edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
@@ -47,7 +57,7 @@ def space_for(
         axes["strategy"] = Categorical(names)  # a single epoch leaves none to train the unfrozen network
     for axis, text in edits.items():
         if axis == "learning_rate":
-            rates = dict.fromkeys(rates, parse_distribution(axis, text))
+            rates = dict.fromkeys(OPTIMIZERS, parse_distribution(axis, text))
         elif _owners(axis):
             # An edit of a parameter holds for every entry that has it.
             parameters = {name: row for name, row in parameters.items() if name.rpartition(".")[2] != axis}
@@ -67,7 +77,8 @@ def space_for(
         for kind, name in tried:
             for value in domain_values(parameters[axis]):
                 CHOICE_TABLES[kind][name](**{axis: value})  # the entry checks its own values
-    space = _with_stretched_ranges(Space(axes, parameters, rates, length), edits)
+    space = Space(axes, parameters, rates, length, traits=traits, edited=frozenset(edits))
+    space = _with_stretched_ranges(space, edits)
     for strategy in space.strategies():
         space.suggest(NearestTrial({"strategy": strategy}))
     _check_unfreezing(space, edits)

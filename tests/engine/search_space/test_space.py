@@ -23,7 +23,7 @@ from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES, LIMITS
 
 DEFAULT: dict[str, set[Any]] = {
     "strategy": {"scratch", "linear_probe", "freeze_then_unfreeze", "naive", "clip"},
-    "optimizer": {"sgd", "adam", "radam", "ranger"},
+    "optimizer": {"sgd", "adam", "adamw", "radam", "ranger"},
     "schedule": {"onecycle", "cosine"},
     "augmentation": {"none", "flip", "randaugment"},
     "mixing": {"none", "cutmix"},
@@ -33,6 +33,7 @@ DEFAULT: dict[str, set[Any]] = {
     "clip_value": {None},
     "batch_size": {16, 32, 64},
     "body_rate": {1.0},
+    "drop_path": {0.0},
     "images_per_class": {None},
 }
 """The default space of the design card, without ranges."""
@@ -89,12 +90,13 @@ def test_the_learning_rate_is_searched_separately_for_each_optimizer_within_its_
     seen = set()
     for config, params in random_configs(space_for(["a"], 6)):
         optimizer = str(config["optimizer"])
-        assert [name for name in params if name.endswith("learning_rate")] == [f"{optimizer}.learning_rate"]
-        assert config["learning_rate"] == params[f"{optimizer}.learning_rate"]
-        rates = LEARNING_RATE_RANGES[optimizer]
+        name = f"head.{optimizer}" if config["strategy"] == "linear_probe" else optimizer
+        assert [name for name in params if name.endswith("learning_rate")] == [f"{name}.learning_rate"]
+        assert config["learning_rate"] == params[f"{name}.learning_rate"]
+        rates = LEARNING_RATE_RANGES[name]
         assert rates.low <= config["learning_rate"] <= rates.high  # type: ignore[operator]
-        seen.add(optimizer)
-    assert seen == set(AXES["optimizer"].values)  # type: ignore[union-attr]
+        seen.add(name)
+    assert seen == {*DEFAULT["optimizer"], *(f"head.{name}" for name in DEFAULT["optimizer"])}
 
 
 def test_clip_norm_composes_with_every_strategy_and_the_preset_brings_its_own() -> None:
@@ -304,7 +306,8 @@ def test_a_space_is_described_as_json_by_axis_entry_and_optimizer(edits: dict[st
     described = space_for(["a", "b"], 8, edits=edits).described()
     assert json.loads(json.dumps(described, allow_nan=False)) == described
     own = {f"{name}.{parameter}" for kind, name, parameter in ENTRY_PARAMETERS if name in DEFAULT[kind]}
-    rates = {f"{name}.learning_rate" for name in DEFAULT["optimizer"]}
+    prefixes = ("",) if "learning_rate" in edits else ("", "head.")
+    rates = {f"{prefix}{name}.learning_rate" for name in DEFAULT["optimizer"] for prefix in prefixes}
     assert set(described) == {"backbone", *AXES, *own, *rates}
     assert described["backbone"] == "a, b"
 
