@@ -158,7 +158,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 CHOICES: dict[str, ChoiceTable] = {
     "strategy": ChoiceTable(
-        search=("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch"),
+        search=(
+            *("clip", "lp_ft", "freeze_then_unfreeze", "naive", "layer_decay", "freeze_first"),
+            *("linear_probe", "logistic_probe", "scratch"),
+        ),
         entries={name: parameters for group in STRATEGIES.values() for name, parameters in group.items()},
     ),
     "optimizer": ChoiceTable(
@@ -166,7 +169,7 @@ CHOICES: dict[str, ChoiceTable] = {
         entries=dict.fromkeys(OPTIMIZERS, ()),
     ),
     "schedule": ChoiceTable(
-        search=("onecycle", "cosine"),
+        search=("onecycle", "cosine_warmup"),
         entries={
             "onecycle": (),
             "cosine": (),
@@ -177,7 +180,7 @@ CHOICES: dict[str, ChoiceTable] = {
         },
     ),
     "augmentation": ChoiceTable(
-        search=("flip", "none", "randaugment"),
+        search=("flip", "random_resized_crop", "none", "randaugment"),
         entries={
             "none": (),
             "flip": (),
@@ -221,7 +224,7 @@ CHOICES: dict[str, ChoiceTable] = {
         entries={"keep": (), "mish": (), "silu": (), "leaky_relu": ()},
     ),
     "batch_norm": ChoiceTable(
-        search=("with_weights",),
+        search=("with_weights", "frozen"),
         entries={"with_weights": (), "frozen": (), "always": ()},
     ),
     "colour": ChoiceTable(
@@ -231,7 +234,8 @@ CHOICES: dict[str, ChoiceTable] = {
 }
 """Every kind of choice that a recipe makes from a table.
 
-By default a sweep tries the few entries that the literature compares; `--vary` reaches the others by name."""
+By default a sweep tries the few entries that the literature compares, where they suit network and data
+(`sweeps.engine.search_space.constraints`); `--vary` reaches the others by name."""
 
 NUMBERS: dict[str, Number] = {
     "clip_norm": Number(
@@ -289,7 +293,7 @@ PARAMETERS: dict[str, Number] = {
         log=True,
         search_by_entry={
             "ridge_probe": Range(1.0, 1e4, log=True),  # on squared errors; the others are on log-likelihoods
-            "logistic_probe": Range(1e-2, 1e2, log=True),
+            "logistic_probe": Categorical((1.0, 0.01, 0.1, 10.0, 100.0)),  # those that the screening tries
             "lp_ft": Range(1e-2, 1e2, log=True),
         },
     ),

@@ -83,7 +83,7 @@ def prepare(
         PANEL_IMAGE_SIZE if uses_panel else backbones.default_image_size(plan.backbones[0])
     )
     # Typos first: reading data may take long.
-    space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits)
+    space_for(plan.backbones, run_length(plan), plan.strategies, _edits(plan))
     if uses_panel:
         _check_panel_use(plan)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
@@ -210,9 +210,16 @@ def _checked_space(plan: Plan, classes: int, image_size: int, pack: Pack | None 
         plan.backbones,
         run_length(plan, pack),
         plan.strategies,
-        plan.edits,
+        _edits(plan),
         lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
     )
+
+
+def _edits(plan: Plan) -> Mapping[str, str]:
+    """Return the edits of a plan. Stochastic depth that the arguments of the network set is not searched as well."""
+    if "drop_path_rate" in plan.backbone_args and "drop_path" not in plan.edits:
+        return {**plan.edits, "drop_path": "0.0"}
+    return plan.edits
 
 
 def _check_panel_use(plan: Plan) -> None:
@@ -222,7 +229,7 @@ def _check_panel_use(plan: Plan) -> None:
         raise ValueError(
             "--backbone auto: this experiment compares fixed recipes, so name the network: --backbone NAME"
         )
-    strategies = space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits).strategies()
+    strategies = space_for(plan.backbones, run_length(plan), plan.strategies, _edits(plan)).strategies()
     if not any(STRATEGIES[name]().pretrained for name in strategies):
         raise ValueError(
             f"--backbone auto compares pretrained weights, and {', '.join(strategies)} uses none: name the network, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, get_args
 
+from sweeps.engine.search_space.defaults import can_freeze_batch_norm, suits
 from sweeps.engine.search_space.distributions import Config, domain_values
 from xfer.choices import Value, default_parameters
 from xfer.hyperparameters import Categorical, Distribution, Range
@@ -208,7 +209,15 @@ def _family_of(space: SpaceView, config: Config) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
+def _suited_strategies(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    network = network_traits_of(space, config)
+    return _only(distribution, network.family, lambda name: suits(str(name), network))
+
+
 def _family_optimizers(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    strategy = str(config["strategy"])
+    if strategy in STRATEGY_OPTIMIZERS and STRATEGY_OPTIMIZERS[strategy] in domain_values(distribution):
+        return Categorical((STRATEGY_OPTIMIZERS[strategy],)), strategy
     name, family = _family_of(space, config)
     return _only(distribution, name, lambda optimizer: optimizer in family.optimizers)
 
@@ -227,8 +236,21 @@ def _family_drop_path(space: SpaceView, distribution: Distribution, config: Conf
     return _only(distribution, name, lambda rate: rate in rates)
 
 
+def _small_batch_statistics(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    # A frozen body has frozen batch norms anyway.
+    network, batch_size = network_traits_of(space, config), config["batch_size"]
+    assert isinstance(batch_size, int), "batch sizes are integers"
+    useful = can_freeze_batch_norm(network, batch_size) and not only_head_moves(config)
+    return (distribution, "") if useful else _only(distribution, "batch_size", lambda name: name != "frozen")
+
+
+STRATEGY_OPTIMIZERS = {"layer_decay": "adamw", "freeze_first": "sgd"}
+"""The optimizer of strategies that were published with one, where it competes."""
+
 DEFAULT_RULES: dict[str, Callable[[SpaceView, Distribution, Config], Constrained]] = {
+    "strategy": _suited_strategies,
     "optimizer": _family_optimizers,
+    "batch_norm": _small_batch_statistics,
     "weight_decay": _family_weight_decay,
     "drop_path": _family_drop_path,
 }

@@ -5,9 +5,10 @@ What depends on the network or the number of images is in `constraints.DEFAULT_R
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from xfer.hyperparameters import CHOICES, NUMBERS, OPTIMIZERS, PARAMETERS, Categorical, Distribution, Range
+from xfer.lengths import RunLength
 from xfer.models.families import FAMILIES, NetworkTraits
 
 SEARCH_ORDER = (
@@ -48,15 +49,65 @@ LEARNING_RATE_RANGES: dict[str, Range] = (
 `family.optimizer` to fine-tune a network of a family that has its own."""
 
 
-def default_axes(traits: Iterable[NetworkTraits]) -> dict[str, Distribution]:
-    """Return the axes for networks of these traits: every value that suits at least one of them."""
-    traits = list(traits)
-    optimizers = dict.fromkeys(name for network in traits for name in FAMILIES[network.family].optimizers)
+MIN_IMAGES_FOR_MIXING = 20_000
+"""Number of training images from which on mixing two images competes, as in BiT-HyperRule (Kolesnikov et al. 2020,
+arXiv 1912.11370). On 384 images cutmix cost 11 points of accuracy (benchmarks/CARDS.md)."""
+
+SMALL_BATCH = 16
+"""Largest batch with which frozen batch norms compete: the statistics of so few images are noisy. Frozen ones are the
+practice of EfficientDet and DINO, and gained 3 points on 384 images (benchmarks/CARDS.md)."""
+
+SUITS: dict[str, Callable[[NetworkTraits], bool]] = {
+    "layer_decay": lambda network: network.is_deep,
+    # With the stem frozen, SGD is as good as AdamW on ViT and needs a third less memory (Kumar et al. 2024).
+    "freeze_first": lambda network: network.family == "vit",
+}
+"""Strategies of the default search that need certain networks. The others suit all."""
+
+
+def suits(strategy: str, network: NetworkTraits) -> bool:
+    """Return whether a strategy of the default search is tried on a network."""
+    return strategy not in SUITS or SUITS[strategy](network)
+
+
+def can_freeze_batch_norm(network: NetworkTraits, batch_size: int) -> bool:
+    """Return whether frozen batch norms compete on a network with batches of this size."""
+    return network.family == "batch_norm" and network.has_batch_norm and batch_size <= SMALL_BATCH
+
+
+def default_axes(
+    traits: Iterable[NetworkTraits], length: RunLength, images_per_class: Iterable[int | None] = (None,)
+) -> dict[str, Distribution]:
+    """Return the axes for some networks and images: every value that suits at least one of the networks.
+
+    Args:
+        traits: of the networks.
+        length: of runs, with the number of training images.
+        images_per_class: values of the axis of this name.
+    """
+    networks = list(traits)
+    optimizers = dict.fromkeys(name for network in networks for name in FAMILIES[network.family].optimizers)
     rates = dict.fromkeys(
-        rate for network in traits if network.has_drop_path for rate in FAMILIES[network.family].drop_path
+        rate for network in networks if network.has_drop_path for rate in FAMILIES[network.family].drop_path
     )
+    strategies = [name for name in CHOICES["strategy"].search if any(suits(name, network) for network in networks)]
+    batch_sizes = _default_batch_sizes(length)
+    freezes = any(can_freeze_batch_norm(network, min(batch_sizes)) for network in networks)
+    images = max(length.images(limit) for limit in images_per_class)
     return {
         **AXES,
+        "strategy": Categorical(tuple(strategies)),
         "optimizer": Categorical(tuple(optimizers)),
+        "mixing": AXES["mixing"] if not images or images >= MIN_IMAGES_FOR_MIXING else Categorical(("none",)),
+        "batch_size": Categorical(batch_sizes),
+        "batch_norm": AXES["batch_norm"] if freezes else Categorical(("with_weights",)),
         "drop_path": Categorical(tuple(rates) or (0.0,)),
     }
+
+
+def _default_batch_sizes(length: RunLength) -> tuple[int, ...]:
+    """Return the batch sizes that compete by default on images of this number: at least the smallest."""
+    axis = AXES["batch_size"]
+    assert isinstance(axis, Categorical), "batch sizes are a few values"
+    sizes = [size for size in axis.values if isinstance(size, int)]
+    return tuple(size for size in sizes if length.allows_batch_size(size)) or (min(sizes),)

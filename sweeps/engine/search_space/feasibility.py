@@ -29,7 +29,7 @@ def feasible_space(
         The remaining distribution of each strategy's parameters, by backbone, strategy and parameter.
 
     Raises:
-        ValueError: no backbone can do one of the strategies, or a value that the user set; or a backbone can do none of
+        ValueError: no backbone can do one of the strategies or values that the user set, or a backbone can do none of
             the strategies.
     """
     backbones = [str(name) for name in domain_values(space.axes["backbone"])]
@@ -43,9 +43,11 @@ def feasible_space(
             except ValueError as error:
                 reasons.append(f"{backbone}: {error}")
                 refusals[backbone].append(str(error))
-        if len(reasons) == len(backbones):
+        if len(reasons) == len(backbones) and "strategy" in edits:
             raise ValueError(f"strategy {strategy} cannot be tried. " + "; ".join(reasons))
         able = {backbone: strategies[strategy] for backbone, strategies in feasible.items() if strategy in strategies}
+        if not able:
+            continue
         for name in edits.keys() & default_parameters(STRATEGIES[strategy]).keys():
             _check_requested(space.parameter(strategy, name), is_compatible, strategy, name, able)
     for backbone, strategies in feasible.items():

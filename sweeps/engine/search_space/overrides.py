@@ -39,7 +39,7 @@ def space_for(
     Args:
         backbones: timm's names.
         length: how long runs are; a number stands for epochs.
-        strategies: the strategies that compete; by default the five of the default space.
+        strategies: the strategies that compete; by default those of the default space that suit the networks.
         edits: axes with other values than the default, as on the command line: `{"learning_rate": "1e-4..1e-2"}`.
         is_compatible: checks what each backbone can do; by default every backbone can do everything.
 
@@ -48,12 +48,15 @@ def space_for(
     """
     length = RunLength(length) if isinstance(length, int) else length
     traits = {name: network_traits(name) for name in backbones}
-    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **default_axes(traits.values())}
-    axes["batch_size"] = _default_batch_sizes(length)
-    parameters, rates = dict(PARAMETER_RANGES), dict[str, Distribution](LEARNING_RATE_RANGES)
     edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
+    limits = parse_distribution("images_per_class", edits.get("images_per_class", "none"))
+    defaults = default_axes(
+        traits.values(), length, [n for n in domain_values(limits) if n is None or isinstance(n, int)]
+    )
+    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **defaults}
+    parameters, rates = dict(PARAMETER_RANGES), dict[str, Distribution](LEARNING_RATE_RANGES)
     if "strategy" not in edits and Space(axes, parameters, rates, length).shortest < 2:
-        names = tuple(name for name in domain_values(AXES["strategy"]) if name != "freeze_then_unfreeze")
+        names = tuple(name for name in domain_values(axes["strategy"]) if name != "freeze_then_unfreeze")
         axes["strategy"] = Categorical(names)  # a single epoch leaves none to train the unfrozen network
     for axis, text in edits.items():
         if axis == "learning_rate":
@@ -83,14 +86,11 @@ def space_for(
         space.suggest(NearestTrial({"strategy": strategy}))
     _check_unfreezing(space, edits)
     _check_reachable(space, edits)
-    return replace(space, possible=feasible_space(space, edits, is_compatible)) if is_compatible is not None else space
-
-
-def _default_batch_sizes(length: RunLength) -> Categorical:
-    """Return the batch sizes that compete by default on images of this number: at least the smallest."""
-    sizes = [size for size in domain_values(AXES["batch_size"]) if isinstance(size, int)]
-    allowed = tuple(size for size in sizes if length.allows_batch_size(size))
-    return Categorical(allowed or (min(sizes),))
+    if is_compatible is None:
+        return space
+    possible = feasible_space(space, edits, is_compatible)
+    able = tuple(name for name in space.strategies() if any(name in strategies for strategies in possible.values()))
+    return replace(space, possible=possible, axes={**space.axes, "strategy": Categorical(able)})
 
 
 def _with_stretched_ranges(space: Space, edits: Mapping[str, str]) -> Space:

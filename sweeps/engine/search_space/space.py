@@ -128,7 +128,8 @@ class Space:
     ) -> list[dict[str, Any]]:
         """Return the parameters of the trials to begin with, as `configured` takes them.
 
-        The first recipe is tried on every backbone, the others on the first backbone that can do them.
+        The first recipe is tried on every backbone, the others on the first backbone that can do them, each as its
+        family does it.
 
         Args:
             arms: configurations that replace the known good recipes.
@@ -139,12 +140,17 @@ class Space:
         """
         if arms:
             return [self._arm_params(arm) for arm in arms]
-        recipes = rank_known_good(self.strategies(), advised)
-        starts: list[Config] = [
-            {"backbone": self._first_able_backbone(str(recipe["strategy"])), **recipe} for recipe in recipes
-        ]
+        backbones = domain_values(self.axes["backbone"])
+        recipes = rank_known_good(self.strategies(), advised, self._family(backbones[0]))
+
+        def start(recipe: Config, backbone: Value) -> Config:
+            if self._family(backbone) != self._family(backbones[0]):
+                (recipe, *_) = rank_known_good([str(recipe["strategy"])], advised, self._family(backbone))
+            return {"backbone": backbone, **recipe}
+
+        starts = [start(recipe, self._first_able_backbone(str(recipe["strategy"]))) for recipe in recipes]
         balanced = self._balanced_start(starts)
-        starts[:1] = [{**recipes[0], "backbone": backbone} for backbone in domain_values(self.axes["backbone"])]
+        starts[:1] = [start(recipes[0], backbone) for backbone in backbones]
         starts[1:1] = balanced
         starts = [self._stretched(start) for start in starts]
         params: list[dict[str, Any]] = []
@@ -153,6 +159,14 @@ class Space:
             if self.suggest(trial)["strategy"] == start["strategy"] and trial.suggested not in params:
                 params.append(trial.suggested)
         return params
+
+    def control(self, arms: Sequence[Mapping[str, Value]] = ()) -> Config:
+        """Return the configuration that others are compared with: the first known good one of the first backbone.
+
+        Args:
+            arms: configurations that replace the known good recipes; the control is then the first of them.
+        """
+        return self.configured(self.known_good(arms)[0])
 
     def configured(self, params: Mapping[str, Any]) -> Config:
         """Return the configuration that a trial's parameters stand for."""
@@ -177,8 +191,12 @@ class Space:
         return [start for start in adjusted if self.suggest(NearestTrial(start))["balance"] == start["balance"]][:1]
 
     def _first_able_backbone(self, strategy: str) -> Value:
-        backbones = domain_values(self.axes["backbone"])
-        return next(name for name in backbones if strategy in self.possible.get(str(name), {strategy: {}}))
+        return next(name for name in domain_values(self.axes["backbone"]) if strategy in self._strategies_of(name))
+
+    def _strategies_of(self, backbone: Value) -> tuple[Value, ...]:
+        """Return the strategies that compete on a backbone."""
+        allowed, _ = allowed_values(self, "strategy", self.axes["strategy"], {"backbone": backbone})
+        return domain_values(allowed)
 
     def _arm_params(self, arm: Mapping[str, Value]) -> dict[str, Any]:
         arm = {name: canonical_name(name, value) if isinstance(value, str) else value for name, value in arm.items()}
@@ -223,8 +241,11 @@ class Space:
         decay = row.weight_decay if "weight_decay" not in self.edited else None
         return {**ranges, **({"weight_decay": decay} if decay else {})}
 
+    def _family(self, backbone: Value) -> FamilyName:
+        return network_traits_of(self, {"backbone": backbone}).family
+
     def _family_parameter(self, name: str, backbone: str) -> str:
-        return f"{network_traits_of(self, {'backbone': backbone}).family}.{name}"
+        return f"{self._family(backbone)}.{name}"
 
     def parameter(self, entry: str, name: str, backbone: str = "") -> Distribution:
         """Return the distribution of a table entry's parameter on a backbone, for runs of this length."""

@@ -9,6 +9,7 @@ from xfer.choices import Value
 from xfer.hyperparameters import OPTIMIZERS, Categorical, Distribution, Range
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.strategies import STRATEGIES
+from xfer.models.families import FAMILIES
 
 
 class SuggestTrial(Protocol):
@@ -80,8 +81,9 @@ class NearestTrial:
         return self.suggested[name]
 
     def _default_rate(self, name: str) -> Value:
-        optimizer = OPTIMIZERS.get(name.removesuffix(".learning_rate").rpartition(".")[2])
-        if optimizer is None:
+        prefix, _, entry = name.removesuffix(".learning_rate").rpartition(".")
+        optimizer = OPTIMIZERS.get(entry)
+        if optimizer is None or prefix in FAMILIES:  # the middle of the family's own range
             return None
         strategy = STRATEGIES.get(str(self._values.get("strategy")))
         head_alone = strategy is not None and strategy().pace == HeadFirst(freeze_epochs=None)

@@ -22,6 +22,7 @@ from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import write_noise_images
 from xfer.data.image_folder import folder
 from xfer.data.inspection import inspect_source
+from xfer.hyperparameters import Categorical
 from xfer.methods.strategies import STRATEGIES
 from xfer.training import networks
 
@@ -269,6 +270,15 @@ def test_arms_determine_the_number_of_trials(make_plan: Callable[..., Plan], sto
 def test_scratch_alone_needs_no_weights(make_plan: Callable[..., Plan], storage: Path) -> None:
     prepared = prepare(make_plan(weights={}, strategies=("scratch",)), storage)
     assert (prepared.backbones[0].file, prepared.backbones[0].sha256) == (None, "")
+
+
+def test_stochastic_depth_given_as_an_argument_of_the_network_is_not_searched(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    about: dict[str, Any] = {"backbones": ("test_vit",), "weights": {}, "strategies": ("scratch",)}
+    searched = prepare(make_plan(**about), storage).space.axes["drop_path"]
+    fixed = prepare(make_plan(**about, backbone_args={"drop_path_rate": 0.1}), storage).space.axes["drop_path"]
+    assert (searched, fixed) == (Categorical((0.0, 0.1)), Categorical((0.0,)))
 
 
 @pytest.fixture(scope="session")
