@@ -112,9 +112,11 @@ def _without_rate(params: Config) -> Config:
 
 def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
     """Format RECIPES.md: the tables with their command, date and machine."""
+    epochs = f" --epochs {args.epochs}" if args.epochs else ""
+    length = f"{args.epochs} epochs" if args.epochs else "default length"
     command = (
         f"python -m benchmarks.recipes --backbone {args.backbone} --weights {args.weights} --image-size "
-        f"{args.image_size}{f' --epochs {args.epochs}' if args.epochs else ''} --seeds {args.seeds} {shlex.join(args.data)}"
+        f"{args.image_size}{epochs} --seeds {args.seeds} {shlex.join(args.data)}"
     )
     by_strategy: dict[str, dict[str, dict[str, float]]] = {}
     images: dict[str, int] = {}
@@ -134,7 +136,7 @@ def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
         *textwrap.wrap(
             f"Mean validation accuracy over {args.seeds} seeds, each with a different validation part (total number of "
             f"images: {image_counts}); the test parts were not evaluated. {args.backbone} at {args.image_size} px, "
-            f"{f'{args.epochs} epochs' if args.epochs else 'default length'}. Regret: distance to the best recipe of the strategy, in points, mean over the data "
+            f"{length}. Regret: distance to the best recipe of the strategy, in points, mean over the data "
             f"sets. A diverged run counts as 0.",
             WIDTH,
         ),

@@ -77,7 +77,7 @@ class VariantResult:
 def prepare_data(
     data: str, backbone: str, weights: str, image_size: int, epochs: int | None, storage: Path
 ) -> Prepared:
-    """Prepare images and a network as for a sweep, with the default length of runs if `epochs` is None."""
+    """Prepare images and a network as for a sweep, with runs of the default length if `epochs` is None."""
     plan = Plan("arms", "What does each of them do?", data=data, backbones=(backbone,), weights={backbone: weights})
     settings = {"image_size": image_size, "epochs": epochs, "strategies": ("naive",), "advise": False}
     return prepare(replace(plan, **settings), storage)  # type: ignore[arg-type]  # mixed types

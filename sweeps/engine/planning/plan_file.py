@@ -100,7 +100,7 @@ def default_name(prepared: Prepared) -> str:
     if prepared.panel_name:
         return prepared.panel_name
     flat = _flatten(describe_plan(prepared))
-    identity = {name: value for name, value in flat.items() if name not in IGNORED_PLAN_KEYS}
+    identity = {name: value for name, value in flat.items() if not name.startswith(IGNORED_PLAN_KEYS)}
     return _sweep_name(prepared.plan.experiment, prepared.source, identity)
 
 

@@ -358,6 +358,7 @@ def test_a_grid_has_one_trial_per_combination_and_a_note_about_it(
 ) -> None:
     edits = {"optimizer": "sgd,adam", "learning_rate": "0.01", "weight_decay": "1e-4", "batch_size": "4"}
     edits |= {"schedule": "cosine", "augmentation": "none", "mixing": "none", "loss": "cross_entropy"}
+    edits["batch_norm"] = "with_weights"
     plan = make_plan(sampler="grid", strategies=("naive",), edits={**edits, "clip_norm": "none,1"}, trials=24)
     prepared = prepare(plan, storage)
     assert prepared.plan.trials == describe_plan(prepared)["trials"] == 4
