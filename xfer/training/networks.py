@@ -111,7 +111,7 @@ def check_architecture(recipe: Recipe) -> None:
     _check_embeddings(model, recipe)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # every backbone in every image size of a sweep
 def _unchanged_network(architecture: _Architecture) -> Any:
     """The network that all strategies share that do not change it: building and running it takes most of a check."""
     return _network_without_values(architecture, keep_model)
