@@ -13,19 +13,17 @@ import numpy as np
 
 from sweeps.engine.console.provenance import utc_now
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.planning.screening import initial_head_recipe, pretrained_backbones
-from sweeps.engine.storage.remote_features import RemoteCache
+from sweeps.engine.planning.screening import pretrained_backbones
+from sweeps.engine.presearch.frozen_body import feature_cache, frozen_body
 from sweeps.engine.storage.store import Store
 from sweeps.reporting.zero_effort import KNN, LOGISTIC_PROBE, describe_rows
 from xfer.data.split import Indices, stratified_sample
-from xfer.features.feature_cache import FeatureCache, Rows
+from xfer.features.feature_cache import Rows
 from xfer.features.frozen_features import FrozenFeatures
-from xfer.features.model_split import split_at_classifier
 from xfer.measure.logistic_probe import choose_penalty, logistic_probe_classes
 from xfer.measure.nearest_neighbours import nearest_neighbour_classes
-from xfer.run import Run
 from xfer.seeding import derive_seed
-from xfer.storage import local_cache, object_store
+from xfer.storage import object_store
 
 NEIGHBOURS = (5, 20)
 """Numbers of neighbours; capped at the number of training images."""
@@ -89,15 +87,12 @@ def _measure(prepared: Prepared, store: Store, names: list[str], part: Evaluated
 
 
 def _rows_of_backbone(prepared: Prepared, store: Store, name: str, part: EvaluatedPart) -> Iterator[dict[str, Any]]:
-    recipe = initial_head_recipe(prepared, name)
-    run = Run(recipe, prepared.pack, prepared.backbone(name).file, features=_feature_cache(store))
-    run.set_pace(0)  # freezes the body, so that the features are those of the search's heads
-    features = run.frozen_body or run.inputs.frozen_features(split_at_classifier(run.model))
-    seed = derive_seed(recipe.split_seed, "zero effort")
+    split, features = frozen_body(prepared, name, feature_cache(store))
+    seed = derive_seed(prepared.plan.seed, "zero effort")
     train, evaluated = (
-        stratified_sample(prepared.pack.labels, run.split.of(of), MAX_IMAGES, seed) for of in ("train", part)
+        stratified_sample(prepared.pack.labels, split.of(of), MAX_IMAGES, seed) for of in ("train", part)
     )
-    is_sampled = max(len(run.split.train_and_val), len(run.split.of(part))) > MAX_IMAGES
+    is_sampled = max(len(split.train_and_val), len(split.of(part))) > MAX_IMAGES
     known, queries = (_embeddings(features, indices, is_sampled) for indices in (train, evaluated))
     labels, truth = prepared.pack.labels[train].astype(np.int64), prepared.pack.labels[evaluated]
     if not (np.isfinite(known).all() and np.isfinite(queries).all()):
@@ -118,8 +113,3 @@ def _embeddings(features: FrozenFeatures, indices: Indices, is_sampled: bool) ->
         return np.concatenate(list(features.compute(indices, None)))
     rows: Rows = features.rows(indices).numpy()
     return rows
-
-
-def _feature_cache(store: Store) -> FeatureCache:
-    folder = store.folder.parent / "features"  # that of the trials
-    return FeatureCache(local_cache.local_path(folder), RemoteCache(folder) if object_store.is_remote(folder) else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.planning.screening import initial_head_recipe
+from sweeps.engine.presearch.advice import recommend_strategies
+from sweeps.engine.presearch.frozen_body import feature_cache
 from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
 from sweeps.engine.storage.store import Store, Trial
+from xfer.data.split import Indices
 from xfer.features.extract import extract_features
-from xfer.features.feature_cache import FeatureCache
+from xfer.features.feature_cache import FeatureCache, Rows
+from xfer.features.frozen_features import FrozenFeatures
 from xfer.measure.nearest_neighbours import nearest_neighbour_classes
 from xfer.run import Run
 
@@ -87,6 +91,26 @@ def test_the_features_are_those_that_the_heads_of_the_search_read(prepared: Prep
     for _ in run:
         pass
     assert sorted((store.folder.parent / "features").glob("*/features.npy")) == files
+
+
+def test_the_advice_caches_the_features_in_the_pass_that_it_needs_itself(
+    preparing: Preparing, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = preparing(NETWORKS[0])
+    advice = recommend_strategies(prepared)
+    computed: list[int] = []
+    compute = FrozenFeatures.compute
+
+    def count(self: FrozenFeatures, indices: Indices, view: int | None) -> Iterator[Rows]:
+        computed.append(len(indices))
+        return compute(self, indices, view)
+
+    monkeypatch.setattr(FrozenFeatures, "compute", count)
+    shared = recommend_strategies(prepared, cache=feature_cache(store))
+    measure_before_training(prepared, store, lambda line: None)
+    assert computed == [len(prepared.split.train_and_val)]
+    assert shared["order"] == advice["order"]
+    assert shared["measured"]["late"]["accuracy"] == advice["measured"]["late"]["accuracy"]
 
 
 def test_a_resumed_sweep_does_not_measure_again(prepared: Prepared, store: Store) -> None:
