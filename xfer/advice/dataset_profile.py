@@ -21,6 +21,7 @@ from xfer.data.split import Indices, split_pack, stratified_sample
 from xfer.features.extract import Features, Stage, earlier_stages, extract_features
 from xfer.features.frozen_features import FrozenFeatures
 from xfer.features.stage_features import can_share, shared_stage_features
+from xfer.measure.accuracy import Preprocess
 from xfer.measure.feature_spread import FeatureSpread, feature_spread
 from xfer.measure.transferability import LinearProbe, logme, paired_difference, probe_accuracy
 from xfer.methods.truncation import drop_stages
@@ -183,8 +184,8 @@ def profile_dataset(
         cap: maximum number of images to measure, at least 2; a stratified sample. Default: `max_images`.
         progress: called with (done, total) images.
         images_per_class: as in the recipe; None for all training images.
-        features: cached features of the same network below its classifier, to share the forward pass with. Used if
-            the images that they are computed for together are at most `cap`.
+        features: cached features below the classifier of the network to measure, which replaces the one that is built
+            otherwise. Both share one pass if the images that are cached together are at most `cap`.
 
     Raises:
         ValueError: If the weights do not fit, the network's stages are unknown, or there are too few images.
@@ -197,16 +198,17 @@ def profile_dataset(
     counts = np.bincount(pack.labels[indices], minlength=len(pack.classes))
     sample = stratified_sample(pack.labels, indices, cap, derive_seed(split_seed, "advice"))
     labels = pack.labels[sample]
+    if features is None:
+        with torch.random.fork_rng(devices=[]):  # the unused head is drawn from the global state
+            model: Any = backbones.build(backbone, len(pack.classes), pack.image_size, weights, backbone_args)
+        model = model.to(device).to(memory_format=torch.channels_last)
+        prepare: Preprocess = backbones.Preprocessor(backbones.input_statistics(model), device)
+    else:
+        model, prepare = features.network, features.prepare
+    earlier = earlier_stages(model)
     if features is not None and can_share(features, sample, cap):
-        model: Any = features.network
-        earlier = earlier_stages(model)
         rows = shared_stage_features(features, sample, earlier, progress)
     else:
-        with torch.random.fork_rng(devices=[]):  # the unused head is drawn from the global state
-            model = backbones.build(backbone, len(pack.classes), pack.image_size, weights, backbone_args)
-        model = model.to(device).to(memory_format=torch.channels_last)
-        prepare = backbones.Preprocessor(backbones.input_statistics(model), device)
-        earlier = earlier_stages(model)
         rows = extract_features(model, pack, sample, prepare, (*earlier, "late"), progress=progress)
     probes = {stage: probe_accuracy(rows[stage], labels, seed=split_seed) for stage in rows}
     scores = {stage: _score_stage(stage, probes[stage], rows[stage], labels) for stage in rows}

@@ -190,3 +190,45 @@ def test_without_pretrained_weights_nothing_is_measured(preparing: Preparing, st
     measure_before_training(preparing(NETWORKS[0], strategies=("scratch",)), store, lines.append)
     assert store.decisions("zero_effort") == []
     assert lines == []
+
+
+def test_zero_shot_rows_follow_the_others_and_are_measured_on_the_test_part_after_its_opening(
+    preparing: Preparing, store: Store, image_text_network: Path
+) -> None:
+    prepared = preparing(NETWORKS[0], zero_shot=f"local-dir:{image_text_network}")
+    lines: list[str] = []
+    for _ in range(2):
+        measure_before_training(prepared, store, lines.append)
+    frozen, zero_shot = store.decisions("zero_effort")
+    assert (frozen["part"], zero_shot["part"], zero_shot["zero_shot"]) == ("val", "val", "tiny_clip")
+    assert [(row["backbone"], row["method"], row["prompts"]) for row in zero_shot["rows"]] == [
+        ("tiny_clip", "zero_shot", 1),
+        ("tiny_clip", "zero_shot", 7),
+    ]
+    assert len(lines) == 2
+    assert lines[1].startswith("before any training, tiny_clip: zero-shot (1 prompt) ")
+    store.add_trial(Trial("0003", "search", {}, initial_head_recipe(prepared, NETWORKS[0]).as_dict()))
+    store.decide("openings", {"at": "", "finalists": ["0003"]})
+    for _ in range(2):
+        measure_on_test(prepared, store)
+        measure_before_training(prepared, store, lines.append)
+    parts = [(decision["part"], "zero_shot" in decision) for decision in store.decisions("zero_effort")]
+    assert parts == [("val", False), ("val", True), ("test", False), ("test", True)]
+    assert len(lines) == 2
+
+
+def test_class_names_that_are_no_words_are_the_reason_for_no_zero_shot_row(
+    prepared: Prepared, store: Store, image_text_network: Path
+) -> None:
+    store.decide("zero_effort", {"at": "", "part": "val", "rows": [], "why_none": {}})
+    plan = replace(prepared.plan, zero_shot=f"local-dir:{image_text_network}")
+    codes = replace(prepared.pack, classes=tuple(f"n{number:08d}" for number in range(len(prepared.pack.classes))))
+    lines: list[str] = []
+    measure_before_training(replace(prepared, plan=plan, pack=codes), store, lines.append)
+    [line] = lines
+    assert line.startswith("before any training, tiny_clip: not measured (zero-shot needs class names that are words, ")
+
+
+def test_an_image_text_network_that_does_not_exist_is_refused_before_the_data_are_read(preparing: Preparing) -> None:
+    with pytest.raises(ValueError, match="nowhere has no open_clip_config.json"):
+        preparing(NETWORKS[0], zero_shot="local-dir:nowhere", data="no such folder")
