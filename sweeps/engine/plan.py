@@ -114,6 +114,12 @@ class Plan:
     them compete unless --strategies lists others: size, and
     how well frozen features separate the classes, are
     measured once. --no-advise begins with clip."""
+    zero_shot: str = ""
+    """Image-text network whose zero-shot accuracy is measured
+    before the search: NAME=FILE or NAME=TAG with a name and a
+    tag of open_clip, hf-hub:OWNER/NAME, or local-dir:DIR. The
+    class names must be words (pip install
+    'xfer[zero-shot]')."""
     warm_start: bool = False
     """Begin with the best recipes of earlier sweeps in this
     storage on similar data: similar in classes, images per

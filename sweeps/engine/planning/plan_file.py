@@ -115,7 +115,7 @@ def panel_sweep_name(plan: Plan, pack_hash: str, image_size: int, source: str) -
 
 
 SETTINGS_OUTSIDE_PANEL_NAMES = (
-    *("experiment", "question", "trials", "noise", "advise", "weights"),
+    *("experiment", "question", "trials", "noise", "advise", "zero_shot", "weights"),
     *("data", "source", "parts", "classes", "follow_links", "image_size"),
 )
 """Settings of a plan that may change between two starts, or that the images and their size stand for."""

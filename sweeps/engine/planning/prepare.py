@@ -23,6 +23,7 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import Space
 from xfer import hashing
+from xfer.advice import zero_shot
 from xfer.choices import choose, unknown_name_message
 from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.copies import report_copies
@@ -85,6 +86,8 @@ def prepare(
     image_size = sizes[0]
     if uses_panel:
         _check_panel_use(plan)
+    if plan.zero_shot:
+        zero_shot.check_network(plan.zero_shot)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
     source = select_classes(
         read_source(plan.data, plan.source, plan.parts, plan.follow_links, plan.group), plan.classes
