@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from statistics import median
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sweeps.reporting.class_accuracy import summarize_classes
 from sweeps.reporting.formatting import (
@@ -31,6 +29,9 @@ from sweeps.reporting.formatting import (
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
 from xfer.records import Evaluation, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RANKING_COLUMNS = (
     *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule"),
@@ -129,6 +130,8 @@ def ranking_frame(results: Results) -> pd.DataFrame:
     the sweep. With two objectives, `on_front` says whether the trial is on the Pareto front. `gap` is training minus
     validation accuracy (`Epoch.gap`). `flops` counts the forward pass of one image.
     """
+    import pandas as pd  # takes a second, and a sweep imports this module before its plan is written
+
     rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked_trials(results), start=1)]
     frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     dtypes = {
