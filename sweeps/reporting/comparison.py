@@ -12,13 +12,13 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 
 _DRAWS = 20_000  # bootstrap draws: the critical value then varies by less than 1% from one random state to another
 _MIN_DISCORDANT = 2  # images that disagree, one each way, in the smallest variance of a difference
 _FLOOR = 0.8  # smallest variance, relative to that of the images alone: less is an accident of few seeds
+_NORMAL = 1e7  # degrees of freedom at which Student's t distribution is the normal one
 _EXPECTED = 0.2  # part of the variance by chance that does not count as due to seeds in the degrees of freedom
 
 
@@ -86,12 +86,12 @@ def difference(correct_a: ArrayLike, correct_b: ArrayLike, confidence: float = 0
     correct = _checked(np.stack([first, second]), confidence)
     pair = _pair(correct[0] - correct[1], "the two recipes")
     error, freedom = pair.standard_error(pair.between_seeds, pair.seeds - 1)
-    half_width = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    half_width = float(_t_quantile((1 + confidence) / 2, freedom)) * error
     return Difference(
         mean=pair.mean,
         low=max(-1.0, pair.mean - half_width),
         high=min(1.0, pair.mean + half_width),
-        probability=float(stats.t.cdf(pair.mean / error, freedom)),
+        probability=_t_probability(pair.mean / error, freedom),
         standard_error=error,
         degrees_of_freedom=freedom,
         images=pair.images,
@@ -152,7 +152,7 @@ def compare_with_best(
     covariance = _covariance(correct, max(pooled - chance, 0.0) / 2 * pairs[0].concentration)
     draws = _t_draws(covariance, freedom)
     level = 1 - confidence if recipes == 2 else _level_per_pair(draws, covariance, freedom, confidence)
-    single, joint = (stats.t.ppf(1 - alpha / 2, freedoms) * errors for alpha in (1 - confidence, level))
+    single, joint = (_t_quantile(1 - alpha / 2, freedoms) * errors for alpha in (1 - confidence, level))
     low, high, tied = _intervals(means, single, joint)
     mean = np.min(means, axis=1, where=~np.eye(recipes, dtype=bool), initial=1.0)
     winners = np.argmax(np.nanmean(correct, axis=(1, 2)) + draws, axis=1)
@@ -195,7 +195,11 @@ class _Pair:
     def lower_bound_between_seeds(self) -> float:
         """Lower bound of the true variance behind `between_seeds`, at a confidence of 75%."""
         freedom = self.seeds - 1
-        return float(self.between_seeds * freedom / stats.chi2.ppf(0.75, freedom)) if freedom else 0.0
+        if freedom == 0:
+            return 0.0
+        from scipy import special
+
+        return float(self.between_seeds * freedom / special.chdtri(freedom, 0.25))
 
     def standard_error(self, between_seeds: float, seed_freedom: int) -> tuple[float, float]:
         """Return the standard error of the mean and its degrees of freedom.
@@ -217,6 +221,20 @@ class _Pair:
             share = min(max(from_seeds - _EXPECTED * chance, 0.0) / variance, 1.0)
             uncertainty += share ** max(2 - 2 / seed_freedom, 1.0) / seed_freedom
         return float(np.sqrt(variance)), 1 / uncertainty if uncertainty > 0 else np.inf
+
+
+def _t_quantile(level: float, freedom: ArrayLike) -> Array:
+    """Quantile of Student's t distribution."""
+    from scipy import special  # takes a fifth of a second: only where recipes are compared
+
+    return np.asarray(special.stdtrit(np.minimum(freedom, _NORMAL), level))
+
+
+def _t_probability(value: float, freedom: float) -> float:
+    """Probability that Student's t distribution gives at most `value`."""
+    from scipy import special
+
+    return float(special.stdtr(min(freedom, _NORMAL), value))
 
 
 def _pair(delta: Array, recipes: str) -> _Pair:
@@ -279,7 +297,7 @@ def _level_per_pair(draws: Array, covariance: Array, freedom: float, confidence:
         others = np.arange(len(covariance)) != best
         scores = np.abs(draws[:, others] - draws[:, [best]]) / errors[best, others]
         quantiles.append(float(np.quantile(scores.max(axis=1), confidence)))
-    return float(2 * stats.t.sf(max(quantiles), freedom))
+    return 2 * _t_probability(-max(quantiles), freedom)
 
 
 def _intervals(means: Array, single: Array, joint: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
