@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables, zero_effort
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
+from sweeps.reporting.confusion import confusion_sections
 from sweeps.reporting.figures import report_figures
 from sweeps.reporting.formatting import (
     escape_control_characters,
@@ -21,6 +22,7 @@ from sweeps.reporting.formatting import (
 from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
 from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
+from sweeps.reporting.sections import Section
 from xfer.storage.atomic import atomic_write
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +37,8 @@ def render(results: Results, folder: Path) -> Path:
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     context = _context(results)
-    for figure in context["figures"]:
+    sections = context["sections"]
+    for figure in [*context["figures"], *(section.figure for section in sections if section.figure)]:
         atomic_write(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
     atomic_write(folder / "ranking.csv", ranking_csv(ranking_frame(results)).encode())
     atomic_write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context).encode())
@@ -79,9 +82,15 @@ def _context(results: Results) -> dict[str, Any]:
         "screening_caption": screening.screening_caption(results),
         "transfer": secondary_metrics.compare_with_scratch(results),
         "figures": report_figures(results),
+        "sections": evidence_sections(results),
         "runs": pluralize(len(results.records), "run"),
         "run_time": format_duration(results.seconds),
     }
+
+
+def evidence_sections(results: Results) -> list[Section]:
+    """Return the sections of evidence in report order."""
+    return [*confusion_sections(results)]
 
 
 def _html_environment() -> Environment:

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from sweeps.reporting.formatting import (
     MISSING,
+    class_name,
     describe_strategy,
     escape_control_characters,
     format_choice,
@@ -137,7 +138,7 @@ def most_confused(results: Results) -> list[str]:
             continue
         most_common = sorted(errors.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONFUSED_PAIRS]
         pairs = [
-            f"{_class_name(classes, true)} as {_class_name(classes, predicted)} ({count})"
+            f"{class_name(classes, true)} as {class_name(classes, predicted)} ({count})"
             for (true, predicted), count in most_common
         ]
         total = sum(len(test.images) for test in tests)
@@ -290,7 +291,3 @@ def _has_curve(trial: RankedTrial) -> bool:
 def _backbone(trial: RankedTrial) -> dict[str, object]:
     recipe = trial.search.recipe
     return {"name": recipe["backbone"], **recipe["backbone_args"]}
-
-
-def _class_name(classes: Sequence[str], index: int) -> str:
-    return escape_control_characters(classes[index] if index < len(classes) else f"class {index}")
