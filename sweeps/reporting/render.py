@@ -1,4 +1,4 @@
-"""Write a report: report.md, report.html, ranking.csv, and the figures of report.md."""
+"""Write a report: report.md, report.html, ranking.csv, and the figures and photos of report.md."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sweeps.reporting.formatting import (
     name_sets,
     pluralize,
 )
+from sweeps.reporting.look_at_data import look_at_data
 from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
 from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
@@ -37,9 +38,12 @@ def render(results: Results, folder: Path) -> Path:
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     context = _context(results)
-    sections = context["sections"]
+    sections = [*context["data_sections"], *context["sections"]]
     for figure in [*context["figures"], *(section.figure for section in sections if section.figure)]:
         atomic_write(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
+    for photo in (photo for section in sections for row in section.photos for photo in row.photos):
+        (folder / "photos").mkdir(exist_ok=True)
+        atomic_write(folder / "photos" / f"{photo.name}.jpg", photo.jpeg)
     atomic_write(folder / "ranking.csv", ranking_csv(ranking_frame(results)).encode())
     atomic_write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context).encode())
     atomic_write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context).encode())
@@ -82,6 +86,7 @@ def _context(results: Results) -> dict[str, Any]:
         "screening_caption": screening.screening_caption(results),
         "transfer": secondary_metrics.compare_with_scratch(results),
         "figures": report_figures(results),
+        "data_sections": look_at_data(results),
         "sections": evidence_sections(results),
         "runs": pluralize(len(results.records), "run"),
         "run_time": format_duration(results.seconds),

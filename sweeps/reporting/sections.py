@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sweeps.reporting.figures import ReportFigure
+from sweeps.reporting.photos import PhotoRow
 from sweeps.reporting.tables import Table
 
 NO_TABLE = Table((), ())
@@ -16,6 +17,7 @@ class Section:
 
     title: str
     sentences: tuple[str, ...] = ()
+    photos: tuple[PhotoRow, ...] = ()
     figure: ReportFigure | None = None
     table: Table = NO_TABLE
     caption: str = ""
