@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables, zero_effort
+from sweeps.reporting.calibration import calibration_sections
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.confusion import confusion_sections
 from sweeps.reporting.figures import report_figures
@@ -95,7 +96,7 @@ def _context(results: Results) -> dict[str, Any]:
 
 def evidence_sections(results: Results) -> list[Section]:
     """Return the sections of evidence in report order."""
-    return [*confusion_sections(results)]
+    return [*confusion_sections(results), *calibration_sections(results)]
 
 
 def _html_environment() -> Environment:
