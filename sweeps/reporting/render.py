@@ -12,6 +12,7 @@ from sweeps.reporting import screening, secondary_metrics, summary, tables, zero
 from sweeps.reporting.calibration import calibration_sections
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.confusion import confusion_sections
+from sweeps.reporting.coverage import coverage_sections
 from sweeps.reporting.figures import report_figures
 from sweeps.reporting.formatting import (
     escape_control_characters,
@@ -24,6 +25,7 @@ from sweeps.reporting.look_at_data import look_at_data
 from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
 from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
+from sweeps.reporting.search_history import history_sections
 from sweeps.reporting.sections import Section
 from xfer.storage.atomic import atomic_write
 
@@ -96,7 +98,12 @@ def _context(results: Results) -> dict[str, Any]:
 
 def evidence_sections(results: Results) -> list[Section]:
     """Return the sections of evidence in report order."""
-    return [*confusion_sections(results), *calibration_sections(results)]
+    return [
+        *confusion_sections(results),
+        *calibration_sections(results),
+        *history_sections(results),
+        *coverage_sections(results),
+    ]
 
 
 def _html_environment() -> Environment:
