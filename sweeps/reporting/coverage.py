@@ -61,15 +61,28 @@ def settings_at_edge(results: Results, trial: RankedTrial) -> list[str]:
     return found
 
 
+def parse_range(text: str) -> tuple[float, float, bool] | None:
+    """Return lower end, upper end and whether the scale is logarithmic of a range in plan.json; None for other axes.
+
+    >>> parse_range("3e-05..0.01 log"), parse_range("1..3"), parse_range("16, 32, 64")
+    ((3e-05, 0.01, True), (1.0, 3.0, False), None)
+    """
+    match = _RANGE.fullmatch(text)
+    try:
+        return (float(match["low"]), float(match["high"]), bool(match["log"])) if match else None
+    except ValueError:  # names with two dots
+        return None
+
+
 def edge(value: float, text: str) -> str:
     """Return "low end" or "high end" if a value lies there in a distribution as plan.json describes it, else "".
 
     >>> edge(0.01, "3e-05..0.01 log"), edge(1e-3, "3e-05..0.01 log"), edge(16, "16, 32, 64"), edge(1, "1..3")
     ('high end', '', 'low end', 'low end')
     """
-    if match := _RANGE.fullmatch(text):
-        low, high = float(match["low"]), float(match["high"])
-        if match["log"]:
+    if found := parse_range(text):
+        low, high, log = found
+        if log:
             if min(low, value) <= 0:
                 return ""
             low, high, value = math.log(low), math.log(high), math.log(value)

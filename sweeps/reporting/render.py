@@ -21,6 +21,7 @@ from sweeps.reporting.formatting import (
     name_sets,
     pluralize,
 )
+from sweeps.reporting.importance import importance_sections
 from sweeps.reporting.look_at_data import look_at_data
 from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
 from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
@@ -103,6 +104,7 @@ def evidence_sections(results: Results) -> list[Section]:
         *calibration_sections(results),
         *history_sections(results),
         *coverage_sections(results),
+        *importance_sections(results),
     ]
 
 

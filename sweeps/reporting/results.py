@@ -23,6 +23,38 @@ if TYPE_CHECKING:  # `status` and `list` do without them
 
 
 @dataclass(frozen=True)
+class Importance:
+    """Importance of one choice."""
+
+    choice: str
+    """Name of the sampler's parameter, such as `sgd.learning_rate`."""
+    share: float
+    """Part of the sum over all choices, in [0, 1]."""
+    times_chance: float
+    """Importance divided by its 95% quantile if results are exchanged at random between trials."""
+    trials: int
+    """Number of finished trials in which the choice existed."""
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether the importance exceeds what chance explains."""
+        return self.times_chance > 1
+
+
+@dataclass(frozen=True)
+class Importances:
+    """Importance of every choice, the most important one first."""
+
+    choices: tuple[Importance, ...]
+    finished: int
+    """Number of finished trials."""
+    trials: int
+    """Number of them that importances are computed from."""
+    top: int
+    """Number of the latter that count as the best ones."""
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything that a sweep has stored so far."""
 
@@ -49,6 +81,9 @@ class Results:
     """The prepared data, for photos; None if they are not on this machine."""
     why_no_pack: str = "the prepared data were not loaded"
     """Why there is no pack, as the end of a sentence."""
+
+    importances: Importances | None = None
+    """Importance of every choice of the search; None if the trials are too few. Only reports load it."""
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.results import Results
+from sweeps.reporting.results import Importances, Results
 from xfer.data.pack import load_pack
 from xfer.storage import local_cache, object_store
 
@@ -30,7 +30,7 @@ def load_results(store: Store) -> Results:
 
 
 def load_evidence(store: Store) -> Results:
-    """Load what a report shows: the results, the predictions of the first finalist, and the data for photos.
+    """Load what a report shows: results, predictions of the first finalist, data for photos, importance of choices.
 
     Missing or damaged predictions and data are left out, because a report must not depend on them.
 
@@ -40,6 +40,7 @@ def load_evidence(store: Store) -> Results:
     from sweeps.reporting.ranking import ranked_finalists  # takes half a second: pandas
 
     results = load_results(store)
+    results = replace(results, importances=_importances(store, results))
     best = next(iter(ranked_finalists(results)), None)
     names = [record.trial for record in best.finals if record.test] if best else []
     runs = {name: run for name in names if (run := store.held_out(name)) is not None}
@@ -52,6 +53,24 @@ def load_evidence(store: Store) -> Results:
     except (OSError, ValueError) as error:
         why = f"the prepared data of this sweep cannot be read ({error})"
     return replace(results, held_out=runs, why_no_pack=why)
+
+
+def _importances(store: Store, results: Results) -> Importances | None:
+    """Return the importance of every choice in the deciding objective, from the finished trials of the search."""
+    from sweeps.reporting.importance import MIN_TRIALS
+
+    finished = {
+        trial.name: trial.search_scores[0]
+        for trial in results.trials
+        if trial.status == "finished" and trial.search_scores[0] is not None
+    }
+    if len(finished) < MIN_TRIALS:
+        return None
+    from sweeps.engine.samplers.importance import choice_importances  # takes a second: Optuna
+
+    trials = [trial for trial in store.trials() if trial.name in finished]
+    scores = [finished[trial.name] for trial in trials]
+    return choice_importances([trial.params for trial in trials], scores, results.plan["space"])
 
 
 def render_report(store: Store, reports: Path) -> Path:
