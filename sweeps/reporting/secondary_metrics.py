@@ -10,6 +10,7 @@ from statistics import fmean
 
 from sweeps.reporting.formatting import (
     MISSING,
+    class_name,
     describe_strategy,
     escape_control_characters,
     format_choice,
@@ -137,7 +138,7 @@ def most_confused(results: Results) -> list[str]:
             continue
         most_common = sorted(errors.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONFUSED_PAIRS]
         pairs = [
-            f"{_class_name(classes, true)} as {_class_name(classes, predicted)} ({count})"
+            f"{class_name(classes, true)} as {class_name(classes, predicted)} ({count})"
             for (true, predicted), count in most_common
         ]
         total = sum(len(test.images) for test in tests)
@@ -292,7 +293,3 @@ def _backbone(trial: RankedTrial, results: Results) -> str:
     recipe = trial.search.recipe
     size = f" at {recipe['image_size']} px" if "image_size" in results.plan["space"] else ""
     return format_choice({"name": recipe["backbone"], **recipe["backbone_args"]}) + size
-
-
-def _class_name(classes: Sequence[str], index: int) -> str:
-    return escape_control_characters(classes[index] if index < len(classes) else f"class {index}")

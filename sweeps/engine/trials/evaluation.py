@@ -8,11 +8,13 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sweeps.engine.selection import is_frozen_head
 from sweeps.engine.trials.trainable import open_finished_run, open_store
 from xfer.measure.accuracy import Preprocess, evaluate
+from xfer.measure.held_out import HeldOutRun, fit_temperature, predict_held_out
 from xfer.measure.robustness import NOISES, accuracies_under, noise_sample
 from xfer.records import Record
 from xfer.run import Run
@@ -23,17 +25,36 @@ MAX_NETWORK_BYTES = 2**30
 
 
 def evaluate_on_test(config: dict[str, Any]) -> None:
-    """Evaluate a finished run on the test part, and on its mirror images, and store the result.
+    """Evaluate a finished run on the test part, and on its mirror images, and store the result with its predictions.
 
     Args:
         config: as returned by `trainable.trial_config`.
     """
     run = open_finished_run(config)
     indices, prepare = run.split.test, run.inputs.transform.prepare
-    test = evaluate(run.model, run.inputs.evaluation_batches(indices), prepare, "test", indices, flips=True)
+    logits: list[Tensor] = []
+    batches = run.inputs.evaluation_batches(indices)
+    test = evaluate(run.model, batches, prepare, "test", indices, flips=True, on_logits=logits.append)
     if run.frozen_body is not None:  # features are cached for the images alone
         test = replace(run.evaluate("test"), flip_correct=test.flip_correct)
-    open_store(config["site"]).add_test(config["trial"], test)
+    store = open_store(config["site"])
+    store.add_held_out(config["trial"], _held_out(run, logits))  # first: a stored test evaluation ends the task
+    store.add_test(config["trial"], test)
+
+
+def _held_out(run: Run, test_logits: Sequence[Tensor]) -> HeldOutRun:
+    """Return a run's predictions on validation and test part, with the temperature that fits the former."""
+    indices, labels = run.split.val, run.pack.labels
+    val_logits: list[Tensor] = []
+    batches, prepare = run.inputs.evaluation_batches(indices), run.inputs.transform.prepare
+    evaluate(run.model, batches, prepare, "val", indices, on_logits=val_logits.append)
+    val, test = (torch.cat([*logits]).cpu().numpy() for logits in (val_logits, test_logits))
+    temperature = fit_temperature(val, labels[indices])
+    return HeldOutRun(
+        temperature,
+        predict_held_out(val, labels[indices], indices, temperature),
+        predict_held_out(test, labels[run.split.test], run.split.test, temperature),
+    )
 
 
 def evaluate_under_noise(configs: list[dict[str, Any]]) -> None:

@@ -102,6 +102,25 @@ def test_the_accuracy_with_flips_averages_the_probabilities_for_an_image_and_its
         assert stored.flip_correct == tuple(expected)
 
 
+def test_the_predictions_of_a_run_are_stored_with_its_temperature(
+    configs: list[dict[str, Any]], store: Store, evaluated: None
+) -> None:
+    for config in configs:  # a fine-tuned network, and heads on cached features
+        run, held_out, test = open_run(config), store.held_out(config["trial"]), store.test(config["trial"])
+        assert held_out is not None
+        assert test is not None
+        for part, indices in ((held_out.val, run.split.val), (held_out.test, run.split.test)):
+            assert part.images.tolist() == list(indices)
+            assert part.labels.tolist() == run.pack.labels[indices].tolist()
+        assert tuple(held_out.test.correct.tolist()) == test.correct
+        temperature = held_out.temperature or 1.0
+        with torch.no_grad():
+            (images, _), *_ = run.inputs.evaluation_batches(run.split.test)
+            logits = run.model.eval()(run.inputs.transform.prepare(images))
+        expected = (logits / temperature).softmax(dim=1).amax(dim=1).tolist()
+        assert held_out.test.scaled_probability[: len(images)].tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_scores_of_every_kind_are_stored_one_by_one(
     configs: list[dict[str, Any]], store: Store, evaluated: None
 ) -> None:
