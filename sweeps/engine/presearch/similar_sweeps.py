@@ -62,7 +62,7 @@ def describe_similar_sweep(plan: Mapping[str, Any], store: Store) -> tuple[str, 
     if not candidates:
         return ()
     *_, other, differences = min(candidates, key=lambda candidate: candidate[:2])
-    trials = object_store.list_names(storage / other["name"] / "trials")
+    trials = Store(storage / other["name"]).trial_names()
     return similarity_lines(plan["name"], other, differences, sum("-" not in trial for trial in trials))
 
 

@@ -23,6 +23,7 @@ The runs of a finalist are trials of their own: `0007-s1`, `0007-s2`, ...; linea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -43,6 +44,11 @@ from xfer.records import (
     record_from_dict,
 )
 from xfer.storage import local_cache, object_store
+
+TRIAL_NAME = re.compile(r"\d{4,}(-s\d+)?|screen-\d{2,}")
+"""Names of trials' folders. Anything else in their folder is not a trial, such as the `.DS_Store` of a file manager."""
+
+_NOISE_SCORES = re.compile(rf"({'|'.join(NOISE_KINDS)})\.json")
 
 Decision = Literal["zero_effort", "screening", "finals", "openings"]
 
@@ -124,7 +130,7 @@ class Store:
 
     def trial_names(self) -> list[str]:
         """Return the names of all trials that were ever started, sorted."""
-        return object_store.list_names(self.folder / "trials")
+        return [name for name in object_store.list_names(self.folder / "trials") if TRIAL_NAME.fullmatch(name)]
 
     def trials(self) -> list[Trial]:
         """Return every trial that was ever started, sorted by name."""
@@ -183,7 +189,7 @@ class Store:
 
     def noise_kinds(self, trial: str) -> list[str]:
         """Return the kinds of noise under which a finalist's run has been evaluated, sorted."""
-        return [path.stem for path in json_objects.list_objects(self.trial_folder(trial) / "noise")]
+        return [path.stem for path in json_objects.list_objects(self.trial_folder(trial) / "noise", _NOISE_SCORES)]
 
     def add_noise(self, trial: str, scores: Sequence[CorruptionScore]) -> None:
         """Write the scores of a finalist's run under one kind of noise."""
@@ -252,7 +258,8 @@ class Store:
 
     def _next_number(self, kind: str) -> int:
         names = object_store.list_names(self.folder / kind)  # damaged objects too: their numbers are taken
-        return max((int(name[:4]) for name in names if name[:1].isdigit()), default=0) + 1
+        numbers = [int(match[1]) for name in names if (match := re.match(r"(\d{4,})\.json", name))]
+        return max(numbers, default=0) + 1
 
 
 def list_sweeps(storage: Path) -> Iterator[Store]:

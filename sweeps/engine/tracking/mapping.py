@@ -49,11 +49,6 @@ def flatten_params(settings: Mapping[str, Any]) -> dict[str, str]:
     return params
 
 
-def list_trials(trials: Path) -> list[str]:
-    """Return the names of all trials in a folder, without reading any of them."""
-    return object_store.list_names(trials)
-
-
 def unsent_epochs(folder: Path, steps: set[int]) -> tuple[Epoch, ...]:
     """Read the epochs of a trial, except those whose numbers are in `steps`."""
     paths = [path for path in json_objects.list_objects(folder / "epochs") if int(path.stem) not in steps]

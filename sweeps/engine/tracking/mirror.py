@@ -25,7 +25,6 @@ from sweeps.engine.tracking.mapping import (
     created_ms,
     epoch_metrics,
     flatten_params,
-    list_trials,
     modified_ms,
     plan_objectives,
     plan_params,
@@ -254,7 +253,7 @@ class Mirror:
         if self._live and has_driver and now < self._full_sync_at + FULL_SYNC_SECONDS:
             return sorted(reports), reports
         self._full_sync_at = now
-        return list_trials(self.store.folder / "trials"), {}
+        return self.store.trial_names(), {}
 
     def _bulk_insert_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
         """Insert those of the named trials that have ended, if they are many; MLflow must have none of them."""
