@@ -22,6 +22,7 @@ from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
 from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
 from xfer.storage.atomic import atomic_write
+from xfer.storage.redaction import redact
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TOP_ROWS = 10  # of the ranking in report.md; report.html and ranking.csv have all rows
@@ -36,11 +37,15 @@ def render(results: Results, folder: Path) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     context = _context(results)
     for figure in context["figures"]:
-        atomic_write(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
-    atomic_write(folder / "ranking.csv", ranking_csv(ranking_frame(results)).encode())
-    atomic_write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context).encode())
-    atomic_write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context).encode())
+        _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
+    _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
+    _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
+    _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"
+
+
+def _write(file: Path, text: str) -> None:
+    atomic_write(file, redact(text).encode())  # reports are published
 
 
 def _context(results: Results) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from xfer.storage import checked_json, object_store
 from xfer.storage.checked_json import CorruptObjectError
+from xfer.storage.redaction import redact_all
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ NUMBERED = re.compile(r"\d{4,}\.json")
 def put_if_absent(path: Path, value: Mapping[str, Any]) -> bool:
     """Write `value` as JSON unless `path` exists; return whether it was written.
 
-    Floats are read back bit for bit.
+    Floats are read back bit for bit. Passwords and tokens are removed from texts.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot represent.
@@ -93,4 +94,4 @@ def get_all(paths: Iterable[Path]) -> list[dict[str, Any] | None]:
 
 
 def _encode(value: Mapping[str, Any]) -> bytes:
-    return checked_json.encode(value, indent=1)
+    return checked_json.encode(redact_all(value), indent=1)

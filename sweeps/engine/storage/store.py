@@ -44,6 +44,7 @@ from xfer.records import (
     record_from_dict,
 )
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import redact_all
 
 TRIAL_NAME = re.compile(r"\d{4,}(-s\d+)?|screen-\d{2,}")
 """Names of trials' folders. Anything else in their folder is not a trial, such as the `.DS_Store` of a file manager."""
@@ -95,7 +96,8 @@ class Store:
         """
         path = self.folder / "plan.json"
         try:
-            return json_objects.read(path)
+            plan: dict[str, Any] = redact_all(json_objects.read(path))  # earlier versions stored the whole command
+            return plan
         except FileNotFoundError:
             return None
         except ValueError as error:

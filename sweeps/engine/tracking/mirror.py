@@ -32,7 +32,6 @@ from sweeps.engine.tracking.mapping import (
     record_params,
     record_state,
     record_tags,
-    redact_password,
     run_name,
     test_metrics,
     test_tags,
@@ -44,6 +43,7 @@ from sweeps.engine.tracking.progress import unsent_progress
 from sweeps.reporting.cost import total_usd
 from xfer.objectives import ACCURACY
 from xfer.records import epoch_from_dict
+from xfer.storage.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -175,7 +175,7 @@ class Mirror:
                 self.complete = False
             else:
                 if self._logged_errors:
-                    log.info("MLflow at %s is up to date again", redact_password(self.tracking_uri))
+                    log.info("MLflow at %s is up to date again", redact(self.tracking_uri))
                 self._logged_errors.clear()
                 self.complete = True
             return self.complete
@@ -199,7 +199,7 @@ class Mirror:
     def _log_error(self, error: Exception) -> None:
         kind = f"{type(error).__name__} {getattr(error, 'error_code', '')}"
         if kind not in self._logged_errors:
-            uri, message = redact_password(self.tracking_uri), redact_password(str(error))[:500]
+            uri, message = redact(self.tracking_uri), redact(str(error))[:500]
             log.warning("MLflow at %s: %s. The sweep continues, and the mirror retries.", uri, message)
         self._logged_errors.add(kind)
         self._had_error = True

@@ -25,6 +25,7 @@ from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.run import Run
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import RedactingFormatter
 from xfer.training.epochs import build_record
 from xfer.training.export import save_classifier
 
@@ -148,7 +149,9 @@ def open_context(context: TrialContext) -> tuple[Pack, torch.device]:
         )
     logs = store.local_folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
+    handler = logging.FileHandler(logs / "trials.log", encoding="utf-8", delay=True)
+    handler.setFormatter(RedactingFormatter(logging.BASIC_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     torch.set_num_threads(context.threads)
     retain_freed_memory()
     return fetch_pack(object_store.as_path(context.pack)), limit_gpu_memory(context.gpus)
