@@ -28,7 +28,7 @@ from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.probe_tasks import PROBE_BATCH_SIZE, PROBES_PER_SAMPLER_UPDATE, ProbeTasks
 from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.stage import Stage, StoppingRule, trial_history
-from sweeps.engine.trials.trainable import export_model, train_trial, trial_config
+from sweeps.engine.trials.trainable import export_model, is_exported, train_trial, trial_config
 from sweeps.engine.trials.trial_queue import search_trials
 from sweeps.reporting.formatting import pluralize
 from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS, Epoch, Record, epoch_from_dict
@@ -243,14 +243,12 @@ class Sweep:
         else:
             return None
         folder = self._store.folder / "model"
-        note = folder / "trial.txt"
-        if not object_store.exists(note) or note.read_text(encoding="utf-8") != winner.trial:
+        if not is_exported(folder, winner.trial):
             arguments = (self._config(winner), object_store.absolute_uri(folder))
             if self._placement.is_local and not self._placement.connected:
                 export_model(*arguments)  # not worth starting Ray for a single network
             else:
                 self._placement.map(export_model, [arguments])
-            note.write_text(winner.trial, encoding="utf-8")
         return winner
 
     def winner_metrics(self, winner: Record) -> dict[str, float]:
