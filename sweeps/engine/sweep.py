@@ -16,7 +16,7 @@ from sweeps.engine.console.time_left import RunPace, StageTime, run_pace, time_l
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import apply_advice, recommended_strategies
-from sweeps.engine.presearch.warm_start import warm_start_params
+from sweeps.engine.presearch.warm_start import recover_params, warm_start_params
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
@@ -70,6 +70,8 @@ class Sweep:
         """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
         self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
+        for note in self._ledger.notes:
+            view.print_line(note)
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
         self._paces: dict[str, RunPace] = {}
@@ -288,7 +290,12 @@ class Sweep:
             self.prepared.space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, params
         )
         trials, records = self._ledger.trials, self._ledger.ended("search")
-        self.sampler.replay({name: (trials[name].params, record) for name, record in records.items()})
+        replayed = {}
+        for name, record in records.items():
+            known = trials[name].params or recover_params(record.recipe, self.prepared)
+            if known is not None:
+                replayed[name] = (known, record)
+        self.sampler.replay(replayed)
         if self._options.shares_gpus:
             self._placement.share_gpus(self.prepared)
 

@@ -194,9 +194,13 @@ def unlink(path: Path) -> None:
 
 
 def rename(path: Path, to: Path) -> None:
-    """Rename a file, replacing an existing one."""
+    """Rename a file, replacing an existing one, or a folder.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+    """
     if is_remote(path):
-        _request(path, "mv", object_key(path), object_key(to))
+        _request(path, "mv", object_key(path), object_key(to), recursive=True)
     else:
         path.replace(to)
 

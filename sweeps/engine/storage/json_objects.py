@@ -70,11 +70,17 @@ def get(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):  # a foreign file may have the name of a folder
         return None
     except CorruptObjectError as error:
-        damaged = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
-        with contextlib.suppress(FileNotFoundError):  # another reader has renamed it first
-            object_store.rename(path, damaged)
+        damaged = set_aside(path)
         log.warning("%s is damaged (%s): renamed to %s", path, error, damaged.name)
         return None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename an object or a folder of objects to `*.damaged` if it exists; return the new path."""
+    damaged = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
+    with contextlib.suppress(FileNotFoundError):  # another reader has renamed it first
+        object_store.rename(path, damaged)
+    return damaged
 
 
 def list_objects(folder: Path, names: re.Pattern[str] = NUMBERED) -> list[Path]:
