@@ -29,6 +29,7 @@ from sweeps.reporting.results import Results
 from sweeps.reporting.search_history import history_sections
 from sweeps.reporting.sections import Section
 from xfer.storage.atomic import atomic_write
+from xfer.storage.redaction import redact
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TOP_ROWS = 10  # of the ranking in report.md; report.html and ranking.csv have all rows
@@ -44,14 +45,18 @@ def render(results: Results, folder: Path) -> Path:
     context = _context(results)
     sections = [*context["data_sections"], *context["sections"]]
     for figure in [*context["figures"], *(section.figure for section in sections if section.figure)]:
-        atomic_write(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
+        _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
     for photo in (photo for section in sections for row in section.photos for photo in row.photos):
         (folder / "photos").mkdir(exist_ok=True)
         atomic_write(folder / "photos" / f"{photo.name}.jpg", photo.jpeg)
-    atomic_write(folder / "ranking.csv", ranking_csv(ranking_frame(results)).encode())
-    atomic_write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context).encode())
-    atomic_write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context).encode())
+    _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
+    _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
+    _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"
+
+
+def _write(file: Path, text: str) -> None:
+    atomic_write(file, redact(text).encode())  # reports are published
 
 
 def _context(results: Results) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, LIMITS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import Run
+from xfer.storage.atomic import atomic_write
 from xfer.training import networks
 from xfer.training.epochs import DivergedError
 from xfer.training.export import save_classifier
@@ -239,12 +240,14 @@ def _claim(out: Path, recipe: Recipe) -> None:
     """Writes recipe.json, or checks that the folder was started with the same recipe."""
     path, current = out / "recipe.json", recipe.as_dict()
     if path.is_file():
-        existing = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            existing = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove {out}, or use another --out") from error
         changed = [name for name in sorted(current.keys() | existing.keys()) if current.get(name) != existing.get(name)]
         if changed:
             raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ): use another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(current, indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(current, indent=1).encode())
 
 
 def _train(training: Run, out: Path) -> None:
@@ -272,7 +275,7 @@ def _train(training: Run, out: Path) -> None:
 
 
 def _write_json(path: Path, value: Evaluation | Record) -> None:
-    path.write_text(json.dumps(as_dict(value), indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(as_dict(value), indent=1).encode())
 
 
 def _format_epoch(epoch: Epoch, epochs: int) -> str:
