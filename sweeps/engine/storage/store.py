@@ -7,6 +7,7 @@
         trials/0007/record.json      the Record, once the trial has ended
         trials/0007/faults/0001.json a fault of the machine that has interrupted it (see trials/machine_faults.py)
         trials/0007/test.json        a finalist's Evaluation on the test part, once that has been opened
+        trials/0007/predictions.json its probabilities on validation and test part, image by image; for reports only
         trials/0007/noise/blur.json  its scores under one kind of noise, so that an interruption costs one kind at most
         trials/0007/noise.json       its scores under all kinds, once they are complete
         trials/0007/checkpoints/     the last two while it runs, then those of the best few trials
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine.storage import json_objects
+from xfer.measure.held_out import HeldOutRun, run_as_dict, run_from_dict
 from xfer.records import (
     NOISE_KINDS,
     CorruptionScore,
@@ -222,6 +224,15 @@ class Store:
     def add_test(self, trial: str, test: Evaluation) -> None:
         """Write the evaluation of a finalist's run on the test part."""
         json_objects.put_if_absent(self.trial_folder(trial) / "test.json", as_dict(test))
+
+    def held_out(self, trial: str) -> HeldOutRun | None:
+        """Return the predictions of a finalist's run; None before the test part is opened and in earlier versions."""
+        plain = json_objects.get(self.trial_folder(trial) / "predictions.json")
+        return None if plain is None else run_from_dict(plain)
+
+    def add_held_out(self, trial: str, run: HeldOutRun) -> None:
+        """Write the predictions of a finalist's run."""
+        json_objects.put_if_absent(self.trial_folder(trial) / "predictions.json", run_as_dict(run))
 
     def noise_kinds(self, trial: str) -> list[str]:
         """Return the kinds of noise under which a finalist's run has been evaluated, sorted."""
