@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from sweeps.engine import tracking
@@ -30,6 +30,8 @@ from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress
 from xfer.storage import local_cache, object_store
 from xfer.storage.redaction import redact_all
+
+log = logging.getLogger(__name__)
 
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
 """Seconds between two syncs of MLflow, each of which reads the trials that have changed from the storage."""
@@ -160,8 +162,10 @@ def run_sweep(
                 raise
             finally:
                 sweep.disconnect()  # first: after an interrupt, trials would compete with what follows
-                with suppress(OSError):  # the study is a copy: failing to write it must not hide the original error
+                try:
                     sweep.export_study()
+                except Exception as error:  # the study is a copy: its error must not hide the original one
+                    log.warning("study.sqlite3 could not be written: %s", error)
         if not mirror.complete and not tracking.answers(run_options.tracking_uri):
             patience = INTERRUPT_PATIENCE_SECONDS
         elif winner is not None:

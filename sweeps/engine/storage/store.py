@@ -5,6 +5,7 @@
         trials/0007/config.json      trial 7: the sampler's parameters and the recipe built from them
         trials/0007/epochs/0003.json one Epoch
         trials/0007/record.json      the Record, once the trial has ended
+        trials/0007/faults/0001.json a fault of the machine that has interrupted it (see trials/machine_faults.py)
         trials/0007/test.json        a finalist's Evaluation on the test part, once that has been opened
         trials/0007/predictions.json its probabilities on validation and test part, image by image; for reports only
         trials/0007/noise/blur.json  its scores under one kind of noise, so that an interruption costs one kind at most
@@ -194,6 +195,18 @@ class Store:
         if written and record.phase == "final" and self.has_test(record.trial):
             for name in ("noise.json", "noise", "test.json"):
                 json_objects.set_aside(self.trial_folder(record.trial) / name)
+
+    def faults(self, trial: str) -> list[str]:
+        """Return the reasons of the machine faults that have interrupted a trial, first to last."""
+        paths = json_objects.list_objects(self.trial_folder(trial) / "faults")
+        return [fault["reason"] for fault in json_objects.get_all(paths) if fault is not None]
+
+    def add_fault(self, trial: str, reason: str) -> int:
+        """Write a machine fault that has interrupted a trial; return the number of its faults so far."""
+        number = self._next_number(f"trials/{trial}/faults")
+        path = self.trial_folder(trial) / "faults" / f"{number:04d}.json"
+        json_objects.put_if_absent(path, {"reason": reason})
+        return number
 
     def test(self, trial: str) -> Evaluation | None:
         """Return the evaluation of a finalist's run on the test part; None until that has been opened."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.resources import cluster
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials import early_start
+from sweeps.engine.trials import early_start, machine_faults
 from sweeps.engine.trials.trainable import (
     Resources,
     TrialContext,
@@ -119,6 +119,8 @@ class ProbeTasks:
         self.tune_is_running = False
         """Whether Ray Tune runs. Its trials may hold the GPUs that probes need and can only finish inside the Tune
         loop, so nothing here blocks on probes then."""
+        self.interrupted: list[str] = []
+        """Probes that have ended without a record, because of a fault of the machine. `Stage` takes them from here."""
         self._collected: list[Trial] = []
         self._running: dict[Any, list[Trial]] = {}  # by Ray task
 
@@ -194,7 +196,9 @@ class ProbeTasks:
         train_probes([trial_config(trial, replace(self._context(trial), threads=cores)) for trial in trials])
         torch.set_num_threads(threads)
         release_freed_memory()
-        return [record for trial in trials if (record := self._store.record(trial.name)) is not None]
+        records = {trial.name: self._store.record(trial.name) for trial in trials}
+        self.interrupted += [name for name, record in records.items() if record is None]
+        return [record for record in records.values() if record is not None]
 
     def _finished(self, wait: bool) -> list[Record]:
         if not self._running:
@@ -208,10 +212,14 @@ class ProbeTasks:
             for trial in trials:
                 record = self._store.record(trial.name)
                 if record is None and error is not None:
-                    record = failed_record(trial_config(trial, self._context(trial)), error)
-                    self._store.add_record(record)
+                    _end_after_error(
+                        self._store, trial_config(trial, self._context(trial)), error, is_machine_fault=True
+                    )
+                    record = self._store.record(trial.name)
                 if record is not None:
                     records.append(record)
+                else:
+                    self.interrupted.append(trial.name)
         return records
 
     def _show(self, trials: Iterable[Trial]) -> None:
@@ -245,8 +253,20 @@ def train_probes(configs: list[dict[str, Any]]) -> None:
             raise  # another process may succeed
         except Exception as error:
             log.exception("heads %s failed", ", ".join(config["trial"] for config in group_configs))
+            reason, is_machine_fault = f"{type(error).__name__}: {error}", machine_faults.is_machine_fault(error)
             for config in group_configs:
-                store.add_record(failed_record(config, f"{type(error).__name__}: {error}"))
+                _end_after_error(store, config, reason, is_machine_fault)
+
+
+def _end_after_error(store: Store, config: dict[str, Any], reason: str, is_machine_fault: bool) -> None:
+    """End a probe with a record, unless it has one or the next start of the sweep is to try it again."""
+    if store.record(config["trial"]) is not None:
+        return
+    if is_machine_fault:
+        if machine_faults.try_again(store, config["trial"], reason):
+            return
+        reason = machine_faults.final_reason(reason)
+    store.add_record(failed_record(config, reason))
 
 
 def _train_group(

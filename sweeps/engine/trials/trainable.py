@@ -16,6 +16,7 @@ import torch
 from sweeps.engine.resources.gpu_sharing import memory_fraction
 from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import machine_faults
 from xfer.data.pack import Pack, fetch_pack
 from xfer.devices.device import default_device
 from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
@@ -80,8 +81,9 @@ def train_trial(config: dict[str, Any]) -> None:
     """Train a trial to its end, or until the scheduler stops it at one of its reports.
 
     Each epoch is stored before it is reported, so nothing is trained twice, whatever fails afterwards. A failure that
-    would happen again, such as a NaN loss, ends the trial with a record. Only a lost process is left for Ray to
-    restart, also one on another GPU of the same trial; training then resumes from the last checkpoint.
+    would happen again, such as a NaN loss, ends the trial with a record. A lost process is left for Ray to restart,
+    also one on another GPU of the same trial; training then resumes from the last checkpoint. After another fault of
+    the machine, such as a full disk, the next start of the sweep resumes the trial (`machine_faults`).
 
     Args:
         config: as returned by `trial_config`.
@@ -110,6 +112,10 @@ def train_trial(config: dict[str, Any]) -> None:
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
+        if machine_faults.is_machine_fault(error):
+            if machine_faults.try_again(store, name, reason):
+                return
+            reason = machine_faults.final_reason(reason)
         record = failed_record(config, reason) if run is None else run.record(name, config["phase"], reason)
     store.add_record(record)
 
