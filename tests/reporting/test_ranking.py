@@ -31,7 +31,7 @@ FURTHER = (
     "drop_path,"
     "test_noisy_images,steps,test_flip_accuracy,val_worst_class,val_worst_class_accuracy,val_worst_class_ci_low,"
     "val_worst_class_ci_high,val_worst_class_images,test_worst_class,test_worst_class_accuracy,test_worst_class_ci_low,"
-    "test_worst_class_ci_high,test_worst_class_images,kept"
+    "test_worst_class_ci_high,test_worst_class_images,kept,image_size"
 )
 
 

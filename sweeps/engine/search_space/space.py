@@ -119,6 +119,11 @@ class Space:
             for limit in domain_values(self.axes["images_per_class"])
         ]
 
+    @property
+    def image_sizes(self) -> tuple[Value, ...]:
+        """The image sizes that compete, the one to begin with first; empty if there is only one."""
+        return domain_values(self.axes["image_size"]) if "image_size" in self.axes else ()
+
     def strategies(self) -> tuple[str, ...]:
         """Return the names of the strategies that compete."""
         return tuple(map(str, domain_values(self.axes["strategy"])))
@@ -128,8 +133,8 @@ class Space:
     ) -> list[dict[str, Any]]:
         """Return the parameters of the trials to begin with, as `configured` takes them.
 
-        The first recipe is tried on every backbone, the others on the first backbone that can do them, each as its
-        family does it.
+        The first recipe is tried on every backbone and in every image size, the others on the first backbone that can
+        do them and in the first image size, each as its family does it.
 
         Args:
             arms: configurations that replace the known good recipes.
@@ -150,7 +155,10 @@ class Space:
 
         starts = [start(recipe, self._first_able_backbone(str(recipe["strategy"]))) for recipe in recipes]
         balanced = self._balanced_start(starts)
-        starts[:1] = [start(recipes[0], backbone) for backbone in backbones]
+        starts[:1] = [
+            *(start(recipes[0], backbone) for backbone in backbones),
+            *({**starts[0], "image_size": size} for size in self.image_sizes[1:]),
+        ]
         starts[1:1] = balanced
         starts = [self._stretched(start) for start in starts]
         params: list[dict[str, Any]] = []
