@@ -23,7 +23,7 @@ EXTRA_TABLES: dict[str, Mapping[str, Any]] = {
     "noise": NOISES,
     "objective": OBJECTIVES,
     "backbone": PANEL,
-    "family": {**FAMILIES},
+    "family": {str(name): family for name, family in FAMILIES.items()},
 }
 """Tables that no recipe chooses from."""
 

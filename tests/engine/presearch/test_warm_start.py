@@ -115,9 +115,9 @@ def test_a_recipe_that_fits_is_transferred_unchanged(space: Space) -> None:
 
 
 def test_settings_that_were_fixed_are_transferred_too(space: Space) -> None:
-    recipe = a_recipe(schedule={"name": "cosine"}, mixing={"name": "cutmix", "alpha": 1.0})
+    recipe = a_recipe(schedule={"name": "cosine_warmup", "warmup": 0.1}, mixing={"name": "cutmix", "alpha": 1.0})
     translated = translate_recipe(recipe, space, WEIGHTS) or {}
-    assert (translated["schedule"], translated["mixing"]) == ("cosine", "cutmix")
+    assert (translated["schedule"], translated["mixing"]) == ("cosine_warmup", "cutmix")
 
 
 def test_a_recipe_is_moved_into_a_narrower_space() -> None:
