@@ -26,10 +26,11 @@ from sweeps.engine.resources.prices import check_cost_budget, parse_prices
 from sweeps.engine.storage.folders import check_folder, check_local
 from sweeps.engine.storage.lease import LeaseHeldError, is_unused
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.formatting import escape_control_characters, name_sets, pluralize
+from sweeps.reporting.formatting import escape_control_characters, join_words, name_sets, pluralize
 from xfer.data.uris import URI_FORMATS
 from xfer.models.panel import AUTO, PanelSize, panel_size
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import redact
 from xfer.text_output import escape_unencodable, use_utf8
 
 if TYPE_CHECKING:  # these imports take seconds, and `--help` should be immediate
@@ -71,11 +72,11 @@ def main(
         print("interrupted: the same command resumes from here", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except (ValueError, LeaseHeldError) as error:
-        print(*map(escape_control_characters, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
+        print(*map(escape_control_characters, redact(f"error: {error}").splitlines()), sep="\n", file=sys.stderr)
         status = EXIT_INVALID_INPUT
     except OSError as error:
         where = error.filename or "while reading or writing"
-        print(escape_control_characters(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
+        print(escape_control_characters(redact(f"error: {error.strerror or error}: {where}")), file=sys.stderr)
         status = EXIT_INVALID_INPUT
     _exit(status)
 
@@ -256,7 +257,8 @@ def _run_sweep(
     console.print(
         Text(
             f"{store.name}: {len(prepared.pack.classes)} classes, {len(split.train)} training, "
-            f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
+            f"{len(split.val)} validation and {len(split.test)} test images of "
+            f"{join_words([str(pack.image_size) for pack in prepared.packs])} px"
         )
     )
     for note in notes:
@@ -386,10 +388,8 @@ def _check_machine() -> list[str]:
 
 
 def _unreachable_note(tracking_uri: str) -> str:
-    from sweeps.engine.tracking import redact_password
-
     return (
-        f"MLflow at {redact_password(tracking_uri)} does not answer. The sweep runs without it; once it answers, "
+        f"MLflow at {redact(tracking_uri)} does not answer. The sweep runs without it; once it answers, "
         f"`python -m sweeps sync` sends everything."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from sweeps.engine import tracking
 from sweeps.engine.console.progress import ProgressView
@@ -28,6 +29,7 @@ from sweeps.engine.trials.run_options import RunOptions
 from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import redact_all
 
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
 """Seconds between two syncs of MLflow, each of which reads the trials that have changed from the storage."""
@@ -78,7 +80,8 @@ def claim_plan(
         PlanChangedError: anything but the number of trials has changed; the message lists the changes.
         ValueError: plan.json is missing or damaged, and there are trials.
     """
-    plan = {**describe_plan(prepared), "name": store.name, "provenance": provenance()}
+    # As it will be stored, so that it equals the plan of an earlier start.
+    plan: dict[str, Any] = redact_all({**describe_plan(prepared), "name": store.name, "provenance": provenance()})
     stored = store.plan()
     similar: tuple[str, ...] = ()
     if stored is not None:

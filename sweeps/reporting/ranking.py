@@ -49,6 +49,7 @@ RANKING_COLUMNS = (
     *("val_worst_class_images", "test_worst_class", "test_worst_class_accuracy", "test_worst_class_ci_low"),
     *("test_worst_class_ci_high", "test_worst_class_images"),
     "kept",
+    "image_size",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -65,6 +66,7 @@ _INTEGER_COLUMNS = (
     "flops",
     "images_per_class",
     "views",
+    "image_size",
 )
 _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
@@ -251,6 +253,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **_worst_class_cells("val", trial.val_evaluations, results),
         **_worst_class_cells("test", trial.test_evaluations, results),
         "kept": trial.kept or None,
+        "image_size": recipe["image_size"],
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),

@@ -1,4 +1,7 @@
-"""Confidence intervals for accuracies of a few seeds that were evaluated on largely the same images."""
+"""Confidence intervals for accuracies of a few seeds that were evaluated on largely the same images.
+
+Differences between recipes are in `sweeps.reporting.comparison` and can be imported from here, too.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sweeps.reporting.comparison import BestComparison, Difference, compare_with_best, difference
 from xfer.measure.intervals import CONFIDENCE, wilson_score
 from xfer.records import Evaluation
+
+__all__ = [
+    "CONFIDENCE",
+    "BestComparison",
+    "Difference",
+    "Estimate",
+    "compare_with_best",
+    "difference",
+    "estimate_accuracy",
+    "noise_estimate",
+    "pooled_estimate",
+]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
             "source": plan.source or detect_layout(plan.data),
             "folder": prepared.source,
             "pack": prepared.pack.hash,
+            **({"other_packs": [pack.hash for pack in prepared.other_packs]} if prepared.other_packs else {}),
             "classes": list(prepared.pack.classes),
             "images": np.bincount(prepared.pack.labels, minlength=len(prepared.pack.classes)).tolist(),
             "train": len(prepared.split.train),

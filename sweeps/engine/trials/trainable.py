@@ -25,11 +25,15 @@ from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.run import Run
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import RedactingFormatter
 from xfer.training.epochs import build_record
-from xfer.training.export import save_classifier
+from xfer.training.export import is_intact, save_classifier
 
 log = logging.getLogger(__name__)
 
+
+EXPORTED_TRIAL_FILE = "trial.txt"
+"""File that names the trial whose network was exported; written last."""
 
 Trainable = Callable[[dict[str, Any]], None]
 """What runs in a trial's process, with the contract of `train_trial`."""
@@ -121,9 +125,20 @@ def report_to_tune(record: Record) -> None:
 
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write the network of a finished run to a folder, a path or a URI, as a classifier that can be loaded alone."""
-    run = open_finished_run(config)
-    with local_cache.staged_upload(object_store.as_path(folder)) as local_folder:
+    run, target = open_finished_run(config), object_store.as_path(folder)
+    with local_cache.staged_upload(target) as local_folder:
         save_classifier(local_folder, run.model, run.recipe, run.pack.classes, run.pack.value_ranges)
+    object_store.write_bytes(target / EXPORTED_TRIAL_FILE, config["trial"].encode())
+
+
+def is_exported(folder: Path, trial: str) -> bool:
+    """Return whether a folder has the network of a trial, undamaged."""
+    note = folder / EXPORTED_TRIAL_FILE
+    return (
+        object_store.exists(note)
+        and object_store.read_bytes(note) == trial.encode()
+        and is_intact(local_cache.sync_down(folder))
+    )
 
 
 def failed_record(config: dict[str, Any], error: str) -> Record:
@@ -148,7 +163,9 @@ def open_context(context: TrialContext) -> tuple[Pack, torch.device]:
         )
     logs = store.local_folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
+    handler = logging.FileHandler(logs / "trials.log", encoding="utf-8", delay=True)
+    handler.setFormatter(RedactingFormatter(logging.BASIC_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     torch.set_num_threads(context.threads)
     retain_freed_memory()
     return fetch_pack(object_store.as_path(context.pack)), limit_gpu_memory(context.gpus)
