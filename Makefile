@@ -34,7 +34,7 @@ bench: .venv/.developers ## compare with a plain training script: make bench ARG
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 constraints: ## update constraints.txt to what pip resolves today, in a temporary environment of 5 GB
-	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard,aws,gcp]' && \
+	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,zero-shot,dashboard,aws,gcp]' && \
 	{ grep '^#' constraints.txt; $$fresh/bin/python -m pip freeze --exclude-editable | grep '=='; } > constraints.new && \
 	mv constraints.new constraints.txt && rm -r $$fresh
 

@@ -26,7 +26,7 @@ from sweeps.engine.resources.prices import check_cost_budget, parse_prices
 from sweeps.engine.storage.folders import check_folder, check_local
 from sweeps.engine.storage.lease import LeaseHeldError, is_unused
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.formatting import escape_control_characters, name_sets, pluralize
+from sweeps.reporting.formatting import escape_control_characters, join_words, name_sets, pluralize
 from xfer.data.uris import URI_FORMATS
 from xfer.models.panel import AUTO, PanelSize, panel_size
 from xfer.storage import local_cache, object_store
@@ -256,7 +256,8 @@ def _run_sweep(
     console.print(
         Text(
             f"{store.name}: {len(prepared.pack.classes)} classes, {len(split.train)} training, "
-            f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
+            f"{len(split.val)} validation and {len(split.test)} test images of "
+            f"{join_words([str(pack.image_size) for pack in prepared.packs])} px"
         )
     )
     for note in notes:

@@ -13,6 +13,7 @@ from sweeps.engine.console.time_left import format_time_left
 from sweeps.engine.planning.plan_file import describe_plan, resumed_plan
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import advised_plan, apply_advice, recommend_strategies
+from sweeps.engine.presearch.frozen_body import feature_cache
 from sweeps.engine.presearch.similar_sweeps import describe_similar_sweep
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
@@ -89,7 +90,7 @@ def claim_plan(
     else:
         on_new()
         similar = describe_similar_sweep(plan, store)
-        plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress))
+        plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress, feature_cache(store)))
         if prepared.plan.warm_start:
             advised = apply_advice(prepared, plan["advice"])
             plan["warm_start"] |= find_warm_start(advised, store, plan["advice"], progress)

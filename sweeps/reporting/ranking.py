@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from statistics import median
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sweeps.reporting.class_accuracy import summarize_classes
 from sweeps.reporting.formatting import (
@@ -31,6 +29,9 @@ from sweeps.reporting.formatting import (
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
 from xfer.records import Evaluation, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RANKING_COLUMNS = (
     *("rank", "trial", "strategy", "freeze_epochs", "clip_norm", "backbone", "optimizer", "schedule"),
@@ -48,6 +49,7 @@ RANKING_COLUMNS = (
     *("val_worst_class_images", "test_worst_class", "test_worst_class_accuracy", "test_worst_class_ci_low"),
     *("test_worst_class_ci_high", "test_worst_class_images"),
     "kept",
+    "image_size",
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -64,6 +66,7 @@ _INTEGER_COLUMNS = (
     "flops",
     "images_per_class",
     "views",
+    "image_size",
 )
 _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
@@ -129,6 +132,8 @@ def ranking_frame(results: Results) -> pd.DataFrame:
     the sweep. With two objectives, `on_front` says whether the trial is on the Pareto front. `gap` is training minus
     validation accuracy (`Epoch.gap`). `flops` counts the forward pass of one image.
     """
+    import pandas as pd  # takes a second, and a sweep imports this module before its plan is written
+
     rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked_trials(results), start=1)]
     frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     dtypes = {
@@ -248,6 +253,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **_worst_class_cells("val", trial.val_evaluations, results),
         **_worst_class_cells("test", trial.test_evaluations, results),
         "kept": trial.kept or None,
+        "image_size": recipe["image_size"],
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),

@@ -14,7 +14,7 @@ import numpy as np
 
 from xfer.choices import Choice, Value, choose, default_parameters, unknown_name_message
 from xfer.commands import shared
-from xfer.data.pack import Pack
+from xfer.data.pack import Pack, build_pack
 from xfer.data.split import split_pack
 from xfer.hyperparameters import DEFAULT_EPOCHS, NUMBERS, OPTIMIZERS, default_choice, default_number
 from xfer.lengths import MIN_STEPS, RunLength
@@ -82,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"epochs (default: {DEFAULT_EPOCHS}, or as many as {MIN_STEPS} steps take)",
     )
+    numbers.add_argument(
+        "--eval-size", type=int, metavar="N", help=f"{NUMBERS['eval_size'].help} (default: as in training)"
+    )
     numbers.add_argument("--steps", type=int, metavar="N", help="steps instead of epochs, rounded up to whole epochs")
     parser.add_argument(
         "--seed", type=int, default=0, help="determines new weights, the order of images and augmentations"
@@ -116,12 +119,17 @@ def run(args: argparse.Namespace) -> None:
         recipe = dataclasses.replace(recipe, epochs=_epochs(length, recipe, pack))
     out = args.out or args.storage / f"{recipe.strategy.name}-{recipe.id[:8]}"
     _claim(out, recipe)
-    training = Run(recipe, pack, file, folder=out / "checkpoints")
+    eval_pack = None
+    if recipe.eval_size is not None:
+        progress = shared.progress_printer(f"reading images of {recipe.eval_size} px")
+        eval_pack = build_pack(source, recipe.eval_size, args.storage / "packs", progress)
+    training = Run(recipe, pack, file, folder=out / "checkpoints", eval_pack=eval_pack)
     split = training.split
     print(
         f"{recipe.strategy} ({strategy_descriptions()[recipe.strategy.name]}) on {recipe.backbone}: "
         f"{len(pack.classes)} classes, {len(split.train)} training, {len(split.val)} validation and "
         f"{len(split.test)} test images of {recipe.image_size} px"
+        + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size else "")
     )
     _train(training, out)
     save_classifier(out / "model", training.model, recipe, pack.classes, pack.value_ranges)
@@ -214,6 +222,7 @@ def _recipe(
             "data": "",
             "classes": classes,
             "image_size": shared.resolve_image_size(args, strategy.backbone),
+            "eval_size": args.eval_size,
             "backbone": strategy.backbone or args.backbone,
             "backbone_args": {}
             if strategy.backbone

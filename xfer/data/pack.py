@@ -201,6 +201,21 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
     )
 
 
+def check_same_images(pack: Pack, other: Pack) -> None:
+    """Raise a ValueError if two packs differ in more than the size of their images.
+
+    Packs of the same images have the same split.
+    """
+    if any(getattr(pack, name) != getattr(other, name) for name in ("classes", "digests", "parts", "groups")) or (
+        pack.labels.tolist() != other.labels.tolist()
+    ):
+        raise ValueError(
+            f"the packs of {pack.image_size} px and {other.image_size} px must hold the same images, classes and "
+            f"parts, but they hold {len(pack.digests):,} and {len(other.digests):,} images that differ: build both "
+            f"from the same data"
+        )
+
+
 def _fetch(folder: Path) -> Path:
     """Return the local copy of a pack, downloaded and verified once per machine."""
     local = local_cache.fetch_cached(folder, METADATA_FILE, _verify)

@@ -33,8 +33,8 @@ class Classifier:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels; `xfer.data.images.read_image` resizes photos as for training."""
-        return self.recipe.image_size
+        """Side in pixels; `xfer.data.images.read_image` resizes photos as for evaluation in training."""
+        return self.recipe.evaluation_size
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities of images.
@@ -79,7 +79,7 @@ def save_classifier(
         "backbone": recipe.backbone,
         "backbone_args": dict(recipe.backbone_args),
         "classes": list(classes),
-        "image_size": recipe.image_size,
+        "image_size": recipe.evaluation_size,
         "resize": f"squash to a square, then the middle {CENTER_CROP_FRACTION:.1%} of each side",
         "value_ranges": {kind: list(value_range) for kind, value_range in value_ranges.items()},
         "mean": list(statistics.mean),

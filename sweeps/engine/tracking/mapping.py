@@ -222,10 +222,11 @@ def escape_markdown(*lines: str) -> str:
 def plan_params(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return the params of a sweep's parent run: values that cannot change when the sweep is resumed."""
     data = {key: value for key, value in plan["data"].items() if key not in ("classes", "notes")}
-    fields = ("image_size", "epochs", "sampler", "scheduler", "finalists", "seeds", "seed", "space")
+    fields = ("image_size", "sampler", "scheduler", "finalists", "seeds", "seed", "space")
+    lengths = ("epochs", "steps", "lengths")  # plan.json has the one that the user chose, or the default's
     return flatten_params(
         {"data": {**data, "classes": len(plan["data"]["classes"])}}
         | {"backbones": ", ".join(backbone["name"] for backbone in plan["backbones"])}
         | {"objective": ",".join(objective.name for objective in plan_objectives(plan))}
-        | {key: plan[key] for key in fields}
+        | {key: plan[key] for key in (*fields, *(length for length in lengths if length in plan))}
     )

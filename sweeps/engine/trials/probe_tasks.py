@@ -61,7 +61,7 @@ def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
     """Divide probes between tasks of about the same cost.
 
     The cost of a task is mostly the number of augmented views that its frozen network has to process. Each view is
-    computed once, so probes with the same backbone and augmentation stay together.
+    computed once, so probes with the same images, backbone and augmentation stay together.
 
     Args:
         trials: the probes.
@@ -72,7 +72,7 @@ def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
     """
     streams: dict[str, list[Trial]] = {}
     for trial in trials:
-        key = json.dumps([trial.recipe[name] for name in ("backbone", "augmentation")], sort_keys=True)
+        key = json.dumps([trial.recipe[name] for name in ("data", "backbone", "augmentation")], sort_keys=True)
         streams.setdefault(key, []).append(trial)
     batches: list[list[Trial]] = [[] for _ in range(tasks)]
     views = [0] * tasks
@@ -229,15 +229,18 @@ def train_probes(configs: list[dict[str, Any]]) -> None:
     configs = [config for config in configs if store.record(config["trial"]) is None]
     if not configs:
         return
-    pack, device = open_context(TrialContext(**configs[0]["site"]))
+    packs: dict[str, Pack] = {}  # by folder: probes may differ in their image size
     recipes = [recipe_from_dict(config["recipe"]) for config in configs]
     features: dict[Any, _FrozenNetwork] = {}  # of one network at a time, so groups of one network are consecutive
     groups = group_recipes(recipes)
     networks = [network_key(recipes[group[0]]) for group in groups]
     for _, group in sorted(zip(map(networks.index, networks), groups, strict=True)):
         group_configs, group_members = [configs[index] for index in group], [recipes[index] for index in group]
+        context = TrialContext(**group_configs[0]["site"])
+        if context.pack not in packs:
+            packs[context.pack], device = open_context(context)
         try:
-            _train_group(store, group_configs, group_members, pack, device, features)
+            _train_group(store, group_configs, group_members, packs[context.pack], device, features)
         except object_store.StorageUnavailableError:
             raise  # another process may succeed
         except Exception as error:

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from sweeps.engine.tracking.mapping import epoch_metrics, record_tags
+import pytest
+
+from sweeps.engine.plan import Plan
+from sweeps.engine.planning.plan_file import describe_plan
+from sweeps.engine.planning.prepare import prepare
+from sweeps.engine.tracking.mapping import epoch_metrics, plan_params, record_tags
 from xfer.records import Record
+
+
+@pytest.mark.parametrize(
+    ("given", "params"),
+    [
+        ({"epochs": 5}, {"epochs": "5"}),
+        ({"epochs": None, "steps": 40}, {"steps": "40"}),
+        ({"epochs": None}, {}),
+    ],
+    ids=["epochs", "steps", "the default"],
+)
+def test_the_length_of_trials_is_a_param_however_it_was_given(
+    make_plan: Callable[..., Plan], storage: Path, given: dict[str, Any], params: dict[str, str]
+) -> None:
+    found = plan_params(describe_plan(prepare(make_plan(**given), storage)))
+    assert {key: found[key] for key in ("epochs", "steps") if key in found} == params
+    lengths = [key for key in found if key.startswith("lengths.")]
+    assert bool(lengths) == ("epochs" not in params), found
 
 
 def test_the_weights_that_a_run_keeps_are_a_tag_and_their_accuracies_metrics(record: Record, tmp_path: Path) -> None:

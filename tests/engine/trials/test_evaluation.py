@@ -12,10 +12,11 @@ import torch
 
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.evaluation import divide_runs, evaluate_on_test, evaluate_under_noise
-from sweeps.engine.trials.trainable import TrialContext, open_run, trial_config
-from tests.conftest import BACKBONE
+from sweeps.engine.trials.trainable import TrialContext, open_finished_run, open_run, trial_config
+from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import a_recipe, a_record
-from xfer.data.pack import Pack
+from xfer.data.image_folder import folder
+from xfer.data.pack import Pack, build_pack
 from xfer.features.frozen_features import FrozenFeatures
 from xfer.measure import robustness
 from xfer.recipe import Recipe
@@ -178,6 +179,28 @@ def test_cached_features_give_the_evaluation_of_the_whole_network(configs: list[
     cached = run.evaluate("test")
     assert cached.correct == whole.correct
     assert cached.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_runs_in_different_image_sizes_are_evaluated_on_their_own_images(
+    configs: list[dict[str, Any]], make_recipe: Callable[..., Recipe], image_folder: Path, tmp_path: Path
+) -> None:
+    store, larger = Store(tmp_path / "sizes"), build_pack(folder(image_folder), 48, tmp_path / "packs")
+    store.folder.mkdir()
+    tasks = []
+    for name, strategy, size in (("0-s1", "naive", 48), ("1-s1", "ridge_probe", 48), ("2-s1", "ridge_probe", SIZE)):
+        about = {"data": larger.hash, "image_size": 48} if size == 48 else {}
+        trial = Trial(name, "final", {}, make_recipe(strategy=strategy, epochs=1, **about).as_dict())
+        store.add_trial(trial)
+        context = TrialContext(**{**configs[0]["site"], "sweep": str(store.folder)})
+        context = replace(context, pack=str(larger.folder)) if size == 48 else context
+        tasks.append(trial_config(trial, context))
+    for config in tasks:
+        evaluate_on_test(config)
+    evaluate_under_noise(tasks)
+    for config in tasks:
+        stored, alone = store.test(config["trial"]), open_finished_run(config).evaluate("test", noisy=True)
+        assert stored is not None
+        assert (stored.correct, stored.noisy) == (alone.correct, alone.noisy)
 
 
 # --- how runs are divided --------------------------------------------------------------------------------------------
