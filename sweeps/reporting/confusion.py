@@ -23,9 +23,9 @@ from sweeps.reporting.plot_style import ACCENT, FIGURE_WIDTH, SERIES, render_svg
 from sweeps.reporting.ranking import ranked_finalists
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.sections import NO_TABLE, Section
-from sweeps.reporting.statistics import wilson_interval
 from sweeps.reporting.tables import Table
 from xfer.measure.class_accuracy import class_accuracies
+from xfer.measure.intervals import wilson_interval
 
 MAX_DRAWN_CLASSES = 30
 """Maximum number of classes of a confusion matrix that is drawn; with more, its largest entries are listed."""

@@ -17,8 +17,8 @@ TOP_FRACTION = 0.1
 IMPORTANCE_CAPTION = (
     "Conditional PED-ANOVA (arXiv:2304.10255 and 2601.20800), computed by Optuna: how much the values of a choice "
     "differ between the best trials and all finished ones, as a part of the sum over all choices. For comparison, "
-    "the results were exchanged at random between the same trials: 1.0 in the third column is what a choice without effect "
-    "exceeds in one of 20 searches. Trials are the finished ones in which the choice existed."
+    "the results were exchanged at random between the same trials: 1.0 in the third column is what a choice without "
+    "effect exceeds in one of 20 searches. Trials are the finished ones in which the choice existed."
 )
 
 
