@@ -17,7 +17,7 @@ from xfer.hyperparameters import OPTIMIZERS, search_range
 from xfer.recipe import CHOICE_TABLES
 
 ALL = {**CHOICE_TABLES, **EXTRA_TABLES}
-WITHOUT_DOCSTRING = ("objective", "backbone")  # their entries are data, described by their fields
+WITHOUT_DOCSTRING = ("objective", "backbone", "family")  # their entries are data, described by their fields
 ENTRIES = [(kind, name) for kind, table in ALL.items() for name in table]
 
 
@@ -179,3 +179,14 @@ def test_a_network_of_the_panel_is_described_by_its_figures_reason_source_and_li
     assert "Source: Siméoni et al. 2025 (arXiv 2508.10104)." in out
     assert "The weights are under the DINOv3 license." in out
     assert "82.9% on ImageNet" in xfer("catalog", "convnext_nano.in12k_ft_in1k").out
+
+
+def test_a_family_is_described_by_its_layers_ranges_reason_and_source(xfer):
+    out = " ".join(xfer("catalog", "convnext").out.split())
+    assert "Networks with layer norm without attention" in out
+    assert "A sweep tries adamw, sgd." in out
+    assert "adamw learning_rate 1e-05..0.0005 log" in out
+    assert "weight_decay of adamw, lamb and lion 0.01..0.1 log" in out
+    assert "decay 0.7..0.9" in out
+    assert "Reason: trained and fine-tuned like vision transformers" in out
+    assert "arXiv 2201.03545" in out
