@@ -9,7 +9,7 @@ BIN := .venv/bin
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-quickstart: .venv/.users ## a whole sweep without any download: pretrain on digits 0-4, transfer to 5-9, rank, report
+quickstart: .venv/.users ## a whole sweep without any download: pretrain on printed letters, transfer to handwritten digits, rank, report
 	$(BIN)/python -m sweeps.quickstart $(ARGS)
 
 ui: $(if $(CLUSTER),.venv/.clusters,.venv/.users) ## open MLflow on the sweeps in runs/; make ui CLUSTER=ray_cluster.yaml opens that of the cluster
@@ -34,7 +34,7 @@ bench: .venv/.developers ## compare with a plain training script: make bench ARG
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 constraints: ## update constraints.txt to what pip resolves today, in a temporary environment of 5 GB
-	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,dashboard,aws,gcp]' && \
+	fresh=$$(mktemp -d) && $(PYTHON) -m venv $$fresh && $$fresh/bin/python -m pip install -e '.[dev,hub,metric,zero-shot,dashboard,aws,gcp]' && \
 	{ grep '^#' constraints.txt; $$fresh/bin/python -m pip freeze --exclude-editable | grep '=='; } > constraints.new && \
 	mv constraints.new constraints.txt && rm -r $$fresh
 

@@ -27,9 +27,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.digits import source_weights, write_target
 from benchmarks.variants import VariantResult, build_variants, known_good, prepare_data, run_variants
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
 from sweeps.engine.search_space.distributions import Config
 from xfer.choices import default_parameters
 from xfer.recipe import CHOICE_TABLES
@@ -95,9 +95,9 @@ def main() -> None:
             prepare_network(args.data, args.backbone, args.weights, args.image_size), _entries(), ALL_ENTRIES
         )
     )
-    folder = str(write_digits(args.storage / "digits-5-9", TARGET_CLASSES, TRAINING_IMAGES))
+    folder = str(write_target(args.storage / "digits-5-9"))
     for name, strategies in SMALL_NETWORK_RECIPES.items():
-        small = prepare_network(folder, name, str(pretrained_weights(args.storage, name, 32)), 32)
+        small = prepare_network(folder, name, str(source_weights(args.storage, name, 32)), 32)
         small_entries = (("strategy", {**known_good(strategy), **params}) for strategy, params in strategies.items())
         variants += build_variants(small, small_entries, ALL_ENTRIES)
     variants.sort(key=lambda variant: variant.entry not in BENCHMARKED_ENTRIES[variant.kind])

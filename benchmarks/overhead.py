@@ -124,11 +124,11 @@ def no_op_trainable(config: dict[str, Any]) -> None:
 
 def sweep_flags(folder: Path, trials: int, finalists: int, epochs: int = 1) -> list[str]:
     """The flags of the sweep, as a user would give them; writes its data and weights into `folder`."""
-    from sweeps.engine.quickstart_data import TARGET_CLASSES, TRAINING_IMAGES, pretrained_weights, write_digits
+    from benchmarks.digits import source_weights, write_target
 
-    data = write_digits(folder / "digits", TARGET_CLASSES, TRAINING_IMAGES)
+    data = write_target(folder / "digits")
     return [
-        *("--data", str(data), "--backbone", BACKBONE, "--weights", str(pretrained_weights(folder, BACKBONE, SIZE))),
+        *("--data", str(data), "--backbone", BACKBONE, "--weights", str(source_weights(folder, BACKBONE, SIZE))),
         *("--image-size", str(SIZE), "--trials", str(trials), "--epochs", str(epochs), "--sampler", "random"),
         *("--strategies", "clip,linear_probe,naive,scratch", "--no-advise", "--scheduler", "none"),
         *("--finalists", str(finalists), "--seeds", "1", "--name", f"no-op-{trials}-{epochs}"),

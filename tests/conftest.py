@@ -6,6 +6,7 @@ Torch and xfer are imported inside the fixtures, so that the tests of sweeps.rep
 from __future__ import annotations
 
 import gc
+import json
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -106,6 +107,36 @@ def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path
 
     return file
+
+
+@pytest.fixture(scope="session")
+def image_text_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny image-text network with random weights, in the format of open_clip, for images of 40 pixels."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    tower = {"layers": 1, "width": 16}
+    model_settings = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 40, "patch_size": 8, "head_width": 8, **tower},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "heads": 2, **tower},
+    }
+    preprocessing = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.3, 0.2, 0.1],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    folder = tmp_path_factory.mktemp("image_text") / "tiny_clip"
+    folder.mkdir()
+    settings = {"model_cfg": model_settings, "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**model_settings)
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -259,6 +259,11 @@ NUMBERS: dict[str, Number] = {
     "batch_size": Number(Categorical((16, 32, 64)), limits=(2, 65_536), help="images per step"),
     "epochs": Number(limits=(1, 100_000), help="epochs"),
     "image_size": Number(limits=(8, 2_048), help="side of the square images, in pixels"),
+    "eval_size": Number(
+        limits=(8, 2_048),
+        optional=True,
+        help="side of the images in evaluation and prediction, if it differs from that in training",
+    ),
     "classes": Number(limits=(2, 1_000_000), help="number of classes"),
     "images_per_class": Number(
         Categorical((None,)),

@@ -80,7 +80,7 @@ def ridge_path(
 
 
 def logistic_path(
-    features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]
+    features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], tolerance: float = TOLERANCE
 ) -> list[tuple[Tensor, Tensor]]:
     """Multinomial logistic regression by L-BFGS, starting from zeros for each penalty.
 
@@ -94,6 +94,7 @@ def logistic_path(
         labels: int64 [N], in [0, C).
         classes: number of classes, C.
         penalties: each above 0.
+        tolerance: largest gradient entry at which a head counts as converged, see `TOLERANCE`.
 
     Returns:
         Weight [C, D] and bias [C] for each penalty.
@@ -106,13 +107,14 @@ def logistic_path(
     heads = []
     for penalty in penalties:
         scale = (values * (classes - 1) / classes**2 + penalty).rsqrt() * len(rows) ** 0.5
-        weight, bias = _minimise(rows * scale, labels.to(rows.device), classes, penalty * scale.square() / len(rows))
+        row_penalties = penalty * scale.square() / len(rows)
+        weight, bias = _minimise(rows * scale, labels.to(rows.device), classes, row_penalties, tolerance)
         weight = (weight * scale) @ basis.T
         heads.append((weight.float(), (bias - weight @ mean).float()))
     return heads
 
 
-def _minimise(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) -> tuple[Tensor, Tensor]:
+def _minimise(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Minimises mean cross-entropy on rows [N, K] plus half the squared weights times `penalties` [K].
 
     Returns:
@@ -124,7 +126,7 @@ def _minimise(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) -> 
         [weight, bias],
         max_iter=MAX_STEPS,
         max_eval=2 * MAX_STEPS,
-        tolerance_grad=TOLERANCE,
+        tolerance_grad=tolerance,
         tolerance_change=0.0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -140,7 +142,7 @@ def _minimise(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor) -> 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     closure()
     assert weight.grad is not None
-    if (largest := float(weight.grad.abs().max())) > 100 * TOLERANCE:
+    if (largest := float(weight.grad.abs().max())) > 100 * tolerance:
         log.warning(
             "a logistic head has not converged after %d iterations: its largest gradient entry is %g",
             MAX_STEPS,

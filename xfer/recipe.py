@@ -127,6 +127,10 @@ class Recipe:
     """Number of fixed augmented views of each training image that are used while the lowest block is frozen; None
     draws new augmentations in every epoch. The views are the same for every recipe on these data, so the features of
     a frozen network are computed only once."""
+    eval_size: int | None = None
+    """Side of the images in evaluation and prediction, in pixels; None for `image_size`. Random crops make objects look
+    larger in training than in evaluation, and a larger evaluation size makes up for it: FixRes (Touvron et al. 2019,
+    https://arxiv.org/abs/1906.06423), without its fine-tuning at the second size."""
     backbone_args: tuple[tuple[str, Value], ...] = ()
     split_seed: int = 0
     """Determines the test part, if that is drawn at random."""
@@ -145,6 +149,8 @@ class Recipe:
             if kind(value) != value:
                 raise ValueError(f"{name} must be an integer, got {value}")
             object.__setattr__(self, name, kind(value))  # 1 and 1.0 are the same recipe, so they need the same hash
+        if self.eval_size == self.image_size:
+            object.__setattr__(self, "eval_size", None)  # the same recipe, so it needs the same hash
         self._check_strategy()
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError(
@@ -161,6 +167,11 @@ class Recipe:
                 f"views is {self.views}, but mixing {self.mixing.name} creates new images in every batch, so there are "
                 f"no fixed views: use mixing none or views none"
             )
+
+    @property
+    def evaluation_size(self) -> int:
+        """Side of the images in evaluation and prediction, in pixels."""
+        return self.eval_size or self.image_size
 
     @property
     def last_unfreeze_epoch(self) -> int:
@@ -190,6 +201,8 @@ class Recipe:
         """Returns plain data for JSON, the inverse of `recipe_from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         choices = {kind: plain[kind].as_dict() for kind in CHOICE_TABLES}
+        if plain["eval_size"] is None:
+            del plain["eval_size"]  # so that recipes from before this field keep their hashes
         return {**plain, **choices, "backbone_args": dict(self.backbone_args)}
 
     def with_seeds(self, seed: int, draw: int) -> Recipe:

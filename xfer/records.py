@@ -207,8 +207,8 @@ class Record:
     start_accuracy: float | None = None
     """Validation accuracy before the first step: of the pretrained network with its untrained or fitted head."""
     flops: int | None = None
-    """Floating point operations of the forward pass of one image. A multiply-add counts as two (as one in many papers),
-    and only convolutions and matrix products count, attention included."""
+    """Floating point operations of the forward pass of one image, in the size of evaluation. A multiply-add counts as
+    two (as one in many papers), and only convolutions and matrix products count, attention included."""
     arithmetic: str = "float32"
     """Number format of training, whether it was compiled, and the number of devices if more than one, as in the last
     epoch: "float32", or "bfloat16, compiled, 2 devices", or "bfloat16, not compiled: " and why torch.compile failed."""

@@ -38,7 +38,7 @@ from xfer.training import checkpoints
 from xfer.training.averaging import NO_STEPS
 from xfer.training.candidates import Selection, head_weights, keep_best, start_weights
 from xfer.training.epochs import StepStats, TrainStats, build_epoch, build_record, check_val_loss
-from xfer.training.inputs import BatchTransform, RunInputs
+from xfer.training.inputs import BatchTransform, RunInputs, check_packs
 from xfer.training.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Run:
         precision: number format of training; by default that of the device. Accuracies are measured in float32.
         compiled: whether to train through torch.compile (see `Learner`).
         devices: number of devices of this machine that share every batch, `device` being the first of them.
+        eval_pack: the same images in the recipe's `eval_size`; only for a recipe that has one.
 
     Raises:
         ValueError: the pack or the weights are not those that the recipe names, or do not fit it, or there are fewer
@@ -87,9 +88,9 @@ class Run:
         precision: Precision | None = None,
         compiled: bool = False,
         devices: int = 1,
+        eval_pack: Pack | None = None,
     ) -> None:
-        if pack.hash != recipe.data:
-            raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
+        check_packs(recipe, pack, eval_pack := eval_pack or pack)
         if recipe.weights and (weights is None or hashing.sha256_file(weights) != recipe.weights):
             raise ValueError(f"the recipe was made for weights {recipe.weights[:12]}, which {weights} does not hold")
         self.recipe = recipe
@@ -111,7 +112,7 @@ class Run:
         counts = torch.bincount(train_labels, minlength=recipe.classes)
         self.learner = Learner(recipe, weights, self.device, precision, compiled, counts)
         transform = BatchTransform(recipe, self.learner.model, self.device)
-        self.inputs = RunInputs(recipe, pack, self.split, transform, self.device, cache)
+        self.inputs = RunInputs(recipe, pack, eval_pack, self.split, transform, self.device, cache)
         self._balance: Balance = recipe.balance.build(BALANCES)
         self._schedule: Schedule = recipe.schedule.build(SCHEDULES)
         self._noisy = noisy
@@ -124,6 +125,7 @@ class Run:
         self._worker_job = {  # arguments of `open_worker`
             "recipe": recipe.as_dict(),
             "pack": str(pack.folder.absolute()),
+            "eval_pack": str(eval_pack.folder.absolute()),
             "weights": str(weights.absolute()) if weights else None,
             "features": str(cache.root.absolute()) if cache.root else None,
             "precision": precision,
@@ -167,7 +169,7 @@ class Run:
             noisy: whether to also evaluate a sample of it under every kind of noise, which takes several times as long.
         """
         indices, prepare = self.split.of(part), self.inputs.transform.prepare
-        features = self.inputs.features
+        features = self.inputs.eval_features
         if part == "val" and self._val is not None:
             evaluation = self._val
         elif features is not None and (part != "test" or self.frozen_body is not None):
@@ -186,9 +188,9 @@ class Run:
     def frozen_body(self) -> FrozenFeatures | None:
         """Features of everything below the head, while all of it is frozen and they are cached; None otherwise.
 
-        Runs with the same `identity` share them.
+        They are of images in the size of evaluation. Runs with the same `identity` share them.
         """
-        features = self.inputs.features
+        features = self.inputs.eval_features
         return features if features is not None and features.split_model.cut_point == EMBEDDINGS else None
 
     def record(self, trial: str = "run", phase: Phase = "search", error: str | None = None) -> Record:
@@ -242,7 +244,7 @@ class Run:
         val_losses = tuple(past.val_loss for past in self.epochs[:epoch])
         if not self.learner.set_pace(TrainingProgress(epoch, self.recipe.epochs, val_losses)):
             return
-        self.inputs.features = None
+        self.inputs.use_features(None)
         if self._is_finished and self.learner.average is not None:
             return  # as when the weights to keep were selected, which may differ below what was frozen last
         if not self.inputs.repeats_images or not self.learner.lowest_block_is_frozen:
@@ -251,7 +253,7 @@ class Run:
         images = len(self.split.train_and_val)
         if split_model is not None and is_worth_caching(split_model, self.model, self.recipe, images):
             self.learner.split_model = split_model
-            self.inputs.features = self.inputs.frozen_features(split_model)
+            self.inputs.use_features(split_model)
 
     def take_steps(self, epoch: int) -> StepStats:
         """Take all steps of an epoch, counted from 0, or this device's part in them; does not evaluate."""
@@ -336,7 +338,8 @@ class Run:
         number = len(self.epochs) + 1
         selects = number == self.recipe.epochs and self.learner.average is not None
         if selects:  # features would be those of the last weights
-            self.inputs.features = self.learner.split_model = None
+            self.learner.split_model = None
+            self.inputs.use_features(None)
         val = self._evaluate_val()
         check_val_loss(val.loss, number)
         selection = self._keep_best(val) if selects else None
@@ -397,7 +400,7 @@ class Run:
     def _flops(self) -> int:
         # Counting runs an image through the network, so it is done only when a record is made.
         channels = self.recipe.colour.build(INPUT_CHANNELS).channels
-        return count_flops(merge_adapters(self.model), self.recipe.image_size, channels)
+        return count_flops(merge_adapters(self.model), self.recipe.evaluation_size, channels)
 
     @property
     def _uses_workers(self) -> bool:
@@ -433,13 +436,15 @@ class Run:
 
 def open_worker(job: Mapping[str, Any], device: torch.device) -> TrainAsWorker:
     """Make the same Run in a worker process."""
+    pack = load_pack(Path(job["pack"]))
     run = Run(
         recipe_from_dict(job["recipe"]),
-        load_pack(Path(job["pack"])),
+        pack,
         Path(job["weights"]) if job["weights"] else None,
         device,
         features=FeatureCache(Path(job["features"])) if job["features"] else None,
         precision=job["precision"],
         compiled=job["compiled"],
+        eval_pack=pack if job["eval_pack"] == job["pack"] else load_pack(Path(job["eval_pack"])),
     )
     return run.train_as_worker

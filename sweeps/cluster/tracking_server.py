@@ -6,9 +6,10 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
-from sweeps.engine.tracking import redact_password, server
+from sweeps.engine.tracking import server
 from sweeps.engine.tracking.addresses import sqlite_uri
 from sweeps.engine.tracking.server import LOCALHOST, is_listening
+from xfer.storage.redaction import redact
 
 PORT = 5000
 """Port of the server, on the head and on the user's machine."""
@@ -48,5 +49,5 @@ def start_tracking_server(
     if server.wait_until_ready(process, port):
         print(f"MLflow is running at http://{LOCALHOST}:{port}, logging to {log}", flush=True)
         return process
-    log_tail = redact_password(log.read_text(encoding="utf-8", errors="replace")[-2000:])
+    log_tail = redact(log.read_text(encoding="utf-8", errors="replace")[-2000:])
     raise ValueError(f"MLflow did not answer at http://{LOCALHOST}:{port}. The end of its log, {log}:\n{log_tail}")

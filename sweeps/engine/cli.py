@@ -23,13 +23,14 @@ from sweeps.engine.resources import cluster, scratch
 from sweeps.engine.resources.cluster_address import check_named_host
 from sweeps.engine.resources.open_files import raise_open_file_limit
 from sweeps.engine.resources.prices import check_cost_budget, parse_prices
-from sweeps.engine.storage.folders import check_folder, check_local
+from sweeps.engine.storage.folders import FULL_DISK_ERRORS, MachineFaultError, check_folder, check_local
 from sweeps.engine.storage.lease import LeaseHeldError, is_unused
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.formatting import escape_control_characters, name_sets, pluralize
+from sweeps.reporting.formatting import escape_control_characters, join_words, name_sets, pluralize
 from xfer.data.uris import URI_FORMATS
 from xfer.models.panel import AUTO, PanelSize, panel_size
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import redact
 from xfer.text_output import escape_unencodable, use_utf8
 
 if TYPE_CHECKING:  # these imports take seconds, and `--help` should be immediate
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # these imports take seconds, and `--help` should be immediat
     from sweeps.engine.trials.trainable import Resources
     from sweeps.reporting.results import Results
 
-EXIT_OK, EXIT_NO_RESULT, EXIT_INVALID_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_NO_RESULT, EXIT_INVALID_INPUT, EXIT_MACHINE_FAULT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses. Invalid input is refused before any training, with one message that says what to do."""
 
 DataFinder = Callable[[Plan, Any], Plan]
@@ -71,12 +72,17 @@ def main(
         print("interrupted: the same command resumes from here", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except (ValueError, LeaseHeldError) as error:
-        print(*map(escape_control_characters, f"error: {error}".splitlines()), sep="\n", file=sys.stderr)
+        print(*map(escape_control_characters, redact(f"error: {error}").splitlines()), sep="\n", file=sys.stderr)
         status = EXIT_INVALID_INPUT
+    except MachineFaultError as error:
+        print(escape_control_characters(redact(f"error: {error}")), file=sys.stderr)
+        status = EXIT_MACHINE_FAULT
     except OSError as error:
         where = error.filename or "while reading or writing"
-        print(escape_control_characters(f"error: {error.strerror or error}: {where}"), file=sys.stderr)
-        status = EXIT_INVALID_INPUT
+        full = error.errno in FULL_DISK_ERRORS
+        hint = ". What was trained is kept: free some space, and the same command resumes" if full else ""
+        print(escape_control_characters(redact(f"error: {error.strerror or error}: {where}{hint}")), file=sys.stderr)
+        status = EXIT_MACHINE_FAULT if full else EXIT_INVALID_INPUT
     _exit(status)
 
 
@@ -256,7 +262,8 @@ def _run_sweep(
     console.print(
         Text(
             f"{store.name}: {len(prepared.pack.classes)} classes, {len(split.train)} training, "
-            f"{len(split.val)} validation and {len(split.test)} test images of {prepared.image_size} px"
+            f"{len(split.val)} validation and {len(split.test)} test images of "
+            f"{join_words([str(pack.image_size) for pack in prepared.packs])} px"
         )
     )
     for note in notes:
@@ -324,6 +331,7 @@ def _print_summary(
     if status == EXIT_NO_RESULT:
         console.print(Text("no trial finished:"))
         reasons = sorted({record.error or record.status for record in results.records})
+        reasons += sorted({reason for name in results.unfinished for reason in store.faults(name)[-1:]})
         for reason in reasons or ["the time or the money was used up before the first trial finished"]:
             console.print(Text(escape_control_characters(f"  {reason}")))
     elif not already_shown:
@@ -388,10 +396,8 @@ def _check_machine() -> list[str]:
 
 
 def _unreachable_note(tracking_uri: str) -> str:
-    from sweeps.engine.tracking import redact_password
-
     return (
-        f"MLflow at {redact_password(tracking_uri)} does not answer. The sweep runs without it; once it answers, "
+        f"MLflow at {redact(tracking_uri)} does not answer. The sweep runs without it; once it answers, "
         f"`python -m sweeps sync` sends everything."
     )
 

@@ -101,7 +101,9 @@ def vary_help() -> str:
         "AXIS=VALUES to search instead of the default ones, once for each axis: learning_rate=1e-4..1e-2, "
         "optimizer=sgd,ranger, clip_norm=none,0.5, freeze_epochs=1..4, batch_size=16,32."
     )
-    numbers = [name for name, row in NUMBERS.items() if row.search is not None or name == "learning_rate"]
+    numbers = [
+        name for name, row in NUMBERS.items() if row.search is not None or name in ("image_size", "learning_rate")
+    ]
     kinds = {kind: _entries(kind, row.entries) for kind, row in CHOICES.items() if kind != "strategy"}
     return "\n".join(
         [

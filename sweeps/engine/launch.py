@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import logging
 from collections.abc import Callable
-from contextlib import suppress
+from typing import Any
 
 from sweeps.engine import tracking
 from sweeps.engine.console.progress import ProgressView
@@ -13,6 +14,7 @@ from sweeps.engine.console.time_left import format_time_left
 from sweeps.engine.planning.plan_file import describe_plan, resumed_plan
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import advised_plan, apply_advice, recommend_strategies
+from sweeps.engine.presearch.frozen_body import feature_cache
 from sweeps.engine.presearch.similar_sweeps import describe_similar_sweep
 from sweeps.engine.presearch.warm_start import find_warm_start
 from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
@@ -27,6 +29,9 @@ from sweeps.engine.trials.run_options import RunOptions
 from sweeps.reporting.formatting import format_cost_so_far
 from xfer.data.pack import Progress
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import redact_all
+
+log = logging.getLogger(__name__)
 
 LOCAL_SYNC_SECONDS, REMOTE_SYNC_SECONDS = 3.0, 15.0
 """Seconds between two syncs of MLflow, each of which reads the trials that have changed from the storage."""
@@ -77,7 +82,8 @@ def claim_plan(
         PlanChangedError: anything but the number of trials has changed; the message lists the changes.
         ValueError: plan.json is missing or damaged, and there are trials.
     """
-    plan = {**describe_plan(prepared), "name": store.name, "provenance": provenance()}
+    # As it will be stored, so that it equals the plan of an earlier start.
+    plan: dict[str, Any] = redact_all({**describe_plan(prepared), "name": store.name, "provenance": provenance()})
     stored = store.plan()
     similar: tuple[str, ...] = ()
     if stored is not None:
@@ -89,7 +95,7 @@ def claim_plan(
     else:
         on_new()
         similar = describe_similar_sweep(plan, store)
-        plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress))
+        plan = advised_plan(plan, prepared, recommend_strategies(prepared, progress, feature_cache(store)))
         if prepared.plan.warm_start:
             advised = apply_advice(prepared, plan["advice"])
             plan["warm_start"] |= find_warm_start(advised, store, plan["advice"], progress)
@@ -156,8 +162,10 @@ def run_sweep(
                 raise
             finally:
                 sweep.disconnect()  # first: after an interrupt, trials would compete with what follows
-                with suppress(OSError):  # the study is a copy: failing to write it must not hide the original error
+                try:
                     sweep.export_study()
+                except Exception as error:  # the study is a copy: its error must not hide the original one
+                    log.warning("study.sqlite3 could not be written: %s", error)
         if not mirror.complete and not tracking.answers(run_options.tracking_uri):
             patience = INTERRUPT_PATIENCE_SECONDS
         elif winner is not None:

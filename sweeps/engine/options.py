@@ -12,12 +12,13 @@ from typing import Annotated
 
 import tyro
 
+from sweeps.engine import image_sizes
 from sweeps.engine.flag_types import FlagError, StoragePath, vary_help
 from sweeps.engine.plan import Plan
 from xfer.storage.object_store import as_path
 
 SMOKE_IMAGE_SIZE = 64
-"""Largest side of the images in pixels with `--smoke`."""
+"""Largest side of the images in pixels with `--smoke`. Several sizes are scaled to it in proportion."""
 
 
 def default_storage() -> Path:
@@ -157,9 +158,12 @@ def apply_options(plan: Plan, options: CliOptions) -> Plan:
     plan = dataclasses.replace(plan, edits={**plan.edits, **edits})
     if not options.smoke:
         return plan
-    size = min(plan.image_size or SMOKE_IMAGE_SIZE, SMOKE_IMAGE_SIZE)
+    size: int | None = min(plan.image_size or SMOKE_IMAGE_SIZE, SMOKE_IMAGE_SIZE)
+    edits = dict(plan.edits)
+    if image_sizes.AXIS in edits:
+        size, edits[image_sizes.AXIS] = None, image_sizes.shrink_image_sizes(edits[image_sizes.AXIS], SMOKE_IMAGE_SIZE)
     return dataclasses.replace(
-        plan, trials=2, epochs=2, steps=None, image_size=size, finalists=1, seeds=1, arms=plan.arms[:2]
+        plan, trials=2, epochs=2, steps=None, image_size=size, edits=edits, finalists=1, seeds=1, arms=plan.arms[:2]
     )
 
 

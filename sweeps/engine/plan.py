@@ -13,6 +13,7 @@ import tyro
 
 from sweeps.engine import flag_types
 from sweeps.engine.flag_types import Names
+from sweeps.engine.image_sizes import SIZE_LIMITS, resolve_image_sizes
 from xfer.choices import Value
 from xfer.hyperparameters import DEFAULT_EPOCHS
 from xfer.lengths import MIN_STEPS, RunLength
@@ -23,7 +24,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "trials": (1, 100_000),
     "epochs": (1, 100_000),
     "steps": (1, 10_000_000),
-    "image_size": (8, 2_048),
+    "image_size": SIZE_LIMITS,
     "keep_backbones": (2, 100),  # frozen features only hint at the best backbone, so at least two are fine-tuned
     "finalists": (0, 100),
     "seeds": (1, 100),
@@ -79,7 +80,9 @@ class Plan:
     for instance pad_type=same."""
     image_size: int | None = None
     """Side of the images in pixels; by default that of the
-    backbone's pretraining. Smaller is faster."""
+    backbone's pretraining. Smaller is faster. With
+    --vary image_size=96,128,160 several compete; this one, or
+    the first, is the one to begin with."""
     parts: Annotated[Mapping[str, str], flag_types.PARTS] = field(default_factory=dict)
     """Folders of the parts, or values of a table's part
     column: train=NAME[,val=NAME][,test=NAME], or none if
@@ -111,6 +114,12 @@ class Plan:
     them compete unless --strategies lists others: size, and
     how well frozen features separate the classes, are
     measured once. --no-advise begins with clip."""
+    zero_shot: str = ""
+    """Image-text network whose zero-shot accuracy is measured
+    before the search: NAME=FILE or NAME=TAG with a name and a
+    tag of open_clip, hf-hub:OWNER/NAME, or local-dir:DIR. The
+    class names must be words (pip install
+    'xfer[zero-shot]')."""
     warm_start: bool = False
     """Begin with the best recipes of earlier sweeps in this
     storage on similar data: similar in classes, images per
@@ -162,6 +171,9 @@ class Plan:
                 raise ValueError(f"{name} is {value}; must be between {low} and {high}")
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin is {self.margin}; must be at least 0 and below 1, as in 0.01 for one point")
+        image_size, edits = resolve_image_sizes(self.image_size, self.edits)
+        object.__setattr__(self, "image_size", image_size)
+        object.__setattr__(self, "edits", edits)
         if not self.backbones:
             raise ValueError("at least one backbone is needed: give timm's name with --backbone")
         names = tuple(AUTO if name.strip().lower() == AUTO else name for name in self.backbones)

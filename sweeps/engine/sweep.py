@@ -16,7 +16,7 @@ from sweeps.engine.console.time_left import RunPace, StageTime, run_pace, time_l
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.presearch.advice import apply_advice, recommended_strategies
-from sweeps.engine.presearch.warm_start import warm_start_params
+from sweeps.engine.presearch.warm_start import recover_params, warm_start_params
 from sweeps.engine.resources.budget import Budget
 from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.samplers.ask_tell import LEARNING_SAMPLERS, AskTellSampler
@@ -28,7 +28,7 @@ from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.probe_tasks import PROBE_BATCH_SIZE, PROBES_PER_SAMPLER_UPDATE, ProbeTasks
 from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.stage import Stage, StoppingRule, trial_history
-from sweeps.engine.trials.trainable import export_model, train_trial, trial_config
+from sweeps.engine.trials.trainable import export_model, is_exported, train_trial, trial_config
 from sweeps.engine.trials.trial_queue import search_trials
 from sweeps.reporting.formatting import pluralize
 from xfer.records import MAX_NOISE_IMAGES, NOISE_KINDS, Epoch, Record, epoch_from_dict
@@ -70,6 +70,8 @@ class Sweep:
         """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
         self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
+        for note in self._ledger.notes:
+            view.print_line(note)
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
         self._paces: dict[str, RunPace] = {}
@@ -243,14 +245,12 @@ class Sweep:
         else:
             return None
         folder = self._store.folder / "model"
-        note = folder / "trial.txt"
-        if not object_store.exists(note) or note.read_text(encoding="utf-8") != winner.trial:
+        if not is_exported(folder, winner.trial):
             arguments = (self._config(winner), object_store.absolute_uri(folder))
             if self._placement.is_local and not self._placement.connected:
                 export_model(*arguments)  # not worth starting Ray for a single network
             else:
                 self._placement.map(export_model, [arguments])
-            note.write_text(winner.trial, encoding="utf-8")
         return winner
 
     def winner_metrics(self, winner: Record) -> dict[str, float]:
@@ -290,7 +290,12 @@ class Sweep:
             self.prepared.space, plan.sampler, plan.seed, plan.arms, self._objectives, advised, params
         )
         trials, records = self._ledger.trials, self._ledger.ended("search")
-        self.sampler.replay({name: (trials[name].params, record) for name, record in records.items()})
+        replayed = {}
+        for name, record in records.items():
+            known = trials[name].params or recover_params(record.recipe, self.prepared)
+            if known is not None:
+                replayed[name] = (known, record)
+        self.sampler.replay(replayed)
         if self._options.shares_gpus:
             self._placement.share_gpus(self.prepared)
 

@@ -15,8 +15,8 @@ from sweeps.reporting.formatting import (
     pluralize,
 )
 from sweeps.reporting.results import RankedTrial, Results
-from sweeps.reporting.statistics import wilson_interval
 from xfer.measure.class_accuracy import class_accuracies
+from xfer.measure.intervals import wilson_interval
 from xfer.records import Evaluation
 
 CLASS_COLUMNS = ("balanced", "worst class")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xfer.methods.descriptions import strategy_descriptions
@@ -61,6 +61,15 @@ def escape_markdown(text: object) -> str:
     # These start a heading, a list or an underline at the beginning of a line.
     plain = re.sub(r"^( *)([-+=#])", r"\1\\\2", plain)
     return re.sub(r"^( *\d+)([.)])(?= |$)", r"\1\\\2", plain)
+
+
+def class_name(classes: Sequence[str], index: int) -> str:
+    """Return the name of a class, safe to print; its number if a record of another version has more classes.
+
+    >>> class_name(["ants", "bees"], 1), class_name(["ants", "bees"], 2)
+    ('bees', 'class 2')
+    """
+    return escape_control_characters(classes[index] if index < len(classes) else f"class {index}")
 
 
 def format_choice(choice: Mapping[str, Any], omit: frozenset[str] = frozenset()) -> str:

@@ -26,13 +26,14 @@ SERIES = ("#1744dc", "#6b3200", "#3c995c", "#df5da2", "#80942d", "#6e429c")
 colour vision (simulated after Machado et al. 2009), and each has a contrast of at least 3 to the page, as WCAG 2.2
 demands in 1.4.11."""
 INK, MUTED, PAPER = "#24292e", "#636c76", "#fefefe"
+ACCENT = "#0072b2"
 PAGE_COLOURS: dict[str, tuple[str, str]] = {
     "paper": (PAPER, "#14181d"),
     "ink": (INK, "#e4e8ec"),
     "muted": (MUTED, "#98a2ad"),
     "line": ("#d8dee4", "#323941"),
     "shade": ("#f4f6f8", "#1d2329"),
-    "accent": ("#0072b2", "#56b4e9"),
+    "accent": (ACCENT, "#56b4e9"),
     **{
         f"series-{number}": (light, dark)
         for number, (light, dark) in enumerate(
@@ -63,7 +64,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
 }
-_WIDTH = 7.2
+FIGURE_WIDTH = 7.2
 """Width of a figure in inches. At the width of a page, its text has the size of the text around it."""
 ROW_HEIGHT = 0.82
 """Height of a row with a title, a remark and marks, in inches."""
@@ -103,7 +104,7 @@ def new_figure(height: float, left: float = 0.09, right: float = 0.97) -> tuple[
         left: left end of the axes as a fraction of the figure's width.
         right: right end of the axes as a fraction of the figure's width.
     """
-    figure = Figure(figsize=(_WIDTH, height))
+    figure = Figure(figsize=(FIGURE_WIDTH, height))
     axes = figure.add_axes((left, 0.48 / height, right - left, 1 - 0.78 / height))
     return figure, axes
 

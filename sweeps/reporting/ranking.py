@@ -50,6 +50,7 @@ RANKING_COLUMNS = (
     *("val_worst_class_images", "test_worst_class", "test_worst_class_accuracy", "test_worst_class_ci_low"),
     *("test_worst_class_ci_high", "test_worst_class_images"),
     "kept",
+    "image_size",
     *("tied_with_best", "diff_to_best", "diff_low", "diff_high", "control"),
 )
 _INTEGER_COLUMNS = (
@@ -67,6 +68,7 @@ _INTEGER_COLUMNS = (
     "flops",
     "images_per_class",
     "views",
+    "image_size",
 )
 _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
@@ -262,6 +264,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **_worst_class_cells("val", trial.val_evaluations, results),
         **_worst_class_cells("test", trial.test_evaluations, results),
         "kept": trial.kept or None,
+        "image_size": recipe["image_size"],
         "start_accuracy": trial.mean(attrgetter("start_accuracy")),
         "flops": trial.search.flops,
         **rare_settings(recipe),

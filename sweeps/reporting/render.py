@@ -1,4 +1,4 @@
-"""Write a report: report.md, report.html, ranking.csv, and the figures of report.md."""
+"""Write a report: report.md, report.html, ranking.csv, and the figures and photos of report.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables, verdict, zero_effort
+from sweeps.reporting.calibration import calibration_sections
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
+from sweeps.reporting.confusion import confusion_sections
+from sweeps.reporting.coverage import coverage_sections
 from sweeps.reporting.figures import report_figures
 from sweeps.reporting.formatting import (
     escape_control_characters,
@@ -18,10 +21,15 @@ from sweeps.reporting.formatting import (
     name_sets,
     pluralize,
 )
+from sweeps.reporting.importance import importance_sections
+from sweeps.reporting.look_at_data import look_at_data
 from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
 from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
 from sweeps.reporting.results import Results
+from sweeps.reporting.search_history import history_sections
+from sweeps.reporting.sections import Section
 from xfer.storage.atomic import atomic_write
+from xfer.storage.redaction import redact
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TOP_ROWS = 10  # of the ranking in report.md; report.html and ranking.csv have all rows
@@ -35,12 +43,20 @@ def render(results: Results, folder: Path) -> Path:
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     context = _context(results)
-    for figure in context["figures"]:
-        atomic_write(folder / "figures" / f"{figure.name}.svg", figure.svg.encode())
-    atomic_write(folder / "ranking.csv", ranking_csv(ranking_frame(results)).encode())
-    atomic_write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context).encode())
-    atomic_write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context).encode())
+    sections = [*context["data_sections"], *context["sections"]]
+    for figure in [*context["figures"], *(section.figure for section in sections if section.figure)]:
+        _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
+    for photo in (photo for section in sections for row in section.photos for photo in row.photos):
+        (folder / "photos").mkdir(exist_ok=True)
+        atomic_write(folder / "photos" / f"{photo.name}.jpg", photo.jpeg)
+    _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
+    _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
+    _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"
+
+
+def _write(file: Path, text: str) -> None:
+    atomic_write(file, redact(text).encode())  # reports are published
 
 
 def _context(results: Results) -> dict[str, Any]:
@@ -81,9 +97,22 @@ def _context(results: Results) -> dict[str, Any]:
         "screening_caption": screening.screening_caption(results),
         "transfer": secondary_metrics.compare_with_scratch(results),
         "figures": report_figures(results),
+        "data_sections": look_at_data(results),
+        "sections": evidence_sections(results),
         "runs": pluralize(len(results.records), "run"),
         "run_time": format_duration(results.seconds),
     }
+
+
+def evidence_sections(results: Results) -> list[Section]:
+    """Return the sections of evidence in report order."""
+    return [
+        *confusion_sections(results),
+        *calibration_sections(results),
+        *history_sections(results),
+        *coverage_sections(results),
+        *importance_sections(results),
+    ]
 
 
 def _html_environment() -> Environment:

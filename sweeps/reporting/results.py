@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.reporting.statistics import Estimate, pooled_estimate
 from xfer.hyperparameters import CLOSED_FORM_HEADS
@@ -16,6 +16,42 @@ from xfer.lengths import steps_per_epoch
 from xfer.measure.benefits import majority_rate
 from xfer.objectives import ACCURACY, Objective, pareto_mask, parse_objectives
 from xfer.records import Evaluation, Record
+
+if TYPE_CHECKING:  # `status` and `list` do without them
+    from xfer.data.pack import Pack
+    from xfer.measure.held_out import HeldOutRun
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Importance of one choice."""
+
+    choice: str
+    """Name of the sampler's parameter, such as `sgd.learning_rate`."""
+    share: float
+    """Part of the sum over all choices, in [0, 1]."""
+    times_chance: float
+    """Importance divided by its 95% quantile if results are exchanged at random between trials."""
+    trials: int
+    """Number of finished trials in which the choice existed."""
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether the importance exceeds what chance explains."""
+        return self.times_chance > 1
+
+
+@dataclass(frozen=True)
+class Importances:
+    """Importance of every choice, the most important one first."""
+
+    choices: tuple[Importance, ...]
+    finished: int
+    """Number of finished trials."""
+    trials: int
+    """Number of them that importances are computed from."""
+    top: int
+    """Number of the latter that count as the best ones."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +74,16 @@ class Results:
     zero_effort: Sequence[Mapping[str, Any]] = ()
     """Accuracies on frozen features without training: on the validation set, then on the test set
     (`sweeps.engine.presearch.zero_effort`)."""
+
+    held_out: Mapping[str, HeldOutRun] = field(default_factory=dict)
+    """Predictions of the first finalist's runs by their names; empty if none are stored. Only reports load them."""
+    pack: Pack | None = None
+    """The prepared data, for photos; None if they are not on this machine."""
+    why_no_pack: str = "the prepared data were not loaded"
+    """Why there is no pack, as the end of a sentence."""
+
+    importances: Importances | None = None
+    """Importance of every choice of the search; None if the trials are too few. Only reports load it."""
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:

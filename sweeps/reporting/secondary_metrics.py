@@ -10,6 +10,7 @@ from statistics import fmean
 
 from sweeps.reporting.formatting import (
     MISSING,
+    class_name,
     describe_strategy,
     escape_control_characters,
     format_choice,
@@ -137,7 +138,7 @@ def most_confused(results: Results) -> list[str]:
             continue
         most_common = sorted(errors.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONFUSED_PAIRS]
         pairs = [
-            f"{_class_name(classes, true)} as {_class_name(classes, predicted)} ({count})"
+            f"{class_name(classes, true)} as {class_name(classes, predicted)} ({count})"
             for (true, predicted), count in most_common
         ]
         total = sum(len(test.images) for test in tests)
@@ -162,7 +163,7 @@ class TransferComparison:
 
 
 def compare_with_scratch(results: Results) -> TransferComparison:
-    """Compare each strategy's best search run with the best run from scratch on the same backbone.
+    """Compare each strategy's best search run with the best run from scratch on the same backbone and image size.
 
     A baseline that was stopped early, failed or learned nothing is not compared with, but named with the reason, and so
     is a strategy without a finished run. Runs of older versions, which did not measure the accuracy at the start, are
@@ -171,7 +172,7 @@ def compare_with_scratch(results: Results) -> TransferComparison:
     by_backbone: dict[str, dict[str, list[RankedTrial]]] = {}
     trials = [trial for trial in results.trials if trial.strategy != OTHER_BASELINE]
     for trial in sorted(trials, key=lambda trial: (-(trial.search_accuracy or 0.0), trial.name)):
-        strategies = by_backbone.setdefault(format_choice(_backbone(trial)), {})
+        strategies = by_backbone.setdefault(_backbone(trial, results), {})
         strategies.setdefault(trial.strategy, []).append(trial)
     rows: list[_BenefitRow] = []
     remarks = []
@@ -287,10 +288,8 @@ def _has_curve(trial: RankedTrial) -> bool:
     return run.status == "finished" and run.start_accuracy is not None and is_complete
 
 
-def _backbone(trial: RankedTrial) -> dict[str, object]:
+def _backbone(trial: RankedTrial, results: Results) -> str:
+    """Name of a trial's backbone, with the image size if several compete."""
     recipe = trial.search.recipe
-    return {"name": recipe["backbone"], **recipe["backbone_args"]}
-
-
-def _class_name(classes: Sequence[str], index: int) -> str:
-    return escape_control_characters(classes[index] if index < len(classes) else f"class {index}")
+    size = f" at {recipe['image_size']} px" if "image_size" in results.plan["space"] else ""
+    return format_choice({"name": recipe["backbone"], **recipe["backbone_args"]}) + size

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sweeps.reporting.comparison import BestComparison, Difference, Outlook, compare_with_best, difference, outlook
+from xfer.measure.intervals import CONFIDENCE, wilson_score
 from xfer.records import Evaluation
 
 __all__ = [
@@ -28,11 +29,7 @@ __all__ = [
     "noise_estimate",
     "outlook",
     "pooled_estimate",
-    "wilson_interval",
 ]
-
-CONFIDENCE = 0.95
-"""Coverage that every interval aims for."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def estimate_accuracy(seed: ArrayLike, image: ArrayLike, correct: ArrayLike) -> 
     variance, degrees_of_freedom = _variance(hits - mean, seed_index, len(seeds), image_index)
     # If all answers agree, the variance is 0: use the number of images.
     effective = min(mean * (1 - mean) / variance, len(images)) if variance > 0 else len(images)
-    low, high = _wilson(mean, effective, _quantile(degrees_of_freedom))
+    low, high = wilson_score(mean, effective, _quantile(degrees_of_freedom))
     sizes = np.bincount(seed_index)
     per_seed = None if sizes.min() == len(images) else (int(sizes.min()), int(sizes.max()))
     return Estimate(mean, low, high, len(images), len(seeds), per_seed)
@@ -125,21 +122,8 @@ def noise_estimate(evaluations: Sequence[Evaluation]) -> Estimate | None:
     by_seed = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
     effective = images * by_image / (by_image + by_seed) if by_image > 0 else images
     degrees_of_freedom = (seeds - 1) * ((by_image + by_seed) / by_seed) ** 2 if by_seed > 0 else np.inf
-    low, high = _wilson(mean, effective, _quantile(degrees_of_freedom))
+    low, high = wilson_score(mean, effective, _quantile(degrees_of_freedom))
     return Estimate(mean, low, high, images, seeds)
-
-
-def wilson_interval(mean: float, images: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval for an accuracy on some independent images.
-
-    >>> [round(end, 3) for end in wilson_interval(0.5, 2)]
-    [0.095, 0.905]
-
-    Args:
-        mean: the accuracy, in [0, 1].
-        images: number of images, at least 1.
-    """
-    return _wilson(mean, images, _quantile(np.inf))
 
 
 def _variance(errors: NDArray[np.float64], seed: NDArray[Any], seeds: int, image: NDArray[Any]) -> tuple[float, float]:
@@ -166,12 +150,3 @@ def _quantile(degrees_of_freedom: float) -> float:
     from scipy import special  # takes a fifth of a second, and intervals over images only do not need it
 
     return float(special.stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
-
-
-def _wilson(mean: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's score interval (1927) for the mean of `n` independent observations; n need not be an integer."""
-    weight = quantile**2 / n
-    centre = (mean + weight / 2) / (1 + weight)
-    half_width = np.sqrt(weight * mean * (1 - mean) + weight**2 / 4) / (1 + weight)
-    # In exact arithmetic the interval contains the mean and lies in [0, 1]; guard against rounding.
-    return max(0.0, min(mean, float(centre - half_width))), min(1.0, max(mean, float(centre + half_width)))

@@ -58,8 +58,9 @@ def headline(results: Results) -> str:
         return f"No trial finished, so there is nothing to rank: {join_words(parts)}."
 
     recipe = best.search.recipe
+    size = f" at {recipe['image_size']} px" if "image_size" in results.plan["space"] else ""
     winner = (
-        f"{explain_strategy(recipe['strategy'])} on {escape_control_characters(recipe['backbone'])} with "
+        f"{explain_strategy(recipe['strategy'])} on {escape_control_characters(recipe['backbone'])}{size} with "
         f"{format_choice(recipe['optimizer'])} at learning rate {format_setting(recipe['learning_rate'])} "
         f"(trial {escape_control_characters(best.name)})"
     )
@@ -238,10 +239,11 @@ def image_counts(results: Results) -> str:
     limit = f" (at most {numbers[0]} per class)" if numbers else ""
     if len(limits) > 1:
         limit = f" (each trial used at most {' or '.join(numbers)} per class{', or all' * (None in limits)})"
+    sizes = results.plan["space"].get("image_size", str(results.plan["image_size"])).split(", ")
     draws = ". Each seed of a finalist draws another validation set of this size" if data["redraws"] else ""
     return (
         f"{data['train']:,} training{limit}, {data['val']:,} validation and {data['test']:,} test images of "
-        f"{results.plan['image_size']} px{draws}"
+        f"{join_words(sizes)} px{', one size in each trial' * (len(sizes) > 1)}{draws}"
     )
 
 

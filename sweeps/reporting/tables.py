@@ -90,8 +90,11 @@ def search_table(results: Results) -> Table:
 
 
 def common_settings(results: Results) -> dict[str, str]:
-    """Settings that are the same in all trials, without rare settings that have their default."""
-    defaults = _with_spaces(rare_settings({}))
+    """Settings that are the same in all trials, without rare settings that have their default.
+
+    The image size is left out too: the report gives it with the number of images.
+    """
+    defaults = {**_with_spaces(rare_settings({})), "image size": _shared_settings(results).get("image size")}
     return {setting: value for setting, value in _shared_settings(results).items() if defaults.get(setting) != value}
 
 
@@ -276,6 +279,7 @@ def _settings(trial: RankedTrial) -> dict[str, str]:
         "strategy": format_choice(recipe["strategy"]),
         "clip norm": "none" if clip_norm is None else format_setting(clip_norm),
         "backbone": format_choice({"name": recipe["backbone"], **recipe["backbone_args"]}),
+        "image size": f"{recipe['image_size']} px",
         **{
             choice: format_choice(recipe[choice])
             for choice in ("optimizer", "schedule", "augmentation", "mixing", "loss")

@@ -1,4 +1,4 @@
-"""Zero-effort rows of a report: nearest neighbours and a logistic probe on frozen features, without training."""
+"""Zero-effort rows of a report: nearest neighbours, a logistic probe and zero-shot, without training of a network."""
 
 from __future__ import annotations
 
@@ -20,36 +20,24 @@ from sweeps.reporting.ranking import ranked_trials
 from sweeps.reporting.results import Results
 from sweeps.reporting.statistics import Estimate, estimate_accuracy
 from sweeps.reporting.tables import Table, format_accuracy_interval
-
-KNN, LOGISTIC_PROBE = "knn", "logistic_probe"
-"""Methods of the rows."""
+from xfer.measure.zero_effort import KNN, LOGISTIC_PROBE, ZERO_SHOT, Row, row_label
 
 PART_NAMES = {"val": "validation", "test": "test"}
 
 ZERO_EFFORT_CAPTION = (
     "Classifiers on frozen features of the pretrained network, which itself was not trained: a vote of the k nearest "
     "training images (cosine similarity, weighted as by Caron et al. 2021), and a logistic probe whose penalty was "
-    "chosen by cross-validation on training images. They were measured before the search and are never ranked. "
+    "chosen by cross-validation on training images. Zero-shot rows, if an image-text network was given, compare images "
+    "with sentences about the class names and use no training images (Radford et al. 2021). All rows were measured "
+    "before the search and are never ranked. "
     "The test set was used for them only after it had been opened for the finalists."
 )
 
-Row = Mapping[str, Any]
-"""A stored row: backbone, method, its settings, and the numbers of correct, evaluated and training images."""
-
 
 def row_estimate(row: Row) -> Estimate:
-    """Return the accuracy of a row with its 95% interval (Wilson 1927), over images only."""
+    """Return the accuracy of a stored row with its 95% interval (Wilson 1927), over images only."""
     images = np.arange(row["images"])
     return estimate_accuracy(seed=np.zeros_like(images), image=images, correct=images < row["correct"])
-
-
-def row_label(row: Row) -> str:
-    """Name the method of a row.
-
-    >>> row_label({"method": "knn", "k": 5}), row_label({"method": "logistic_probe", "penalty": 1.0})
-    ('kNN (k=5)', 'logistic probe')
-    """
-    return f"kNN (k={row['k']})" if row["method"] == KNN else "logistic probe"
 
 
 def describe_rows(decision: Mapping[str, Any]) -> list[str]:
@@ -64,7 +52,8 @@ def describe_rows(decision: Mapping[str, Any]) -> list[str]:
             interval = format_interval(estimate.low, estimate.high)
             accuracies.append(f"{row_label(row)} {format_percent(estimate.mean)} ({interval})")
         images = pluralize(rows[0]["images"], f"{PART_NAMES[decision['part']]} image")
-        of_backbone = f", {name}" if len(backbones) > 1 or decision["why_none"] else ""
+        is_named = len(backbones) > 1 or decision["why_none"] or rows[0]["method"] == ZERO_SHOT
+        of_backbone = f", {name}" if is_named else ""
         lines.append(f"before any training{of_backbone}: {', '.join(accuracies)} of {images}")
     failed = decision["why_none"].items()
     return [*lines, *(f"before any training, {name}: not measured ({reason})" for name, reason in failed)]
@@ -128,8 +117,9 @@ def zero_effort_comparison(results: Results) -> str | None:
     points = round(100 * (of_winner.mean - estimate.mean), 1)
     difference = f"{abs(points):.1f} points {'higher' if points > 0 else 'lower'}" if points else "the same"
     label = f"a {row_label(row)}" if row["method"] == LOGISTIC_PROBE else row_label(row)
+    link = "with" if row["method"] == ZERO_SHOT else "on frozen features of"
     sentence = (
-        f"Without any training, {label} on frozen features of {escape_control_characters(row['backbone'])} reaches "
+        f"Without any training, {label} {link} {escape_control_characters(row['backbone'])} reaches "
         f"{format_estimate(estimate)} on the {PART_NAMES['test' if on_test else 'val']} set; the winner reaches "
         f"{format_estimate(of_winner)}, {difference}."
     )
@@ -142,4 +132,4 @@ def zero_effort_comparison(results: Results) -> str | None:
 def _rows(results: Results, part: str) -> dict[tuple[Any, ...], Row]:
     """Return the rows of a part by what identifies them on both parts."""
     rows: Sequence[Row] = [row for of in results.zero_effort if of["part"] == part for row in of["rows"]]
-    return {(row["backbone"], row["method"], row.get("k")): row for row in rows}
+    return {(row["backbone"], row["method"], row.get("k", row.get("prompts"))): row for row in rows}

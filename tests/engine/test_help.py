@@ -84,7 +84,7 @@ def test_the_help_lists_every_entry_of_every_other_table(help_text: str, kind: s
 def test_the_help_names_exactly_the_numeric_axes(help_text: str) -> None:
     from sweeps.engine.search_space.defaults import AXES
 
-    assert names_between(help_text, "Numeric axes:", ".") == {*AXES, "learning_rate"} - set(CHOICES)
+    assert names_between(help_text, "Numeric axes:", ".") == {*AXES, "image_size", "learning_rate"} - set(CHOICES)
 
 
 def test_the_help_names_exactly_the_samplers(help_text: str) -> None:

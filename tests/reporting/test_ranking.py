@@ -30,7 +30,8 @@ FURTHER = (
     "flops,peak_memory_mb,embedding_loss,head,activation,batch_norm,colour,body_rate,clip_value,images_per_class,views,balance,"
     "test_noisy_images,steps,test_flip_accuracy,val_worst_class,val_worst_class_accuracy,val_worst_class_ci_low,"
     "val_worst_class_ci_high,val_worst_class_images,test_worst_class,test_worst_class_accuracy,test_worst_class_ci_low,"
-    "test_worst_class_ci_high,test_worst_class_images,kept,tied_with_best,diff_to_best,diff_low,diff_high,control"
+    "test_worst_class_ci_high,test_worst_class_images,kept,image_size,tied_with_best,diff_to_best,diff_low,diff_high,"
+    "control"
 )
 
 

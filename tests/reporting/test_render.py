@@ -41,6 +41,7 @@ def pages(results: Results, folder: Path) -> tuple[str, str]:
 def test_a_report_consists_of_exactly_these_files(opened: Results, tmp_path: Path) -> None:
     assert render(opened, tmp_path / "new" / "report") == tmp_path / "new" / "report" / "report.html"
     assert sorted(str(path.relative_to(tmp_path / "new/report")) for path in tmp_path.rglob("*.*")) == [
+        "figures/best_so_far.svg",
         "figures/cost.svg",
         "figures/finalists.svg",
         "figures/learning_curves.svg",
@@ -116,7 +117,7 @@ def test_the_page_has_no_scripts_and_fetches_nothing(opened: Results, tmp_path: 
     _, html = pages(opened, tmp_path)
     tags = Tags(html)
     assert f'content="{POLICY}"' in html
-    assert tags.names.count("svg") == 4
+    assert tags.names.count("svg") == 5
     assert not {"script", "link", "iframe", "object", "img"} & set(tags.names)
     assert all(target.startswith("#") for target in tags.fetched)
 
@@ -144,8 +145,8 @@ def test_untrusted_names_are_plain_text_on_every_page(tmp_path: Path) -> None:
         sum(token.type == "heading_open" for token in tokens) == harmless_markdown.count("\n#") + 2
     )  # + title, failed runs
     table_rows = sum(token.type == "tr_open" for token in tokens)
-    ranking, search, strategies, failures = 1 + 1, 1 + 2, 1 + 2, 1 + 1
-    assert table_rows == ranking + search + strategies + failures
+    ranking, search, combinations, strategies, failures = 1 + 1, 1 + 2, 1 + 2, 1 + 2, 1 + 1
+    assert table_rows == ranking + search + combinations + strategies + failures
     for page in (markdown, html, *(path.read_text() for path in tmp_path.rglob("*.svg"))):
         assert not any(character in page for character in "\x1b\u202e")
 

@@ -217,6 +217,19 @@ def test_a_sweep_that_does_not_train_from_scratch_compares_nothing_and_remarks_n
     assert (comparison.table.rows, comparison.remarks) == ((), ())
 
 
+def test_only_runs_in_the_same_image_size_are_compared() -> None:
+    runs = [
+        a_run("0000", "scratch", 0.1, SCRATCH),
+        a_run("0001", "naive", 0.2, NAIVE),
+        a_run("0002", "clip", 0.2, NAIVE, image_size=160),
+    ]
+    comparison = compare_with_scratch(results_of(runs, space={"image_size": "128, 160"}))
+    assert [row[:2] for row in comparison.table.rows] == [("naive", "mobilenetv2_100 at 128 px")]
+    assert comparison.remarks == (
+        "Nothing was trained from scratch on mobilenetv2_100 at 160 px, so transfer is not compared with it there.",
+    )
+
+
 def test_only_runs_on_the_same_backbone_are_compared() -> None:
     results = results_of(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sweeps.reporting.formatting import MISSING
+from sweeps.reporting.ranking import ranking_frame
 from sweeps.reporting.results import Results
 from sweeps.reporting.summary import caveats, headline, how_to_read, image_counts, strategy_comparison
 from sweeps.reporting.tables import (
@@ -125,6 +126,17 @@ def test_a_sample_over_several_validation_sets_says_how_many_images_each_has() -
     )
     uneven = [dataclasses.replace(finals[0], val=an_evaluation("val", 50, images=58)), *finals[1:]]
     assert "3 seeds with 58 to 60 images each, 147 different ones" in headline(results_of([a_record("0000"), *uneven]))
+
+
+def test_image_sizes_that_compete_are_listed_and_have_a_column() -> None:
+    records = [a_record("0000", (0.8,)), a_record("0001", (0.7,), image_size=160)]
+    results = results_of(records, space={"image_size": "128, 160"})
+    assert "153 test images of 128 and 160 px, one size in each trial. Each seed" in image_counts(results)
+    assert ranking_table(results).select_columns("trial", "image size").rows == (("0000", "128 px"), ("0001", "160 px"))
+    assert ranking_frame(results)["image_size"].tolist() == [128, 160]
+    assert " on mobilenetv2_100 at 128 px with adam " in headline(results)
+    alone = results_of(records[:1])
+    assert "image size" not in {*ranking_table(alone).header, *common_settings(alone)}
 
 
 def test_the_training_images_are_those_left_by_a_limit_per_class() -> None:

@@ -124,6 +124,34 @@ def test_nothing_is_compared_without_a_measurement_or_a_winner() -> None:
     assert zero_effort_comparison(Results(a_plan(), [], zero_effort=[a_measurement("val", 1, 2, 3)])) is None
 
 
+def a_zero_shot_measurement(part: str, *correct: int, images: int = 84) -> dict[str, Any]:
+    """Stored zero-shot rows with these numbers of correct images for one and seven prompts."""
+    rows = [
+        {"backbone": "tiny_clip", "method": "zero_shot", "prompts": prompts, **counts}
+        for prompts, count in zip((1, 7), correct, strict=True)
+        if (counts := {"correct": count, "images": images, "train_images": 0})
+    ]
+    return {"at": "2026-12-01T12:00:00+00:00", "part": part, "rows": rows, "why_none": {}, "zero_shot": "tiny_clip"}
+
+
+def test_zero_shot_rows_stand_below_the_others_on_both_sets() -> None:
+    measured = (a_measurement("val", 73, 70, 75), a_zero_shot_measurement("val", 40, 42))
+    table = zero_effort_table(a_sweep(*measured, a_zero_shot_measurement("test", 21, 19, images=42), test=0.9))
+    assert [row[:2] for row in table.rows[3:]] == [
+        ("tiny_clip", "zero-shot (1 prompt)"),
+        ("tiny_clip", "zero-shot (7 prompts)"),
+    ]
+    assert table.select_columns("test", "test images", "training images", "penalty").rows[3] == (
+        *("50.0% (35.5 to 64.5)", "42", "0", MISSING),
+    )
+
+
+def test_the_winner_is_compared_with_zero_shot_if_that_is_the_best_row() -> None:
+    sentence = zero_effort_comparison(a_sweep(a_measurement("val", 40, 50, 45), a_zero_shot_measurement("val", 60, 70)))
+    assert sentence is not None
+    assert sentence.startswith("Without any training, zero-shot (7 prompts) with tiny_clip reaches 83.3% ")
+
+
 def test_the_report_compares_right_after_the_headline_and_the_ranking_is_unchanged(tmp_path: Path) -> None:
     results = a_sweep(a_measurement("val", 73, 70, 75), val=0.9)
     render(results, tmp_path)

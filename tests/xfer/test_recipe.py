@@ -55,6 +55,7 @@ CHANGES = {
     "clip_value": 0.5,
     "images_per_class": 5,
     "views": 3,
+    "eval_size": 48,
     "backbone_args": {"pad_type": "same"},
     "split_seed": 1,
     "seed": 1,
@@ -94,6 +95,12 @@ def test_repetitions_share_the_key_but_not_the_id(make_recipe):
     assert len({repetition.id for repetition in repetitions}) == 4
     assert repetitions[0] == recipe
     assert (repetitions[-1].seed, repetitions[-1].draw, repetitions[-1].split_seed) == (1, 1, 0)
+
+
+def test_evaluation_in_the_size_of_training_is_the_default(make_recipe):
+    recipe = make_recipe(eval_size=32)
+    assert (recipe, recipe.id) == (make_recipe(), make_recipe().id)
+    assert (recipe.evaluation_size, make_recipe(eval_size=48).evaluation_size) == (32, 48)
 
 
 def test_hashes_are_64_hexadecimal_digits_and_the_same_in_every_process(make_recipe):
@@ -186,7 +193,8 @@ def test_fields_with_a_default_may_be_omitted(make_recipe):
     plain = recipe.as_dict()
     optional = [field.name for field in dataclasses.fields(Recipe) if field.default is not dataclasses.MISSING]
     assert {"clip_norm", "clip_value", "body_rate", "images_per_class", "backbone_args", "seed"} <= {*optional}
-    for name in {*optional, *DEFAULT_CHOICES}:
+    assert "eval_size" not in plain  # absent by default, so that recipes from before it have the same hash
+    for name in {*optional, *DEFAULT_CHOICES} - {"eval_size"}:
         del plain[name]
     assert recipe_from_dict(plain) == recipe
     assert recipe_from_dict(plain).key == recipe.key

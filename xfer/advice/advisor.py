@@ -35,6 +35,7 @@ from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.pack import Pack, Progress
 from xfer.data.split import split_pack
 from xfer.devices.device import default_device
+from xfer.features.frozen_features import FrozenFeatures
 from xfer.methods.descriptions import strategy_descriptions
 
 LINE_WIDTH = 100
@@ -153,6 +154,7 @@ def advise(
     cap: int | None = None,
     progress: Progress = lambda done, total: None,
     images_per_class: int | None = None,
+    features: FrozenFeatures | None = None,
 ) -> Advice:
     """Recommends strategies for this data and this pretrained network.
 
@@ -169,6 +171,7 @@ def advise(
             `dataset_profile.max_images`.
         progress: called with (done, total) images.
         images_per_class: as in the recipe, if it trains on only part of the training images.
+        features: cached features below the network's classifier; a small data set is measured and cached in one pass.
 
     Raises:
         ValueError: If the weights do not fit, the network's stages are unknown, or there are too few images.
@@ -176,7 +179,7 @@ def advise(
     start = time.perf_counter()
     device = device or default_device()
     profile = profile_dataset(
-        pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class
+        pack, backbone, weights, backbone_args or {}, split_seed, device, cap, progress, images_per_class, features
     )
     train = split_pack(pack, split_seed, images_per_class=images_per_class).train
     counts = np.bincount(pack.labels[train], minlength=len(pack.classes)).tolist()

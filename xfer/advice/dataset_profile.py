@@ -19,6 +19,9 @@ from xfer.choices import Value
 from xfer.data.pack import Pack, Progress
 from xfer.data.split import Indices, split_pack, stratified_sample
 from xfer.features.extract import Features, Stage, earlier_stages, extract_features
+from xfer.features.frozen_features import FrozenFeatures
+from xfer.features.stage_features import can_share, shared_stage_features
+from xfer.measure.accuracy import Preprocess
 from xfer.measure.feature_spread import FeatureSpread, feature_spread
 from xfer.measure.transferability import LinearProbe, logme, paired_difference, probe_accuracy
 from xfer.methods.truncation import drop_stages
@@ -167,6 +170,7 @@ def profile_dataset(
     cap: int | None,
     progress: Progress,
     images_per_class: int | None = None,
+    features: FrozenFeatures | None = None,
 ) -> DatasetProfile:
     """Measures the training part of a pack.
 
@@ -180,6 +184,8 @@ def profile_dataset(
         cap: maximum number of images to measure, at least 2; a stratified sample. Default: `max_images`.
         progress: called with (done, total) images.
         images_per_class: as in the recipe; None for all training images.
+        features: cached features below the classifier of the network to measure, which replaces the one that is built
+            otherwise. Both share one pass if the images that are cached together are at most `cap`.
 
     Raises:
         ValueError: If the weights do not fit, the network's stages are unknown, or there are too few images.
@@ -192,14 +198,20 @@ def profile_dataset(
     counts = np.bincount(pack.labels[indices], minlength=len(pack.classes))
     sample = stratified_sample(pack.labels, indices, cap, derive_seed(split_seed, "advice"))
     labels = pack.labels[sample]
-    with torch.random.fork_rng(devices=[]):  # the unused head is drawn from the global state
-        model = backbones.build(backbone, len(pack.classes), pack.image_size, weights, backbone_args)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    prepare = backbones.Preprocessor(backbones.input_statistics(model), device)
+    if features is None:
+        with torch.random.fork_rng(devices=[]):  # the unused head is drawn from the global state
+            model: Any = backbones.build(backbone, len(pack.classes), pack.image_size, weights, backbone_args)
+        model = model.to(device).to(memory_format=torch.channels_last)
+        prepare: Preprocess = backbones.Preprocessor(backbones.input_statistics(model), device)
+    else:
+        model, prepare = features.network, features.prepare
     earlier = earlier_stages(model)
-    features = extract_features(model, pack, sample, prepare, (*earlier, "late"), progress=progress)
-    probes = {stage: probe_accuracy(features[stage], labels, seed=split_seed) for stage in features}
-    scores = {stage: _score_stage(stage, probes[stage], features[stage], labels) for stage in features}
+    if features is not None and can_share(features, sample, cap):
+        rows = shared_stage_features(features, sample, earlier, progress)
+    else:
+        rows = extract_features(model, pack, sample, prepare, (*earlier, "late"), progress=progress)
+    probes = {stage: probe_accuracy(rows[stage], labels, seed=split_seed) for stage in rows}
+    scores = {stage: _score_stage(stage, probes[stage], rows[stage], labels) for stage in rows}
     early = tuple(scores[stage] for stage in earlier)
     best = max(early, key=lambda score: score.accuracy).stage
     gain, gain_error = paired_difference(probes["late"], probes[best])
@@ -221,7 +233,7 @@ def profile_dataset(
         margin_error=margin_error,
         blocks=max(param.depth for param in named_params(model).values()),
         drops_early=_works_without_first_stage(model, pack.image_size),
-        spread=feature_spread(features["late"]),
+        spread=feature_spread(rows["late"]),
     )
 
 

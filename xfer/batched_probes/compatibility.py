@@ -76,13 +76,14 @@ class HeadInit:
 def can_batch(recipe: Recipe) -> bool:
     """Return whether a recipe gives the same result in a batch of probes, on embeddings that are computed once.
 
-    Only a linear head may move. Images come as they are or as a fixed number of views, unmixed, and all classes
-    alike. No batch norm follows
-    them, no dropout precedes the head, and the optimizer is one that can be batched.
+    Only a linear head may move. Images come as they are or as a fixed number of views, unmixed, in one size, and all
+    classes alike. No batch norm follows them, no dropout precedes the head, and the optimizer is one that can be
+    batched.
     """
     strategy: Strategy = recipe.strategy.build(STRATEGIES)
     return (
-        strategy.pace == HeadFirst(freeze_epochs=None)
+        recipe.eval_size is None
+        and strategy.pace == HeadFirst(freeze_epochs=None)
         and strategy.regularizer is None
         and recipe.head.name == "linear"
         and recipe.mixing.name == recipe.balance.name == recipe.embedding_loss.name == "none"

@@ -19,6 +19,7 @@ from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import LazyImage
 from xfer.data.inspection import Inspection, inspect_source
 from xfer.data.source import Source, preview
+from xfer.storage.atomic import atomic_write
 
 SHEET_IMAGES = 24
 """Maximum number of thumbnails per class in the contact sheet."""
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     source = shared.read_images(args)
     inspection = inspect_source(source, shared.progress_printer("reading images"))
     if args.html:
-        args.html.write_text(render_page(source, inspection), encoding="utf-8")
+        atomic_write(args.html, render_page(source, inspection).encode())
     print(json.dumps(_encodable(inspection.as_dict()), indent=1) if args.json else describe(inspection))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xfer.choices import Choice, Value, choose, default_parameters, unknown_name_message
 from xfer.commands import shared
-from xfer.data.pack import Pack
+from xfer.data.pack import Pack, build_pack
 from xfer.data.split import split_pack
 from xfer.hyperparameters import DEFAULT_EPOCHS, NUMBERS, OPTIMIZERS, default_choice, default_number
 from xfer.lengths import MIN_STEPS, RunLength
@@ -24,6 +24,7 @@ from xfer.methods.strategies import STRATEGIES, Strategy
 from xfer.recipe import CHOICE_TABLES, INTEGER_FIELDS, LIMITS, Recipe, closed_form_values, recipe_from_dict
 from xfer.records import Epoch, Evaluation, Record, as_dict
 from xfer.run import Run
+from xfer.storage.atomic import atomic_write
 from xfer.training import networks
 from xfer.training.epochs import DivergedError
 from xfer.training.export import save_classifier
@@ -82,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"epochs (default: {DEFAULT_EPOCHS}, or as many as {MIN_STEPS} steps take)",
     )
+    numbers.add_argument(
+        "--eval-size", type=int, metavar="N", help=f"{NUMBERS['eval_size'].help} (default: as in training)"
+    )
     numbers.add_argument("--steps", type=int, metavar="N", help="steps instead of epochs, rounded up to whole epochs")
     parser.add_argument(
         "--seed", type=int, default=0, help="determines new weights, the order of images and augmentations"
@@ -116,12 +120,17 @@ def run(args: argparse.Namespace) -> None:
         recipe = dataclasses.replace(recipe, epochs=_epochs(length, recipe, pack))
     out = args.out or args.storage / f"{recipe.strategy.name}-{recipe.id[:8]}"
     _claim(out, recipe)
-    training = Run(recipe, pack, file, folder=out / "checkpoints")
+    eval_pack = None
+    if recipe.eval_size is not None:
+        progress = shared.progress_printer(f"reading images of {recipe.eval_size} px")
+        eval_pack = build_pack(source, recipe.eval_size, args.storage / "packs", progress)
+    training = Run(recipe, pack, file, folder=out / "checkpoints", eval_pack=eval_pack)
     split = training.split
     print(
         f"{recipe.strategy} ({strategy_descriptions()[recipe.strategy.name]}) on {recipe.backbone}: "
         f"{len(pack.classes)} classes, {len(split.train)} training, {len(split.val)} validation and "
         f"{len(split.test)} test images of {recipe.image_size} px"
+        + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size else "")
     )
     _train(training, out)
     save_classifier(out / "model", training.model, recipe, pack.classes, pack.value_ranges)
@@ -214,6 +223,7 @@ def _recipe(
             "data": "",
             "classes": classes,
             "image_size": shared.resolve_image_size(args, strategy.backbone),
+            "eval_size": args.eval_size,
             "backbone": strategy.backbone or args.backbone,
             "backbone_args": {}
             if strategy.backbone
@@ -230,12 +240,14 @@ def _claim(out: Path, recipe: Recipe) -> None:
     """Writes recipe.json, or checks that the folder was started with the same recipe."""
     path, current = out / "recipe.json", recipe.as_dict()
     if path.is_file():
-        existing = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            existing = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove {out}, or use another --out") from error
         changed = [name for name in sorted(current.keys() | existing.keys()) if current.get(name) != existing.get(name)]
         if changed:
             raise ValueError(f"{out} holds a run of another recipe ({', '.join(changed)} differ): use another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(current, indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(current, indent=1).encode())
 
 
 def _train(training: Run, out: Path) -> None:
@@ -263,7 +275,7 @@ def _train(training: Run, out: Path) -> None:
 
 
 def _write_json(path: Path, value: Evaluation | Record) -> None:
-    path.write_text(json.dumps(as_dict(value), indent=1), encoding="utf-8")
+    atomic_write(path, json.dumps(as_dict(value), indent=1).encode())
 
 
 def _format_epoch(epoch: Epoch, epochs: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,17 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from xfer import hashing
 from xfer.data import near_copies
 from xfer.data.image_formats import IMAGE_FORMATS, EncodedImage
 from xfer.data.images import LazyImage
 from xfer.data.source import Example, preview
 from xfer.data.value_ranges import NO_RANGES, ValueRanges
 from xfer.records import Part
+from xfer.storage import checked_json
 from xfer.storage.atomic import atomic_write
 
 COPIES_FILE = "copies.json"
 """File next to the images of a pack."""
+
+MAX_FILE_BYTES = 2**30
+"""Maximum size of `COPIES_FILE`; a larger file is foreign."""
 
 PART_ORDER: tuple[Part, ...] = ("train", "val", "test")
 
@@ -262,9 +264,9 @@ def read_copies(file: Path, pack_hash: str) -> Copies:
     if not file.exists():
         return NO_COPIES
     try:
-        content = json.loads(file.read_bytes())
-        if content.pop("sha256") != hashing.sha256_json(content) or content["pack"] != pack_hash:
-            raise ValueError("its content is not as written")
+        content = checked_json.read(file, MAX_FILE_BYTES)
+        if content["pack"] != pack_hash:
+            raise ValueError("it belongs to another pack")
         exact, alike = (tuple(map(tuple, content[kind])) for kind in ("exact", "alike"))
         names = {int(index): name for index, name in content["names"].items()}
         return Copies(exact, alike, names, content["remark"])
@@ -281,7 +283,7 @@ def write_copies(file: Path, copies: Copies, pack_hash: str) -> None:
         "names": {str(index): name for index, name in copies.names.items()},
         "remark": copies.remark,
     }
-    atomic_write(file, json.dumps({**content, "sha256": hashing.sha256_json(content)}).encode())
+    atomic_write(file, checked_json.encode(content))
 
 
 def _exact_groups(images: Sequence[LazyImage], suspects: Sequence[int]) -> tuple[Group, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import defaultdict
@@ -36,7 +35,7 @@ from xfer.data.pixel_rules import needs_pixel_rules
 from xfer.data.source import Example, Source, check_readable_parts
 from xfer.data.value_ranges import NO_RANGES, ValueKind, ValueRanges, estimate_range, ranges_from_json
 from xfer.records import Part
-from xfer.storage import local_cache, object_store
+from xfer.storage import checked_json, local_cache, object_store
 from xfer.storage.atomic import atomic_folder
 from xfer.text_output import escape_undecoded
 
@@ -54,6 +53,9 @@ MAX_SAMPLED_IMAGES = 2_000
 
 METADATA_FILE = "pack.json"
 """File that is written last: a folder that has it is a complete pack."""
+
+MAX_METADATA_BYTES = 2**32
+"""Maximum size of `METADATA_FILE`; an image takes about 100 bytes of it."""
 
 DECODE_CHUNK = 1024
 """Number of images submitted to the threads at a time, so that a million drawings do not become a million tasks."""
@@ -171,34 +173,53 @@ def load_pack(folder: Path, verify: bool = False) -> Pack:
 
     Args:
         folder: the folder (`Pack.folder`).
-        verify: hash pixels and metadata and compare; takes seconds for a large pack, so do it once per sweep.
+        verify: hash the pixels and compare, too; takes seconds for a large pack, so do it once per sweep.
 
     Raises:
-        ValueError: pixels or metadata are not those that were written.
+        ValueError: metadata or, with `verify`, pixels are not those that were written.
     """
-    metadata = json.loads((folder / METADATA_FILE).read_bytes())
-    if verify:
-        hashed = {name: value for name, value in metadata.items() if name != "sha256"}
-        if (
-            hashing.sha256_json(hashed) != metadata["sha256"]
-            or hashing.sha256_file(folder / "images.npy") != metadata["images_sha256"]
-        ):
-            raise ValueError(f"the pack {folder} is damaged: remove that folder, and it is built again")
-    return Pack(
-        folder=folder,
-        hash=metadata["hash"],
-        classes=tuple(metadata["classes"]),
-        image_size=metadata["image_size"],
-        images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
-        labels=np.array(metadata["labels"], dtype=np.int64),
-        parts=tuple(metadata["parts"]),
-        digests=tuple(metadata["digests"]),
-        skipped=tuple(metadata["skipped"]),
-        value_ranges=ranges_from_json(metadata.get("value_ranges", {})),
-        copies=read_copies(folder / COPIES_FILE, metadata["hash"]),
-        groups=tuple(metadata.get("groups", ())),
-        group_column=metadata.get("group_column", ""),
-    )
+    try:
+        metadata = checked_json.read(folder / METADATA_FILE, MAX_METADATA_BYTES)
+        if verify and hashing.sha256_file(folder / "images.npy") != metadata["images_sha256"]:
+            raise ValueError("the pixels are not what was written")
+        pack = Pack(
+            folder=folder,
+            hash=metadata["hash"],
+            classes=tuple(metadata["classes"]),
+            image_size=metadata["image_size"],
+            images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
+            labels=np.array(metadata["labels"], dtype=np.int64),
+            parts=tuple(metadata["parts"]),
+            digests=tuple(metadata["digests"]),
+            skipped=tuple(metadata["skipped"]),
+            value_ranges=ranges_from_json(metadata.get("value_ranges", {})),
+            groups=tuple(metadata.get("groups", ())),
+            group_column=metadata.get("group_column", ""),
+        )
+        if pack.images.shape != (len(pack.labels), pack.image_size, pack.image_size, 3):
+            raise ValueError(f"it has {list(pack.images.shape)} pixels for {len(pack.labels)} labels")
+    except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError) as error:
+        if not (folder / METADATA_FILE).exists():
+            raise
+        raise ValueError(
+            f"the pack {folder} is damaged ({error}): remove that folder, and it is built again"
+        ) from error
+    return replace(pack, copies=read_copies(folder / COPIES_FILE, pack.hash))
+
+
+def check_same_images(pack: Pack, other: Pack) -> None:
+    """Raise a ValueError if two packs differ in more than the size of their images.
+
+    Packs of the same images have the same split.
+    """
+    if any(getattr(pack, name) != getattr(other, name) for name in ("classes", "digests", "parts", "groups")) or (
+        pack.labels.tolist() != other.labels.tolist()
+    ):
+        raise ValueError(
+            f"the packs of {pack.image_size} px and {other.image_size} px must hold the same images, classes and "
+            f"parts, but they hold {len(pack.digests):,} and {len(other.digests):,} images that differ: build both "
+            f"from the same data"
+        )
 
 
 def _fetch(folder: Path) -> Path:
@@ -286,9 +307,7 @@ def _decode(
         **({"value_ranges": ranges} if ranges else {}),
         **_group_metadata(source, [ordered[index][0] for index in readable]),
     }
-    (folder / METADATA_FILE).write_text(
-        json.dumps({**metadata, "sha256": hashing.sha256_json(metadata)}), encoding="utf-8"
-    )
+    (folder / METADATA_FILE).write_bytes(checked_json.encode(metadata))
     return [fingerprints[index] for index in readable]
 
 

@@ -180,7 +180,7 @@ def _read_bitmaps(path: Path, notes: list[str]) -> Iterator[tuple[str, LazyImage
     try:
         # np.load would also open archives and, if allowed, pickles.
         rows = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header, so a damaged one raises many types of errors
         raise ValueError(f"{path} is not a complete .npy file of numbers: {error}.\n{QUICKDRAW_LAYOUT}") from error
     if rows.dtype != np.uint8 or rows.shape[1:] not in ((BITMAP_SIZE * BITMAP_SIZE,), (BITMAP_SIZE, BITMAP_SIZE)):
         raise ValueError(

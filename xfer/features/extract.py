@@ -65,7 +65,7 @@ def extract_features(
     model.eval()
     with torch.inference_mode():
         for images, _ in iter_batches(pack, indices, batch_size):
-            for stage, rows in _forward(model, prepare(images), early, "late" in batches).items():
+            for stage, rows in forward_stages(model, prepare(images), early, "late" in batches).items():
                 batches[stage].append(rows.float().cpu())
             done += len(images)
             progress(done, len(indices))
@@ -87,7 +87,15 @@ def earlier_stages(model: Any) -> tuple[int, ...]:
     return tuple(range(1, count)) if count <= 5 else tuple(round(count * quarter / 4) for quarter in (1, 2, 3))
 
 
-def _forward(model: Any, inputs: Tensor, early: tuple[int, ...], late: bool) -> dict[Stage, Tensor]:
+def forward_stages(model: Any, inputs: Tensor, early: tuple[int, ...], late: bool) -> dict[Stage, Tensor]:
+    """Return the features of a batch of network inputs at the given stages, lowest first, and before the classifier.
+
+    Args:
+        model: a timm network in evaluation mode.
+        inputs: [B, C, H, W].
+        early: stages, counted from 1, in ascending order.
+        late: whether to return the embedding that enters the classifier too.
+    """
     if not early:
         return {"late": model.forward_head(model.forward_features(inputs), pre_logits=True)}
     indices = [stage - 1 for stage in early]

@@ -79,16 +79,16 @@ class FeatureCache:
         return self._arrays[name]
 
     def _load_or_compute(self, folder: Path, description: Mapping[str, Any], count: int, compute: Compute) -> Rows:
-        if not _is_complete(folder):
+        if not _is_complete(folder, count):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f".{folder.name}.lock")):
-                if not _is_complete(folder):  # another process may have written it in the meantime
+                if not _is_complete(folder, count):  # another process may have written it in the meantime
                     if folder.exists():
                         log.warning("features in %s are damaged and will be computed again", folder)
                         shutil.rmtree(folder)
                     remote = self._remote_cache
                     with nullcontext() if remote is None else remote.exclusive_compute(folder):
-                        if not _is_complete(folder):
+                        if not _is_complete(folder, count):
                             shutil.rmtree(folder, ignore_errors=True)
                             _write(folder, description, count, compute)
         rows: Rows = np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False)
@@ -112,16 +112,26 @@ def _write(folder: Path, description: Mapping[str, Any], count: int, compute: Co
         )
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete(folder: Path, count: int) -> bool:
+    """Return whether a folder has an array of `count` rows with the right description and checksum."""
     try:
         status = (folder / ARRAY_FILE).stat()
-        return _matches_checksum(folder, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError, KeyError):
+        return _num_rows(folder, status.st_mtime_ns, status.st_size) == count
+    except (OSError, ValueError, LookupError, TypeError, EOFError):
         return False
 
 
 @lru_cache(maxsize=1024)
-def _matches_checksum(folder: Path, mtime_ns: int, size: int) -> bool:
-    # Cached per process, because hashing gigabytes takes seconds.
-    checksum = json.loads((folder / METADATA_FILE).read_bytes())["sha256"]
-    return bool(checksum == hashing.sha256_file(folder / ARRAY_FILE))
+def _num_rows(folder: Path, mtime_ns: int, size: int) -> int:
+    """Return the number of rows of an array; cached per process, because hashing gigabytes takes seconds.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError, EOFError: the array is damaged, or its folder has another name.
+    """
+    description = json.loads((folder / METADATA_FILE).read_bytes())
+    if not isinstance(description, dict):
+        raise TypeError("it is not an object")
+    checksum = description.pop("sha256")
+    if hashing.sha256_json(description)[:32] != folder.name or checksum != hashing.sha256_file(folder / ARRAY_FILE):
+        raise ValueError("its content is not what was written")
+    return len(np.load(folder / ARRAY_FILE, mmap_mode="r", allow_pickle=False))

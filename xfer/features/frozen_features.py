@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xfer.data.loader import iter_batches
 from xfer.data.pack import Pack
@@ -18,7 +19,7 @@ from xfer.data.split import Indices, Split
 from xfer.devices.microbatching import MicroBatcher
 from xfer.features.augmented_views import augmented_view
 from xfer.features.feature_cache import FeatureCache, Rows
-from xfer.features.model_split import EMBEDDINGS, SplitModel
+from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel
 from xfer.measure.accuracy import Preprocess
 from xfer.measure.cost import count_flops
 from xfer.methods.input_channels import INPUT_CHANNELS
@@ -66,11 +67,29 @@ class FrozenFeatures:
     ) -> None:
         self.split_model = split_model
         self._recipe = recipe
-        self._pack = pack
+        self.pack = pack
         self._split = split
-        self._prepare = prepare
+        self.prepare = prepare
         self._cache = cache
         self._arrays: dict[ArrayName, tuple[Indices, Rows]] = {}
+
+    @property
+    def cached_indices(self) -> Indices:
+        """Images whose features are cached together: the training and validation part, sorted."""
+        return self._split.train_and_val
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, if it is cut below its classifier."""
+        embedder = self.split_model.lower
+        assert isinstance(embedder, Embedder), f"the network is cut at {self.split_model.cut_point}"
+        network: nn.Module = embedder.model
+        return network
+
+    def with_lower(self, lower: nn.Module) -> FrozenFeatures:
+        """Return the same features, computed by another module, which must return the same rows."""
+        split_model = replace(self.split_model, lower=lower)
+        return FrozenFeatures(split_model, self._recipe, self.pack, self._split, self.prepare, self._cache)
 
     def rows(self, indices: Indices, view: int | None = None) -> Tensor:
         """Return the features of images.
@@ -115,7 +134,7 @@ class FrozenFeatures:
             weights.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
         return {
             "format": FORMAT_VERSION,
-            "data": self._pack.hash,
+            "data": self.pack.hash,
             "backbone": [recipe.backbone, dict(recipe.backbone_args), str(recipe.activation), str(recipe.colour)],
             "reshaped": None if strategy.transform_model is keep_model else str(recipe.strategy),
             "cut": hashlib.sha256(self.split_model.cut_point.encode()).hexdigest(),
@@ -133,7 +152,7 @@ class FrozenFeatures:
             with torch.inference_mode():
                 for start in range(0, len(indices), BATCH_SIZE):
                     batch = indices[start : start + BATCH_SIZE]
-                    [(images, _)] = iter_batches(self._pack, batch, BATCH_SIZE)
+                    [(images, _)] = iter_batches(self.pack, batch, BATCH_SIZE)
                     if view is not None:
                         images = augmented_view(images, batch, self._recipe.augmentation, view)
                     rows = microbatcher.run_split(len(images), partial(self._forward_split, images))
@@ -145,7 +164,7 @@ class FrozenFeatures:
 
     def _forward_split(self, images: Tensor, parts: list[slice]) -> Tensor:
         """Features of a batch. Split only when memory runs out, because the last bits of the result may differ."""
-        return torch.cat([self.split_model.lower(self._prepare(images[part])).float() for part in parts])
+        return torch.cat([self.split_model.lower(self.prepare(images[part])).float() for part in parts])
 
 
 def is_worth_caching(split_model: SplitModel, model: Any, recipe: Recipe, images: int) -> bool:

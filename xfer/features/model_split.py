@@ -79,7 +79,7 @@ class Embedder(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the classifier's inputs."""

@@ -27,6 +27,7 @@ def evaluate(
     part: Part,
     images: Iterable[int],
     flips: bool = False,
+    on_logits: Callable[[Tensor], object] = lambda logits: None,
 ) -> Evaluation:
     """Evaluates a network in one pass and leaves it in evaluation mode.
 
@@ -40,6 +41,7 @@ def evaluate(
         part: the part of the data that the images belong to.
         images: the images' indices in the pack, in the order of the batches.
         flips: whether to evaluate mirror images too, for `Evaluation.flip_correct`, which takes twice as long.
+        on_logits: called with the logits [B, C] of each batch, on the network's device.
     """
     model.eval()
     predictions = []
@@ -48,6 +50,7 @@ def evaluate(
     with torch.inference_mode():
         for pixels, labels in batches:
             logits = batcher.run_split(len(pixels), partial(_logits, model, prepare, pixels))
+            on_logits(logits)
             predictions.append(Predictions.from_logits(logits, labels))
             if flips:
                 mirrored = batcher.run_split(len(pixels), partial(_logits, model, prepare, pixels.flip(-1)))

@@ -194,9 +194,13 @@ def unlink(path: Path) -> None:
 
 
 def rename(path: Path, to: Path) -> None:
-    """Rename a file, replacing an existing one."""
+    """Rename a file, replacing an existing one, or a folder.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+    """
     if is_remote(path):
-        _request(path, "mv", object_key(path), object_key(to))
+        _request(path, "mv", object_key(path), object_key(to), recursive=True)
     else:
         path.replace(to)
 
@@ -237,12 +241,23 @@ def modified_ms(path: Path) -> int | None:
         return path.stat().st_mtime_ns // 10**6 if path.exists() else None
     if str(path) not in _modified_cache:
         for name, info in _find(path.parent):
-            written = next((info[key] for key in ("LastModified", "mtime", "updated", "created") if info.get(key)), 0)
-            if isinstance(written, str):
-                written = datetime.fromisoformat(written)
-            seconds = written.timestamp() if isinstance(written, datetime) else float(written)
-            _modified_cache[f"{path.parent}/{name}"] = int(seconds * 1000)
+            _modified_cache[f"{path.parent}/{name}"] = _written_ms(info)
     return _modified_cache.get(str(path))
+
+
+def last_written_ms(path: Path) -> int | None:
+    """Return when a file was last written, in ms since 1970, uncached; None if it does not exist."""
+    if not is_remote(path):
+        return path.stat().st_mtime_ns // 10**6 if path.exists() else None
+    return next((_written_ms(info) for name, info in _find(path.parent) if name == path.name), None)
+
+
+def _written_ms(info: dict[str, Any]) -> int:
+    written = next((info[key] for key in ("LastModified", "mtime", "updated", "created") if info.get(key)), 0)
+    if isinstance(written, str):
+        written = datetime.fromisoformat(written)
+    seconds = written.timestamp() if isinstance(written, datetime) else float(written)
+    return int(seconds * 1000)
 
 
 _modified_cache: dict[str, int] = {}

@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from xfer.storage.atomic import atomic_write
@@ -54,21 +55,34 @@ def load(folder: Path) -> dict[str, Any] | None:
     A damaged file is logged and deleted, and the one before it is used.
     """
     for path in _newest_first(folder):
-        content = path.read_bytes()
-        name = FILE_PATTERN.fullmatch(path.name)
-        if name and hashlib.sha256(content).hexdigest().startswith(name[2]):
-            tensors = safetensors.torch.load(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            restored: dict[str, Any] = _with_tensors(json.loads(header["__metadata__"]["plain"]), tensors)
-            return restored
-        log.warning("checkpoint %s is damaged: resuming from the one before it", path)
+        try:
+            return _restore(path)
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged (%s): resuming from the one before it", path, error)
         path.unlink(missing_ok=True)
     return None
 
 
+def _restore(path: Path) -> dict[str, Any]:
+    """Return the state in a file.
+
+    Raises:
+        ValueError, KeyError, TypeError, SafetensorError: its content is not what was written.
+    """
+    content, name = path.read_bytes(), FILE_PATTERN.fullmatch(path.name)
+    if name is None or not hashlib.sha256(content).hexdigest().startswith(name[2]):
+        raise ValueError("its checksum differs")
+    tensors = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    restored: dict[str, Any] = _with_tensors(json.loads(header["__metadata__"]["plain"]), tensors)
+    return restored
+
+
 def _newest_first(folder: Path) -> list[Path]:
     numbered = [
-        (int(match[1]), path) for path in folder.glob("epoch-*") if (match := FILE_PATTERN.fullmatch(path.name))
+        (int(match[1]), path)
+        for path in folder.glob("epoch-*")
+        if (match := FILE_PATTERN.fullmatch(path.name)) and path.is_file()
     ]
     return [path for _, path in sorted(numbered, reverse=True)]
 

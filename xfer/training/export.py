@@ -1,10 +1,15 @@
-"""Export: a trained network as a folder with model.safetensors and model.json, without pickle."""
+"""Export: a trained network as a folder with model.safetensors and model.json, without pickle.
+
+model.json is written last and holds the checksum of both files, so damaged or mixed files are recognized when they are
+loaded.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -12,12 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from xfer import hashing
 from xfer.data.images import CENTER_CROP_FRACTION
 from xfer.data.value_ranges import NO_RANGES, ValueRanges, ranges_from_json
 from xfer.models import backbones
 from xfer.recipe import Recipe, recipe_from_dict
+from xfer.storage import checked_json
 from xfer.storage.atomic import atomic_write
 from xfer.training import networks
+
+WEIGHTS_FILE, CARD_FILE = "model.safetensors", "model.json"
+
+WEIGHTS_CHECKSUM_KEY = "weights_sha256"
+"""Key of the checksum of `WEIGHTS_FILE` in the model card."""
+
+EXPORT_AGAIN = "run the same command again, which writes it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +47,8 @@ class Classifier:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels; `xfer.data.images.read_image` resizes photos as for training."""
-        return self.recipe.image_size
+        """Side in pixels; `xfer.data.images.read_image` resizes photos as for evaluation in training."""
+        return self.recipe.evaluation_size
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities of images.
@@ -79,7 +93,7 @@ def save_classifier(
         "backbone": recipe.backbone,
         "backbone_args": dict(recipe.backbone_args),
         "classes": list(classes),
-        "image_size": recipe.image_size,
+        "image_size": recipe.evaluation_size,
         "resize": f"squash to a square, then the middle {CENTER_CROP_FRACTION:.1%} of each side",
         "value_ranges": {kind: list(value_range) for kind, value_range in value_ranges.items()},
         "mean": list(statistics.mean),
@@ -87,16 +101,61 @@ def save_classifier(
         "recipe": recipe.as_dict(),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    atomic_write(folder / "model.safetensors", lambda temporary: safetensors.torch.save_file(tensors, temporary))
-    atomic_write(folder / "model.json", json.dumps(card, indent=1, ensure_ascii=False).encode())
+    atomic_write(folder / WEIGHTS_FILE, lambda temporary: safetensors.torch.save_file(tensors, temporary))
+    card[WEIGHTS_CHECKSUM_KEY] = hashing.sha256_file(folder / WEIGHTS_FILE)
+    atomic_write(folder / CARD_FILE, checked_json.encode(card, indent=1))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the model card of an exported network, after checking card and weights against their checksums.
+
+    Exports of earlier versions have no checksums and are not checked.
+
+    Raises:
+        ValueError: card or weights are not what was written; the message says what to do.
+        OSError: one of the files cannot be read.
+    """
+    content = (folder / CARD_FILE).read_bytes()
+    try:
+        card = checked_json.decode(content)
+    except checked_json.CorruptObjectError as error:
+        if (older := _card_without_checksums(content)) is None:
+            raise ValueError(f"{CARD_FILE} is not what was written ({error}): {EXPORT_AGAIN}") from error
+        return older
+    if hashing.sha256_file(folder / WEIGHTS_FILE) != card[WEIGHTS_CHECKSUM_KEY]:
+        raise ValueError(f"{WEIGHTS_FILE} is not what was written (its checksum differs): {EXPORT_AGAIN}")
+    return card
+
+
+def _card_without_checksums(content: bytes) -> dict[str, Any] | None:
+    """Return a model card as earlier versions wrote it; None if it is not one."""
+    try:
+        card = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    checksums = {checked_json.CHECKSUM_KEY, WEIGHTS_CHECKSUM_KEY}
+    return card if isinstance(card, dict) and not card.keys() & checksums else None
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder holds an exported network whose files are what was written."""
+    try:
+        read_card(folder)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Load a network that `save_classifier` wrote."""
-    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    """Load a network that `save_classifier` wrote.
+
+    Raises:
+        ValueError: its files are not what was written, or are of another version.
+    """
+    card = read_card(folder)
     recipe = recipe_from_dict(card["recipe"])
     with torch.random.fork_rng(devices=[]):  # its random initial weights are replaced below
         model = networks.build_network(recipe, None)
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
     ranges = ranges_from_json(card.get("value_ranges", {}))
     return Classifier(model.eval(), tuple(card["classes"]), recipe, ranges)

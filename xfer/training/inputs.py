@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from xfer.data.loader import Batch, iter_batches, to_device
-from xfer.data.pack import Pack
+from xfer.data.pack import Pack, check_same_images
 from xfer.data.split import Indices, Split
 from xfer.features.augmented_views import augmented_view
 from xfer.features.feature_cache import FeatureCache
@@ -65,13 +65,32 @@ class BatchTransform:
         return self.prepare(images), targets
 
 
+def check_packs(recipe: Recipe, pack: Pack, eval_pack: Pack) -> None:
+    """Raise a ValueError if packs are not those that a recipe names.
+
+    Args:
+        recipe: what is trained.
+        pack: the images in the size of training.
+        eval_pack: the same images in the size of evaluation.
+    """
+    if pack.hash != recipe.data:
+        raise ValueError(f"the recipe was made for data {recipe.data[:12]}, this pack is {pack.hash[:12]}")
+    if eval_pack.image_size != (size := recipe.eval_size or pack.image_size):
+        raise ValueError(
+            f"the recipe evaluates images of {size} px, got images of {eval_pack.image_size} px: pass eval_pack, a "
+            f"pack of the same images in {size} px, if and only if the recipe has an eval_size"
+        )
+    check_same_images(pack, eval_pack)
+
+
 class RunInputs:
     """All inputs of a run: batches for training and evaluation, and cached features of the frozen part.
 
     Args:
         recipe: what is trained.
         pack: the data.
-        split: its training, validation and test part.
+        eval_pack: the same images in the size of evaluation; `pack` itself if that is the size of training.
+        split: their training, validation and test part.
         transform: for training batches.
         device: where the network is.
         cache: where features are stored.
@@ -81,6 +100,7 @@ class RunInputs:
         self,
         recipe: Recipe,
         pack: Pack,
+        eval_pack: Pack,
         split: Split,
         transform: BatchTransform,
         device: torch.device,
@@ -88,12 +108,15 @@ class RunInputs:
     ) -> None:
         self._recipe = recipe
         self._pack = pack
+        self._eval_pack = eval_pack
         self._split = split
         self.transform = transform
         self._device = device
         self._cache = cache
         self.features: FrozenFeatures | None = None
         """Features that replace images, except those of the test part; None if the network takes images."""
+        self.eval_features: FrozenFeatures | None = None
+        """Those of the images in the size of evaluation; `features` if that is the size of training."""
         self._evaluation_batch_size = max(MIN_EVALUATION_BATCH, recipe.batch_size)
 
     @property
@@ -102,9 +125,17 @@ class RunInputs:
         fixed = self._recipe.views is not None or self._recipe.augmentation.name == "none"
         return fixed and self._recipe.mixing.name == "none"
 
+    def use_features(self, split_model: SplitModel | None) -> None:
+        """Replace images by the features that the lower half of a network computes; None goes back to images."""
+        self.features = self.eval_features = None
+        if split_model is not None:
+            self.features = self.eval_features = self.frozen_features(split_model)
+            if self._eval_pack is not self._pack:
+                self.eval_features = self._features_of(self._eval_pack, split_model)
+
     def frozen_features(self, split_model: SplitModel) -> FrozenFeatures:
         """Return the features of this run's images that the lower half of a network computes."""
-        return FrozenFeatures(split_model, self._recipe, self._pack, self._split, self.transform.prepare, self._cache)
+        return self._features_of(self._pack, split_model)
 
     def train_embeddings(self, model: Any) -> tuple[Tensor, Tensor]:
         """Return embeddings [N, D] of the unaugmented training part, and labels [N]."""
@@ -112,8 +143,8 @@ class RunInputs:
         return self.frozen_features(split_at_classifier(model)).rows(train), self._labels(train)
 
     def evaluation_batches(self, indices: Indices) -> Iterator[Batch]:
-        """Yield the images at `indices` of the pack in batches, in main memory, where noise is added."""
-        batches = iter_batches(self._pack, indices, batch_size=self._evaluation_batch_size)
+        """Yield the images at `indices` in the size of evaluation, in main memory, where noise is added."""
+        batches = iter_batches(self._eval_pack, indices, batch_size=self._evaluation_batch_size)
         return to_device(batches, self._device, copy_to_gpu=False)
 
     def statistics_images(self) -> Tensor:
@@ -156,6 +187,9 @@ class RunInputs:
                 batch = order[step * recipe.batch_size :][: recipe.batch_size]
                 augmented = augmented_view(images, batch, recipe.augmentation, view)
                 yield transform.prepare(augmented), transform.soft_targets(labels)
+
+    def _features_of(self, pack: Pack, split_model: SplitModel) -> FrozenFeatures:
+        return FrozenFeatures(split_model, self._recipe, pack, self._split, self.transform.prepare, self._cache)
 
     def _labels(self, indices: Indices) -> Tensor:
         return torch.from_numpy(self._pack.labels[indices])

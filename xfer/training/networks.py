@@ -99,10 +99,19 @@ def check_architecture(recipe: Recipe) -> None:
     else:
         model = _network_without_values(architecture, strategy.transform_model)
     strategy.pace.check(next(iter(named_params(model).values())).blocks)
+    if recipe.eval_size is not None:
+        _check_size(
+            model,
+            architecture,
+            recipe.eval_size,
+            f", which is built for {recipe.image_size} px,",
+            ". Leave out the evaluation size, or use a network that takes any size; many transformers do with the "
+            "backbone argument dynamic_img_size=True",
+        )
     _check_embeddings(model, recipe)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # every backbone in every image size of a sweep
 def _unchanged_network(architecture: _Architecture) -> Any:
     """The network that all strategies share that do not change it: building and running it takes most of a check."""
     return _network_without_values(architecture, keep_model)
@@ -110,21 +119,27 @@ def _unchanged_network(architecture: _Architecture) -> Any:
 
 def _network_without_values(architecture: _Architecture, transform: ModelTransform) -> Any:
     """Return a network of shapes only, after a check that it takes its images."""
-    with torch.device("meta"), torch.no_grad():  # no memory, no arithmetic, no random numbers
+    with torch.device("meta"):  # no memory, no arithmetic, no random numbers
         model = _build(architecture, None, transform).eval()
-        try:
-            model(_images(architecture))
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"{architecture.backbone} cannot take images of {architecture.image_size} px: {error}"
-            ) from error
+    _check_size(model, architecture, architecture.image_size)
     return model
 
 
-def _images(architecture: _Architecture) -> Tensor:
-    """Return two images of a network's size, without values."""
+def _check_size(model: Any, architecture: _Architecture, size: int, condition: str = "", advice: str = "") -> None:
+    """Raise a ValueError if a network without values cannot take images of this size in pixels."""
+    with torch.device("meta"), torch.no_grad():
+        try:
+            model(_images(architecture, size))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"{architecture.backbone}{condition} cannot take images of {size} px: {error}{advice}"
+            ) from error
+
+
+def _images(architecture: _Architecture, size: int) -> Tensor:
+    """Return two images of this size in pixels, without values."""
     channels: InputChannels = architecture.colour.build(INPUT_CHANNELS)
-    return torch.zeros(2, channels.channels, architecture.image_size, architecture.image_size, device="meta")
+    return torch.zeros(2, channels.channels, size, size, device="meta")
 
 
 def _check_interface(model: Any, name: str) -> None:
@@ -154,7 +169,7 @@ def _check_embeddings(model: Any, recipe: Recipe) -> None:
         )
     try:
         with torch.no_grad():
-            features = model.forward_features(_images(_architecture(recipe)))
+            features = model.forward_features(_images(_architecture(recipe), recipe.image_size))
             fits = head(model.forward_head(features, pre_logits=True)).ndim == 2
     except (RuntimeError, IndexError):
         fits = False

@@ -8,8 +8,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
+
+from xfer.storage.redaction import RedactingFormatter, RedactingStream
 
 PLAIN_CONSOLE_WIDTH = 120
 """Line width in columns if the output is not a terminal."""
@@ -20,7 +23,7 @@ def redirect_output(path: Path) -> Iterator[Console]:
     """Redirect everything that this process and its children print to `path`.
 
     File descriptors are redirected, so C++ code and processes started in the meantime are included. Log records of
-    level INFO and above go to the same file.
+    level INFO and above go to the same file. Passwords and tokens are removed from what Python writes.
 
     Args:
         path: the log file, which is appended to; its folder is created if necessary.
@@ -34,7 +37,7 @@ def redirect_output(path: Path) -> Iterator[Console]:
     out, err = os.dup(1), os.dup(2)
     root = logging.getLogger()
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     encoding = sys.stdout.encoding or "utf-8"
     with (
         path.open("ab") as file,
@@ -45,7 +48,11 @@ def redirect_output(path: Path) -> Iterator[Console]:
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         try:
-            yield Console(file=screen, width=None if screen.isatty() else PLAIN_CONSOLE_WIDTH)
+            with (
+                contextlib.redirect_stdout(cast(TextIO, RedactingStream(sys.stdout))),
+                contextlib.redirect_stderr(cast(TextIO, RedactingStream(sys.stderr))),
+            ):
+                yield Console(file=screen, width=None if screen.isatty() else PLAIN_CONSOLE_WIDTH)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

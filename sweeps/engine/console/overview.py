@@ -54,11 +54,13 @@ def overviews(storage: Path) -> list[SweepOverview]:
     for store in list_sweeps(storage):
         try:
             plan = store.plan()
+            if plan is not None:
+                found.append(sweep_overview(store, plan))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
-            continue
-        if plan is not None:
-            found.append(sweep_overview(store, plan))
+        except (LookupError, TypeError, AttributeError, OSError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            print(f"error: {store.folder} cannot be read, or is of another version ({problem})", file=sys.stderr)
     return sorted(found, key=lambda sweep: -sweep.last_activity_ms)
 
 

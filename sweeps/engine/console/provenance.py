@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from xfer.storage.redaction import redact
+
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "ray", "optuna", "mlflow", "pandas", "scipy")
 """Packages whose versions are stored with a result."""
 
@@ -36,10 +38,10 @@ def utc_now() -> str:
 
 
 def command_line() -> str:
-    """Return the command that started this process, as it can be given again."""
+    """Return the command that started this process, as it can be given again but for passwords, which it lacks."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
-    return f"{program} {shlex.join(sys.argv[1:])}".strip()
+    return f"{program} {shlex.join(map(redact, sys.argv[1:]))}".strip()
 
 
 def _commit(checkout: Path) -> str | None:

@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sweeps.engine.storage.store import Store, list_sweeps
-from sweeps.engine.tracking import redact_password, resolve_tracking_uri, sweep_pages
+from sweeps.engine.tracking import resolve_tracking_uri, sweep_pages
 from sweeps.engine.tracking.addresses import sqlite_path
 from sweeps.engine.tracking.server import LOCALHOST, start_server, wait_until_ready
 from sweeps.engine.tracking.view import AS_MODEL_TRAINING
 from xfer.storage.local_cache import local_path
+from xfer.storage.redaction import redact
 
 PORTS_TO_TRY = 100
 """Number of consecutive ports tried to find a free one."""
@@ -39,7 +40,7 @@ def serve_ui(storage: Path, tracking_uri: str = "", port: int = 5000, store: Sto
     """
     uri = resolve_tracking_uri(tracking_uri, storage)
     if uri.startswith(("http://", "https://")):
-        print(f"These sweeps are tracked by an MLflow server with a UI of its own: {redact_password(uri)}")
+        print(f"These sweeps are tracked by an MLflow server with a UI of its own: {redact(uri)}")
         _print_pages(uri.rstrip("/"), store)
         return 0
     if (database := sqlite_path(uri)) and not database.exists():
@@ -68,7 +69,7 @@ def serve_ui(storage: Path, tracking_uri: str = "", port: int = 5000, store: Sto
         finally:
             _stop(server)
         log.seek(0)
-        last_output = redact_password(log.read()[-4000:].decode(errors="replace"))
+        last_output = redact(log.read()[-4000:].decode(errors="replace"))
         print(f"The MLflow UI ended unexpectedly with status {server.returncode}:\n{last_output}", file=sys.stderr)
         return 1
 
@@ -111,9 +112,9 @@ def _print_pages(address: str, store: Store | None) -> None:
     plan = None if store is None else store.plan()
     pages = {} if plan is None else sweep_pages(address, plan)
     for title, page in pages.items():
-        print(f"{title + ':':<20} {redact_password(page)}")
+        print(f"{title + ':':<20} {redact(page)}")
     if not pages:
-        print(f"all sweeps: {redact_password(address)}/#/experiments?{AS_MODEL_TRAINING}")
+        print(f"all sweeps: {redact(address)}/#/experiments?{AS_MODEL_TRAINING}")
     sys.stdout.flush()
 
 

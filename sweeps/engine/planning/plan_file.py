@@ -43,6 +43,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
             "source": plan.source or detect_layout(plan.data),
             "folder": prepared.source,
             "pack": prepared.pack.hash,
+            **({"other_packs": [pack.hash for pack in prepared.other_packs]} if prepared.other_packs else {}),
             "classes": list(prepared.pack.classes),
             "images": np.bincount(prepared.pack.labels, minlength=len(prepared.pack.classes)).tolist(),
             "train": len(prepared.split.train),
@@ -115,7 +116,7 @@ def panel_sweep_name(plan: Plan, pack_hash: str, image_size: int, source: str) -
 
 
 SETTINGS_OUTSIDE_PANEL_NAMES = (
-    *("experiment", "question", "trials", "noise", "margin", "advise", "weights"),
+    *("experiment", "question", "trials", "noise", "margin", "advise", "zero_shot", "weights"),
     *("data", "source", "parts", "classes", "follow_links", "image_size"),
 )
 """Settings of a plan that may change between two starts, or that the images and their size stand for."""

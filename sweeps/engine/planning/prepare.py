@@ -23,13 +23,14 @@ from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import Space
 from xfer import hashing
+from xfer.advice import zero_shot
 from xfer.choices import choose, unknown_name_message
 from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.copies import report_copies
 from xfer.data.groups import missing_after_drawing, report_groups
 from xfer.data.inspection import summary_line, unreadable
 from xfer.data.layouts import fetch_data, read_source
-from xfer.data.pack import Pack, Progress, build_pack, load_pack
+from xfer.data.pack import Pack, Progress, build_pack, check_same_images, load_pack
 from xfer.data.source import select_classes
 from xfer.data.split import Split, split_pack
 from xfer.hyperparameters import Categorical
@@ -79,13 +80,14 @@ def prepare(
     for name in plan.backbones:
         if name != AUTO:
             backbones.check_name(name)
-    image_size = plan.image_size or (
-        PANEL_IMAGE_SIZE if uses_panel else backbones.default_image_size(plan.backbones[0])
-    )
     # Typos first: reading data may take long.
-    space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits)
+    requested = space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits)
+    sizes = _image_sizes(plan, requested)
+    image_size = sizes[0]
     if uses_panel:
         _check_panel_use(plan)
+    if plan.zero_shot:
+        zero_shot.check_network(plan.zero_shot)
     plan = dataclasses.replace(plan, data=str(fetch_data(plan.data, progress)))
     source = select_classes(
         read_source(plan.data, plan.source, plan.parts, plan.follow_links, plan.group), plan.classes
@@ -96,10 +98,10 @@ def prepare(
     if uses_panel:
         built = build_pack(source, image_size, storage / "packs", progress)
         name = panel_sweep_name(plan, built.hash, image_size, source.name)
-        chosen = _choose_panel(plan, len(source.classes), image_size, panel_request, name)
+        chosen = _choose_panel(plan, len(source.classes), sizes, panel_request, name)
         plan = dataclasses.replace(plan, backbones=tuple(backbone.name for backbone in chosen.backbones), weights={})
-    check = partial(_check_network, plan, len(source.classes), image_size)
-    space = _checked_space(plan, len(source.classes), image_size)
+    check = partial(_check_network, plan, len(source.classes), sizes)
+    space = _checked_space(plan, len(source.classes), sizes)
     for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
             check(backbone, **{kind: {"name": entry}})
@@ -108,15 +110,18 @@ def prepare(
         chosen.backbones
         if chosen
         else tuple(
-            _load_backbone(
-                plan, name, len(source.classes), image_size, _find_weights(plan, name) if pretrained else None
-            )
+            _load_backbone(plan, name, len(source.classes), sizes, _find_weights(plan, name) if pretrained else None)
             for name in plan.backbones
         )
     )
     built = built or build_pack(source, image_size, storage / "packs", progress)
     pack = load_pack(built.folder, verify=True)
-    space = _checked_space(plan, len(pack.classes), image_size, pack)  # with the length of runs on these images
+    other_packs = tuple(
+        load_pack(build_pack(source, size, storage / "packs", progress).folder, verify=True) for size in sizes[1:]
+    )
+    for other in other_packs:
+        check_same_images(pack, other)
+    space = _checked_space(plan, len(pack.classes), sizes, pack)  # with the length of runs on these images
     split = split_pack(pack, plan.seed, images_per_class=common_images_per_class(space))
     # One more than requested, to see whether the grid ends before.
     combinations = 0 if plan.arms else available_trials(space, plan.sampler, plan.trials + 1)
@@ -132,7 +137,7 @@ def prepare(
         *_enumeration_notes(plan, combinations),
     )
     described = chosen.description if chosen else {}
-    prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name, described, name)
+    prepared = Prepared(plan, space, pack, split, image_size, checked, notes, source.name, described, name, other_packs)
     # Both raise a ValueError if anything does not fit together.
     for params in space.known_good(plan.arms):
         prepared.recipe(space.configured(params))
@@ -153,7 +158,8 @@ def add_strategies(prepared: Prepared, names: Iterable[str]) -> Prepared:
             continue
         try:
             wider_plan = dataclasses.replace(plan, strategies=(*space.strategies(), name))
-            wider = _checked_space(wider_plan, len(prepared.pack.classes), prepared.image_size, prepared.pack)
+            sizes = tuple(pack.image_size for pack in prepared.packs)
+            wider = _checked_space(wider_plan, len(prepared.pack.classes), sizes, prepared.pack)
             for params in wider.known_good():
                 prepared.recipe(wider.configured(params))
             space = wider
@@ -193,16 +199,24 @@ def _imbalance_notes(plan: Plan, pack: Pack, split: Split) -> tuple[str, ...]:
     return (f"Classes are imbalanced: {imbalance.line}.{remedy}",)
 
 
-def _checked_space(plan: Plan, classes: int, image_size: int, pack: Pack | None = None) -> Space:
+def _image_sizes(plan: Plan, space: Space) -> tuple[int, ...]:
+    """Return the image sizes that compete, the one to begin with first, or the only one."""
+    if space.image_sizes:
+        return tuple(size for size in space.image_sizes if isinstance(size, int))
+    default = PANEL_IMAGE_SIZE if AUTO in plan.backbones else backbones.default_image_size(plan.backbones[0])
+    return (plan.image_size or default,)
+
+
+def _checked_space(plan: Plan, classes: int, image_sizes: Sequence[int], pack: Pack | None = None) -> Space:
     """Return the search space of a plan without what its backbones cannot do.
 
     Args:
         plan: the plan.
         classes: number of classes.
-        image_size: in pixels.
+        image_sizes: those that compete, in pixels. Every backbone must take all of them.
         pack: the images, which determine the length of runs; None if they have not been read yet.
     """
-    check = partial(_check_network, plan, classes, image_size)
+    check = partial(_check_network, plan, classes, image_sizes)
     return space_for(
         plan.backbones,
         run_length(plan, pack),
@@ -228,13 +242,13 @@ def _check_panel_use(plan: Plan) -> None:
 
 
 def _choose_panel(
-    plan: Plan, classes: int, image_size: int, request: panel.PanelRequest, name: str
+    plan: Plan, classes: int, image_sizes: Sequence[int], request: panel.PanelRequest, name: str
 ) -> panel.PanelChoice:
     """Return the networks of the stored sweep that is resumed, or choose those of a new one."""
-    check = partial(_check_network, plan, classes, image_size)
+    check = partial(_check_network, plan, classes, image_sizes)
 
     def load(name: str, file: Path) -> Backbone:
-        backbone = _load_backbone(plan, name, classes, image_size, file)
+        backbone = _load_backbone(plan, name, classes, image_sizes, file)
         check(name, strategy={"name": screening.INITIAL_HEAD})  # networks are compared by heads
         return backbone
 
@@ -250,41 +264,47 @@ def _find_weights(plan: Plan, name: str) -> Path:
     return panel.weights_file(path, name) if path else backbones.fetch_weights(name)
 
 
-def _load_backbone(plan: Plan, name: str, classes: int, image_size: int, file: Path | None) -> Backbone:
-    """Build a backbone with its weights, and run it once on an image of zeros."""
-    model = backbones.build(name, classes, image_size, file, plan.backbone_args)  # fails if the weights do not fit
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{name} cannot take images of {image_size} px: {error}") from error
+def _load_backbone(plan: Plan, name: str, classes: int, image_sizes: Sequence[int], file: Path | None) -> Backbone:
+    """Build a backbone with its weights, and run it once on an image of zeros, in every size."""
+    for size in image_sizes:
+        model = backbones.build(name, classes, size, file, plan.backbone_args)  # fails if the weights do not fit
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"{name} cannot take images of {size} px: {error}") from error
     return Backbone(name, plan.backbone_args, file, hashing.sha256_file(file) if file else "")
 
 
-def _check_network(plan: Plan, classes: int, image_size: int, backbone: str, **choices: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a backbone does not support the given choices; all others are at their defaults."""
+def _check_network(
+    plan: Plan, classes: int, image_sizes: Sequence[int], backbone: str, **choices: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a backbone does not support the given choices in every image size.
+
+    All other choices are at their defaults.
+    """
     defaults = {kind: {"name": domain_values(AXES[kind])[0]} for kind in CHOICE_TABLES}
     named: dict[str, Mapping[str, Any]] = {**defaults, "strategy": {"name": "naive"}, **choices}
     strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
-    networks.check_network(
-        recipe_from_dict(
-            {
-                **named,
-                "data": "",
-                "classes": classes,
-                "image_size": image_size,
-                "backbone": strategy.backbone or backbone,
-                "backbone_args": {} if strategy.backbone else plan.backbone_args,
-                "weights": "the backbone's" if strategy.pretrained else "",
-                "learning_rate": 1.0,
-                "weight_decay": 0.0,
-                "batch_size": 2,
-                "epochs": int(LIMITS["epochs"][1]),  # the architecture does not depend on it
-                "clip_norm": strategy.clip_norm,
-                **({} if strategy.steps else closed_form_values()),
-            }
-        )
+    recipe = recipe_from_dict(
+        {
+            **named,
+            "data": "",
+            "classes": classes,
+            "image_size": image_sizes[0],
+            "backbone": strategy.backbone or backbone,
+            "backbone_args": {} if strategy.backbone else plan.backbone_args,
+            "weights": "the backbone's" if strategy.pretrained else "",
+            "learning_rate": 1.0,
+            "weight_decay": 0.0,
+            "batch_size": 2,
+            "epochs": int(LIMITS["epochs"][1]),  # the architecture does not depend on it
+            "clip_norm": strategy.clip_norm,
+            **({} if strategy.steps else closed_form_values()),
+        }
     )
+    for size in image_sizes:
+        networks.check_network(dataclasses.replace(recipe, image_size=size))
 
 
 def _enumeration_notes(plan: Plan, combinations: int) -> tuple[str, ...]:

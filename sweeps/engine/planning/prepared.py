@@ -57,9 +57,10 @@ class Prepared:
     plan: Plan
     space: Space
     pack: Pack
+    """The images in the size to begin with, in which the data are measured and backbones are compared."""
     split: Split
     image_size: int
-    """Side length in pixels."""
+    """Side length in pixels; of the size to begin with if several compete."""
     backbones: tuple[Backbone, ...]
     notes: tuple[str, ...]
     """Remarks on the data for the reader of the report."""
@@ -70,6 +71,18 @@ class Prepared:
     panel_name: str = ""
     """Default name of a sweep with `--backbone auto`; empty without it."""
 
+    other_packs: tuple[Pack, ...] = ()
+    """The same images in the other sizes that compete."""
+
+    @property
+    def packs(self) -> tuple[Pack, ...]:
+        """The images in every size that competes, the one to begin with first."""
+        return self.pack, *self.other_packs
+
+    def pack_of(self, recipe: Mapping[str, Any]) -> Pack:
+        """Return the pack that a recipe, as plain data, names."""
+        return next(pack for pack in self.packs if pack.hash == recipe["data"])
+
     @property
     def redraws(self) -> bool:
         """Whether each seed of a finalist draws its own validation part."""
@@ -79,12 +92,14 @@ class Prepared:
         """Return the recipe of a configuration, with the seed of the plan."""
         strategy: Strategy = STRATEGIES[str(config["strategy"])]()
         backbone = None if strategy.backbone else self.backbone(str(config["backbone"]))
+        size = config.get("image_size")
+        pack = self.pack if size is None else next(pack for pack in self.packs if pack.image_size == size)
         return recipe_from_dict(
             {
                 **config_to_recipe(config),
-                "data": self.pack.hash,
-                "classes": len(self.pack.classes),
-                "image_size": self.image_size,
+                "data": pack.hash,
+                "classes": len(pack.classes),
+                "image_size": self.image_size if size is None else size,
                 "weights": backbone.sha256 if backbone and strategy.pretrained else "",
                 "backbone_args": dict(backbone.args) if backbone else {},
                 "split_seed": self.plan.seed,

@@ -14,20 +14,26 @@ from typing import Any
 from sweeps.engine.planning.plan_file import ADVISED_KEYS, describe_plan
 from sweeps.engine.planning.prepare import add_balances, add_strategies, training_imbalance
 from sweeps.engine.planning.prepared import Prepared, common_images_per_class
+from sweeps.engine.presearch.frozen_body import frozen_body
 from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
 from sweeps.engine.search_space.distributions import Config
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
+from xfer.features.feature_cache import FeatureCache
+from xfer.features.frozen_features import FrozenFeatures
 from xfer.methods.balance import BALANCES
 from xfer.methods.descriptions import explain_strategy
 
 
-def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+def recommend_strategies(
+    prepared: Prepared, progress: Progress = lambda done, total: None, cache: FeatureCache | None = None
+) -> dict[str, Any]:
     """Return the advice of `xfer.advice.advisor` for a sweep's data and first backbone, as plain data for plan.json.
 
     Args:
         prepared: the plan with its data and weights.
         progress: called with the number of measured images and their total.
+        cache: where the features of the images are read and stored.
 
     Returns:
         The advice with `order`, the recommended strategies that compete; `added`, those of them that compete because
@@ -40,7 +46,7 @@ def recommend_strategies(prepared: Prepared, progress: Progress = lambda done, t
     if not plan.advise or plan.arms:
         return {}
     measures = backbone.file is not None and len(competing) > 1
-    advice = measure_dataset(prepared, progress) if measures else {}
+    advice = measure_dataset(prepared, progress, cache) if measures else {}
     if "recommended" in advice:
         names = _recommended_names(advice)
         wider = add_strategies(prepared, names) if _leaves_strategies_open(prepared) else prepared
@@ -84,12 +90,15 @@ def _leaves_strategies_open(prepared: Prepared) -> bool:
     return not plan.strategies and "strategy" not in plan.edits and plan.sampler not in ENUMERATING_SAMPLERS
 
 
-def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+def measure_dataset(
+    prepared: Prepared, progress: Progress = lambda done, total: None, cache: FeatureCache | None = None
+) -> dict[str, Any]:
     """Run the advisor on a sweep's data, even if advice is switched off.
 
     Args:
         prepared: the plan with its data and weights.
         progress: called with the number of measured images and their total.
+        cache: where the features of the images are read and stored.
 
     Returns:
         The advice as plain data, or only `why_none`, the reason, if nothing can be measured.
@@ -106,11 +115,22 @@ def measure_dataset(prepared: Prepared, progress: Progress = lambda done, total:
             plan.seed,
             progress=progress,
             images_per_class=common_images_per_class(prepared.space),
+            features=_cached_features(prepared, backbone.name, cache),
         ).as_dict()
     except ValueError as error:
         return {"why_none": str(error)}
     except Exception as error:  # any error in a network's code; a sweep can run without advice
         return {"why_none": f"{type(error).__name__}: {error}"}
+
+
+def _cached_features(prepared: Prepared, backbone: str, cache: FeatureCache | None) -> FrozenFeatures | None:
+    """Return the features that the heads of the search read; None without a cache, or for a network without heads."""
+    if cache is None:
+        return None
+    try:
+        return frozen_body(prepared, backbone, cache)[1]
+    except ValueError:
+        return None
 
 
 def recommended_strategies(advice: Mapping[str, Any]) -> dict[str, Config]:

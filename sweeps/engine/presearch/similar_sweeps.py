@@ -15,9 +15,9 @@ from typing import Any
 from sweeps.engine.planning.plan_file import plan_differences
 from sweeps.engine.storage import json_objects
 from sweeps.engine.storage.store import Store
-from sweeps.engine.tracking.mapping import redact_password
 from sweeps.reporting.formatting import pluralize
 from xfer.storage import object_store
+from xfer.storage.redaction import redact
 
 MAX_PLANS = 64
 """Maximum number of stored plans that are compared. In an object store each takes a request."""
@@ -62,7 +62,7 @@ def describe_similar_sweep(plan: Mapping[str, Any], store: Store) -> tuple[str, 
     if not candidates:
         return ()
     *_, other, differences = min(candidates, key=lambda candidate: candidate[:2])
-    trials = object_store.list_names(storage / other["name"] / "trials")
+    trials = Store(storage / other["name"]).trial_names()
     return similarity_lines(plan["name"], other, differences, sum("-" not in trial for trial in trials))
 
 
@@ -83,7 +83,7 @@ def similarity_lines(name: str, other: Mapping[str, Any], differences: Differenc
     listed = [*differences.data, *differences.settings]
     shown = "; ".join(_shorten(text) for text in listed[:MAX_SHOWN])
     more = f"; and {len(listed) - MAX_SHOWN} more" if len(listed) > MAX_SHOWN else ""
-    command = f"repeat its command: {redact_password(other['provenance']['command'])}"
+    command = f"repeat its command: {redact(other['provenance']['command'])}"
     undo = "restore its data and " if differences.data else ""
     return (
         f"{name} is a new sweep, because trials are only compared under one plan. It resembles {started}. "

@@ -30,7 +30,7 @@ from xfer.choices import default_parameters
 from xfer.data.pack import Progress, load_pack
 from xfer.data.split import split_pack
 from xfer.objectives import parse_objectives
-from xfer.recipe import CHOICE_TABLES
+from xfer.recipe import CHOICE_TABLES, recipe_from_dict
 from xfer.records import Record
 from xfer.storage import local_cache, object_store
 
@@ -140,6 +140,16 @@ def translate_recipe(recipe: Mapping[str, Any], space: Space, weights: Mapping[s
     config = space.suggest(trial)
     same = all(config[kind] == values[kind] for kind in ("strategy", "optimizer")) and config["backbone"] == backbone
     return trial.suggested if same else None
+
+
+def recover_params(recipe: Mapping[str, Any], prepared: Prepared) -> dict[str, Any] | None:
+    """Return the parameters that a recipe of this sweep was built from; None if they cannot be told from the recipe."""
+    weights = {backbone.name: backbone.sha256 for backbone in prepared.backbones}
+    params = translate_recipe(recipe, prepared.space, weights)
+    if params is None:
+        return None
+    same = prepared.recipe(prepared.space.configured(params)).id == recipe_from_dict(recipe).id
+    return params if same else None
 
 
 def find_warm_start(

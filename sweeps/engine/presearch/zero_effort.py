@@ -1,63 +1,63 @@
-"""Zero-effort rows: what frozen features classify without any training of the network, measured before the search.
+"""Zero-effort rows: what can be classified without any training of a network, measured before the search.
 
-Nearest neighbours and a logistic probe take seconds, so a sweep prints them first: everything it trains afterwards has
-to beat them. They are not trials, so they are never ranked, stopped or selected.
+Nearest neighbours and a logistic probe on frozen features take seconds, so a sweep prints them first: everything it
+trains afterwards has to beat them. An image-text network, if one is given, adds zero-shot rows. The rows are not
+trials, so they are never ranked, stopped or selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
-
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
 from sweeps.engine.console.provenance import utc_now
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.planning.screening import initial_head_recipe, pretrained_backbones
-from sweeps.engine.storage.remote_features import RemoteCache
+from sweeps.engine.planning.screening import pretrained_backbones
+from sweeps.engine.presearch.frozen_body import feature_cache, frozen_body
 from sweeps.engine.storage.store import Store
-from sweeps.reporting.zero_effort import KNN, LOGISTIC_PROBE, describe_rows
-from xfer.data.split import Indices, stratified_sample
-from xfer.features.feature_cache import FeatureCache, Rows
-from xfer.features.frozen_features import FrozenFeatures
-from xfer.features.model_split import split_at_classifier
-from xfer.measure.logistic_probe import choose_penalty, logistic_probe_classes
-from xfer.measure.nearest_neighbours import nearest_neighbour_classes
-from xfer.run import Run
+from sweeps.reporting.zero_effort import describe_rows
+from xfer.advice.zero_effort import EvaluatedPart, frozen_feature_rows
+from xfer.advice.zero_shot import network_label, zero_shot_rows
+from xfer.data.split import stratified_sample
 from xfer.seeding import derive_seed
-from xfer.storage import local_cache, object_store
+from xfer.storage import object_store
 
-NEIGHBOURS = (5, 20)
-"""Numbers of neighbours; capped at the number of training images."""
+MAX_ZERO_SHOT_IMAGES = 500
+"""Maximum number of images of a part for zero-shot rows. Image-text networks are large; a larger part is sampled."""
 
-MAX_IMAGES = 2_000
-"""Maximum number of images of each part. A larger part is sampled, which bounds the time. Features of a sample are not
-shared with the search, which computes all of them."""
-
-EvaluatedPart = Literal["val", "test"]
+ZERO_SHOT_KEY = "zero_shot"
+"""Key of a stored decision that holds zero-shot rows: the network's name."""
 
 
 def measure_before_training(prepared: Prepared, store: Store, on_line: Callable[[str], None]) -> None:
-    """Measure the zero-effort rows of every pretrained backbone on the validation part, store them and print them.
+    """Measure the rows on the validation part, store them and print them.
 
-    Does nothing if they are stored, or if a sweep of an earlier version has opened its test part without them.
+    Rows that are stored are not measured again. Does nothing if the test part has been opened: a sweep of an earlier
+    version has no rows.
 
     Args:
         prepared: the plan with its data and weights.
         store: the sweep's, whose plan has been claimed.
         on_line: prints a line.
     """
-    names = pretrained_backbones(prepared)
-    if not names or store.decisions("zero_effort") or store.decisions("openings"):
+    if store.decisions("openings"):
         return
-    decision = _measure(prepared, store, names, "val")
-    store.decide("zero_effort", decision)
-    for line in describe_rows(decision):
-        on_line(line)
+    names, network = pretrained_backbones(prepared), network_label(prepared.plan.zero_shot)
+    stored = store.decisions("zero_effort")
+    due: list[Callable[[], dict[str, Any]]] = []
+    if names and all(ZERO_SHOT_KEY in decision for decision in stored):
+        due.append(lambda: _measure_frozen(prepared, store, names, "val"))
+    if network and all(decision.get(ZERO_SHOT_KEY) != network for decision in stored):
+        due.append(lambda: _measure_zero_shot(prepared, "val"))
+    for measure in due:
+        decision = measure()
+        store.decide("zero_effort", decision)
+        for line in describe_rows(decision):
+            on_line(line)
 
 
 def measure_on_test(prepared: Prepared, store: Store) -> None:
-    """Measure the rows of the finalists' backbones on the test part, if it has been opened, and store them.
+    """Measure the rows of the finalists' backbones and of zero-shot on the test part, if it is open, and store them.
 
     Does nothing if they are stored, or if there are no rows on the validation part.
 
@@ -65,61 +65,48 @@ def measure_on_test(prepared: Prepared, store: Store) -> None:
         prepared: the plan with its data and weights.
         store: the sweep's.
     """
-    openings, measured = store.decisions("openings"), store.decisions("zero_effort")
-    if not openings or [decision["part"] for decision in measured] != ["val"]:
+    openings, stored = store.decisions("openings"), store.decisions("zero_effort")
+    if not openings:
         return
-    finalists = openings[-1]["finalists"]
-    competing = {trial.recipe["backbone"] for trial in store.trials() if trial.name in finalists}
-    names = list(dict.fromkeys(row["backbone"] for row in measured[0]["rows"] if row["backbone"] in competing))
-    if names:
-        store.decide("zero_effort", _measure(prepared, store, names, "test"))
+    frozen = [decision for decision in stored if ZERO_SHOT_KEY not in decision]
+    if [decision["part"] for decision in frozen] == ["val"]:
+        finalists = openings[-1]["finalists"]
+        competing = {trial.recipe["backbone"] for trial in store.trials() if trial.name in finalists}
+        names = list(dict.fromkeys(row["backbone"] for row in frozen[0]["rows"] if row["backbone"] in competing))
+        if names:
+            store.decide("zero_effort", _measure_frozen(prepared, store, names, "test"))
+    network = network_label(prepared.plan.zero_shot)
+    zero_shot = [decision for decision in stored if network and decision.get(ZERO_SHOT_KEY) == network]
+    if [decision["part"] for decision in zero_shot] == ["val"] and zero_shot[0]["rows"]:
+        store.decide("zero_effort", _measure_zero_shot(prepared, "test"))
 
 
-def _measure(prepared: Prepared, store: Store, names: list[str], part: EvaluatedPart) -> dict[str, Any]:
+def _measure_frozen(prepared: Prepared, store: Store, names: list[str], part: EvaluatedPart) -> dict[str, Any]:
+    def rows_of(name: str) -> list[dict[str, Any]]:
+        split, features = frozen_body(prepared, name, feature_cache(store))
+        return [*frozen_feature_rows(features, split, part, prepared.plan.seed)]
+
+    return _decision(part, names, rows_of)
+
+
+def _measure_zero_shot(prepared: Prepared, part: EvaluatedPart) -> dict[str, Any]:
+    plan, labels = prepared.plan, prepared.pack.labels
+    seed = derive_seed(plan.seed, "zero-shot")
+    sample = stratified_sample(labels, prepared.split.of(part), MAX_ZERO_SHOT_IMAGES, seed)
+    network = network_label(plan.zero_shot)
+    rows = _decision(part, [network], lambda name: [*zero_shot_rows(plan.zero_shot, prepared.pack, sample)])
+    return {**rows, ZERO_SHOT_KEY: network}
+
+
+def _decision(part: EvaluatedPart, names: list[str], rows_of: Callable[[str], list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the rows of networks as plain data, with the reason for each network that has none."""
     rows: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
     for name in names:
         try:
-            rows += _rows_of_backbone(prepared, store, name, part)
+            rows += [{"backbone": name, **row} for row in rows_of(name)]
         except object_store.StorageUnavailableError:
             raise
         except Exception as error:  # any error in a network's code; a sweep can run without these rows
             failures[name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return {"at": utc_now(), "part": part, "rows": rows, "why_none": failures}
-
-
-def _rows_of_backbone(prepared: Prepared, store: Store, name: str, part: EvaluatedPart) -> Iterator[dict[str, Any]]:
-    recipe = initial_head_recipe(prepared, name)
-    run = Run(recipe, prepared.pack, prepared.backbone(name).file, features=_feature_cache(store))
-    run.set_pace(0)  # freezes the body, so that the features are those of the search's heads
-    features = run.frozen_body or run.inputs.frozen_features(split_at_classifier(run.model))
-    seed = derive_seed(recipe.split_seed, "zero effort")
-    train, evaluated = (
-        stratified_sample(prepared.pack.labels, run.split.of(of), MAX_IMAGES, seed) for of in ("train", part)
-    )
-    is_sampled = max(len(run.split.train_and_val), len(run.split.of(part))) > MAX_IMAGES
-    known, queries = (_embeddings(features, indices, is_sampled) for indices in (train, evaluated))
-    labels, truth = prepared.pack.labels[train].astype(np.int64), prepared.pack.labels[evaluated]
-    if not (np.isfinite(known).all() and np.isfinite(queries).all()):
-        raise ValueError("features must be finite, but some are not: check that the weights fit the network")
-
-    def row(method: str, predicted: Any, **settings: float) -> dict[str, Any]:
-        counts = {"correct": int((predicted == truth).sum()), "images": len(truth), "train_images": len(train)}
-        return {"backbone": name, "method": method, **settings, **counts}
-
-    for k in sorted({min(k, len(train)) for k in NEIGHBOURS}):
-        yield row(KNN, nearest_neighbour_classes(known, labels, queries, k), k=k)
-    penalty = choose_penalty(known, labels, seed=seed)
-    yield row(LOGISTIC_PROBE, logistic_probe_classes(known, labels, queries, penalty), penalty=penalty)
-
-
-def _embeddings(features: FrozenFeatures, indices: Indices, is_sampled: bool) -> Rows:
-    if is_sampled:
-        return np.concatenate(list(features.compute(indices, None)))
-    rows: Rows = features.rows(indices).numpy()
-    return rows
-
-
-def _feature_cache(store: Store) -> FeatureCache:
-    folder = store.folder.parent / "features"  # that of the trials
-    return FeatureCache(local_cache.local_path(folder), RemoteCache(folder) if object_store.is_remote(folder) else None)

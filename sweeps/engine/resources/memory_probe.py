@@ -169,17 +169,19 @@ def load_or_run_probes(recipes: Iterable[Recipe], folder: Path, kind: GpuKind, c
 
 
 def candidate_recipes(prepared: Prepared) -> list[Recipe]:
-    """Return recipes of the shapes that a sweep will use: every backbone, strategy and batch size, or the plan's arms.
+    """Return recipes of the shapes that a sweep will use.
 
-    The sampler varies more than these. A later recipe gets its fraction from a probe whose shape dominates its own.
+    These are every backbone, image size, strategy and batch size, or the plan's arms. The sampler varies more than
+    these. A later recipe gets its fraction from a probe whose shape dominates its own.
     """
     space, arms = prepared.space, prepared.plan.arms
     choices: list[Mapping[str, Any]] = (
         list(space.known_good(arms))
         if arms
         else [
-            {"backbone": backbone, "strategy": strategy, "batch_size": batch_size}
+            {"backbone": backbone, "image_size": image_size, "strategy": strategy, "batch_size": batch_size}
             for backbone in domain_values(space.axes["backbone"])
+            for image_size in space.image_sizes or (prepared.image_size,)
             for strategy in space.strategies()
             for batch_size in domain_values(space.axes["batch_size"])
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sweeps.engine.image_sizes import parse_image_sizes
 from sweeps.engine.search_space.constraints import CONSTRAINTS, allowed_values, takes_steps
 from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES
 from sweeps.engine.search_space.distributions import domain_values, numeric_values, parse_distribution
@@ -38,10 +39,11 @@ def space_for(
         ValueError: an unknown axis or value, one that does not apply, or one outside the limits.
     """
     length = RunLength(length) if isinstance(length, int) else length
-    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **AXES}
+    edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
+    sizes = {"image_size": Categorical(parse_image_sizes(edits["image_size"]))} if "image_size" in edits else {}
+    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **sizes, **AXES}
     axes["batch_size"] = _default_batch_sizes(length)
     parameters, rates = dict(PARAMETER_RANGES), dict[str, Distribution](LEARNING_RATE_RANGES)
-    edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
     if "strategy" not in edits and Space(axes, parameters, rates, length).shortest < 2:
         names = tuple(name for name in domain_values(AXES["strategy"]) if name != "freeze_then_unfreeze")
         axes["strategy"] = Categorical(names)  # a single epoch leaves none to train the unfrozen network
@@ -55,7 +57,7 @@ def space_for(
         elif axis in axes and axis != "backbone":
             axes[axis] = parse_distribution(axis, text)
         else:
-            raise ValueError(unknown_name_message("axis", axis, [*AXES, *PARAMETERS, "learning_rate"]))
+            raise ValueError(unknown_name_message("axis", axis, [*AXES, *PARAMETERS, "image_size", "learning_rate"]))
     for axis in edits:
         owners = _owners(axis)
         tried = [(kind, name) for kind, name in owners if name in domain_values(axes[kind])]

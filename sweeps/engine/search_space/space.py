@@ -96,6 +96,11 @@ class Space:
             for limit in domain_values(self.axes["images_per_class"])
         ]
 
+    @property
+    def image_sizes(self) -> tuple[Value, ...]:
+        """The image sizes that compete, the one to begin with first; empty if there is only one."""
+        return domain_values(self.axes["image_size"]) if "image_size" in self.axes else ()
+
     def strategies(self) -> tuple[str, ...]:
         """Return the names of the strategies that compete."""
         return tuple(map(str, domain_values(self.axes["strategy"])))
@@ -105,7 +110,8 @@ class Space:
     ) -> list[dict[str, Any]]:
         """Return the parameters of the trials to begin with, as `configured` takes them.
 
-        The first recipe is tried on every backbone, the others on the first backbone that can do them.
+        The first recipe is tried on every backbone and in every image size, the others on the first backbone that can
+        do them and in the first image size.
 
         Args:
             arms: configurations that replace the known good recipes.
@@ -121,7 +127,10 @@ class Space:
             {"backbone": self._first_able_backbone(str(recipe["strategy"])), **recipe} for recipe in recipes
         ]
         balanced = self._balanced_start(starts)
-        starts[:1] = [{**recipes[0], "backbone": backbone} for backbone in domain_values(self.axes["backbone"])]
+        starts[:1] = [
+            *({**recipes[0], "backbone": backbone} for backbone in domain_values(self.axes["backbone"])),
+            *({**starts[0], "image_size": size} for size in self.image_sizes[1:]),
+        ]
         starts[1:1] = balanced
         starts = [self._stretched(start) for start in starts]
         params: list[dict[str, Any]] = []

@@ -29,6 +29,23 @@ REASONS = {
 """What an error number means to the user of a folder."""
 
 
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a write for which there is no room."""
+
+
+class MachineFaultError(RuntimeError):
+    """The machine keeps a sweep from going on; the message says how to continue."""
+
+
+def disk_problem(folder: Path) -> str:
+    """Return what is wrong with the disk of a local folder; "" if nothing is known to be."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder}: {REASONS.get(error.errno or 0, error.strerror or str(error))}"
+    return f"the disk of {folder} has only {free >> 20} MB left" if free < MIN_FREE_BYTES else ""
+
+
 def check_folder(folder: Path, source: str) -> None:
     """Create a folder unless it exists, and check that files can be written to it.
 

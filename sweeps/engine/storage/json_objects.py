@@ -7,33 +7,30 @@ and `put_if_absent` never changes it afterwards. This holds for local folders an
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xfer import hashing
-from xfer.storage import object_store
+from xfer.storage import checked_json, object_store
+from xfer.storage.checked_json import CorruptObjectError
+from xfer.storage.redaction import redact_all
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**20
 """Maximum size of an object. Ours are far smaller, so a larger file is foreign and not read into memory."""
 
-CHECKSUM_KEY = "sha256"
-"""Key of the hash of an object's other values. Without it a flipped bit would go unnoticed: it is often still JSON."""
-
-
-class CorruptObjectError(ValueError):
-    """An object's content is not what was written."""
+NUMBERED = re.compile(r"\d{4,}\.json")
+"""Names of objects with a number, such as an epoch."""
 
 
 def put_if_absent(path: Path, value: Mapping[str, Any]) -> bool:
     """Write `value` as JSON unless `path` exists; return whether it was written.
 
-    Floats are read back bit for bit.
+    Floats are read back bit for bit. Passwords and tokens are removed from texts.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot represent.
@@ -57,16 +54,9 @@ def read(path: Path) -> dict[str, Any]:
         FileNotFoundError: it does not exist.
         CorruptObjectError: its content is not what was written.
     """
-    if not object_store.is_remote(path) and path.stat().st_size > MAX_BYTES:
-        raise CorruptObjectError(f"larger than {MAX_BYTES} bytes")
-    content = object_store.read_bytes(path)
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise CorruptObjectError(str(error)) from error
-    if not isinstance(value, dict) or value.pop(CHECKSUM_KEY, None) != hashing.sha256_json(value):
-        raise CorruptObjectError("its content is not what was written")
-    return value
+    if not object_store.is_remote(path):
+        return checked_json.read(path, MAX_BYTES)
+    return checked_json.decode(object_store.read_bytes(path))
 
 
 def get(path: Path) -> dict[str, Any] | None:
@@ -77,20 +67,30 @@ def get(path: Path) -> dict[str, Any] | None:
     """
     try:
         return read(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a foreign file may have the name of a folder
         return None
     except CorruptObjectError as error:
-        damaged = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
-        with contextlib.suppress(FileNotFoundError):  # another reader has renamed it first
-            object_store.rename(path, damaged)
+        damaged = set_aside(path)
         log.warning("%s is damaged (%s): renamed to %s", path, error, damaged.name)
         return None
 
 
-def list_objects(folder: Path) -> list[Path]:
-    """Return the paths of the objects in a folder, sorted by name; empty if it does not exist."""
-    names = object_store.list_names(folder)
-    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
+def set_aside(path: Path) -> Path:
+    """Rename an object or a folder of objects to `*.damaged` if it exists; return the new path."""
+    damaged = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
+    with contextlib.suppress(FileNotFoundError):  # another reader has renamed it first
+        object_store.rename(path, damaged)
+    return damaged
+
+
+def list_objects(folder: Path, names: re.Pattern[str] = NUMBERED) -> list[Path]:
+    """Return the paths of the objects in a folder, sorted by name; empty if it does not exist.
+
+    Args:
+        folder: the folder.
+        names: matches the names of the objects. File managers and people leave other files next to them.
+    """
+    return [folder / name for name in object_store.list_names(folder) if names.fullmatch(name)]
 
 
 def get_all(paths: Iterable[Path]) -> list[dict[str, Any] | None]:
@@ -100,5 +100,4 @@ def get_all(paths: Iterable[Path]) -> list[dict[str, Any] | None]:
 
 
 def _encode(value: Mapping[str, Any]) -> bytes:
-    with_checksum = {**value, CHECKSUM_KEY: hashing.sha256_json(dict(value))}
-    return json.dumps(with_checksum, indent=1, allow_nan=False, ensure_ascii=False).encode()
+    return checked_json.encode(redact_all(value), indent=1)

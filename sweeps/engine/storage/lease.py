@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -31,6 +32,9 @@ SETTLE_SECONDS = 2.0
 expired lease at the same time; the last writer wins."""
 RENEW_SECONDS = 10.0
 """Seconds between renewals."""
+UNKNOWN = "unknown"
+"""Holder, host and process of a damaged lease."""
+
 POLL_SECONDS = 1.0
 """Seconds between two looks at another host's lease."""
 
@@ -43,7 +47,8 @@ class Lease:
     """Hold the lease of a sweep while a driver works: `with Lease(folder): ...`.
 
     The lease is renewed in the background and released at the end. The lease of a killed driver is taken over: at once
-    on the same host, otherwise once it has expired.
+    on the same machine, otherwise once it has expired. On the same machine, a lease is held as long as its process
+    exists, whatever the clock says: the process may be suspended, the laptop's lid closed, or the clock set.
 
     Args:
         folder: the sweep's folder.
@@ -51,7 +56,8 @@ class Lease:
         renew_seconds: seconds between renewals.
         on_wait: called with a message before waiting for another host's lease to expire or be renewed (a lost host does
             not renew it). By default an unexpired lease is refused without waiting.
-        on_lost: called once if another driver has taken the lease because it could not be renewed in time.
+        on_lost: called once if another driver has taken the lease because it could not be renewed in time, or if the
+            folder has been removed.
 
     Raises:
         LeaseHeldError: another driver holds the lease; the message names its process, host and expiry.
@@ -71,6 +77,7 @@ class Lease:
         self._on_wait = on_wait
         self._on_lost = on_lost
         self._holder = uuid.uuid4().hex
+        self._renewed = time.time()
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -119,12 +126,22 @@ class Lease:
 
     def _check_free(self) -> None:
         lease = _read(self._path)
-        if lease is not None and _is_active(lease):
+        if lease is None or not _is_active(lease):
+            return
+        name, seconds = self._path.parent.name, max(0, lease["expires"] - time.time())
+        if lease["holder"] == UNKNOWN:
             raise LeaseHeldError(
-                f"another driver is at work on {self._path.parent.name}: process {lease['pid']} on {lease['host']}. "
-                f"Wait for it or stop it; unless renewed, its lease expires in "
-                f"{max(0, lease['expires'] - time.time()):.0f} s"
+                f"{self._path} is damaged, so another driver may be at work on {name}. It would repair its lease; if "
+                f"the file is still damaged in {seconds:.0f} s, the same command takes the lease over"
             )
+        raise LeaseHeldError(
+            f"another driver is at work on {name}: process {lease['pid']} on {lease['host']}. Wait for it or stop it; "
+            + (
+                "its lease ends with the process"
+                if _is_on_this_machine(lease)
+                else f"unless renewed, its lease expires in {seconds:.0f} s"
+            )
+        )
 
     def _wait_for_other_host(self) -> None:
         if self._on_wait is None:
@@ -132,20 +149,34 @@ class Lease:
         lease = _read(self._path)
         if lease is None or not _is_active(lease) or lease["host"] == socket.gethostname():
             return
-        self._on_wait(f"waiting up to a minute for the driver on {lease['host']} to show that it is alive")
+        where = "that holds a damaged lease" if lease["holder"] == UNKNOWN else f"on {lease['host']}"
+        self._on_wait(f"waiting up to a minute for the driver {where} to show that it is alive")
         while (latest := _read(self._path)) == lease and latest["expires"] > time.time():
             time.sleep(POLL_SECONDS)
 
     def _renew(self) -> None:
         while not self._released.wait(self._renew_seconds):
             try:
-                if self._is_mine():
-                    json_objects.replace(self._path, self._content())
-                elif (lease := _read(self._path)) is not None and _is_active(lease):
+                if not self._renew_once():
                     self._on_lost()
                     return
             except Exception as error:  # a full disk or an unavailable store: the lease lasts 60 s
                 log.warning("the lease could not be renewed: %s", error)
+
+    def _renew_once(self) -> bool:
+        """Renew the lease; return False if it is lost to another driver, or if the folder has been removed."""
+        local = not object_store.is_remote(self._path)
+        if local and not self._path.with_name(LOCK_FILE).exists():
+            return False
+        with _lock(self._path.with_name(LOCK_FILE)) if local else contextlib.nullcontext():
+            lease = _read(self._path)
+            # A lease that is gone was removed by hand, or another driver has taken it over and ended meanwhile.
+            mine = time.time() < self._renewed + self._seconds if lease is None else lease["holder"] == self._holder
+            if mine or (lease is not None and lease["holder"] == UNKNOWN):
+                json_objects.replace(self._path, self._content())
+                self._renewed = time.time()
+                return True
+        return lease is not None and not _is_active(lease)
 
     def _is_mine(self) -> bool:
         lease = _read(self._path)
@@ -156,6 +187,8 @@ class Lease:
             "holder": self._holder,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "machine": _machine(),
+            "started": _start_of(os.getpid()),
             "expires": time.time() + self._seconds,
         }
 
@@ -185,13 +218,48 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Return a lease; None without one. A damaged one has the holder `UNKNOWN` and expires after the usual time."""
     try:
         return json_objects.read(path)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
+    except ValueError:
+        written = object_store.last_written_ms(path)
+        expires = LEASE_SECONDS + (time.time() if written is None else written / 1000)
+        return {"holder": UNKNOWN, "host": UNKNOWN, "pid": UNKNOWN, "expires": expires}
 
 
 def _is_active(lease: dict[str, Any]) -> bool:
+    if _is_on_this_machine(lease):
+        return bool(process_exists(lease["pid"]) and _start_of(lease["pid"]) == lease["started"])
     if lease["expires"] < time.time():
         return False
-    return lease["host"] != socket.gethostname() or process_exists(lease["pid"])
+    # A lease of an earlier version does not name its machine.
+    return lease["host"] != socket.gethostname() or "machine" in lease or process_exists(lease["pid"])
+
+
+def _is_on_this_machine(lease: dict[str, Any]) -> bool:
+    return lease["host"] == socket.gethostname() and lease.get("machine") == _machine()
+
+
+def _machine() -> str:
+    """Return what tells this machine from others with its name, and from itself before a restart: process ids differ.
+
+    In a container, it also tells the container's processes from others.
+    """
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return "without /proc"
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process was started, which tells it from a later one with the same id; "" if unknown or ended."""
+    with contextlib.suppress(OSError, IndexError):
+        # The name of the program, in parentheses, may contain spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]  # a killed process remains until its parent asks for its status
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["ps", "-o", "lstart=", "-p", str(pid)]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip()
+    return ""

@@ -5,7 +5,9 @@
         trials/0007/config.json      trial 7: the sampler's parameters and the recipe built from them
         trials/0007/epochs/0003.json one Epoch
         trials/0007/record.json      the Record, once the trial has ended
+        trials/0007/faults/0001.json a fault of the machine that has interrupted it (see trials/machine_faults.py)
         trials/0007/test.json        a finalist's Evaluation on the test part, once that has been opened
+        trials/0007/predictions.json its probabilities on validation and test part, image by image; for reports only
         trials/0007/noise/blur.json  its scores under one kind of noise, so that an interruption costs one kind at most
         trials/0007/noise.json       its scores under all kinds, once they are complete
         trials/0007/checkpoints/     the last two while it runs, then those of the best few trials
@@ -23,6 +25,9 @@ The runs of a finalist are trials of their own: `0007-s1`, `0007-s2`, ...; linea
 
 from __future__ import annotations
 
+import logging
+import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -30,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.engine.storage import json_objects
+from xfer.measure.held_out import HeldOutRun, run_as_dict, run_from_dict
 from xfer.records import (
     NOISE_KINDS,
     CorruptionScore,
@@ -43,6 +49,14 @@ from xfer.records import (
     record_from_dict,
 )
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import redact_all
+
+log = logging.getLogger(__name__)
+
+TRIAL_NAME = re.compile(r"\d{4,}(-s\d+)?|screen-\d{2,}")
+"""Names of trials' folders. Anything else in their folder is not a trial, such as the `.DS_Store` of a file manager."""
+
+_NOISE_SCORES = re.compile(rf"({'|'.join(NOISE_KINDS)})\.json")
 
 Decision = Literal["zero_effort", "screening", "finals", "openings"]
 
@@ -89,7 +103,8 @@ class Store:
         """
         path = self.folder / "plan.json"
         try:
-            return json_objects.read(path)
+            plan: dict[str, Any] = redact_all(json_objects.read(path))  # earlier versions stored the whole command
+            return plan
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -124,7 +139,7 @@ class Store:
 
     def trial_names(self) -> list[str]:
         """Return the names of all trials that were ever started, sorted."""
-        return object_store.list_names(self.folder / "trials")
+        return [name for name in object_store.list_names(self.folder / "trials") if TRIAL_NAME.fullmatch(name)]
 
     def trials(self) -> list[Trial]:
         """Return every trial that was ever started, sorted by name."""
@@ -136,6 +151,19 @@ class Store:
         """Write the definition of a trial that starts."""
         config = {"phase": trial.phase, "params": dict(trial.params), "recipe": dict(trial.recipe)}
         json_objects.put_if_absent(self.trial_folder(trial.name) / "config.json", config)
+
+    def restore_trial(self, trial: Trial) -> None:
+        """Write the definition of a trial again; one that differs is set aside."""
+        json_objects.set_aside(self.trial_folder(trial.name) / "config.json")
+        self.add_trial(trial)
+
+    def set_aside(self, trial: str) -> Path:
+        """Rename the folder of a trial, so that nothing in it is used and its name is free; return the new path."""
+        folder = self.trial_folder(trial)
+        aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.damaged")
+        object_store.rename(folder, aside)
+        log.warning("%s is renamed to %s", folder, aside.name)
+        return aside
 
     def epochs(self, trial: str) -> tuple[Epoch, ...]:
         """Return the epochs of a trial, first to last."""
@@ -156,13 +184,29 @@ class Store:
     def add_record(self, record: Record) -> None:
         """Write the record of a trial that has ended.
 
-        If an epoch was trained twice because its checkpoint was damaged, the one written first counts.
+        If an epoch was trained twice because its checkpoint was damaged, the one written first counts. An evaluation
+        from before this record is of other weights, and set aside.
         """
         stored = {epoch.epoch: epoch for epoch in self.epochs(record.trial)}
         epochs = tuple(stored.get(epoch.epoch, epoch) for epoch in record.epochs)
         if epochs != record.epochs:
             record = replace(record, epochs=epochs, seconds=sum(epoch.seconds for epoch in epochs))
-        json_objects.put_if_absent(self.trial_folder(record.trial) / "record.json", as_dict(record))
+        written = json_objects.put_if_absent(self.trial_folder(record.trial) / "record.json", as_dict(record))
+        if written and record.phase == "final" and self.has_test(record.trial):
+            for name in ("noise.json", "noise", "test.json"):
+                json_objects.set_aside(self.trial_folder(record.trial) / name)
+
+    def faults(self, trial: str) -> list[str]:
+        """Return the reasons of the machine faults that have interrupted a trial, first to last."""
+        paths = json_objects.list_objects(self.trial_folder(trial) / "faults")
+        return [fault["reason"] for fault in json_objects.get_all(paths) if fault is not None]
+
+    def add_fault(self, trial: str, reason: str) -> int:
+        """Write a machine fault that has interrupted a trial; return the number of its faults so far."""
+        number = self._next_number(f"trials/{trial}/faults")
+        path = self.trial_folder(trial) / "faults" / f"{number:04d}.json"
+        json_objects.put_if_absent(path, {"reason": reason})
+        return number
 
     def test(self, trial: str) -> Evaluation | None:
         """Return the evaluation of a finalist's run on the test part; None until that has been opened."""
@@ -181,9 +225,18 @@ class Store:
         """Write the evaluation of a finalist's run on the test part."""
         json_objects.put_if_absent(self.trial_folder(trial) / "test.json", as_dict(test))
 
+    def held_out(self, trial: str) -> HeldOutRun | None:
+        """Return the predictions of a finalist's run; None before the test part is opened and in earlier versions."""
+        plain = json_objects.get(self.trial_folder(trial) / "predictions.json")
+        return None if plain is None else run_from_dict(plain)
+
+    def add_held_out(self, trial: str, run: HeldOutRun) -> None:
+        """Write the predictions of a finalist's run."""
+        json_objects.put_if_absent(self.trial_folder(trial) / "predictions.json", run_as_dict(run))
+
     def noise_kinds(self, trial: str) -> list[str]:
         """Return the kinds of noise under which a finalist's run has been evaluated, sorted."""
-        return [path.stem for path in json_objects.list_objects(self.trial_folder(trial) / "noise")]
+        return [path.stem for path in json_objects.list_objects(self.trial_folder(trial) / "noise", _NOISE_SCORES)]
 
     def add_noise(self, trial: str, scores: Sequence[CorruptionScore]) -> None:
         """Write the scores of a finalist's run under one kind of noise."""
@@ -252,7 +305,8 @@ class Store:
 
     def _next_number(self, kind: str) -> int:
         names = object_store.list_names(self.folder / kind)  # damaged objects too: their numbers are taken
-        return max((int(name[:4]) for name in names if name[:1].isdigit()), default=0) + 1
+        numbers = [int(match[1]) for name in names if (match := re.match(r"(\d{4,})\.json", name))]
+        return max(numbers, default=0) + 1
 
 
 def list_sweeps(storage: Path) -> Iterator[Store]:

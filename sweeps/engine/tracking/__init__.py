@@ -12,7 +12,6 @@ was unavailable receives everything that it missed exactly once.
 
 from sweeps.engine.tracking.addresses import answers
 from sweeps.engine.tracking.client import connect_mlflow, default_tracking_uri, resolve_tracking_uri, sweep_pages
-from sweeps.engine.tracking.mapping import redact_password
 from sweeps.engine.tracking.mirror import Mirror
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "answers",
     "connect_mlflow",
     "default_tracking_uri",
-    "redact_password",
     "resolve_tracking_uri",
     "sweep_pages",
 ]

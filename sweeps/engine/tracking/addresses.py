@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import urlopen
 
-from sweeps.engine.tracking.mapping import redact_password
+from xfer.storage.redaction import redact
 
 PLAIN_SCHEME, ENCODED_SCHEME = "sqlite:///", "sqlite+pysqlite:///"
 """Prefixes of the URI of an SQLite file: for a path as it is, and for a percent-encoded path."""
@@ -87,7 +87,7 @@ def check_tracking_uri(uri: str, source: str) -> None:
     if problem:
         remedy = f"Correct or unset {source}" if source.isupper() else "Without the flag, runs are kept in the storage"
         raise ValueError(
-            f"{source} {redact_password(uri)!r} {problem}. MLflow's address is http://HOST:PORT, sqlite:///FILE or the "
+            f"{source} {redact(uri)!r} {problem}. MLflow's address is http://HOST:PORT, sqlite:///FILE or the "
             f"URI of a PostgreSQL, MySQL or SQL Server database. {remedy}"
         )
 

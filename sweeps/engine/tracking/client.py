@@ -17,6 +17,7 @@ from sweeps.engine.tracking.addresses import check_tracking_uri, sqlite_path, sq
 from sweeps.engine.tracking.mapping import created_ms, plan_tags, sweep_id
 from sweeps.engine.tracking.view import progress_page, trials_page, view_tag
 from xfer.storage import local_cache
+from xfer.storage.redaction import redact, redact_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,7 +199,7 @@ def fetch_sweep(client: MlflowClient, plan: Mapping[str, Any], tracking_uri: str
             client.set_tag(parent.info.run_id, "xfer.trials", tags["xfer.trials"])
     else:
         tags |= {"xfer.sweep": sweep, "xfer.status": "running"}
-        parent = client.create_run(experiment.experiment_id, created_ms(plan), tags, plan["name"])
+        parent = client.create_run(experiment.experiment_id, created_ms(plan), redact_all(tags), plan["name"])
     mirrored = _to_mirrored_run(parent)
     for key in PROGRESS_COUNTS.keys() & mirrored.metrics.keys():
         mirrored.steps |= {metric.step for metric in client.get_metric_history(mirrored.id, key)}
@@ -278,8 +279,8 @@ def log_batch(
     """
     from mlflow.entities import Param, RunTag
 
-    param_entities = [Param(key, value) for key, value in (params or {}).items()]
-    tag_entities = [RunTag(key, value) for key, value in (tags or {}).items()]
+    param_entities = [Param(key, redact(value)) for key, value in (params or {}).items()]
+    tag_entities = [RunTag(key, redact(value)) for key, value in (tags or {}).items()]
     client.log_batch(run.id, metrics, param_entities, tag_entities, synchronous=True)
     run.metrics |= {metric.key: metric.value for metric in metrics}
     run.has_params |= bool(params)

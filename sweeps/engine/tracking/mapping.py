@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,21 +16,13 @@ from xfer.measure.class_accuracy import class_accuracies
 from xfer.objectives import Objective, parse_objectives
 from xfer.records import LIST_FIELDS, Epoch, Evaluation, Record, as_dict, epoch_from_dict
 from xfer.storage import object_store
+from xfer.storage.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 SYSTEM_METRICS = ("cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent", "gpu_memory_mb", "micro_batch")
 """Fields of an Epoch that describe the machine. MLflow shows metrics named `system/...` on a separate page."""
-
-
-def redact_password(text: str) -> str:
-    """Return `text` without the `user:password@` of any URL in it.
-
-    >>> redact_password("no answer from https://me:secret@host/mlflow")
-    'no answer from https://host/mlflow'
-    """
-    return re.sub(r"://[^/\s@]+@", "://", text)
 
 
 def flatten_params(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -47,11 +38,6 @@ def flatten_params(settings: Mapping[str, Any]) -> dict[str, str]:
         else:
             params[key] = "none" if value is None else str(value)
     return params
-
-
-def list_trials(trials: Path) -> list[str]:
-    """Return the names of all trials in a folder, without reading any of them."""
-    return object_store.list_names(trials)
 
 
 def unsent_epochs(folder: Path, steps: set[int]) -> tuple[Epoch, ...]:
@@ -185,7 +171,7 @@ def record_tags(record: Record) -> dict[str, str]:
     if record.kept is not None:
         tags["xfer.kept"] = record.kept
     if record.error is not None:
-        tags["xfer.error"] = redact_password(record.error)
+        tags["xfer.error"] = redact(record.error)
     if record.resumed_at:
         tags["xfer.resumed_at"] = ", ".join(map(str, record.resumed_at))
     return tags
@@ -204,7 +190,7 @@ def sweep_id(plan: Mapping[str, Any]) -> str:
 
 def plan_tags(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a sweep's parent run: values that may change when it is resumed, unlike MLflow's params."""
-    command = redact_password(plan["provenance"]["command"])
+    command = redact(plan["provenance"]["command"])
     return {
         "xfer.trials": str(plan["trials"]),
         "mlflow.note.content": f"{plan['question']}\n\n{escape_markdown(command, *plan['data']['notes'])}",

@@ -25,7 +25,6 @@ from sweeps.engine.tracking.mapping import (
     created_ms,
     epoch_metrics,
     flatten_params,
-    list_trials,
     modified_ms,
     plan_objectives,
     plan_params,
@@ -33,7 +32,6 @@ from sweeps.engine.tracking.mapping import (
     record_params,
     record_state,
     record_tags,
-    redact_password,
     run_name,
     test_metrics,
     test_tags,
@@ -45,6 +43,7 @@ from sweeps.engine.tracking.progress import unsent_progress
 from sweeps.reporting.cost import total_usd
 from xfer.objectives import ACCURACY
 from xfer.records import epoch_from_dict
+from xfer.storage.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -176,7 +175,7 @@ class Mirror:
                 self.complete = False
             else:
                 if self._logged_errors:
-                    log.info("MLflow at %s is up to date again", redact_password(self.tracking_uri))
+                    log.info("MLflow at %s is up to date again", redact(self.tracking_uri))
                 self._logged_errors.clear()
                 self.complete = True
             return self.complete
@@ -200,7 +199,7 @@ class Mirror:
     def _log_error(self, error: Exception) -> None:
         kind = f"{type(error).__name__} {getattr(error, 'error_code', '')}"
         if kind not in self._logged_errors:
-            uri, message = redact_password(self.tracking_uri), redact_password(str(error))[:500]
+            uri, message = redact(self.tracking_uri), redact(str(error))[:500]
             log.warning("MLflow at %s: %s. The sweep continues, and the mirror retries.", uri, message)
         self._logged_errors.add(kind)
         self._had_error = True
@@ -254,7 +253,7 @@ class Mirror:
         if self._live and has_driver and now < self._full_sync_at + FULL_SYNC_SECONDS:
             return sorted(reports), reports
         self._full_sync_at = now
-        return list_trials(self.store.folder / "trials"), {}
+        return self.store.trial_names(), {}
 
     def _bulk_insert_ended(self, client: MlflowClient, sweep: MirroredSweep, names: Sequence[str]) -> None:
         """Insert those of the named trials that have ended, if they are many; MLflow must have none of them."""

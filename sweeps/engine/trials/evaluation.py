@@ -5,40 +5,63 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sweeps.engine.selection import is_frozen_head
 from sweeps.engine.trials.trainable import open_finished_run, open_store
 from xfer.measure.accuracy import Preprocess, evaluate
+from xfer.measure.held_out import HeldOutRun, fit_temperature, predict_held_out
 from xfer.measure.robustness import NOISES, accuracies_under, noise_sample
 from xfer.records import Record
 from xfer.run import Run
+from xfer.training.inputs import RunInputs
 
 MAX_NETWORK_BYTES = 2**30
 """Maximum size of the networks that a task holds in memory at a time; a single network may be larger."""
 
 
 def evaluate_on_test(config: dict[str, Any]) -> None:
-    """Evaluate a finished run on the test part, and on its mirror images, and store the result.
+    """Evaluate a finished run on the test part, and on its mirror images, and store the result with its predictions.
 
     Args:
         config: as returned by `trainable.trial_config`.
     """
     run = open_finished_run(config)
     indices, prepare = run.split.test, run.inputs.transform.prepare
-    test = evaluate(run.model, run.inputs.evaluation_batches(indices), prepare, "test", indices, flips=True)
+    logits: list[Tensor] = []
+    batches = run.inputs.evaluation_batches(indices)
+    test = evaluate(run.model, batches, prepare, "test", indices, flips=True, on_logits=logits.append)
     if run.frozen_body is not None:  # features are cached for the images alone
         test = replace(run.evaluate("test"), flip_correct=test.flip_correct)
-    open_store(config["site"]).add_test(config["trial"], test)
+    store = open_store(config["site"])
+    store.add_held_out(config["trial"], _held_out(run, logits))  # first: a stored test evaluation ends the task
+    store.add_test(config["trial"], test)
+
+
+def _held_out(run: Run, test_logits: Sequence[Tensor]) -> HeldOutRun:
+    """Return a run's predictions on validation and test part, with the temperature that fits the former."""
+    indices, labels = run.split.val, run.pack.labels
+    val_logits: list[Tensor] = []
+    batches, prepare = run.inputs.evaluation_batches(indices), run.inputs.transform.prepare
+    evaluate(run.model, batches, prepare, "val", indices, on_logits=val_logits.append)
+    val, test = (torch.cat([*logits]).cpu().numpy() for logits in (val_logits, test_logits))
+    temperature = fit_temperature(val, labels[indices])
+    return HeldOutRun(
+        temperature,
+        predict_held_out(val, labels[indices], indices, temperature),
+        predict_held_out(test, labels[run.split.test], run.split.test, temperature),
+    )
 
 
 def evaluate_under_noise(configs: list[dict[str, Any]]) -> None:
     """Evaluate finished runs on noisy copies of a sample of the test part, and store the scores after each kind.
 
-    Each image is corrupted once for all runs, and a frozen body that several runs share processes it once. Kinds whose
-    scores are stored are skipped.
+    Each image is corrupted once for all runs of its size, and a frozen body that several runs share processes it once.
+    Kinds whose scores are stored are skipped.
 
     Args:
         configs: as returned by `trainable.trial_config`, all of one sweep.
@@ -46,16 +69,19 @@ def evaluate_under_noise(configs: list[dict[str, Any]]) -> None:
     store = open_store(configs[0]["site"])
     missing = {config["trial"]: NOISES.keys() - set(store.noise_kinds(config["trial"])) for config in configs}
     networks: dict[str, _Network] = {}
+    inputs: dict[str, RunInputs] = {}  # by pack: runs may differ in their image size
+    packs = {config["trial"]: config["recipe"]["data"] for config in configs}
     for config in configs:
         if missing[config["trial"]]:
             run = open_finished_run(config)
             networks[config["trial"]] = _network(run, networks.values())
+            inputs.setdefault(run.recipe.data, run.inputs)
             indices = noise_sample(run.pack.labels, run.split.test, run.recipe.split_seed)  # the same for all
-    for kind in NOISES:
-        names = [name for name in networks if kind in missing[name]]
+    for kind, pack in product(NOISES, inputs):
+        names = [name for name in networks if kind in missing[name] and packs[name] == pack]
         if names:
             predict = partial(_predict, [networks[name] for name in names])
-            scores = accuracies_under(kind, predict, run.inputs.evaluation_batches(indices), indices)
+            scores = accuracies_under(kind, predict, inputs[pack].evaluation_batches(indices), indices)
             for name, of_run in zip(names, scores, strict=True):
                 store.add_noise(name, of_run)
     for name in missing:
@@ -65,16 +91,18 @@ def evaluate_under_noise(configs: list[dict[str, Any]]) -> None:
 def divide_runs(records: Iterable[Record], tasks: int, limit: int = MAX_NETWORK_BYTES) -> list[list[Record]]:
     """Divide runs into tasks of about equal duration, each within a memory limit for its networks.
 
-    Heads on the frozen features of one backbone stay together, because one pass of the body serves all of them.
+    Heads on the frozen features of the same images and backbone stay together, because one pass of the body serves all
+    of them.
 
     Args:
         records: the runs.
         tasks: number of tasks; more if the networks of one would exceed the limit, fewer if there are fewer runs.
         limit: maximum size of the networks of a task, in bytes. Runs that share a body count as one network.
     """
-    networks: dict[str, list[Record]] = {}
+    networks: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        networks.setdefault(record.recipe["backbone"] if is_frozen_head(record) else record.trial, []).append(record)
+        body = (record.recipe["data"], record.recipe["backbone"]) if is_frozen_head(record) else (record.trial,)
+        networks.setdefault(body, []).append(record)
     divided: list[list[list[Record]]] = [[] for _ in range(max(1, tasks))]
     for runs in networks.values():
         min(divided, key=len).append(runs)

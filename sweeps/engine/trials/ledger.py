@@ -1,4 +1,8 @@
-"""Ledger: the trials and records of a sweep in memory, and which checkpoints are worth their disk space."""
+"""Ledger: the trials and records of a sweep in memory, and which checkpoints are worth their disk space.
+
+It also checks objects that belong together. A trial's number, recipe, epochs and record stand or fall as one: a recipe
+that was lost is restored from the record, and a trial that has neither is set aside with everything it has stored.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import replace
 from sweeps.engine import selection
 from sweeps.engine.storage.store import Store, Trial
 from xfer.objectives import Objective
+from xfer.recipe import recipe_from_dict
 from xfer.records import Record
 
 
@@ -28,14 +33,18 @@ class TrialLedger:
         """Every trial that was started, by name."""
         self.records: dict[str, Record] = {}
         """Every record, by trial, without the evaluation of single images."""
+        self.notes: list[str] = []
+        """Lines about damage that was found and repaired."""
         self._num_full, self._full_seconds = 0, 0.0  # running sums, because they are read after every epoch
-        for record in store.records():
-            if record.trial in self.trials:
-                self.add_record(record)
+        for record in self._consistent_records():
+            self.add_record(record)
         self._best = self._select_best(list(self.records.values()))
 
     def start(self, trial: Trial) -> None:
-        """Add a trial, here and in the store."""
+        """Add a trial, here and in the store. Another trial that was stored under its name is set aside."""
+        earlier = self.trials.get(trial.name)
+        if earlier is not None and not _same_recipe(earlier, trial):
+            self._set_aside(trial.name, "its recipe is not the one that this sweep gives it")
         self.trials[trial.name] = trial
         self._store.add_trial(trial)
 
@@ -76,5 +85,36 @@ class TrialLedger:
         """Mean duration of the finished search trials; 0 if there is none."""
         return self._full_seconds / self._num_full if self._num_full else 0.0
 
+    def _consistent_records(self) -> list[Record]:
+        """Return the records that fit what they refer to, after repairing or setting aside all other trials."""
+        records = {record.trial: record for record in self._store.records()}
+        for name in self._store.trial_names():
+            if name not in self.trials and name not in records:
+                self._set_aside(name, "its config.json is missing or damaged, and it has no record")
+        for name, record in list(records.items()):
+            finalist = records.get(selection.search_trial_name(name), record)
+            if finalist.key != record.key:
+                self._set_aside(name, f"it is a run of another recipe than {finalist.trial}")
+                del records[name], self.trials[name]
+            elif name not in self.trials or not _same_recipe(self.trials[name], record):
+                # The sampler's parameters follow from the recipe (`presearch.warm_start.recover_params`).
+                self.trials[name] = Trial(name, record.phase, {}, record.recipe)
+                self._store.restore_trial(self.trials[name])
+                self.notes.append(f"trial {name}: its config.json was damaged and is restored from its record")
+        return list(records.values())
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        folder = self._store.set_aside(name)
+        self.notes.append(f"trial {name} is set aside as {folder.name} and runs again: {reason}")
+
     def _select_best(self, records: list[Record]) -> list[str]:
         return selection.select_finalists(records, self._max_checkpoints, self._objectives)
+
+
+def _same_recipe(one: Trial | Record, other: Trial | Record) -> bool:
+    if dict(one.recipe) == dict(other.recipe):
+        return True
+    try:  # one of them may lack settings that it has by default
+        return recipe_from_dict(one.recipe).id == recipe_from_dict(other.recipe).id
+    except (ValueError, LookupError, TypeError):
+        return False

@@ -114,7 +114,7 @@ class Placement:
 
     def context(self, trial: Trial) -> TrialContext:
         """Return what the process of a trial needs to know besides the recipe."""
-        storage, pack = self._store.folder.parent, self._prepared.pack.folder
+        storage, pack = self._store.folder.parent, self._prepared.pack_of(trial.recipe).folder
         return TrialContext(
             sweep=object_store.absolute_uri(self._store.folder),
             pack=object_store.absolute_uri(storage / "packs" / pack.name if object_store.is_remote(storage) else pack),

@@ -21,7 +21,7 @@ from torch import Tensor
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.resources import cluster
 from sweeps.engine.storage.store import Store, Trial
-from sweeps.engine.trials import early_start
+from sweeps.engine.trials import early_start, machine_faults
 from sweeps.engine.trials.trainable import (
     Resources,
     TrialContext,
@@ -61,7 +61,7 @@ def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
     """Divide probes between tasks of about the same cost.
 
     The cost of a task is mostly the number of augmented views that its frozen network has to process. Each view is
-    computed once, so probes with the same backbone and augmentation stay together.
+    computed once, so probes with the same images, backbone and augmentation stay together.
 
     Args:
         trials: the probes.
@@ -72,7 +72,7 @@ def split_into_tasks(trials: Sequence[Trial], tasks: int) -> list[list[Trial]]:
     """
     streams: dict[str, list[Trial]] = {}
     for trial in trials:
-        key = json.dumps([trial.recipe[name] for name in ("backbone", "augmentation")], sort_keys=True)
+        key = json.dumps([trial.recipe[name] for name in ("data", "backbone", "augmentation")], sort_keys=True)
         streams.setdefault(key, []).append(trial)
     batches: list[list[Trial]] = [[] for _ in range(tasks)]
     views = [0] * tasks
@@ -119,6 +119,8 @@ class ProbeTasks:
         self.tune_is_running = False
         """Whether Ray Tune runs. Its trials may hold the GPUs that probes need and can only finish inside the Tune
         loop, so nothing here blocks on probes then."""
+        self.interrupted: list[str] = []
+        """Probes that have ended without a record, because of a fault of the machine. `Stage` takes them from here."""
         self._collected: list[Trial] = []
         self._running: dict[Any, list[Trial]] = {}  # by Ray task
 
@@ -194,7 +196,9 @@ class ProbeTasks:
         train_probes([trial_config(trial, replace(self._context(trial), threads=cores)) for trial in trials])
         torch.set_num_threads(threads)
         release_freed_memory()
-        return [record for trial in trials if (record := self._store.record(trial.name)) is not None]
+        records = {trial.name: self._store.record(trial.name) for trial in trials}
+        self.interrupted += [name for name, record in records.items() if record is None]
+        return [record for record in records.values() if record is not None]
 
     def _finished(self, wait: bool) -> list[Record]:
         if not self._running:
@@ -208,10 +212,14 @@ class ProbeTasks:
             for trial in trials:
                 record = self._store.record(trial.name)
                 if record is None and error is not None:
-                    record = failed_record(trial_config(trial, self._context(trial)), error)
-                    self._store.add_record(record)
+                    _end_after_error(
+                        self._store, trial_config(trial, self._context(trial)), error, is_machine_fault=True
+                    )
+                    record = self._store.record(trial.name)
                 if record is not None:
                     records.append(record)
+                else:
+                    self.interrupted.append(trial.name)
         return records
 
     def _show(self, trials: Iterable[Trial]) -> None:
@@ -229,21 +237,36 @@ def train_probes(configs: list[dict[str, Any]]) -> None:
     configs = [config for config in configs if store.record(config["trial"]) is None]
     if not configs:
         return
-    pack, device = open_context(TrialContext(**configs[0]["site"]))
+    packs: dict[str, Pack] = {}  # by folder: probes may differ in their image size
     recipes = [recipe_from_dict(config["recipe"]) for config in configs]
     features: dict[Any, _FrozenNetwork] = {}  # of one network at a time, so groups of one network are consecutive
     groups = group_recipes(recipes)
     networks = [network_key(recipes[group[0]]) for group in groups]
     for _, group in sorted(zip(map(networks.index, networks), groups, strict=True)):
         group_configs, group_members = [configs[index] for index in group], [recipes[index] for index in group]
+        context = TrialContext(**group_configs[0]["site"])
+        if context.pack not in packs:
+            packs[context.pack], device = open_context(context)
         try:
-            _train_group(store, group_configs, group_members, pack, device, features)
+            _train_group(store, group_configs, group_members, packs[context.pack], device, features)
         except object_store.StorageUnavailableError:
             raise  # another process may succeed
         except Exception as error:
             log.exception("heads %s failed", ", ".join(config["trial"] for config in group_configs))
+            reason, is_machine_fault = f"{type(error).__name__}: {error}", machine_faults.is_machine_fault(error)
             for config in group_configs:
-                store.add_record(failed_record(config, f"{type(error).__name__}: {error}"))
+                _end_after_error(store, config, reason, is_machine_fault)
+
+
+def _end_after_error(store: Store, config: dict[str, Any], reason: str, is_machine_fault: bool) -> None:
+    """End a probe with a record, unless it has one or the next start of the sweep is to try it again."""
+    if store.record(config["trial"]) is not None:
+        return
+    if is_machine_fault:
+        if machine_faults.try_again(store, config["trial"], reason):
+            return
+        reason = machine_faults.final_reason(reason)
+    store.add_record(failed_record(config, reason))
 
 
 def _train_group(

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -182,6 +183,7 @@ def _start_local_ray() -> None:
     # Read from the environment when Ray was imported.
     ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK_VARIABLE] != "0"
     folder = scratch.current().folder
+    protect_token_file()
     try:
         ray.init(
             "local",
@@ -197,6 +199,22 @@ def _start_local_ray() -> None:
         atexit.unregister(scratch.remove_current)
         raise ValueError(f"Ray could not be started on this machine: {lines}. Its log files are in {folder}") from error
     atexit.register(disconnect_ray)
+
+
+def protect_token_file() -> None:
+    """Let only this user read Ray's token, whose owner can run code: create it, or take the rights of others away.
+
+    Ray itself would create it with the rights of any new file.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError):  # Ray reports what is wrong with it
+        if path.exists():
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+        elif not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                file.write(secrets.token_hex(32))
 
 
 def _shared_memory_bytes() -> int:

@@ -10,6 +10,7 @@ from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.resources.torch_compile import failure_line
 from sweeps.engine.schedulers import LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import machine_faults
 from sweeps.engine.trials.placement import Placement
 from sweeps.engine.trials.probe_tasks import ProbeTasks
 from sweeps.engine.trials.trainable import Trainable, TrialContext, failed_record, train_trial, trial_config
@@ -71,6 +72,7 @@ class Stage:
         self._configs: dict[str, dict[str, Any]] = {}
         self._newest: dict[str, dict[str, Any]] = {}  # the last report of each trial in Ray Tune
         self._stopped: set[str] = set()
+        self._faults_in_a_row = 0  # trials interrupted by the machine since the last one with a record
 
     def run(self, placement: Placement, trainable: Trainable = train_trial) -> None:
         """Run all trials. Ray Tune is started only if there is a trial that cannot be batched.
@@ -78,6 +80,9 @@ class Stage:
         Args:
             placement: connects to Ray and says how many trials run at a time.
             trainable: what runs in a trial's process.
+
+        Raises:
+            MachineFaultError: several trials in a row were interrupted by faults of the machine.
         """
         if self.has_next():
             from sweeps.engine.trials import ray_tune  # Ray takes a second to import
@@ -92,10 +97,12 @@ class Stage:
         if self._probes is not None:
             self._probes.tune_is_running = False
             self._end_probes(self._probes.settle())
+        machine_faults.check_faults_in_a_row(self._store, self._faults_in_a_row)
 
     def has_next(self) -> bool:
         """Return whether there is a trial for Ray Tune to run. Probes that come before it are trained meanwhile."""
-        if self._next is None and not self._out_of_budget():
+        stopped = self._faults_in_a_row >= machine_faults.MAX_FAULTS_IN_A_ROW
+        if self._next is None and not stopped and not self._out_of_budget():
             self._next = self._next_new() or self._next_waiting()
         return self._next is not None
 
@@ -116,7 +123,8 @@ class Stage:
 
     def may_have_more(self) -> bool:
         """See `ray_tune.TrialSource`."""
-        return bool(self._waiting and self._running) and not self._out_of_budget()
+        stopped = self._faults_in_a_row >= machine_faults.MAX_FAULTS_IN_A_ROW
+        return bool(self._waiting and self._running) and not stopped and not self._out_of_budget()
 
     def should_continue(self, trial: str, record: dict[str, Any]) -> bool:
         """See `ray_tune.TrialSource`."""
@@ -148,7 +156,8 @@ class Stage:
             return
         self._waiting.pop(trial, None)
         self._newest.pop(trial, None)
-        if record is None and error is not None:
+        if record is None and error is not None and not machine_faults.try_again(self._store, trial, error):
+            error = machine_faults.final_reason(error)
             record = (
                 failed_record(config, error)
                 if newest is None
@@ -160,9 +169,22 @@ class Stage:
             self._store.add_record(record)
         self._stopped.discard(trial)
         if record is None:  # interrupted: the next start of the sweep resumes it
-            self._view.on_trial_end(trial, None, None)
+            if self._out_of_budget():
+                self._view.on_trial_end(trial, None, None)
+            else:
+                self._interrupted(trial)
             return
         self._end(record)
+
+    def _interrupted(self, trial: str) -> None:
+        """Report a trial that a fault of the machine has interrupted. No other trial waits for it in this start."""
+        self._faults_in_a_row += 1
+        self._history[trial] = replace(self._history.get(trial, LearningCurve(())), ended=True)
+        self._view.on_trial_end(trial, None, None)
+        if self._faults_in_a_row > machine_faults.MAX_FAULTS_IN_A_ROW:
+            return
+        if line := machine_faults.interruption_line(self._store, trial):
+            self._view.print_line(line)
 
     # --- which trial is next ----------------------------------------------------------------------------------------
 
@@ -218,10 +240,13 @@ class Stage:
             self._history[record.trial] = LearningCurve(scores, comparable, epochs=record.recipe["epochs"])
             self._view.on_epoch(as_dict(record))
             self._end(record)
+        while self._probes is not None and self._probes.interrupted:
+            self._interrupted(self._probes.interrupted.pop(0))
 
     def _end(self, record: Record) -> None:
         curve = self._history.get(record.trial, LearningCurve(()))
         self._history[record.trial] = replace(curve, ended=True)
+        self._faults_in_a_row = 0
         self._on_record(record)
         self._view.on_trial_end(record.trial, record.status, self._objective.value(record.epochs))
 

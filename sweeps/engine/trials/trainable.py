@@ -16,6 +16,7 @@ import torch
 from sweeps.engine.resources.gpu_sharing import memory_fraction
 from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials import machine_faults
 from xfer.data.pack import Pack, fetch_pack
 from xfer.devices.device import default_device
 from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
@@ -25,11 +26,15 @@ from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.run import Run
 from xfer.storage import local_cache, object_store
+from xfer.storage.redaction import RedactingFormatter
 from xfer.training.epochs import build_record
-from xfer.training.export import save_classifier
+from xfer.training.export import is_intact, save_classifier
 
 log = logging.getLogger(__name__)
 
+
+EXPORTED_TRIAL_FILE = "trial.txt"
+"""File that names the trial whose network was exported; written last."""
 
 Trainable = Callable[[dict[str, Any]], None]
 """What runs in a trial's process, with the contract of `train_trial`."""
@@ -76,8 +81,9 @@ def train_trial(config: dict[str, Any]) -> None:
     """Train a trial to its end, or until the scheduler stops it at one of its reports.
 
     Each epoch is stored before it is reported, so nothing is trained twice, whatever fails afterwards. A failure that
-    would happen again, such as a NaN loss, ends the trial with a record. Only a lost process is left for Ray to
-    restart, also one on another GPU of the same trial; training then resumes from the last checkpoint.
+    would happen again, such as a NaN loss, ends the trial with a record. A lost process is left for Ray to restart,
+    also one on another GPU of the same trial; training then resumes from the last checkpoint. After another fault of
+    the machine, such as a full disk, the next start of the sweep resumes the trial (`machine_faults`).
 
     Args:
         config: as returned by `trial_config`.
@@ -106,6 +112,10 @@ def train_trial(config: dict[str, Any]) -> None:
     except Exception as error:
         log.exception("trial %s failed", name)
         reason = f"{type(error).__name__}: {error}"
+        if machine_faults.is_machine_fault(error):
+            if machine_faults.try_again(store, name, reason):
+                return
+            reason = machine_faults.final_reason(reason)
         record = failed_record(config, reason) if run is None else run.record(name, config["phase"], reason)
     store.add_record(record)
 
@@ -121,9 +131,20 @@ def report_to_tune(record: Record) -> None:
 
 def export_model(config: dict[str, Any], folder: str) -> None:
     """Write the network of a finished run to a folder, a path or a URI, as a classifier that can be loaded alone."""
-    run = open_finished_run(config)
-    with local_cache.staged_upload(object_store.as_path(folder)) as local_folder:
+    run, target = open_finished_run(config), object_store.as_path(folder)
+    with local_cache.staged_upload(target) as local_folder:
         save_classifier(local_folder, run.model, run.recipe, run.pack.classes, run.pack.value_ranges)
+    object_store.write_bytes(target / EXPORTED_TRIAL_FILE, config["trial"].encode())
+
+
+def is_exported(folder: Path, trial: str) -> bool:
+    """Return whether a folder has the network of a trial, undamaged."""
+    note = folder / EXPORTED_TRIAL_FILE
+    return (
+        object_store.exists(note)
+        and object_store.read_bytes(note) == trial.encode()
+        and is_intact(local_cache.sync_down(folder))
+    )
 
 
 def failed_record(config: dict[str, Any], error: str) -> Record:
@@ -148,7 +169,9 @@ def open_context(context: TrialContext) -> tuple[Pack, torch.device]:
         )
     logs = store.local_folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=logs / "trials.log", level=logging.WARNING)
+    handler = logging.FileHandler(logs / "trials.log", encoding="utf-8", delay=True)
+    handler.setFormatter(RedactingFormatter(logging.BASIC_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     torch.set_num_threads(context.threads)
     retain_freed_memory()
     return fetch_pack(object_store.as_path(context.pack)), limit_gpu_memory(context.gpus)

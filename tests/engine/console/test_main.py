@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,16 +15,19 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sweeps import __main__ as program
 from sweeps.engine.console import overview
 from sweeps.engine.console.log_redirect import redirect_output
-from sweeps.engine.console.reports import load_results, render_report
+from sweeps.engine.console.reports import load_evidence, load_results, render_report
 from sweeps.engine.console.ui import serve_ui
 from sweeps.engine.storage.lease import Lease
 from sweeps.engine.storage.store import Store, Trial
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch, an_evaluation
+from xfer.data.pack import Pack
+from xfer.measure.held_out import HeldOutRun, predict_held_out
 from xfer.records import Record
 from xfer.storage.object_store import StorageUnavailableError
 
@@ -268,6 +272,38 @@ def test_report_renders_again_and_prints_the_path(
     assert page == reports / NAME / "report.html"
     assert {"report.html", "report.md", "ranking.csv"} <= {path.name for path in page.parent.iterdir()}
     assert "0000" in (page.parent / "ranking.csv").read_text()
+
+
+def test_a_report_shows_what_is_stored_and_says_what_is_missing(storage: Path, tmp_path: Path, pack: Pack) -> None:
+    store = Store(storage / NAME)
+    assert load_evidence(store).why_no_pack == "the prepared data of this sweep are not on this machine"
+    store.put_plan({**a_plan(name=NAME), "data": {**a_plan()["data"], "pack": pack.hash}})
+    shutil.copytree(pack.folder, storage / "packs" / pack.hash[:16])
+    images = np.arange(3)
+    part = predict_held_out(np.eye(3), images, images, None)
+    store.add_held_out("0000-s1", HeldOutRun(None, part, part))
+    store.add_held_out("0000-s2", HeldOutRun(None, part, part))
+    (store.trial_folder("0000-s2") / "predictions.json").write_text("{")
+    evidence = load_evidence(store)
+    assert [*evidence.held_out] == ["0000-s1"]
+    assert evidence.pack is not None
+    assert evidence.pack.hash == pack.hash
+    (storage / "packs" / pack.hash[:16] / "pack.json").write_text("{")
+    assert load_evidence(store).why_no_pack.startswith("the prepared data of this sweep cannot be read")
+    assert render_report(store, tmp_path / "reports").is_file()
+
+
+def test_importances_come_from_the_finished_trials_of_the_search(tmp_path: Path) -> None:
+    store = Store(tmp_path / "many")
+    store.put_plan(a_plan(name="many"))
+    for number in range(12):
+        record = a_record(f"{number:04d}", (0.5, number / 12), "finished" if number else "pruned")
+        store.add_trial(Trial(record.trial, "search", {"batch_size": 16 * (1 + number % 2)}, record.recipe))
+        store.add_record(record)
+    importances = load_evidence(store).importances
+    assert importances is not None
+    assert (importances.finished, [one.choice for one in importances.choices]) == (11, ["batch_size"])
+    assert render_report(store, tmp_path / "reports").is_file()
 
 
 def test_a_sweep_that_has_just_started_has_a_report(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.planning.screening import initial_head_recipe
+from sweeps.engine.presearch.advice import recommend_strategies
+from sweeps.engine.presearch.frozen_body import feature_cache
 from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
 from sweeps.engine.storage.store import Store, Trial
+from xfer.data.split import Indices
 from xfer.features.extract import extract_features
-from xfer.features.feature_cache import FeatureCache
+from xfer.features.feature_cache import FeatureCache, Rows
+from xfer.features.frozen_features import FrozenFeatures
 from xfer.measure.nearest_neighbours import nearest_neighbour_classes
 from xfer.run import Run
 
@@ -87,6 +91,26 @@ def test_the_features_are_those_that_the_heads_of_the_search_read(prepared: Prep
     for _ in run:
         pass
     assert sorted((store.folder.parent / "features").glob("*/features.npy")) == files
+
+
+def test_the_advice_caches_the_features_in_the_pass_that_it_needs_itself(
+    preparing: Preparing, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = preparing(NETWORKS[0])
+    advice = recommend_strategies(prepared)
+    computed: list[int] = []
+    compute = FrozenFeatures.compute
+
+    def count(self: FrozenFeatures, indices: Indices, view: int | None) -> Iterator[Rows]:
+        computed.append(len(indices))
+        return compute(self, indices, view)
+
+    monkeypatch.setattr(FrozenFeatures, "compute", count)
+    shared = recommend_strategies(prepared, cache=feature_cache(store))
+    measure_before_training(prepared, store, lambda line: None)
+    assert computed == [len(prepared.split.train_and_val)]
+    assert shared["order"] == advice["order"]
+    assert shared["measured"]["late"]["accuracy"] == advice["measured"]["late"]["accuracy"]
 
 
 def test_a_resumed_sweep_does_not_measure_again(prepared: Prepared, store: Store) -> None:
@@ -166,3 +190,45 @@ def test_without_pretrained_weights_nothing_is_measured(preparing: Preparing, st
     measure_before_training(preparing(NETWORKS[0], strategies=("scratch",)), store, lines.append)
     assert store.decisions("zero_effort") == []
     assert lines == []
+
+
+def test_zero_shot_rows_follow_the_others_and_are_measured_on_the_test_part_after_its_opening(
+    preparing: Preparing, store: Store, image_text_network: Path
+) -> None:
+    prepared = preparing(NETWORKS[0], zero_shot=f"local-dir:{image_text_network}")
+    lines: list[str] = []
+    for _ in range(2):
+        measure_before_training(prepared, store, lines.append)
+    frozen, zero_shot = store.decisions("zero_effort")
+    assert (frozen["part"], zero_shot["part"], zero_shot["zero_shot"]) == ("val", "val", "tiny_clip")
+    assert [(row["backbone"], row["method"], row["prompts"]) for row in zero_shot["rows"]] == [
+        ("tiny_clip", "zero_shot", 1),
+        ("tiny_clip", "zero_shot", 7),
+    ]
+    assert len(lines) == 2
+    assert lines[1].startswith("before any training, tiny_clip: zero-shot (1 prompt) ")
+    store.add_trial(Trial("0003", "search", {}, initial_head_recipe(prepared, NETWORKS[0]).as_dict()))
+    store.decide("openings", {"at": "", "finalists": ["0003"]})
+    for _ in range(2):
+        measure_on_test(prepared, store)
+        measure_before_training(prepared, store, lines.append)
+    parts = [(decision["part"], "zero_shot" in decision) for decision in store.decisions("zero_effort")]
+    assert parts == [("val", False), ("val", True), ("test", False), ("test", True)]
+    assert len(lines) == 2
+
+
+def test_class_names_that_are_no_words_are_the_reason_for_no_zero_shot_row(
+    prepared: Prepared, store: Store, image_text_network: Path
+) -> None:
+    store.decide("zero_effort", {"at": "", "part": "val", "rows": [], "why_none": {}})
+    plan = replace(prepared.plan, zero_shot=f"local-dir:{image_text_network}")
+    codes = replace(prepared.pack, classes=tuple(f"n{number:08d}" for number in range(len(prepared.pack.classes))))
+    lines: list[str] = []
+    measure_before_training(replace(prepared, plan=plan, pack=codes), store, lines.append)
+    [line] = lines
+    assert line.startswith("before any training, tiny_clip: not measured (zero-shot needs class names that are words, ")
+
+
+def test_an_image_text_network_that_does_not_exist_is_refused_before_the_data_are_read(preparing: Preparing) -> None:
+    with pytest.raises(ValueError, match="nowhere has no open_clip_config.json"):
+        preparing(NETWORKS[0], zero_shot="local-dir:nowhere", data="no such folder")

@@ -160,6 +160,7 @@ def test_the_refusal_of_an_unknown_axis_lists_all_axes() -> None:
     assert set(str(refused.value).partition("Known: ")[2].split(", ")) == {
         *AXES,
         *PARAMETERS,
+        "image_size",
         "learning_rate",
     }
 

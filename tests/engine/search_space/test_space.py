@@ -51,7 +51,7 @@ def test_the_default_space_stays_as_on_the_design_card(axis: str) -> None:
 
 
 def test_every_table_and_every_searched_number_of_a_recipe_is_an_axis() -> None:
-    searched = {"learning_rate", *LIMITS} - {"epochs", "image_size", "classes"}
+    searched = {"learning_rate", *LIMITS} - {"epochs", "image_size", "eval_size", "classes"}
     assert {*AXES, "learning_rate"} == {*CHOICE_TABLES, *searched}
 
 

@@ -12,10 +12,11 @@ import torch
 
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials.evaluation import divide_runs, evaluate_on_test, evaluate_under_noise
-from sweeps.engine.trials.trainable import TrialContext, open_run, trial_config
-from tests.conftest import BACKBONE
+from sweeps.engine.trials.trainable import TrialContext, open_finished_run, open_run, trial_config
+from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import a_recipe, a_record
-from xfer.data.pack import Pack
+from xfer.data.image_folder import folder
+from xfer.data.pack import Pack, build_pack
 from xfer.features.frozen_features import FrozenFeatures
 from xfer.measure import robustness
 from xfer.recipe import Recipe
@@ -101,6 +102,25 @@ def test_the_accuracy_with_flips_averages_the_probabilities_for_an_image_and_its
         assert stored.flip_correct == tuple(expected)
 
 
+def test_the_predictions_of_a_run_are_stored_with_its_temperature(
+    configs: list[dict[str, Any]], store: Store, evaluated: None
+) -> None:
+    for config in configs:  # a fine-tuned network, and heads on cached features
+        run, held_out, test = open_run(config), store.held_out(config["trial"]), store.test(config["trial"])
+        assert held_out is not None
+        assert test is not None
+        for part, indices in ((held_out.val, run.split.val), (held_out.test, run.split.test)):
+            assert part.images.tolist() == list(indices)
+            assert part.labels.tolist() == run.pack.labels[indices].tolist()
+        assert tuple(held_out.test.correct.tolist()) == test.correct
+        temperature = held_out.temperature or 1.0
+        with torch.no_grad():
+            (images, _), *_ = run.inputs.evaluation_batches(run.split.test)
+            logits = run.model.eval()(run.inputs.transform.prepare(images))
+        expected = (logits / temperature).softmax(dim=1).amax(dim=1).tolist()
+        assert held_out.test.scaled_probability[: len(images)].tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_scores_of_every_kind_are_stored_one_by_one(
     configs: list[dict[str, Any]], store: Store, evaluated: None
 ) -> None:
@@ -159,6 +179,28 @@ def test_cached_features_give_the_evaluation_of_the_whole_network(configs: list[
     cached = run.evaluate("test")
     assert cached.correct == whole.correct
     assert cached.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_runs_in_different_image_sizes_are_evaluated_on_their_own_images(
+    configs: list[dict[str, Any]], make_recipe: Callable[..., Recipe], image_folder: Path, tmp_path: Path
+) -> None:
+    store, larger = Store(tmp_path / "sizes"), build_pack(folder(image_folder), 48, tmp_path / "packs")
+    store.folder.mkdir()
+    tasks = []
+    for name, strategy, size in (("0-s1", "naive", 48), ("1-s1", "ridge_probe", 48), ("2-s1", "ridge_probe", SIZE)):
+        about = {"data": larger.hash, "image_size": 48} if size == 48 else {}
+        trial = Trial(name, "final", {}, make_recipe(strategy=strategy, epochs=1, **about).as_dict())
+        store.add_trial(trial)
+        context = TrialContext(**{**configs[0]["site"], "sweep": str(store.folder)})
+        context = replace(context, pack=str(larger.folder)) if size == 48 else context
+        tasks.append(trial_config(trial, context))
+    for config in tasks:
+        evaluate_on_test(config)
+    evaluate_under_noise(tasks)
+    for config in tasks:
+        stored, alone = store.test(config["trial"]), open_finished_run(config).evaluate("test", noisy=True)
+        assert stored is not None
+        assert (stored.correct, stored.noisy) == (alone.correct, alone.noisy)
 
 
 # --- how runs are divided --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from rich.console import Console
 from sweeps.engine.console.progress import ProgressView
 from sweeps.engine.schedulers import LearningCurve, TrialHistory
 from sweeps.engine.storage.store import Store, Trial
+from sweeps.engine.trials.machine_faults import MAX_FAULTS, final_reason
 from sweeps.engine.trials.stage import Stage, trial_history
 from sweeps.engine.trials.trainable import TrialContext
 from tests.engine.conftest import EPOCHS, a_recipe, a_record, an_epoch
@@ -275,11 +276,13 @@ def test_in_a_resumed_sweep_waiting_trials_keep_waiting_without_a_process(waitin
 
 
 def test_a_trial_whose_process_was_lost_ends_as_failed_with_the_reason(sweep: StageHarness) -> None:
+    for _ in range(MAX_FAULTS - 1):
+        sweep.store.add_fault("0000", "in an earlier start")
     sweep.stage.next_trial()
     sweep.report("0000", 0.2)
     sweep.stage.ended("0000", "its process was lost 4 times")
     (record,) = sweep.store.records()
-    assert (record.status, record.error) == ("failed", "its process was lost 4 times")
+    assert (record.status, record.error) == ("failed", final_reason("its process was lost 4 times"))
     assert [epoch.val_accuracy for epoch in record.epochs] == [0.2]
     assert record.val is None
     assert sweep.learned == [record]
@@ -287,6 +290,8 @@ def test_a_trial_whose_process_was_lost_ends_as_failed_with_the_reason(sweep: St
 
 
 def test_a_trial_whose_process_was_lost_before_its_first_report_ends_as_failed(sweep: StageHarness) -> None:
+    for _ in range(MAX_FAULTS - 1):
+        sweep.store.add_fault("0000", "in an earlier start")
     sweep.stage.next_trial()
     sweep.stage.ended("0000", "its process was lost 4 times")
     (record,) = sweep.store.records()

@@ -15,6 +15,7 @@ from tests.xfer.cli_runner import Flags, make_command_runner
 from xfer.__main__ import parser
 from xfer.commands import shared, train
 from xfer.commands.train import parse_choice
+from xfer.data.images import read_image
 from xfer.data.split import split_pack
 from xfer.hyperparameters import DEFAULT_EPOCHS
 from xfer.lengths import MIN_STEPS
@@ -22,6 +23,7 @@ from xfer.models import backbones
 from xfer.recipe import CHOICE_TABLES, recipe_from_dict
 from xfer.records import evaluation_from_dict, record_from_dict
 from xfer.run import Run
+from xfer.training.export import load_classifier
 
 TIMINGS = ("seconds", "images_per_second", "cpu_percent", "memory_mb", "peak_memory_mb", "gpu_percent")
 SHORT = ("--batch-size", 8, "--epochs", 2)
@@ -84,6 +86,26 @@ def test_a_run_writes_recipe_checkpoints_record_and_model(xfer, flags, tmp_path)
     )
     assert lines[4].startswith(f"validation accuracy {right / 6:.1%} ({right} of 6), balanced ")
     assert lines[5].endswith(f"python -m xfer predict --model {tmp_path / 'out' / 'model'} IMAGE ...")
+
+
+def test_images_are_evaluated_and_predicted_in_the_size_of_evaluation(xfer, flags, image_folder, tmp_path):
+    command = ("train", *flags(*SHORT, "--eval-size", 48, "--out", tmp_path / "out"))
+    ended = xfer(*command)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines()[0].endswith("6 validation and 6 test images of 32 px, evaluated at 48 px")
+    assert len([*(flags.storage / "packs").iterdir()]) == 2
+    assert read_json(tmp_path / "out" / "recipe.json")["eval_size"] == 48
+    model = tmp_path / "out" / "model"
+    assert read_json(model / "model.json")["image_size"] == load_classifier(model).image_size == 48
+    photo = image_folder / "red" / "01.png"
+    (line,) = xfer("predict", "--model", model, "--json", photo).out.splitlines()
+    probabilities = load_classifier(model).probabilities(read_image(photo, 48)[None])[0]
+    for name, probability in json.loads(line)["classes"].items():
+        assert probability == pytest.approx(probabilities[("blue", "green", "red").index(name)])
+    assert "training is already complete" in xfer(*command).out
+    other = xfer(*command[:-4], *command[-2:])
+    assert other.status != 0
+    assert "eval_size differ" in other.err
 
 
 def test_without_out_a_run_has_its_own_folder_in_the_storage(xfer, flags):

@@ -216,7 +216,7 @@ def test_verification_detects_a_flipped_bit_in_the_pixels(few, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is damaged: remove that folder, and it is built again"):
+    with pytest.raises(ValueError, match=r"is damaged .*: remove that folder, and it is built again"):
         load_pack(pack.folder, verify=True)
 
 

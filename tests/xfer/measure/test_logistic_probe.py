@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from xfer.linear_heads import logistic_path
+from xfer.measure import logistic_probe
 from xfer.measure.logistic_probe import DEFAULT_PENALTY, choose_penalty, logistic_probe_classes
 from xfer.measure.transferability import stratified_folds
 
@@ -29,6 +32,23 @@ def test_the_chosen_penalty_has_the_lowest_cross_entropy_on_held_out_images() ->
         losses.append(loss)
     assert len(set(losses)) == 3
     assert choose_penalty(features, labels, penalties, seed=3) == penalties[int(np.argmin(losses))]
+
+
+def test_on_many_images_of_many_classes_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+    original = logistic_probe.logistic_path
+
+    def count(rows: torch.Tensor, *args: Any) -> Any:
+        fitted.append(len(rows))
+        return original(rows, *args)
+
+    monkeypatch.setattr(logistic_probe, "logistic_path", count)
+    labels = np.arange(40) % 2
+    choose_penalty(np.eye(2)[labels], labels)
+    assert fitted == [32] * 5
+    monkeypatch.setattr(logistic_probe, "MAX_LABEL_ENTRIES", 79)
+    choose_penalty(np.eye(2)[labels], labels)
+    assert fitted == [32] * 6
 
 
 def test_noise_asks_for_the_largest_penalty_and_separated_classes_for_the_smallest() -> None:
