@@ -14,6 +14,7 @@ from fsspec.registry import known_implementations
 
 from xfer.choices import closest_names_message, unknown_name_message
 from xfer.data import quickdraw, stanford_cars
+from xfer.data.file_gate import usable_files
 from xfer.data.huggingface import hub
 from xfer.data.image_folder import folder
 from xfer.data.source import Source
@@ -74,7 +75,7 @@ def read_source(
         ValueError: the layout is unknown, the data do not follow it, or an argument does not apply to it.
     """
     try:
-        found = _read(fetch_data(data), source, parts, follow_links, group.strip())
+        found = usable_files(_read(fetch_data(data), source, parts, follow_links, group.strip()))
     except ValueError as error:  # a message may quote names of files and folders in any encoding
         raise ValueError(escape_undecoded(str(error))) from error
     skipped = tuple(replace(skip, first=tuple(map(escape_undecoded, skip.first))) for skip in found.skipped)

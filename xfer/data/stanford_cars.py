@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from xfer.data.file_gate import check_file, check_mat_size, usable_files
 from xfer.data.images import ImageFile
-from xfer.data.source import MAX_NAMED, Example, SkippedFiles, Source, filter_labels, preview, validate_source
+from xfer.data.source import Example, Source, filter_labels, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
+
+MAX_MAT_BYTES = 64 * 2**20
+"""Maximum size of a file of labels, compressed or not; the published ones have less than 1 MiB."""
 
 STANFORD_CARS_LAYOUT = """Stanford Cars is expected in its original layout:
     DIR/cars_train/00001.jpg ...                the 8,144 training photos
@@ -45,30 +47,30 @@ def stanford_cars(uri: DataUri) -> Source:
     ]
     if missing:
         raise ValueError(f"{root} lacks {preview(missing)}.\n{STANFORD_CARS_LAYOUT}")
-    classes = tuple(str(name) for name in _read_mat(root / "devkit" / "cars_meta.mat", "class_names"))
+    classes = tuple(str(name) for name in _read_mat(root / "devkit" / "cars_meta.mat", root, "class_names"))
     test: list[Example] = []
     notes: tuple[str, ...] = ()
-    examples = _read_examples(root / "devkit" / "cars_train_annos.mat", root / "cars_train", classes, "train")
+    examples = _read_examples(root / "devkit" / "cars_train_annos.mat", root, "cars_train", classes, "train")
     name = "cars_test_annos_withlabels.mat"
     labels = next((path for path in (root / name, root / "devkit" / name) if path.exists()), None)
     if labels and (root / "cars_test").is_dir():
-        test = _read_examples(labels, root / "cars_test", classes, "test")
+        test = _read_examples(labels, root, "cars_test", classes, "test")
     else:
         examples = [Example(example.image, example.label) for example in examples]
         notes = (
             f"The official test labels ({name}) or photos (cars_test/) are missing: a stratified part of the official "
             f"training photos is held out as test part, so results are not comparable with published ones.",
         )
-    source = _without_missing(Source(root.name, classes, (*examples, *test), notes, unit="rows"))
+    source = usable_files(Source(root.name, classes, (*examples, *test), notes, unit="rows"), root)
     # The devkit always names 196 classes. A subset of the photos may have fewer.
     source = filter_labels(source, {example.label for example in source.examples})
     return validate_source(source, root, f"that the devkit names.\n{STANFORD_CARS_LAYOUT}")
 
 
-def _read_examples(annotations: Path, photos: Path, classes: tuple[str, ...], part: Part) -> list[Example]:
-    rows = _read_mat(annotations, "annotations")
+def _read_examples(annotations: Path, root: Path, photos: str, classes: tuple[str, ...], part: Part) -> list[Example]:
+    rows = _read_mat(annotations, root, "annotations")
     try:
-        labelled = [(photos / Path(str(row["fname"])).name, int(row["class"]) - 1) for row in rows]
+        labelled = [(root / photos / Path(str(row["fname"])).name, int(row["class"]) - 1) for row in rows]
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{annotations} lacks the fields `fname` and `class` of Stanford Cars") from error
     unknown = [label + 1 for _, label in labelled if not 0 <= label < len(classes)]
@@ -77,18 +79,12 @@ def _read_examples(annotations: Path, photos: Path, classes: tuple[str, ...], pa
     return [Example(ImageFile(path), label, part) for path, label in labelled]
 
 
-def _without_missing(source: Source) -> Source:
-    """Return a source without the photos that do not exist, which are counted as skipped."""
-    exists = [isinstance(example.image, ImageFile) and example.image.path.exists() for example in source.examples]
-    missing = [example.image.name for example, found in zip(source.examples, exists, strict=True) if not found]
-    skipped = (SkippedFiles("file not found", len(missing), tuple(missing[:MAX_NAMED])),) if missing else ()
-    return replace(source, examples=tuple(compress(source.examples, exists)), skipped=skipped)
-
-
-def _read_mat(path: Path, key: str) -> list[Any]:
+def _read_mat(path: Path, root: Path, key: str) -> list[Any]:
     from scipy.io import loadmat  # only this layout needs it
 
+    check_file(path, root, MAX_MAT_BYTES)
+    check_mat_size(path, MAX_MAT_BYTES)
     try:
-        return list(loadmat(path, squeeze_me=True)[key].reshape(-1))
+        return list(loadmat(path, squeeze_me=True, variable_names=[key])[key].reshape(-1))
     except Exception as error:  # scipy raises anything from TypeError to zlib.error on a damaged file
         raise ValueError(f"{path} is not a MATLAB file with the variable `{key}` of Stanford Cars: {error}") from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xfer.choices import closest_names_message
+from xfer.data.file_gate import usable_files
 from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import ImageFile, LazyImage, to_square
 from xfer.data.pixel_rules import to_rgb
@@ -112,7 +113,9 @@ def torchvision(uri: DataUri) -> Source:
     classes = _class_names(parts[0][1], 1 + max((label for _, label, _ in images), default=-1))
     unit = "files" if images and isinstance(images[0][0], ImageFile) else "images"
     source = Source(name, classes, tuple(Example(*image) for image in images), unit=unit)
-    source = filter_labels(source, {label for _, label, _ in images})
+    if "root" in args:
+        source = usable_files(source, Path(args["root"]))
+    source = filter_labels(source, {example.label for example in source.examples})
     return validate_source(source, name, f"in {parameters.get('root')}")
 
 

@@ -58,13 +58,16 @@ def test_more_trials_are_not_a_difference_but_fewer_are(prepared: Prepared) -> N
         ({"finalists": 1}, ["finalists"]),
         ({"seeds": 1}, ["seeds"]),
         ({"seed": 1}, ["seed"]),
-        ({"strategies": ("naive", "clip")}, ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy"]),
+        (
+            {"strategies": ("naive", "clip")},  # without lp_ft, no head has to be chosen before the search
+            ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy", "screening.heads.logistic_probe"],
+        ),
         (
             {"edits": {"learning_rate": "1e-4..1e-3", "optimizer": "sgd"}},
             ["space.adam.learning_rate", "space.optimizer"],
         ),
         ({"backbone_args": {"drop_rate": 0.1}}, ["backbones"]),
-        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials"]),
+        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials", "screening.heads.logistic_probe"]),
         (
             {"edits": {"colour": "grey", "images_per_class": "5"}},
             ["space.colour", "space.images_per_class", "data.train", "data.split"],
@@ -72,6 +75,7 @@ def test_more_trials_are_not_a_difference_but_fewer_are(prepared: Prepared) -> N
         ({"classes": ("red", "blue")}, ["data.classes", "data.pack", "data.train", "data.val", "data.test"]),
         ({"experiment": "cars"}, ["experiment"]),
         ({"question": "Another?"}, []),
+        ({"margin": 0.02}, []),
     ],
     ids=str,
 )
@@ -83,6 +87,12 @@ def test_changes_are_listed_by_name(
     assert all(name.startswith("space.") for name in set(names(differences)) - set(changed))
     assert bool(differences) == bool(changed)
     assert all(" -> " in line for line in differences)
+
+
+@pytest.mark.parametrize("margin", [-0.01, 1, float("nan")])
+def test_a_margin_outside_its_limits_is_refused(make_plan: Callable[..., Plan], margin: float) -> None:
+    with pytest.raises(ValueError, match=f"margin is {margin}; must be at least 0 and below 1"):
+        make_plan(margin=margin)
 
 
 def test_a_change_shows_both_values(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
