@@ -402,9 +402,7 @@ def test_the_ranking_has_the_documented_columns_and_a_row_for_each_trial(sweep: 
     rows = _ranking(sweep)
     assert list(rows[0])[: len(COLUMNS)] == COLUMNS
     tied = [row["tied_with_best"] == "yes" for row in rows]
-    assert [row["rank"] for row in rows] == [
-        "1" if tied[0] and tied[place] else str(place + 1) for place in range(TRIALS)
-    ]
+    assert [row["rank"] for row in rows] == ["1" if tied[0] and tied[i] else str(i + 1) for i in range(TRIALS)]
     assert sorted(row["trial"] for row in rows) == sweep.files.trials("search")
 
 

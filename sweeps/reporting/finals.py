@@ -73,12 +73,12 @@ def margin(results: Results) -> float:
 def rank_numbers(names: Sequence[str], comparison: FinalsComparison | None) -> list[int]:
     """Return the ranks of trials that are listed best first: those tied with the first one share rank 1.
 
-    The others keep the numbers of their places, as in 1, 1, 3. If the first trial itself is not tied with the best, the
-    ranks are 1, 2, 3: the order on the validation set stays, whatever the test set says.
+    The others have the rank of their position, as in 1, 1, 3. If the first trial is not tied with the best, the ranks
+    are 1, 2, 3, because test results never change the order.
     """
     tied = set() if comparison is None else {trial.name for trial in comparison.tied}
     shares = bool(names) and names[0] in tied
-    return [1 if shares and name in tied else place for place, name in enumerate(names, start=1)]
+    return [1 if shares and name in tied else position for position, name in enumerate(names, start=1)]
 
 
 def _answers(evaluations: Sequence[dict[int, Evaluation]]) -> NDArray[np.float64]:

@@ -86,7 +86,7 @@ def _single_best(results: Results, comparison: FinalsComparison, best: RankedTri
 def _undecided(comparison: FinalsComparison) -> str:
     """State what the finals could find, and what would settle the first two of those that are tied."""
     first, second = comparison.tied[:2]
-    index = {trial.name: place for place, trial in enumerate(comparison.trials)}
+    index = {trial.name: i for i, trial in enumerate(comparison.trials)}
     pair = comparison.correct[index[first.name]], comparison.correct[index[second.name]]
     found, expected = difference(*pair), outlook(*pair)
     names = f"{_name(first)} and {_name(second)}"

@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 def answers(*recipes: float, seeds: int = 3, images: int = 200, shift: int = 37) -> Array:
-    """Recipes whose wrong answers are next to each other, at places that differ by recipe and, a little, by seed."""
+    """Recipes whose wrong answers are next to each other, at indices that differ by recipe and, a little, by seed."""
     correct = np.ones((len(recipes), seeds, images))
     for recipe, accuracy in enumerate(recipes):
         for seed in range(seeds):

@@ -79,7 +79,7 @@ def test_finalists_without_a_common_seed_are_not_compared() -> None:
     assert compare_finalists(results, ranked_finalists(results)) is None
 
 
-def test_tied_finalists_share_rank_1_and_the_others_keep_their_places() -> None:
+def test_tied_finalists_share_rank_1_and_the_others_have_the_rank_of_their_position() -> None:
     results = results_with(
         a_finalist("0000", 0.94, 0.90), a_finalist("0001", 0.93, 0.60), a_finalist("0002", 0.92, 0.91)
     )
