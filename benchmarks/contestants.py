@@ -18,11 +18,20 @@ from benchmarks.run_outcomes import Point, RunOutcome, outcome_from_dict
 from sweeps.engine.console.provenance import utc_now
 from sweeps.engine.storage.store import Store, list_sweeps
 from xfer.choices import Value
+from xfer.hyperparameters import FROZEN_HEADS
 
 ROOT = Path(__file__).parents[1]
 PLAIN_SCRIPT = Path(__file__).with_name("plain.py")
 REMOVED_ENV_VARS = ("OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "RAY_ADDRESS")
 """Variables that a command does not inherit; each side sets the ones it needs."""
+COMPARED_SPACE: Mapping[str, str] = {
+    "optimizer": "sgd,adam,radam,ranger",
+    "schedule": "onecycle,cosine",
+    "augmentation": "flip,none,randaugment",
+    "mixing": "none,cutmix",
+    "batch_norm": "with_weights",
+}
+"""Axes that our side searches with other values than its default ones, so that both sides search the same space."""
 PAUSE_SECONDS = 5.0  # after a command: Ray's processes end a little later than their driver
 
 
@@ -79,11 +88,19 @@ def run_ours(task: BenchmarkTask, storage: Path, log: Path, extra_flags: Sequenc
         "--reports": storage / "reports",
     }
     fixed = [word for axis, value in task.fixed.items() for word in ("--fix", f"{axis}={_fixed_value(value)}")]
+    compared = [word for text in _compared_axes(task) for word in ("--vary", text)]
     fresh = ["--fresh"] if storage.exists() else []
-    command = ["-m", "sweeps.folder", *_flag_words(flags), *fixed, *fresh, *extra_flags]
+    command = ["-m", "sweeps.folder", *_flag_words(flags), *compared, *fixed, *fresh, *extra_flags]
     started_at, seconds = run_command(command, log)
     newest = max(list_sweeps(storage), key=lambda store: (store.folder / "plan.json").stat().st_mtime)
     return RunOutcome(_command_line(command), seconds, 0.0, tuple(sweep_points(newest, started_at)), utc_now())
+
+
+def _compared_axes(task: BenchmarkTask) -> list[str]:
+    """Return the values of `COMPARED_SPACE` for `--vary`, without what the task fixes or no probe ever tries."""
+    has_no_effect = {"mixing"} if set(task.strategies.split(",")) <= FROZEN_HEADS else set()
+    skipped = {*task.fixed, *has_no_effect}
+    return [f"{axis}={values}" for axis, values in COMPARED_SPACE.items() if axis not in skipped]
 
 
 def run_plain(

@@ -2,12 +2,12 @@
 
     python -m benchmarks.plain --data DIR --weights FILE --trials 24 --epochs 8 --search optuna --scheduler asha
 
-DIR contains train/<class>/*.jpg and val/<class>/*.jpg. The strategies, axes and ranges are those of
-sweeps/engine/search_space/defaults.py (tests/test_benchmarks.py compares them), and photos are cropped as in
-xfer/data/images.py. It is meant to be a good script: a frozen body is in evaluation mode and gets no gradient, loader
-processes live as long as their trial, and the sampler models conditional parameters jointly. It keeps the defaults that
-such scripts keep: `reuse_actors` is False, memory is allocated as usual, and images are in torch's default memory
-format without `--channels-last`. It writes no checkpoints.
+DIR contains train/<class>/*.jpg and val/<class>/*.jpg. The axes are those of COMPARED_SPACE in contestants.py, which
+our side gets with --vary, and the ranges are the default ones (tests/test_benchmarks.py compares both). Photos are
+cropped as in xfer/data/images.py. It is meant to be a good script: a frozen body is in evaluation mode and gets no
+gradient, loader processes live as long as their trial, and the sampler models conditional parameters jointly. It keeps
+the defaults that such scripts keep: `reuse_actors` is False, memory is allocated as usual, and images are in torch's
+default memory format without `--channels-last`. It writes no checkpoints.
 """
 # ruff: noqa: E402  (the clock starts before the imports, because a user waits for them too)
 
@@ -46,6 +46,7 @@ from torchvision.transforms import v2
 STRATEGIES = ("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")
 CLIP_NORMS = (None, 0.5, 1.0, 5.0)
 LEARNING_RATES = {"sgd": (1e-3, 1e-1), "adam": (3e-5, 1e-2), "radam": (3e-5, 1e-2), "ranger": (1e-4, 3e-2)}
+HEAD_RATE_FACTOR = 10  # a head alone learns at higher rates
 SCHEDULES = ("onecycle", "cosine")
 AUGMENTATIONS = ("flip", "none", "randaugment")
 MIXINGS = ("none", "cutmix")
@@ -62,7 +63,10 @@ def suggest(trial: Trial, strategies: tuple[str, ...], epochs: int, fixed: dict[
         trial.suggest_int("freeze_epochs", FREEZE_EPOCHS[0], max(1, min(FREEZE_EPOCHS[1], epochs - 1)))
     clip_norm = 1.0 if strategy == "clip" else trial.suggest_categorical("clip_norm", CLIP_NORMS)
     optimizer = trial.suggest_categorical("optimizer", tuple(LEARNING_RATES))
-    learning_rate = trial.suggest_float(f"{optimizer}_learning_rate", *LEARNING_RATES[optimizer], log=True)
+    low, high = LEARNING_RATES[optimizer]
+    factor, prefix = (HEAD_RATE_FACTOR, "head_") if strategy == "linear_probe" else (1, "")
+    rates = (factor * low, factor * high)
+    learning_rate = trial.suggest_float(f"{prefix}{optimizer}_learning_rate", *rates, log=True)
     trial.suggest_categorical("schedule", SCHEDULES)
     trial.suggest_categorical("augmentation", AUGMENTATIONS)
     trial.suggest_categorical("mixing", MIXINGS)

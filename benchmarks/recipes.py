@@ -5,7 +5,7 @@
 
 Tries optimizers and learning rates of each strategy on several data sets, everything else as in its known good recipe.
 The regret of a recipe on a data set is its distance to the best recipe of its strategy, in points of validation
-accuracy. KNOWN_GOOD in sweeps/engine/search_space/known_good.py should name the recipe with the smallest mean regret,
+accuracy. RESEARCHED in sweeps/engine/search_space/known_good.py should name the recipe with the smallest mean regret,
 if that choice generalizes: each data set is left out in turn. The test parts are not evaluated. QuickDraw and Stanford
 Cars, on which row 3 of RESULTS.md is measured, are not used.
 
@@ -37,9 +37,11 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
         "radam": (2e-3, 5e-3),
         "ranger": (3e-3, 1e-2, 2e-2),
     },
+    "lp_ft": {"sgd": (1e-3, 3e-3, 1e-2), "adam": (1e-4, 5e-4), "ranger": (3e-3,)},
+    "layer_decay": {"adamw": (1e-4, 5e-4, 2e-3)},
     "freeze_then_unfreeze": {"sgd": (1e-2, 3e-2, 1e-1), "adam": (5e-4, 2e-3), "ranger": (1e-2,)},
     "naive": {"sgd": (1e-3, 3e-3, 1e-2), "adam": (5e-4, 2e-3), "ranger": (1e-2,)},
-    "linear_probe": {"sgd": (1e-1,), "adam": (5e-3, 1e-2), "ranger": (1e-2, 3e-2)},
+    "linear_probe": {"sgd": (1e-2, 1e-1), "adam": (1e-3, 3e-3, 1e-2), "ranger": (1e-2, 3e-2)},
     "scratch": {"sgd": (3e-2,), "adam": (5e-4, 2e-3), "ranger": (1e-2,)},
 }
 """Learning rates by strategy and optimizer, including those of the current known good recipes."""
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="timm name")
     parser.add_argument("--weights", required=True, help="FILE")
     parser.add_argument("--image-size", type=int, required=True, help="in pixels")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="by default the length of a sweep's trials on these images")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--storage", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -110,9 +112,11 @@ def _without_rate(params: Config) -> Config:
 
 def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
     """Format RECIPES.md: the tables with their command, date and machine."""
+    epochs = f" --epochs {args.epochs}" if args.epochs else ""
+    length = f"{args.epochs} epochs" if args.epochs else "default length"
     command = (
         f"python -m benchmarks.recipes --backbone {args.backbone} --weights {args.weights} --image-size "
-        f"{args.image_size} --epochs {args.epochs} --seeds {args.seeds} {shlex.join(args.data)}"
+        f"{args.image_size}{epochs} --seeds {args.seeds} {shlex.join(args.data)}"
     )
     by_strategy: dict[str, dict[str, dict[str, float]]] = {}
     images: dict[str, int] = {}
@@ -132,7 +136,7 @@ def _page(results: list[VariantResult], args: argparse.Namespace) -> str:
         *textwrap.wrap(
             f"Mean validation accuracy over {args.seeds} seeds, each with a different validation part (total number of "
             f"images: {image_counts}); the test parts were not evaluated. {args.backbone} at {args.image_size} px, "
-            f"{args.epochs} epochs. Regret: distance to the best recipe of the strategy, in points, mean over the data "
+            f"{length}. Regret: distance to the best recipe of the strategy, in points, mean over the data "
             f"sets. A diverged run counts as 0.",
             WIDTH,
         ),

@@ -18,7 +18,7 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.search_space.distributions import Config
-from sweeps.engine.search_space.known_good import KNOWN_GOOD
+from sweeps.engine.search_space.known_good import known_good_recipes
 from sweeps.engine.search_space.overrides import space_for
 from xfer.devices.host_memory import retain_freed_memory
 from xfer.recipe import Recipe
@@ -27,8 +27,8 @@ from xfer.training import networks
 
 
 def known_good(strategy: str) -> Config:
-    """The first known good recipe of a strategy."""
-    return next(params for params in KNOWN_GOOD if params["strategy"] == strategy)
+    """The first known good recipe of a strategy on a batch-norm network."""
+    return next(params for params in known_good_recipes() if params["strategy"] == strategy)
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ class VariantResult:
         return sum(len(record.val.correct) for record in self.records if record.val)
 
 
-def prepare_data(data: str, backbone: str, weights: str, image_size: int, epochs: int, storage: Path) -> Prepared:
-    """Prepare images and a network as for a sweep."""
+def prepare_data(
+    data: str, backbone: str, weights: str, image_size: int, epochs: int | None, storage: Path
+) -> Prepared:
+    """Prepare images and a network as for a sweep, with runs of the default length if `epochs` is None."""
     plan = Plan("arms", "What does each of them do?", data=data, backbones=(backbone,), weights={backbone: weights})
     settings = {"image_size": image_size, "epochs": epochs, "strategies": ("naive",), "advise": False}
     return prepare(replace(plan, **settings), storage)  # type: ignore[arg-type]  # mixed types

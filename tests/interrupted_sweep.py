@@ -30,6 +30,10 @@ def flags(data: object, weights: Path, scheduler: str = "none") -> list[object]:
     return [
         *("--data", data, "--backbone", "test_efficientnet", "--weights", weights, "--image-size", 32),
         *("--trials", TRIALS, "--epochs", EPOCHS, "--fix", "batch_size=4", "--sampler", "random", "--no-advise"),
+        *(
+            "--strategies",
+            "clip,freeze_then_unfreeze,naive,linear_probe,scratch",
+        ),  # no closed form: one epoch
         *("--scheduler", scheduler, "--finalists", 1, "--seeds", SEEDS, "--concurrent", 2),
     ]
 

@@ -22,22 +22,22 @@ from benchmarks.run_outcomes import (
     speedup,
 )
 from sweeps.engine.plan import Plan
-from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES
+from sweeps.engine.search_space.defaults import LEARNING_RATE_RANGES, PARAMETER_RANGES
 from sweeps.engine.search_space.distributions import domain_values
 from sweeps.engine.search_space.overrides import space_for
-from sweeps.engine.search_space.space import Space
 from xfer.choices import default_parameters
 from xfer.hyperparameters import Categorical, Distribution
 from xfer.recipe import CHOICE_TABLES
 
-SEARCHED_AXES = {axis: domain for axis, domain in AXES.items() if len(domain_values(domain)) > 1}
+COMPARED = space_for(["mobilenetv2_100"], 8, comparisons.STRATEGIES.split(","), contestants.COMPARED_SPACE)
+SEARCHED_AXES = {axis: domain for axis, domain in COMPARED.axes.items() if len(domain_values(domain)) > 1}
 ENTRY_PARAMETERS = {
     name: PARAMETER_RANGES.get(f"{entry}.{name}") or PARAMETER_RANGES[name]
     for kind in CHOICE_TABLES
-    for entry in map(str, domain_values(AXES[kind]))
+    for entry in map(str, domain_values(COMPARED.axes[kind]))
     for name in default_parameters(CHOICE_TABLES[kind][entry])
 }
-"""The parameters of the entries in the default search."""
+"""The parameters of the entries that are compared."""
 
 
 def bounds(distribution: object) -> set[object]:
@@ -64,10 +64,6 @@ def plain_parameters() -> dict[str, set[object]]:
     return suggested_parameters(lambda trial: plain.suggest(trial, plain.STRATEGIES, 8, {}))
 
 
-def our_space() -> Space:
-    return space_for(["mobilenetv2_100"], 8)
-
-
 def test_the_plain_script_searches_the_same_axes_and_values() -> None:
     plain_values = plain_parameters()
     for name, domain in SEARCHED_AXES.items():
@@ -75,21 +71,26 @@ def test_the_plain_script_searches_the_same_axes_and_values() -> None:
     for name, domain in ENTRY_PARAMETERS.items():
         if len(domain_values(domain)) > 1:
             assert plain_values.pop(name) == set(domain_values(domain)), name
-    for name in map(str, domain_values(AXES["optimizer"])):
-        assert plain_values.pop(f"{name}_learning_rate") == set(domain_values(LEARNING_RATE_RANGES[name])), name
+    for name in map(str, domain_values(COMPARED.axes["optimizer"])):
+        for prefix in ("", "head"):
+            rates = LEARNING_RATE_RANGES[f"{prefix}.{name}".removeprefix(".")]
+            plain_rates = plain_values.pop(f"{prefix}_{name}_learning_rate".removeprefix("_"))
+            assert sorted(plain_rates) == pytest.approx(domain_values(rates)), name
     assert plain_values == {}
 
 
 def test_both_sides_search_the_same_number_of_parameters() -> None:
-    assert len(plain_parameters()) == len(suggested_parameters(our_space().suggest))
+    assert len(plain_parameters()) == len(suggested_parameters(COMPARED.suggest))
 
 
 def test_parameters_unknown_to_the_plain_script_are_fixed_on_our_side() -> None:
     def is_fixed(domain: Distribution) -> bool:
         return isinstance(domain, Categorical) and len(domain.values) == 1
 
-    fixed = {axis: domain_values(domain)[0] for axis, domain in AXES.items() if is_fixed(domain)}
+    fixed = {axis: domain_values(domain)[0] for axis, domain in COMPARED.axes.items() if is_fixed(domain)}
     assert fixed == {
+        "backbone": "mobilenetv2_100",
+        "drop_path": 0.0,
         "clip_value": None,
         "balance": "none",
         "embedding_loss": "none",
@@ -305,7 +306,7 @@ def test_both_commands_contain_the_task(started_commands, tmp_path) -> None:
     plan = options.apply_options(plan, cli_options)
     assert isinstance(plan, Plan)
     assert (plan.trials, plan.epochs, plan.sampler, plan.scheduler, plan.finalists) == (3, 2, "random", "none", 0)
-    assert plan.edits == {"clip_norm": "none"}
+    assert plan.edits == {**contestants.COMPARED_SPACE, "clip_norm": "none"}
     assert not cli_options.fresh
     plain_command = shlex.join(plain_words)
     for flags in (

@@ -96,7 +96,10 @@ class Optimizer:
     """A row of the table: the learning rates of one optimizer."""
 
     learning_rates: Range
-    """The range that a sweep tries."""
+    """The range that a sweep tries to train a whole network. Families of networks may have their own
+    (`xfer.models.families`)."""
+    head_learning_rates: Range
+    """The range that a sweep tries to train a head alone: ten times as high."""
     default_learning_rate: float
     """A good rate for training the whole network; a head alone takes ten times as much."""
 
@@ -142,28 +145,31 @@ CLOSED_FORM_HEADS = frozenset({"logistic_probe", "ridge_probe"})
 """Strategies that fit the head in closed form and take no gradient steps."""
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer(Range(1e-3, 1e-1, log=True), 1e-2),
-    "nesterov": Optimizer(Range(1e-3, 1e-1, log=True), 1e-2),
-    "adam": Optimizer(Range(3e-5, 1e-2, log=True), 5e-4),
-    "adamw": Optimizer(Range(3e-5, 1e-2, log=True), 5e-4),
-    "radam": Optimizer(Range(3e-5, 1e-2, log=True), 5e-4),
-    "ranger": Optimizer(Range(1e-4, 3e-2, log=True), 1e-3),
-    "lamb": Optimizer(Range(3e-4, 3e-2, log=True), 3e-3),
-    "lion": Optimizer(Range(3e-6, 1e-3, log=True), 5e-5),
+    "sgd": Optimizer(Range(1e-3, 1e-1, log=True), Range(1e-2, 1.0, log=True), 1e-2),
+    "nesterov": Optimizer(Range(1e-3, 1e-1, log=True), Range(1e-2, 1.0, log=True), 1e-2),
+    "adam": Optimizer(Range(3e-5, 1e-2, log=True), Range(3e-4, 1e-1, log=True), 5e-4),
+    "adamw": Optimizer(Range(3e-5, 1e-2, log=True), Range(3e-4, 1e-1, log=True), 5e-4),
+    "radam": Optimizer(Range(3e-5, 1e-2, log=True), Range(3e-4, 1e-1, log=True), 5e-4),
+    "ranger": Optimizer(Range(1e-4, 3e-2, log=True), Range(1e-3, 3e-1, log=True), 1e-3),
+    "lamb": Optimizer(Range(3e-4, 3e-2, log=True), Range(3e-3, 3e-1, log=True), 3e-3),
+    "lion": Optimizer(Range(3e-6, 1e-3, log=True), Range(3e-5, 1e-2, log=True), 5e-5),
 }
 """The optimizers with their learning rates."""
 
 CHOICES: dict[str, ChoiceTable] = {
     "strategy": ChoiceTable(
-        search=("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch"),
+        search=(
+            *("clip", "lp_ft", "freeze_then_unfreeze", "naive", "layer_decay", "freeze_first"),
+            *("linear_probe", "logistic_probe", "scratch"),
+        ),
         entries={name: parameters for group in STRATEGIES.values() for name, parameters in group.items()},
     ),
     "optimizer": ChoiceTable(
-        search=("sgd", "adam", "radam", "ranger"),
+        search=("sgd", "adam", "adamw", "radam", "ranger"),
         entries=dict.fromkeys(OPTIMIZERS, ()),
     ),
     "schedule": ChoiceTable(
-        search=("onecycle", "cosine"),
+        search=("onecycle", "cosine_warmup"),
         entries={
             "onecycle": (),
             "cosine": (),
@@ -174,7 +180,7 @@ CHOICES: dict[str, ChoiceTable] = {
         },
     ),
     "augmentation": ChoiceTable(
-        search=("flip", "none", "randaugment"),
+        search=("flip", "random_resized_crop", "none", "randaugment"),
         entries={
             "none": (),
             "flip": (),
@@ -218,7 +224,7 @@ CHOICES: dict[str, ChoiceTable] = {
         entries={"keep": (), "mish": (), "silu": (), "leaky_relu": ()},
     ),
     "batch_norm": ChoiceTable(
-        search=("with_weights",),
+        search=("with_weights", "frozen"),
         entries={"with_weights": (), "frozen": (), "always": ()},
     ),
     "colour": ChoiceTable(
@@ -228,7 +234,8 @@ CHOICES: dict[str, ChoiceTable] = {
 }
 """Every kind of choice that a recipe makes from a table.
 
-By default a sweep tries the few entries that the literature compares; `--vary` reaches the others by name."""
+By default a sweep tries the few entries that the literature compares, where they suit network and data
+(`sweeps.engine.search_space.constraints`); `--vary` reaches the others by name."""
 
 NUMBERS: dict[str, Number] = {
     "clip_norm": Number(
@@ -249,6 +256,11 @@ NUMBERS: dict[str, Number] = {
         limits=(1e-6, 1.0),
         log=True,
         help="learning rate below the head, as a fraction of the head's",
+    ),
+    "drop_path": Number(
+        Categorical((0.0,)),
+        limits=(0.0, 0.9),
+        help="stochastic depth: probability of skipping the highest block, falling to 0 at the lowest",
     ),
     "weight_decay": Number(
         Range(1e-6, 1e-2, log=True),
@@ -286,7 +298,7 @@ PARAMETERS: dict[str, Number] = {
         log=True,
         search_by_entry={
             "ridge_probe": Range(1.0, 1e4, log=True),  # on squared errors; the others are on log-likelihoods
-            "logistic_probe": Range(1e-2, 1e2, log=True),
+            "logistic_probe": Categorical((1.0, 0.01, 0.1, 10.0, 100.0)),  # those that the screening tries
             "lp_ft": Range(1e-2, 1e2, log=True),
         },
     ),
@@ -296,7 +308,7 @@ PARAMETERS: dict[str, Number] = {
     "stage": Number(Range(1, 4), limits=(1, 1_000)),
     "block": Number(Range(1, 4), limits=(1, 4)),  # quarters of a network
     "until": Number(Range(0.25, 0.75), limits=(0.01, 0.99)),
-    "decay": Number(Range(0.5, 0.95), limits=(0.01, 1.0)),
+    "decay": Number(Range(0.65, 0.95), limits=(0.01, 1.0)),  # from MAE and BEiT to AutoGluon; `xfer.models.families`
     "rank": Number(Categorical((8, 4, 16)), limits=(1, 4_096)),
     "strength": Number(Range(1e-4, 1e-1, log=True), limits=(1e-9, 1e3), log=True),
     "num_ops": Number(Categorical((2,)), limits=(1, 14)),  # as published for ImageNet; RandAugment has 14 operations
@@ -342,7 +354,7 @@ def search_range(entry: str, parameter: str) -> Distribution:
     """Return what a sweep tries for a parameter of a table entry.
 
     >>> str(search_range("mixup", "alpha")), str(search_range("layer_decay", "decay"))
-    ('0.2', '0.5..0.95')
+    ('0.2', '0.65..0.95')
     """
     row = PARAMETERS[parameter]
     distribution = row.search_by_entry.get(entry, row.search)

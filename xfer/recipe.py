@@ -70,6 +70,7 @@ CLOSED_FORM_VALUES: dict[str, Any] = {
     "batch_size": 64,
     "epochs": 1,
     "body_rate": 1.0,
+    "drop_path": 0.0,
     "clip_norm": None,
     "clip_value": None,
     "views": None,
@@ -117,6 +118,8 @@ class Recipe:
     epochs: int
     body_rate: float = 1.0
     """Learning rate of everything below the head, as a fraction of the head's."""
+    drop_path: float = 0.0
+    """Probability of skipping the highest block in training (stochastic depth), falling linearly to 0 at the lowest."""
     clip_norm: float | None = None
     """Maximum global L2 norm of the gradient; None for no clipping."""
     clip_value: float | None = None
@@ -240,6 +243,16 @@ class Recipe:
             raise ValueError(
                 f"body_rate is {self.body_rate:g}, but strategy {self.strategy} trains nothing below the head: leave "
                 f"body_rate at 1"
+            )
+        if self.drop_path and strategy.pace == HeadFirst(freeze_epochs=None):
+            raise ValueError(
+                f"drop_path is {self.drop_path:g}, but strategy {self.strategy} trains nothing below the head: leave "
+                f"drop_path at 0"
+            )
+        if self.drop_path and "drop_path_rate" in dict(self.backbone_args):
+            raise ValueError(
+                f"drop_path is {self.drop_path:g}, but the arguments of the network set drop_path_rate too: leave out "
+                f"one of them"
             )
         for name, value in CLOSED_FORM_VALUES.items():
             if not strategy.steps and getattr(self, name) != value:

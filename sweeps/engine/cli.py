@@ -269,6 +269,8 @@ def _run_sweep(
     for note in notes:
         console.print(Text(escape_control_characters(f"note: {name_sets(note)}")))
     stored_plan = store.plan() or {}
+    for line in stored_plan.get("defaults", ()):
+        console.print(Text(escape_control_characters(f"default search: {line}")), soft_wrap=True)
     if advised := advice.summary_line(stored_plan.get("advice", {}), prepared.space.strategies()):
         console.print(Text(escape_control_characters(f"advice: {advised}")))
     if warm := warm_start.summary_line(stored_plan):

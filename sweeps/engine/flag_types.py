@@ -89,8 +89,9 @@ def strategies_help() -> str:
             lines.append(textwrap.fill(entry, HELP_WIDTH, initial_indent="  ", subsequent_indent="      "))
     aliases = ", ".join(f"{alias} is another name for {name}" for alias, name in ALIASES["strategy"].items())
     introduction = (
-        f"Strategies that compete, separated by commas; by default those with *. Parameters in brackets are set with "
-        f"--fix, or searched with --vary; {aliases}."
+        f"Strategies that compete, separated by commas; by default those with *, layer_decay and freeze_first only on "
+        f"networks that they suit (docs/search.md). Parameters in brackets are set with --fix, or searched with "
+        f"--vary; {aliases}."
     )
     return "\n".join([_wrap(introduction), *lines])
 
@@ -109,7 +110,10 @@ def vary_help() -> str:
         [
             _wrap(introduction),
             _wrap(f"Numeric axes: {', '.join(numbers)}."),
-            "Axes of names, by default those with *:",
+            _wrap(
+                "Axes of names, by default those with *, as far as they suit the network and the number of images "
+                "(docs/search.md):"
+            ),
             *_bullets({"strategy": "as in --strategies", **kinds}),
             "Parameters in brackets are axes too: alpha=0.2..1.0.",
         ]

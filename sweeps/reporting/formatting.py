@@ -128,6 +128,7 @@ DEFAULT_CHOICES: dict[str, object] = {
     "images_per_class": None,
     "views": None,
     "balance": {"name": "none"},
+    "drop_path": 0.0,
 }
 """Defaults for settings that a recipe may omit, as recipes written by older versions do (`xfer.recipe`)."""
 

@@ -74,7 +74,7 @@ _TEXT_COLUMNS = (
     *("val_worst_class", "test_worst_class"),
     "kept",
 )
-_NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views")
+_NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views", "drop_path")
 _STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
 
 

@@ -32,7 +32,7 @@ from sweeps.reporting.plot_style import (
 )
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.sections import Section
-from sweeps.reporting.statistics import CONFIDENCE
+from xfer.measure.intervals import CONFIDENCE
 
 MIN_CORRELATED_RUNS = 5
 """Minimum number of runs for a rank correlation."""

@@ -53,6 +53,11 @@ def random_configs(space: Space, count: int = 400) -> list[tuple[Config, dict[st
     return [(space.suggest(trial), trial.params) for trial in trials]
 
 
+def trained_configs(space: Space, count: int = 400) -> list[Config]:
+    """Random configurations, without those of heads in closed form, where most axes have a fixed value."""
+    return [config for config, _ in random_configs(space, count) if strategy_of(config).steps]
+
+
 def strategy_of(config: Mapping[str, Any]) -> Strategy:
     """The strategy of a configuration, with its default parameters."""
     strategy: Strategy = STRATEGIES[config["strategy"]]()

@@ -28,6 +28,7 @@ FURTHER = (
     "val_balanced_accuracy,val_top5_accuracy,val_calibration_error,val_noisy_accuracy,test_loss,"
     "test_balanced_accuracy,test_top5_accuracy,test_calibration_error,test_noisy_accuracy,gap,distance,start_accuracy,"
     "flops,peak_memory_mb,embedding_loss,head,activation,batch_norm,colour,body_rate,clip_value,images_per_class,views,balance,"
+    "drop_path,"
     "test_noisy_images,steps,test_flip_accuracy,val_worst_class,val_worst_class_accuracy,val_worst_class_ci_low,"
     "val_worst_class_ci_high,val_worst_class_images,test_worst_class,test_worst_class_accuracy,test_worst_class_ci_low,"
     "test_worst_class_ci_high,test_worst_class_images,kept,image_size"

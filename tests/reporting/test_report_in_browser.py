@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
 
 from sweeps.reporting.render import render
-from tests.reporting.conftest import a_record, results_of, some_finals
+from sweeps.reporting.results import Importance, Importances
+from tests.reporting.conftest import a_plan, a_record, results_of, some_finals
+from xfer.data.pack import Pack
+from xfer.measure.held_out import HeldOutRun, predict_held_out
+from xfer.records import Record
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -19,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 CHROMIUM = Path("/usr/bin/chromium")
 PHONE, DESK = 390, 1200
+STRANGE = "<script>alert(1)</script>"
 SETTINGS: dict[str, Any] = {"optimizer": {"name": "sgd", "momentum": 0.9}, "learning_rate": 0.0123}
 
 
@@ -34,8 +41,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished sweep with long names, whose order on the test set is another one, and trials of every status."""
+def report(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
+    """A finished sweep with long names, whose order on the test set is another one, and trials of every status.
+
+    Its data have photos, and a class that is named like a tag.
+    """
+    plan = a_plan()
+    plan["data"] |= {"classes": [STRANGE, "green", "red"], "images": [12, 12, 12]}
     results = results_of(
         [
             a_record("0000", (0.5, 0.6, 0.8), strategy="scratch"),
@@ -46,12 +58,28 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             a_record("0005", (0.9,), strategy="ridge_probe"),
             a_record("0006", (0.6, 0.8, 0.9), strategy="clip", clip_norm=1.0),
             *some_finals("0004", 0.93, 0.92, strategy="naive", clip_norm=1.0),
-            *some_finals("0002", 0.94, 0.90, strategy="freeze_then_unfreeze", **SETTINGS),
+            *map(with_confusion, some_finals("0002", 0.94, 0.90, strategy="freeze_then_unfreeze", **SETTINGS)),
         ],
         ["0002", "0004"],
+        data=plan["data"],
         name="folder-a_folder_of_photos_with_a_very_long_name_indeed-3fa2c1",
     )
+    images = np.arange(36)
+    logits = 3 * np.eye(3)[pack.labels] + np.random.default_rng(0).normal(size=(36, 3)) * 2
+    part = predict_held_out(logits, pack.labels, images, 1.5)
+    held_out = {f"0002-s{seed}": HeldOutRun(1.5, part, part) for seed in (1, 2, 3)}
+    importances = Importances(
+        (Importance("sgd.learning_rate", 0.6, 2.0, 7), Importance("loss", 0.4, 0.5, 12)), 12, 12, 5
+    )
+    results = replace(results, held_out=held_out, pack=pack, importances=importances)
     return render(results, tmp_path_factory.mktemp("report"))
+
+
+def with_confusion(record: Record) -> Record:
+    assert record.test is not None
+    return replace(
+        record, test=replace(record.test, confusion=((0, 0, 30), (0, 2, 3), (1, 1, 30), (2, 2, 30), (2, 0, 7)))
+    )
 
 
 def show(browser: Browser, report: Path, width: int, scheme: Literal["light", "dark"]) -> Page:
@@ -107,7 +135,7 @@ def test_the_first_screen_names_one_winner_and_explains_strategies_where_they_ar
     first = table.locator("tbody tr").first.inner_text()
     assert "freeze_then_unfreeze" in first
     assert "training the head alone for a few epochs, then everything" in first
-    first_figure = page.locator("figure").first.locator("svg text").all_text_contents()
+    first_figure = page.locator("figure[role=img]").first.locator("svg text").all_text_contents()
     titles = [text.partition(":")[0] for text in first_figure if ": " in text]
     assert titles[:2] == ["freeze_then_unfreeze", "naive"]
     assert "full fine-tuning, gradients clipped" in first_figure
@@ -124,6 +152,23 @@ def test_no_line_of_a_figure_vanishes_on_a_dark_page(browser: Browser, report: P
     drawn = {tuple(colour) for colour in colours} - {paper}
     assert len(drawn) > 4
     assert all(_contrast(colour, paper) >= 3 for colour in drawn)
+    page.close()
+
+
+def test_the_page_fetches_and_runs_nothing_and_shows_its_photos(browser: Browser, report: Path) -> None:
+    page, events = browser.new_page(), []
+    page.on("request", lambda request: events.append(request.url))
+    page.on("console", lambda message: events.append(message.text))
+    page.on("dialog", lambda dialog: events.append(dialog.message))
+    page.goto(report.as_uri())
+    assert events == [report.as_uri()]
+    photos = page.locator(".photo img")
+    assert photos.count() > 0
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert "labelled <script>alert(1)</script>" in page.locator(".photos").first.inner_text()
+    titles = page.locator("h2").all_inner_texts()
+    for title in ("Look at your data", "Confusion matrix of trial 0002", "Calibration of trial 0002", "Best so far"):
+        assert title in titles
     page.close()
 
 

@@ -51,6 +51,7 @@ CHANGES = {
     "batch_norm": "always",
     "colour": "grey",
     "body_rate": 0.1,
+    "drop_path": 0.2,
     "clip_norm": 2.0,
     "clip_value": 0.5,
     "images_per_class": 5,
@@ -362,7 +363,19 @@ def test_a_body_rate_is_refused_where_the_body_is_frozen(make_recipe, strategy):
         make_recipe(strategy=strategy, body_rate=0.1)
 
 
-@pytest.mark.parametrize("field", sorted(set(CLOSED_FORM_VALUES) - {"body_rate"}))
+@pytest.mark.parametrize("strategy", ["linear_probe", "early_cut"])
+def test_stochastic_depth_is_refused_where_the_body_is_frozen(make_recipe, strategy):
+    with pytest.raises(ValueError, match=r"drop_path is 0.1, but strategy .* trains nothing below the head"):
+        make_recipe(strategy=strategy, drop_path=0.1)
+
+
+def test_stochastic_depth_is_set_by_the_recipe_or_the_arguments_of_the_network_but_not_both(make_recipe):
+    assert make_recipe(backbone_args={"drop_path_rate": 0.1}).drop_path == 0.0
+    with pytest.raises(ValueError, match=r"drop_path is 0.2, but the arguments of the network set drop_path_rate too"):
+        make_recipe(drop_path=0.2, backbone_args={"drop_path_rate": 0.1})
+
+
+@pytest.mark.parametrize("field", sorted(set(CLOSED_FORM_VALUES) - {"body_rate", "drop_path"}))
 def test_closed_form_strategies_refuse_values_without_effect(make_recipe, field):
     recipe = make_recipe(strategy="ridge_probe")
     other = {**recipe.as_dict(), "clip_norm": None, field: CHANGES[field]}

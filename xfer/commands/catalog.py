@@ -12,6 +12,7 @@ from xfer.choices import ALIASES, Value, canonical_name, closest_names_message, 
 from xfer.data.layouts import SOURCES
 from xfer.hyperparameters import OPTIMIZERS, search_range
 from xfer.measure.robustness import NOISES
+from xfer.models.families import FAMILIES, Family
 from xfer.models.panel import PANEL, PanelNetwork
 from xfer.objectives import OBJECTIVES, Objective
 from xfer.recipe import CHOICE_TABLES
@@ -22,6 +23,7 @@ EXTRA_TABLES: dict[str, Mapping[str, Any]] = {
     "noise": NOISES,
     "objective": OBJECTIVES,
     "backbone": PANEL,
+    "family": {**FAMILIES},
 }
 """Tables that no recipe chooses from."""
 
@@ -87,7 +89,25 @@ def _card_text(entry: Any) -> str:
     if isinstance(entry, Objective):
         better = "higher" if entry.higher_is_better else "lower"
         return f"{entry.label[0].upper()}{entry.label[1:]}: {better} is better."
+    if isinstance(entry, Family):
+        return _family_text(entry)
     return _panel_text(entry) if isinstance(entry, PanelNetwork) else inspect.cleandoc(entry.__doc__ or "")
+
+
+def _family_text(family: Family) -> str:
+    ranges = {
+        **{f"{name} learning_rate": rates for name, rates in family.learning_rates.items()},
+        **({"weight_decay of adamw, lamb and lion": family.weight_decay} if family.weight_decay else {}),
+        **family.parameters,
+        "drop_path": ", ".join(f"{rate:g}" for rate in family.drop_path),
+    }
+    lines = [
+        f"Networks with {family.layers}.",
+        f"A sweep tries {', '.join(family.optimizers)}, and instead of the general ranges "
+        + "; ".join(f"{name} {values}" for name, values in ranges.items())
+        + f". Reason: {family.reason}. Source: {family.source}.",
+    ]
+    return "\n\n".join(textwrap.fill(line, LINE_WIDTH - 6) for line in lines)
 
 
 def _panel_text(network: PanelNetwork) -> str:

@@ -53,7 +53,7 @@ NUMERIC_FLAGS: dict[str, tuple[float | None, str]] = {
     )
     for name in (
         *("learning_rate", "weight_decay", "batch_size", "clip_norm", "clip_value"),
-        *("body_rate", "images_per_class"),
+        *("body_rate", "drop_path", "images_per_class"),
     )
 }
 """The flags for numbers: default and help. The rate's default is filled in once the optimizer is known."""

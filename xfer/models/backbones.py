@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from xfer.choices import closest_names_message, unknown_name_message
@@ -141,6 +143,17 @@ def build(
     model.reset_classifier(num_classes)
     pretrained: nn.Module = model
     return pretrained
+
+
+@lru_cache(maxsize=256)
+def has_drop_path(name: str, image_size: int) -> bool:
+    """Return whether a network has stochastic depth (Huang et al. 2016, arXiv:1603.09382), set by `drop_path_rate`."""
+    try:
+        with torch.device("meta"):
+            model = build(name, 2, image_size, args={"drop_path_rate": 0.1})
+    except ValueError:
+        return False
+    return any(isinstance(module, DropPath) and module.drop_prob > 0 for module in model.modules())
 
 
 def input_statistics(model: nn.Module) -> InputStatistics:

@@ -53,6 +53,7 @@ class _Architecture(NamedTuple):
     colour: Choice
     activation: Choice
     head: Choice
+    drop_path: float
 
 
 def _architecture(recipe: Recipe) -> _Architecture:
@@ -60,9 +61,12 @@ def _architecture(recipe: Recipe) -> _Architecture:
 
 
 def _build(architecture: _Architecture, weights: Path | None, transform: ModelTransform) -> Any:
-    backbone, backbone_args, classes, image_size, colour, activation, head = architecture
+    backbone, backbone_args, classes, image_size, colour, activation, head, drop_path = architecture
     channels: InputChannels = colour.build(INPUT_CHANNELS)
-    model: Any = backbones.build(backbone, classes, image_size, weights, dict(backbone_args), channels.channels)
+    if drop_path and not backbones.has_drop_path(backbone, image_size):
+        raise ValueError(f"drop_path is {drop_path:g}, but {backbone} has no stochastic depth: leave drop_path at 0")
+    args = {**dict(backbone_args), **({"drop_path_rate": drop_path} if drop_path else {})}
+    model: Any = backbones.build(backbone, classes, image_size, weights, args, channels.channels)
     _check_interface(model, backbone)
     activations.replace_activations(model, activation.build(ACTIVATIONS))
     model = transform(model, image_size)

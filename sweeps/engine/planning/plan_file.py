@@ -11,12 +11,13 @@ import numpy as np
 from sweeps.engine.plan import Plan
 from sweeps.engine.planning import screening
 from sweeps.engine.planning.prepared import Prepared
+from sweeps.engine.search_space.explain import explain_defaults
 from xfer import hashing
 from xfer.data.layouts import detect_layout
 
 IGNORED_PLAN_KEYS = (
     *("question", "data.folder", "data.images", "data.notes", "name", "provenance", "trials", "advice", "prices"),
-    "noise",
+    *("noise", "families", "defaults", "control"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
@@ -64,6 +65,9 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
         ],
         "image_size": prepared.image_size,
         "space": prepared.space.described(),
+        "families": {name: network.family for name, network in prepared.space.traits.items()},
+        "defaults": explain_defaults(prepared.space),
+        "control": describe_control(prepared),
         "arms": [dict(arm) for arm in plan.arms],
         "trials": plan.trials,
         **({} if plan.epochs is None else {"epochs": plan.epochs}),
@@ -83,6 +87,12 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def describe_control(prepared: Prepared) -> dict[str, Any]:
+    """Return the recipe that others are compared with: its `key`, as records have it, and its `settings`."""
+    config = prepared.space.control(prepared.plan.arms)
+    return {"key": prepared.recipe(config).key, "settings": dict(config)}
+
+
 def default_name(prepared: Prepared) -> str:
     """Return the default name of a sweep: experiment, data folder and six hex digits of the plan's hash.
 
@@ -91,7 +101,7 @@ def default_name(prepared: Prepared) -> str:
     if prepared.panel_name:
         return prepared.panel_name
     flat = _flatten(describe_plan(prepared))
-    identity = {name: value for name, value in flat.items() if name not in IGNORED_PLAN_KEYS}
+    identity = {name: value for name, value in flat.items() if not name.startswith(IGNORED_PLAN_KEYS)}
     return _sweep_name(prepared.plan.experiment, prepared.source, identity)
 
 

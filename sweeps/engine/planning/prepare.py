@@ -81,7 +81,7 @@ def prepare(
         if name != AUTO:
             backbones.check_name(name)
     # Typos first: reading data may take long.
-    requested = space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits)
+    requested = space_for(plan.backbones, run_length(plan), plan.strategies, _edits(plan))
     sizes = _image_sizes(plan, requested)
     image_size = sizes[0]
     if uses_panel:
@@ -105,6 +105,9 @@ def prepare(
     for kind in ("embedding_loss", "head", "activation", "colour"):
         for backbone, entry in product(plan.backbones, domain_values(space.axes[kind])):
             check(backbone, **{kind: {"name": entry}})
+    for backbone, rate in product(plan.backbones, domain_values(space.axes["drop_path"])):
+        if rate and "drop_path" in plan.edits:
+            check(backbone, drop_path=rate)
     pretrained = any(STRATEGIES[name]().pretrained for name in space.strategies())
     checked = (
         chosen.backbones
@@ -221,9 +224,16 @@ def _checked_space(plan: Plan, classes: int, image_sizes: Sequence[int], pack: P
         plan.backbones,
         run_length(plan, pack),
         plan.strategies,
-        plan.edits,
+        _edits(plan),
         lambda backbone, strategy, values: check(backbone, strategy={"name": strategy, **values}),
     )
+
+
+def _edits(plan: Plan) -> Mapping[str, str]:
+    """Return the edits of a plan. Stochastic depth that the arguments of the network set is not searched as well."""
+    if "drop_path_rate" in plan.backbone_args and "drop_path" not in plan.edits:
+        return {**plan.edits, "drop_path": "0.0"}
+    return plan.edits
 
 
 def _check_panel_use(plan: Plan) -> None:
@@ -233,7 +243,7 @@ def _check_panel_use(plan: Plan) -> None:
         raise ValueError(
             "--backbone auto: this experiment compares fixed recipes, so name the network: --backbone NAME"
         )
-    strategies = space_for(plan.backbones, run_length(plan), plan.strategies, plan.edits).strategies()
+    strategies = space_for(plan.backbones, run_length(plan), plan.strategies, _edits(plan)).strategies()
     if not any(STRATEGIES[name]().pretrained for name in strategies):
         raise ValueError(
             f"--backbone auto compares pretrained weights, and {', '.join(strategies)} uses none: name the network, "
@@ -276,13 +286,12 @@ def _load_backbone(plan: Plan, name: str, classes: int, image_sizes: Sequence[in
     return Backbone(name, plan.backbone_args, file, hashing.sha256_file(file) if file else "")
 
 
-def _check_network(
-    plan: Plan, classes: int, image_sizes: Sequence[int], backbone: str, **choices: Mapping[str, Any]
-) -> None:
+def _check_network(plan: Plan, classes: int, image_sizes: Sequence[int], backbone: str, **choices: Any) -> None:
     """Raise a ValueError if a backbone does not support the given choices in every image size.
 
     All other choices are at their defaults.
     """
+    drop_path = choices.pop("drop_path", 0.0)
     defaults = {kind: {"name": domain_values(AXES[kind])[0]} for kind in CHOICE_TABLES}
     named: dict[str, Mapping[str, Any]] = {**defaults, "strategy": {"name": "naive"}, **choices}
     strategy: Strategy = choose("strategy", STRATEGIES, **named["strategy"]).build(STRATEGIES)
@@ -300,6 +309,7 @@ def _check_network(
             "batch_size": 2,
             "epochs": int(LIMITS["epochs"][1]),  # the architecture does not depend on it
             "clip_norm": strategy.clip_norm,
+            "drop_path": drop_path,
             **({} if strategy.steps else closed_form_values()),
         }
     )

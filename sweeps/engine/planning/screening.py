@@ -147,6 +147,9 @@ def narrow_space(prepared: Prepared, decision: Mapping[str, Any]) -> Prepared:
         for name, penalty in decision["penalties"].items():
             if HEAD_FIRST_STRATEGY in possible.get(name, {}):
                 possible[name][HEAD_FIRST_STRATEGY] = {"penalty": Categorical((penalty,))}
+            if INITIAL_HEAD in possible.get(name, {}):  # begins with the best penalty; the others compete
+                others = (other for other in SCREENING_PENALTIES[INITIAL_HEAD] if other != penalty)
+                possible[name][INITIAL_HEAD] = {"penalty": Categorical((penalty, *others))}
     axes = {**space.axes, "backbone": Categorical(kept)}
     return replace(prepared, space=replace(space, axes=axes, possible=possible))
 

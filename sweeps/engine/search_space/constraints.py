@@ -1,15 +1,21 @@
-"""Constraints: which values of an axis remain after earlier choices, so that no contradiction is ever proposed."""
+"""Constraints: which values of an axis remain after earlier choices.
+
+There are two kinds. `CONSTRAINTS` rule out contradictions, always. `DEFAULT_RULES` keep the default search sensible for
+the network; they do not apply to an axis that the user has set.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Protocol, get_args
 
+from sweeps.engine.search_space.defaults import can_freeze_batch_norm, suits
 from sweeps.engine.search_space.distributions import Config, domain_values
 from xfer.choices import Value, default_parameters
 from xfer.hyperparameters import Categorical, Distribution, Range
 from xfer.methods.freezing import HeadFirst, TrainingProgress
 from xfer.methods.strategies import STRATEGIES
+from xfer.models.families import DECOUPLED_DECAY, FAMILIES, Family, NetworkTraits
 from xfer.models.params import Kind, Param
 from xfer.recipe import CHOICE_TABLES, CLOSED_FORM_VALUES
 
@@ -21,7 +27,7 @@ Feasible = Mapping[str, Mapping[str, Mapping[str, Distribution]]]
 absent is impossible on that backbone."""
 
 Constrained = tuple[Distribution, str]
-"""The remaining distribution, and the axis that restricted it ('' if unrestricted)."""
+"""The remaining distribution, and what restricted it: an axis, one of its values, a family; '' if unrestricted."""
 
 
 class SpaceView(Protocol):
@@ -35,6 +41,16 @@ class SpaceView(Protocol):
     @property
     def possible(self) -> Feasible:
         """What each backbone can do."""
+        ...
+
+    @property
+    def traits(self) -> Mapping[str, NetworkTraits]:
+        """The traits of each backbone."""
+        ...
+
+    @property
+    def edited(self) -> frozenset[str]:
+        """The axes that the user has set."""
         ...
 
     @property
@@ -53,14 +69,20 @@ def allowed_values(space: SpaceView, axis: str, distribution: Distribution, conf
         config: the choices made so far.
 
     Returns:
-        The remaining distribution, and the axis that restricted it ('' if unrestricted).
+        The remaining distribution, and what restricted it ('' if unrestricted).
 
     Raises:
         ValueError: the axes of the space contradict each other.
     """
     if axis in CLOSED_FORM_VALUES and not takes_steps(config):
         return Categorical((value_without_steps(axis),)), "strategy"
-    return CONSTRAINTS[axis](space, distribution, config) if axis in CONSTRAINTS else (distribution, "")
+    reasons = []
+    rules = () if axis in space.edited else (DEFAULT_RULES,)
+    for table in (*rules, CONSTRAINTS):
+        if axis in table:
+            distribution, because = table[axis](space, distribution, config)
+            reasons += [because] if because else []
+    return distribution, ".".join(reasons)
 
 
 def takes_steps(config: Config) -> bool:
@@ -124,7 +146,7 @@ def _embedding_losses(space: SpaceView, distribution: Distribution, config: Conf
 def _mixings(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
     if config["embedding_loss"] == "none":
         # Features of a frozen body are computed once. Mixing makes a new image in every step, which has none.
-        cached = _only_head_moves(config) and domain_values(space.axes["views"]) != (None,)
+        cached = only_head_moves(config) and domain_values(space.axes["views"]) != (None,)
         if cached and "none" in domain_values(distribution):
             return _only(distribution, "views", lambda name: name == "none")
         return distribution, ""
@@ -152,9 +174,15 @@ def _views(space: SpaceView, distribution: Distribution, config: Config) -> Cons
     return (distribution, "") if _begins_frozen(config, space.shortest) else (Categorical((None,)), "strategy")
 
 
+def _drop_paths(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    # No block is skipped if only the head moves, or in a network that the strategy brings, which has none to skip.
+    skips = not only_head_moves(config) and not STRATEGIES[str(config["strategy"])]().backbone
+    return (distribution, "") if skips else (Categorical((0.0,)), "strategy")
+
+
 def _body_rates(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
     # If only the head moves, no body learns more slowly.
-    return (Categorical((1.0,)), "strategy") if _only_head_moves(config) else (distribution, "")
+    return (Categorical((1.0,)), "strategy") if only_head_moves(config) else (distribution, "")
 
 
 CONSTRAINTS: dict[str, Callable[[SpaceView, Distribution, Config], Constrained]] = {
@@ -165,12 +193,72 @@ CONSTRAINTS: dict[str, Callable[[SpaceView, Distribution, Config], Constrained]]
     "mixing": _mixings,
     "views": _views,
     "batch_norm": _batch_norms,
+    "drop_path": _drop_paths,
     "body_rate": _body_rates,
 }
 """The axes that earlier choices may restrict, apart from those without effect when no gradient step is taken."""
 
 
-def _only_head_moves(config: Config) -> bool:
+def network_traits_of(space: SpaceView, config: Config) -> NetworkTraits:
+    """Return the traits of the chosen backbone."""
+    return space.traits.get(str(config["backbone"]), NetworkTraits())
+
+
+def _family_of(space: SpaceView, config: Config) -> tuple[str, Family]:
+    name = network_traits_of(space, config).family
+    return name, FAMILIES[name]
+
+
+def _suited_strategies(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    network = network_traits_of(space, config)
+    return _only(distribution, network.family, lambda name: suits(str(name), network))
+
+
+def _family_optimizers(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    strategy = str(config["strategy"])
+    if strategy in STRATEGY_OPTIMIZERS and STRATEGY_OPTIMIZERS[strategy] in domain_values(distribution):
+        return Categorical((STRATEGY_OPTIMIZERS[strategy],)), strategy
+    name, family = _family_of(space, config)
+    return _only(distribution, name, lambda optimizer: optimizer in family.optimizers)
+
+
+def _family_weight_decay(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    name, family = _family_of(space, config)
+    fine_tunes = STRATEGIES[str(config["strategy"])]().pretrained and not only_head_moves(config)
+    if family.weight_decay is None or config["optimizer"] not in DECOUPLED_DECAY or not fine_tunes:
+        return distribution, ""
+    return family.weight_decay, name
+
+
+def _family_drop_path(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    name, family = _family_of(space, config)
+    rates = family.drop_path if network_traits_of(space, config).has_drop_path else (0.0,)
+    return _only(distribution, name, lambda rate: rate in rates)
+
+
+def _small_batch_statistics(space: SpaceView, distribution: Distribution, config: Config) -> Constrained:
+    # A frozen body has frozen batch norms anyway.
+    network, batch_size = network_traits_of(space, config), config["batch_size"]
+    assert isinstance(batch_size, int), "batch sizes are integers"
+    useful = can_freeze_batch_norm(network, batch_size) and not only_head_moves(config)
+    return (distribution, "") if useful else _only(distribution, "batch_size", lambda name: name != "frozen")
+
+
+STRATEGY_OPTIMIZERS = {"layer_decay": "adamw", "freeze_first": "sgd"}
+"""The optimizer of strategies that were published with one, where it competes."""
+
+DEFAULT_RULES: dict[str, Callable[[SpaceView, Distribution, Config], Constrained]] = {
+    "strategy": _suited_strategies,
+    "optimizer": _family_optimizers,
+    "batch_norm": _small_batch_statistics,
+    "weight_decay": _family_weight_decay,
+    "drop_path": _family_drop_path,
+}
+"""What the network and earlier choices leave of an axis in the default search."""
+
+
+def only_head_moves(config: Config) -> bool:
+    """Whether the chosen strategy never trains anything below the head."""
     return bool(STRATEGIES[str(config["strategy"])]().pace == HeadFirst(freeze_epochs=None))
 
 

@@ -29,7 +29,7 @@ def feasible_space(
         The remaining distribution of each strategy's parameters, by backbone, strategy and parameter.
 
     Raises:
-        ValueError: no backbone can do one of the strategies, or a value that the user set; or a backbone can do none of
+        ValueError: no backbone can do one of the strategies or values that the user set, or a backbone can do none of
             the strategies.
     """
     backbones = [str(name) for name in domain_values(space.axes["backbone"])]
@@ -43,9 +43,11 @@ def feasible_space(
             except ValueError as error:
                 reasons.append(f"{backbone}: {error}")
                 refusals[backbone].append(str(error))
-        if len(reasons) == len(backbones):
+        if len(reasons) == len(backbones) and "strategy" in edits:
             raise ValueError(f"strategy {strategy} cannot be tried. " + "; ".join(reasons))
         able = {backbone: strategies[strategy] for backbone, strategies in feasible.items() if strategy in strategies}
+        if not able:
+            continue
         for name in edits.keys() & default_parameters(STRATEGIES[strategy]).keys():
             _check_requested(space.parameter(strategy, name), is_compatible, strategy, name, able)
     for backbone, strategies in feasible.items():
@@ -78,7 +80,7 @@ def _feasible_parameters(
     space: Space, is_compatible: CompatibilityCheck, backbone: str, strategy: str
 ) -> dict[str, Distribution]:
     """Return the feasible part of a strategy's parameters on a backbone; a ValueError if there is none."""
-    parameters = {name: space.parameter(strategy, name) for name in default_parameters(STRATEGIES[strategy])}
+    parameters = {name: space.parameter(strategy, name, backbone) for name in default_parameters(STRATEGIES[strategy])}
     values = {name: domain_values(distribution)[0] for name, distribution in parameters.items()}
     for name, distribution in parameters.items():
         if name in COUNTED_IN_EPOCHS or (isinstance(distribution, Range) and not distribution.is_integer):

@@ -7,15 +7,24 @@ from dataclasses import replace
 
 from sweeps.engine.image_sizes import parse_image_sizes
 from sweeps.engine.search_space.constraints import CONSTRAINTS, allowed_values, takes_steps
-from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES
+from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES, default_axes
 from sweeps.engine.search_space.distributions import domain_values, numeric_values, parse_distribution
 from sweeps.engine.search_space.feasibility import CompatibilityCheck, feasible_space
 from sweeps.engine.search_space.space import Space, unfreeze_ranges
 from sweeps.engine.search_space.suggest import NearestTrial
 from xfer.choices import Value, default_parameters, unknown_name_message
-from xfer.hyperparameters import COUNTED_IN_EPOCHS, DEFAULT_EPOCHS, PARAMETERS, Categorical, Distribution, Range
+from xfer.hyperparameters import (
+    COUNTED_IN_EPOCHS,
+    DEFAULT_EPOCHS,
+    OPTIMIZERS,
+    PARAMETERS,
+    Categorical,
+    Distribution,
+    Range,
+)
 from xfer.lengths import RunLength
 from xfer.methods.strategies import STRATEGIES
+from xfer.models.families import network_traits
 from xfer.recipe import CHOICE_TABLES, CLOSED_FORM_VALUES
 
 
@@ -31,7 +40,7 @@ def space_for(
     Args:
         backbones: timm's names.
         length: how long runs are; a number stands for epochs.
-        strategies: the strategies that compete; by default the five of the default space.
+        strategies: the strategies that compete; by default those of the default space that suit the networks.
         edits: axes with other values than the default, as on the command line: `{"learning_rate": "1e-4..1e-2"}`.
         is_compatible: checks what each backbone can do; by default every backbone can do everything.
 
@@ -39,17 +48,21 @@ def space_for(
         ValueError: an unknown axis or value, one that does not apply, or one outside the limits.
     """
     length = RunLength(length) if isinstance(length, int) else length
+    traits = {name: network_traits(name) for name in backbones}
     edits = {**(edits or {}), **({"strategy": ",".join(strategies)} if strategies else {})}
+    limits = parse_distribution("images_per_class", edits.get("images_per_class", "none"))
+    defaults = default_axes(
+        traits.values(), length, [n for n in domain_values(limits) if n is None or isinstance(n, int)]
+    )
     sizes = {"image_size": Categorical(parse_image_sizes(edits["image_size"]))} if "image_size" in edits else {}
-    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **sizes, **AXES}
-    axes["batch_size"] = _default_batch_sizes(length)
+    axes: dict[str, Distribution] = {"backbone": Categorical(tuple(backbones)), **sizes, **defaults}
     parameters, rates = dict(PARAMETER_RANGES), dict[str, Distribution](LEARNING_RATE_RANGES)
     if "strategy" not in edits and Space(axes, parameters, rates, length).shortest < 2:
-        names = tuple(name for name in domain_values(AXES["strategy"]) if name != "freeze_then_unfreeze")
+        names = tuple(name for name in domain_values(axes["strategy"]) if name != "freeze_then_unfreeze")
         axes["strategy"] = Categorical(names)  # a single epoch leaves none to train the unfrozen network
     for axis, text in edits.items():
         if axis == "learning_rate":
-            rates = dict.fromkeys(rates, parse_distribution(axis, text))
+            rates = dict.fromkeys(OPTIMIZERS, parse_distribution(axis, text))
         elif _owners(axis):
             # An edit of a parameter holds for every entry that has it.
             parameters = {name: row for name, row in parameters.items() if name.rpartition(".")[2] != axis}
@@ -69,19 +82,17 @@ def space_for(
         for kind, name in tried:
             for value in domain_values(parameters[axis]):
                 CHOICE_TABLES[kind][name](**{axis: value})  # the entry checks its own values
-    space = _with_stretched_ranges(Space(axes, parameters, rates, length), edits)
+    space = Space(axes, parameters, rates, length, traits=traits, edited=frozenset(edits))
+    space = _with_stretched_ranges(space, edits)
     for strategy in space.strategies():
         space.suggest(NearestTrial({"strategy": strategy}))
     _check_unfreezing(space, edits)
     _check_reachable(space, edits)
-    return replace(space, possible=feasible_space(space, edits, is_compatible)) if is_compatible is not None else space
-
-
-def _default_batch_sizes(length: RunLength) -> Categorical:
-    """Return the batch sizes that compete by default on images of this number: at least the smallest."""
-    sizes = [size for size in domain_values(AXES["batch_size"]) if isinstance(size, int)]
-    allowed = tuple(size for size in sizes if length.allows_batch_size(size))
-    return Categorical(allowed or (min(sizes),))
+    if is_compatible is None:
+        return space
+    possible = feasible_space(space, edits, is_compatible)
+    able = tuple(name for name in space.strategies() if any(name in strategies for strategies in possible.values()))
+    return replace(space, possible=possible, axes={**space.axes, "strategy": Categorical(able)})
 
 
 def _with_stretched_ranges(space: Space, edits: Mapping[str, str]) -> Space:

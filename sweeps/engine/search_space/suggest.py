@@ -9,6 +9,7 @@ from xfer.choices import Value
 from xfer.hyperparameters import OPTIMIZERS, Categorical, Distribution, Range
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.strategies import STRATEGIES
+from xfer.models.families import FAMILIES
 
 
 class SuggestTrial(Protocol):
@@ -72,13 +73,17 @@ class NearestTrial:
         return int(self._nearest(name, Range(low, high, log)))
 
     def _nearest(self, name: str, distribution: Distribution) -> Any:
-        value = self._values.get(name, self._values.get(name.rpartition(".")[2]))  # sgd.learning_rate, learning_rate
+        # Named as vit.sgd.learning_rate, sgd.learning_rate or learning_rate.
+        parts = name.split(".")
+        names = (".".join(parts[index:]) for index in range(len(parts)))
+        value = next((self._values[given] for given in names if given in self._values), None)
         self.suggested[name] = distribution.nearest(self._default_rate(name) if value is None else value)
         return self.suggested[name]
 
     def _default_rate(self, name: str) -> Value:
-        optimizer = OPTIMIZERS.get(name.removesuffix(".learning_rate"))
-        if optimizer is None:
+        prefix, _, entry = name.removesuffix(".learning_rate").rpartition(".")
+        optimizer = OPTIMIZERS.get(entry)
+        if optimizer is None or prefix in FAMILIES:  # the middle of the family's own range
             return None
         strategy = STRATEGIES.get(str(self._values.get("strategy")))
         head_alone = strategy is not None and strategy().pace == HeadFirst(freeze_epochs=None)

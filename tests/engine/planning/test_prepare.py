@@ -22,6 +22,7 @@ from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import write_noise_images
 from xfer.data.image_folder import folder
 from xfer.data.inspection import inspect_source
+from xfer.hyperparameters import Categorical
 from xfer.methods.strategies import STRATEGIES
 from xfer.training import networks
 
@@ -271,6 +272,15 @@ def test_scratch_alone_needs_no_weights(make_plan: Callable[..., Plan], storage:
     assert (prepared.backbones[0].file, prepared.backbones[0].sha256) == (None, "")
 
 
+def test_stochastic_depth_given_as_an_argument_of_the_network_is_not_searched(
+    make_plan: Callable[..., Plan], storage: Path
+) -> None:
+    about: dict[str, Any] = {"backbones": ("test_vit",), "weights": {}, "strategies": ("scratch",)}
+    searched = prepare(make_plan(**about), storage).space.axes["drop_path"]
+    fixed = prepare(make_plan(**about, backbone_args={"drop_path_rate": 0.1}), storage).space.axes["drop_path"]
+    assert (searched, fixed) == (Categorical((0.0, 0.1)), Categorical((0.0,)))
+
+
 @pytest.fixture(scope="session")
 def all_strategies(one_thread: None, make_plan: Callable[..., Plan], storage: Path) -> Prepared:
     """All strategies but lora, which needs linear layers; with an argument that not every network takes."""
@@ -348,6 +358,7 @@ def test_a_grid_has_one_trial_per_combination_and_a_note_about_it(
 ) -> None:
     edits = {"optimizer": "sgd,adam", "learning_rate": "0.01", "weight_decay": "1e-4", "batch_size": "4"}
     edits |= {"schedule": "cosine", "augmentation": "none", "mixing": "none", "loss": "cross_entropy"}
+    edits["batch_norm"] = "with_weights"
     plan = make_plan(sampler="grid", strategies=("naive",), edits={**edits, "clip_norm": "none,1"}, trials=24)
     prepared = prepare(plan, storage)
     assert prepared.plan.trials == describe_plan(prepared)["trials"] == 4

@@ -58,13 +58,16 @@ def test_more_trials_are_not_a_difference_but_fewer_are(prepared: Prepared) -> N
         ({"finalists": 1}, ["finalists"]),
         ({"seeds": 1}, ["seeds"]),
         ({"seed": 1}, ["seed"]),
-        ({"strategies": ("naive", "clip")}, ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy"]),
+        (
+            {"strategies": ("naive", "clip")},  # without lp_ft, no head has to be chosen before the search
+            ["space.freeze_then_unfreeze.freeze_epochs", "space.strategy", "screening.heads.logistic_probe"],
+        ),
         (
             {"edits": {"learning_rate": "1e-4..1e-3", "optimizer": "sgd"}},
             ["space.adam.learning_rate", "space.optimizer"],
         ),
         ({"backbone_args": {"drop_rate": 0.1}}, ["backbones"]),
-        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials"]),
+        ({"arms": ({"strategy": "naive"},)}, ["arms", "trials", "screening.heads.logistic_probe"]),
         (
             {"edits": {"colour": "grey", "images_per_class": "5"}},
             ["space.colour", "space.images_per_class", "data.train", "data.split"],

@@ -119,9 +119,7 @@ def test_every_sampler_proposes_configurations_that_train(sampler: str, space: S
         params, config = ask_tell.ask(f"{number:04d}", number)
         assert space.configured(params) == config
         weights = "w" if STRATEGIES[str(config["strategy"])]().pretrained else ""
-        recipe_from_dict(
-            {**config_to_recipe(config), "data": "d", "classes": 3, "image_size": 32, "weights": weights, "epochs": 6}
-        )
+        recipe_from_dict({**config_to_recipe(config), "data": "d", "classes": 3, "image_size": 32, "weights": weights})
         ask_tell.tell(outcome(number, params))
 
 
@@ -192,6 +190,7 @@ SMALL = {
     "loss": "cross_entropy",
     "weight_decay": "1e-4",
     "batch_size": "16,32",
+    "batch_norm": "with_weights",
     "learning_rate": "1e-3..1e-1",
 }
 

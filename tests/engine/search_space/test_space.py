@@ -11,7 +11,7 @@ import pytest
 from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES
 from sweeps.engine.search_space.distributions import Config
-from sweeps.engine.search_space.known_good import KNOWN_GOOD
+from sweeps.engine.search_space.known_good import known_good_recipes, rank_known_good
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.search_space.space import unfreeze_ranges
 from tests.engine.random_configs import ENTRY_PARAMETERS, WIDEST_CHOICES, random_configs, recipe_of, strategy_of
@@ -19,25 +19,33 @@ from xfer.choices import default_parameters
 from xfer.hyperparameters import OPTIMIZERS, Categorical
 from xfer.methods.freezing import HeadFirst
 from xfer.methods.strategies import STRATEGIES
+from xfer.models.families import FAMILIES
 from xfer.recipe import CHOICE_TABLES, DEFAULT_CHOICES, LIMITS
 
 DEFAULT: dict[str, set[Any]] = {
-    "strategy": {"scratch", "linear_probe", "freeze_then_unfreeze", "naive", "clip"},
-    "optimizer": {"sgd", "adam", "radam", "ranger"},
-    "schedule": {"onecycle", "cosine"},
-    "augmentation": {"none", "flip", "randaugment"},
+    "strategy": {
+        *("scratch", "linear_probe", "logistic_probe", "freeze_then_unfreeze", "lp_ft", "naive", "clip"),
+        *("layer_decay", "freeze_first"),
+    },
+    "optimizer": {"sgd", "adam", "adamw", "radam", "ranger"},
+    "schedule": {"onecycle", "cosine_warmup"},
+    "augmentation": {"none", "flip", "random_resized_crop", "randaugment"},
     "mixing": {"none", "cutmix"},
     "loss": {"cross_entropy", "label_smoothing"},
     **{kind: {name} for kind, name in DEFAULT_CHOICES.items()},
+    "batch_norm": {"with_weights", "frozen"},
     "clip_norm": {None, 0.5, 1.0, 5.0},
     "clip_value": {None},
     "batch_size": {16, 32, 64},
     "body_rate": {1.0},
+    "drop_path": {0.0},
     "images_per_class": {None},
 }
-"""The default space of the design card, without ranges."""
-FIVE = DEFAULT["strategy"]
-OTHERS = sorted(set(STRATEGIES) - FIVE)
+"""The default space for all networks, without ranges."""
+EIGHT = DEFAULT["strategy"] - {"freeze_first"}
+"""The strategies for a deep network with batch norm, which is what is assumed of an unknown one."""
+HEADS = {"linear_probe", "logistic_probe"}
+OTHERS = sorted(set(STRATEGIES) - EIGHT)
 
 # --- in step with the tables
 
@@ -87,23 +95,25 @@ def test_a_parameter_that_entries_share_is_searched_separately_for_each() -> Non
 
 def test_the_learning_rate_is_searched_separately_for_each_optimizer_within_its_range() -> None:
     seen = set()
-    for config, params in random_configs(space_for(["a"], 6)):
+    for config, params in random_configs(space_for(["a"], 6, ["naive", "linear_probe"])):
         optimizer = str(config["optimizer"])
-        assert [name for name in params if name.endswith("learning_rate")] == [f"{optimizer}.learning_rate"]
-        assert config["learning_rate"] == params[f"{optimizer}.learning_rate"]
-        rates = LEARNING_RATE_RANGES[optimizer]
+        name = f"head.{optimizer}" if config["strategy"] == "linear_probe" else optimizer
+        assert [name for name in params if name.endswith("learning_rate")] == [f"{name}.learning_rate"]
+        assert config["learning_rate"] == params[f"{name}.learning_rate"]
+        rates = LEARNING_RATE_RANGES[name]
         assert rates.low <= config["learning_rate"] <= rates.high  # type: ignore[operator]
-        seen.add(optimizer)
-    assert seen == set(AXES["optimizer"].values)  # type: ignore[union-attr]
+        seen.add(name)
+    assert seen == {*DEFAULT["optimizer"], *(f"head.{name}" for name in DEFAULT["optimizer"])}
 
 
 def test_clip_norm_composes_with_every_strategy_and_the_preset_brings_its_own() -> None:
     norms: dict[Any, set[Any]] = {}
     for config, params in random_configs(space_for(["a"], 6), 800):
         norms.setdefault(config["strategy"], set()).add(config["clip_norm"])
-        assert ("clip_norm" in params) == (config["strategy"] != "clip")
+        assert ("clip_norm" in params) == (config["strategy"] not in ("clip", "logistic_probe"))
     assert norms.pop("clip") == {1.0}
-    assert norms == {name: {None, 0.5, 1.0, 5.0} for name in FIVE - {"clip"}}
+    assert norms.pop("logistic_probe") == {None}
+    assert norms == {name: {None, 0.5, 1.0, 5.0} for name in EIGHT - {"clip", "logistic_probe"}}
 
 
 def test_the_preset_takes_another_norm_if_its_own_is_excluded() -> None:
@@ -133,7 +143,7 @@ def test_at_least_one_epoch_remains_after_gradual_unfreezing() -> None:
 
 def test_a_single_epoch_has_no_frozen_phase() -> None:
     space = space_for(["a"], 1)
-    assert sorted(space.strategies()) == sorted(FIVE - {"freeze_then_unfreeze"})
+    assert sorted(space.strategies()) == sorted(EIGHT - {"freeze_then_unfreeze"})
     assert all(params["strategy"] != "freeze_then_unfreeze" for params in space.known_good())
 
 
@@ -151,25 +161,24 @@ def test_the_first_recipe_trains_the_whole_network_from_the_start_with_the_norm_
     assert strategy.pace == STRATEGIES["naive"]().pace
 
 
-def test_every_strategy_has_a_known_good_recipe_and_the_default_five_come_first() -> None:
-    strategies = [str(recipe["strategy"]) for recipe in KNOWN_GOOD]
-    assert set(strategies) == set(STRATEGIES)
-    assert set(strategies[: len(FIVE)]) == FIVE
-    assert {params["strategy"] for params in space_for(["a"], 8).known_good()} == FIVE
+def test_every_strategy_has_a_known_good_recipe_and_those_of_the_default_search_are_tried() -> None:
+    for family in FAMILIES:
+        assert {str(recipe["strategy"]) for recipe in known_good_recipes(family)} == set(STRATEGIES)
+    assert {params["strategy"] for params in space_for(["a"], 8).known_good()} == EIGHT
 
 
 @pytest.mark.parametrize("advised", [(), ("scratch", "naive"), ("clip",)], ids=",".join)
 def test_every_strategy_is_tried_before_any_is_tried_again(advised: tuple[str, ...]) -> None:
     tried = [params["strategy"] for params in space_for(["a"], 8).known_good(advised={name: {} for name in advised})]
     assert tuple(tried[: len(advised)]) == advised
-    assert set(tried[: len(FIVE)]) == FIVE
-    assert tried[len(FIVE) :] == ["clip"]
+    assert set(tried[: len(EIGHT)]) == EIGHT
+    assert tried[len(EIGHT) :] == ["clip"]
 
 
 @pytest.mark.parametrize("strategies", [(), *((name,) for name in OTHERS), tuple(STRATEGIES)], ids=",".join)
 def test_known_good_recipes_have_the_values_they_name_and_train(strategies: Sequence[str]) -> None:
     space = space_for(["a"], 8, strategies)
-    recipes = [recipe for recipe in KNOWN_GOOD if recipe["strategy"] in space.strategies()]
+    recipes = rank_known_good(space.strategies())
     configs = [space.configured(params) for params in space.known_good()]
     for recipe, config in zip(recipes, configs, strict=True):
         optimizer = str(config["optimizer"])
@@ -215,7 +224,8 @@ def test_known_good_recipes_are_moved_into_a_space_that_excludes_them(edits: dic
     space = space_for(["a"], 8, edits=edits)
     for params in space.known_good():
         config = space.configured(params)
-        assert config["learning_rate"] <= 1e-4 or "learning_rate" not in edits  # type: ignore[operator]
+        moved = "learning_rate" in edits and strategy_of(config).steps
+        assert not moved or config["learning_rate"] <= 1e-4  # type: ignore[operator]
         assert config.get("freeze_epochs", 4) in (4, 5, 6) or "freeze_epochs" not in edits
 
 
@@ -295,7 +305,9 @@ def test_every_proposal_of_the_random_sampler_becomes_a_recipe(
 def test_hundreds_of_random_proposals_from_the_default_space_become_recipes_and_cover_it() -> None:
     ask_tell = AskTellSampler(space_for(["a", "b"], 8), "random", seed=2)
     recipes = [recipe_of(ask_tell.ask(f"{number:04d}", number)[1], 8) for number in range(300)]
-    for kind in CHOICE_TABLES:
+    assert {recipe.strategy.name for recipe in recipes} == EIGHT
+    recipes = [recipe for recipe in recipes if recipe.uses_gradient_steps]
+    for kind in CHOICE_TABLES.keys() - {"strategy"}:
         assert {getattr(recipe, kind).name for recipe in recipes} == DEFAULT[kind]
 
 
@@ -304,7 +316,9 @@ def test_a_space_is_described_as_json_by_axis_entry_and_optimizer(edits: dict[st
     described = space_for(["a", "b"], 8, edits=edits).described()
     assert json.loads(json.dumps(described, allow_nan=False)) == described
     own = {f"{name}.{parameter}" for kind, name, parameter in ENTRY_PARAMETERS if name in DEFAULT[kind]}
-    rates = {f"{name}.learning_rate" for name in DEFAULT["optimizer"]}
+    own -= {"freeze_first.blocks"}
+    prefixes = ("",) if "learning_rate" in edits else ("", "head.")
+    rates = {f"{prefix}{name}.learning_rate" for name in DEFAULT["optimizer"] for prefix in prefixes}
     assert set(described) == {"backbone", *AXES, *own, *rates}
     assert described["backbone"] == "a, b"
 

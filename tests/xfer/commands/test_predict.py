@@ -17,9 +17,12 @@ from xfer.__main__ import main
 from xfer.commands import shared
 from xfer.data.pack import load_pack
 from xfer.data.split import split_pack
+from xfer.features.feature_cache import FeatureCache
 from xfer.methods.descriptions import strategy_descriptions
 from xfer.models import backbones
+from xfer.recipe import closed_form_values, recipe_from_dict
 from xfer.records import record_from_dict
+from xfer.run import Run
 from xfer.training.export import load_classifier
 
 
@@ -217,9 +220,57 @@ def test_advice_is_available_as_json_and_the_same_for_a_csv_table_and_a_folder(x
     assert again | {"seconds": 0} == advice | {"seconds": 0}
 
 
-def test_advice_uses_only_the_training_part(xfer, flags, monkeypatch):
+def test_advice_ends_with_what_is_reached_without_training_on_the_validation_part(xfer, flags, image_text_network):
+    zero_shot = ("--zero-shot", f"local-dir:{image_text_network}")
+    rows = json.loads(xfer("advise", *flags("--json", *zero_shot)).out)["without_training"]
+    assert [row["method"] for row in rows] == ["knn", "knn", "logistic_probe", "zero_shot", "zero_shot"]
+    assert {(row["images"], row["train_images"]) for row in rows} == {(6, 24), (6, 0)}
+    assert all(row["low"] < row["accuracy"] < row["high"] or row["accuracy"] in (0, 1) for row in rows)
+    lines = xfer("advise", *flags(*zero_shot)).out.splitlines()[-6:]
+    assert lines[0] == "Without training a network: 24 training images, 6 validation images, 95% interval"
+    labels = ["kNN (k=5)", "kNN (k=20)", "logistic probe", "zero-shot (1 prompt)", "zero-shot (7 prompts)"]
+    assert [line[2:26].strip() for line in lines[1:]] == labels
+    expected = [f"{100 * row['accuracy']:.1f}% {100 * row['low']:.1f}% to {100 * row['high']:.1f}%" for row in rows]
+    assert [" ".join(line[26:].split()) for line in lines[1:]] == expected
+
+
+def test_the_features_of_the_advice_are_those_of_a_probe(xfer, flags, tmp_path):
+    arguments = flags("--storage", tmp_path)
+    xfer("advise", *arguments)
+    files = sorted((tmp_path / "features").glob("*/features.npy"))
+    assert len(files) == 1
+    source = shared.read_source(str(flags.images))
+    pack = shared.build_pack(source, 32, tmp_path / "packs")
+    recipe = {
+        **closed_form_values(),
+        "strategy": {"name": "logistic_probe", "penalty": 10.0},
+        "data": pack.hash,
+        "classes": 3,
+        "image_size": 32,
+        "backbone": "test_efficientnet",
+        "weights": shared.weights_hash(flags.weights),
+    }
+    list(Run(recipe_from_dict(recipe), pack, flags.weights, features=FeatureCache(tmp_path / "features")))
+    assert sorted((tmp_path / "features").glob("*/features.npy")) == files
+
+
+def test_advice_says_why_there_is_no_zero_shot_row(xfer, flags, image_text_network, tmp_path):
+    for number, path in enumerate(sorted(flags.images.iterdir())):
+        shutil.copytree(path, tmp_path / "codes" / f"n{number:08d}")
+    images = replace(flags, images=tmp_path / "codes")
+    ended = xfer("advise", *images("--zero-shot", f"local-dir:{image_text_network}"))
+    assert ended.status == 0
+    assert "note: zero-shot needs class names that are words, got 'n00000000', " in ended.err
+    assert "zero-shot" not in ended.out
+    refused = xfer("advise", *images("--zero-shot", "ViT-B-32"))
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err.startswith("error: --zero-shot ViT-B-32: give NAME=FILE")
+
+
+def test_advice_uses_only_the_training_part(xfer, flags, monkeypatch, tmp_path):
     arguments = ("advise", *flags("--json", "--split-seed", 5))
     expected, build = json.loads(xfer(*arguments).out), shared.build_pack
+    arguments = (*arguments, "--storage", str(tmp_path))  # without the features of the first call
 
     def training_part(*options):
         pack = build(*options)

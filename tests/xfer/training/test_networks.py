@@ -241,3 +241,23 @@ def test_a_missing_library_is_reported_before_training(make_recipe, monkeypatch)
     check_architecture.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'xfer\[metric\]'"):
         check_network(make_recipe(embedding_loss="arcface"))
+
+
+def test_stochastic_depth_rises_with_the_block_up_to_the_rate_of_the_recipe(make_recipe):
+    from timm.layers import DropPath
+
+    def rates(drop_path):
+        model = build_network(
+            make_recipe(backbone="test_vit", weights="", strategy="scratch", drop_path=drop_path), None
+        )
+        return [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+
+    assert rates(0.0) == []
+    skipped = rates(0.2)
+    assert skipped == sorted(skipped)
+    assert skipped[-1] == pytest.approx(0.2)
+
+
+def test_stochastic_depth_is_refused_for_a_network_that_has_none(make_recipe):
+    with pytest.raises(ValueError, match=r"ghostnet_050 has no stochastic depth: leave drop_path at 0"):
+        check_network(make_recipe(backbone="ghostnet_050", drop_path=0.1))
