@@ -18,7 +18,6 @@ from xfer.data.layouts import detect_layout
 IGNORED_PLAN_KEYS = (
     *("question", "data.folder", "data.images", "data.notes", "name", "provenance", "trials", "advice", "prices"),
     *("noise", "margin", "families", "defaults", "control"),
->>>>>>> statistics
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
