@@ -75,6 +75,7 @@ def test_more_trials_are_not_a_difference_but_fewer_are(prepared: Prepared) -> N
         ({"classes": ("red", "blue")}, ["data.classes", "data.pack", "data.train", "data.val", "data.test"]),
         ({"experiment": "cars"}, ["experiment"]),
         ({"question": "Another?"}, []),
+        ({"margin": 0.02}, []),
     ],
     ids=str,
 )
@@ -86,6 +87,12 @@ def test_changes_are_listed_by_name(
     assert all(name.startswith("space.") for name in set(names(differences)) - set(changed))
     assert bool(differences) == bool(changed)
     assert all(" -> " in line for line in differences)
+
+
+@pytest.mark.parametrize("margin", [-0.01, 1, float("nan")])
+def test_a_margin_outside_its_limits_is_refused(make_plan: Callable[..., Plan], margin: float) -> None:
+    with pytest.raises(ValueError, match=f"margin is {margin}; must be at least 0 and below 1"):
+        make_plan(margin=margin)
 
 
 def test_a_change_shows_both_values(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
