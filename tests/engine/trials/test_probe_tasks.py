@@ -14,6 +14,8 @@ from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import ray_tune
 from sweeps.engine.trials.probe_tasks import ProbeTasks, split_into_tasks, train_probes
 from sweeps.engine.trials.trainable import Resources, TrialContext, trial_config
+from xfer.data.image_folder import folder
+from xfer.data.pack import build_pack
 from xfer.run import Run
 from xfer.training import checkpoints
 
@@ -64,6 +66,24 @@ def test_each_record_equals_that_of_its_solo_run(make_recipe, configs, store, pa
                 assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4), name
         assert batched.val.correct == solo.val.correct
         assert store.epochs(f"{number:04d}") == batched.epochs
+
+
+def test_probes_in_two_image_sizes_are_trained_in_one_task(
+    make_recipe, configs, store, pack, weights, image_folder, tmp_path
+):
+    packs = [pack, build_pack(folder(image_folder), 48, tmp_path / "packs")]
+    probe = {"strategy": "linear_probe", "learning_rate": 0.1}
+    recipes = [make_recipe(**probe, data=of_size.hash, image_size=of_size.image_size) for of_size in packs]
+    added = configs(*recipes)
+    added[1]["site"]["pack"] = str(packs[1].folder)
+    train_probes(added)
+    for number, (recipe, of_size) in enumerate(zip(recipes, packs, strict=True)):
+        run = Run(recipe, of_size, weights, CPU)
+        list(run)
+        batched = store.record(f"{number:04d}")
+        assert (batched.id, batched.status) == (recipe.id, "finished")
+        assert batched.val.loss == pytest.approx(run.evaluate("val").loss, abs=1e-4)
+    assert store.record("0000").val.loss != store.record("0001").val.loss
 
 
 def test_a_run_resumes_from_the_checkpoint_of_a_batched_probe(make_recipe, configs, store, pack, weights):
