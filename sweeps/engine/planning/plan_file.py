@@ -17,11 +17,7 @@ from xfer.data.layouts import detect_layout
 
 IGNORED_PLAN_KEYS = (
     *("question", "data.folder", "data.images", "data.notes", "name", "provenance", "trials", "advice", "prices"),
-<<<<<<< HEAD
-    *("noise", "margin"),
-=======
-    *("noise", "families", "defaults", "control"),
->>>>>>> main
+    *("noise", "margin", "families", "defaults", "control"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
