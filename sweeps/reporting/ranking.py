@@ -133,9 +133,9 @@ def ranking_frame(results: Results) -> pd.DataFrame:
     same runs, and further columns have its accuracy, interval and number of images. `objective` lists the objectives of
     the sweep. `diff_to_best`, `diff_low` and `diff_high` are a finalist's difference to the best of the other finalists
     and its simultaneous interval; finalists that may be the best (`tied_with_best`) share rank 1 (`rank_numbers`).
-    `control` marks trials of the recipe that the plan names as the control. With two objectives, `on_front` says whether
-    the trial is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts the
-    forward pass of one image.
+    `control` marks trials of the recipe that the plan names as the control. With two objectives, `on_front` says
+    whether the trial is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts
+    the forward pass of one image.
     """
     import pandas as pd  # takes a second, and a sweep imports this module before its plan is written
 
