@@ -19,8 +19,8 @@ from xfer.data.file_tree import LINK_OUT, NOT_REGULAR
 from xfer.data.layouts import read_source
 from xfer.data.pack import build_pack
 
-SECONDS = 20
-"""A test that waits for a pipe ends after so long."""
+SECONDS = 120
+"""Seconds after which a test that waits for a pipe, or hashes a huge file, fails."""
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ IGNORED_PLAN_KEYS = (
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
 
 
-ADVISED_KEYS = ("space", "screening")
+ADVISED_KEYS = ("space", "screening", "defaults")
 """Keys that change when the advice adds strategies; `advice.requested` has them as they were before."""
 
 

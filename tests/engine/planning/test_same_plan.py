@@ -135,6 +135,17 @@ def test_naming_all_classes_is_the_same_as_naming_none(
     assert default_name(named) == default_name(prepared)
 
 
+def test_a_plan_names_the_control_the_families_and_what_is_left_of_the_default_search(prepared: Prepared) -> None:
+    plan = describe_plan(prepared)
+    first = prepared.space.configured(prepared.space.known_good()[0])
+    assert plan["control"] == {"key": prepared.recipe(first).key, "settings": first}
+    assert first["strategy"] == "clip"
+    assert plan["families"] == {BACKBONE: "batch_norm"}
+    assert any("Mixing images is left out" in sentence for sentence in plan["defaults"])
+    other = {**stored(prepared), "control": {}, "families": {}, "defaults": []}
+    assert plan_differences(other, stored(prepared)) == []  # written for readers
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,244 @@
+"""Remove one protection at a time in a copy of the code; its test must then fail: python tests/mutations.py [WORD].
+
+A test of a protection that still passes without it proves nothing. With a word, only mutations whose file or test
+contains it are tried. Prints one line per mutation; the exit status is the number of those that no test noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """A protection that is removed, and the test that has to fail without it."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+    """Module below tests/, and after `::` a part of the names of the tests to run."""
+
+
+MUTATIONS = (
+    Mutation(
+        "sweeps/engine/storage/store.py",
+        'for name in object_store.list_names(self.folder / "trials") if TRIAL_NAME.fullmatch(name)]',
+        'for name in object_store.list_names(self.folder / "trials")]',
+        "faults/test_torn_state_objects.py::foreign_files",
+    ),
+    Mutation(
+        "sweeps/engine/storage/json_objects.py",
+        "if names.fullmatch(name)]",
+        'if name.endswith(".json")]',
+        "faults/test_torn_state_objects.py::foreign_files",
+    ),
+    Mutation(
+        "xfer/storage/checked_json.py",
+        "if not stat.S_ISREG(status.st_mode):",
+        "if False:",
+        "faults/test_torn_state_objects.py::not_a_file and folder",
+    ),
+    Mutation(
+        "xfer/data/pack.py",
+        "if pack.images.shape !=",
+        "if False and pack.images.shape !=",
+        "faults/test_torn_state_objects.py::pixels_that_do_not_fit",
+    ),
+    Mutation(
+        "xfer/features/feature_cache.py",
+        "if hashing.sha256_json(description)[:32] != folder.name or",
+        "if",
+        "faults/test_torn_state_objects.py::under_the_name_of_others",
+    ),
+    Mutation(
+        "xfer/data/quickdraw.py",
+        "except Exception as error:  # numpy evaluates",
+        "except (ValueError, OSError, EOFError) as error:  # numpy evaluates",
+        "faults/test_torn_state_objects.py::damaged_bitmaps",
+    ),
+    Mutation(
+        "sweeps/engine/storage/json_objects.py",
+        "checked_json.encode(redact_all(value), indent=1)",
+        "checked_json.encode(value, indent=1)",
+        "attacks/test_secrets.py::no_output_of_a_sweep",
+    ),
+    Mutation(
+        "sweeps/engine/tracking/client.py",
+        "RunTag(key, redact(value))",
+        "RunTag(key, value)",
+        "attacks/test_secrets.py::no_output_of_a_sweep",
+    ),
+    Mutation(
+        "sweeps/engine/console/log_redirect.py",
+        "handler.setFormatter(RedactingFormatter(",
+        "handler.setFormatter(logging.Formatter(",
+        "attacks/test_secrets.py::no_output_of_a_sweep",
+    ),
+    Mutation(
+        "sweeps/engine/storage/store.py",
+        "redact_all(json_objects.read(path))",
+        "json_objects.read(path)",
+        "attacks/test_secrets.py::earlier_version",
+    ),
+    Mutation(
+        "sweeps/engine/trials/trainable.py",
+        "handler.setFormatter(RedactingFormatter(",
+        "handler.setFormatter(logging.Formatter(",
+        "attacks/test_secrets.py::log_of_trials",
+    ),
+    Mutation("sweeps/engine/trials/ray_connection.py", "0o600", "0o644", "attacks/test_secrets.py::token_of_ray"),
+    Mutation(
+        "xfer/training/export.py",
+        "if hashing.sha256_file(folder / WEIGHTS_FILE) != card[WEIGHTS_CHECKSUM_KEY]:",
+        "if False:",
+        "faults/test_killed_while_writing.py::model",
+    ),
+    Mutation(
+        "sweeps/engine/trials/trainable.py",
+        "and is_intact(local_cache.sync_down(folder))",
+        "",
+        "faults/test_killed_while_writing.py::damaged_model",
+    ),
+    Mutation(
+        "xfer/commands/train.py",
+        "atomic_write(path, json.dumps(as_dict(value), indent=1).encode())",
+        'path.write_text(json.dumps(as_dict(value), indent=1), encoding="utf-8")',
+        "faults/test_killed_while_writing.py::atomically",
+    ),
+    Mutation(
+        "sweeps/engine/trials/ledger.py",
+        "elif name not in self.trials or not _same_recipe(self.trials[name], record):",
+        "elif False:",
+        "faults/test_objects_that_belong_together.py::record",
+    ),
+    Mutation(
+        "sweeps/engine/trials/ledger.py",
+        "if name not in self.trials and name not in records:",
+        "if False:",
+        "faults/test_objects_that_belong_together.py::set_aside_as_a_whole",
+    ),
+    Mutation(
+        "sweeps/engine/trials/ledger.py",
+        "if finalist.key != record.key:",
+        "if False:",
+        "faults/test_objects_that_belong_together.py::final_run_of_another_recipe",
+    ),
+    Mutation(
+        "sweeps/engine/storage/store.py",
+        'if written and record.phase == "final" and self.has_test(record.trial):',
+        "if False:",
+        "faults/test_objects_that_belong_together.py::evaluated_again",
+    ),
+    Mutation(
+        "sweeps/engine/sweep.py",
+        "trials[name].params or recover_params(record.recipe, self.prepared)",
+        "trials[name].params",
+        "faults/test_objects_that_belong_together.py::goes_on",
+    ),
+    Mutation(
+        "sweeps/engine/storage/lease.py",
+        "    if _is_on_this_machine(lease):\n        return bool(",
+        '    if _is_on_this_machine(lease):\n        return lease["expires"] > time.time() and bool(',
+        "faults/test_two_drivers.py::suspended or clock",
+    ),
+    Mutation(
+        "sweeps/engine/storage/lease.py",
+        'if mine or (lease is not None and lease["holder"] == UNKNOWN):',
+        "if mine:",
+        "faults/test_two_drivers.py::repairs",
+    ),
+    Mutation(
+        "sweeps/engine/storage/lease.py",
+        'return "" if fields[0] in "ZX" else fields[19]',
+        "return fields[19]",
+        "faults/test_two_drivers.py::suspended",
+    ),
+    Mutation(
+        "sweeps/engine/trials/trainable.py",
+        "if machine_faults.is_machine_fault(error):",
+        "if False:",
+        "faults/test_passing_faults_of_the_machine.py::full_disk_is_tried_again",
+    ),
+    Mutation(
+        "sweeps/engine/trials/stage.py",
+        "stopped = self._faults_in_a_row >= machine_faults.MAX_FAULTS_IN_A_ROW\n        if self._next",
+        "stopped = False\n        if self._next",
+        "faults/test_passing_faults_of_the_machine.py::in_a_row",
+    ),
+    Mutation(
+        "sweeps/engine/cli.py",
+        "status = EXIT_MACHINE_FAULT if full else EXIT_INVALID_INPUT",
+        "status = EXIT_INVALID_INPUT",
+        "faults/test_passing_faults_of_the_machine.py::exit_status",
+    ),
+    Mutation(
+        "xfer/data/file_gate.py",
+        "if not stat.S_ISREG(status.st_mode):",
+        "if False:",
+        "attacks/test_files_that_must_not_be_opened.py::no_layout and cars",
+    ),
+    Mutation(
+        "xfer/data/file_gate.py",
+        "if root is not None and not _is_inside(path, root, folders):",
+        "if False:",
+        "attacks/test_files_that_must_not_be_opened.py::no_layout and torchvision",
+    ),
+    Mutation(
+        "xfer/data/stanford_cars.py",
+        "    check_mat_size(path, MAX_MAT_BYTES)\n",
+        "",
+        "attacks/test_files_that_must_not_be_opened.py::expands",
+    ),
+)
+
+
+def fails_without(mutation: Mutation) -> bool:
+    """Return whether the test of a protection fails in a copy of the code without it.
+
+    Raises:
+        ValueError: the protection is not in the file exactly once, or none of the tests was run.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        for name in ("xfer", "sweeps", "tests", "benchmarks"):
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        file = Path(folder, mutation.file)
+        text = file.read_text(encoding="utf-8")
+        wanted = 2 if mutation.old == "0o600" else 1
+        if text.count(mutation.old) != wanted:
+            raise ValueError(f"{mutation.file} has {text.count(mutation.old)} times: {mutation.old}")
+        file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+        module, _, names = mutation.test.partition("::")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{module}", "-k", names]
+        ended = subprocess.run(
+            command, cwd=folder, env={**os.environ, "PYTHONPATH": folder}, capture_output=True, text=True, check=False
+        )
+    if ended.returncode not in (0, 1):
+        raise ValueError(f"{mutation.test} was not run: {ended.stdout[-500:]}{ended.stderr[-500:]}")
+    return ended.returncode == 1
+
+
+def main(word: str = "") -> int:
+    """Try all mutations; return the number of those that no test noticed."""
+    unnoticed = 0
+    for mutation in MUTATIONS:
+        if word in mutation.file or word in mutation.test:
+            noticed = fails_without(mutation)
+            unnoticed += not noticed
+            print(
+                f"{'noticed' if noticed else 'NOT NOTICED'}  {mutation.test}  without  {mutation.old[:60]!r}",
+                flush=True,
+            )
+    return unnoticed
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
