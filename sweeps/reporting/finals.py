@@ -70,6 +70,11 @@ def margin(results: Results) -> float:
     return float(results.plan.get("margin", DEFAULT_MARGIN))
 
 
+def control_key(results: Results) -> str | None:
+    """Return the key of the recipe that others are compared with; None if an older version wrote the plan."""
+    return results.plan["control"]["key"] if "control" in results.plan else None
+
+
 def rank_numbers(names: Sequence[str], comparison: FinalsComparison | None) -> list[int]:
     """Return the ranks of trials that are listed best first: those tied with the first one share rank 1.
 

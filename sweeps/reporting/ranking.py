@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeps.reporting.class_accuracy import summarize_classes
-from sweeps.reporting.finals import FinalsComparison, compare_finalists, rank_numbers
+from sweeps.reporting.finals import FinalsComparison, compare_finalists, control_key, rank_numbers
 from sweeps.reporting.formatting import (
     DEFAULT_CHOICES,
     escape_control_characters,
@@ -133,9 +133,9 @@ def ranking_frame(results: Results) -> pd.DataFrame:
     same runs, and further columns have its accuracy, interval and number of images. `objective` lists the objectives of
     the sweep. `diff_to_best`, `diff_low` and `diff_high` are a finalist's difference to the best of the other finalists
     and its simultaneous interval; finalists that may be the best (`tied_with_best`) share rank 1 (`rank_numbers`).
-    `control` marks the trial that the plan names as the control. With two objectives, `on_front` says whether the trial
-    is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts the forward pass
-    of one image.
+    `control` marks trials of the recipe that the plan names as the control. With two objectives, `on_front` says
+    whether the trial is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts
+    the forward pass of one image.
     """
     import pandas as pd  # takes a second, and a sweep imports this module before its plan is written
 
@@ -252,7 +252,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         "seconds": trial.seconds,
         **_estimate_cells("val", trial.validation),
         **_estimate_cells("test", trial.test),
-        "control": ("yes" if trial.name == results.plan["control"] else "no") if "control" in results.plan else None,
+        "control": _control_cell(trial, control_key(results)),
         "test_accuracy": trial.test.mean if trial.test else None,
         "search_val_accuracy": trial.search_accuracy,
         "key": trial.search.key,
@@ -270,6 +270,12 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         **rare_settings(recipe),
         **{setting: recipe.get(setting, DEFAULT_CHOICES[setting]) for setting in _NUMERIC_RARE_SETTINGS},
     }
+
+
+def _control_cell(trial: RankedTrial, control: str | None) -> str | None:
+    if control is None:
+        return None
+    return "yes" if trial.search.key == control else "no"
 
 
 def _difference_cells(trial: RankedTrial, comparison: FinalsComparison | None) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def _context(results: Results) -> dict[str, Any]:
         "length": summary.trial_length(results.plan),
         "headline": summary.headline(results),
         "verdict": verdict.verdict(results),
+        "gain_over_control": verdict.gain_over_control(results),
         "optimism": verdict.optimism(results),
         "zero_effort_comparison": zero_effort.zero_effort_comparison(results),
         "comparison": summary.strategy_comparison(results),

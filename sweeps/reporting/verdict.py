@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.reporting.finals import FinalsComparison, compare_finalists, margin
+from sweeps.reporting.finals import FinalsComparison, compare_finalists, control_key, margin
 from sweeps.reporting.formatting import (
     escape_control_characters,
     format_duration,
@@ -38,6 +38,30 @@ def verdict(results: Results) -> str | None:
     if all(comparison.by_name[trial.name].within_margin for trial in tied):
         return f"{sentence} None of them is worse than the best by more than {_points(margin(results))} points."
     return f"{sentence} {_undecided(comparison)}"
+
+
+def gain_over_control(results: Results) -> str | None:
+    """State by how much the first finalist is better than the control, the recipe that the search started with.
+
+    Returns:
+        None if the control is the first finalist, or if the two cannot be compared.
+    """
+    comparison = compare_finalists(results, ranked_finalists(results))
+    if comparison is None:
+        return None
+    first, key = comparison.trials[0], control_key(results)
+    control = next((i for i, trial in enumerate(comparison.trials) if trial.search.key == key), 0)
+    if control == 0:
+        return None
+    found = difference(comparison.correct[0], comparison.correct[control])
+    direction = "better" if found.mean >= 0 else "worse"
+    sign = 1 if found.mean >= 0 else -1
+    low, high = sorted((sign * found.low, sign * found.high))
+    return (
+        f"{_name(first)} is {direction} than the control, {_name(comparison.trials[control])}, by "
+        f"{_points(abs(found.mean))} points on the {comparison.split} set (95% interval {_points(low)} to "
+        f"{_points(high)}; probability of being better {_probability(found.probability)})."
+    )
 
 
 def optimism(results: Results) -> str | None:

@@ -12,7 +12,7 @@ from sweeps.reporting.ranking import ranked_finalists, ranking_frame
 from sweeps.reporting.results import Results
 from sweeps.reporting.statistics import compare_with_best, outlook
 from sweeps.reporting.tables import ranking_table
-from sweeps.reporting.verdict import optimism, verdict
+from sweeps.reporting.verdict import gain_over_control, optimism, verdict
 from tests.reporting.conftest import a_record, an_evaluation, results_of, some_finals
 from xfer.records import Record
 
@@ -148,5 +148,26 @@ def test_the_optimism_of_the_winner_is_stated() -> None:
 
 def test_the_control_of_the_plan_is_marked() -> None:
     finalists = a_finalist("0000", 0.94, 0.90), a_finalist("0001", 0.93, 0.92)
-    assert ranking_frame(results_with(*finalists, control="0001"))["control"].tolist() == ["no", "yes"]
+    control = {"key": "key-0001", "settings": {}}
+    assert ranking_frame(results_with(*finalists, control=control))["control"].tolist() == ["no", "yes"]
     assert ranking_frame(results_with(*finalists))["control"].isna().all()
+
+
+def test_the_gain_over_the_control_is_stated() -> None:
+    finalists = a_finalist("0000", 0.94, 0.90), a_finalist("0001", 0.93, 0.92), a_finalist("0002", 0.9, 0.80)
+
+    def gain(control: str) -> str | None:
+        return gain_over_control(results_with(*finalists, control={"key": f"key-{control}", "settings": {}}))
+
+    better, worse = gain("0002"), gain("0001")
+    assert better is not None
+    assert better.startswith(
+        "0000 is better than the control, 0002, by 10.0 points on the test set (95% interval 4.0 to "
+    )
+    assert worse is not None
+    assert worse.startswith(
+        "0000 is worse than the control, 0001, by 2.0 points on the test set (95% interval -0.8 to "
+    )
+    assert gain("0000") is None
+    assert gain("0009") is None
+    assert gain_over_control(results_with(*finalists)) is None
