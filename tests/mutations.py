@@ -1,4 +1,4 @@
-"""Remove one protection at a time in a copy and check that its test fails: python tests/mutations.py [WORD].
+"""Remove one protection at a time in a copy of the code; its test must then fail: python tests/mutations.py [WORD].
 
 A test of a protection that still passes without it proves nothing. With a word, only mutations whose file or test
 contains it are tried. Prints one line per mutation; the exit status is the number of those that no test noticed.

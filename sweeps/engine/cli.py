@@ -302,10 +302,12 @@ def _show_result(store: Store, options: CliOptions, console: Console) -> Path:
 
 def _print_ranking(results: Results, console: Console) -> None:
     from sweeps.reporting.summary import accuracy_by_class, caveats, headline, strategy_comparison
+    from sweeps.reporting.verdict import verdict
 
     console.print(_ranking_table(results))
     console.print(Text(headline(results)))
-    for sentence in filter(None, (accuracy_by_class(results), strategy_comparison(results), *caveats(results))):
+    sentences = (verdict(results), accuracy_by_class(results), strategy_comparison(results), *caveats(results))
+    for sentence in filter(None, sentences):
         console.print(Text(f"- {sentence}"), soft_wrap=True)
 
 

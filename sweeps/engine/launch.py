@@ -88,7 +88,7 @@ def claim_plan(
     similar: tuple[str, ...] = ()
     if stored is not None:
         plan = resumed_plan(stored, plan)
-        if all(plan.get(name) == stored.get(name) for name in ("trials", "noise")):
+        if all(plan.get(name) == stored.get(name) for name in ("trials", "noise", "margin")):
             return ()
     elif object_store.exists(store.folder / "trials"):
         raise ValueError(f"{store.folder} holds trials but no plan.json: put it back, or take another --name")

@@ -152,6 +152,10 @@ class Plan:
     on frozen features. 0 leaves the test set closed."""
     seeds: int = 3
     """Number of new seeds for each finalist."""
+    margin: float = 0.01
+    """Difference in accuracy that does not matter in practice:
+    0.01 is one point. The report names the cheapest recipe
+    within it. It changes no trial, and may be changed later."""
     noise: bool = True
     """Evaluate the finalists under seven kinds of noise too, on
     at most 500 test images, after the ranking and the report
@@ -165,6 +169,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} is {value}; must be between {low} and {high}")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin is {self.margin}; must be at least 0 and below 1, as in 0.01 for one point")
         image_size, edits = resolve_image_sizes(self.image_size, self.edits)
         object.__setattr__(self, "image_size", image_size)
         object.__setattr__(self, "edits", edits)

@@ -7,7 +7,7 @@ others. The difference of two recipes is much more certain than their separate i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 _DRAWS = 20_000  # bootstrap draws: the critical value then varies by less than 1% from one random state to another
 _MIN_DISCORDANT = 2  # images that disagree, one each way, in the smallest variance of a difference
 _FLOOR = 0.8  # smallest variance, relative to that of the images alone: less is an accident of few seeds
+_MAX_FACTOR = 100  # more images or seeds than this are out of reach
 _NORMAL = 1e7  # degrees of freedom at which Student's t distribution is the normal one
 _EXPECTED = 0.2  # part of the variance by chance that does not count as due to seeds in the degrees of freedom
 
@@ -38,6 +39,19 @@ class Difference:
     """Number of distinct images that both recipes saw."""
     seeds: int
     """Number of seeds with images that both recipes saw."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a comparison like this one can show, and what would settle it."""
+
+    detectable: float
+    """Smallest true difference that is found, at 95% confidence, in 80% of such comparisons."""
+    images: int | None
+    """Number of images at which an interval around the same difference would exclude 0; None if no more than a hundred
+    times as many would do."""
+    seeds: int | None
+    """Number of seeds, at most a hundred, at which it would; None also if one seed cannot tell how much they vary."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,36 @@ def difference(correct_a: ArrayLike, correct_b: ArrayLike, confidence: float = 0
         images=pair.images,
         seeds=pair.seeds,
     )
+
+
+def outlook(correct_a: ArrayLike, correct_b: ArrayLike, confidence: float = 0.95, power: float = 0.8) -> Outlook:
+    """Estimate the smallest detectable difference, and the images or seeds that would settle a difference.
+
+    Args:
+        correct_a: as in `difference`.
+        correct_b: as in `difference`.
+        confidence: coverage of the interval, in (0, 1).
+        power: share of comparisons that find the smallest detectable difference, in (0, 1).
+
+    Raises:
+        ValueError: as in `difference`.
+    """
+    first, second = np.asarray(correct_a, dtype=float), np.asarray(correct_b, dtype=float)
+    correct = _checked(np.stack([first, second]), confidence)
+    pair = _pair(correct[0] - correct[1], "the two recipes")
+    error, freedom = pair.standard_error(pair.between_seeds, pair.seeds - 1)
+    level = (1 + confidence) / 2
+    detectable = float(_t_quantile(level, freedom) + _t_quantile(power, freedom)) * error
+
+    def settles(larger: _Pair) -> bool:
+        error, freedom = larger.standard_error(larger.between_seeds, larger.seeds - 1)
+        return abs(pair.mean) > float(_t_quantile(level, freedom)) * error
+
+    factors = np.geomspace(1, _MAX_FACTOR, 200)
+    images = next((round(pair.images * factor) for factor in factors if settles(pair.with_images(factor))), None)
+    counts = range(pair.seeds, _MAX_FACTOR + 1) if pair.seeds > 1 else ()
+    seeds = next((count for count in counts if settles(pair.with_seeds(count))), None)
+    return Outlook(min(detectable, 1.0), images, seeds)
 
 
 def compare_with_best(
@@ -191,6 +235,28 @@ class _Pair:
     """Part of `between_seeds` that is expected if the seeds do not matter."""
     concentration: float
     """Sum of the squared weights of the seeds in the mean: 1 / seeds if all saw the same number of images."""
+
+    def with_images(self, factor: float) -> _Pair:
+        """Return what is expected with this many times as many images."""
+        chance = self.chance / factor
+        return replace(
+            self,
+            images=round(self.images * factor),
+            image_variance=self.image_variance / factor,
+            between_seeds=max(self.between_seeds - self.chance, 0.0) + chance,
+            chance=chance,
+        )
+
+    def with_seeds(self, seeds: int) -> _Pair:
+        """Return what is expected with this many seeds, on the same images."""
+        concentration = self.concentration * self.seeds / seeds
+        of_images = max(self.image_variance - self.chance * self.concentration, 0.0)
+        return replace(
+            self,
+            seeds=seeds,
+            concentration=concentration,
+            image_variance=of_images + self.chance * concentration,
+        )
 
     def lower_bound_between_seeds(self) -> float:
         """Lower bound of the true variance behind `between_seeds`, at a confidence of 75%."""

@@ -17,6 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sweeps.reporting.class_accuracy import summarize_classes
+from sweeps.reporting.finals import FinalsComparison, compare_finalists, rank_numbers
 from sweeps.reporting.formatting import (
     DEFAULT_CHOICES,
     escape_control_characters,
@@ -50,6 +51,7 @@ RANKING_COLUMNS = (
     *("test_worst_class_ci_high", "test_worst_class_images"),
     "kept",
     "image_size",
+    *("tied_with_best", "diff_to_best", "diff_low", "diff_high", "control"),
 )
 _INTEGER_COLUMNS = (
     "rank",
@@ -72,7 +74,7 @@ _TEXT_COLUMNS = (
     *("trial", "strategy", "backbone", "optimizer", "schedule", "augmentation", "mixing", "loss", "status", "key"),
     *("objective", "on_front", "balance", "embedding_loss", "head", "activation", "batch_norm", "colour"),
     *("val_worst_class", "test_worst_class"),
-    "kept",
+    *("kept", "tied_with_best", "control"),
 )
 _NUMERIC_RARE_SETTINGS = ("body_rate", "clip_value", "images_per_class", "views", "drop_path")
 _STATUS_ORDER = {"finished": 0, "pruned": 1, "failed": 2}
@@ -129,12 +131,20 @@ def ranking_frame(results: Results) -> pd.DataFrame:
     number of epochs of the search run, `seeds` the number of runs behind `val_accuracy`, and `seconds` the total time
     of search and final runs. `val_worst_class` and `test_worst_class` name the class with the lowest accuracy over the
     same runs, and further columns have its accuracy, interval and number of images. `objective` lists the objectives of
-    the sweep. With two objectives, `on_front` says whether the trial is on the Pareto front. `gap` is training minus
-    validation accuracy (`Epoch.gap`). `flops` counts the forward pass of one image.
+    the sweep. `diff_to_best`, `diff_low` and `diff_high` are a finalist's difference to the best of the other finalists
+    and its simultaneous interval; finalists that may be the best (`tied_with_best`) share rank 1 (`rank_numbers`).
+    `control` marks the trial that the plan names as the control. With two objectives, `on_front` says whether the trial
+    is on the Pareto front. `gap` is training minus validation accuracy (`Epoch.gap`). `flops` counts the forward pass
+    of one image.
     """
     import pandas as pd  # takes a second, and a sweep imports this module before its plan is written
 
-    rows = [_row(rank, trial, results) for rank, trial in enumerate(ranked_trials(results), start=1)]
+    trials, comparison = ranked_trials(results), compare_finalists(results, ranked_finalists(results))
+    ranks = rank_numbers([trial.name for trial in trials], comparison)
+    rows = [
+        _row(rank, trial, results) | _difference_cells(trial, comparison)
+        for rank, trial in zip(ranks, trials, strict=True)
+    ]
     frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     dtypes = {
         column: "Int64" if column in _INTEGER_COLUMNS else "object" if column in _TEXT_COLUMNS else "Float64"
@@ -242,6 +252,7 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         "seconds": trial.seconds,
         **_estimate_cells("val", trial.validation),
         **_estimate_cells("test", trial.test),
+        "control": ("yes" if trial.name == results.plan["control"] else "no") if "control" in results.plan else None,
         "test_accuracy": trial.test.mean if trial.test else None,
         "search_val_accuracy": trial.search_accuracy,
         "key": trial.search.key,
@@ -258,6 +269,18 @@ def _row(rank: int, trial: RankedTrial, results: Results) -> dict[str, Any]:
         "flops": trial.search.flops,
         **rare_settings(recipe),
         **{setting: recipe.get(setting, DEFAULT_CHOICES[setting]) for setting in _NUMERIC_RARE_SETTINGS},
+    }
+
+
+def _difference_cells(trial: RankedTrial, comparison: FinalsComparison | None) -> dict[str, Any]:
+    if comparison is None or trial.name not in comparison.by_name:
+        return {}
+    to_best = comparison.by_name[trial.name]
+    return {
+        "tied_with_best": "yes" if to_best.tied else "no",
+        "diff_to_best": to_best.mean,
+        "diff_low": to_best.low,
+        "diff_high": to_best.high,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.reporting import screening, secondary_metrics, summary, tables, zero_effort
+from sweeps.reporting import screening, secondary_metrics, summary, tables, verdict, zero_effort
 from sweeps.reporting.calibration import calibration_sections
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.confusion import confusion_sections
@@ -68,6 +68,8 @@ def _context(results: Results) -> dict[str, Any]:
         "notes": [name_sets(note) for note in results.plan["data"]["notes"]],
         "length": summary.trial_length(results.plan),
         "headline": summary.headline(results),
+        "verdict": verdict.verdict(results),
+        "optimism": verdict.optimism(results),
         "zero_effort_comparison": zero_effort.zero_effort_comparison(results),
         "comparison": summary.strategy_comparison(results),
         "front": summary.pareto_sentence(results),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sweeps.reporting.comparison import BestComparison, Difference, compare_with_best, difference
+from sweeps.reporting.comparison import BestComparison, Difference, Outlook, compare_with_best, difference, outlook
 from xfer.measure.intervals import CONFIDENCE, wilson_score
 from xfer.records import Evaluation
 
@@ -22,10 +22,12 @@ __all__ = [
     "BestComparison",
     "Difference",
     "Estimate",
+    "Outlook",
     "compare_with_best",
     "difference",
     "estimate_accuracy",
     "noise_estimate",
+    "outlook",
     "pooled_estimate",
 ]
 

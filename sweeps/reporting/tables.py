@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS, class_cells, search_classes, trial_classes
+from sweeps.reporting.finals import compare_finalists, rank_numbers
 from sweeps.reporting.formatting import (
     MISSING,
     describe_strategy,
@@ -194,7 +196,8 @@ def _finalists(results: Results, finalists: Sequence[RankedTrial]) -> Table:
     columns = (*accuracies, "trial", "seeds", "epochs", "steps", *(("weights kept",) * shows_kept), "time")
     header = ("strategy", *_objective_columns(results), *columns)
     table = Table((*header, *settings), tuple(rows), strategy_notes(trial.strategy for trial in finalists))
-    return _ranked(_without_empty_columns(table))
+    ranks = rank_numbers([trial.name for trial in finalists], compare_finalists(results, ranked_finalists(results)))
+    return _ranked(_without_empty_columns(table), ranks)
 
 
 def _search_runs(results: Results, trials: Sequence[RankedTrial]) -> Table:
@@ -238,9 +241,9 @@ def _without_empty_columns(table: Table) -> Table:
     )
 
 
-def _ranked(table: Table) -> Table:
-    """Number the rows."""
-    rows = tuple((str(rank), *row) for rank, row in enumerate(table.rows, start=1))
+def _ranked(table: Table, ranks: Sequence[int] | None = None) -> Table:
+    """Number the rows, by `ranks` if some of them are shared."""
+    rows = tuple((str(rank), *row) for rank, row in zip(ranks or itertools.count(1), table.rows, strict=False))
     return Table(("rank", *table.header), rows, table.notes)
 
 

@@ -12,7 +12,7 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.plan_file import default_name, describe_plan, plan_differences
 from sweeps.engine.planning.prepare import add_strategies, prepare
 from sweeps.engine.planning.prepared import Prepared
-from sweeps.engine.presearch.zero_effort import initial_head_recipe
+from sweeps.engine.planning.screening import initial_head_recipe
 from sweeps.engine.resources.memory_probe import candidate_recipes
 from sweeps.engine.samplers.ask_tell import available_trials
 from sweeps.engine.search_space.overrides import space_for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from time import perf_counter
 
 import numpy as np
@@ -9,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from sweeps.reporting.statistics import compare_with_best, difference
+from sweeps.reporting.statistics import compare_with_best, difference, outlook
 
 Array = NDArray[np.float64]
 
 
 def answers(*recipes: float, seeds: int = 3, images: int = 200, shift: int = 37) -> Array:
-    """Recipes whose wrong answers are next to each other, at places that differ by recipe and, a little, by seed."""
+    """Recipes whose wrong answers are next to each other, at indices that differ by recipe and, a little, by seed."""
     correct = np.ones((len(recipes), seeds, images))
     for recipe, accuracy in enumerate(recipes):
         for seed in range(seeds):
@@ -50,6 +51,7 @@ def simulate(
     return (rng.random((len(accuracies), seeds, images)) < 1 / (1 + np.exp(-logits))).astype(float)
 
 
+@cache
 def level(accuracy: float, spread: float) -> float:
     """The mean logit at which the mean accuracy over normal effects of this spread is `accuracy`."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -298,3 +300,37 @@ def test_all_comparisons_with_the_best_hold_at_once() -> None:
         result = compare_with_best(simulate(rng, accuracies, 1000, (0.1, 0.3)[sweep % 2]), names)
         held += all(result[name].low <= truth[name] <= result[name].high for name in names)
     assert held >= 279  # 93%
+
+
+def test_the_detectable_difference_of_one_seed_is_that_of_a_t_test() -> None:
+    first, second = answers(0.9, 0.84, seeds=1)
+    result = difference(first, second)
+    expected = (stats.t.ppf(0.975, 199) + stats.t.ppf(0.8, 199)) * result.standard_error
+    assert outlook(first, second).detectable == pytest.approx(expected)
+    assert outlook(first, second).seeds is None
+
+
+def test_as_many_images_as_the_outlook_asks_for_settle_the_difference() -> None:
+    first, second = answers(0.9, 0.88, seeds=1)
+    images = outlook(first, second).images
+    assert images is not None
+    assert images > 200
+    times = images / 200
+    assert difference(np.tile(first, int(times) + 1), np.tile(second, int(times) + 1)).low > 0
+    assert difference(np.tile(first, int(times) // 2), np.tile(second, int(times) // 2)).low < 0
+
+
+def test_a_settled_difference_needs_nothing_more_and_equal_recipes_nothing_within_reach() -> None:
+    settled, equal = outlook(*answers(0.95, 0.6)), outlook(*answers(0.9, 0.9, shift=0))
+    assert (settled.images, settled.seeds) == (200, 3)
+    assert (equal.images, equal.seeds) == (None, None)
+
+
+def test_more_images_do_not_settle_what_depends_on_the_seed() -> None:
+    first, second = np.zeros((3, 4000)), np.zeros((3, 4000))
+    for seed, count in enumerate((1600, 2400, 200)):
+        first[seed, :count] = 1
+    result = outlook(first, second)
+    assert result.images is None
+    assert result.seeds is not None
+    assert 3 < result.seeds < 20

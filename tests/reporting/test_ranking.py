@@ -31,7 +31,8 @@ FURTHER = (
     "drop_path,"
     "test_noisy_images,steps,test_flip_accuracy,val_worst_class,val_worst_class_accuracy,val_worst_class_ci_low,"
     "val_worst_class_ci_high,val_worst_class_images,test_worst_class,test_worst_class_accuracy,test_worst_class_ci_low,"
-    "test_worst_class_ci_high,test_worst_class_images,kept,image_size"
+    "test_worst_class_ci_high,test_worst_class_images,kept,image_size,tied_with_best,diff_to_best,diff_low,diff_high,"
+    "control"
 )
 
 
@@ -128,7 +129,7 @@ def test_a_failed_final_run_adds_only_its_time() -> None:
 
 def test_the_csv_can_be_read_back(opened: Results) -> None:
     read = pd.read_csv(io.StringIO(ranking_csv(ranking_frame(opened))), dtype={"trial": str})
-    assert list(read["rank"]) == [1, 2, 3, 4, 5]
+    assert list(read["rank"]) == [1, 1, 3, 4, 5]
     assert list(read["trial"]) == names(opened)
     assert list(read["mixing"]) == ["none"] * 5
     assert read["val_accuracy"].dtype == read["test_ci_low"].dtype == float

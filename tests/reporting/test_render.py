@@ -78,7 +78,7 @@ def test_both_pages_contain_results_and_provenance(opened: Results, tmp_path: Pa
     provenance = opened.plan["provenance"]
     for page in pages(opened, tmp_path):
         for text in (
-            "Best is freeze_then_unfreeze(freeze_epochs=2)",
+            "Tied for first place is freeze_then_unfreeze(freeze_epochs=2)",
             "90.0% (95% interval 82.6 to 94.5; 100 images, 3 seeds)",
             "80.0%",
             "Run once per recipe and not ranked",

@@ -129,7 +129,7 @@ def test_the_first_screen_names_one_winner_and_explains_strategies_where_they_ar
 ) -> None:
     page = show(browser, report, DESK, "dark")
     answer, table = page.locator(".answer").inner_text(), page.locator("table").first
-    assert answer.startswith("Best is freeze_then_unfreeze")
+    assert answer.startswith("Tied for first place is freeze_then_unfreeze")
     assert "the ranking stays as it was on the validation set" in answer
     assert "97.0%" not in answer
     first = table.locator("tbody tr").first.inner_text()

@@ -23,7 +23,7 @@ EXTRA_TABLES: dict[str, Mapping[str, Any]] = {
     "noise": NOISES,
     "objective": OBJECTIVES,
     "backbone": PANEL,
-    "family": {**FAMILIES},
+    "family": {str(name): family for name, family in FAMILIES.items()},
 }
 """Tables that no recipe chooses from."""
 
@@ -103,7 +103,7 @@ def _family_text(family: Family) -> str:
     }
     lines = [
         f"Networks with {family.layers}.",
-        f"A sweep tries {', '.join(family.optimizers)}, and instead of the general ranges "
+        f"A sweep tries {', '.join(family.optimizers)}. Ranges of its own: "
         + "; ".join(f"{name} {values}" for name, values in ranges.items())
         + f". Reason: {family.reason}. Source: {family.source}.",
     ]

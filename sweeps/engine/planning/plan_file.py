@@ -17,13 +17,13 @@ from xfer.data.layouts import detect_layout
 
 IGNORED_PLAN_KEYS = (
     *("question", "data.folder", "data.images", "data.notes", "name", "provenance", "trials", "advice", "prices"),
-    *("noise", "families", "defaults", "control"),
+    *("noise", "margin", "families", "defaults", "control"),
     *("warm_start.from", "warm_start.params", "warm_start.passed_over", "warm_start.why_none", "warm_start.measured"),
 )
 """Keys that may differ between two starts of one sweep, because no trial depends on them."""
 
 
-ADVISED_KEYS = ("space", "screening")
+ADVISED_KEYS = ("space", "screening", "defaults")
 """Keys that change when the advice adds strategies; `advice.requested` has them as they were before."""
 
 
@@ -84,6 +84,7 @@ def describe_plan(prepared: Prepared) -> dict[str, Any]:
         "finalists": plan.finalists,
         "seeds": plan.seeds,
         "seed": plan.seed,
+        "margin": plan.margin,
     }
 
 
@@ -125,7 +126,7 @@ def panel_sweep_name(plan: Plan, pack_hash: str, image_size: int, source: str) -
 
 
 SETTINGS_OUTSIDE_PANEL_NAMES = (
-    *("experiment", "question", "trials", "noise", "advise", "zero_shot", "weights"),
+    *("experiment", "question", "trials", "noise", "margin", "advise", "zero_shot", "weights"),
     *("data", "source", "parts", "classes", "follow_links", "image_size"),
 )
 """Settings of a plan that may change between two starts, or that the images and their size stand for."""

@@ -106,5 +106,5 @@ def _distribution(name: str, values: Sequence[Any], space: Mapping[str, str]) ->
     low, high, log = described
     low, high = min(low, *values), max(high, *values)
     if all(isinstance(value, int) for value in values):
-        return IntDistribution(int(low), int(high), log=log)
+        return IntDistribution(int(low), int(high), log=log and low >= 1)
     return FloatDistribution(low, high, log=log and low > 0)

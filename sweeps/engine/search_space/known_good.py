@@ -134,7 +134,8 @@ def known_good_recipes(family: FamilyName = "batch_norm") -> tuple[Config, ...]:
         if family in families or (not families and recipe["strategy"] not in covered)
     ]
     named = {recipe["strategy"] for recipe in rows}
-    return (*rows, *({"strategy": name} for name in CHOICES["strategy"].entries if name not in named))
+    others: list[Config] = [{"strategy": name} for name in CHOICES["strategy"].entries if name not in named]
+    return (*rows, *others)
 
 
 def rank_known_good(

@@ -148,15 +148,15 @@ class Space:
         backbones = domain_values(self.axes["backbone"])
         recipes = rank_known_good(self.strategies(), advised, self._family(backbones[0]))
 
-        def start(recipe: Config, backbone: Value) -> Config:
+        def on_backbone(recipe: Config, backbone: Value) -> Config:
             if self._family(backbone) != self._family(backbones[0]):
                 (recipe, *_) = rank_known_good([str(recipe["strategy"])], advised, self._family(backbone))
             return {"backbone": backbone, **recipe}
 
-        starts = [start(recipe, self._first_able_backbone(str(recipe["strategy"]))) for recipe in recipes]
+        starts = [on_backbone(recipe, self._first_able_backbone(str(recipe["strategy"]))) for recipe in recipes]
         balanced = self._balanced_start(starts)
         starts[:1] = [
-            *(start(recipes[0], backbone) for backbone in backbones),
+            *(on_backbone(recipes[0], backbone) for backbone in backbones),
             *({**starts[0], "image_size": size} for size in self.image_sizes[1:]),
         ]
         starts[1:1] = balanced

@@ -75,6 +75,7 @@ def test_more_trials_are_not_a_difference_but_fewer_are(prepared: Prepared) -> N
         ({"classes": ("red", "blue")}, ["data.classes", "data.pack", "data.train", "data.val", "data.test"]),
         ({"experiment": "cars"}, ["experiment"]),
         ({"question": "Another?"}, []),
+        ({"margin": 0.02}, []),
     ],
     ids=str,
 )
@@ -86,6 +87,12 @@ def test_changes_are_listed_by_name(
     assert all(name.startswith("space.") for name in set(names(differences)) - set(changed))
     assert bool(differences) == bool(changed)
     assert all(" -> " in line for line in differences)
+
+
+@pytest.mark.parametrize("margin", [-0.01, 1, float("nan")])
+def test_a_margin_outside_its_limits_is_refused(make_plan: Callable[..., Plan], margin: float) -> None:
+    with pytest.raises(ValueError, match=f"margin is {margin}; must be at least 0 and below 1"):
+        make_plan(margin=margin)
 
 
 def test_a_change_shows_both_values(prepared: Prepared, make_plan: Callable[..., Plan], storage: Path) -> None:
@@ -126,6 +133,17 @@ def test_naming_all_classes_is_the_same_as_naming_none(
     named = prepare(make_plan(classes=("red", "green", "blue")), storage)
     assert plan_differences(stored(prepared), stored(named)) == []
     assert default_name(named) == default_name(prepared)
+
+
+def test_a_plan_names_the_control_the_families_and_what_is_left_of_the_default_search(prepared: Prepared) -> None:
+    plan = describe_plan(prepared)
+    first = prepared.space.configured(prepared.space.known_good()[0])
+    assert plan["control"] == {"key": prepared.recipe(first).key, "settings": first}
+    assert first["strategy"] == "clip"
+    assert plan["families"] == {BACKBONE: "batch_norm"}
+    assert any("Mixing images is left out" in sentence for sentence in plan["defaults"])
+    other = {**stored(prepared), "control": {}, "families": {}, "defaults": []}
+    assert plan_differences(other, stored(prepared)) == []  # written for readers
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

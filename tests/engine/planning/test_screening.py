@@ -269,6 +269,17 @@ def test_known_good_recipes_are_tried_on_the_best_backbone(narrow: Prepared) -> 
     assert [config["backbone"] for config in good] == ["test_vit", "test_efficientnet", *["test_vit"] * 2]
 
 
+def test_a_logistic_probe_begins_with_the_selected_penalty_and_the_others_compete(preparing: Preparing) -> None:
+    prepared = preparing("test_vit", strategies=("lp_ft", "logistic_probe"))
+    best = {("test_vit", "logistic_probe", 10.0): 0.9}
+    space = screening.narrow_space(prepared, screening.screening_decision(prepared, heads(prepared, best))).space
+    configs = {config["strategy"]: config for config in map(space.configured, space.known_good())}
+    assert (configs["logistic_probe"]["penalty"], configs["lp_ft"]["penalty"]) == (10.0, 10.0)
+    competing = space.possible["test_vit"]["logistic_probe"]["penalty"]
+    assert isinstance(competing, Categorical)
+    assert sorted(competing.values, key=str) == sorted(PENALTIES["logistic_probe"], key=str)
+
+
 def test_penalties_that_were_given_are_not_narrowed(preparing: Preparing) -> None:
     prepared = preparing(edits={"penalty": "0.5,5"})
     space = screening.narrow_space(prepared, screening.screening_decision(prepared, heads(prepared, {}))).space

@@ -16,8 +16,10 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.plan_file import PlanChangedError, default_name, describe_plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
+from sweeps.engine.planning.screening import screening_decision
 from sweeps.engine.presearch import advice
 from sweeps.engine.presearch.advice import recommend_strategies, recommended_strategies, summary_line
+from sweeps.engine.samplers.ask_tell import AskTellSampler
 from sweeps.engine.search_space.overrides import space_for
 from sweeps.engine.storage.store import Store
 from sweeps.engine.sweep import Sweep
@@ -83,8 +85,21 @@ def changed(prepared: Prepared, **changes: Any) -> Prepared:
 
 def first_strategies(prepared: Prepared, store: Store, count: int = 3) -> list[str]:
     """The strategies that a sweep started now proposes first."""
-    sweep = Sweep(prepared, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
-    return [str(sweep.sampler.ask(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
+    sampler = started_sampler(prepared, store)
+    return [str(sampler.ask(f"{number:04d}", number)[1]["strategy"]) for number in range(count)]
+
+
+def started_sampler(prepared: Prepared, store: Store) -> AskTellSampler:
+    """The sampler of a sweep started now, after a screening that has found no difference between heads."""
+
+    def start() -> AskTellSampler | None:
+        return Sweep(prepared, store, RunOptions(tracking_uri=""), NoView()).sampler  # type: ignore[arg-type]
+
+    if (sampler := start()) is None:
+        store.decide("screening", screening_decision(prepared, ()))
+        sampler = start()
+    assert sampler is not None
+    return sampler
 
 
 # --- the advice ------------------------------------------------------------------------------------------------------
@@ -119,7 +134,9 @@ def test_advice_uses_the_training_part_of_the_sweeps_own_seed(
 
 def nothing_pretrained(prepared: Prepared) -> Prepared:
     (backbone,) = prepared.backbones
-    return dataclasses.replace(prepared, backbones=(dataclasses.replace(backbone, file=None, sha256=""),))
+    axes = {**prepared.space.axes, "strategy": Categorical(("scratch", "small_cnn"))}
+    space = dataclasses.replace(prepared.space, axes=axes, possible={})
+    return dataclasses.replace(prepared, space=space, backbones=(dataclasses.replace(backbone, file=None, sha256=""),))
 
 
 def one_strategy(prepared: Prepared) -> Prepared:
@@ -185,7 +202,7 @@ def test_the_users_strategies_stand_and_the_summary_names_the_flag_that_adds_oth
 
 # --- advised strategies compete --------------------------------------------------------------------------------------
 
-DEFAULT = ("clip", "freeze_then_unfreeze", "naive", "linear_probe", "scratch")
+DEFAULT = ("clip", "lp_ft", "freeze_then_unfreeze", "naive", "linear_probe", "logistic_probe", "scratch")
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +226,9 @@ def test_advised_strategies_are_added_to_the_search_and_come_first(
         "of an early stage), linear_probe (training only the new head, on frozen features) first; train_last, "
         "early_cut added to the search"
     )
-    assert first_strategies(open_choice, store, 7) == [
-        *("train_last", "clip", "early_cut", "linear_probe", "freeze_then_unfreeze", "naive", "scratch")
+    assert first_strategies(open_choice, store, 9) == [
+        *("train_last", "clip", "early_cut", "linear_probe", "lp_ft", "freeze_then_unfreeze", "logistic_probe"),
+        *("naive", "scratch"),
     ]
 
 
@@ -220,8 +238,7 @@ def test_an_added_strategy_begins_with_the_advised_parameters(
     recommended = [{"strategy": {"name": "train_last", "blocks": 2}, "reason": "", "whose": ""}]
     advised(recommended=recommended)
     claim_plan(open_choice, store)
-    sweep = Sweep(open_choice, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
-    _, config = sweep.sampler.ask("0000", 0)
+    _, config = started_sampler(open_choice, store).ask("0000", 0)
     assert (config["strategy"], config["blocks"]) == ("train_last", 2)
 
 
@@ -250,7 +267,7 @@ def test_other_strategies_than_those_of_the_first_start_are_a_changed_plan(
         claim_plan(prepare(make_plan(trials=9, strategies=("naive", "clip")), storage), store)
 
 
-def test_lp_ft_that_is_added_starts_from_a_screened_head(
+def test_a_default_search_begins_with_a_screening_of_the_heads_that_lp_ft_starts_from(
     open_choice: Prepared, store: Store, advised: Callable[..., None]
 ) -> None:
     advised("lp_ft")
@@ -269,7 +286,7 @@ def test_lp_ft_that_is_added_starts_from_a_screened_head(
 def test_nothing_is_added_to_strategies_that_the_user_or_a_grid_has_fixed(
     make_plan: Callable[..., Plan], storage: Path, advised: Callable[..., None], changes: dict[str, Any]
 ) -> None:
-    advised("lp_ft", "naive")
+    advised("train_last", "naive")
     advice_given = recommend_strategies(prepare(make_plan(trials=2, **changes), storage))
     assert (advice_given["order"], advice_given["added"]) == (["naive"], [])
 
@@ -298,7 +315,7 @@ def test_a_sweep_of_an_earlier_version_keeps_its_strategies_and_its_order(
     store.put_plan({**(store.plan() or {}), "advice": old})
     claim_plan(open_choice, store)
     assert (store.plan() or {})["advice"] == old
-    assert first_strategies(open_choice, store, 3) == ["linear_probe", "clip", "freeze_then_unfreeze"]
+    assert first_strategies(open_choice, store, 3) == ["linear_probe", "clip", "lp_ft"]
     assert recommended_strategies(old) == {"linear_probe": {}}
 
 
@@ -426,8 +443,8 @@ def test_every_balance_competes_where_the_rarest_class_has_less_than_a_fifth_of_
     assert summary_line(plan["advice"]).endswith(
         "first; classes are imbalanced: balance none, class_weights, balanced_sampler, logit_adjustment compete"
     )
-    sweep = Sweep(imbalanced, store, RunOptions(tracking_uri=""), NoView())  # type: ignore[arg-type]
-    first, second, third = (sweep.sampler.ask(f"{number:04d}", number)[1] for number in range(3))
+    sampler = started_sampler(imbalanced, store)
+    first, second, third = (sampler.ask(f"{number:04d}", number)[1] for number in range(3))
     assert (first["strategy"], first["balance"]) == ("clip", "none")
     assert second == {**first, "balance": "logit_adjustment", "tau": 1.0}
     assert third["balance"] == "none"

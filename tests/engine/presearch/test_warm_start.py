@@ -40,6 +40,7 @@ from tests.engine.conftest import a_plan, a_recipe, a_record, an_evaluation, wri
 from tests.engine.presearch.test_dataset_distance import DOGS_VS_CATS, HYMENOPTERA, QUICKDRAW
 from xfer.data.image_folder import folder
 from xfer.data.pack import build_pack
+from xfer.hyperparameters import Categorical
 from xfer.records import Record
 
 WEIGHTS = {BACKBONE: "w" * 64}
@@ -115,9 +116,9 @@ def test_a_recipe_that_fits_is_transferred_unchanged(space: Space) -> None:
 
 
 def test_settings_that_were_fixed_are_transferred_too(space: Space) -> None:
-    recipe = a_recipe(schedule={"name": "cosine"}, mixing={"name": "cutmix", "alpha": 1.0})
+    recipe = a_recipe(schedule={"name": "cosine_warmup", "warmup": 0.1}, mixing={"name": "cutmix", "alpha": 1.0})
     translated = translate_recipe(recipe, space, WEIGHTS) or {}
-    assert (translated["schedule"], translated["mixing"]) == ("cosine", "cutmix")
+    assert (translated["schedule"], translated["mixing"]) == ("cosine_warmup", "cutmix")
 
 
 def test_a_recipe_is_moved_into_a_narrower_space() -> None:
@@ -182,9 +183,16 @@ def test_only_known_good_recipes_are_protected_from_early_stopping(space: Space)
 
 @pytest.fixture
 def warm(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    """A plan with a warm start, whose data have the measurements of Hymenoptera."""
+    """A plan with a warm start, whose data have the measurements of Hymenoptera. Without lp_ft nothing is screened."""
     monkeypatch.setattr(advice, "advise", lambda *args, **kwargs: FakeAdvice(HYMENOPTERA))
-    return dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, warm_start=True, trials=12))
+    plan = dataclasses.replace(prepared.plan, warm_start=True, trials=12)
+    strategies = [name for name in prepared.space.strategies() if name != "lp_ft"]
+    return dataclasses.replace(prepared, plan=plan, space=with_strategies(prepared.space, *strategies))
+
+
+def with_strategies(space: Space, *names: str) -> Space:
+    """The space with these strategies only."""
+    return dataclasses.replace(space, axes={**space.axes, "strategy": Categorical(names)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,7 +404,9 @@ def test_data_that_cannot_be_measured_are_the_reason_for_no_recipes(
 ) -> None:
     add_sweep("dogs", 0.6)
     (backbone,) = warm.backbones
-    claim_plan(dataclasses.replace(warm, backbones=(dataclasses.replace(backbone, file=None, sha256=""),)), mine)
+    random = with_strategies(warm.space, "scratch")
+    backbones = (dataclasses.replace(backbone, file=None, sha256=""),)
+    claim_plan(dataclasses.replace(warm, space=random, backbones=backbones), mine)
     assert stored_warm_start(mine)["why_none"] == "no pretrained network competes, so the data cannot be measured"
 
 

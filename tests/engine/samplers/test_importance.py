@@ -96,5 +96,8 @@ def test_many_trials_are_sampled_evenly_in_the_order_of_their_scores(monkeypatch
 
 
 def test_a_warm_start_may_lie_outside_the_space() -> None:
-    trials = [*some_trials(20), {**some_trials(1)[0], "weight_decay": 0.5}]
-    assert choice_importances(trials, list(range(21)), SPACE) is not None
+    trials = [{**trial, "blocks": 1 + number % 4} for number, trial in enumerate(some_trials(20))]
+    outside = {**trials[0], "weight_decay": 0.0, "blocks": 0}  # neither is on a logarithmic scale
+    found = choice_importances([*trials, outside], list(range(21)), {**SPACE, "train_last.blocks": "1..8 log"})
+    assert found is not None
+    assert {"weight_decay", "blocks"} <= {one.choice for one in found.choices}

@@ -215,7 +215,7 @@ def test_the_first_recipe_is_tried_on_every_backbone_before_the_others_follow() 
 
 
 def test_known_good_recipes_that_become_equal_in_a_smaller_space_are_tried_once() -> None:
-    edits = {"optimizer": "sgd", "loss": "cross_entropy", "augmentation": "none"}
+    edits = {"optimizer": "sgd", "loss": "cross_entropy", "augmentation": "none", "batch_norm": "with_weights"}
     assert len(space_for(["a"], 8, ["clip"], edits).known_good()) == 1
 
 

@@ -1,0 +1,125 @@
+"""State in sentences which finalist is the best, how certain that is, and what would settle the rest."""
+
+from __future__ import annotations
+
+from sweeps.reporting.finals import FinalsComparison, compare_finalists, margin
+from sweeps.reporting.formatting import (
+    escape_control_characters,
+    format_duration,
+    format_percent,
+    format_percentage_points,
+    join_words,
+    pluralize,
+)
+from sweeps.reporting.ranking import ranked_finalists
+from sweeps.reporting.results import RankedTrial, Results
+from sweeps.reporting.statistics import Difference, difference, outlook
+
+
+def verdict(results: Results) -> str | None:
+    """State which finalist is better than the others, or which ones are tied and what the cheapest of them is.
+
+    Returns:
+        None if fewer than two finalists can be compared, or if the sweep does not rank by accuracy.
+    """
+    comparison = compare_finalists(results, ranked_finalists(results))
+    if comparison is None:
+        return None
+    if len(comparison.tied) == 1:
+        return _single_best(results, comparison, comparison.tied[0])
+    tied = comparison.tied
+    cheapest = min(tied, key=lambda trial: trial.seconds)
+    every = "all" if len(tied) == len(comparison.trials) else f"{len(tied)} of {len(comparison.trials)}"
+    sentence = (
+        f"Tied on the {comparison.split} set: {join_words([_name(trial) for trial in tied])} ({every} finalists). Any "
+        f"of them may be the best; the cheapest is {_name(cheapest)} ({_strategy(cheapest)}, "
+        f"{format_duration(cheapest.seconds)} for all of its runs)."
+    )
+    if all(comparison.by_name[trial.name].within_margin for trial in tied):
+        return f"{sentence} None of them is worse than the best by more than {_points(margin(results))} points."
+    return f"{sentence} {_undecided(comparison)}"
+
+
+def optimism(results: Results) -> str | None:
+    """Compare the accuracies of the winner on the validation set, by which it was chosen, with that on the test set.
+
+    Returns:
+        None before the test set is used.
+    """
+    winner = next(iter(ranked_finalists(results)), None)
+    if winner is None or winner.test is None or winner.val_accuracy is None:
+        return None
+    search = (
+        "" if winner.search_accuracy is None else f"{format_percent(winner.search_accuracy)} in its search run, then "
+    )
+    return (
+        f"Accuracy of {_name(winner)} when it was chosen and afterwards: {search}{format_percent(winner.val_accuracy)} "
+        f"in the final runs on the validation set, and {format_percent(winner.test.mean)} on the test set. Optimism "
+        f"(validation minus test): {format_percentage_points(winner.val_accuracy - winner.test.mean)} points."
+    )
+
+
+def _single_best(results: Results, comparison: FinalsComparison, best: RankedTrial) -> str:
+    to_best = comparison.by_name[best.name]
+    sentence = (
+        f"{_name(best)} ({_strategy(best)}) is better than the best of the other finalists by "
+        f"{_points(to_best.mean)} points on the {comparison.split} set (95% interval {_points(to_best.low)} to "
+        f"{_points(to_best.high)}), with a probability of {_probability(to_best.probability)} of being the best."
+    )
+    first = comparison.trials[0]
+    if best is not first:
+        sentence += f" The ranking still begins with {_name(first)}, which was first on the validation set."
+    cheaper = [
+        trial
+        for trial in comparison.trials
+        if trial is not best and comparison.by_name[trial.name].within_margin and trial.seconds < best.seconds
+    ]
+    if cheaper:
+        cheapest = min(cheaper, key=lambda trial: trial.seconds)
+        sentence += (
+            f" {_name(cheapest)} is cheaper ({format_duration(cheapest.seconds)} instead of "
+            f"{format_duration(best.seconds)}) and worse by at most {_points(margin(results))} points."
+        )
+    return sentence
+
+
+def _undecided(comparison: FinalsComparison) -> str:
+    """State what the finals could find, and what would settle the first two of those that are tied."""
+    first, second = comparison.tied[:2]
+    index = {trial.name: i for i, trial in enumerate(comparison.trials)}
+    pair = comparison.correct[index[first.name]], comparison.correct[index[second.name]]
+    found, expected = difference(*pair), outlook(*pair)
+    names = f"{_name(first)} and {_name(second)}"
+    sentence = (
+        f"Finals like these find a difference of {_points(expected.detectable)} points between {names} in 80% of "
+        f"cases; the measured one is {_points(abs(found.mean))}"
+    )
+    settling = _settling(found, comparison.split, expected.images, expected.seeds)
+    return f"{sentence}. {settling}"
+
+
+def _settling(found: Difference, split: str, images: int | None, seeds: int | None) -> str:
+    ways = []
+    if images is not None and images > found.images:
+        ways.append(f"about {images:,} {split} images instead of {found.images:,}")
+    if seeds is not None and seeds > found.seeds:
+        ways.append(f"{pluralize(seeds, 'seed')} instead of {found.seeds}")
+    if not ways:
+        return "Neither more images nor more seeds within reach would settle a difference of this size."
+    return f"If it is real, {' or '.join(ways)} would settle it."
+
+
+def _name(trial: RankedTrial) -> str:
+    return escape_control_characters(trial.name)
+
+
+def _strategy(trial: RankedTrial) -> str:
+    return escape_control_characters(trial.strategy)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _probability(value: float) -> str:
+    return "over 99.9%" if value > 0.999 else format_percent(value)
