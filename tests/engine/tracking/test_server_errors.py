@@ -97,7 +97,7 @@ def test_a_duplicate_run_that_was_created_late_is_deleted(store: Store) -> None:
 
 
 def test_a_trial_that_mlflow_rejects_does_not_stop_the_others(store: Store) -> None:
-    store.add_trial(Trial("0000-bad", "search", {}, {**RECIPE, "a=b?*": "an invalid key for MLflow"}))
+    store.add_trial(Trial("0000-s9", "search", {}, {**RECIPE, "a=b?*": "an invalid key for MLflow"}))
     mirror = Mirror(store, uri_of(store))
     assert not mirror.sync()
     assert mlflow_contents(store)["0002"].status == "FAILED"
