@@ -4,9 +4,11 @@ The target data are scikit-learn's 1,797 handwritten digits (Alpaydin & Kaynak 1
 8 x 8 pixels). The source data are the printed letters A to Z in 16 fonts that come with matplotlib. Every digit and
 letter is placed in an image of 28 x 28 pixels, at a random position, size and angle.
 
-Centred digits would hide what transfer is for: a network trained from scratch on 5 of each already recognizes most of
-them. In random positions, a network has to learn from many examples that position does not matter. The letters provide
-these examples, while only 10 images of each digit are for training.
+Centred digits would hide what transfer is for: with 5 images of each of the digits 5 to 9, a network trained from
+scratch recognized 88% of others (3 seeds, 100 steps). In random positions, a network has to learn from many examples
+that position does not matter, and the letters provide them. Measured with one seed on scans outside the test part, in
+300 steps of test_resnet: with 8 training images of each digit, logistic regression on the frozen features reached 74%,
+training from scratch 60%; with 10, they reached 75% and 68%, and `lp_ft` 78%.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 28
 """Side of the images in pixels, as in MNIST. From 32 pixels on, near copies are looked for, which takes long among
 thousands of images that look alike."""
-TRAINING_IMAGES = 10
-"""Number of training images of each digit."""
+TRAINING_IMAGES = 8
+"""Number of training images of each digit: 80 are five full batches of 16."""
 VALIDATION_IMAGES = 20
 """Number of validation images of each digit."""
-LEFT_OUT = 30
+LEFT_OUT = 32
 """Number of scans of each digit in no part: number, size and placement of the images were chosen with them. The others
 are the test part."""
 FONTS = (
