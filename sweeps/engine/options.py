@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from sweeps.engine import image_sizes
 from sweeps.engine.flag_types import FlagError, StoragePath, vary_help
 from sweeps.engine.plan import Plan
+from sweeps.engine.search_space import image_sizes
 from xfer.storage.object_store import as_path
 
 SMOKE_IMAGE_SIZE = 64

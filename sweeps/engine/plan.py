@@ -13,7 +13,7 @@ import tyro
 
 from sweeps.engine import flag_types
 from sweeps.engine.flag_types import Names
-from sweeps.engine.image_sizes import SIZE_LIMITS, resolve_image_sizes
+from sweeps.engine.search_space.image_sizes import SIZE_LIMITS, resolve_image_sizes
 from xfer.choices import Value
 from xfer.hyperparameters import DEFAULT_EPOCHS
 from xfer.lengths import MIN_STEPS, RunLength

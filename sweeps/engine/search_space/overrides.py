@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sweeps.engine.image_sizes import parse_image_sizes
 from sweeps.engine.search_space.constraints import CONSTRAINTS, allowed_values, takes_steps
 from sweeps.engine.search_space.defaults import AXES, LEARNING_RATE_RANGES, PARAMETER_RANGES, default_axes
 from sweeps.engine.search_space.distributions import domain_values, numeric_values, parse_distribution
 from sweeps.engine.search_space.feasibility import CompatibilityCheck, feasible_space
+from sweeps.engine.search_space.image_sizes import parse_image_sizes
 from sweeps.engine.search_space.space import Space, unfreeze_ranges
 from sweeps.engine.search_space.suggest import NearestTrial
 from xfer.choices import Value, default_parameters, unknown_name_message
