@@ -299,7 +299,7 @@ def make_sweep(folder: Path, *objective: str) -> Sweep:
     prepared: Any = SimpleNamespace(
         plan=Plan("folder", "Which?", trials=4, epochs=EPOCHS, finalists=1, seeds=1, objective=objective),
         space=space_for(["test_efficientnet"], EPOCHS),
-        pack=SimpleNamespace(folder=folder / "pack"),
+        pack_of=lambda recipe: SimpleNamespace(folder=folder / "pack"),
         recipe=lambda config: recipe_from_dict(a_recipe()),
         redraws=False,
         backbones=(),
@@ -332,7 +332,8 @@ def test_noise_is_measured_after_every_epoch_only_if_it_is_the_objective(
     objective: str, noisy: bool, tmp_path: Path
 ) -> None:
     prepared: Any = SimpleNamespace(
-        plan=Plan("folder", "Which?", objective=(objective,)), pack=SimpleNamespace(folder=tmp_path / "pack")
+        plan=Plan("folder", "Which?", objective=(objective,)),
+        pack_of=lambda recipe: SimpleNamespace(folder=tmp_path / "pack"),
     )
     store = Store(tmp_path / "colours")
     view = ProgressView(Console(file=io.StringIO()), "colours")

@@ -33,7 +33,7 @@ NOT_UNDER_A_FINAL_NAME = {
     ("xfer/storage/atomic.py", "atomic_write"): "the temporary file",
     ("xfer/storage/object_store.py", "upload"): "the temporary file of atomic_write",
     ("xfer/training/export.py", "save_classifier"): "the temporary file of atomic_write",
-    ("sweeps/engine/quickstart_data.py", "pretrained_weights"): "the temporary file of atomic_write",
+    ("sweeps/engine/quickstart_data.py", "pretrain"): "the temporary file of atomic_write",
     ("xfer/data/pack.py", "_decode"): "inside atomic_folder",
     ("xfer/features/feature_cache.py", "_write"): "inside atomic_folder",
     ("xfer/data/stanford_cars_download.py", "download_stanford_cars"): "inside atomic_folder",

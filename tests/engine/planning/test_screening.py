@@ -351,8 +351,9 @@ def test_a_lost_decision_is_made_again_and_the_sampler_still_knows_the_trials_of
     for number in range(6):
         name = f"{number:04d}"
         params, config = sweep.sampler.ask(name, number)
-        store.add_trial(Trial(name, "search", params, sweep.prepared.recipe(config).as_dict()))
-        store.add_record(a_record(name))
+        recipe = sweep.prepared.recipe(config)
+        store.add_trial(Trial(name, "search", params, recipe.as_dict()))
+        store.add_record(a_record(name, key=recipe.key, recipe=recipe.as_dict()))
     assert "lp_ft" in {trial.recipe["strategy"]["name"] for trial in store.trials() if trial.phase == "search"}
     (store.folder / "screening" / "0001.json").write_text("{")
     again = start()

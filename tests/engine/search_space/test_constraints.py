@@ -69,7 +69,7 @@ def test_a_strategy_with_its_own_network_always_gets_it(draws: list[Config]) -> 
 
 def test_thousands_of_draws_from_the_widest_space_become_recipes(draws: list[Config]) -> None:
     ids = {recipe_of(config, EPOCHS).id for config in draws}
-    assert len(ids) > 0.99 * len(draws)
+    assert len(ids) > 0.98 * len(draws)  # heads in closed form have few parameters
 
 
 NARROW_SPACES: list[tuple[Sequence[str], dict[str, str]]] = [

@@ -39,6 +39,7 @@ def trained(make_recipe, make_run):
                 strategy=STRATEGIES[strategy], backbone=network, batch_norm=mode, epochs=1, learning_rate=0.05
             )
             run = make_run(recipe)
+            run.learner.average = None  # keep the last weights, even if the start is better on validation
             before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
             list(run)
             after = run.model.state_dict()

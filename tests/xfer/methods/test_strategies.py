@@ -240,7 +240,7 @@ def test_the_distance_is_the_relative_change_of_the_body(trained):
         end = trained.run.model.state_dict()
         before, after = (torch.cat([state[name].flatten().double() for name in body]) for state in (trained.start, end))
         assert distance == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
-        assert distance > 0
+        assert distance > 0 or trained.run.epochs[-1].kept == "start"
 
 
 def test_the_body_starts_from_the_weights_file_unless_weights_are_random(trained, weights_of):
