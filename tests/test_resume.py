@@ -297,7 +297,7 @@ def test_a_truncated_checkpoint_is_detected_and_the_previous_one_used(killed: Ki
 def test_a_truncated_checkpoint_is_named_in_the_log(killed: Killed) -> None:
     log = "".join(path.read_text() for path in (killed.sweep.folder / "logs").iterdir())
     assert f"trials/{killed.truncated}/checkpoints/epoch-{killed.checkpoint_epochs[1]:04d}" in log
-    assert "is damaged: resuming from the one before it" in log
+    assert "is damaged (its checksum differs): resuming from the one before it" in log
 
 
 # --- contested, interrupted, a process lost ---------------------------------------------------------------------------
