@@ -379,7 +379,9 @@ def test_the_answer_explains_every_strategy_that_it_names(sweep: Sweep) -> None:
 
 
 def test_the_output_of_ray_is_in_a_log_file(sweep: Sweep) -> None:
-    assert "ray" in (sweep.files.folder / "logs" / "driver.log").read_text().lower()
+    warning = "Failed to fetch metrics"  # of Ray Tune, which looks for files that our trials do not write
+    assert warning in (sweep.files.folder / "logs" / "driver.log").read_text()
+    assert warning not in sweep.ended.out + sweep.ended.err
 
 
 def test_the_report_is_complete_and_self_contained(sweep: Sweep) -> None:
@@ -389,8 +391,9 @@ def test_the_report_is_complete_and_self_contained(sweep: Sweep) -> None:
         "report.html",
         "ranking.csv",
         "figures",
+        "photos",
     }
-    assert not re.findall(r"""<link|src\s*=\s*["']?(?!data:)|https?://(?!www\.w3\.org|creativecommons|purl)""", page)
+    assert not re.findall(r"""<link|src\s*=\s*(?!["']?data:)|https?://(?!www\.w3\.org|creativecommons|purl)""", page)
     assert page.count("<svg") >= 3
     text = (sweep.report / "report.md").read_text()
     for word in (sweep.files.plan["provenance"]["command"], sweep.files.plan["data"]["pack"][:12], "torch"):
