@@ -519,7 +519,7 @@ def test_repeating_the_command_trains_nothing_and_starts_no_ray(
     assert model.stat().st_mtime_ns == exported
     assert not any(line.startswith("search:") for line in ended.out.splitlines())
     assert ended.out.splitlines()[-1] == sweep.ended.out.splitlines()[-1]
-    answer = [line for line in sweep.ended.out.splitlines() if line.startswith(("Best is ", "Tied for first place is "))]
+    answer = [line for line in sweep.ended.out.splitlines() if line.startswith(("Best is ", "Tied for first place "))]
     assert answer
     assert [line for line in ended.out.splitlines() if line in answer] == answer
 
