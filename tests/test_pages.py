@@ -116,6 +116,7 @@ def _plan(page: ModuleType, shared_data: Path, data: str) -> Plan:
     return apply_options(*parse_args(page.plan, list(map(str, flags))))
 
 
+@pytest.mark.slow
 def test_eight_classes_of_cars_are_read_from_the_original_layout(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import stanford_cars
     from sweeps.engine.planning.prepare import prepare
@@ -157,6 +158,7 @@ def test_all_cars_are_read_and_some_of_them_are_held_out(shared_data: Path, tmp_
     assert "are missing" in " ".join(describe_plan(prepared)["data"]["notes"])
 
 
+@pytest.mark.slow
 def test_the_val_folder_of_ants_and_bees_becomes_the_test_part(shared_data: Path, tmp_path: Path) -> None:
     from sweeps import folder
     from sweeps.engine.planning.prepare import prepare

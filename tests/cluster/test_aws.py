@@ -99,6 +99,7 @@ def test_only_ssh_from_one_address_and_the_cluster_itself_are_allowed_and_a_seco
     assert (created_resources(aws), ingress_rules(aws), policy(HEAD), policy(WORKER)) == before
 
 
+@pytest.mark.slow
 def test_a_finished_configuration_is_bootstrapped_again_on_the_head_without_a_request_and_unchanged(
     aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,8 @@ def test_stopped_after_every_epoch_equals_uninterrupted(make_recipe, make_run, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["test_resnet", pytest.param("test_vit", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("network", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"small_cnn", "lora", "drop_early"}))
 def test_stopped_after_every_epoch_equals_uninterrupted_on_other_networks(
     make_recipe, make_run, tmp_path, strategy, network
@@ -193,6 +194,8 @@ def test_evaluating_a_run_does_not_change_it(make_recipe, make_run):
     assert_equal_bit_for_bit(evaluated, undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_same_recipe_gives_the_same_run(make_recipe, make_run, strategy):
     recipe = make_recipe(**{**random_recipe(strategy), "epochs": 3})

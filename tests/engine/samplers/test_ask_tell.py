@@ -62,7 +62,9 @@ def test_the_same_history_and_seed_give_the_same_proposals(sampler: str, space: 
     assert (run(AskTellSampler(space, sampler, seed=6), range(16)) == first) == (sampler in ENUMERATING_SAMPLERS)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow if name == "gp" else []) for name in SAMPLERS]
+)
 def test_a_sampler_rebuilt_from_records_continues_like_the_uninterrupted_one(sampler: str, space: Space) -> None:
     uninterrupted = AskTellSampler(space, sampler, seed=5)
     history = run(uninterrupted, range(18))
@@ -155,7 +157,7 @@ def long_history(space: Space) -> sampler_runs.TrialHistory:
     return run(AskTellSampler(space, "random", seed=2), range(400))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
 def test_after_many_trials_a_proposal_still_depends_only_on_seed_number_and_history(
     sampler: str, space: Space, long_history: sampler_runs.TrialHistory
 ) -> None:
@@ -167,6 +169,7 @@ def test_after_many_trials_a_proposal_still_depends_only_on_seed_number_and_hist
     assert proposals[0] == proposals[1] != proposals[2]
 
 
+@pytest.mark.slow
 def test_a_gaussian_process_searches_the_rates_of_every_optimizer() -> None:
     """Optuna's own GP would draw them at random, because no optimizer's rate is in all trials."""
     space = space_for(["a"], 6, ["naive"], {"optimizer": "sgd,adam", "weight_decay": "1e-4", "batch_size": "32"})

@@ -84,7 +84,10 @@ NARROW_SPACES: list[tuple[Sequence[str], dict[str, str]]] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.nightly] if name == "gp" else []) for name in SAMPLERS],
+)
 @pytest.mark.parametrize(("strategies", "edits"), NARROW_SPACES, ids=str)
 def test_no_sampler_proposes_a_contradiction_in_a_narrow_space(
     sampler: str, strategies: Sequence[str], edits: dict[str, str]

@@ -109,6 +109,7 @@ def test_a_sweep_of_heads_alone_trains_them_in_the_driver(
     assert not early_start.needs_ray(heads)
 
 
+@pytest.mark.slow
 def test_what_a_sweep_imports_before_its_plan_is_written() -> None:
     code = (
         "import sys; from sweeps.engine import launch, sweep; from sweeps.engine.planning import prepare; "
@@ -121,6 +122,7 @@ def test_what_a_sweep_imports_before_its_plan_is_written() -> None:
     assert imported & LATER == set()
 
 
+@pytest.mark.slow
 def test_garbage_is_collected_after_the_imports() -> None:
     code = "import gc, sweeps.engine.trials.preload; print(gc.isenabled())"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -276,6 +276,7 @@ def test_weights_of_another_network_are_refused(pack, weights_of):
         advise(pack, "test_efficientnet", weights_of("test_resnet"), device=CPU)
 
 
+@pytest.mark.slow
 def test_hymenoptera_is_small_and_similar_to_imagenet(shared_data, tmp_path):
     data = build_pack(folder(shared_data / "hymenoptera"), 128, tmp_path)
     weights = shared_data / "weights" / "mobilenetv2_100.safetensors"

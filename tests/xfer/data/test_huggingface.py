@@ -20,6 +20,8 @@ from xfer.data.pack import build_pack
 
 datasets = pytest.importorskip("datasets")
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["ant", "bee", "crab"]
 READ = """
 import json, sys

@@ -42,6 +42,7 @@ else:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="requires glibc")
+@pytest.mark.slow
 @pytest.mark.parametrize("thread", ["main thread", "other thread"])
 def test_freed_memory_is_retained_and_released_on_request(thread):
     """Also in another thread, where Ray Tune runs a trial, with the environment of a trial's process."""

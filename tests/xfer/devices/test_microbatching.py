@@ -117,7 +117,9 @@ def test_memory_of_a_failed_attempt_is_freed_before_the_next():
 
 
 @pytest.mark.parametrize("changes", WITHOUT_STATISTICS, ids=str)
-@pytest.mark.parametrize("most", [1, 3, 7])
+@pytest.mark.parametrize(
+    "most", [3, *(pytest.param(most, marks=[pytest.mark.slow, pytest.mark.nightly]) for most in (1, 7))]
+)
 def test_without_batch_statistics_a_split_step_equals_that_of_the_whole_batch(make_recipe, make_run, changes, most):
     recipe = make_recipe(**CONSTANT, **changes, batch_size=8, epochs=1, learning_rate=0.05, clip_norm=0.5)
     full, split = make_run(recipe), make_run(recipe)

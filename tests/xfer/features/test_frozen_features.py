@@ -44,7 +44,13 @@ def record_calls(monkeypatch, method):
     return calls
 
 
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_vit"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "test_efficientnet",
+        *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.nightly]) for name in ("test_resnet", "test_vit")),
+    ],
+)
 @pytest.mark.parametrize("strategy", FROZEN)
 def test_a_run_on_cached_features_equals_one_on_images(strategy, backbone, make_recipe, run_with, monkeypatch):
     recipe = make_recipe(

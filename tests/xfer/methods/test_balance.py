@@ -126,6 +126,7 @@ def test_another_seed_leaves_out_other_images():
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_rare_classes_gain_from_every_entry(run_of, unequal_pack):
     """With 96 images against 8, the plain loss still predicts the common class for every image."""
 

@@ -316,7 +316,17 @@ def run_on_six_images(make_recipe, weights_of, six_images):
     return run
 
 
-@pytest.mark.parametrize(("strategy", "network"), [pair for pair in FITS if pair[0] not in PROBES])
+@pytest.mark.parametrize(
+    ("strategy", "network"),
+    [
+        # lora and drop_early fit no other network.
+        pytest.param(*pair, marks=[pytest.mark.slow, pytest.mark.nightly])
+        if pair[1] == "test_vit" and pair[0] not in ("lora", "drop_early")
+        else pair
+        for pair in FITS
+        if pair[0] not in PROBES
+    ],
+)
 def test_a_few_images_can_be_memorised(run_on_six_images, strategy, network):
     # Training only the biases of a transformer with random frozen attention tolerates no larger rate.
     rate = 0.002 if (strategy, network) == ("bitfit", "test_vit") else 0.003

@@ -32,6 +32,7 @@ def on_meta(name: str, image_size: int) -> torch.nn.Module:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PANEL)
 def test_the_table_says_what_timm_and_torch_say(name: str) -> None:
     network, facts, config = on_meta(name, PANEL_IMAGE_SIZE), PANEL[name], timm.get_pretrained_cfg(name)
@@ -43,6 +44,7 @@ def test_the_table_says_what_timm_and_torch_say(name: str) -> None:
     assert (facts.license == "") == (config.license in PERMISSIVE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [64, 96, 160])
 @pytest.mark.parametrize("name", panel_names("small"))
 def test_the_networks_for_a_laptop_take_small_images(name: str, image_size: int) -> None:

@@ -304,7 +304,16 @@ def test_checkpoint_export_and_evaluation_use_the_weights_that_are_kept(
 
 
 @pytest.mark.parametrize("name", ["last", "averaged", "start"])
-@pytest.mark.parametrize("strategy", ["lp_ft", "freeze_first", "gradual_unfreeze", "surgical"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "lp_ft",
+        *(
+            pytest.param(name, marks=[pytest.mark.slow, pytest.mark.nightly])
+            for name in ("freeze_first", "gradual_unfreeze", "surgical")
+        ),
+    ],
+)
 def test_a_run_that_is_resumed_before_its_last_epoch_keeps_the_same_weights(
     make_recipe, make_run, monkeypatch, name, strategy, tmp_path
 ):

@@ -196,7 +196,10 @@ def test_the_centres_of_arcface_have_the_heads_learning_rate_and_weight_decay(
 
 
 @pytest.mark.parametrize("strategy", ["freeze_then_unfreeze", "lp_ft"])
-@pytest.mark.parametrize("optimizer", ["sgd", "ranger", "lamb"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.nightly]) for name in ("ranger", "lamb"))],
+)
 def test_the_centres_of_arcface_are_restored_from_the_checkpoint(make_recipe, make_run, tmp_path, strategy, optimizer):
     recipe = make_recipe(strategy=strategy, optimizer=optimizer, embedding_loss="arcface", epochs=4)
     uninterrupted = make_run(recipe)
