@@ -11,7 +11,7 @@ import pytest
 from tests.sweep_commands import CompletedCommand, SweepFolder, build_once, only_sweep, read_without_checksum, run
 from xfer.records import NOISE_KINDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 NETWORK = "test_resnet"
 

@@ -17,7 +17,7 @@ from tests.sweep_commands import (
     without_timings,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture

@@ -303,6 +303,7 @@ def test_a_truncated_checkpoint_is_named_in_the_log(killed: Killed) -> None:
 # --- contested, interrupted, a process lost ---------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_a_second_driver_is_refused_and_told_which_process_holds_the_sweep(interrupted: Interrupted) -> None:
     assert interrupted.second_driver.status == 2
     assert interrupted.second_driver.err.startswith("error: another driver is at work on folder-colours-")
@@ -311,10 +312,12 @@ def test_a_second_driver_is_refused_and_told_which_process_holds_the_sweep(inter
     assert interrupted.first_still_ran
 
 
+@pytest.mark.nightly
 def test_nothing_that_a_sweep_starts_on_one_machine_can_be_reached_from_another(interrupted: Interrupted) -> None:
     assert interrupted.listening == {"127.0.0.1"}
 
 
+@pytest.mark.nightly
 def test_ctrl_c_exits_with_status_130_and_says_how_to_resume(interrupted: Interrupted) -> None:
     assert interrupted.first.status == 130, interrupted.first.err
     assert interrupted.first.err == ""
@@ -327,20 +330,24 @@ def test_ctrl_c_exits_with_status_130_and_says_how_to_resume(interrupted: Interr
     assert command == f"next     {interrupted.sweep.plan['provenance']['command']}"
 
 
+@pytest.mark.nightly
 def test_ctrl_c_leaves_no_temporary_files(interrupted: Interrupted) -> None:
     assert not Path(tempfile.gettempdir(), f"xfer-{interrupted.driver}").exists()
 
 
+@pytest.mark.nightly
 def test_ctrl_c_releases_the_lease(interrupted: Interrupted) -> None:
     assert "plan.json" in interrupted.file_sizes_after_first
     assert "lease.json" not in interrupted.file_sizes_after_first
 
 
+@pytest.mark.nightly
 def test_a_second_sigterm_ends_the_sweep_within_five_seconds(interrupted: Interrupted) -> None:
     assert interrupted.terminated.status == 130
     assert interrupted.seconds_to_end < 5
 
 
+@pytest.mark.nightly
 def test_a_trial_whose_process_is_killed_resumes_from_its_last_epoch_and_all_finish(interrupted: Interrupted) -> None:
     assert interrupted.last.status == 0, interrupted.last.out + interrupted.last.err
     records = interrupted.sweep.records()
@@ -357,12 +364,14 @@ def test_a_trial_whose_process_is_killed_resumes_from_its_last_epoch_and_all_fin
     assert len(again) - len(set(again)) <= 1
 
 
+@pytest.mark.nightly
 def test_only_the_trial_whose_process_is_killed_repeats_an_epoch(interrupted: Interrupted) -> None:
     notes = started_epochs(interrupted.observer)[interrupted.epochs_before_last :]
     counts = Counter((note.trial, note.epoch) for note in notes)
     assert {trial for (trial, _), count in counts.items() if count > 1} <= {interrupted.lost.trial}
 
 
+@pytest.mark.nightly
 def test_the_records_of_an_interrupted_sweep_equal_those_of_an_undisturbed_one(
     interrupted: Interrupted, undisturbed: Story
 ) -> None:

@@ -27,6 +27,7 @@ def _valid_flags(image_folder: Path, weights: Path) -> list[object]:
     return ["--data", image_folder, "--backbone", "test_efficientnet", "--weights", weights, "--image-size", 32]
 
 
+@pytest.mark.nightly
 def test_a_sweep_in_which_every_trial_fails_exits_with_status_1_and_prints_the_reasons(
     valid_flags: list[object], tmp_path: Path
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_sweep_in_which_every_trial_fails_exits_with_status_1_and_prints_the_r
     assert "DivergedError" in (tmp_path / "reports" / sweep.folder.name / "report.md").read_text()
 
 
+@pytest.mark.nightly
 def test_more_cpus_per_trial_than_ray_has_are_refused(valid_flags: list[object], tmp_path: Path) -> None:
     folders = ["--storage", tmp_path / "runs", "--reports", tmp_path / "reports"]
     completed = run("folder", [*valid_flags, "--cpus-per-trial", 4000, *folders], tmp_path)
@@ -99,7 +101,11 @@ def test_mlflow_has_the_runs_and_the_model_of_a_storage_of_any_name(smoke: tuple
     experiment = client.get_experiment_by_name("folder")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == len({run.info.run_name for run in runs}) == 1 + len(SweepFolder(smoke[0] / STORAGE / "mine-2").trials())
+    assert (
+        len(runs)
+        == len({run.info.run_name for run in runs})
+        == 1 + len(SweepFolder(smoke[0] / STORAGE / "mine-2").trials())
+    )
     [model] = client.search_logged_models([experiment.experiment_id])
     assert (smoke[0] / STORAGE / "mlartifacts" / "models" / model.model_id / "artifacts" / "MLmodel").exists()
     assert sorted(path.name for path in smoke[0].iterdir() if path.is_dir()) == ["reports", STORAGE]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.sweep_commands import CompletedCommand, SweepFolder, build_once, only_sweep, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_vit")
 

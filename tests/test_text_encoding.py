@@ -52,6 +52,7 @@ def train(data, weights, out, **environment):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_model_of_classes_with_any_characters_is_written_and_used_in_an_ascii_locale(image_folder, weights, tmp_path):
     data = tmp_path / "photos"
     shutil.copytree(image_folder, data)

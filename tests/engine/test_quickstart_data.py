@@ -130,6 +130,7 @@ def test_the_weights_are_trained_once(one_thread: None, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_pretrained_network_recognizes_letters(one_thread: None, tmp_path: Path) -> None:
     import safetensors.torch
     import timm

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray import tune
 from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -20,6 +21,10 @@ from sweeps.engine.resources import cluster, scratch
 from sweeps.engine.resources.prices import PRICE_LABEL, Machine, parse_price_label
 from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 from xfer.storage.object_store import StorageUnavailableError
+
+# Tune sets a variable for PyTorch Lightning in the environment of each trial, and Ray gives an actor with variables of
+# its own a new process: those that have started with Ray, and have imported torch, would stay idle.
+class_cache.DEFAULT_ENV_VARS.clear()
 
 MAX_NODE_FAILURES = 3
 """Number of times a trial is restarted after its process was lost. Lost machines are not counted."""

@@ -128,7 +128,7 @@ ray_tune.run_trials(Source(training_configs, stopped="0000"), 2, train_and_lose_
 GPUS_AND_PEERS = [(0.5, 4)] * 5 + [(1.0, 2)] * 2 + [(0.0, 2)] * 2
 """GPUs of each trial, and how many with as many GPUs must run at the same time."""
 
-pytestmark = pytest.mark.slow  # a Ray and ten processes
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]  # a Ray and ten processes
 
 
 @dataclass(frozen=True)

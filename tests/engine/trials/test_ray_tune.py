@@ -1,6 +1,6 @@
-"""The interface to Ray: reuse of the process for probes, and the node type and price label of a machine.
+"""The interface to Ray: which processes trials and probes get, and the node type and price label of a machine.
 
-One Ray is started for both tests, in a process of its own.
+One Ray is started for all tests, in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 
 import pytest
 
-from tests.sweep_commands import ROOT, TIMEOUT_SECONDS
+from tests.sweep_commands import MARKER_ENV_VAR, ROOT, TIMEOUT_SECONDS
 
 SCRIPT = """
 import os
+import pathlib
+import tempfile
 import time
 
 import ray
+from ray import tune
 
 from sweeps.engine.trials import ray_connection, ray_tune
 from sweeps.engine.trials.trainable import Resources
+from tests import sweep_commands
 
 
 class Trial:
@@ -29,9 +34,20 @@ class Trial:
         return os.getpid()
 
 
+def idle_processes():
+    marked = sweep_commands.processes_with(sweep_commands.MARKER_ENV_VAR, os.environ[sweep_commands.MARKER_ENV_VAR])
+    return {pid for pid in marked if pathlib.Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::IDLE")}
+
+
 ray_connection.connect_ray()
 print(ray_tune.alive_machines())
 cores = os.cpu_count() or 1
+limit = time.monotonic() + 120
+while len(started := idle_processes()) < cores and time.monotonic() < limit:
+    time.sleep(0.1)
+run_config = tune.RunConfig(storage_path=tempfile.mkdtemp(), verbose=0)
+(result,) = tune.Tuner(lambda config: {"process": os.getpid()}, run_config=run_config).fit()
+print("started with Ray" if result.metrics["process"] in started else "new")
 trials = [ray.remote(num_cpus=1)(Trial).remote() for _ in range(cores)]
 ray.get([trial.process.remote() for trial in trials])
 
@@ -51,6 +67,7 @@ def printed_lines() -> list[str]:
     """What the script printed on a node that `ray up` gave a type and a label."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     labels = {"xfer/usd-per-hour": "0.36"}
+    environment |= {MARKER_ENV_VAR: uuid.uuid4().hex}
     environment |= {"RAY_NODE_TYPE_NAME": "l4", "RAY_OVERRIDE_LABELS": json.dumps(labels, separators=(",", ":"))}
     completed = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -67,7 +84,12 @@ def printed_lines() -> list[str]:
 
 @pytest.mark.slow
 def test_the_node_type_and_labels_that_ray_up_sets_are_read_back(printed_lines: list[str]) -> None:
-    assert printed_lines[-2] == "[Machine(node_type='l4', label_price=0.36)]"
+    assert printed_lines[0] == "[Machine(node_type='l4', label_price=0.36)]"
+
+
+@pytest.mark.slow
+def test_a_trial_runs_in_a_process_that_has_started_with_ray(printed_lines: list[str]) -> None:
+    assert "started with Ray" in printed_lines
 
 
 @pytest.mark.slow
