@@ -205,7 +205,9 @@ def _time_left(store: Store, results: Results) -> str:
         time_left(
             plan,
             [run_pace(name, phase, recipe, epochs, plan["data"], ended) for name, phase, recipe, epochs, ended in runs],
-            selection.select_finalists(results.records, plan["finalists"], results.objectives),
+            selection.select_finalists(
+                results.records, plan["finalists"], results.objectives, plan.get("control", {}).get("key")
+            ),
             concurrent=len(unfinished) or len(machine["gpus"]) or machine["cpus"],
             tested=len(tested),
             noise_scores=sum(noise),

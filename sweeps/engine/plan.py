@@ -148,8 +148,9 @@ class Plan:
     stopped while its network is still frozen."""
     finalists: int = 3
     """Number of best recipes to repeat on new seeds and
-    evaluate on the test set, and in addition the best head
-    on frozen features. 0 leaves the test set closed."""
+    evaluate on the test set, and in addition the control and
+    the best head on frozen features. 0 leaves the test set
+    closed."""
     seeds: int = 3
     """Number of new seeds for each finalist."""
     margin: float = 0.01

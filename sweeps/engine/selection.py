@@ -14,25 +14,33 @@ from xfer.recipe import recipe_from_dict
 from xfer.records import Record
 
 
-def select_finalists(records: Iterable[Record], count: int, objectives: Sequence[Objective] = (ACCURACY,)) -> list[str]:
-    """Select the finalists: the best trials of the search and, in addition, the best head on frozen features.
+def select_finalists(
+    records: Iterable[Record], count: int, objectives: Sequence[Objective] = (ACCURACY,), control: str | None = None
+) -> list[str]:
+    """Select the finalists: the best trials of the search and, in addition, the control and the best frozen head.
 
-    The head is the cheapest baseline, so the final comparison always has it, unless no head has finished the search. It
-    takes no other trial's place, and costs little.
+    The control is the recipe that a user would take without a search, and the head on frozen features is the cheapest
+    baseline. The final comparison always has both if they have finished the search. They take no other trial's place.
 
     Args:
         records: records of all phases.
-        count: maximum number of finalists besides the head; 0 selects none.
+        count: maximum number of finalists besides these two; 0 selects none.
         objectives: as in `select_best`.
+        control: key of the control's recipe; None selects no control.
 
     Returns:
-        The names of the trials, best first; a head that was added comes last.
+        The names of the trials, best first; after them the control and the head if they are not among the best.
     """
     ended = {record.trial: record for record in records}
     ranked = select_best(ended.values(), len(ended), objectives)
     best = ranked[:count]
-    head = next((name for name in ranked if is_frozen_head(ended[name])), None)
-    return best if not count or head is None or head in best else [*best, head]
+    if not count:
+        return best
+    added = (
+        next((name for name in ranked if ended[name].key == control), None),
+        next((name for name in ranked if is_frozen_head(ended[name])), None),
+    )
+    return list(dict.fromkeys([*best, *(name for name in added if name is not None)]))
 
 
 def is_frozen_head(record: Record) -> bool:

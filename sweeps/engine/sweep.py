@@ -75,6 +75,7 @@ class Sweep:
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
         self._paces: dict[str, RunPace] = {}
+        self._control: str | None = self._stored_plan.get("control", {}).get("key")  # None: of an earlier version
         self._finalists_of: tuple[int, list[str]] = (-1, [])  # by the number of records
         # An earlier version decided on finalists without adding a head. They stay as long as they are the best, so that
         # repeating the command of a finished sweep does not open the test part again.
@@ -150,9 +151,17 @@ class Sweep:
             return
         decisions = self._store.decisions("finals")
         if not decisions or decisions[-1]["finalists"] != finalists:
-            head = next((name for name in finalists if selection.is_frozen_head(self._ledger.records[name])), None)
-            decision = {"at": utc_now(), "finalists": finalists, "seeds": self._plan.seeds, "frozen_head": head}
+            records = [self._ledger.records[name] for name in finalists]
+            head = next((record.trial for record in records if selection.is_frozen_head(record)), None)
+            control = next((record.trial for record in records if record.key == self._control), None)
+            roles = {"frozen_head": head, "control": control}
+            decision = {"at": utc_now(), "finalists": finalists, "seeds": self._plan.seeds, **roles}
             self._store.decide("finals", decision)
+            if control is None and self._control is not None:
+                self._view.print_line(
+                    "finals: the control, the recipe to take without a search, is missing, because it has not finished "
+                    "the search"
+                )
             if head is None:
                 self._view.print_line(
                     "finals: the cheapest baseline is missing, because no head on frozen features (linear_probe, ...) "
@@ -424,7 +433,7 @@ class Sweep:
             records = self._ledger.records.values()
             best = selection.select_best(records, self._plan.finalists, self._objectives)
             if best != self._finalists_without_head:
-                best = selection.select_finalists(records, self._plan.finalists, self._objectives)
+                best = selection.select_finalists(records, self._plan.finalists, self._objectives, self._control)
             self._finalists_of = (ended, best)
         return self._finalists_of[1]
 

@@ -83,9 +83,23 @@ def test_without_a_finished_frozen_head_the_finalists_are_the_best_trials(status
     assert selection.select_finalists([*records, head], 3) == ["0000", "0001"]
 
 
-def test_no_finalists_means_no_head_either() -> None:
-    assert selection.select_finalists(a_search("linear_probe"), 0) == []
-    assert selection.select_finalists([], 3) == []
+def test_the_control_is_a_finalist_in_addition_to_the_best_trials() -> None:
+    records = a_search("clip", "naive", "scratch", "linear_probe", "lp_ft")
+    assert selection.select_finalists(records, 2, control=records[4].key) == ["0000", "0001", "0004", "0003"]
+    assert selection.select_finalists(records[::-1], 1, control=records[3].key) == ["0000", "0003"]
+    assert selection.select_finalists(records, 2, control=records[1].key) == ["0000", "0001", "0003"]
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed"])
+def test_a_control_that_has_not_finished_the_search_is_no_finalist(status: Status) -> None:
+    control = a_record("0009", (0.95,), status, recipe=a_recipe("lp_ft"))
+    assert selection.select_finalists([*a_search("clip", "naive"), control], 1, control=control.key) == ["0000"]
+
+
+def test_no_finalists_means_no_head_and_no_control_either() -> None:
+    records = a_search("linear_probe", "clip")
+    assert selection.select_finalists(records, 0, control=records[1].key) == []
+    assert selection.select_finalists([], 3, control=records[1].key) == []
 
 
 def test_with_two_objectives_the_best_head_is_that_of_the_front() -> None:

@@ -189,11 +189,27 @@ def searched(one_thread: None, make_plan: Callable[..., Plan], tmp_path: Path) -
     return Stages(prepared, store)
 
 
+CONTROL_IS_MISSING = (
+    "finals: the control, the recipe to take without a search, is missing, because it has not finished the search"
+)
+
+
+def test_the_control_is_a_finalist_in_addition(searched: Stages) -> None:
+    plan, (record, *_) = searched.store.plan(), searched.store.records()
+    assert plan is not None
+    searched.store.put_plan({**plan, "control": {"key": record.key, "settings": {}}})
+    searched.start(seconds=0.0).finals()
+    (decision,) = searched.store.decisions("finals")
+    assert decision["finalists"] == ["0001", "0000", "0002"]
+    assert (decision["control"], decision["frozen_head"]) == ("0000", "0000")
+    assert searched.lines == []
+
+
 def test_the_best_head_is_a_finalist_in_addition(searched: Stages) -> None:
     searched.start(seconds=0.0).finals()  # decides, and has no time for the runs
     (decision,) = searched.store.decisions("finals")
     assert (decision["finalists"], decision["frozen_head"]) == (["0001", "0002"], "0002")
-    assert searched.lines == []
+    assert searched.lines == [CONTROL_IS_MISSING]
     searched.start(seconds=0.0).finals()
     assert searched.store.decisions("finals") == [decision]
 
@@ -203,11 +219,13 @@ def test_without_a_head_in_the_search_the_missing_baseline_is_named_once(searche
         (searched.store.trial_folder(name) / "record.json").unlink()
     searched.start(seconds=0.0).finals()
     assert searched.lines == [
+        CONTROL_IS_MISSING,
         "finals: the cheapest baseline is missing, because no head on frozen features (linear_probe, ...) has finished "
-        "the search"
+        "the search",
     ]
     (decision,) = searched.store.decisions("finals")
     assert (decision["finalists"], decision["frozen_head"]) == (["0001"], None)
+    searched.lines.clear()
     searched.start(seconds=0.0).finals()
     assert searched.lines == []
 
