@@ -26,6 +26,7 @@ from xfer.text_output import escape_unencodable, use_utf8
 
 if TYPE_CHECKING:
     from sweeps.reporting.results import Results
+    from xfer.records import Record
 
 app = tyro.extras.SubcommandApp()
 
@@ -36,7 +37,7 @@ except ValueError as error:
     print(f"error: XFER_STORAGE: {error}", file=sys.stderr)
     sys.exit(2)
 
-COMMANDS = ("status", "list", "report", "ui", "sync")
+COMMANDS = ("status", "list", "report", "reproduce", "ui", "sync")
 GUIDE = """\
 Finds the best way to transfer a pretrained network to your own images.
 
@@ -51,6 +52,7 @@ See what there is; RUN is the name or folder of a sweep, by default the latest:
     {program} status                  all sweeps of the storage, and how to continue them
     {program} status RUN              progress of one sweep
     {program} report [RUN]            render its report again
+    {program} reproduce [RUN]         train its best recipe again, and compare
     {program} ui [RUN]                its trials in MLflow, best first
     {program} sync [RUN]              send MLflow what it missed
 
@@ -161,6 +163,79 @@ def report(run: Run = "", storage: Place = STORAGE, reports: Path = Path("report
 
     print(render_report(find_sweep(run, storage), reports))
     return 0
+
+
+@app.command
+def reproduce(
+    run: Run = "",
+    rank: int = 1,
+    trial: str = "",
+    weights: Path | None = None,
+    threads: int = 1,
+    storage: Place = STORAGE,
+) -> int:
+    """Train a finished run again from its stored recipe, and compare: equal bit for bit, or within the tolerance?
+
+    On the same machine with the same versions, everything is expected to be equal bit for bit. Elsewhere, accuracies
+    must lie within the 95% intervals of the stored ones. The exit status is 1 if they do not.
+
+    Args:
+        run: name or folder of the sweep; the latest by default.
+        rank: position in the report's ranking; the first of its final runs is trained.
+        trial: name of any other finished run, as in the report: 0007, or 0007-s2 for a final run.
+        weights: file of the pretrained weights, if the sweep's command does not lead to it any more.
+        threads: number of CPU threads; the sweep's --cpus-per-trial.
+        storage: storage of the sweep, if `run` is a name.
+    """
+    from sweeps.engine.console.provenance import describe_changes, provenance
+    from sweeps.engine.console.reports import load_results
+    from sweeps.engine.trials.reproduction import compare, train_again
+    from sweeps.reporting.formatting import describe_recipe, format_duration, pluralize
+
+    store = find_sweep(run, storage)
+    stored = find_run(load_results(store), rank, trial)
+    print(f"{store.name}, run {stored.trial}: {describe_recipe(stored.recipe)}")
+    console = Console()
+    with console.status("") as line:
+        show = lambda epoch, epochs: line.update(f"epoch {epoch} of {epochs}")  # noqa: E731
+        again = train_again(store, stored, weights, threads, show)
+    print(f"trained again in {format_duration(again.seconds)} (then {format_duration(stored.seconds)})")
+    comparison = compare(stored, again)
+    if not comparison.differences:
+        titles = (("validation", stored.val), ("test", stored.test))
+        sets = [f"{len(each.correct)} {title} images" for title, each in titles if each is not None]
+        print(f"equal bit for bit: {pluralize(len(stored.epochs), 'epoch')} and the answers for {' and '.join(sets)}")
+        return 0
+    print(f"not equal bit for bit; first difference in {comparison.differences[0]}")
+    for difference in comparison.differences[1:]:
+        if not difference.startswith("epoch"):
+            print(f"  {difference}")
+    for change in describe_changes((store.plan() or {})["provenance"], provenance()):
+        print(f"  {change}")
+    for reason in comparison.outside:
+        print(f"  {reason}")
+    print("outside the tolerance" if comparison.outside else "within the tolerance (95% intervals of the stored run)")
+    return 1 if comparison.outside else 0
+
+
+def find_run(results: Results, rank: int, trial: str) -> Record:
+    """Return the record of a finished run, by name or by the position of its recipe in the ranking.
+
+    Raises:
+        ValueError: there is no such run, or it has not finished.
+    """
+    from sweeps.reporting.ranking import ranked_finalists, ranked_trials
+
+    finished = {record.trial: record for record in results.records if record.status == "finished"}
+    if trial:
+        if trial in finished:
+            return finished[trial]
+        raise ValueError(f"--trial {trial}: no finished run has this name; there are {', '.join(sorted(finished))}")
+    ranked = ranked_finalists(results) or ranked_trials(results)
+    if not 1 <= rank <= len(ranked):
+        raise ValueError(f"--rank {rank}: the ranking has {len(ranked)} recipes")
+    best = ranked[rank - 1]
+    return next(iter(best.finals), best.search)
 
 
 @app.command

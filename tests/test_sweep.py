@@ -508,6 +508,12 @@ def test_the_copy_of_the_study_has_every_trial_of_the_search_with_its_status(swe
 # --- the command repeated ---------------------------------------------------------------------------------------------
 
 
+def test_the_best_recipe_is_reproduced_bit_for_bit(sweep: Sweep, tmp_path: Path) -> None:
+    ended = run("", ["reproduce", "--storage", sweep.storage], tmp_path)
+    assert ended.status == 0, ended.out + ended.err
+    assert ended.out.splitlines()[-1].startswith("equal bit for bit: ")
+
+
 def test_repeating_the_command_trains_nothing_and_starts_no_ray(
     sweep: Sweep, storage: Path, again: Callable[..., CompletedCommand]
 ) -> None:

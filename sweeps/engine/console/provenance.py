@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,23 @@ def provenance() -> dict[str, Any]:
         "machine": {"cpus": os.cpu_count(), "gpus": gpus, "platform": platform.platform()},
         "created": utc_now(),
     }
+
+
+def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two provenances and may change results: code, package versions and machine.
+
+    >>> describe_changes({"commit": "a", "versions": {"torch": "2.9"}}, {"commit": "a", "versions": {"torch": "2.12"}})
+    ['torch: 2.9 then, 2.12 now']
+    """
+    flat = [
+        {"commit": each.get("commit"), **each.get("versions", {}), **each.get("machine", {})} for each in (then, now)
+    ]
+    names = dict.fromkeys([*flat[0], *flat[1]])
+    return [
+        f"{name}: {flat[0].get(name)} then, {flat[1].get(name)} now"
+        for name in names
+        if flat[0].get(name) != flat[1].get(name)
+    ]
 
 
 def utc_now() -> str:
