@@ -33,6 +33,7 @@ PAGE_COLOURS: dict[str, tuple[str, str]] = {
     "muted": (MUTED, "#98a2ad"),
     "line": ("#d8dee4", "#323941"),
     "shade": ("#f4f6f8", "#1d2329"),
+    "tied": ("#eaf2fa", "#24384a"),
     "accent": (ACCENT, "#56b4e9"),
     **{
         f"series-{number}": (light, dark)

@@ -14,10 +14,13 @@ from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.confusion import confusion_sections
 from sweeps.reporting.coverage import coverage_sections
 from sweeps.reporting.figures import report_figures
+from sweeps.reporting.first_screen import first_screen
 from sweeps.reporting.formatting import (
     escape_control_characters,
     escape_markdown,
     format_duration,
+    format_interval,
+    format_percent,
     name_sets,
     pluralize,
 )
@@ -68,7 +71,7 @@ def _context(results: Results) -> dict[str, Any]:
         "notes": [name_sets(note) for note in results.plan["data"]["notes"]],
         "length": summary.trial_length(results.plan),
         "headline": summary.headline(results),
-        "verdict": verdict.verdict(results),
+        "screen": first_screen(results),
         "gain_over_control": verdict.gain_over_control(results),
         "optimism": verdict.optimism(results),
         "zero_effort_comparison": zero_effort.zero_effort_comparison(results),
@@ -138,7 +141,7 @@ def _markdown_environment() -> Environment:
 
 
 def _environment(**settings: Any) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -146,3 +149,6 @@ def _environment(**settings: Any) -> Environment:
         keep_trailing_newline=True,
         **settings,
     )
+    environment.filters["percent"] = format_percent
+    environment.filters["interval"] = lambda estimate: format_interval(estimate.low, estimate.high)
+    return environment

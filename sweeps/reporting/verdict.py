@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 from sweeps.reporting.finals import FinalsComparison, compare_finalists, control_key, margin
 from sweeps.reporting.formatting import (
     escape_control_characters,
@@ -37,7 +40,63 @@ def verdict(results: Results) -> str | None:
     )
     if all(comparison.by_name[trial.name].within_margin for trial in tied):
         return f"{sentence} None of them is worse than the best by more than {_points(margin(results))} points."
-    return f"{sentence} {_undecided(comparison)}"
+    return f"{sentence} {_undecided(comparison, {trial.name: _name(trial) for trial in comparison.trials})}"
+
+
+def answer(results: Results) -> str | None:
+    """State in one or two short sentences which finalist is the best, or which are tied, by their strategies.
+
+    Returns:
+        None if fewer than two finalists can be compared, or if the sweep does not rank by accuracy.
+    """
+    comparison = compare_finalists(results, ranked_finalists(results))
+    if comparison is None:
+        return None
+    tied, names = comparison.tied, short_names(comparison.trials)
+    if len(tied) == 1:
+        best, to_best = tied[0], comparison.by_name[tied[0].name]
+        sentence = (
+            f"{names[best.name]} is the best: {_points(to_best.mean)} points ({_points(to_best.low)} to "
+            f"{_points(to_best.high)}) better than the next finalist, with a probability of "
+            f"{_probability(to_best.probability)}."
+        )
+        first = comparison.trials[0]
+        return sentence if best is first else f"{sentence} On validation, {names[first.name]} was first."
+    cheapest = min(tied, key=lambda trial: trial.seconds)
+    sentence = f"Tied: {join_words([names[trial.name] for trial in tied])}. The cheapest is {names[cheapest.name]}."
+    if all(comparison.by_name[trial.name].within_margin for trial in tied):
+        return f"{sentence} None of them is worse than the best by more than {_points(margin(results))} points."
+    return sentence
+
+
+def is_it_enough(results: Results) -> str | None:
+    """State what would settle the order of the first two that are tied, or how small a difference was decided.
+
+    Returns:
+        None if fewer than two finalists can be compared, or if the sweep does not rank by accuracy.
+    """
+    comparison = compare_finalists(results, ranked_finalists(results))
+    if comparison is None:
+        return None
+    if len(comparison.tied) > 1:
+        if all(comparison.by_name[trial.name].within_margin for trial in comparison.tied):
+            return f"Enough to tell that what is tied differs by at most {_points(margin(results))} points."
+        return _undecided(comparison, short_names(comparison.trials))
+    best = comparison.tied[0]
+    others = [trial for trial in comparison.trials if trial is not best]
+    index = {trial.name: i for i, trial in enumerate(comparison.trials)}
+    second = max(others, key=lambda trial: comparison.by_name[trial.name].mean)
+    expected = outlook(comparison.correct[index[best.name]], comparison.correct[index[second.name]])
+    return f"Enough: finals like these find a difference of {_points(expected.detectable)} points in 80% of cases."
+
+
+def short_names(trials: Sequence[RankedTrial]) -> dict[str, str]:
+    """Return the strategy of each trial, by the trial's name; with the name if several have that strategy."""
+    counts = Counter(trial.strategy for trial in trials)
+    return {
+        trial.name: _strategy(trial) if counts[trial.strategy] == 1 else f"{_strategy(trial)} {_name(trial)}"
+        for trial in trials
+    }
 
 
 def gain_over_control(results: Results) -> str | None:
@@ -107,16 +166,15 @@ def _single_best(results: Results, comparison: FinalsComparison, best: RankedTri
     return sentence
 
 
-def _undecided(comparison: FinalsComparison) -> str:
+def _undecided(comparison: FinalsComparison, names: Mapping[str, str]) -> str:
     """State what the finals could find, and what would settle the first two of those that are tied."""
     first, second = comparison.tied[:2]
     index = {trial.name: i for i, trial in enumerate(comparison.trials)}
     pair = comparison.correct[index[first.name]], comparison.correct[index[second.name]]
     found, expected = difference(*pair), outlook(*pair)
-    names = f"{_name(first)} and {_name(second)}"
     sentence = (
-        f"Finals like these find a difference of {_points(expected.detectable)} points between {names} in 80% of "
-        f"cases; the measured one is {_points(abs(found.mean))}"
+        f"Finals like these find a difference of {_points(expected.detectable)} points between {names[first.name]} and "
+        f"{names[second.name]} in 80% of cases; the measured one is {_points(abs(found.mean))}"
     )
     settling = _settling(found, comparison.split, expected.images, expected.seeds)
     return f"{sentence}. {settling}"

@@ -96,6 +96,28 @@ def knn_accuracies(results: Results) -> dict[str, str]:
     return accuracies
 
 
+def best_rows(results: Results, split: str) -> list[tuple[str, str, Estimate]]:
+    """Return the best row of nearest neighbours, logistic probe and zero-shot, chosen by validation accuracy.
+
+    Args:
+        results: of the sweep.
+        split: `test` for accuracies on the test set where it has been opened for these rows, else `validation`.
+
+    Returns:
+        Label, set and estimate of each row; empty if nothing was measured.
+    """
+    val, test = _rows(results, "val"), _rows(results, "test")
+    best = []
+    for method in (KNN, LOGISTIC_PROBE, ZERO_SHOT):
+        keys = [key for key, row in val.items() if row["method"] == method]
+        if keys:
+            key = max(keys, key=lambda key: val[key]["correct"] / val[key]["images"])
+            on_test = split == "test" and key in test
+            row = test[key] if on_test else val[key]
+            best.append((row_label(row), PART_NAMES["test" if on_test else "val"], row_estimate(row)))
+    return best
+
+
 def zero_effort_comparison(results: Results) -> str | None:
     """Compare the winner with the best row in two sentences; None if either is missing.
 

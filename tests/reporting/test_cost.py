@@ -53,7 +53,7 @@ def test_the_report_states_the_cost_and_how_it_is_counted(opened: Results, tmp_p
     assert cost_sentence(results) == "The sweep cost $0.70 for 2 h 0 min of l4 at $0.35 an hour."
     assert how_to_read(results)[-1] == COST_COVERAGE_NOTE
     html = render(results, tmp_path).read_text(encoding="utf-8")
-    assert "<p>The sweep cost $0.70 for 2 h 0 min of l4 at $0.35 an hour.</p>" in html
+    assert "<li>The sweep cost $0.70 for 2 h 0 min of l4 at $0.35 an hour.</li>" in html
     assert r"The sweep cost \$0.70 for 2 h 0 min of l4 at \$0.35 an hour." in (tmp_path / "report.md").read_text()
 
 

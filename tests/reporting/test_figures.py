@@ -170,10 +170,17 @@ def lab(colour: str, deficiency: str) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("page", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize("name", [name for name in PAGE_COLOURS if name not in ("paper", "line", "shade")])
+@pytest.mark.parametrize("name", [name for name in PAGE_COLOURS if name not in ("paper", "line", "shade", "tied")])
 def test_every_line_and_text_stands_out_from_the_page(name: str, page: int) -> None:
     least = 4.5 if name in ("ink", "muted", "accent") else 3.0
     assert contrast(PAGE_COLOURS[name][page], PAGE_COLOURS["paper"][page]) >= least
+
+
+@pytest.mark.parametrize("page", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["ink", "muted", "accent"])
+@pytest.mark.parametrize("background", ["shade", "tied"])
+def test_text_stands_out_from_the_answer_and_from_the_rows_that_are_tied(background: str, name: str, page: int) -> None:
+    assert contrast(PAGE_COLOURS[name][page], PAGE_COLOURS[background][page]) >= 4.5
 
 
 @pytest.mark.parametrize("page", [0, 1], ids=["light", "dark"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from sweeps.reporting.first_screen import first_screen
 from sweeps.reporting.render import render
 from sweeps.reporting.results import Results
 from tests.reporting.conftest import a_plan, a_record, results_of, some_finals
@@ -117,7 +118,7 @@ def test_the_page_has_no_scripts_and_fetches_nothing(opened: Results, tmp_path: 
     _, html = pages(opened, tmp_path)
     tags = Tags(html)
     assert f'content="{POLICY}"' in html
-    assert tags.names.count("svg") == 5
+    assert tags.names.count("svg") == 5 + len(first_screen(opened).bars)
     assert not {"script", "link", "iframe", "object", "img"} & set(tags.names)
     assert all(target.startswith("#") for target in tags.fetched)
 
@@ -146,7 +147,8 @@ def test_untrusted_names_are_plain_text_on_every_page(tmp_path: Path) -> None:
     )  # + title, failed runs
     table_rows = sum(token.type == "tr_open" for token in tokens)
     ranking, search, combinations, strategies, failures = 1 + 1, 1 + 2, 1 + 2, 1 + 2, 1 + 1
-    assert table_rows == ranking + search + combinations + strategies + failures
+    screen = 1 + 1
+    assert table_rows == screen + ranking + search + combinations + strategies + failures
     for page in (markdown, html, *(path.read_text() for path in tmp_path.rglob("*.svg"))):
         assert not any(character in page for character in "\x1b\u202e")
 

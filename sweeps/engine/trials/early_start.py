@@ -30,7 +30,7 @@ class _Start(threading.Thread):
         super().__init__(name="ray-start", daemon=True)
         self.done = threading.Event()
         """Set once Ray is connected or has failed to start."""
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """The reason for which Ray has failed to start; raised where Ray is needed."""
         self._ended = threading.Event()
         self._threads = torch.get_num_threads()
@@ -49,10 +49,11 @@ class _Start(threading.Thread):
 
             ray_connection.connect_ray()
             from sweeps.engine.trials import ray_tune  # noqa: F401  (Ray Tune takes another second to import)
-        except Exception as error:  # the reason is shown if Ray is needed
+        except BaseException as error:  # the reason is shown if Ray is needed; the driver must not wait for ever
             self.error = error
-        self._single_blas_thread.close()
-        self.done.set()
+        finally:
+            self._single_blas_thread.close()
+            self.done.set()
         self._ended.wait()
 
 

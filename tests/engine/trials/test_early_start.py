@@ -93,6 +93,21 @@ def test_the_reason_for_which_ray_cannot_start_is_raised_where_it_is_needed(
     assert calls == []
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_the_driver_does_not_wait_for_a_start_that_anything_has_ended(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(ray_connection, "connect_ray", fail)
+    with early_start.stopped_at_end():
+        early_start.start()
+        with pytest.raises(type(error)):
+            early_start.wait()
+    assert calls == []
+
+
 def test_a_sweep_that_begins_with_fine_tuning_needs_ray(prepared: Prepared) -> None:
     assert early_start.needs_ray(prepared)
 
