@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sweeps.reporting import screening, secondary_metrics, summary, tables, verdict, zero_effort
 from sweeps.reporting.calibration import calibration_sections
@@ -123,6 +123,9 @@ def _html_environment() -> Environment:
     """Templates that escape every value for HTML and make invisible characters visible."""
     environment = _environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else escape_control_characters(value)
+    )
+    environment.filters["breakable"] = lambda name: escape(escape_control_characters(name)).replace(
+        "_", Markup("_<wbr>")
     )
     # matplotlib has already escaped the names in the SVG.
     environment.filters["inline"] = lambda svg: Markup(inline_svg(svg))

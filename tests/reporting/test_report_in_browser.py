@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 CHROMIUM = Path("/usr/bin/chromium")
 PHONE, DESK = 390, 1200
+PHONE_HEIGHT = 844
 STRANGE = "<script>alert(1)</script>"
 SETTINGS: dict[str, Any] = {"optimizer": {"name": "sgd", "momentum": 0.9}, "learning_rate": 0.0123}
 
@@ -106,7 +107,7 @@ def test_on_a_phone_the_ranking_shows_rank_strategy_and_accuracy_with_its_interv
     browser: Browser, report: Path
 ) -> None:
     page = show(browser, report, PHONE, "light")
-    table = page.locator("table").first
+    table = page.locator("h2:text-is('Ranking') + .scroll table")
     assert table.locator("th").all_inner_texts()[:3] == ["rank", "strategy", "validation"]
     for row in table.locator("tbody tr").all():
         cells = row.locator("td").all()[:3]
@@ -128,10 +129,12 @@ def test_the_first_screen_names_one_winner_and_explains_strategies_where_they_ar
     browser: Browser, report: Path
 ) -> None:
     page = show(browser, report, DESK, "dark")
-    answer, table = page.locator(".answer").inner_text(), page.locator("table").first
-    assert answer.startswith("Tied for first place is freeze_then_unfreeze")
-    assert "the ranking stays as it was on the validation set" in answer
+    answer, table = page.locator(".answer").inner_text(), page.locator("h2:text-is('Ranking') + .scroll table")
+    assert answer.startswith("Tied: freeze_then_unfreeze and naive. The cheapest is ")
     assert "97.0%" not in answer
+    reasons = page.locator("h2:text-is('How the winner was chosen') + ul").inner_text()
+    assert reasons.startswith("Tied for first place is freeze_then_unfreeze")
+    assert "the ranking stays as it was on the validation set" in reasons
     first = table.locator("tbody tr").first.inner_text()
     assert "freeze_then_unfreeze" in first
     assert "training the head alone for a few epochs, then everything" in first
@@ -139,6 +142,31 @@ def test_the_first_screen_names_one_winner_and_explains_strategies_where_they_ar
     titles = [text.partition(":")[0] for text in first_figure if ": " in text]
     assert titles[:2] == ["freeze_then_unfreeze", "naive"]
     assert "full fine-tuning, gradients clipped" in first_figure
+    page.close()
+
+
+def test_on_a_phone_the_answer_with_its_commands_fits_on_one_screen(browser: Browser, report: Path) -> None:
+    page = show(browser, report, PHONE, "dark")
+    box = page.locator(".answer").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= PHONE_HEIGHT
+    assert page.locator(".answer code").all_inner_texts()[1].startswith("python -m sweeps reproduce folder-")
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_axe_finds_no_serious_violation(
+    browser: Browser, report: Path, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    # The page forbids scripts, axe too.
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+    page.goto(report.as_uri())
+    violations = axe.Axe().run(page).response["violations"]
+    serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+    found = [(each["id"], node["html"][:200]) for each in serious for node in each["nodes"][:3]]
+    assert found == []
     page.close()
 
 
