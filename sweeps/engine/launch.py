@@ -17,7 +17,7 @@ from sweeps.engine.presearch.advice import advised_plan, apply_advice, recommend
 from sweeps.engine.presearch.frozen_body import feature_cache
 from sweeps.engine.presearch.similar_sweeps import describe_similar_sweep
 from sweeps.engine.presearch.warm_start import find_warm_start
-from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
+from sweeps.engine.presearch.zero_effort import measure_before_training, measure_data_curve, measure_on_test
 from sweeps.engine.resources import cluster
 from sweeps.engine.resources.cost import CostTracker
 from sweeps.engine.resources.prices import LOCAL_NODE_TYPE, Machine
@@ -152,6 +152,7 @@ def run_sweep(
                 sweep.finals()
                 sweep.open_test()
                 measure_on_test(prepared, store)
+                measure_data_curve(prepared, store)
                 winner = sweep.export()
                 if sweep.is_noise_due():
                     on_ranking()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sweeps.reporting.cost import total_usd
+from sweeps.reporting.data_curve import twice_the_photos
 from sweeps.reporting.finals import FinalsComparison, compare_finalists, control_key
 from sweeps.reporting.formatting import (
     describe_strategy,
@@ -53,7 +54,7 @@ class FirstScreen:
     """The finalists in the order of the ranking, then what they are compared with; empty before the first result."""
     cost: str
     enough: str
-    """What the finals could find, and what would settle what is not decided; may be empty."""
+    """What the finals could find, what would settle the rest, and what twice the photos would add; may be empty."""
     commands: tuple[tuple[str, str], ...]
     """Purpose and command line, for the network that the sweep has exported."""
 
@@ -76,7 +77,7 @@ def first_screen(results: Results) -> FirstScreen:
         split,
         (*bars, scratch) if scratch else bars,
         _cost(results),
-        is_it_enough(results) or "",
+        " ".join(filter(None, [is_it_enough(results), twice_the_photos(results)])),
         _commands(results) if split == "test" else (),
     )
 
@@ -142,7 +143,7 @@ def _from_scratch(results: Results, winner: RankedTrial) -> Bar | None:
     if winner.search_accuracy is not None and best.search_accuracy is not None:
         gain = format_percentage_points(winner.search_accuracy - best.search_accuracy)
     name = escape_control_characters(best.strategy)
-    return Bar(name, "random weights, one run, validation set", best.search_validation, gain)
+    return Bar(name, "one run, validation set", best.search_validation, gain)
 
 
 def _cost(results: Results) -> str:

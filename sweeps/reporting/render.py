@@ -13,6 +13,7 @@ from sweeps.reporting.calibration import calibration_sections
 from sweeps.reporting.class_accuracy import CLASS_COLUMNS_CAPTION
 from sweeps.reporting.confusion import confusion_sections
 from sweeps.reporting.coverage import coverage_sections
+from sweeps.reporting.data_curve import data_curve_sections
 from sweeps.reporting.figures import report_figures
 from sweeps.reporting.first_screen import first_screen
 from sweeps.reporting.formatting import (
@@ -111,6 +112,7 @@ def _context(results: Results) -> dict[str, Any]:
 def evidence_sections(results: Results) -> list[Section]:
     """Return the sections of evidence in report order."""
     return [
+        *data_curve_sections(results),
         *confusion_sections(results),
         *calibration_sections(results),
         *history_sections(results),

@@ -74,6 +74,8 @@ class Results:
     zero_effort: Sequence[Mapping[str, Any]] = ()
     """Accuracies on frozen features without training: on the validation set, then on the test set
     (`sweeps.engine.presearch.zero_effort`)."""
+    data_curve: Mapping[str, Any] | None = None
+    """`backbone` and `points` of the logistic probes at growing numbers of training images; None if not measured."""
 
     held_out: Mapping[str, HeldOutRun] = field(default_factory=dict)
     """Predictions of the first finalist's runs by their names; empty if none are stored. Only reports load them."""

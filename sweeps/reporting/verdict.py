@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sweeps.reporting.finals import FinalsComparison, compare_finalists, control_key, margin
 from sweeps.reporting.formatting import (
@@ -16,7 +16,7 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.ranking import ranked_finalists
 from sweeps.reporting.results import RankedTrial, Results
-from sweeps.reporting.statistics import Difference, difference, outlook
+from sweeps.reporting.statistics import Difference, Outlook, difference, outlook
 
 
 def verdict(results: Results) -> str | None:
@@ -40,7 +40,7 @@ def verdict(results: Results) -> str | None:
     )
     if all(comparison.by_name[trial.name].within_margin for trial in tied):
         return f"{sentence} None of them is worse than the best by more than {_points(margin(results))} points."
-    return f"{sentence} {_undecided(comparison, {trial.name: _name(trial) for trial in comparison.trials})}"
+    return f"{sentence} {_undecided(comparison)}"
 
 
 def answer(results: Results) -> str | None:
@@ -81,7 +81,13 @@ def is_it_enough(results: Results) -> str | None:
     if len(comparison.tied) > 1:
         if all(comparison.by_name[trial.name].within_margin for trial in comparison.tied):
             return f"Enough to tell that what is tied differs by at most {_points(margin(results))} points."
-        return _undecided(comparison, short_names(comparison.trials))
+        found, expected = _first_two(comparison)
+        names, (first, second) = short_names(comparison.trials), comparison.tied[:2]
+        return (
+            f"Not decided: {names[first.name]} or {names[second.name]}, {_points(abs(found.mean))} points apart; these "
+            f"finals find {_points(expected.detectable)} points in 80% of cases. "
+            f"{_settling(found, comparison.split, expected.images, expected.seeds)}"
+        )
     best = comparison.tied[0]
     others = [trial for trial in comparison.trials if trial is not best]
     index = {trial.name: i for i, trial in enumerate(comparison.trials)}
@@ -166,18 +172,22 @@ def _single_best(results: Results, comparison: FinalsComparison, best: RankedTri
     return sentence
 
 
-def _undecided(comparison: FinalsComparison, names: Mapping[str, str]) -> str:
+def _undecided(comparison: FinalsComparison) -> str:
     """State what the finals could find, and what would settle the first two of those that are tied."""
-    first, second = comparison.tied[:2]
-    index = {trial.name: i for i, trial in enumerate(comparison.trials)}
-    pair = comparison.correct[index[first.name]], comparison.correct[index[second.name]]
-    found, expected = difference(*pair), outlook(*pair)
+    found, expected = _first_two(comparison)
+    names = " and ".join(_name(trial) for trial in comparison.tied[:2])
     sentence = (
-        f"Finals like these find a difference of {_points(expected.detectable)} points between {names[first.name]} and "
-        f"{names[second.name]} in 80% of cases; the measured one is {_points(abs(found.mean))}"
+        f"Finals like these find a difference of {_points(expected.detectable)} points between {names} in 80% of "
+        f"cases; the measured one is {_points(abs(found.mean))}"
     )
-    settling = _settling(found, comparison.split, expected.images, expected.seeds)
-    return f"{sentence}. {settling}"
+    return f"{sentence}. {_settling(found, comparison.split, expected.images, expected.seeds)}"
+
+
+def _first_two(comparison: FinalsComparison) -> tuple[Difference, Outlook]:
+    """Return the difference of the first two of those that are tied, and what would settle it."""
+    index = {trial.name: i for i, trial in enumerate(comparison.trials)}
+    first, second = (comparison.correct[index[trial.name]] for trial in comparison.tied[:2])
+    return difference(first, second), outlook(first, second)
 
 
 def _settling(found: Difference, split: str, images: int | None, seeds: int | None) -> str:

@@ -26,7 +26,8 @@ def load_results(store: Store) -> Results:
     screenings = store.decisions("screening")
     screening = screenings[-1] if screenings else None
     openings, zero_effort = store.decisions("openings"), store.decisions("zero_effort")
-    return Results(plan, records, openings, unfinished, screening, store.spending(), zero_effort)
+    results = Results(plan, records, openings, unfinished, screening, store.spending(), zero_effort)
+    return replace(results, data_curve=next(iter(store.decisions("data_curve")), None))
 
 
 def load_evidence(store: Store) -> Results:

@@ -7,6 +7,7 @@ trials, so they are never ranked, stopped or selected.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,13 @@ from sweeps.engine.planning.screening import pretrained_backbones
 from sweeps.engine.presearch.frozen_body import feature_cache, frozen_body
 from sweeps.engine.storage.store import Store
 from sweeps.reporting.zero_effort import describe_rows
-from xfer.advice.zero_effort import EvaluatedPart, frozen_feature_rows
+from xfer.advice.zero_effort import EvaluatedPart, data_curve, frozen_feature_rows
 from xfer.advice.zero_shot import network_label, zero_shot_rows
 from xfer.data.split import stratified_sample
 from xfer.seeding import derive_seed
 from xfer.storage import object_store
+
+log = logging.getLogger(__name__)
 
 MAX_ZERO_SHOT_IMAGES = 500
 """Maximum number of images of a part for zero-shot rows. Image-text networks are large; a larger part is sampled."""
@@ -79,6 +82,31 @@ def measure_on_test(prepared: Prepared, store: Store) -> None:
     zero_shot = [decision for decision in stored if network and decision.get(ZERO_SHOT_KEY) == network]
     if [decision["part"] for decision in zero_shot] == ["val"] and zero_shot[0]["rows"]:
         store.decide("zero_effort", _measure_zero_shot(prepared, "test"))
+
+
+def measure_data_curve(prepared: Prepared, store: Store) -> None:
+    """Measure what more training images would add on the first backbone, and store it.
+
+    At the end of a sweep, when its features are cached and no trial waits. Does nothing if it is stored, if there are
+    no rows on frozen features, or if the network cannot be measured.
+
+    Args:
+        prepared: the plan with its data and weights.
+        store: the sweep's.
+    """
+    measured = [row["backbone"] for decision in store.decisions("zero_effort") for row in decision["rows"]]
+    names = [name for name in pretrained_backbones(prepared) if name in measured][:1]
+    if not names or store.decisions("data_curve"):
+        return
+    try:
+        split, features = frozen_body(prepared, names[0], feature_cache(store))
+        points = data_curve(features, split, prepared.plan.seed)
+    except object_store.StorageUnavailableError:
+        raise
+    except Exception as error:  # any error in a network's code; a report can do without the curve
+        log.warning("more photos: not measured (%s: %s)", type(error).__name__, error)
+        return
+    store.decide("data_curve", {"at": utc_now(), "backbone": names[0], "points": points})
 
 
 def _measure_frozen(prepared: Prepared, store: Store, names: list[str], part: EvaluatedPart) -> dict[str, Any]:

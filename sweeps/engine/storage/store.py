@@ -12,6 +12,7 @@
         trials/0007/noise.json       its scores under all kinds, once they are complete
         trials/0007/checkpoints/     the last two while it runs, then those of the best few trials
         zero_effort/0001.json        accuracies on frozen features before any training; 0002: on the test part
+        data_curve/0001.json         accuracies on frozen features at growing numbers of training images
         screening/0001.json          the backbones that passed screening, written before the search
         finals/0001.json             the finalists, written before their runs on new seeds
         openings/0001.json           their ranking, written before the test part is opened
@@ -58,7 +59,7 @@ TRIAL_NAME = re.compile(r"\d{4,}(-s\d+)?|screen-\d{2,}")
 
 _NOISE_SCORES = re.compile(rf"({'|'.join(NOISE_KINDS)})\.json")
 
-Decision = Literal["zero_effort", "screening", "finals", "openings"]
+Decision = Literal["zero_effort", "screening", "finals", "openings", "data_curve"]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from sweeps.engine.plan import Plan
 from sweeps.engine.planning.prepare import prepare
 from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.planning.screening import initial_head_recipe
+from sweeps.engine.presearch import zero_effort
 from sweeps.engine.presearch.advice import recommend_strategies
 from sweeps.engine.presearch.frozen_body import feature_cache
-from sweeps.engine.presearch.zero_effort import measure_before_training, measure_on_test
+from sweeps.engine.presearch.zero_effort import measure_before_training, measure_data_curve, measure_on_test
 from sweeps.engine.storage.store import Store, Trial
 from xfer.data.split import Indices
 from xfer.features.extract import extract_features
@@ -232,3 +233,37 @@ def test_class_names_that_are_no_words_are_the_reason_for_no_zero_shot_row(
 def test_an_image_text_network_that_does_not_exist_is_refused_before_the_data_are_read(preparing: Preparing) -> None:
     with pytest.raises(ValueError, match="nowhere has no open_clip_config.json"):
         preparing(NETWORKS[0], zero_shot="local-dir:nowhere", data="no such folder")
+
+
+def test_the_data_curve_is_measured_once_on_the_first_backbone(prepared: Prepared, store: Store) -> None:
+    measure_data_curve(prepared, store)
+    assert store.decisions("data_curve") == [], "without rows on frozen features there is no network to measure"
+    measure_before_training(prepared, store, lambda line: None)
+    measure_data_curve(prepared, store)
+    measure_data_curve(prepared, store)
+    (stored,) = store.decisions("data_curve")
+    assert stored["backbone"] == NETWORKS[0]
+    (row,) = (
+        row
+        for row in store.decisions("zero_effort")[0]["rows"]
+        if row["backbone"] == NETWORKS[0] and row["method"] == "logistic_probe"
+    )
+    last = stored["points"][-1]
+    assert (last["train_images"], last["images"], last["correct"]) == (
+        row["train_images"],
+        row["images"],
+        [row["correct"]],
+    )
+
+
+def test_a_network_that_cannot_be_measured_leaves_the_report_without_a_data_curve(
+    prepared: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_before_training(prepared, store, lambda line: None)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(zero_effort, "frozen_body", fail)
+    measure_data_curve(prepared, store)
+    assert store.decisions("data_curve") == []
