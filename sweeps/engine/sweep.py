@@ -69,13 +69,13 @@ class Sweep:
         self.budget = Budget(cost_tracker or CostTracker(store), run_options.seconds, run_options.cost_budget)
         """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
-        self._ledger = TrialLedger(store, self._objectives, max_checkpoints=max(1, self._plan.finalists))
+        self._control: str | None = self._stored_plan.get("control", {}).get("key")  # None: of an earlier version
+        self._ledger = TrialLedger(store, self._objectives, max(1, self._plan.finalists), self._control)
         for note in self._ledger.notes:
             view.print_line(note)
         self.sampler: AskTellSampler | None = None
         """Proposes the trials of the search; None until the screening has decided."""
         self._paces: dict[str, RunPace] = {}
-        self._control: str | None = self._stored_plan.get("control", {}).get("key")  # None: of an earlier version
         self._finalists_of: tuple[int, list[str]] = (-1, [])  # by the number of records
         # An earlier version decided on finalists without adding a head. They stay as long as they are the best, so that
         # repeating the command of a finished sweep does not open the test part again.

@@ -62,10 +62,14 @@ def redact_all(value: Any) -> Any:
 
 def _environment_secrets() -> list[str]:
     """Return the values of environment variables that hold a secret, longest first."""
+    # Another thread may remove a variable meanwhile, as the start of Ray does.
     values = {
         value
-        for name, value in os.environ.items()
-        if len(value) >= MIN_SECRET_LENGTH and not value.startswith("/") and _SECRET_VARIABLE.search(name)
+        for name in list(os.environ)
+        if (value := os.environ.get(name, ""))
+        and len(value) >= MIN_SECRET_LENGTH
+        and not value.startswith("/")
+        and _SECRET_VARIABLE.search(name)
     }
     return sorted(values, key=len, reverse=True)
 

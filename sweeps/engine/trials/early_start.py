@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -18,9 +18,16 @@ from sweeps.engine.planning.prepared import Prepared
 from sweeps.engine.resources import cluster
 from xfer.batched_probes.compatibility import can_batch
 
+BLAS_VARIABLE = "OPENBLAS_NUM_THREADS"
+"""Environment variable with the number of threads of an OpenBLAS that is loaded later."""
+
 
 class _Start(threading.Thread):
     """Connects to Ray and imports Ray Tune.
+
+    Meanwhile NumPy and SciPy multiply matrices in the calling thread only. Ray forks processes; OpenBLAS ends its
+    threads before a fork and waits for them, and if another thread multiplies matrices at that moment, both wait for
+    ever (seen on 2026-12-01).
 
     It lives until `end`, because on Linux the system kills Ray's processes as soon as the thread that has started them
     ends (prctl(2), PR_SET_PDEATHSIG).
@@ -35,12 +42,21 @@ class _Start(threading.Thread):
         self._ended = threading.Event()
         self._threads = torch.get_num_threads()
         torch.set_num_threads(max(1, self._threads // 2))  # Ray's processes import torch on the other cores
-        self._single_blas_thread = ExitStack()
-        self._single_blas_thread.enter_context(_single_blas_thread())
+        self._blas_limit = threadpool_limits(1, user_api="blas")
+        self._variable = os.environ.get(BLAS_VARIABLE)
+        os.environ[BLAS_VARIABLE] = "1"
+
+    def restore_environment(self) -> None:
+        """Undo the change of the environment. Only the main thread may: it reads the environment without a lock."""
+        if self._variable is None:
+            os.environ.pop(BLAS_VARIABLE, None)
+        else:
+            os.environ[BLAS_VARIABLE] = self._variable
 
     def end(self) -> None:
         """Let the thread end, and with it Ray's processes."""
         self._ended.set()
+        self.restore_environment()
         torch.set_num_threads(self._threads)
 
     def run(self) -> None:
@@ -52,28 +68,9 @@ class _Start(threading.Thread):
         except BaseException as error:  # the reason is shown if Ray is needed; the driver must not wait for ever
             self.error = error
         finally:
-            self._single_blas_thread.close()
+            self._blas_limit.restore_original_limits()
             self.done.set()
         self._ended.wait()
-
-
-@contextmanager
-def _single_blas_thread() -> Iterator[None]:
-    """Let NumPy and SciPy multiply matrices in the calling thread only, also if they are imported in this block.
-
-    Ray forks processes. OpenBLAS ends its threads before a fork and waits for them, and if another thread multiplies
-    matrices at that moment, both wait for ever (seen on 2026-12-01).
-    """
-    variable = "OPENBLAS_NUM_THREADS"  # for a library that is loaded in this block
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        os.environ.pop(variable)
-        if before is not None:
-            os.environ[variable] = before
 
 
 _start: _Start | None = None
@@ -113,6 +110,7 @@ def wait() -> None:
     """
     if _start is not None:
         _start.done.wait()
+        _start.restore_environment()
         if _start.error is not None:
             raise _start.error
 

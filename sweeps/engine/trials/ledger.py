@@ -23,12 +23,16 @@ class TrialLedger:
         store: the sweep's.
         objectives: what trials are ranked by.
         max_checkpoints: number of search trials whose checkpoints are kept: the finalists-to-be.
+        control: key of the recipe that is a finalist in any case.
     """
 
-    def __init__(self, store: Store, objectives: Sequence[Objective], max_checkpoints: int) -> None:
+    def __init__(
+        self, store: Store, objectives: Sequence[Objective], max_checkpoints: int, control: str | None = None
+    ) -> None:
         self._store = store
         self._objectives = objectives
         self._max_checkpoints = max_checkpoints
+        self._control = control
         self.trials = {trial.name: trial for trial in store.trials()}
         """Every trial that was started, by name."""
         self.records: dict[str, Record] = {}
@@ -108,7 +112,7 @@ class TrialLedger:
         self.notes.append(f"trial {name} is set aside as {folder.name} and runs again: {reason}")
 
     def _select_best(self, records: list[Record]) -> list[str]:
-        return selection.select_finalists(records, self._max_checkpoints, self._objectives)
+        return selection.select_finalists(records, self._max_checkpoints, self._objectives, self._control)
 
 
 def _same_recipe(one: Trial | Record, other: Trial | Record) -> bool:
