@@ -77,10 +77,10 @@ class Sweep:
         """Proposes the trials of the search; None until the screening has decided."""
         self._paces: dict[str, RunPace] = {}
         self._finalists_of: tuple[int, list[str]] = (-1, [])  # by the number of records
-        # An earlier version decided on finalists without adding a head. They stay as long as they are the best, so that
-        # repeating the command of a finished sweep does not open the test part again.
+        # Earlier versions decided on finalists without the control, or without a head too. They stay as long as they
+        # are the best, so that repeating the command of a finished sweep does not open the test part again.
         finals = store.decisions("finals")
-        self._finalists_without_head = finals[-1]["finalists"] if finals and "frozen_head" not in finals[-1] else None
+        self._earlier_finalists = finals[-1]["finalists"] if finals and "control" not in finals[-1] else None
         decisions = store.decisions("screening")
         if decisions or not screening.describe(prepared):
             self._start_sampler(decisions[-1] if decisions else None)
@@ -431,9 +431,13 @@ class Sweep:
         ended = len(self._ledger.records)  # asked for twice a second by the view
         if self._finalists_of[0] != ended:
             records = self._ledger.records.values()
-            best = selection.select_best(records, self._plan.finalists, self._objectives)
-            if best != self._finalists_without_head:
-                best = selection.select_finalists(records, self._plan.finalists, self._objectives, self._control)
+            count, objectives = self._plan.finalists, self._objectives
+            best = selection.select_finalists(records, count, objectives, self._control)
+            if self._earlier_finalists in (
+                selection.select_best(records, count, objectives),
+                selection.select_finalists(records, count, objectives),
+            ):
+                best = self._earlier_finalists
             self._finalists_of = (ended, best)
         return self._finalists_of[1]
 

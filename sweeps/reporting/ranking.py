@@ -30,6 +30,7 @@ from sweeps.reporting.formatting import (
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import Estimate
 from xfer.records import Evaluation, Record
+from xfer.storage.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,6 +157,12 @@ def ranking_frame(results: Results) -> pd.DataFrame:
 def ranking_csv(frame: pd.DataFrame) -> str:
     """Format the ranking as CSV in which no cell can act as a spreadsheet formula."""
     return frame.map(_escape_formula).to_csv(index=False, lineterminator="\n")
+
+
+def ranking_parquet(frame: pd.DataFrame) -> bytes:
+    """Format the ranking as a Parquet file: the columns and types of the data frame, without passwords."""
+    redacted = {name: frame[name].map(redact, na_action="ignore") for name in _TEXT_COLUMNS}
+    return bytes(frame.assign(**redacted).to_parquet(index=False))
 
 
 def _escape_formula(cell: Any) -> Any:

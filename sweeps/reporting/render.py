@@ -1,4 +1,4 @@
-"""Write a report: report.md, report.html, ranking.csv, and the figures and photos of report.md."""
+"""Write a report: report.md, report.html, ranking.csv, trials.parquet, and the figures and photos of report.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sweeps.reporting.formatting import (
 from sweeps.reporting.importance import importance_sections
 from sweeps.reporting.look_at_data import look_at_data
 from sweeps.reporting.plot_style import PAGE_COLOURS, inline_svg
-from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame
+from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_frame, ranking_parquet
 from sweeps.reporting.results import Results
 from sweeps.reporting.search_history import history_sections
 from sweeps.reporting.sections import Section
@@ -53,7 +53,9 @@ def render(results: Results, folder: Path) -> Path:
     for photo in (photo for section in sections for row in section.photos for photo in row.photos):
         (folder / "photos").mkdir(exist_ok=True)
         atomic_write(folder / "photos" / f"{photo.name}.jpg", photo.jpeg)
-    _write(folder / "ranking.csv", ranking_csv(ranking_frame(results)))
+    frame = ranking_frame(results)
+    _write(folder / "ranking.csv", ranking_csv(frame))
+    atomic_write(folder / "trials.parquet", ranking_parquet(frame))
     _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
     _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"

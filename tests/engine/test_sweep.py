@@ -237,6 +237,16 @@ def test_finalists_that_an_earlier_version_chose_without_a_head_stay(searched: S
     assert searched.store.decisions("finals") == [old]
 
 
+def test_finalists_that_an_earlier_version_chose_without_the_control_stay(searched: Stages) -> None:
+    plan, (record, *_) = searched.store.plan(), searched.store.records()
+    assert plan is not None
+    searched.store.put_plan({**plan, "control": {"key": record.key, "settings": {}}})
+    old = {"at": "then", "finalists": ["0001", "0002"], "seeds": 1, "frozen_head": "0002"}
+    searched.store.decide("finals", old)
+    searched.start(seconds=0.0).finals()
+    assert searched.store.decisions("finals") == [old]
+
+
 def test_explicit_arms_have_the_best_head_as_a_finalist_too(make_plan: Callable[..., Plan], searched: Stages) -> None:
     arms = tuple({"strategy": trial.recipe["strategy"]["name"]} for trial in searched.store.trials())
     searched.prepared = replace(searched.prepared, plan=replace(searched.prepared.plan, arms=arms))

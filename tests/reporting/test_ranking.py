@@ -14,6 +14,7 @@ from sweeps.reporting.ranking import (
     ranked_trials,
     ranking_csv,
     ranking_frame,
+    ranking_parquet,
     tally_by_strategy,
 )
 from sweeps.reporting.results import Results
@@ -164,3 +165,15 @@ def test_strategies_are_tallied_in_the_order_of_the_ranking(opened: Results) -> 
     assert [tally.finalist and tally.finalist.name for tally in tallies] == ["0002", "0004", None, None]
     assert [tally.representative and tally.representative.name for tally in tallies] == ["0002", "0004", "0000", None]
     assert [tally.why_unfinished for tally in tallies] == ["", "", "", "1 trial stopped early"]
+
+
+def test_the_parquet_file_has_the_columns_and_types_of_the_frame_and_no_password(opened: Results) -> None:
+    frame = ranking_frame(opened)
+    read = pd.read_parquet(io.BytesIO(ranking_parquet(frame)), dtype_backend="numpy_nullable")
+    assert list(read.columns) == list(frame.columns)
+    assert read["rank"].tolist() == frame["rank"].tolist()
+    pd.testing.assert_series_equal(read["val_accuracy"], frame["val_accuracy"])
+    assert str(read["epochs"].dtype) == "Int64"
+    secret = results_of([a_record("0000", (), "failed", error="no answer from http://bob:hunter2@host")])
+    assert b"hunter2" not in ranking_parquet(ranking_frame(secret))
+    assert ranking_parquet(ranking_frame(results_of([])))

@@ -50,6 +50,7 @@ def test_a_report_consists_of_exactly_these_files(opened: Results, tmp_path: Pat
         "ranking.csv",
         "report.html",
         "report.md",
+        "trials.parquet",
     ]
 
 
