@@ -29,6 +29,24 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "sweeps/engine/trials/ray_connection.py",
+        '"RAY_AUTH_MODE": "token",',
+        "",
+        "attacks/test_secrets.py::asks_for_its_token",
+    ),
+    Mutation(
+        "sweeps/engine/trials/early_start.py",
+        "except BaseException as error:",
+        "except ValueError as error:",
+        "engine/trials/test_early_start.py::does_not_wait_for_a_start",
+    ),
+    Mutation(
+        "xfer/storage/redaction.py",
+        'for name in list(os.environ)\n        if (value := os.environ.get(name, ""))',
+        "for name, value in os.environ.items()\n        if value",
+        "xfer/storage/test_redaction.py",
+    ),
+    Mutation(
         "sweeps/engine/storage/store.py",
         'for name in object_store.list_names(self.folder / "trials") if TRIAL_NAME.fullmatch(name)]',
         'for name in object_store.list_names(self.folder / "trials")]',

@@ -88,7 +88,7 @@ def test_the_holder_repairs_a_damaged_lease_and_one_removed_by_hand(
     wait_until(lambda: (lease_holder(tmp_path) or {}).get("pid") == driver.pid)
 
 
-def test_a_driver_whose_folder_is_removed_notices_it_and_does_not_make_it_anew(
+def test_a_driver_whose_folder_is_removed_notices_it_and_does_not_create_it_again(
     tmp_path: Path, driver: subprocess.Popen[str]
 ) -> None:
     shutil.rmtree(tmp_path)
