@@ -15,12 +15,16 @@ from safetensors import SafetensorError
 from xfer.data import file_tree
 from xfer.data.image_formats import UnreadableImageError
 from xfer.data.images import read_image
+from xfer.storage import local_cache
+from xfer.storage.object_store import as_path
 from xfer.training.export import Classifier, load_classifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    parser.add_argument("--model", type=Path, required=True, help="folder written by `train` or by a sweep")
+    parser.add_argument(
+        "--model", type=as_path, required=True, help="folder written by `train` or by a sweep, or its URI (s3://...)"
+    )
     parser.add_argument("--top", type=int, default=3, help="number of classes to print (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="photos, or folders of them")
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.top < 1:
         raise ValueError(f"--top must be at least 1, got {args.top}")
-    classifier = _load(args.model)
+    classifier = _load(local_cache.sync_down(args.model))
     photos = list(_find_photos(args.images))
     if not photos:
         raise ValueError(f"no photo found in {', '.join(map(str, args.images))}")

@@ -23,6 +23,7 @@ from xfer.models import backbones
 from xfer.recipe import closed_form_values, recipe_from_dict
 from xfer.records import record_from_dict
 from xfer.run import Run
+from xfer.storage import object_store
 from xfer.training.export import load_classifier
 
 
@@ -64,6 +65,19 @@ def test_a_photo_gets_its_most_likely_classes(xfer, out, image_folder):
         == f"{photo}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in probabilities.items()) + "\n"
     )
     assert ended.err == ""
+
+
+def test_a_model_may_be_in_an_object_store(xfer, out, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XFER_CACHE", str(tmp_path))
+    remote = object_store.as_path("memory://bucket/runs/mine/model")
+    for file in sorted((out / "model").iterdir()):
+        object_store.write_bytes(remote / file.name, file.read_bytes())
+    photo = image_folder / "red" / "01.png"
+    here, there = (xfer("predict", "--model", model, photo) for model in (out / "model", remote))
+    assert (there.status, there.out) == (0, here.out)
+    missing = xfer("predict", "--model", "memory://bucket/runs/other/model", photo)
+    assert missing.status == 2
+    assert "there are no files at memory:" in missing.err
 
 
 @pytest.mark.parametrize("top", [1, 2, 9])
