@@ -29,12 +29,6 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
-        "sweeps/engine/trials/ray_connection.py",
-        '"RAY_AUTH_MODE": "token",',
-        "",
-        "attacks/test_secrets.py::asks_for_its_token",
-    ),
-    Mutation(
         "sweeps/engine/trials/early_start.py",
         "except BaseException as error:",
         "except ValueError as error:",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,7 @@ from sweeps.engine.console.reports import render_report
 from sweeps.engine.storage import json_objects
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.tracking import client, mapping
-from sweeps.engine.trials import ray_connection, trainable
+from sweeps.engine.trials import trainable
 from sweeps.engine.trials.ray_connection import protect_token_file
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch
 from xfer.storage.redaction import redact, redact_all
@@ -161,41 +159,6 @@ def test_the_log_of_trials_holds_no_password(tmp_path: Path, monkeypatch: pytest
     text = (tmp_path / "colours" / "logs" / "trials.log").read_text(encoding="utf-8")
     assert "no answer from http://tracking.example" in text
     assert PASSWORD not in text
-
-
-def test_a_local_ray_asks_for_its_token_in_every_version_that_is_allowed() -> None:
-    """Ray 2.54 does not by itself."""
-    assert ray_connection.LOCAL_RAY_ENVIRONMENT["RAY_AUTH_MODE"] == "token"
-
-
-@pytest.mark.slow
-def test_a_local_ray_refuses_a_client_without_its_token(tmp_path: Path) -> None:
-    """Another user of this machine finds the port, but cannot read the token."""
-    code = (
-        "import os, sys; from sweeps.engine.trials import ray_connection; ray_connection.connect_ray(); "
-        "import ray; print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
-    )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    owner, other = ({**clean, "HOME": str(tmp_path / name)} for name in ("owner", "other"))
-    for environment in (owner, other):
-        Path(environment["HOME"]).mkdir()
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, env=owner, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sweep:
-        assert sweep.stdin is not None
-        assert sweep.stdout is not None
-        try:
-            address = sweep.stdout.readline().strip()
-            visit = f"import ray; ray.init({address!r}, log_to_driver=False); print('inside')"
-            for environment, mode in ((other, "disabled"), (other, "token")):
-                told = {**environment, "RAY_AUTH_MODE": mode, "RAY_gcs_server_request_timeout_seconds": "5"}
-                visitor = subprocess.run(
-                    [sys.executable, "-c", visit], env=told, capture_output=True, text=True, timeout=120, check=False
-                )
-                assert visitor.returncode != 0
-                assert "inside" not in visitor.stdout
-        finally:
-            sweep.stdin.close()
-            sweep.wait(60)
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -61,9 +61,6 @@ fewer trials than CPUs may run at a time, and each process with torch takes memo
 LOCAL_RAY_ENVIRONMENT: dict[str, str] = {
     # Otherwise Ray listens on every interface, and depends on the address of the network that a laptop is in.
     LOOPBACK_VARIABLE: "0",
-    # Later versions of Ray ask for the token by themselves; 2.54, the oldest one that is allowed, does not, and would
-    # run the code of any user of this machine.
-    "RAY_AUTH_MODE": "token",
     # By default Ray keeps as many idle processes as there are free CPUs: none while trials use all of them. Each batch
     # of probes would then import torch again, which takes 7 to 13 seconds of a core (2026-11-27).
     "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 1),
