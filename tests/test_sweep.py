@@ -394,6 +394,7 @@ def test_the_report_is_complete_and_self_contained(sweep: Sweep) -> None:
         "report.md",
         "report.html",
         "ranking.csv",
+        "trials.parquet",
         "figures",
         "photos",
     }
