@@ -29,6 +29,24 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "sweeps/engine/trials/placement.py",
+        "            self._watchdog.start()\n",
+        "",
+        "faults/test_hanging_process.py::equals_an_undisturbed",
+    ),
+    Mutation(
+        "sweeps/engine/trials/watchdog.py",
+        "seconds > beats[key].limit}",
+        "False}",
+        "engine/trials/test_watchdog.py::after_the_limit",
+    ),
+    Mutation(
+        "sweeps/engine/trials/watchdog.py",
+        "elapsed = 0.0 if self._last_look is None else min(now - self._last_look, 2 * LOOK_SECONDS)",
+        "elapsed = 0.0 if self._last_look is None else now - self._last_look",
+        "engine/trials/test_watchdog.py::stopped_itself",
+    ),
+    Mutation(
         "sweeps/engine/trials/early_start.py",
         "except BaseException as error:",
         "except ValueError as error:",

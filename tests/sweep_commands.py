@@ -111,7 +111,7 @@ class Command:
     def listening_addresses(self) -> set[str]:
         """The local addresses on which the command and every process it started listen for connections."""
         inodes = set()
-        for pid in processes_with(MARKER_ENV_VAR, self._mark):
+        for pid in self.processes():
             with suppress(OSError):
                 links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
                 inodes |= {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")}
@@ -126,13 +126,17 @@ class Command:
                     addresses.add(str(getattr(address, "ipv4_mapped", None) or address))
         return addresses
 
+    def processes(self) -> list[int]:
+        """The ids of the command's process and of every process that it started, as far as they are running."""
+        return processes_with(MARKER_ENV_VAR, self._mark)
+
     def clear(self) -> None:
         """Kill what is still running. Ray's processes end within seconds by themselves once their driver is gone."""
         if self.is_running():
             self.signal(signal.SIGKILL)
             self.process.wait()
         limit = time.monotonic() + 30
-        while (pids := processes_with(MARKER_ENV_VAR, self._mark)) and time.monotonic() < limit:
+        while (pids := self.processes()) and time.monotonic() < limit:
             time.sleep(0.2)
         for pid in pids:
             with suppress(ProcessLookupError):

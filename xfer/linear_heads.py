@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xfer.devices import heartbeat
+
 log = logging.getLogger(__name__)
 
 MAX_STEPS = 500
@@ -133,6 +135,7 @@ def _minimise(rows: Tensor, labels: Tensor, classes: int, penalties: Tensor, tol
     )
 
     def closure() -> Tensor:
+        heartbeat.beat()
         optimizer.zero_grad()
         loss = functional.cross_entropy(functional.linear(rows, weight, bias), labels)
         loss = loss + (weight.square() @ penalties).sum() / 2
@@ -206,6 +209,7 @@ def fit_head(
     )
 
     def closure() -> Tensor:
+        heartbeat.beat()
         optimizer.zero_grad()
         size = sum((weight.square().sum() for weight in weights), embeddings.new_zeros(())) / 2
         loss = functional.cross_entropy(head(embeddings), labels) + penalty * size / len(labels)

@@ -17,6 +17,7 @@ from xfer import hashing
 from xfer.data.loader import shuffle_indices
 from xfer.data.pack import Pack, load_pack
 from xfer.data.split import split_pack
+from xfer.devices import heartbeat
 from xfer.devices.device import Precision, check_devices, default_device, default_precision
 from xfer.distributed.launcher import Task, TrainAsWorker, WorkerGroup
 from xfer.distributed.process_group import SINGLE_PROCESS, Rank
@@ -274,6 +275,7 @@ class Run:
             progress = (epoch * steps + step) / (recipe.epochs * steps)
             learning_rate = recipe.learning_rate * self._schedule(progress)
             step_stats.append(self.learner.step(inputs, targets, learning_rate))
+            heartbeat.beat()
         # Numbers are only read here: until now nothing had to wait for a GPU.
         losses, hits, norms = (torch.stack(values).tolist() for values in zip(*step_stats, strict=True))
         return StepStats(losses, hits, norms, learning_rate, len(order))

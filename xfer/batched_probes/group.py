@@ -18,6 +18,7 @@ from xfer.batched_probes.heads import BatchedHeads, Head
 from xfer.data.loader import shuffle_indices
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, split_pack
+from xfer.devices import heartbeat
 from xfer.devices.device import default_device
 from xfer.linear_heads import fit_closed_form
 from xfer.measure.accuracy import Predictions
@@ -243,7 +244,9 @@ class ProbeGroup:
         chunk = recipe.batch_size * math.ceil(MAX_ROWS_PER_CHUNK / recipe.batch_size)
         for start in range(0, len(order), chunk):
             rows = self._embeddings(recipe, view, order[start : start + chunk])
-            yield from torch.split(rows.to(self._device), recipe.batch_size)
+            for batch in torch.split(rows.to(self._device), recipe.batch_size):
+                heartbeat.beat()
+                yield batch
 
     def _evaluate(self, members: Sequence[int], part: Part = "val") -> list[Evaluation]:
         """Evaluate probes on one part of the data, unaugmented."""
@@ -252,6 +255,7 @@ class ProbeGroup:
         predictions = []
         with torch.inference_mode():
             for start in range(0, len(indices), chunk):
+                heartbeat.beat()
                 rows = indices[start : start + chunk]
                 logits = heads.logits(self._embeddings(self._recipe, None, rows).to(self._device))
                 labels = self._labels[rows].repeat_interleave(heads.count)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xfer.data.pack import Pack
 from xfer.data.split import Indices
+from xfer.devices import heartbeat
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images [B, 3, H, W] in channels_last order, as the pack holds them, and int64 labels [B]."""
@@ -19,6 +20,7 @@ Batch = tuple[Tensor, Tensor]
 def iter_batches(pack: Pack, indices: Indices, batch_size: int) -> Iterator[Batch]:
     """Yield the images at `indices`, in that order, in batches; the last batch may be smaller."""
     for start in range(0, len(indices), batch_size):
+        heartbeat.beat()
         batch = indices[start : start + batch_size]
         # Memory maps and disks are fastest when read in ascending order.
         order = np.argsort(batch)

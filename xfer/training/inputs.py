@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from xfer.data.loader import Batch, iter_batches, to_device
 from xfer.data.pack import Pack, check_same_images
 from xfer.data.split import Indices, Split
+from xfer.devices import heartbeat
 from xfer.features.augmented_views import augmented_view
 from xfer.features.feature_cache import FeatureCache
 from xfer.features.frozen_features import FrozenFeatures
@@ -158,6 +159,7 @@ class RunInputs:
         """Yield features and labels of the images at `indices`, in batches for evaluation."""
         size = self._evaluation_batch_size
         for start in range(0, len(indices), size):
+            heartbeat.beat()
             batch = indices[start : start + size]
             yield features.rows(batch), self._labels(batch)
 

@@ -16,6 +16,7 @@ from sweeps.engine.resources.gpu_sharing import GpuAllocation
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import early_start
 from sweeps.engine.trials.trainable import Resources, TrialContext
+from sweeps.engine.trials.watchdog import Watchdog
 from xfer.storage import local_cache, object_store
 
 LOCAL_WAIT_SECONDS, REMOTE_WAIT_SECONDS = 2.0, 15.0
@@ -52,6 +53,7 @@ class Placement:
         self._max_concurrent = max_concurrent
         self._shared_by: Prepared | None = None
         self._allocation: GpuAllocation | None = None
+        self._watchdog: Watchdog | None = None
         self.concurrent = 1
         """Number of concurrent trials, known once Ray is connected."""
         self.connected = False
@@ -77,7 +79,7 @@ class Placement:
             ValueError: the cluster lacks the resources of a single trial, or the prices that a cost budget needs.
         """
         early_start.wait()
-        from sweeps.engine.trials import ray_connection, ray_tune  # Ray takes a second to import
+        from sweeps.engine.trials import heartbeats, ray_connection, ray_tune  # Ray takes a second to import
 
         ray_connection.connect_ray()
         if cluster.has_cluster_address():
@@ -85,6 +87,9 @@ class Placement:
                 self._view.print_line(ray_tune.summary_line())
                 machine_watch.start_watch(self._view.print_line)
             self._budget.use_cluster(ray_tune.alive_machines)
+        if not self.connected:
+            self._watchdog = Watchdog(heartbeats.RayProcesses(), self._view.print_line)
+            self._watchdog.start()
         self.connected = True
         smallest = self.resources
         if self._shared_by is not None:
@@ -132,6 +137,8 @@ class Placement:
         if self.connected:
             from sweeps.engine.trials import ray_connection
 
+            if self._watchdog is not None:
+                self._watchdog.stop()
             ray_connection.disconnect_ray()
             self.connected = False
 

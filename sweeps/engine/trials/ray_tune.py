@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pickle
 import tempfile
@@ -19,6 +20,8 @@ from ray.tune.search import Searcher
 
 from sweeps.engine.resources import cluster, scratch
 from sweeps.engine.resources.prices import PRICE_LABEL, Machine, parse_price_label
+from sweeps.engine.storage.folders import MachineFaultError
+from sweeps.engine.trials import heartbeats
 from sweeps.engine.trials.trainable import Resources, Trainable, train_trial
 from xfer.storage.object_store import StorageUnavailableError
 
@@ -43,6 +46,8 @@ NODE_DIED_MESSAGE = "its node has died"
 """Part of Ray's message about a process whose machine was lost."""
 
 ResultT = TypeVar("ResultT")
+
+_task_numbers = itertools.count(1)
 
 
 class TrialSource(Protocol):
@@ -207,13 +212,22 @@ def map_on_cluster(
         resources: what each task gets of a machine.
         on_wait: called while tasks run, and after the last one.
         wait_seconds: seconds between two calls of `on_wait`.
+
+    Raises:
+        MachineFaultError: a task hung twice.
     """
-    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
-    tasks = running = [remote.remote(*arguments) for arguments in calls]
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(run_task)
+    tasks = running = [remote.remote(_task_name(function), function, *arguments) for arguments in calls]
     while running:
         _, running = ray.wait(running, num_returns=len(running), timeout=wait_seconds)
         on_wait()
-    ray.get(tasks)
+    try:
+        ray.get(tasks)
+    except heartbeats.HangError as error:
+        reason = f"{getattr(function, '__name__', 'a task')}: {getattr(error, 'cause', error)}"
+        raise MachineFaultError(
+            f"{reason}. Everything that was trained is stored; once the cause is removed, the same command resumes"
+        ) from error
 
 
 def call_remote(function: Callable[[], ResultT], resources: Resources) -> ResultT:
@@ -222,8 +236,8 @@ def call_remote(function: Callable[[], ResultT], resources: Resources) -> Result
     Returns:
         Its result.
     """
-    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(function)
-    result: ResultT = ray.get(remote.remote())
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **RETRY_OPTIONS)(run_task)
+    result: ResultT = ray.get(remote.remote(_task_name(function), function))
     return result
 
 
@@ -238,8 +252,26 @@ def submit(function: Callable[..., None], argument: Any, resources: Resources) -
     """
     remote = ray.remote(
         num_cpus=resources.cpus if cluster.has_cluster_address() else 0, num_gpus=resources.gpus, **RETRY_OPTIONS
-    )(function)
-    return remote.remote(argument)
+    )(run_task)
+    return remote.remote(_task_name(function), function, argument)
+
+
+def run_task(work: str, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """Call a function in a process that the watchdog looks at.
+
+    Raises:
+        HangError: the watchdog has given the work up.
+    """
+    if reason := heartbeats.why_given_up(work):
+        raise heartbeats.HangError(reason)
+    with heartbeats.watched(work):
+        return function(*arguments)
+
+
+def _task_name(function: Callable[..., Any]) -> str:
+    """Return what the watchdog calls a new task; numbered, because several tasks call the same function."""
+    name = getattr(function, "__name__", "task").replace("_", " ").strip()
+    return f"task {next(_task_numbers)} ({name})"
 
 
 def finished_tasks(tasks: list[Any], wait: bool) -> list[Any]:
@@ -253,6 +285,7 @@ def task_error(task: Any) -> str | None:
     try:
         ray.get(task)
     except Exception as error:  # its process was lost, or the function has raised
+        error = getattr(error, "cause", None) or error  # the error of the function, without the stack of its process
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -268,7 +301,18 @@ def _from_param_space(param_space: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_param_space(trainable: Trainable) -> Trainable:
-    return lambda param_space: trainable(_from_param_space(param_space))
+    def run_trial(param_space: dict[str, Any]) -> None:
+        config = _from_param_space(param_space)
+        if heartbeats.why_given_up(_work(config["trial"])) is None:
+            with heartbeats.watched(_work(config["trial"])):
+                trainable(config)
+
+    return run_trial
+
+
+def _work(trial: str) -> str:
+    """Return what the watchdog calls a trial."""
+    return f"trial {trial}"
 
 
 def _clear_metrics(trial: Any) -> None:
@@ -296,7 +340,8 @@ class _SearcherAdapter(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names.get(trial_id)
         if name is not None:
-            self._source.ended(name, f"its process was lost {MAX_NODE_FAILURES + 1} times" if error else None)
+            lost = f"its process was lost {MAX_NODE_FAILURES + 1} times" if error else None
+            self._source.ended(name, heartbeats.why_given_up(_work(name)) or lost)
             del self._names[trial_id]  # last, because Tune runs a trial again if handling its end has failed
 
     def __getstate__(self) -> dict[str, Any]:

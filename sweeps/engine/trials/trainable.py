@@ -18,6 +18,7 @@ from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial
 from sweeps.engine.trials import machine_faults
 from xfer.data.pack import Pack, fetch_pack
+from xfer.devices import heartbeat
 from xfer.devices.device import default_device
 from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
 from xfer.distributed.launcher import WorkerLostError
@@ -126,7 +127,8 @@ def report_to_tune(record: Record) -> None:
 
     # As text, because Tune flattens nested data.
     text = json.dumps(as_dict(record))
-    tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
+    with heartbeat.waiting():  # the driver may be busy
+        tune.report({"epoch": len(record.epochs), "val_accuracy": record.val_accuracy, "record": text})
 
 
 def export_model(config: dict[str, Any], folder: str) -> None:
