@@ -18,6 +18,8 @@ from tests.sweep_commands import MARKER_ENV_VAR, ROOT, TIMEOUT_SECONDS
 SCRIPT = """
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -41,6 +43,12 @@ def idle_processes():
 
 ray_connection.connect_ray()
 print(ray_tune.alive_machines())
+ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)"
+address = ray.get_runtime_context().gcs_address
+for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}, {}):
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", **token}
+    answer = subprocess.run([sys.executable, "-c", ask, address], env=environment, capture_output=True, text=True)
+    print(address, "InvalidAuthToken" in answer.stderr, answer.returncode)
 cores = os.cpu_count() or 1
 limit = time.monotonic() + 120
 while len(started := idle_processes()) < cores and time.monotonic() < limit:
@@ -85,6 +93,13 @@ def printed_lines() -> list[str]:
 @pytest.mark.slow
 def test_the_node_type_and_labels_that_ray_up_sets_are_read_back(printed_lines: list[str]) -> None:
     assert printed_lines[0] == "[Machine(node_type='l4', label_price=0.36)]"
+
+
+@pytest.mark.slow
+def test_ray_listens_on_this_machine_only_and_refuses_connections_without_its_token(printed_lines: list[str]) -> None:
+    answers = [line.split() for line in printed_lines[1:4]]
+    assert all(address.startswith("127.0.0.1:") for address, *_ in answers)
+    assert [answer[1:] for answer in answers] == [["True", "1"], ["True", "1"], ["False", "0"]]
 
 
 @pytest.mark.slow
