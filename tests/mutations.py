@@ -29,6 +29,18 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "sweeps/engine/trials/ledger.py",
+        " and not self._store.is_empty(name):",
+        ":",
+        "faults/test_killed_at_random_points.py::one_at_a_time",
+    ),
+    Mutation(
+        "sweeps/engine/trials/trainable.py",
+        "            report_to_tune(record)  # the scheduler may not have seen it yet\n",
+        "            pass\n",
+        "faults/test_killed_at_random_points.py::one_at_a_time",
+    ),
+    Mutation(
         "sweeps/engine/trials/placement.py",
         "            self._watchdog.start()\n",
         "",

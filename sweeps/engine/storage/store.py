@@ -153,6 +153,10 @@ class Store:
         config = {"phase": trial.phase, "params": dict(trial.params), "recipe": dict(trial.recipe)}
         json_objects.put_if_absent(self.trial_folder(trial.name) / "config.json", config)
 
+    def is_empty(self, trial: str) -> bool:
+        """Return whether nothing was written for a trial: its driver was killed right after it made the folder."""
+        return all(name.startswith(".") for name in object_store.list_names(self.trial_folder(trial)))
+
     def restore_trial(self, trial: Trial) -> None:
         """Write the definition of a trial again; one that differs is set aside."""
         json_objects.set_aside(self.trial_folder(trial.name) / "config.json")

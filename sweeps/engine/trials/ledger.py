@@ -93,7 +93,7 @@ class TrialLedger:
         """Return the records that fit what they refer to, after repairing or setting aside all other trials."""
         records = {record.trial: record for record in self._store.records()}
         for name in self._store.trial_names():
-            if name not in self.trials and name not in records:
+            if name not in self.trials and name not in records and not self._store.is_empty(name):
                 self._set_aside(name, "its config.json is missing or damaged, and it has no record")
         for name, record in list(records.items()):
             finalist = records.get(selection.search_trial_name(name), record)
