@@ -37,7 +37,7 @@ except ValueError as error:
     print(f"error: XFER_STORAGE: {error}", file=sys.stderr)
     sys.exit(2)
 
-COMMANDS = ("status", "list", "report", "reproduce", "ui", "sync")
+COMMANDS = ("status", "list", "report", "compare", "reproduce", "ui", "sync")
 GUIDE = """\
 Finds the best way to transfer a pretrained network to your own images.
 
@@ -52,6 +52,7 @@ See what there is; RUN is the name or folder of a sweep, by default the latest:
     {program} status                  all sweeps of the storage, and how to continue them
     {program} status RUN              progress of one sweep
     {program} report [RUN]            render its report again
+    {program} compare RUN RUN ...     which strategy is best across data sets
     {program} reproduce [RUN]         train its best recipe again, and compare
     {program} ui [RUN]                its trials in MLflow, best first
     {program} sync [RUN]              send MLflow what it missed
@@ -162,6 +163,47 @@ def report(run: Run = "", storage: Place = STORAGE, reports: Path = Path("report
     from sweeps.engine.console.reports import render_report
 
     print(render_report(find_sweep(run, storage), reports))
+    return 0
+
+
+@app.command
+def compare(
+    runs: Annotated[list[str], tyro.conf.Positional],
+    storage: Place = STORAGE,
+    reports: Path = Path("reports"),
+    name: str = "comparison",
+) -> int:
+    """Compare methods across the data sets of several sweeps: which strategy is best on average, and is it shown?
+
+    Each sweep must be of other images. Methods that all of them tried are compared: strategies by their best search
+    run, and classifiers on frozen features. Writes comparison.html, comparison.md and comparison.csv.
+
+    Args:
+        runs: names or folders of the sweeps, at least two.
+        storage: storage of the sweeps that are given by name.
+        reports: folder for the comparison.
+        name: name of its folder there.
+    """
+    from sweeps.engine.cli import check_name
+    from sweeps.engine.console.provenance import command_line
+    from sweeps.engine.console.reports import load_results
+    from sweeps.reporting.across_data_sets import conclusions
+    from sweeps.reporting.comparison_page import methods_table, write_comparison
+
+    stores = {(store := find_sweep(run, storage)).name: store for run in runs}
+    if len(stores) < len(runs):
+        raise ValueError(f"compare: {' '.join(runs)} name only {len(stores)} different sweeps")
+    results = {store.name: load_results(store) for store in stores.values()}
+    comparison, page = write_comparison(results, as_path(reports) / check_name(name), command_line())
+    header, rows = (table := methods_table(comparison, results)).header[:4], table.rows
+    shown = Table(*(Column(title, no_wrap=True) for title in header), box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*map(Text, row[:4]))
+    console = Console()
+    console.print(shown)
+    for sentence in conclusions(comparison):
+        console.print(Text(sentence))
+    print(page)
     return 0
 
 

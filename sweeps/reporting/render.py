@@ -49,20 +49,21 @@ def render(results: Results, folder: Path) -> Path:
     context = _context(results)
     sections = [*context["data_sections"], *context["sections"]]
     for figure in [*context["figures"], *(section.figure for section in sections if section.figure)]:
-        _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
+        write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
     for photo in (photo for section in sections for row in section.photos for photo in row.photos):
         (folder / "photos").mkdir(exist_ok=True)
         atomic_write(folder / "photos" / f"{photo.name}.jpg", photo.jpeg)
     frame = ranking_frame(results)
-    _write(folder / "ranking.csv", ranking_csv(frame))
+    write_text(folder / "ranking.csv", ranking_csv(frame))
     atomic_write(folder / "trials.parquet", ranking_parquet(frame))
-    _write(folder / "report.md", _markdown_environment().get_template("report.md.j2").render(context))
-    _write(folder / "report.html", _html_environment().get_template("report.html.j2").render(context))
+    write_text(folder / "report.md", markdown_environment().get_template("report.md.j2").render(context))
+    write_text(folder / "report.html", html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"
 
 
-def _write(file: Path, text: str) -> None:
-    atomic_write(file, redact(text).encode())  # reports are published
+def write_text(file: Path, text: str) -> None:
+    """Write a text of a report, without passwords and tokens: reports are published."""
+    atomic_write(file, redact(text).encode())
 
 
 def _context(results: Results) -> dict[str, Any]:
@@ -123,8 +124,8 @@ def evidence_sections(results: Results) -> list[Section]:
     ]
 
 
-def _html_environment() -> Environment:
-    """Templates that escape every value for HTML and make invisible characters visible."""
+def html_environment() -> Environment:
+    """Return templates that escape every value for HTML and make invisible characters visible."""
     environment = _environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else escape_control_characters(value)
     )
@@ -137,8 +138,8 @@ def _html_environment() -> Environment:
     return environment
 
 
-def _markdown_environment() -> Environment:
-    """Templates that escape every value for Markdown and make invisible characters visible."""
+def markdown_environment() -> Environment:
+    """Return templates that escape every value for Markdown and make invisible characters visible."""
     environment = _environment(
         autoescape=False, finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(value)
     )

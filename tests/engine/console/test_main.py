@@ -385,7 +385,7 @@ def test_the_program_alone_explains_its_commands(
     assert sweeps(monkeypatch) == 0
     out = capsys.readouterr().out
     commands = {line.split("sweeps ")[1].split()[0] for line in out.splitlines() if line.startswith("    sweeps ")}
-    assert commands == {*program.experiments(), "status", "report", "reproduce", "ui", "sync"}
+    assert commands == {*program.experiments(), "status", "report", "compare", "reproduce", "ui", "sync"}
     assert "sweeps folder --data DIR" in out
     assert all(len(line) <= 100 for line in out.splitlines())
 
