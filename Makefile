@@ -24,6 +24,9 @@ test: .venv/.developers ## run the tests except the slow ones, in two processes
 nightly: .venv/.developers ## run the slow tests that .ci/run leaves out: more networks, storages and machines
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m nightly --durations=30 tests $(ARGS)
 
+mutations: .venv/.developers ## remove one protection at a time; its test must then fail (an hour). ARGS=watchdog selects
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py $(ARGS)
+
 lint: .venv/.developers ## check style, types and the import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -53,4 +56,4 @@ constraints: ## update constraints.txt to what pip resolves today, in a temporar
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help quickstart ui cluster test nightly lint bench constraints
+.PHONY: help quickstart ui cluster test nightly mutations lint bench constraints

@@ -29,6 +29,103 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "sweeps/engine/cli.py",
+        "        status = EXIT_INTERRUPTED\n",
+        "        status = 2\n",
+        "test_commands.py::ctrl_c",
+    ),
+    Mutation(
+        "sweeps/engine/trials/ray_tune.py",
+        "return isinstance(error, ActorUnavailableError) or NODE_DIED_MESSAGE in str(error)",
+        "return False",
+        "engine/resources/test_cluster.py",
+    ),
+    Mutation(
+        "xfer/training/checkpoints.py",
+        "if name is None or not hashlib.sha256(content).hexdigest().startswith(name[2]):",
+        "if name is None:",
+        "xfer/training/test_checkpoints.py::damaged or name_of_another",
+    ),
+    Mutation(
+        "sweeps/engine/tracking/client.py",
+        '    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",\n',
+        "",
+        "engine/tracking/test_server_errors.py::hanging",
+    ),
+    Mutation(
+        "xfer/devices/microbatching.py",
+        "except (RuntimeError, MemoryError) as error:",
+        "except KeyError as error:",
+        "xfer/devices/test_microbatching.py::out_of_memory",
+    ),
+    Mutation(
+        "xfer/training/epochs.py",
+        '    if not math.isfinite(loss):\n        raise DivergedError(f"the validation loss',
+        '    if False:\n        raise DivergedError(f"the validation loss',
+        "xfer/training/test_averaging.py::becomes_nan",
+    ),
+    Mutation(
+        "xfer/data/images.py",
+        "            return to_square(ImageOps.exif_transpose(image), size)\n",
+        "            return to_square(image, size)\n",
+        "xfer/data/test_images.py::exif",
+    ),
+    Mutation(
+        "sweeps/engine/samplers/bounded_storage.py",
+        "if len(self._ended) <= self._max_trials:",
+        "if True:",
+        "engine/samplers/test_bounded_storage.py",
+    ),
+    Mutation(
+        "sweeps/engine/planning/plan_file.py",
+        "if old.get(name) != new.get(name) and not name.startswith(IGNORED_PLAN_KEYS)",
+        "if False",
+        "engine/planning/test_same_plan.py",
+    ),
+    Mutation(
+        "sweeps/engine/tracking/server.py",
+        'f"{LOCALHOST}:{port},localhost:{port}"',
+        '"*"',
+        "engine/console/test_ui.py::foreign_host",
+    ),
+    Mutation(
+        "xfer/models/weights_file.py",
+        "weights_only=True)",
+        "weights_only=False)",
+        "attacks/test_dangerous_calls.py::without_pickle",
+    ),
+    Mutation(
+        "sweeps/cluster/fallback.py",
+        "yaml.safe_load(",
+        "yaml.load(",
+        "attacks/test_dangerous_calls.py::what_it_reads",
+    ),
+    Mutation(
+        "xfer/data/images.py",
+        "            check_pixels(image)\n            image.draft",
+        "            image.draft",
+        "xfer/data/test_images.py::too_many_pixels",
+    ),
+    Mutation(
+        "sweeps/reporting/render.py",
+        "autoescape=True, finalize",
+        "autoescape=False, finalize",
+        "reporting/test_render.py",
+    ),
+    Mutation("xfer/data/images.py", "if (len(file) if", "if (0 if", "xfer/data/test_images.py::too_many_bytes"),
+    Mutation(
+        "sweeps/engine/plan.py",
+        "if value is not None and not low <= value <= high:",
+        "if False:",
+        "engine/test_options.py::outside_the_limits",
+    ),
+    Mutation(
+        "pyproject.toml",
+        '"ray[tune]>=2.59"',
+        '"ray[tune]>=2.50"',
+        "attacks/test_versions_with_known_holes.py::excludes",
+    ),
+    Mutation(
         "sweeps/engine/trials/ledger.py",
         " and not self._store.is_empty(name):",
         ":",
@@ -163,7 +260,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sweeps/engine/trials/ledger.py",
-        "if name not in self.trials and name not in records:",
+        "if name not in self.trials and name not in records and not self._store.is_empty(name):",
         "if False:",
         "faults/test_objects_that_belong_together.py::set_aside_as_a_whole",
     ),
