@@ -112,7 +112,7 @@ MUTATIONS = (
         "autoescape=False, finalize",
         "reporting/test_render.py",
     ),
-    Mutation("xfer/data/images.py", "if (len(file) if", "if (0 if", "xfer/data/test_images.py::too_many_bytes"),
+    Mutation("xfer/data/images.py", ") > MAX_BYTES:", ") > 10**15:", "xfer/data/test_images.py::too_many_bytes"),
     Mutation(
         "sweeps/engine/plan.py",
         "if value is not None and not low <= value <= high:",

@@ -66,6 +66,7 @@ class Sweep:
         self._store = store
         self._options = run_options
         self._view = view
+        view.images = len(prepared.split.val)
         self.budget = Budget(cost_tracker or CostTracker(store), run_options.seconds, run_options.cost_budget)
         """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)
@@ -317,7 +318,8 @@ class Sweep:
             return False
         if not self._placement.is_local:
             self._placement.connect()
-        self._view.begin(phase, total, Counter(record.status for record in ended.values()))
+        accuracies = {name: record.val_accuracy for name, record in ended.items() if record.status == "finished"}
+        self._view.begin(phase, total, Counter(record.status for record in ended.values()), accuracies)
         best = best_search_record(self._ledger.records.values(), self._objectives[0])
         if best is not None and self._view.best is None:
             self._view.show_stored_best(best)

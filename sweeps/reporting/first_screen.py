@@ -53,6 +53,8 @@ class FirstScreen:
     bars: tuple[Bar, ...]
     """The finalists in the order of the ranking, then what they are compared with; empty before the first result."""
     cost: str
+    state: str
+    """How far a sweep is that has not ended; empty for one that has."""
     enough: str
     """What the finals could find, what would settle the rest, and what twice the photos would add; may be empty."""
     commands: tuple[tuple[str, str], ...]
@@ -68,7 +70,7 @@ def first_screen(results: Results) -> FirstScreen:
     """Collect what a reader needs first, from results of any stage of a sweep."""
     ranked = ranked_finalists(results) or [trial for trial in ranked_trials(results) if trial.status == "finished"][:1]
     if not ranked:
-        return FirstScreen("", "validation", (), _cost(results), "", ())
+        return FirstScreen("", "validation", (), _cost(results), state(results), "", ())
     split = "validation" if ranked[0].test is None else "test"
     bars = (*_finalists(results, ranked, split), *_without_training(results, ranked[0], split))
     scratch = _from_scratch(results, ranked[0])
@@ -77,9 +79,28 @@ def first_screen(results: Results) -> FirstScreen:
         split,
         (*bars, scratch) if scratch else bars,
         _cost(results),
+        state(results),
         " ".join(filter(None, [is_it_enough(results), twice_the_photos(results)])),
         _commands(results) if split == "test" else (),
     )
+
+
+def state(results: Results) -> str:
+    """Return how far a sweep is that runs or was interrupted, so that a snapshot is not taken for the answer.
+
+    A sweep has ended if its test set was opened; without finals, if the search has ended.
+    """
+    search = [record.status for record in results.records if record.phase == "search"]
+    finals = sum(record.phase == "final" for record in results.records)
+    searched, planned = len(search), results.plan["trials"]
+    has_finals = results.plan["finalists"] > 0 and "finished" in search
+    if not results.unfinished and (results.openings if has_finals else searched >= planned):
+        return ""
+    parts = [f"{searched} of {planned} search runs"]
+    if finals or searched >= planned:
+        parts.append(pluralize(finals, "final run"))
+    opened = "the test set was opened" if results.openings else "the test set has not been opened"
+    return f"A snapshot of a sweep that has not ended: {' and '.join(parts)} have ended, {opened}."
 
 
 def _finalists(results: Results, ranked: list[RankedTrial], split: str) -> list[Bar]:

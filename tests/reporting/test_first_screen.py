@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,37 @@ def test_the_report_begins_with_it_in_both_formats(results: Results, tmp_path: P
     for page in (html, markdown):
         assert page.index("Tied: clip and naive.") < page.index("How the winner was chosen") < page.index("Ranking")
         assert "python -m sweeps reproduce" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        (
+            {"unfinished": ["0002-s2"]},
+            "that has not ended: 4 of 4 search runs and 9 final runs have ended",
+        ),
+        ({"openings": ()}, "9 final runs have ended, the test set has not been opened."),
+    ],
+)
+def test_a_snapshot_of_a_sweep_that_has_not_ended_says_so(
+    results: Results, changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    snapshot = replace(results, plan={**results.plan, "trials": 4}, **changes)
+    assert expected in first_screen(snapshot).state
+    assert bool(first_screen(snapshot).state) == bool(expected)
+    page = render(snapshot, tmp_path).read_text()
+    assert expected in page
+
+
+def test_during_the_search_the_runs_of_the_search_are_counted() -> None:
+    early = Results(a_plan(trials=4), [a_record("0001")], unfinished=["0002"])
+    assert first_screen(early).state == (
+        "A snapshot of a sweep that has not ended: 1 of 4 search runs have ended, the test set has not been opened."
+    )
+
+
+def test_a_search_without_finals_ends_with_its_trials() -> None:
+    assert first_screen(Results(a_plan(trials=1, finalists=0), [a_record("0001")])).state == ""
+    failed = a_record("0001", (0.5,), "failed", error="ValueError: no")
+    assert first_screen(Results(a_plan(trials=1), [failed])).state == ""

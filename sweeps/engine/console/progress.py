@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.engine.console.best_so_far import best_so_far
 from sweeps.reporting.formatting import (
     escape_control_characters,
     format_objective,
@@ -61,6 +62,8 @@ class ProgressView:
     """Objective value, trial name and strategy of the best finished trial."""
     best_accuracy: float | None = None
     """Validation accuracy of the best finished trial."""
+    images: int = 0
+    """Number of validation images of each run; 0 if unknown, so that accuracies are shown without intervals."""
     cost: Callable[[], str] = lambda: ""
     """Returns the cost so far as text; "" if no price is known."""
     time_left: Callable[[], str] = lambda: ""
@@ -75,6 +78,8 @@ class ProgressView:
     _trained_seconds: float = 0.0
     _live: Live | None = None
     _printed: set[str] = field(default_factory=set)
+    _accuracies: dict[str, float] = field(default_factory=dict)  # of the finished trials of this phase
+    _strategies: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
@@ -94,13 +99,20 @@ class ProgressView:
             self._live.stop()
             self._live = None
 
-    def begin(self, phase: str, total: int, ended: Counter[str] | None = None) -> None:
+    def begin(
+        self,
+        phase: str,
+        total: int,
+        ended: Counter[str] | None = None,
+        accuracies: Mapping[str, float | None] | None = None,
+    ) -> None:
         """Start a phase and print its first line.
 
         Args:
             phase: as in "search".
             total: number of trials, including those of earlier starts.
             ended: number of trials that ended in earlier starts, by status.
+            accuracies: validation accuracies of those that finished, by trial.
         """
         self.phase, self.total, self.ended = phase, total, Counter(ended)
         self._ended_before, self._phase_began_at = self.ended.total(), time.monotonic()
@@ -108,6 +120,7 @@ class ProgressView:
         self._trained_since, self._trained_seconds = None, 0.0
         if phase == "search":
             self.best = self.best_accuracy = None  # heads of the screening do not compete with trials
+        self._accuracies = {name: value for name, value in (accuracies or {}).items() if value is not None}
         done = f", {self._ended_before} already done" if self._ended_before else ""
         spent = f", {cost}" if (cost := self.cost()) else ""
         self.print_line(f"{phase}: {pluralize(total, 'run')}{done}{spent}")
@@ -180,6 +193,9 @@ class ProgressView:
         self.ended[status] += 1
         if record is None or status != "finished" or value is None:
             return
+        if record["epochs"] and record["epochs"][-1]["val_accuracy"] is not None:
+            self._accuracies[trial] = record["epochs"][-1]["val_accuracy"]
+            self._strategies[trial.partition("-s")[0]] = record["recipe"]["strategy"]["name"]
         if self.best is None or self.objective.to_score(value) > self.objective.to_score(self.best[0]):
             self.best = (value, trial, record["recipe"]["strategy"]["name"])
             self.best_accuracy = record["epochs"][-1]["val_accuracy"] if record["epochs"] else None
@@ -217,17 +233,15 @@ class ProgressView:
         self.print_line(
             ", ".join(filter(None, [f"{self.phase}: {counts} of {self.total}", self.time_left(), self.cost()]))
         )
+        if self.best is not None and not self._evaluates:
+            self.print_line(f"best so far: {self._describe_best()}")
 
     def render(self) -> RenderableType:
         """Draw the live view."""
         counts, cost = " · ".join(self._counts()), self.cost()
         line = Text.assemble((self.name, "bold"), "  ", self.phase, "  ", counts, "  ", cost)
         best = Text("best so far: ")
-        if self.best is None:
-            best.append("none yet")
-        else:
-            value = self._format_value(self.best[0], self.best_accuracy)
-            best.append(f"{value} on validation, {explain_strategy(self.best[2])} in trial {self.best[1]}")
+        best.append("none yet" if self.best is None else self._describe_best())
         table = Table.grid(padding=(0, 2))
         for record in list(self.running.values())[:MAX_SHOWN_TRIALS]:
             recipe, epochs = record["recipe"], record["epochs"]
@@ -242,6 +256,17 @@ class ProgressView:
             )
         bar = ProgressBar(total=max(1, self.total), completed=self.ended.total(), width=60)
         return Group(line, Columns([bar]), Text(self.time_left()), best, table)
+
+    def _describe_best(self) -> str:
+        """The best trial, the interval of its accuracy, and how many others are not shown to be worse."""
+        assert self.best is not None
+        value, trial, strategy = self.best
+        leader = best_so_far(self._accuracies, self.images) if self.objective == ACCURACY else None
+        if leader is None or leader.name not in self._strategies:  # after a restart, until another trial has ended
+            value_text = self._format_value(value, self.best_accuracy)
+            return f"{value_text} on validation, {explain_strategy(strategy)} in trial {trial}"
+        text = f"{format_percent(leader.mean)} on validation {leader.describe(self.images)}"
+        return f"{text}: {explain_strategy(self._strategies[leader.name])} in trial {leader.name}"
 
     def _format_value(self, value: float | None, accuracy: float | None) -> str:
         """The value of the objective, followed by the accuracy if that is not the objective."""

@@ -395,6 +395,7 @@ def test_without_a_terminal_the_progress_is_printed_after_minutes_of_silence(
     assert screen.getvalue().splitlines() == [
         "search: 4 runs, $3.20 of $20",
         "search: 2 running · 1 finished of 4, search 8 min · finals about 3 min · 11 min left, $3.20 of $20",
+        "best so far: 50.0% on validation, naive (full fine-tuning) in trial 0000",
     ]
 
 
