@@ -23,7 +23,13 @@ from sweeps.engine.resources import cluster, scratch
 from sweeps.engine.resources.cluster_address import check_named_host
 from sweeps.engine.resources.open_files import raise_open_file_limit
 from sweeps.engine.resources.prices import check_cost_budget, parse_prices
-from sweeps.engine.storage.folders import FULL_DISK_ERRORS, MachineFaultError, check_folder, check_local
+from sweeps.engine.storage.folders import (
+    FULL_DISK_ERRORS,
+    MachineFaultError,
+    check_folder,
+    check_local,
+    disk_problem,
+)
 from sweeps.engine.storage.lease import LeaseHeldError, is_unused
 from sweeps.engine.storage.store import Store
 from sweeps.reporting.formatting import escape_control_characters, join_words, name_sets, pluralize
@@ -65,6 +71,7 @@ def main(
     """
     use_utf8()
     escape_unencodable()
+    options: CliOptions | None = None
     try:
         requested, options = parse_args(plan, options_type=flags, description=description)
         status = run_experiment(find(requested, options), options)
@@ -78,12 +85,23 @@ def main(
         print(escape_control_characters(redact(f"error: {error}")), file=sys.stderr)
         status = EXIT_MACHINE_FAULT
     except OSError as error:
-        where = error.filename or "while reading or writing"
         full = error.errno in FULL_DISK_ERRORS
-        hint = ". What was trained is kept: free some space, and the same command resumes" if full else ""
-        print(escape_control_characters(redact(f"error: {error.strerror or error}: {where}{hint}")), file=sys.stderr)
+        print(escape_control_characters(redact(f"error: {_describe(error, options)}")), file=sys.stderr)
         status = EXIT_MACHINE_FAULT if full else EXIT_INVALID_INPUT
     _exit(status)
+
+
+def _describe(error: OSError, options: CliOptions | None) -> str:
+    """Return what could not be read or written and, on a full disk, the free space and how to go on."""
+    file, storage = error.filename, options.storage if options else None
+    where = str(file or storage or "while reading or writing")
+    text = f"{error.strerror or error}: {where}"
+    if error.errno not in FULL_DISK_ERRORS:
+        return text
+    folder = Path(file).parent if file else local_cache.local_path(storage) if storage else None
+    problem = disk_problem(folder) if folder else ""
+    left = f" ({problem})" if problem else ""
+    return f"{text}{left}. What was trained is kept: free some space, and the same command resumes"
 
 
 def run_experiment(requested: Plan, options: CliOptions) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from sweeps.engine.trials.run_options import RunOptions
 from sweeps.engine.trials.trainable import TrialContext, trial_config
 from tests.engine.conftest import a_recipe
 from tests.engine.trials.test_stage import StageHarness
+from tests.sweep_commands import ROOT
 from xfer.distributed.launcher import WorkerLostError
 from xfer.storage.object_store import StorageUnavailableError
 from xfer.training import checkpoints
@@ -184,6 +187,24 @@ def test_a_full_disk_has_an_exit_status_of_its_own_and_one_message(
     assert ended.value.code == status
     assert message in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_the_message_about_a_full_disk_reaches_the_screen_although_the_log_cannot_be_written() -> None:
+    script = """
+import logging, sys
+from pathlib import Path
+from sweeps.engine.console.log_redirect import redirect_output
+try:
+    with redirect_output(Path("/dev/full")):
+        print("of a library", flush=False)
+        logging.getLogger("x").warning("of a library")
+        raise OSError("no space")
+except OSError as error:
+    print(f"error: {error}", file=sys.stderr)
+"""
+    completed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode in (0, 120)  # 120: what a library printed could not be written at exit either
+    assert "error: no space" in completed.stderr.splitlines()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ server, on the command line, and in the messages of libraries that quote either.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -83,7 +84,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 class RedactingStream:
-    """A text stream that redacts what is written to it.
+    """A text stream that redacts what is written to it, and drops what cannot be written: a log ends no computation.
 
     Args:
         stream: where the text goes.
@@ -94,8 +95,14 @@ class RedactingStream:
 
     def write(self, text: str) -> int:
         """Write the redacted text; return the length of the original."""
-        self._stream.write(redact(text))
+        with contextlib.suppress(OSError):  # the disk is full
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

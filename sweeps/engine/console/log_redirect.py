@@ -54,10 +54,10 @@ def redirect_output(path: Path) -> Iterator[Console]:
             ):
                 yield Console(file=screen, width=None if screen.isatty() else PLAIN_CONSOLE_WIDTH)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             root.removeHandler(handler)
-            handler.close()
+            for flush in (sys.stdout.flush, sys.stderr.flush, handler.close):
+                with contextlib.suppress(OSError):  # the disk is full, and what to do about it must reach the screen
+                    flush()
             os.dup2(out, 1)
             os.dup2(err, 2)
     os.close(out)
