@@ -29,6 +29,12 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation(
+        "xfer/data/mat_file.py",
+        "        ended = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)\n",
+        "        _main(str(path), key)\n        ended = subprocess.run(command, capture_output=True, check=False)\n",
+        "attacks/test_mutants.py::damaged_files and mat",
+    ),
+    Mutation(
         "sweeps/engine/console/log_redirect.py",
         "with contextlib.suppress(OSError):  # the disk is full",
         "with contextlib.suppress(KeyError):  # the disk is full",

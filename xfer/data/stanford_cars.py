@@ -7,6 +7,7 @@ from typing import Any
 
 from xfer.data.file_gate import check_file, check_mat_size, usable_files
 from xfer.data.images import ImageFile
+from xfer.data.mat_file import read_mat
 from xfer.data.source import Example, Source, filter_labels, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
@@ -80,11 +81,9 @@ def _read_examples(annotations: Path, root: Path, photos: str, classes: tuple[st
 
 
 def _read_mat(path: Path, root: Path, key: str) -> list[Any]:
-    from scipy.io import loadmat  # only this layout needs it
-
     check_file(path, root, MAX_MAT_BYTES)
     check_mat_size(path, MAX_MAT_BYTES)
     try:
-        return list(loadmat(path, squeeze_me=True, variable_names=[key])[key].reshape(-1))
-    except Exception as error:  # scipy raises anything from TypeError to zlib.error on a damaged file
+        return read_mat(path, key)
+    except ValueError as error:
         raise ValueError(f"{path} is not a MATLAB file with the variable `{key}` of Stanford Cars: {error}") from error
