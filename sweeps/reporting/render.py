@@ -32,6 +32,7 @@ from sweeps.reporting.ranking import ranked_finalists, ranking_csv, ranking_fram
 from sweeps.reporting.results import Results
 from sweeps.reporting.search_history import history_sections
 from sweeps.reporting.sections import Section
+from sweeps.reporting.trial_map import trial_map_sections
 from xfer.storage.atomic import atomic_write
 from xfer.storage.redaction import redact
 
@@ -119,6 +120,7 @@ def evidence_sections(results: Results) -> list[Section]:
         *confusion_sections(results),
         *calibration_sections(results),
         *history_sections(results),
+        *trial_map_sections(results),
         *coverage_sections(results),
         *importance_sections(results),
     ]

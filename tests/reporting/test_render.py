@@ -47,6 +47,7 @@ def test_a_report_consists_of_exactly_these_files(opened: Results, tmp_path: Pat
         "figures/finalists.svg",
         "figures/learning_curves.svg",
         "figures/strategies.svg",
+        "figures/trial_map.svg",
         "ranking.csv",
         "report.html",
         "report.md",
@@ -119,9 +120,9 @@ def test_the_page_has_no_scripts_and_fetches_nothing(opened: Results, tmp_path: 
     _, html = pages(opened, tmp_path)
     tags = Tags(html)
     assert f'content="{POLICY}"' in html
-    assert tags.names.count("svg") == 5 + len(first_screen(opened).bars)
+    assert tags.names.count("svg") == 6 + len(first_screen(opened).bars)
     assert not {"script", "link", "iframe", "object", "img"} & set(tags.names)
-    assert all(target.startswith("#") for target in tags.fetched)
+    assert all(target.startswith(("#", "data:image/")) for target in tags.fetched)
 
 
 def test_untrusted_names_are_plain_text_on_every_page(tmp_path: Path) -> None:
