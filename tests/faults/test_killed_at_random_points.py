@@ -53,6 +53,9 @@ WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.truncate")
 class ToyRun:
     """Stands in for `Run`: its accuracies are a formula of the recipe, and it resumes from real checkpoints."""
 
+    trained_epochs = -1
+    """File descriptor of the list of all epochs that were trained, in all starts."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         self.recipe = recipe_from_dict(config["recipe"])
         self.folder = trainable.open_store(config["site"]).checkpoints(config["trial"])
@@ -64,6 +67,7 @@ class ToyRun:
         while len(self.epochs) < self.recipe.epochs:
             number = len(self.epochs) + 1
             accuracy = self._accuracy(number)
+            os.write(self.trained_epochs, f"{self.folder.parent.name} {number}\n".encode())
             self.epochs += (Epoch(number, 0.5, accuracy, 1 - accuracy, accuracy, 1e-3, 1.0, 1.0, 50.0),)
             state = {"epochs": [as_dict(epoch) for epoch in self.epochs], "weights": torch.tensor([accuracy])}
             checkpoints.save(self.folder, number, state)
@@ -161,6 +165,7 @@ def start(prepared: Prepared, folder: Path, concurrent: int, kill_at: int | None
                     if writes == kill_at:
                         os.kill(os.getpid(), signal.SIGKILL)
 
+            ToyRun.trained_epochs = os.open(folder / "trained", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             sys.addaudithook(count)
             run_driver(prepared, folder, concurrent)
             total = writes
@@ -191,17 +196,21 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 def check_invariant(folder: Path, before: dict[str, str]) -> dict[str, str]:
-    """Check what must hold after every kill, and return the finished records for the next check."""
+    """Check what must hold after every kill, and return the records and epochs on disk for the next check."""
     store = Store(folder / "colours")
-    finished = {}
+    stored = {
+        f"{trial}, epoch {epoch.epoch}": json.dumps(as_dict(epoch), sort_keys=True)
+        for trial in store.trial_names()
+        for epoch in store.epochs(trial)
+    }
     for record in store.records():
         numbers = [epoch.epoch for epoch in record.epochs]
         assert numbers == list(range(1, len(numbers) + 1)), f"{record.trial} has the epochs {numbers}"
         assert record.epochs == tuple(store.epochs(record.trial))
-        finished[record.trial] = json.dumps(as_dict(record), sort_keys=True)
-    assert before.items() <= finished.items(), "a finished trial was lost or ran again"
+        stored[record.trial] = json.dumps(as_dict(record), sort_keys=True)
+    assert before.items() <= stored.items(), "a record or an epoch was lost or has changed"
     assert not list(folder.rglob("*.damaged"))
-    return finished
+    return stored
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +231,15 @@ def kill_and_resume(
     """Run a sweep to its end with at most `kills` kills at random writes; return their number."""
     prepared, storage = toy
     shutil.copytree(storage, folder, dirs_exist_ok=True)
-    finished: dict[str, str] = {}
+    stored: dict[str, str] = {}
+    trained: list[str] = []
     for number in range(kills + 1):
         was_killed, _ = start(prepared, folder, concurrent, chance.randint(1, 350) if number < kills else None)
-        finished = check_invariant(folder, finished)
+        known, trained = len(trained), (folder / "trained").read_text().splitlines()
+        assert not {line.split()[0] for line in trained[known:]} & stored.keys(), "a finished trial ran again"
+        stored = check_invariant(folder, stored)
+        repeated = len(trained) - len(set(trained))
+        assert repeated <= (number + was_killed) * concurrent, "a kill costs each running trial one epoch at most"
         if not was_killed:
             return number
     raise AssertionError("not reached: the last start is not killed")
