@@ -144,6 +144,12 @@ MUTATIONS = (
         "faults/test_killed_at_random_points.py::one_at_a_time",
     ),
     Mutation(
+        "sweeps/engine/trials/ledger.py",
+        "if trial.name not in self.records]",
+        "if trial.name not in ()]",
+        "faults/test_killed_at_random_points.py::several_at_a_time",
+    ),
+    Mutation(
         "sweeps/engine/trials/trainable.py",
         "            report_to_tune(record)  # the scheduler may not have seen it yet\n",
         "            pass\n",
