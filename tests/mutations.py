@@ -74,7 +74,7 @@ MUTATIONS = (
         "xfer/training/epochs.py",
         '    if not math.isfinite(loss):\n        raise DivergedError(f"the validation loss',
         '    if False:\n        raise DivergedError(f"the validation loss',
-        "xfer/training/test_averaging.py::becomes_nan",
+        "xfer/test_run.py::test_a_validation_loss_that_is_not_finite_ends_the_run",
     ),
     Mutation(
         "xfer/data/images.py",
