@@ -59,9 +59,9 @@ MUTATIONS = (
         "xfer/training/test_checkpoints.py::damaged or name_of_another",
     ),
     Mutation(
-        "sweeps/engine/tracking/client.py",
-        '    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",\n',
-        "",
+        "sweeps/engine/tracking/mirror.py",
+        "self._thread.join(patience_seconds)",
+        "self._thread.join()",
         "engine/tracking/test_server_errors.py::hanging",
     ),
     Mutation(

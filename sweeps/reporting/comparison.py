@@ -199,7 +199,8 @@ def compare_with_best(
     single, joint = (_t_quantile(1 - alpha / 2, freedoms) * errors for alpha in (1 - confidence, level))
     low, high, tied = _intervals(means, single, joint)
     mean = np.min(means, axis=1, where=~np.eye(recipes, dtype=bool), initial=1.0)
-    winners = np.argmax(np.nanmean(correct, axis=(1, 2)) + draws, axis=1)
+    # Levels from paired differences: means over each recipe's own seeds would compare different seeds and images.
+    winners = np.argmax(means.mean(axis=1) + draws, axis=1)
     probability = np.bincount(winners, minlength=recipes) / len(draws)
     return {
         name: BestComparison(

@@ -334,3 +334,16 @@ def test_more_images_do_not_settle_what_depends_on_the_seed() -> None:
     assert result.images is None
     assert result.seeds is not None
     assert 3 < result.seeds < 20
+
+
+def test_finalists_with_different_numbers_of_seeds_are_judged_by_the_seeds_that_they_share() -> None:
+    chance = np.random.default_rng(0)
+    images, seeds = 1000, 6
+    levels = np.array([0.9, 0.88, 0.88])[:, None, None] - np.array([0, 0, 0, 0.06, 0.06, 0.06])[None, :, None]
+    correct = (chance.random((1, 1, images)) < levels).astype(float)  # the last three seeds are harder
+    assert correct.shape == (3, seeds, images)
+    correct[1:, 3:] = np.nan  # and only the first recipe ran on them
+    compared = compare_with_best(correct, ["a", "b", "c"])
+    assert compared["a"].low > 0
+    assert compared["a"].probability > 0.9
+    assert compared["b"].probability < 0.1

@@ -13,6 +13,9 @@ from xfer.measure.intervals import wilson_interval
 Z = 1.96
 """Quantile of the normal distribution for two-sided 95% intervals."""
 
+MAX_NAMED = 3
+"""Maximum number of tied trials that are named; the report lists all."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -26,8 +29,8 @@ class Best:
     high: float
     """95% interval over images (Wilson 1927), which leaves out the variation over seeds."""
     runs: int
-    tied: int
-    """Number of others that are not shown to be worse."""
+    tied: tuple[str, ...]
+    """Others that are not shown to be worse, the most accurate first."""
     others: int
 
     def describe(self, images: int) -> str:
@@ -36,8 +39,11 @@ class Best:
         interval = f"{format_interval(self.low, self.high)}; {pluralize(images, 'image')}{runs}"
         if not self.others:
             return f"({interval})"
-        tied = "better than all others" if not self.tied else f"not shown to be better than {self.tied}"
-        return f"({interval}), {tied}{f' of {self.others} others' if self.tied else ''}"
+        if not self.tied:
+            return f"({interval}), better than all others"
+        more = ", ..." if len(self.tied) > MAX_NAMED else ""
+        named = f"{', '.join(self.tied[:MAX_NAMED])}{more}"
+        return f"({interval}), not shown to be better than {len(self.tied)} of {self.others} others ({named})"
 
 
 def best_so_far(accuracies: Mapping[str, float], images: int) -> Best | None:
@@ -65,7 +71,7 @@ def best_so_far(accuracies: Mapping[str, float], images: int) -> Best | None:
     low, high = wilson_interval(mean, images)
     tied = [
         name
-        for name, other in means.items()
+        for name, other in sorted(means.items(), key=lambda item: -item[1])
         if name != leader and mean - other <= Z * math.sqrt((mean * (1 - mean) + other * (1 - other)) / images)
     ]
-    return Best(leader, mean, low, high, len(runs[leader]), len(tied), len(means) - 1)
+    return Best(leader, mean, low, high, len(runs[leader]), tuple(tied), len(means) - 1)

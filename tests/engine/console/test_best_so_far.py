@@ -18,14 +18,20 @@ def test_the_interval_is_wilsons_and_those_within_chance_are_tied() -> None:
     best = best_so_far({"0000": 0.9, "0001": 0.85, "0002": 0.5}, images=100)
     assert best is not None
     assert (best.name, best.mean, (best.low, best.high)) == ("0000", 0.9, wilson_interval(0.9, 100))
-    assert (best.tied, best.others) == (1, 2)
-    assert best.describe(100) == "(82.6 to 94.5; 100 images), not shown to be better than 1 of 2 others"
+    assert (best.tied, best.others) == (("0001",), 2)
+    assert best.describe(100) == "(82.6 to 94.5; 100 images), not shown to be better than 1 of 2 others (0001)"
 
 
 def test_with_enough_images_the_best_stands_alone() -> None:
     best = best_so_far({"0000": 0.9, "0001": 0.85}, images=10_000)
     assert best is not None
     assert best.describe(10_000).endswith("better than all others")
+
+
+def test_the_nearest_of_those_tied_are_named() -> None:
+    best = best_so_far({"0000": 0.86, "0001": 0.9, "0002": 0.87, "0003": 0.88, "0004": 0.89, "0005": 0.2}, images=100)
+    assert best is not None
+    assert best.describe(100).endswith("not shown to be better than 4 of 5 others (0004, 0003, 0002, ...)")
 
 
 def test_final_runs_of_a_finalist_are_averaged() -> None:

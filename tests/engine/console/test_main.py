@@ -274,6 +274,29 @@ def test_report_renders_again_and_prints_the_path(
     assert "0000" in (page.parent / "ranking.csv").read_text()
 
 
+def test_a_report_of_a_running_sweep_is_a_snapshot_and_leaves_the_sweep_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, storage: Path, tmp_path: Path
+) -> None:
+    reports = tmp_path / "reports"
+    for path in storage.rglob("openings*"):  # as it is before the test set is opened
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Lease(storage / NAME, renew_seconds=3600.0):  # no renewal between the two readings
+        before = contents(storage)
+        assert sweeps(monkeypatch, "report", NAME, "--storage", str(storage), "--reports", str(reports)) == 0
+        assert contents(storage) == before
+    expected = (
+        "A snapshot of a sweep that has not ended: 3 of 4 search runs and 2 final runs have ended, "
+        "the test set has not been opened."
+    )
+    assert expected in (reports / NAME / "report.md").read_text()
+    assert expected in (reports / NAME / "report.html").read_text()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder, lease included."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_report_shows_what_is_stored_and_says_what_is_missing(storage: Path, tmp_path: Path, pack: Pack) -> None:
     store = Store(storage / NAME)
     assert load_evidence(store).why_no_pack == "the prepared data of this sweep are not on this machine"
