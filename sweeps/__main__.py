@@ -190,13 +190,17 @@ def compare(
     from sweeps.reporting.across_data_sets import conclusions
     from sweeps.reporting.comparison_page import methods_table, write_comparison
 
-    stores = {(store := find_sweep(run, storage)).name: store for run in runs}
+    stores = {str(store.folder): store for store in (find_sweep(run, storage) for run in runs)}
     if len(stores) < len(runs):
-        raise ValueError(f"compare: {' '.join(runs)} name only {len(stores)} different sweeps")
-    results = {store.name: load_results(store) for store in stores.values()}
+        raise ValueError(f"{' '.join(runs)} name only {len(stores)} different sweeps: name one for each data set")
+    names = Counter(store.name for store in stores.values())
+    results = {
+        store.name if names[store.name] == 1 else f"{store.folder.parent.name}/{store.name}": load_results(store)
+        for store in stores.values()
+    }
     comparison, page = write_comparison(results, as_path(reports) / check_name(name), command_line())
     header, rows = (table := methods_table(comparison, results)).header[:4], table.rows
-    shown = Table(*(Column(title, no_wrap=True) for title in header), box=None, pad_edge=False)
+    shown = Table(*(Column(title, overflow="fold") for title in header), box=None, pad_edge=False)
     for row in rows:
         shown.add_row(*map(Text, row[:4]))
     console = Console()

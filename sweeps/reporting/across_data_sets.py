@@ -22,6 +22,10 @@ Array = NDArray[np.float64]
 
 BOOTSTRAP_DRAWS = 4000
 MIN_METHODS = 2
+FEW_DATA_SETS = 5
+"""Number of data sets below which the conclusions begin with a warning."""
+SAME_METHOD = {"logistic probe, no training": "logistic_probe"}
+"""Classifiers on frozen features that are a strategy too: where all sweeps have tried that, only it is compared."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def compare_across(sweeps: Mapping[str, Results]) -> Comparison:
     every = list(dict.fromkeys(method for of_sweep in values.values() for method in of_sweep))
     lacking = {method: tuple(name for name in sweeps if method not in values[name]) for method in every}
     methods = [method for method in every if not lacking[method]]
+    methods = [method for method in methods if SAME_METHOD.get(method) not in methods]
     if len(methods) < MIN_METHODS:
         found = "; ".join(f"{name}: {', '.join(of_sweep) or 'none'}" for name, of_sweep in values.items())
         raise ValueError(
@@ -242,6 +247,11 @@ def conclusions(comparison: Comparison) -> list[str]:
     sentences = [
         f"{best} has the best mean rank of {len(methods)} methods: {comparison.mean_ranks[0]:.1f} on {count} data sets."
     ]
+    if count < FEW_DATA_SETS:
+        sentences.append(
+            f"{count} data sets are few: ranks separate only methods that differ on nearly all of them, and what holds "
+            f"here may not hold on the next."
+        )
     needed = data_sets_needed(len(methods))
     if count < needed:
         sentences.append(
@@ -250,8 +260,8 @@ def conclusions(comparison: Comparison) -> list[str]:
         )
     elif len(same) == len(methods):
         sentences.append(
-            f"All methods are within the critical difference of {comparison.critical_difference:.1f} ranks, so none is "
-            f"shown to be worse than the best."
+            f"By their ranks, no method is shown to be worse than the best: all are within the critical difference of "
+            f"{comparison.critical_difference:.1f}."
         )
     else:
         worse = [method for method in methods if method not in same]
@@ -265,7 +275,8 @@ def conclusions(comparison: Comparison) -> list[str]:
         if gap.high < 0:
             interval = f"{-100 * gap.high:.1f} to {-100 * gap.low:.1f}; {count} data sets"
             sentences.append(
-                f"In accuracy, {best} is ahead of {method} by {-100 * gap.mean:.1f} points on average ({interval})."
+                f"In accuracy, {best} is ahead of {method} by {-100 * gap.mean:.1f} points on average ({interval}; not "
+                f"corrected for the number of methods)."
             )
     if not math.isnan(comparison.p_value):
         sentences.append(f"Friedman's test that all methods are equal: p = {comparison.p_value:.2g}.")

@@ -19,6 +19,7 @@ from sweeps.reporting.formatting import (
     format_interval,
     format_percent,
     format_percentage_points,
+    join_words,
     pluralize,
 )
 from sweeps.reporting.plot_style import (
@@ -36,6 +37,7 @@ from sweeps.reporting.ranking import ranked_finalists
 from sweeps.reporting.render import html_environment, markdown_environment, write_text
 from sweeps.reporting.results import Results
 from sweeps.reporting.tables import Table, format_accuracy_interval
+from xfer.objectives import ACCURACY
 
 QUESTION = "Which way of transferring a pretrained network is best across these data sets?"
 METHODS_CAPTION = (
@@ -76,7 +78,7 @@ def write_comparison(sweeps: Mapping[str, Results], folder: Path, command: str) 
         "conclusions": [escape_control_characters(sentence) for sentence in conclusions(comparison)],
         "figures": figures,
         "methods": methods_table(comparison, sweeps),
-        "methods_caption": METHODS_CAPTION + _left_out(comparison),
+        "methods_caption": METHODS_CAPTION + _objectives(sweeps) + _left_out(comparison),
         "answers": answers_table(sweeps),
         "answers_caption": ANSWERS_CAPTION,
         "command": command,
@@ -168,6 +170,11 @@ def data_set_titles(sweeps: Mapping[str, Results]) -> tuple[str, ...]:
     )
 
 
+def _objectives(sweeps: Mapping[str, Results]) -> str:
+    others = {results.objective.label for results in sweeps.values() if results.objective != ACCURACY}
+    return f" Some sweeps searched for {join_words(sorted(others))}; accuracies are compared." if others else ""
+
+
 def _left_out(comparison: Comparison) -> str:
     if not comparison.left_out:
         return ""
@@ -228,5 +235,6 @@ def _draw_ranks(comparison: Comparison) -> Figure:
         axes.plot([rank], [row + 0.15], "o", color=INK, markersize=5)
     set_rows(axes, rows)
     axes.xaxis.grid(True, alpha=0.25)
+    axes.set_xlim(0.5, rows + 0.5)
     axes.set_xlabel("mean rank")
     return figure

@@ -13,6 +13,8 @@ from sweeps.reporting.formatting import (
     describe_strategy,
     escape_control_characters,
     format_duration,
+    format_interval,
+    format_percent,
     format_percentage_points,
     pluralize,
 )
@@ -22,6 +24,8 @@ from sweeps.reporting.statistics import Estimate, difference
 from sweeps.reporting.verdict import answer, is_it_enough, short_names
 from sweeps.reporting.zero_effort import best_rows
 
+NO_TRAINING = "no training"
+"""Role of a classifier on frozen features; those on another set than the first recipe say which."""
 FROM_SCRATCH = ("scratch", "small_cnn")
 """Strategies that begin with random weights."""
 
@@ -75,7 +79,7 @@ def first_screen(results: Results) -> FirstScreen:
     bars = (*_finalists(results, ranked, split), *_without_training(results, ranked[0], split))
     scratch = _from_scratch(results, ranked[0])
     return FirstScreen(
-        answer(results) or "",
+        " ".join(filter(None, [answer(results), _no_training_is_as_good(bars)])),
         split,
         (*bars, scratch) if scratch else bars,
         _cost(results),
@@ -142,9 +146,19 @@ def _without_training(results: Results, winner: RankedTrial, split: str) -> list
     for label, part, estimate in best_rows(results, split):
         of_winner = winner.test if part == "test" else winner.validation
         gain = "" if of_winner is None else format_percentage_points(of_winner.mean - estimate.mean)
-        role = "no training" if part == split else f"no training, {part} set"
+        role = NO_TRAINING if part == split else f"{NO_TRAINING}, {part} set"
         bars.append(Bar(label, role, estimate, gain))
     return bars
+
+
+def _no_training_is_as_good(bars: tuple[Bar, ...]) -> str:
+    """Say so if a classifier on frozen features, without any training, does at least as well as the first recipe."""
+    untrained = [bar for bar in bars if bar.role == NO_TRAINING]
+    best = max(untrained, key=lambda bar: bar.estimate.mean, default=None)
+    if best is None or best.estimate.mean < bars[0].estimate.mean:
+        return ""
+    accuracy = f"{format_percent(best.estimate.mean)} ({format_interval(best.estimate.low, best.estimate.high)})"
+    return f"{best.name}, without any training, is at least as good here: {accuracy}."
 
 
 def _from_scratch(results: Results, winner: RankedTrial) -> Bar | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,31 @@ def test_with_enough_data_sets_the_worse_methods_are_named_and_the_rest_stays_un
     assert "is ahead of scratch by 40.5 points on average" in said
 
 
+def test_few_data_sets_are_called_few() -> None:
+    few, more = ([{"clip": 0.9, "naive": 0.8}] * count for count in (4, 5))
+    assert "4 data sets are few" in " ".join(conclusions(compare_across(sweeps_with(*few))))
+    assert "are few" not in " ".join(conclusions(compare_across(sweeps_with(*more))))
+
+
+def test_a_probe_counts_once_if_it_was_a_strategy_too() -> None:
+    row = {"backbone": "b", "method": "logistic_probe", "correct": 80, "images": 100, "train_images": 9, "penalty": 1.0}
+    rows = [{"at": "", "part": "val", "rows": [row], "why_none": {}}]
+    sweeps = {
+        name: replace(results, zero_effort=rows)
+        for name, results in sweeps_with(*[{"clip": 0.9, "naive": 0.8, "logistic_probe": 0.8}] * 2).items()
+    }
+    assert compare_across(sweeps).methods == ("clip", "naive", "logistic_probe")
+    sweeps = {
+        name: replace(results, zero_effort=rows)
+        for name, results in sweeps_with(*[{"clip": 0.9, "naive": 0.7}] * 2).items()
+    }
+    assert compare_across(sweeps).methods == ("clip", "logistic probe, no training", "naive")
+
+
 def test_methods_that_are_equal_are_said_to_be_so() -> None:
     accuracies = [{"clip": 0.9, "naive": 0.9, "scratch": 0.9} for _ in range(8)]
     said = " ".join(conclusions(compare_across(sweeps_with(*accuracies))))
-    assert "All methods are within the critical difference" in said
+    assert "By their ranks, no method is shown to be worse than the best" in said
     assert "ahead of" not in said
 
 
@@ -126,6 +148,8 @@ def test_the_page_the_text_and_the_table_have_the_same_methods_and_show_names_as
     frame = pd.read_csv(tmp_path / "comparison.csv")
     assert set(frame["method"]) == {"clip", "naive"}
     assert len(frame) == 4
+    assert markdown.count("\n| method | mean rank |") == 1
+    assert markdown.count("\n| clip | 1.5 |") == 1
     for text in (html, markdown):
         assert "clip" in text
         assert "python -m sweeps compare a b" in text

@@ -130,3 +130,13 @@ def test_a_search_without_finals_ends_with_its_trials() -> None:
     assert first_screen(Results(a_plan(trials=1, finalists=0), [a_record("0001")])).state == ""
     failed = a_record("0001", (0.5,), "failed", error="ValueError: no")
     assert first_screen(Results(a_plan(trials=1), [failed])).state == ""
+
+
+def test_what_is_as_good_without_any_training_is_part_of_the_answer(results: Results) -> None:
+    assert "without any training" not in first_screen(results).answer
+    rows = [{**row, "correct": 93} for row in ROWS]
+    better = replace(results, zero_effort=[{"at": "", "part": "test", "rows": rows, "why_none": {}}])
+    better = replace(better, zero_effort=[{**better.zero_effort[0], "part": part} for part in ("val", "test")])
+    assert first_screen(better).answer.endswith(
+        "kNN (k=5), without any training, is at least as good here: 93.0% (86.3 to 96.6)."
+    )
