@@ -87,6 +87,8 @@ class RayProcesses:
 
     def beats(self) -> dict[str, Beat]:
         """See `watchdog.Processes`."""
+        if not ray.is_initialized():  # asking Ray would start it
+            return {}
         keys: list[bytes] = internal_kv._internal_kv_list(f"{_prefix()}beat/")
         values = {key.decode(): _get(key.decode()) for key in keys}
         return {key: Beat(**json.loads(value)) for key, value in values.items() if value}
@@ -113,6 +115,8 @@ class RayProcesses:
 
 def why_given_up(work: str) -> str | None:
     """Return why the watchdog has given up a piece of work; None if it has not."""
+    if not ray.is_initialized():
+        return None
     return (_get(_given_up_key(work)) or b"").decode() or None
 
 
