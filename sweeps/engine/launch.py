@@ -142,6 +142,7 @@ def run_sweep(
         with CostTracker(store, run_options.prices, local_machines, view.print_line) as cost_tracker:
             view.cost = lambda: format_cost_so_far(cost_tracker.spent(), run_options.cost_budget)
             sweep = Sweep(prepared, store, run_options, view, cost_tracker)
+            view.images = len(prepared.split.val)
             view.time_left = lambda: format_time_left(sweep.time_left())
             if line := sweep.progress_line():
                 view.print_line(line)

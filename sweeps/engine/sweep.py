@@ -66,7 +66,6 @@ class Sweep:
         self._store = store
         self._options = run_options
         self._view = view
-        view.images = len(prepared.split.val)
         self.budget = Budget(cost_tracker or CostTracker(store), run_options.seconds, run_options.cost_budget)
         """Remaining time and money."""
         self._placement = Placement(prepared, store, view, self.budget, run_options.resources, run_options.concurrent)

@@ -33,8 +33,8 @@ from sweeps.reporting.plot_style import (
     set_rows,
     title_row,
 )
-from sweeps.reporting.ranking import ranked_finalists
-from sweeps.reporting.render import html_environment, markdown_environment, write_text
+from sweeps.reporting.ranking import ranked_finalists, ranking_csv
+from sweeps.reporting.render import html_environment, markdown_environment, write_published
 from sweeps.reporting.results import Results
 from sweeps.reporting.tables import Table, format_accuracy_interval
 from xfer.objectives import ACCURACY
@@ -70,8 +70,8 @@ def write_comparison(sweeps: Mapping[str, Results], folder: Path, command: str) 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures = _figures(comparison, sweeps)
     for figure in figures:
-        write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
-    write_text(folder / "comparison.csv", comparison_frame(comparison).to_csv(index=False))
+        write_published(folder / "figures" / f"{figure.name}.svg", figure.svg)
+    write_published(folder / "comparison.csv", ranking_csv(comparison_frame(comparison)))
     context = {
         "title": f"{len(comparison.methods)} methods on {len(sweeps)} data sets",
         "question": QUESTION,
@@ -83,9 +83,9 @@ def write_comparison(sweeps: Mapping[str, Results], folder: Path, command: str) 
         "answers_caption": ANSWERS_CAPTION,
         "command": command,
     }
-    write_text(folder / "comparison.md", markdown_environment().get_template("comparison.md.j2").render(context))
+    write_published(folder / "comparison.md", markdown_environment().get_template("comparison.md.j2").render(context))
     page = folder / "comparison.html"
-    write_text(page, html_environment().get_template("comparison.html.j2").render(context))
+    write_published(page, html_environment().get_template("comparison.html.j2").render(context))
     return comparison, page
 
 

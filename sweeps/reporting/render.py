@@ -50,19 +50,19 @@ def render(results: Results, folder: Path) -> Path:
     context = _context(results)
     sections = [*context["data_sections"], *context["sections"]]
     for figure in [*context["figures"], *(section.figure for section in sections if section.figure)]:
-        write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
+        write_published(folder / "figures" / f"{figure.name}.svg", figure.svg)
     for photo in (photo for section in sections for row in section.photos for photo in row.photos):
         (folder / "photos").mkdir(exist_ok=True)
         atomic_write(folder / "photos" / f"{photo.name}.jpg", photo.jpeg)
     frame = ranking_frame(results)
-    write_text(folder / "ranking.csv", ranking_csv(frame))
+    write_published(folder / "ranking.csv", ranking_csv(frame))
     atomic_write(folder / "trials.parquet", ranking_parquet(frame))
-    write_text(folder / "report.md", markdown_environment().get_template("report.md.j2").render(context))
-    write_text(folder / "report.html", html_environment().get_template("report.html.j2").render(context))
+    write_published(folder / "report.md", markdown_environment().get_template("report.md.j2").render(context))
+    write_published(folder / "report.html", html_environment().get_template("report.html.j2").render(context))
     return folder / "report.html"
 
 
-def write_text(file: Path, text: str) -> None:
+def write_published(file: Path, text: str) -> None:
     """Write a text of a report, without passwords and tokens: reports are published."""
     atomic_write(file, redact(text).encode())
 

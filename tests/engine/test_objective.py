@@ -302,7 +302,6 @@ def make_sweep(folder: Path, *objective: str) -> Sweep:
         pack_of=lambda recipe: SimpleNamespace(folder=folder / "pack"),
         recipe=lambda config: recipe_from_dict(a_recipe()),
         redraws=False,
-        split=SimpleNamespace(val=()),
         backbones=(),
         panel={},
         backbone=lambda name: Backbone(name, {}, None, ""),

@@ -52,7 +52,7 @@ def _main(path: str, key: str) -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     elements = loadmat(path, squeeze_me=True, variable_names=[key])[key].reshape(-1)
-    json.dump([plain(element) for element in elements], sys.stdout)
+    print(json.dumps([plain(element) for element in elements]))
 
 
 if __name__ == "__main__":

@@ -137,25 +137,25 @@ def end_process(beat: Beat) -> str | None:
             return None
         return place
     # Not run on macOS, where a process cannot read the files of another; titles tell Ray's processes from others.
-    title = subprocess.run(["ps", "-o", "command=", "-p", str(beat.pid)], capture_output=True, text=True, check=False)
-    if not title.stdout.startswith("ray::"):
+    title = subprocess.run(["ps", "-o", "command=", "-p", str(beat.pid)], capture_output=True, check=False)
+    if not title.stdout.startswith(b"ray::"):
         return None
     os.kill(beat.pid, signal.SIGKILL)
     return "gave no stack"
 
 
 def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] in "Tt"
 
 
 def _place(pid: int, path: Path) -> str:
     """Ask a process for the stacks of its threads, and return where the main thread is."""
     os.kill(pid, STACK_SIGNAL)
     limit = time.monotonic() + STACK_SECONDS
-    while not (stack := path.read_text(errors="replace")) and time.monotonic() < limit:
+    while not (stack := path.read_text(encoding="utf-8", errors="replace")) and time.monotonic() < limit:
         time.sleep(0.1)
     time.sleep(0.2)  # it may still be writing
-    return describe_stack(path.read_text(errors="replace") or stack)
+    return describe_stack(path.read_text(encoding="utf-8", errors="replace") or stack)
 
 
 def describe_stack(stack: str) -> str:
