@@ -133,6 +133,7 @@ class ThreadTrials:
 def run_driver(prepared: Prepared, folder: Path, concurrent: int) -> None:
     """One start of the sweep, in this process."""
     trials = ThreadTrials()
+    os.fsync = lambda file: None  # what a killed process has written is not lost; only a loss of power needs it
     ray_tune.run_trials = trials.run
     trainable.report_to_tune = trials.report  # type: ignore[assignment]
     trainable.open_run = ToyRun  # type: ignore[assignment,misc]
