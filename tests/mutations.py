@@ -30,8 +30,8 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "xfer/data/mat_file.py",
-        "        ended = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)\n",
-        "        _main(str(path), key)\n        ended = subprocess.run(command, capture_output=True, check=False)\n",
+        "        ended = subprocess.run(\n",
+        "        _main(*requests)\n        ended = subprocess.run(\n",
         "attacks/test_mutants.py::damaged_files and mat",
     ),
     Mutation(
@@ -350,7 +350,7 @@ MUTATIONS = (
     ),
     Mutation(
         "xfer/data/stanford_cars.py",
-        "    check_mat_size(path, MAX_MAT_BYTES)\n",
+        "        check_mat_size(file, MAX_MAT_BYTES)\n",
         "",
         "attacks/test_files_that_must_not_be_opened.py::expands",
     ),

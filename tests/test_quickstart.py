@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 SIZE = "--trials 4 --finalists 1 --seeds 1"
 """A third of the quickstart's trials; every stage is there."""
 KILLS = 5
-"""A trial may end between the look and the kill; then the quickstart is resumed and killed again, so many times."""
+"""Maximum number of kills: if a trial ends between the look and the kill, the quickstart is killed once more."""
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,12 @@ def main(
         status = EXIT_MACHINE_FAULT
     except OSError as error:
         full = error.errno in FULL_DISK_ERRORS
-        print(escape_control_characters(redact(f"error: {_describe(error, options)}")), file=sys.stderr)
+        print(escape_control_characters(redact(f"error: {_describe_os_error(error, options)}")), file=sys.stderr)
         status = EXIT_MACHINE_FAULT if full else EXIT_INVALID_INPUT
     _exit(status)
 
 
-def _describe(error: OSError, options: CliOptions | None) -> str:
+def _describe_os_error(error: OSError, options: CliOptions | None) -> str:
     """Return what could not be read or written and, on a full disk, the free space and how to go on."""
     file, storage = error.filename, options.storage if options else None
     where = str(file or storage or "while reading or writing")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sweeps.reporting.formatting import join_words
 from sweeps.reporting.results import RankedTrial, Results
 from sweeps.reporting.statistics import CONFIDENCE, Estimate
 from sweeps.reporting.zero_effort import best_rows
@@ -29,7 +30,7 @@ SAME_METHOD = {"logistic probe, no training": "logistic_probe"}
 
 
 @dataclass(frozen=True)
-class Value:
+class MethodAccuracy:
     """Accuracy of a method on the validation images of a sweep."""
 
     estimate: Estimate
@@ -56,7 +57,7 @@ class Comparison:
     data_sets: tuple[str, ...]
     """Names of the sweeps."""
     methods: tuple[str, ...]
-    values: tuple[tuple[Value, ...], ...]
+    values: tuple[tuple[MethodAccuracy, ...], ...]
     """[methods][data sets]"""
     mean_ranks: tuple[float, ...]
     """1 is the best; methods of equal accuracy share the mean of their ranks."""
@@ -81,12 +82,12 @@ class Comparison:
         )
 
 
-def methods_of(results: Results) -> dict[str, Value]:
+def methods_of(results: Results) -> dict[str, MethodAccuracy]:
     """Return every method of a sweep that has an accuracy on the validation set.
 
     Recipes of one strategy compete within the sweep, so more runs of a strategy make its best run better by chance.
     """
-    found: dict[str, Value] = {}
+    found: dict[str, MethodAccuracy] = {}
     runs: dict[str, list[RankedTrial]] = {}
     for trial in results.trials:
         if trial.status == "finished" and trial.search_validation is not None:
@@ -97,11 +98,11 @@ def methods_of(results: Results) -> dict[str, Value]:
         assert evaluation is not None, "filtered above"
         assert estimate is not None, "filtered above"
         order = np.argsort(evaluation.images)
-        found[strategy] = Value(estimate, np.asarray(evaluation.correct, dtype=float)[order], len(trials))
+        found[strategy] = MethodAccuracy(estimate, np.asarray(evaluation.correct, dtype=float)[order], len(trials))
     for label, _, estimate in best_rows(results, "validation"):
         correct = np.arange(estimate.images) < round(estimate.mean * estimate.images)
         chance = np.random.default_rng(0)  # the answers for single images are not stored
-        found[f"{label.partition(' (')[0]}, no training"] = Value(
+        found[f"{label.partition(' (')[0]}, no training"] = MethodAccuracy(
             estimate, chance.permutation(correct.astype(float)), 0
         )
     return found
@@ -215,7 +216,7 @@ def interquartile_mean(values: ArrayLike) -> Array:
     return np.asarray(ordered @ weights)
 
 
-def interquartile_means(values: Sequence[Sequence[Value]]) -> list[Estimate]:
+def interquartile_means(values: Sequence[Sequence[MethodAccuracy]]) -> list[Estimate]:
     """Return the interquartile mean of each method over data sets.
 
     The interval is a bootstrap over the images of each data set, the same ones for all methods. It tells how well the
@@ -266,11 +267,11 @@ def conclusions(comparison: Comparison) -> list[str]:
     else:
         worse = [method for method in methods if method not in same]
         sentences.append(
-            f"It is better than {_join(worse)} beyond chance: their mean ranks are more than the critical difference "
-            f"of {comparison.critical_difference:.1f} away."
+            f"It is better than {join_words(worse)} beyond chance: their mean ranks are more than the critical "
+            f"difference of {comparison.critical_difference:.1f} away."
         )
         if len(same) > 1:
-            sentences.append(f"Undecided between {_join(same)}: more data sets would settle it.")
+            sentences.append(f"Undecided between {join_words([*same])}: more data sets would settle it.")
     for method, gap in zip(methods[1:], comparison.gaps[1:], strict=True):
         if gap.high < 0:
             interval = f"{-100 * gap.high:.1f} to {-100 * gap.low:.1f}; {count} data sets"
@@ -281,7 +282,3 @@ def conclusions(comparison: Comparison) -> list[str]:
     if not math.isnan(comparison.p_value):
         sentences.append(f"Friedman's test that all methods are equal: p = {comparison.p_value:.2g}.")
     return sentences
-
-
-def _join(items: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

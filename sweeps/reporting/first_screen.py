@@ -57,7 +57,7 @@ class FirstScreen:
     bars: tuple[Bar, ...]
     """The finalists in the order of the ranking, then what they are compared with; empty before the first result."""
     cost: str
-    state: str
+    snapshot: str
     """How far a sweep is that has not ended; empty for one that has."""
     enough: str
     """What the finals could find, what would settle the rest, and what twice the photos would add; may be empty."""
@@ -74,7 +74,7 @@ def first_screen(results: Results) -> FirstScreen:
     """Collect what a reader needs first, from results of any stage of a sweep."""
     ranked = ranked_finalists(results) or [trial for trial in ranked_trials(results) if trial.status == "finished"][:1]
     if not ranked:
-        return FirstScreen("", "validation", (), _cost(results), state(results), "", ())
+        return FirstScreen("", "validation", (), _cost(results), snapshot_note(results), "", ())
     split = "validation" if ranked[0].test is None else "test"
     bars = (*_finalists(results, ranked, split), *_without_training(results, ranked[0], split))
     scratch = _from_scratch(results, ranked[0])
@@ -83,13 +83,13 @@ def first_screen(results: Results) -> FirstScreen:
         split,
         (*bars, scratch) if scratch else bars,
         _cost(results),
-        state(results),
+        snapshot_note(results),
         " ".join(filter(None, [is_it_enough(results), twice_the_photos(results)])),
         _commands(results) if split == "test" else (),
     )
 
 
-def state(results: Results) -> str:
+def snapshot_note(results: Results) -> str:
     """Return how far a sweep is that runs or was interrupted, so that a snapshot is not taken for the answer.
 
     A sweep has ended if its test set was opened; without finals, if the search has ended.

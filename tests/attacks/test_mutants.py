@@ -1,7 +1,7 @@
 """Attacks 3 to 5 and fault 7: thousands of damaged files of every format that is read.
 
 A mutant has flipped bits, missing, repeated, inserted or exchanged parts, or extreme values. Reading it may fail with a
-message or give a result; it never ends the process, takes long or much memory, or raises an error that nobody handles.
+message or give a result. It never ends the process, takes much time or memory, or raises an unexpected error.
 What is stored with a checksum gives the original or nothing, never something else. The mutants of a file are read in
 processes of their own, so that one that crashes is noticed and named.
 """

@@ -264,7 +264,7 @@ def undisturbed(toy: tuple[Prepared, Path], tmp_path_factory: pytest.TempPathFac
 def many_kills(
     toy: tuple[Prepared, Path], folder: Path, concurrent: int, kills: int, check: Callable[[Path], None]
 ) -> None:
-    """Kill sweeps until there were so many kills; check each sweep at its end."""
+    """Kill sweep after sweep until the number of kills is reached; check each sweep at its end."""
     done = round_ = 0
     while done < kills:
         sweep = folder / str(round_)

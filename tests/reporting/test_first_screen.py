@@ -113,23 +113,23 @@ def test_a_snapshot_of_a_sweep_that_has_not_ended_says_so(
     results: Results, changes: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     snapshot = replace(results, plan={**results.plan, "trials": 4}, **changes)
-    assert expected in first_screen(snapshot).state
-    assert bool(first_screen(snapshot).state) == bool(expected)
+    assert expected in first_screen(snapshot).snapshot
+    assert bool(first_screen(snapshot).snapshot) == bool(expected)
     page = render(snapshot, tmp_path).read_text()
     assert expected in page
 
 
 def test_during_the_search_the_runs_of_the_search_are_counted() -> None:
     early = Results(a_plan(trials=4), [a_record("0001")], unfinished=["0002"])
-    assert first_screen(early).state == (
+    assert first_screen(early).snapshot == (
         "A snapshot of a sweep that has not ended: 1 of 4 search runs have ended, the test set has not been opened."
     )
 
 
 def test_a_search_without_finals_ends_with_its_trials() -> None:
-    assert first_screen(Results(a_plan(trials=1, finalists=0), [a_record("0001")])).state == ""
+    assert first_screen(Results(a_plan(trials=1, finalists=0), [a_record("0001")])).snapshot == ""
     failed = a_record("0001", (0.5,), "failed", error="ValueError: no")
-    assert first_screen(Results(a_plan(trials=1), [failed])).state == ""
+    assert first_screen(Results(a_plan(trials=1), [failed])).snapshot == ""
 
 
 def test_what_is_as_good_without_any_training_is_part_of_the_answer(results: Results) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from xfer.data.file_gate import check_file, check_mat_size, usable_files
 from xfer.data.images import ImageFile
-from xfer.data.mat_file import read_mat
+from xfer.data.mat_file import read_mats
 from xfer.data.source import Example, Source, filter_labels, preview, validate_source
 from xfer.data.uris import DataUri, resolve_folder
 from xfer.records import Part
@@ -48,14 +48,21 @@ def stanford_cars(uri: DataUri) -> Source:
     ]
     if missing:
         raise ValueError(f"{root} lacks {preview(missing)}.\n{STANFORD_CARS_LAYOUT}")
-    classes = tuple(str(name) for name in _read_mat(root / "devkit" / "cars_meta.mat", root, "class_names"))
-    test: list[Example] = []
-    notes: tuple[str, ...] = ()
-    examples = _read_examples(root / "devkit" / "cars_train_annos.mat", root, "cars_train", classes, "train")
+    meta, train = root / "devkit" / "cars_meta.mat", root / "devkit" / "cars_train_annos.mat"
     name = "cars_test_annos_withlabels.mat"
     labels = next((path for path in (root / name, root / "devkit" / name) if path.exists()), None)
-    if labels and (root / "cars_test").is_dir():
-        test = _read_examples(labels, root, "cars_test", classes, "test")
+    labels = labels if (root / "cars_test").is_dir() else None
+    variables = {meta: "class_names", train: "annotations"} | ({labels: "annotations"} if labels else {})
+    for file in variables:
+        check_file(file, root, MAX_MAT_BYTES)
+        check_mat_size(file, MAX_MAT_BYTES)
+    contents = read_mats(variables)
+    classes = tuple(str(name) for name in contents[meta])
+    test: list[Example] = []
+    notes: tuple[str, ...] = ()
+    examples = _examples(train, contents[train], root / "cars_train", classes, "train")
+    if labels:
+        test = _examples(labels, contents[labels], root / "cars_test", classes, "test")
     else:
         examples = [Example(example.image, example.label) for example in examples]
         notes = (
@@ -68,22 +75,12 @@ def stanford_cars(uri: DataUri) -> Source:
     return validate_source(source, root, f"that the devkit names.\n{STANFORD_CARS_LAYOUT}")
 
 
-def _read_examples(annotations: Path, root: Path, photos: str, classes: tuple[str, ...], part: Part) -> list[Example]:
-    rows = _read_mat(annotations, root, "annotations")
+def _examples(annotations: Path, rows: list[Any], photos: Path, classes: tuple[str, ...], part: Part) -> list[Example]:
     try:
-        labelled = [(root / photos / Path(str(row["fname"])).name, int(row["class"]) - 1) for row in rows]
+        labelled = [(photos / Path(str(row["fname"])).name, int(row["class"]) - 1) for row in rows]
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{annotations} lacks the fields `fname` and `class` of Stanford Cars") from error
     unknown = [label + 1 for _, label in labelled if not 0 <= label < len(classes)]
     if unknown:
         raise ValueError(f"{annotations} names class {unknown[0]}, but cars_meta.mat has {len(classes)} classes")
     return [Example(ImageFile(path), label, part) for path, label in labelled]
-
-
-def _read_mat(path: Path, root: Path, key: str) -> list[Any]:
-    check_file(path, root, MAX_MAT_BYTES)
-    check_mat_size(path, MAX_MAT_BYTES)
-    try:
-        return read_mat(path, key)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a MATLAB file with the variable `{key}` of Stanford Cars: {error}") from error

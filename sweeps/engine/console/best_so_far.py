@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 from sweeps.reporting.formatting import format_interval, pluralize
-from xfer.measure.intervals import wilson_interval
+from xfer.measure.intervals import CONFIDENCE, wilson_interval
 
-Z = 1.96
-"""Quantile of the normal distribution for two-sided 95% intervals."""
+QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+"""Bounds a two-sided interval for a difference of two accuracies."""
 
 MAX_NAMED = 3
 """Maximum number of tied trials that are named; the report lists all."""
@@ -72,6 +72,6 @@ def best_so_far(accuracies: Mapping[str, float], images: int) -> Best | None:
     tied = [
         name
         for name, other in sorted(means.items(), key=lambda item: -item[1])
-        if name != leader and mean - other <= Z * math.sqrt((mean * (1 - mean) + other * (1 - other)) / images)
+        if name != leader and mean - other <= QUANTILE * math.sqrt((mean * (1 - mean) + other * (1 - other)) / images)
     ]
     return Best(leader, mean, low, high, len(runs[leader]), tuple(tied), len(means) - 1)

@@ -61,7 +61,7 @@ def watched(work: str) -> Iterator[None]:
             yield
         finally:
             ended.set()
-            thread.join()
+            thread.join(SEND_SECONDS)  # it may be waiting for a head that does not answer
             faulthandler.unregister(STACK_SIGNAL)
 
 
@@ -149,7 +149,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _place(pid: int, path: Path) -> str:
-    """Ask a process for the stacks of its threads, and return where the main thread is."""
+    """Ask a process for the stacks of its threads, and return where the one that works is."""
     os.kill(pid, STACK_SIGNAL)
     limit = time.monotonic() + STACK_SECONDS
     while not (stack := path.read_text(encoding="utf-8", errors="replace")) and time.monotonic() < limit:

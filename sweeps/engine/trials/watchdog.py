@@ -11,6 +11,7 @@ XFER_HANG_SECONDS replaces the ten minutes.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -21,7 +22,23 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-HANG_SECONDS = float(os.environ.get("XFER_HANG_SECONDS") or 600)
+
+def parse_hang_seconds(text: str) -> float:
+    """Return the value of XFER_HANG_SECONDS; 600 if it is empty.
+
+    Raises:
+        ValueError: it is not a number above 0.
+    """
+    try:
+        seconds = float(text or 600)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"XFER_HANG_SECONDS={text}: must be a number of seconds above 0, such as 600")
+    return seconds
+
+
+HANG_SECONDS = parse_hang_seconds(os.environ.get("XFER_HANG_SECONDS", ""))
 """Seconds without a step after which a process may be called hanging."""
 SLOWEST_STEPS = 5.0
 """A process gets this many times its own slowest step, if that is longer."""

@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from sweeps.engine.trials.watchdog import HANG_SECONDS, LOOK_SECONDS, SLOWEST_STEPS, START_FACTOR, Beat, Watchdog
+from sweeps.engine.trials.trainable import report_to_tune
+from sweeps.engine.trials.watchdog import (
+    HANG_SECONDS,
+    LOOK_SECONDS,
+    SLOWEST_STEPS,
+    START_FACTOR,
+    Beat,
+    Watchdog,
+    parse_hang_seconds,
+)
+from tests.engine.conftest import a_record
+from xfer.devices import heartbeat
 
 BEAT = Beat(
     work="trial 0001",
@@ -134,3 +145,20 @@ def test_a_process_that_ended_meanwhile_does_not_count(processes: Processes, clo
         clock.look_for(HANG_SECONDS + 3 * LOOK_SECONDS)
     assert (processes.ended, clock.lines) == (["a", "b", "c"], [])
     assert not any(processes.given_up.values())
+
+
+def test_a_trial_that_reports_waits_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr("ray.tune.report", lambda metrics: waited.append(heartbeat.current().is_waiting))
+    report_to_tune(a_record("0000"))
+    assert (waited, heartbeat.current().is_waiting) == ([True], False)
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-5", "nan", "inf"])
+def test_a_limit_that_is_not_a_number_above_zero_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"XFER_HANG_SECONDS={text}: must be a number of seconds above 0"):
+        parse_hang_seconds(text)
+
+
+def test_without_a_limit_of_the_user_it_is_ten_minutes() -> None:
+    assert (parse_hang_seconds(""), parse_hang_seconds("90")) == (600.0, 90.0)
