@@ -180,6 +180,7 @@ def budgeted(image_folder: Path, weights: Path, tmp_path_factory: pytest.TempPat
     return Budgeted(folder, out_of_time, records_then, out_of_money, records_after, machines, finished)
 
 
+@pytest.mark.nightly
 def test_a_time_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) -> None:
     completed = budgeted.out_of_time
     assert completed.status == 1, completed.out + completed.err
@@ -190,6 +191,7 @@ def test_a_time_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) ->
     assert budgeted.records_then == {}
 
 
+@pytest.mark.nightly
 def test_a_cost_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) -> None:
     completed = budgeted.out_of_money
     assert completed.status == 1, completed.out + completed.err
@@ -201,11 +203,13 @@ def test_a_cost_budget_stops_the_search_in_an_orderly_way(budgeted: Budgeted) ->
     assert budgeted.records_after == {}
 
 
+@pytest.mark.nightly
 def test_the_same_command_without_the_time_budget_and_with_a_larger_cost_budget_finishes(budgeted: Budgeted) -> None:
     assert budgeted.finished.status == 0, budgeted.finished.out + budgeted.finished.err
     assert len(budgeted.sweep.records("search")) == 3
 
 
+@pytest.mark.nightly
 def test_the_cost_is_the_sum_over_all_starts_at_the_given_price(budgeted: Budgeted) -> None:
     sweep = budgeted.sweep
     assert sweep.plan["prices"] == {"this machine": {"usd_per_hour": 10_000.0, "from": "--prices"}}
@@ -220,6 +224,7 @@ def test_the_cost_is_the_sum_over_all_starts_at_the_given_price(budgeted: Budget
     assert f"The sweep cost ${spent:,.2f} for " in report.read_text()
 
 
+@pytest.mark.nightly
 def test_a_sweep_for_the_loss_selects_the_trial_with_the_lowest(budgeted: Budgeted) -> None:
     sweep = budgeted.sweep
     losses = {name: record["epochs"][-1]["val_loss"] for name, record in sweep.records("search").items()}

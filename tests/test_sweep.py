@@ -632,6 +632,7 @@ def test_a_tracking_server_that_does_not_answer_is_noted_and_the_sweep_runs(
     assert "MLflow has not received everything yet" in text
 
 
+@pytest.mark.nightly
 def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
     sweep: Sweep, storage: Path, tmp_path: Path
 ) -> None:
@@ -651,6 +652,7 @@ def test_more_trials_add_the_difference_and_leave_finished_trials_alone(
     assert sorted(row["trial"] for row in _rows(tmp_path / "reports" / files.folder.name)) == files.trials("search")
 
 
+@pytest.mark.nightly
 def test_a_second_sweep_with_warm_start_begins_with_the_best_recipe_of_the_first(
     sweep: Sweep, storage: Path, tmp_path: Path, again: Callable[..., CompletedCommand]
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_run_on_two_devices_has_the_result_of_one_with_whole_batch_operations(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["naive", "freeze_then_unfreeze"])
+@pytest.mark.parametrize("strategy", ["freeze_then_unfreeze", pytest.param("naive", marks=pytest.mark.nightly)])
 def test_a_resumed_run_on_two_devices_equals_an_uninterrupted_one(
     make_recipe, make_run, make_distributed_run, tmp_path, worker_groups, strategy
 ):
@@ -279,7 +279,7 @@ for epoch in run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["between steps", "in a step"])
+@pytest.mark.parametrize("moment", [pytest.param("between steps", marks=pytest.mark.nightly), "in a step"])
 def test_workers_end_when_their_leader_is_killed(make_recipe, pack, weights_of, moment):
     recipe = make_recipe(backbone="test_vit", epochs=10_000)
     arguments = [recipe.as_dict(), str(pack.folder), str(weights_of("test_vit"))]
