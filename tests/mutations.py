@@ -210,7 +210,7 @@ MUTATIONS = (
         "faults/test_torn_state_objects.py::pixels_that_do_not_fit",
     ),
     Mutation(
-        "xfer/features/feature_cache.py",
+        "xfer/feature_extraction/feature_cache.py",
         "if hashing.sha256_json(description)[:32] != folder.name or",
         "if",
         "faults/test_torn_state_objects.py::under_the_name_of_others",

@@ -21,9 +21,9 @@ from xfer.devices import heartbeat
 from xfer.devices.device import Precision, check_devices, default_device, default_precision
 from xfer.distributed.launcher import Task, TrainAsWorker, WorkerGroup
 from xfer.distributed.process_group import SINGLE_PROCESS, Rank
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import FrozenFeatures, is_worth_caching
-from xfer.features.model_split import EMBEDDINGS
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.frozen_features import FrozenFeatures, is_worth_caching
+from xfer.feature_extraction.model_split import EMBEDDINGS
 from xfer.measure.accuracy import evaluate
 from xfer.measure.cost import ResourceUsage, count_flops, count_parameters
 from xfer.measure.robustness import noise_sample, noisy_accuracies, noisy_batches

@@ -35,7 +35,7 @@ NOT_UNDER_A_FINAL_NAME = {
     ("xfer/training/export.py", "save_classifier"): "the temporary file of atomic_write",
     ("sweeps/engine/quickstart_data.py", "pretrain"): "the temporary file of atomic_write",
     ("xfer/data/pack.py", "_decode"): "inside atomic_folder",
-    ("xfer/features/feature_cache.py", "_write"): "inside atomic_folder",
+    ("xfer/feature_extraction/feature_cache.py", "_write"): "inside atomic_folder",
     ("xfer/data/stanford_cars_download.py", "download_stanford_cars"): "inside atomic_folder",
     ("xfer/data/stanford_cars_download.py", "_write_photo"): "inside atomic_folder",
     ("xfer/distributed/launcher.py", "serialize"): "a message in memory",

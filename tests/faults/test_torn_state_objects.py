@@ -16,7 +16,7 @@ from sweeps.engine.tracking.mapping import unsent_epochs
 from tests.engine.conftest import a_plan, a_recipe, a_record, an_epoch
 from xfer.data.pack import Pack, load_pack
 from xfer.data.quickdraw import quickdraw
-from xfer.features.feature_cache import ARRAY_FILE, METADATA_FILE, FeatureCache
+from xfer.feature_extraction.feature_cache import ARRAY_FILE, METADATA_FILE, FeatureCache
 
 FOREIGN_NAMES = (
     ".DS_Store",

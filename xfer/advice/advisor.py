@@ -35,7 +35,7 @@ from xfer.data.class_balance import Imbalance, find_imbalance
 from xfer.data.pack import Pack, Progress
 from xfer.data.split import split_pack
 from xfer.devices.device import default_device
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 from xfer.methods.descriptions import strategy_descriptions
 
 LINE_WIDTH = 100

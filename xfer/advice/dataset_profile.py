@@ -18,9 +18,9 @@ import torch
 from xfer.choices import Value
 from xfer.data.pack import Pack, Progress
 from xfer.data.split import Indices, split_pack, stratified_sample
-from xfer.features.extract import Features, Stage, earlier_stages, extract_features
-from xfer.features.frozen_features import FrozenFeatures
-from xfer.features.stage_features import can_share, shared_stage_features
+from xfer.feature_extraction.extract import Features, Stage, earlier_stages, extract_features
+from xfer.feature_extraction.frozen_features import FrozenFeatures
+from xfer.feature_extraction.stage_features import can_share, shared_stage_features
 from xfer.measure.accuracy import Preprocess
 from xfer.measure.feature_spread import FeatureSpread, feature_spread
 from xfer.measure.transferability import LinearProbe, logme, paired_difference, probe_accuracy

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xfer.data.split import Indices, Split, stratified_sample
-from xfer.features.feature_cache import Rows
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.feature_cache import Rows
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 from xfer.measure.data_curve import accuracy_by_images
 from xfer.measure.logistic_probe import choose_penalty, logistic_probe_classes
 from xfer.measure.nearest_neighbours import nearest_neighbour_classes

@@ -16,8 +16,8 @@ from xfer.advice.zero_shot import zero_shot_rows
 from xfer.choices import Value
 from xfer.commands import shared
 from xfer.data.pack import Pack
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.model_split import split_at_classifier
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.model_split import split_at_classifier
 from xfer.measure.intervals import wilson_interval
 from xfer.measure.zero_effort import row_label
 from xfer.recipe import closed_form_values, recipe_from_dict

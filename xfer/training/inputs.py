@@ -13,10 +13,10 @@ from xfer.data.loader import Batch, iter_batches, to_device
 from xfer.data.pack import Pack, check_same_images
 from xfer.data.split import Indices, Split
 from xfer.devices import heartbeat
-from xfer.features.augmented_views import augmented_view
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import FrozenFeatures
-from xfer.features.model_split import SplitModel, split_at_classifier
+from xfer.feature_extraction.augmented_views import augmented_view
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.frozen_features import FrozenFeatures
+from xfer.feature_extraction.model_split import SplitModel, split_at_classifier
 from xfer.methods.augmentations import AUGMENTATIONS, GPU_AUGMENTATIONS, Augmentation
 from xfer.methods.mixing import MIXINGS, Mixing
 from xfer.recipe import Recipe

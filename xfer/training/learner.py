@@ -17,7 +17,7 @@ from xfer.devices.device import Precision
 from xfer.devices.microbatching import MicroBatcher
 from xfer.distributed.process_group import SINGLE_PROCESS, PeerLostError, Rank
 from xfer.distributed.sync_batch_norm import gather_batch, sync_batch_norm
-from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel, split_at_frozen
+from xfer.feature_extraction.model_split import EMBEDDINGS, Embedder, SplitModel, split_at_frozen
 from xfer.linear_heads import fit_closed_form, fit_head
 from xfer.measure.accuracy import Preprocess
 from xfer.methods.balance import BALANCES, Balance

@@ -19,8 +19,8 @@ from sweeps.engine.samplers.ask_tell import ENUMERATING_SAMPLERS
 from sweeps.engine.search_space.distributions import Config
 from xfer.advice.advisor import advise
 from xfer.data.pack import Progress
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 from xfer.methods.balance import BALANCES
 from xfer.methods.descriptions import explain_strategy
 

@@ -7,9 +7,9 @@ from sweeps.engine.planning.screening import initial_head_recipe
 from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store
 from xfer.data.split import Split
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import FrozenFeatures
-from xfer.features.model_split import split_at_classifier
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.frozen_features import FrozenFeatures
+from xfer.feature_extraction.model_split import split_at_classifier
 from xfer.run import Run
 from xfer.storage import local_cache, object_store
 

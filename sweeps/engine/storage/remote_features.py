@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sweeps.engine.storage.lease import Lease, LeaseHeldError
-from xfer.features.feature_cache import METADATA_FILE
+from xfer.feature_extraction.feature_cache import METADATA_FILE
 from xfer.storage import local_cache, object_store
 
 POLL_SECONDS = 2.0
@@ -16,7 +16,7 @@ POLL_SECONDS = 2.0
 
 
 class RemoteCache:
-    """Arrays of features in an object store, for `xfer.features.feature_cache.FeatureCache`.
+    """Arrays of features in an object store, for `xfer.feature_extraction.feature_cache.FeatureCache`.
 
     Args:
         folder: the remote folder; it holds one folder per array, named as in the local cache.

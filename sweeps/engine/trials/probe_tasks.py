@@ -37,9 +37,9 @@ from xfer.batched_probes.group import ProbeGroup
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, split_pack
 from xfer.devices.host_memory import release_freed_memory
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import FrozenFeatures
-from xfer.features.model_split import split_at_classifier
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.frozen_features import FrozenFeatures
+from xfer.feature_extraction.model_split import split_at_classifier
 from xfer.recipe import Recipe, recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.storage import local_cache, object_store

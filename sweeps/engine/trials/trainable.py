@@ -22,7 +22,7 @@ from xfer.devices import heartbeat
 from xfer.devices.device import default_device
 from xfer.devices.host_memory import release_freed_memory, retain_freed_memory
 from xfer.distributed.launcher import WorkerLostError
-from xfer.features.feature_cache import FeatureCache
+from xfer.feature_extraction.feature_cache import FeatureCache
 from xfer.recipe import recipe_from_dict
 from xfer.records import Record, as_dict
 from xfer.run import Run

@@ -20,9 +20,9 @@ from sweeps.engine.presearch.frozen_body import feature_cache
 from sweeps.engine.presearch.zero_effort import measure_before_training, measure_data_curve, measure_on_test
 from sweeps.engine.storage.store import Store, Trial
 from xfer.data.split import Indices
-from xfer.features.extract import extract_features
-from xfer.features.feature_cache import FeatureCache, Rows
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.extract import extract_features
+from xfer.feature_extraction.feature_cache import FeatureCache, Rows
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 from xfer.measure.nearest_neighbours import nearest_neighbour_classes
 from xfer.run import Run
 

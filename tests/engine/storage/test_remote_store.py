@@ -16,7 +16,7 @@ from sweeps.engine.storage import json_objects, lease, remote_features
 from sweeps.engine.storage.lease import Lease, LeaseHeldError
 from sweeps.engine.storage.remote_features import RemoteCache
 from sweeps.engine.storage.store import Store, Trial, list_sweeps
-from xfer.features.feature_cache import FeatureCache, Rows
+from xfer.feature_extraction.feature_cache import FeatureCache, Rows
 from xfer.records import Record
 from xfer.storage import local_cache, object_store
 from xfer.storage.object_store import as_path

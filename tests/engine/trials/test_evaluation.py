@@ -17,7 +17,7 @@ from tests.conftest import BACKBONE, SIZE
 from tests.engine.conftest import a_recipe, a_record
 from xfer.data.image_folder import folder
 from xfer.data.pack import Pack, build_pack
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 from xfer.measure import robustness
 from xfer.recipe import Recipe
 from xfer.records import NOISE_KINDS

@@ -14,7 +14,7 @@ from xfer.batched_probes.compatibility import can_batch, group_recipes, head_ini
 from xfer.batched_probes.group import ProbeGroup
 from xfer.batched_probes.heads import BATCHED_STEPS, Head
 from xfer.data.loader import shuffle_indices
-from xfer.features.extract import extract_features
+from xfer.feature_extraction.extract import extract_features
 from xfer.linear_heads import fit_closed_form
 from xfer.methods.losses import LOSSES
 from xfer.methods.optimizers import OPTIMIZERS

@@ -17,7 +17,7 @@ from xfer.__main__ import main
 from xfer.commands import shared
 from xfer.data.pack import load_pack
 from xfer.data.split import split_pack
-from xfer.features.feature_cache import FeatureCache
+from xfer.feature_extraction.feature_cache import FeatureCache
 from xfer.methods.descriptions import strategy_descriptions
 from xfer.models import backbones
 from xfer.recipe import closed_form_values, recipe_from_dict

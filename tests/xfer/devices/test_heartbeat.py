@@ -12,7 +12,7 @@ from tests.xfer.batched_probes.test_group import RecordedEmbeddings
 from xfer.batched_probes.compatibility import head_inits
 from xfer.batched_probes.group import ProbeGroup
 from xfer.devices import heartbeat
-from xfer.features.extract import extract_features
+from xfer.feature_extraction.extract import extract_features
 from xfer.linear_heads import fit_closed_form
 from xfer.run import Run
 from xfer.training.networks import build_network, build_preprocessor

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from xfer.features.model_split import Embedder
+from xfer.feature_extraction.model_split import Embedder
 from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.methods.embedding_losses import EMBEDDING_LOSSES
 from xfer.methods.freezing import TrainingProgress

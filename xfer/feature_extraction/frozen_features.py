@@ -17,9 +17,9 @@ from xfer.data.loader import iter_batches
 from xfer.data.pack import Pack
 from xfer.data.split import Indices, Split
 from xfer.devices.microbatching import MicroBatcher
-from xfer.features.augmented_views import augmented_view
-from xfer.features.feature_cache import FeatureCache, Rows
-from xfer.features.model_split import EMBEDDINGS, Embedder, SplitModel
+from xfer.feature_extraction.augmented_views import augmented_view
+from xfer.feature_extraction.feature_cache import FeatureCache, Rows
+from xfer.feature_extraction.model_split import EMBEDDINGS, Embedder, SplitModel
 from xfer.measure.accuracy import Preprocess
 from xfer.measure.cost import count_flops
 from xfer.methods.input_channels import INPUT_CHANNELS

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.features.extract import earlier_stages, extract_features
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.stage_features import can_share, shared_stage_features
+from xfer.feature_extraction.extract import earlier_stages, extract_features
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.stage_features import can_share, shared_stage_features
 from xfer.run import Run
 
 NETWORKS = ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xfer.features.feature_cache import FeatureCache
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.feature_cache import FeatureCache
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 from xfer.run import Run
 from xfer.training.learner import Learner
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xfer.data.loader import iter_batches
-from xfer.features.extract import earlier_stages, extract_features
+from xfer.feature_extraction.extract import earlier_stages, extract_features
 from xfer.methods.truncation import TruncatedModel, stage_end_modules
 from xfer.models.backbones import Preprocessor, build, input_statistics
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from xfer.features.model_split import EMBEDDINGS, split_at_frozen
+from xfer.feature_extraction.model_split import EMBEDDINGS, split_at_frozen
 from xfer.methods.batch_norm import BATCH_NORM_MODES
 from xfer.methods.freezing import (
     FreezeFirstBlocks,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xfer.choices import choose
-from xfer.features.augmented_views import augmented_view
+from xfer.feature_extraction.augmented_views import augmented_view
 from xfer.methods.augmentations import AUGMENTATIONS
 
 IMAGES = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from xfer.data.pack import Progress
 from xfer.data.split import Indices
-from xfer.features.extract import Features, Stage, extract_features, forward_stages
-from xfer.features.frozen_features import FrozenFeatures
+from xfer.feature_extraction.extract import Features, Stage, extract_features, forward_stages
+from xfer.feature_extraction.frozen_features import FrozenFeatures
 
 
 def can_share(features: FrozenFeatures, indices: Indices, max_images: int) -> bool:

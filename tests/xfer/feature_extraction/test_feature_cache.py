@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from xfer.features.feature_cache import FeatureCache
+from xfer.feature_extraction.feature_cache import FeatureCache
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
